@@ -1,0 +1,17 @@
+"""numllama: a Llama language model in pure NumPy, every forward and every backward written by hand."""
+
+from numllama import ops
+from numllama.errors import CheckpointError, DataError, DeviceError, NumllamaError, TrainingError
+from numllama.gradcheck import GradientError, gradcheck
+from numllama.model import PRESETS, ModelConfig, Transformer, count_parameters
+from numllama.optim import SGD, AdamW, clip_grad_norm, cosine_schedule
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ops",
+    "gradcheck", "GradientError",
+    "ModelConfig", "PRESETS", "Transformer", "count_parameters",
+    "AdamW", "SGD", "cosine_schedule", "clip_grad_norm",
+    "NumllamaError", "CheckpointError", "DataError", "DeviceError", "TrainingError",
+]

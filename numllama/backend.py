@@ -1,0 +1,79 @@
+"""NumPy or CuPy?  Which device, which dtype.  CuPy is imported only when a GPU is asked for."""
+
+import math
+import sys
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from numllama.errors import DeviceError
+
+Array = Any  # a numpy.ndarray or a cupy.ndarray: whatever `xp_of` knows
+DTYPES = {"float32": np.float32, "float64": np.float64}
+
+
+def xp_of(*arrays: Array) -> ModuleType:
+    """The module that these arrays belong to: ``cupy`` if any of them lives on a GPU, else ``numpy``."""
+    cupy = sys.modules.get("cupy")  # whoever made a CuPy array has imported it
+    if cupy is not None and any(isinstance(array, cupy.ndarray) for array in arrays):
+        return cupy
+    return np
+
+
+def array_module(device: str) -> ModuleType:
+    """The array module of a device, made ready for use.
+
+    Parameters
+    ----------
+    device : str
+        ``"cpu"``, ``"cuda"``, or ``"cuda:N"`` for the N-th GPU.
+
+    Raises
+    ------
+    ValueError
+        For any other name.
+    numllama.errors.DeviceError
+        If CuPy is not installed, or there is no such GPU.
+    """
+    name, _, index = device.partition(":")
+    if device == "cpu":
+        return np
+    if name != "cuda" or (index and not index.isdigit()) or device.endswith(":"):
+        raise ValueError(f"device is {device!r}, but must be 'cpu', 'cuda' or 'cuda:N'")
+    try:
+        import cupy
+    except ImportError as error:
+        raise DeviceError(
+            "device 'cuda' needs CuPy: pip install \"numllama[cuda13]\" (or cuda12, as nvidia-smi's CUDA version says)"
+        ) from error
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as error:  # says "driver too old" where there is none at all
+        raise DeviceError("device 'cuda' needs an NVIDIA GPU and its driver, and none was found (see nvidia-smi)") from error
+    if int(index or 0) >= count:
+        raise DeviceError(f"device {device!r} was asked for, but this machine has {count} GPU(s), counted from 0")
+    cupy.cuda.Device(int(index or 0)).use()
+    return cupy
+
+
+def float_dtype(name: str | np.dtype | type) -> np.dtype:
+    """The dtype of parameters and activations: ``"float32"`` or ``"float64"``."""
+    dtype = np.dtype(name)
+    if dtype.name not in DTYPES:
+        raise ValueError(f"dtype is {dtype.name!r}, but must be one of {', '.join(DTYPES)}")
+    return dtype
+
+
+def to_numpy(array: Array) -> np.ndarray:
+    """The same numbers as a NumPy array; copies only from a GPU."""
+    return array.get() if hasattr(array, "get") else np.asarray(array)
+
+
+def erf(x: Array) -> Array:
+    """The error function, element by element, in x's dtype."""
+    if xp_of(x) is np:
+        return np.vectorize(math.erf, otypes=[x.dtype])(x)
+    from cupyx.scipy.special import erf as cupy_erf
+
+    return cupy_erf(x)

@@ -1,0 +1,197 @@
+"""ModelConfig: the shape of a model, a reason for each field, and the presets."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+CHOICES = {
+    "rope_layout": ("half", "interleaved"),
+    "qk_norm": (None, "rms", "l2"),
+    "norm": ("rmsnorm", "layernorm"),
+    "positions": ("rope", "learned", "none"),
+    "ffn": ("swiglu", "gelu"),
+    "init": ("normal", "truncated_normal"),
+}
+ROPE_SCALING_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of a model. Checked when it is made; a value that cannot be is a ValueError that names it.
+
+    Attributes
+    ----------
+    vocab_size : int
+        V, how many different tokens there are.
+    dim : int
+        C, the width of the residual stream.
+    n_layers : int
+        L, how many blocks; each is attention and feed-forward.
+    n_heads : int
+        H, query heads: attention looks in H ways at once.
+    n_kv_heads : int
+        K, key/value heads, each shared by H/K query heads: the cache shrinks by that factor. Default H.
+    ffn_dim : int
+        F, the width inside the feed-forward. Default 8/3 of C for SwiGLU, whose three matrices then hold what two of 4C
+        would, rounded up to a multiple of 8; 4C for GELU.
+    max_seq_len : int
+        The longest sequence that the model is meant for.
+    head_dim : int
+        D, the width of a head. Default C/H.
+    norm_eps : float
+        Inside the root of a norm; 1e-5 in Llama 2 and 3, 1e-6 in others.
+    rope_theta : float
+        Base of RoPE's frequencies; larger reaches further (Llama 3: 500000).
+    rope_scaling : dict
+        Llama 3.1's stretching of RoPE: ``factor``, ``low_freq_factor``, ``high_freq_factor``,
+        ``original_max_position_embeddings``. Default none.
+    rope_layout : str
+        Which components RoPE pairs: ``half`` as Hugging Face, ``interleaved`` as Meta and llama2.c.
+    tie_embeddings : bool
+        The head is the embedding, transposed: fewer parameters, better for small models.
+    qk_norm : str
+        Normalise queries and keys: ``rms`` with a gain before RoPE (Qwen3), ``l2`` without one after it (Llama 4).
+    norm : str
+        ``rmsnorm``, or ``layernorm`` as GPT-2.
+    positions : str
+        ``rope``, ``learned`` as GPT-2, or ``none``.
+    ffn : str
+        ``swiglu``, or ``gelu`` as GPT-2.
+    bias : bool
+        Biases in the linear maps of the blocks, as GPT-2. Llama has none.
+    dropout : float
+        Probability of dropping an element of the embedding and of each block's output, in training only.
+    init_std : float
+        Standard deviation of the initial weights.
+    init : str
+        ``normal`` or ``truncated_normal`` (cut at three standard deviations).
+    """
+
+    vocab_size: int
+    dim: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int | None = None
+    ffn_dim: int | None = None
+    max_seq_len: int = 1024
+    head_dim: int | None = None
+    norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+    rope_scaling: dict | None = None
+    rope_layout: str = "half"
+    tie_embeddings: bool = False
+    qk_norm: str | None = None
+    norm: str = "rmsnorm"
+    positions: str = "rope"
+    ffn: str = "swiglu"
+    bias: bool = False
+    dropout: float = 0.0
+    init_std: float = 0.02
+    init: str = "normal"
+
+    def __post_init__(self) -> None:
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, but must be one of {', '.join(map(repr, choices))}")
+        sizes = ("vocab_size", "dim", "n_layers", "n_heads", "n_kv_heads", "ffn_dim", "max_seq_len", "head_dim")
+        for name in sizes:
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise ValueError(f"{name} is {value!r}, but must be a whole number of at least 1")
+        if self.head_dim is None and self.dim % self.n_heads:
+            raise ValueError(f"dim is {self.dim} and n_heads is {self.n_heads}, but the first must be a multiple of the second")
+        defaults = {
+            "n_kv_heads": self.n_heads,
+            "head_dim": self.dim // self.n_heads,
+            "ffn_dim": 4 * self.dim if self.ffn == "gelu" else -(-8 * self.dim // 24) * 8,
+        }
+        for name, value in defaults.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        object.__setattr__(self, "rope_scaling", normalise_rope_scaling(self.rope_scaling))
+        if self.n_heads % self.n_kv_heads:
+            raise ValueError(
+                f"n_heads is {self.n_heads} and n_kv_heads is {self.n_kv_heads}, but the first must be a multiple of the second"
+            )
+        if self.positions == "rope" and self.head_dim % 2:
+            raise ValueError(f"head_dim is {self.head_dim}, but RoPE turns pairs of components and needs an even one")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout}, but must lie in [0, 1)")
+        for name in ("norm_eps", "rope_theta", "init_std"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be positive")
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> "ModelConfig":
+        """A named configuration, with some fields changed."""
+        if name not in PRESETS:
+            raise ValueError(f"preset is {name!r}, but must be one of {', '.join(PRESETS)}")
+        return replace(PRESETS[name], **changes)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "ModelConfig":
+        """The inverse of :meth:`to_dict`; an unknown key is a ValueError, for ignoring it would change the model."""
+        unknown = sorted(set(values) - {field.name for field in fields(cls)})
+        if unknown:
+            raise ValueError(f"unknown configuration key(s) {', '.join(unknown)}")
+        missing = [name for name in ("vocab_size", "dim", "n_layers", "n_heads") if name not in values]
+        if missing:
+            raise ValueError(f"the configuration lacks {', '.join(missing)}")
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain values."""
+        return asdict(self)
+
+
+def normalise_rope_scaling(value: Mapping | None) -> dict | None:
+    """One spelling of RoPE scaling, from any that checkpoints use.
+
+    Takes ``rope_scaling`` with ``rope_type`` or the older ``type``, or the newer ``rope_parameters`` (whose ``rope_theta``
+    is a field of its own here). Anything but Llama 3's kind is refused: ignoring it would give wrong positions.
+    """
+    if value is None:
+        return None
+    kind = value.get("rope_type", value.get("type", "llama3"))
+    if kind == "default":
+        return None
+    if kind != "llama3":
+        raise ValueError(f"rope_scaling is of type {kind!r}, but only 'llama3' and 'default' are known")
+    missing = [key for key in ROPE_SCALING_KEYS if key not in value]
+    if missing:
+        raise ValueError(f"rope_scaling lacks {', '.join(missing)}")
+    unknown = sorted(set(value) - {*ROPE_SCALING_KEYS, "rope_type", "type", "rope_theta"})
+    if unknown:
+        raise ValueError(f"rope_scaling has unknown key(s) {', '.join(unknown)}")
+    if not value["high_freq_factor"] > value["low_freq_factor"]:
+        raise ValueError("rope_scaling's high_freq_factor must be larger than its low_freq_factor")
+    return {"rope_type": "llama3", **{key: value[key] for key in ROPE_SCALING_KEYS}}
+
+
+def _llama31(factor: float) -> dict:
+    return dict(factor=factor, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192)
+
+
+_LLAMA_3 = dict(vocab_size=128256, dim=4096, n_layers=32, n_heads=32, n_kv_heads=8, ffn_dim=14336, rope_theta=500000.0)
+_STORIES = dict(tie_embeddings=True, rope_layout="interleaved")
+
+PRESETS = {
+    # tinyshakespeare has 65 characters; training on other data changes vocab_size
+    "shakespeare-cpu": ModelConfig(vocab_size=65, dim=128, n_layers=4, n_heads=4, ffn_dim=344, max_seq_len=64, init_std=0.05),
+    "shakespeare": ModelConfig(vocab_size=65, dim=384, n_layers=6, n_heads=6, ffn_dim=1024, max_seq_len=256, dropout=0.2),
+    "50m": ModelConfig(vocab_size=32000, dim=512, n_layers=8, n_heads=8),
+    "117m": ModelConfig(vocab_size=50257, dim=768, n_layers=12, n_heads=12, tie_embeddings=True),
+    "345m": ModelConfig(vocab_size=50257, dim=1024, n_layers=24, n_heads=16, ffn_dim=2736, tie_embeddings=True),
+    # llama2.c's models, trained on TinyStories
+    "stories260k": ModelConfig(512, 64, 5, 8, n_kv_heads=4, ffn_dim=172, max_seq_len=512, **_STORIES),
+    "stories15m": ModelConfig(32000, 288, 6, 6, ffn_dim=768, max_seq_len=256, **_STORIES),
+    "llama-2-7b": ModelConfig(32000, 4096, 32, 32, ffn_dim=11008, max_seq_len=4096),
+    "llama-3-8b": ModelConfig(**_LLAMA_3, max_seq_len=8192),
+    "llama-3.1-8b": ModelConfig(**_LLAMA_3, max_seq_len=131072, rope_scaling=_llama31(8.0)),
+    "llama-3.2-1b": ModelConfig(
+        **_LLAMA_3 | dict(dim=2048, n_layers=16, ffn_dim=8192),
+        max_seq_len=131072,
+        rope_scaling=_llama31(32.0),
+        tie_embeddings=True,
+    ),
+}

@@ -1,0 +1,121 @@
+"""Parameters: names, shapes, initial values; one flat buffer and named views of it.
+
+Weights, gradients and both Adam moments are buffers of one layout. So zeroing is one fill, the norm of all gradients one
+pass, and an optimizer step too. Matrices come before gains and biases: "decay only matrices" is one slice.
+"""
+
+from collections.abc import Iterator, Mapping
+from math import prod, sqrt
+from types import ModuleType
+
+import numpy as np
+
+from numllama.backend import Array, xp_of
+from numllama.model.config import ModelConfig
+
+
+def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every parameter, in the order of the flat buffer.
+
+    The matrices that read the same input, wq, wk, wv and w_gate, w_up, lie next to each other.
+    """
+    c = config
+    C, F, Q, KV = c.dim, c.ffn_dim, c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
+    block = {"wq": (Q, C), "wk": (KV, C), "wv": (KV, C), "wo": (C, Q), "w_gate": (F, C), "w_up": (F, C), "w_down": (C, F)}
+    if c.ffn == "gelu":
+        del block["w_gate"]
+    norms = ("", "_bias") if c.norm == "layernorm" else ("",)
+    block_vectors = {f"{name}{suffix}": (C,) for name in ("attn_norm", "ffn_norm") for suffix in norms}
+    if c.qk_norm == "rms":
+        block_vectors |= {"q_norm": (c.head_dim,), "k_norm": (c.head_dim,)}
+    if c.bias:
+        block_vectors |= {f"{name}_bias": (shape[0],) for name, shape in block.items()}
+
+    shapes = {"embed": (c.vocab_size, C)}
+    if c.positions == "learned":
+        shapes["pos_embed"] = (c.max_seq_len, C)
+    shapes |= {f"blocks.{i}.{name}": shape for i in range(c.n_layers) for name, shape in block.items()}
+    if not c.tie_embeddings:
+        shapes["head"] = (c.vocab_size, C)
+    shapes |= {f"blocks.{i}.{name}": shape for i in range(c.n_layers) for name, shape in block_vectors.items()}
+    return shapes | {f"norm{suffix}": (C,) for suffix in norms}
+
+
+def count_parameters(config: ModelConfig) -> int:
+    """How many numbers a model of this configuration has to learn."""
+    return sum(map(prod, parameter_shapes(config).values()))
+
+
+class Parameters(Mapping):
+    """Named views of one flat buffer.
+
+    Parameters
+    ----------
+    shapes : dict
+        From :func:`parameter_shapes`.
+    flat : array, shape (number of parameters,)
+
+    Attributes
+    ----------
+    flat : array
+    matrices : array
+        The leading part of `flat`: everything with two axes.
+    blocks : list of dict
+        For each block its views, named without ``blocks.{i}.``.
+    """
+
+    def __init__(self, shapes: dict[str, tuple[int, ...]], flat: Array) -> None:
+        self.shapes, self.flat = shapes, flat
+        self._views, start = {}, 0
+        for name, shape in shapes.items():
+            self._views[name] = flat[start : start + prod(shape)].reshape(shape)
+            start += prod(shape)
+        self.matrices = flat[: sum(prod(shape) for shape in shapes.values() if len(shape) == 2)]
+        self.blocks: list[dict[str, Array]] = []
+        for name, view in self._views.items():
+            if name.startswith("blocks."):
+                _, i, short = name.split(".")
+                self.blocks += [{} for _ in range(int(i) + 1 - len(self.blocks))]
+                self.blocks[int(i)][short] = view
+
+    def __getitem__(self, name: str) -> Array:
+        return self._views[name]
+
+    def __setitem__(self, name: str, value: Array) -> None:
+        self._views[name][...] = value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._views)
+
+    def __len__(self) -> int:
+        return len(self._views)
+
+    def get(self, name: str, default: Array | None = None) -> Array | None:
+        """The view of that name, or `default`: a bias that a model may not have."""
+        return self._views.get(name, default)
+
+    def zeros_like(self) -> "Parameters":
+        """Zeros of the same layout: gradients, or a moment of an optimizer."""
+        return Parameters(self.shapes, xp_of(self.flat).zeros_like(self.flat))
+
+
+def initial_parameters(config: ModelConfig, seed: int, dtype: np.dtype, xp: ModuleType = np) -> Parameters:
+    """All initial values of a model.
+
+    Matrices are normal with standard deviation `init_std` (``truncated_normal``: drawn again beyond three of them). The two
+    that write into the residual stream, wo and w_down, are smaller by 1/sqrt(2L), so that the sum of 2L of them keeps its
+    size (GPT-2, section 2.3). Gains are 1 and biases 0. Each matrix has a random stream of its own, drawn on the CPU in
+    float32, so that a seed means the same model on every device and in every dtype.
+    """
+    params = Parameters(parameter_shapes(config), np.empty(count_parameters(config), dtype))
+    for i, (name, view) in enumerate(params.items()):
+        if view.ndim == 1:
+            view[:] = 0 if name.endswith("_bias") else 1
+            continue
+        std = config.init_std / sqrt(2 * config.n_layers) if name.endswith((".wo", ".w_down")) else config.init_std
+        rng = np.random.default_rng([seed, i])
+        values = rng.standard_normal(view.shape, dtype="float32")
+        while config.init == "truncated_normal" and (outside := np.abs(values) > 3).any():
+            values[outside] = rng.standard_normal(int(outside.sum()), dtype="float32")
+        view[...] = std * values
+    return params if xp is np else Parameters(params.shapes, xp.asarray(params.flat))

@@ -1,0 +1,253 @@
+"""The model: tokens -> embedding -> layers -> norm -> logits -> loss, and back."""
+
+import numpy as np
+
+from numllama import ops
+from numllama.backend import Array, array_module, float_dtype, to_numpy, xp_of
+from numllama.checks import check_ids, check_shape
+from numllama.model.block import (
+    NORM,
+    Context,
+    dropout_backward,
+    dropout_forward,
+    layer_backward,
+    layer_forward,
+)
+from numllama.model.config import ModelConfig
+from numllama.model.parameters import Parameters, initial_parameters
+
+# Head and loss run in chunks of rows of at most this many logits (32 MiB of float32): (N, V) never exists whole.
+CHUNK_LOGITS = 2**23
+
+
+class Transformer:
+    """A Llama, or one of its relatives back to GPT-2, as its configuration says.
+
+    Parameters
+    ----------
+    config : ModelConfig
+    seed : int
+        Of the initial parameters.
+    device : str
+        ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+    dtype : str
+        ``"float32"``, or ``"float64"`` for checking.
+
+    Attributes
+    ----------
+    params : Parameters
+        All weights by name, as views of one flat buffer.
+    """
+
+    def __init__(self, config: ModelConfig, seed: int = 0, device: str = "cpu", dtype: str = "float32") -> None:
+        self.config, self.device = config, device
+        self.xp, self.dtype = array_module(device), float_dtype(dtype)
+        self.params = initial_parameters(config, seed, self.dtype, self.xp)
+        self._table: tuple[Array, Array] | None = None  # RoPE's, for positions 0, 1, 2, ...
+
+    # -------------------------------------------------------------------------------------------- public
+
+    def forward(self, tokens: Array, positions: Array | None = None) -> Array:
+        """Logits of the next token at every place; nothing is kept for backward.
+
+        Parameters
+        ----------
+        tokens : integer array, shape (B, T)
+        positions : integer array, shape (T,) or (B, T), optional
+            Default 0, 1, 2, ...
+
+        Returns
+        -------
+        logits : array, shape (B, T, V)
+        """
+        tokens = self._check_tokens(tokens)
+        context = self._context(tokens, positions=positions)
+        n, _ = self._norm(self._hidden(tokens, context), context)
+        return ops.linear_forward(n, self._head(self.params))[0]
+
+    def loss(self, tokens: Array, targets: Array, *, count: int | None = None, segments: Array | None = None) -> Array:
+        """Mean negative log-likelihood of the targets, in nats, without dropout; arguments as :meth:`loss_and_grads`."""
+        tokens, targets = self._check_tokens(tokens), self._check_targets(targets, tokens)
+        context = self._context(tokens, segments=segments)
+        n, _ = self._norm(self._hidden(tokens, context), context)
+        return self._head_loss(n, targets, count)
+
+    def loss_and_grads(
+        self,
+        tokens: Array,
+        targets: Array,
+        *,
+        grads: Parameters | None = None,
+        count: int | None = None,
+        segments: Array | None = None,
+        key: tuple[int, ...] | None = None,
+        recompute: bool = False,
+    ) -> tuple[Array, Parameters]:
+        """The loss and its gradient with respect to every parameter.
+
+        Parameters
+        ----------
+        tokens : integer array, shape (B, T)
+        targets : integer array, shape (B, T)
+            The token that follows each token; -100 where none is asked for.
+        grads : Parameters, optional
+            Buffer that the gradients are *added* to; default, new zeros. Each tensor is added to once, so that filling one
+            buffer from several batches gives the same bits as adding up their gradients.
+        count : int, optional
+            What the summed loss is divided by: the number of counted targets of the whole batch, where this is a part of
+            one. Default, those given here.
+        segments : integer array, shape (B, T), optional
+            Document of each token, where documents are packed into one row: a token sees only its own document, and
+            positions start anew with each.
+        key : tuple of int, optional
+            Names the dropout masks: (seed, step), say. Without one, nothing is dropped.
+        recompute : bool
+            Keep only each layer's input and run it forward again on the way back: less memory, about a third more time.
+
+        Returns
+        -------
+        loss : scalar array
+        grads : Parameters
+            Of the same names as ``params``.
+        """
+        tokens, targets = self._check_tokens(tokens), self._check_targets(targets, tokens)
+        grads = self.params.zeros_like() if grads is None else grads
+        context = self._context(tokens, segments=segments, key=key)
+
+        x, embed_cache = self._embed_forward(tokens, context)          # (B, T, C)
+        caches = []
+        for i, w in enumerate(self.params.blocks):
+            out, cache = layer_forward(x, w, context, i)
+            caches.append(x if recompute else cache)
+            x = out
+        n, norm_cache = self._norm(x, context)
+        loss, dn, dhead = self._head_loss_and_grads(n, targets, count)
+
+        dx = NORM[self.config.norm][1](dn, norm_cache, grads, "norm")
+        del x, out, cache, n, norm_cache, dn                           # memory falls from here on
+        for i in reversed(range(self.config.n_layers)):
+            cache = caches.pop()
+            if recompute:
+                _, cache = layer_forward(cache, self.params.blocks[i], context, i)
+            dx = layer_backward(dx, cache, grads.blocks[i])
+            del cache
+        self._embed_backward(dx, embed_cache, grads, dhead)
+        return loss, grads
+
+    # -------------------------------------------------------------------------------------------- the ends
+
+    def _embed_forward(self, tokens: Array, context: Context) -> tuple[Array, tuple]:
+        x, embed_cache = ops.embedding_forward(tokens, self.params["embed"])
+        pos_cache = None
+        if self.config.positions == "learned":
+            pos, pos_cache = ops.embedding_forward(context.positions, self.params["pos_embed"])
+            x += pos                                                   # (B, T, C) + (T, C) or (B, T, C)
+        x, dropout_cache = dropout_forward(x, 0, context)
+        return x, (embed_cache, pos_cache, dropout_cache)
+
+    def _embed_backward(self, dx: Array, cache: tuple, grads: Parameters, dhead: Array) -> None:
+        embed_cache, pos_cache, dropout_cache = cache
+        dx = dropout_backward(dx, dropout_cache)
+        if pos_cache is not None:
+            dpos = dx if pos_cache[0].ndim == 2 else dx.sum(0)         # shared positions collect from all sequences
+            ops.embedding_backward(dpos, pos_cache, into=grads["pos_embed"])
+        if self.config.tie_embeddings:
+            grads["embed"][...] += ops.embedding_backward(dx, embed_cache, into=dhead)
+        else:
+            ops.embedding_backward(dx, embed_cache, into=grads["embed"])
+            grads["head"][...] += dhead
+
+    def _hidden(self, tokens: Array, context: Context) -> Array:
+        """The residual stream after the last layer."""
+        x, _ = self._embed_forward(tokens, context)
+        for i, w in enumerate(self.params.blocks):
+            x = layer_forward(x, w, context, i)[0]
+        return x
+
+    def _norm(self, x: Array, context: Context) -> tuple[Array, tuple]:
+        return NORM[self.config.norm][0](x, self.params, "norm", context)
+
+    def _head(self, params: Parameters) -> Array:
+        return params["embed" if self.config.tie_embeddings else "head"]
+
+    def _chunks(self, n: Array, targets: Array, count: int | None) -> tuple[list, int]:
+        """Rows of (n, targets), as many at once as CHUNK_LOGITS allows, and the count of all."""
+        n, targets = n.reshape(-1, n.shape[-1]), targets.reshape(-1)
+        rows = max(1, CHUNK_LOGITS // self.config.vocab_size)
+        if count is None:
+            count = max(1, int((targets != ops.IGNORE).sum()))
+        return [(n[i : i + rows], targets[i : i + rows]) for i in range(0, len(targets), rows)], count
+
+    def _head_loss(self, n: Array, targets: Array, count: int | None) -> Array:
+        chunks, count = self._chunks(n, targets, count)
+        loss = 0
+        for rows, row_targets in chunks:
+            logits, _ = ops.linear_forward(rows, self._head(self.params))
+            loss = loss + ops.cross_entropy_forward(logits, row_targets, count=count)[0]
+        return loss
+
+    def _head_loss_and_grads(self, n: Array, targets: Array, count: int | None) -> tuple[Array, Array, Array]:
+        """Loss, dn and the head's gradient, forward and backward at once for each chunk of rows."""
+        chunks, count = self._chunks(n, targets, count)
+        loss, dn, dhead = 0, [], None
+        for rows, row_targets in chunks:
+            logits, head_cache = ops.linear_forward(rows, self._head(self.params))      # (rows, V)
+            part, loss_cache = ops.cross_entropy_forward(logits, row_targets, count=count)
+            dlogits = ops.cross_entropy_backward(1.0, loss_cache)
+            drows, dhead = ops.linear_backward(dlogits, head_cache, into=dhead)
+            loss = loss + part
+            dn.append(drows)
+        return loss, xp_of(n).concatenate(dn).reshape(n.shape), dhead
+
+    # -------------------------------------------------------------------------------------------- inputs
+
+    def _context(self, tokens: Array, positions=None, segments=None, key=None) -> Context:
+        xp, (B, T) = self.xp, tokens.shape
+        first = last = None
+        if segments is not None:
+            check_shape("segments", segments, (B, T))
+            first, last = xp.asarray(segment_starts(to_numpy(segments))), xp.arange(1, T + 1)
+            positions = xp.arange(T) - first                           # (B, T)
+        rope = self.config.positions == "rope"
+        if positions is None:
+            positions = xp.arange(T)
+            cos, sin = self._rope_table(T) if rope else (None, None)
+        else:
+            check_shape("positions", positions, (T,) if positions.ndim == 1 else (B, T))
+            check_ids("positions", positions, self.config.max_seq_len)
+            positions = xp.asarray(positions)
+            cos, sin = self._rope(positions) if rope else (None, None)
+        return Context(self.config, positions, cos, sin, first, last, key)
+
+    def _rope(self, positions: Array) -> tuple[Array, Array]:
+        c = self.config
+        return ops.rope_table(positions, c.head_dim, c.rope_theta, c.rope_scaling, self.dtype)
+
+    def _rope_table(self, T: int) -> tuple[Array, Array]:
+        """The rows of positions 0..T-1, computed once."""
+        if self._table is None or len(self._table[0]) < T:
+            self._table = self._rope(self.xp.arange(T))
+        cos, sin = self._table
+        return cos[:T], sin[:T]
+
+    def _check_tokens(self, tokens: Array) -> Array:
+        tokens = np.asarray(tokens) if isinstance(tokens, list | tuple) else tokens
+        check_shape("tokens", tokens, (None, None))
+        if not 1 <= tokens.shape[1] <= self.config.max_seq_len:
+            raise ValueError(f"tokens are {tokens.shape[1]} long, but max_seq_len is {self.config.max_seq_len}")
+        check_ids("tokens", tokens, self.config.vocab_size)
+        return self.xp.asarray(tokens)
+
+    def _check_targets(self, targets: Array, tokens: Array) -> Array:
+        targets = np.asarray(targets) if isinstance(targets, list | tuple) else targets
+        check_shape("targets", targets, tokens.shape)
+        check_ids("targets", targets, self.config.vocab_size, ops.IGNORE)
+        return self.xp.asarray(targets)
+
+
+def segment_starts(segments: np.ndarray) -> np.ndarray:
+    """Where each token's document starts: the last place up to t at which `segments` changed; (B, T) -> (B, T)."""
+    changed = np.ones(segments.shape, dtype=bool)
+    changed[:, 1:] = segments[:, 1:] != segments[:, :-1]
+    starts = np.where(changed, np.arange(segments.shape[1]), 0)
+    return np.maximum.accumulate(starts, axis=1)

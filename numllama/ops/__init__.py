@@ -1,0 +1,30 @@
+"""The math: one file per op, with its derivation, forward and backward side by side.
+
+Each op is a pair of plain functions:  ``out, cache = op_forward(...)``  and  ``gradients = op_backward(dout, cache)``.
+Shapes are written with one alphabet: B batch, T time of the queries, S time of the keys, C width, H query heads,
+K key/value heads, R = H/K, D head size, F feed-forward width, V vocabulary, N = B·T.
+"""
+
+from numllama.ops.attention import attention_backward, attention_forward
+from numllama.ops.cross_entropy import IGNORE, cross_entropy_backward, cross_entropy_forward
+from numllama.ops.dropout import dropout_backward, dropout_forward
+from numllama.ops.embedding import embedding_backward, embedding_forward
+from numllama.ops.gelu import gelu_backward, gelu_forward
+from numllama.ops.layernorm import layernorm_backward, layernorm_forward
+from numllama.ops.linear import linear_backward, linear_forward
+from numllama.ops.rmsnorm import rmsnorm_backward, rmsnorm_forward
+from numllama.ops.rope import rope_backward, rope_forward, rope_table
+from numllama.ops.swiglu import swiglu_backward, swiglu_forward
+
+__all__ = [
+    "linear_forward", "linear_backward",
+    "embedding_forward", "embedding_backward",
+    "rmsnorm_forward", "rmsnorm_backward",
+    "layernorm_forward", "layernorm_backward",
+    "rope_table", "rope_forward", "rope_backward",
+    "attention_forward", "attention_backward",
+    "swiglu_forward", "swiglu_backward",
+    "gelu_forward", "gelu_backward",
+    "cross_entropy_forward", "cross_entropy_backward", "IGNORE",
+    "dropout_forward", "dropout_backward",
+]

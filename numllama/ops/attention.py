@@ -1,0 +1,118 @@
+"""Attention, densely:  out = softmax(q kᵀ · scale) v        Vaswani et al. 2017, eq. 1; in groups: Ainslie et al. 2023
+
+    s = q kᵀ · scale        p = softmax(s) over the keys that a query may see        out = p v
+Backward, read upwards, with ⊙ elementwise:
+    dv = pᵀ dout            dp = dout vᵀ
+    softmax:  ∂p[i]/∂s[j] = p[i]·(δᵢⱼ − p[j])    so    ds = p ⊙ (dp − Σ over keys of dp⊙p)
+    dq = ds k · scale       dk = dsᵀ q · scale
+
+Query t sees the keys first[t] <= s < last[t]. By default first = 0 and last = S − T + t + 1: causal, with the queries at
+the end of the keys, as a cache needs. Left padding, sliding windows and packed documents are intervals too.
+
+Grouped queries: the R = H/K query heads of one key head are folded into the time axis, (B, H, T, D) -> (B, K, R·T, D).
+Then `dsᵀ q` sums over the group by itself: no key is repeated, and nothing has to be un-repeated.
+"""
+
+import math
+
+from numllama.backend import Array, xp_of
+from numllama.checks import check_shape
+from numllama.dispatch import accelerated
+
+
+@accelerated
+def attention_forward(
+    q: Array,
+    k: Array,
+    v: Array,
+    first: Array | None = None,
+    last: Array | None = None,
+    mask: Array | None = None,
+    scale: float | None = None,
+) -> tuple[Array, tuple]:
+    """Mix values by how well their keys match each query.
+
+    Parameters
+    ----------
+    q : array, shape (B, H, T, D)
+    k, v : array, shape (B, K, S, D)
+        H is a multiple of K; query head h uses key head ``h // (H/K)``.
+    first, last : integer array, shape (T,) or (B, T), optional
+        Query t sees the keys ``first <= s < last``; default causal.
+    mask : boolean array that broadcasts to (B, H, T, S), optional
+        True where a query may attend, in addition to the interval.
+    scale : float, optional
+        Of the scores; default ``1/sqrt(D)``.
+
+    Returns
+    -------
+    out : array, shape (B, H, T, D)
+        Zero for a query that sees no key.
+    cache : tuple
+    """
+    B, H, T, D = q.shape
+    K, S = check_heads(q, k, v)
+    xp = xp_of(q)
+    scale = 1 / math.sqrt(D) if scale is None else scale
+    visible = visible_keys(first, last, q, S)[:, None]                 # (1 or B, 1, T, S)
+    if mask is not None:
+        visible = xp.broadcast_to(visible & mask, (B, H, T, S))
+
+    scores = fold_groups(q, K) @ k.swapaxes(-1, -2) * scale            # (B, K, R·T, S)
+    scores = xp.where(visible, scores.reshape(B, H, T, S), -math.inf)  # a finite "minus infinity" would leak
+    top = scores.max(-1, keepdims=True)                                # (B, H, T, 1)
+    p = xp.exp(scores - xp.where(xp.isinf(top), 0, top))               # (B, H, T, S)
+    total = p.sum(-1, keepdims=True)
+    p /= xp.where(total == 0, 1, total)                                # a query that sees nothing: p = 0
+    out = fold_groups(p, K) @ v                                        # (B, K, R·T, D)
+    return out.reshape(B, H, T, D), (q, k, v, p, scale)
+
+
+@accelerated
+def attention_backward(dout: Array, cache: tuple) -> tuple[Array, Array, Array]:
+    """Gradients of :func:`attention_forward`: ``dq`` (B, H, T, D), ``dk`` and ``dv`` (B, K, S, D)."""
+    q, k, v, p, scale = cache
+    check_shape("dout", dout, q.shape)
+    K = k.shape[1]
+    dout, p = fold_groups(dout, K), fold_groups(p, K)                  # (B, K, R·T, D), (B, K, R·T, S)
+    dv = p.swapaxes(-1, -2) @ dout                                     # (B, K, S, D)
+    dp = dout @ v.swapaxes(-1, -2)                                     # (B, K, R·T, S)
+    ds = p * (dp - (dp * p).sum(-1, keepdims=True)) * scale            # (B, K, R·T, S)
+    dq = (ds @ k).reshape(q.shape)                                     # (B, H, T, D)
+    dk = ds.swapaxes(-1, -2) @ fold_groups(q, K)                       # (B, K, S, D)
+    return dq, dk, dv
+
+
+def visible_keys(first: Array | None, last: Array | None, q: Array, S: int) -> Array:
+    """Which keys each query may see: boolean, shape (1 or B, T, S)."""
+    first, last = key_intervals(first, last, q, S)                     # (1 or B, T)
+    s = xp_of(q).arange(S)
+    return (first[..., None] <= s) & (s < last[..., None])
+
+
+def key_intervals(first: Array | None, last: Array | None, q: Array, S: int) -> tuple[Array, Array]:
+    """The interval of keys that each query sees: two integer arrays of shape (1 or B, T)."""
+    xp = xp_of(q)
+    B, _, T, _ = q.shape
+    first = xp.zeros(T, dtype=int) if first is None else xp.asarray(first)
+    last = xp.arange(S - T + 1, S + 1) if last is None else xp.asarray(last)
+    for name, bound in (("first", first), ("last", last)):
+        check_shape(name, bound, (T,) if bound.ndim == 1 else (B, T))
+    return first.reshape(-1, T), last.reshape(-1, T)
+
+
+def fold_groups(x: Array, K: int) -> Array:
+    """Put the query heads of one key head behind each other in time: (B, H, T, ...) -> (B, K, R·T, ...)."""
+    B, H, T, D = x.shape
+    return x.reshape(B, K, H // K * T, D)
+
+
+def check_heads(q: Array, k: Array, v: Array) -> tuple[int, int]:
+    """Raise ValueError unless the shapes of q, k and v belong together; else K and S."""
+    B, H, _, D = q.shape
+    check_shape("k", k, (B, None, None, D))
+    check_shape("v", v, k.shape)
+    K, S = k.shape[1:3]
+    if K == 0 or H % K:
+        raise ValueError(f"q has {H} heads and k has {K}, but the first must be a multiple of the second")
+    return K, S

@@ -1,0 +1,71 @@
+"""Dropout:  out = x · m / (1 − p),   m = 0 with probability p, else 1                  Srivastava et al. 2014, inverted
+
+    dx = dout · m / (1 − p)
+The mask is not drawn and kept, but computed: element i is dropped if a hash of (key, i) falls below p. Nothing is cached,
+and the mask is the same on NumPy and CuPy, inside a kernel, in a recompute, and for any number of threads.
+The hash is the 32-bit mixer "lowbias32" (C. Wellons 2018), once for each half of the key.
+"""
+
+from collections.abc import Sequence
+
+from numllama.backend import Array, xp_of
+from numllama.checks import check_shape
+from numllama.dispatch import accelerated
+
+BITS = 0xFFFFFFFF
+
+
+@accelerated
+def dropout_forward(x: Array, p: float, key: Sequence[int]) -> tuple[Array, tuple]:
+    """Set elements to zero at random and scale up the rest, so that the mean stays.
+
+    Parameters
+    ----------
+    x : array of any shape
+    p : float
+        Probability of a zero, in [0, 1).
+    key : sequence of int
+        Names the mask: (seed, step, site), say. Another key, another mask.
+
+    Returns
+    -------
+    out : array like x
+    cache : tuple
+    """
+    if not 0 <= p < 1:
+        raise ValueError(f"p is {p}, but must lie in [0, 1)")
+    return x * dropout_mask(x, p, key), (p, key, x.shape)
+
+
+@accelerated
+def dropout_backward(dout: Array, cache: tuple) -> Array:
+    """Gradient of :func:`dropout_forward` with respect to ``x``: the same mask again."""
+    p, key, shape = cache
+    check_shape("dout", dout, shape)
+    return dout * dropout_mask(dout, p, key)
+
+
+def dropout_mask(x: Array, p: float, key: Sequence[int]) -> Array:
+    """0 where an element is dropped, else 1/(1 - p); shape and dtype of x."""
+    low, high = fold_key(key)
+    index = xp_of(x).arange(x.size, dtype="uint32").reshape(x.shape)
+    kept = mix(mix(index ^ low) ^ high) >= int(p * 2**32)
+    return kept * x.dtype.type(1 / (1 - p))
+
+
+def mix(h: Array) -> Array:
+    """lowbias32: every bit of a uint32 changes every bit of the result with probability close to a half."""
+    h = (h ^ (h >> 16)) * 0x7FEB352D
+    h = (h ^ (h >> 15)) * 0x846CA68B
+    return h ^ (h >> 16)
+
+
+def fold_key(key: Sequence[int]) -> tuple[int, int]:
+    """A tuple of integers of any length as two 32-bit words (the mixer of splitmix64, Steele et al. 2014)."""
+    h = len(key)
+    for part in key:
+        h = (h + part + 0x9E3779B97F4A7C15) % 2**64
+        h = (h ^ (h >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        h = (h ^ (h >> 27)) * 0x94D049BB133111EB % 2**64
+        h ^= h >> 31
+    return h & BITS, h >> 32

@@ -1,0 +1,61 @@
+"""Linear map:  out = x · weightᵀ + bias
+
+With the leading axes of x flattened to N rows, out[n, o] = Σᵢ x[n, i] · weight[o, i] + bias[o], so
+    dx[n, i]      = Σₒ dout[n, o] · weight[o, i]      dx      = dout · weight
+    dweight[o, i] = Σₙ dout[n, o] · x[n, i]           dweight = doutᵀ · x
+    dbias[o]      = Σₙ dout[n, o]
+Every product is one large matrix product (GEMM), whatever the number of axes.
+"""
+
+from numllama.backend import Array
+from numllama.checks import check_shape
+from numllama.dispatch import accelerated
+
+
+@accelerated
+def linear_forward(x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, tuple]:
+    """Multiply rows by a weight matrix.
+
+    Parameters
+    ----------
+    x : array, shape (..., I)
+    weight : array, shape (O, I)
+        One row for each output, as in PyTorch and in Hugging Face checkpoints.
+    bias : array, shape (O,), optional
+
+    Returns
+    -------
+    out : array, shape (..., O)
+    cache : tuple
+    """
+    O, I = weight.shape  # noqa: E741
+    check_shape("x", x, (*x.shape[:-1], I))
+    if bias is not None:
+        check_shape("bias", bias, (O,))
+    out = x.reshape(-1, I) @ weight.T                                  # (N, O)
+    if bias is not None:
+        out += bias
+    return out.reshape(*x.shape[:-1], O), (x, weight, bias)
+
+
+@accelerated
+def linear_backward(dout: Array, cache: tuple, into: Array | None = None) -> tuple[Array, ...]:
+    """Gradients of :func:`linear_forward`: ``dx, dweight``, and ``dbias`` if there was a bias.
+
+    Parameters
+    ----------
+    dout : array, shape (..., O)
+    cache : tuple
+    into : array, shape (O, I), optional
+        A buffer that the weight's gradient is added to, and that is then returned as ``dweight``.
+    """
+    x, weight, bias = cache
+    O, I = weight.shape  # noqa: E741
+    check_shape("dout", dout, (*x.shape[:-1], O))
+    dout = dout.reshape(-1, O)                                         # (N, O)
+    dx = (dout @ weight).reshape(x.shape)                              # (..., I)
+    dweight = dout.T @ x.reshape(-1, I)                                # (O, I)
+    if into is not None:
+        into += dweight
+        dweight = into
+    return (dx, dweight) if bias is None else (dx, dweight, dout.sum(0))

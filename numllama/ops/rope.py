@@ -1,0 +1,110 @@
+"""Rotary position embedding: each pair of components turns by an angle that grows with the position.   Su et al. 2021, eq. 34
+
+Pair j of a vector at position t turns by a = t · theta^(−2j/D):
+    out₁ = x₁·cos a − x₂·sin a
+    out₂ = x₂·cos a + x₁·sin a
+so that the product of a query at t and a key at s depends on t − s alone. A rotation's transpose is the rotation back,
+hence backward is forward with −sin.
+
+Which components make a pair is a matter of layout, and the most repeated confusion of this field:
+    half          (x[j], x[j + D/2])     Hugging Face
+    interleaved   (x[2j], x[2j + 1])     Meta, llama2.c
+The two differ by a permutation of the rows of wq and wk.
+"""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from numllama.backend import Array, xp_of
+from numllama.checks import check_shape
+from numllama.dispatch import accelerated
+
+LAYOUTS = ("half", "interleaved")
+
+
+def rope_table(
+    positions: Array, D: int, theta: float, scaling: Mapping | None = None, dtype: str | np.dtype = "float32"
+) -> tuple[Array, Array]:
+    """Cosines and sines of the angles, for :func:`rope_forward`.
+
+    Parameters
+    ----------
+    positions : integer array, shape (T,) or (B, T)
+    D : int
+        Head size; even.
+    theta : float
+        The base of the frequencies: 10000 in Llama 2, 500000 in Llama 3.
+    scaling : mapping, optional
+        Llama 3.1's stretching of slow frequencies, with the keys ``factor``, ``low_freq_factor``, ``high_freq_factor``
+        and ``original_max_position_embeddings``.
+    dtype : dtype
+        Of the tables, which is the dtype of the vectors that they turn. Angles are always computed in float64.
+
+    Returns
+    -------
+    cos, sin : arrays, shape (T, D/2), or (B, 1, T, D/2) where each sequence has its own positions
+    """
+    if D < 2 or D % 2:
+        raise ValueError(f"D is {D}, but RoPE turns pairs of components and needs an even head size")
+    xp = xp_of(positions)
+    frequencies = theta ** (-xp.arange(0, D, 2, dtype="float64") / D)  # (D/2,)
+    if scaling is not None:
+        frequencies = _llama3_scaling(frequencies, scaling)
+    angles = positions[..., None] * frequencies                        # (T, D/2) or (B, T, D/2)
+    if angles.ndim == 3:
+        angles = angles[:, None]                                       # (B, 1, T, D/2)
+    return xp.cos(angles).astype(dtype), xp.sin(angles).astype(dtype)
+
+
+def _llama3_scaling(frequencies: Array, scaling: Mapping) -> Array:
+    """Llama 3.1: divide by `factor` the frequencies that make few turns within the original context, blend in between."""
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    turns = scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)    # (D/2,)
+    kept = ((turns - low) / (high - low)).clip(0, 1)
+    return frequencies * (kept + (1 - kept) / scaling["factor"])
+
+
+@accelerated
+def rope_forward(x: Array, cos: Array, sin: Array, layout: str = "half") -> tuple[Array, tuple]:
+    """Turn each pair of components by its angle.
+
+    Parameters
+    ----------
+    x : array, shape (B, H, T, D)
+    cos, sin : array, shape (T, D/2) or (B, 1, T, D/2)
+        From :func:`rope_table`.
+    layout : str
+        ``"half"`` (Hugging Face) or ``"interleaved"`` (Meta).
+
+    Returns
+    -------
+    out : array, shape (B, H, T, D)
+    cache : tuple
+    """
+    B, H, T, D = x.shape
+    check_shape("cos", cos, (T, D // 2) if cos.ndim == 2 else (B, 1, T, D // 2))
+    check_shape("sin", sin, cos.shape)
+    first, second = _pairs(D, layout)
+    x1, x2 = x[..., first], x[..., second]                             # (B, H, T, D/2)
+    out = xp_of(x).empty((B, H, T, D), x.dtype)
+    out[..., first] = x1 * cos - x2 * sin
+    out[..., second] = x2 * cos + x1 * sin
+    return out, (cos, sin, layout)
+
+
+@accelerated
+def rope_backward(dout: Array, cache: tuple) -> Array:
+    """Gradient of :func:`rope_forward` with respect to ``x``: the rotation back."""
+    cos, sin, layout = cache
+    return rope_forward(dout, cos, -sin, layout)[0]
+
+
+def _pairs(D: int, layout: str) -> tuple[slice, slice]:
+    """Where the first and the second component of every pair stand."""
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout is {layout!r}, but must be one of {', '.join(LAYOUTS)}")
+    if layout == "half":
+        return slice(0, D // 2), slice(D // 2, D)
+    return slice(0, D, 2), slice(1, D, 2)

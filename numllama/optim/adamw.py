@@ -1,0 +1,59 @@
+"""AdamW: a step by the mean of recent gradients over their root mean square, and decay apart.   Loshchilov & Hutter 2019, alg. 2
+
+    m ← β₁·m + (1 − β₁)·g            v ← β₂·v + (1 − β₂)·g²
+    m̂ = m / (1 − β₁ᵗ)                v̂ = v / (1 − β₂ᵗ)                     (both start at zero: undo that bias)
+    w ← w − lr·λ·w − lr · m̂ / (√v̂ + eps)                                   (λ = 0 for gains and biases)
+"""
+
+from math import sqrt
+
+from numllama.backend import Array, xp_of
+from numllama.model.parameters import Parameters
+from numllama.optim.optimizer import Optimizer
+
+
+class AdamW(Optimizer):
+    """Adam with decoupled weight decay, on matrices only.
+
+    Parameters
+    ----------
+    params : Parameters
+        Stepped in place.
+    lr : float
+        Learning rate, unless :meth:`step` is given one.
+    betas : (float, float)
+        Decay of the mean of gradients and of their squares.
+    eps : float
+    weight_decay : float
+        λ. Embeddings are matrices too; gains and biases never decay.
+    """
+
+    def __init__(
+        self,
+        params: Parameters,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+        weight_decay: float = 0.1,
+    ) -> None:
+        super().__init__(params, lr, weight_decay)
+        if not (0 <= betas[0] < 1 and 0 <= betas[1] < 1):
+            raise ValueError(f"betas are {betas}, but both must lie in [0, 1)")
+        self.betas, self.eps = betas, eps
+        self.state = {"m": params.zeros_like(), "v": params.zeros_like()}
+
+    def update(self, part: slice, grads: Parameters, lr: float, weight_decay: float) -> None:
+        w, g = self.params.flat[part], grads.flat[part]
+        m, v = self.state["m"].flat[part], self.state["v"].flat[part]
+        adamw_update(w, g, m, v, self.steps, lr, self.betas, self.eps, weight_decay)
+
+
+def adamw_update(
+    w: Array, g: Array, m: Array, v: Array, t: int, lr: float, betas: tuple[float, float], eps: float, weight_decay: float
+) -> None:
+    """One step number `t` (from 1) of AdamW: changes w, m and v, all of one shape."""
+    beta1, beta2 = betas
+    m += (1 - beta1) * (g - m)
+    v += (1 - beta2) * (g * g - v)
+    w *= 1 - lr * weight_decay
+    w -= lr / (1 - beta1**t) * m / (xp_of(v).sqrt(v) / sqrt(1 - beta2**t) + eps)

@@ -1,0 +1,36 @@
+"""Clipping by global norm:  g ← g · min(1, max_norm / |g|),   |g| over all parameters        Pascanu et al. 2013, alg. 1"""
+
+from math import sqrt
+
+from numllama.dispatch import slices
+from numllama.model.parameters import Parameters
+
+
+def grad_norm(grads: Parameters, run=map) -> float:
+    """The Euclidean norm of all gradients taken as one vector; pieces are summed in float64, in a fixed order."""
+    flat = grads.flat
+    return sqrt(sum(run(lambda part: float(flat[part] @ flat[part]), list(slices(0, flat.size)))))
+
+
+def clip_grad_norm(grads: Parameters, max_norm: float, run=map) -> float:
+    """Scale gradients in place so that their norm is at most `max_norm`.
+
+    Parameters
+    ----------
+    grads : Parameters
+    max_norm : float
+    run : callable
+        ``map``, or a thread pool's.
+
+    Returns
+    -------
+    float
+        The norm before clipping. If it is not finite, the gradients are left as they are.
+    """
+    if not max_norm > 0:
+        raise ValueError(f"max_norm is {max_norm}, but must be positive")
+    norm = grad_norm(grads, run)
+    if max_norm < norm < float("inf"):
+        scale = max_norm / (norm + 1e-6)  # the guard of PyTorch's clip_grad_norm_
+        grads.flat *= scale
+    return norm
