@@ -2,9 +2,12 @@
 
 from numllama import ops
 from numllama.errors import CheckpointError, DataError, DeviceError, NumllamaError, TrainingError
+from numllama.generation import generate
 from numllama.gradcheck import GradientError, gradcheck
 from numllama.model import PRESETS, ModelConfig, Transformer, count_parameters
 from numllama.optim import SGD, AdamW, clip_grad_norm, cosine_schedule
+from numllama.tokenizer import CharTokenizer
+from numllama.training import Dataset, StepReport, TrainConfig, Trainer, load_dataset, load_run
 
 __version__ = "0.1.0"
 
@@ -13,5 +16,8 @@ __all__ = [
     "gradcheck", "GradientError",
     "ModelConfig", "PRESETS", "Transformer", "count_parameters",
     "AdamW", "SGD", "cosine_schedule", "clip_grad_norm",
+    "Dataset", "load_dataset", "CharTokenizer",
+    "Trainer", "TrainConfig", "StepReport", "load_run",
+    "generate",
     "NumllamaError", "CheckpointError", "DataError", "DeviceError", "TrainingError",
 ]

@@ -1,0 +1,83 @@
+"""The command line:  numllama train ...
+
+Every field of ModelConfig and TrainConfig is a flag. Exit codes: 0, 2 for what the user can mend, 130 after Ctrl-C.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, fields, make_dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
+
+from numllama import __version__
+from numllama.errors import NumllamaError
+from numllama.model import ModelConfig
+from numllama.training.config import TrainConfig
+from numllama.training.run import train_run
+
+app = App(name="numllama", version=__version__, help="A Llama language model in pure NumPy, every gradient by hand.")
+
+
+def _flags(config: type, leave_out: Sequence[str]) -> type:
+    """The fields of a configuration as optional flags: None means "as the preset says"."""
+    names = [(f.name, f.type | None, None) for f in fields(config) if f.name not in leave_out]
+    made = make_dataclass(config.__name__, names, frozen=True)
+    made.__doc__, made.__module__ = config.__doc__, __name__
+    return made
+
+
+ModelFlags = _flags(ModelConfig, leave_out=("vocab_size", "rope_scaling"))
+TrainFlags = _flags(TrainConfig, leave_out=())
+
+
+@app.command
+def train(
+    *,
+    data: Path | None = None,
+    preset: str | None = None,
+    device: str = "cpu",
+    out: Path | None = None,
+    resume: bool = False,
+    model: Annotated[ModelFlags, Parameter(name="*", group="Model (default: the preset's)")] = ModelFlags(),
+    training: Annotated[TrainFlags, Parameter(name="*", group="Training (default: the preset's)")] = TrainFlags(),
+) -> int:
+    """Train a model: on Shakespeare, or on any text or prepared tokens.
+
+    Example: numllama train --data book.txt --steps 3000 --out runs/book
+
+    Parameters
+    ----------
+    data
+        A text file, a token file (.bin, .npy), or a folder with train and val token files. Default tinyshakespeare.
+    preset
+        Model and training settings to start from. Default shakespeare-cpu, or shakespeare on a GPU.
+    device
+        cpu, cuda, or cuda:N.
+    out
+        Folder of the run. Default a new one under runs/.
+    resume
+        Go on with the run in --out, or with the newest one.
+    """
+    return train_run(data, preset, device, out, resume, _given(model), _given(training))
+
+
+def _given(flags: Any) -> dict[str, Any]:
+    """The flags that were given."""
+    return {name: value for name, value in asdict(flags).items() if value is not None}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command and exit; an error that the user can mend is one sentence on standard error."""
+    try:
+        sys.exit(app(arguments))
+    except (NumllamaError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

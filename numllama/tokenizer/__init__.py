@@ -1,0 +1,5 @@
+"""Tokenizers: text to ids and back."""
+
+from numllama.tokenizer.char import CharTokenizer
+
+__all__ = ["CharTokenizer"]

@@ -1,0 +1,77 @@
+"""One token for each character: the simplest tokenizer, and enough for Shakespeare."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from numllama.errors import DataError
+
+
+class CharTokenizer:
+    """Ids are places in a sorted string of characters.
+
+    Parameters
+    ----------
+    characters : iterable of str
+        The characters that can be encoded; order and repetitions do not matter.
+    """
+
+    def __init__(self, characters: Iterable[str]) -> None:
+        self.characters = "".join(sorted(set(characters)))
+        self._codes = _code_points(self.characters)
+
+    @property
+    def vocab_size(self) -> int:
+        """How many ids there are."""
+        return len(self.characters)
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text; a character that is not in the vocabulary is a ValueError that says where it stands."""
+        return self.encode_array(text).tolist()
+
+    def encode_array(self, text: str) -> np.ndarray:
+        """As :meth:`encode`, for long texts: an integer array."""
+        codes = _code_points(text)
+        if not self.characters and len(codes):
+            raise ValueError("the tokenizer knows no characters at all")
+        ids = np.minimum(np.searchsorted(self._codes, codes), self.vocab_size - 1)
+        unknown = np.flatnonzero(self._codes[ids] != codes)
+        if len(unknown):
+            at = int(unknown[0])
+            raise ValueError(
+                f"character {text[at]!r} at position {at} is not among the {self.vocab_size} that this tokenizer knows"
+            )
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of some ids."""
+        ids = list(ids)
+        for i in ids:
+            if not 0 <= i < self.vocab_size:
+                raise ValueError(f"id {i} is not in 0..{self.vocab_size - 1}")
+        return "".join(self.characters[i] for i in ids)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write ``tokenizer.json`` into a folder."""
+        path = Path(folder) / "tokenizer.json"
+        path.write_text(json.dumps({"type": "characters", "characters": self.characters}) + "\n", encoding="utf-8")
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> "CharTokenizer":
+        """Read a ``tokenizer.json``, or the one in a folder."""
+        path = Path(path)
+        path = path / "tokenizer.json" if path.is_dir() else path
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path} is not a readable tokenizer: {error}") from error
+        if not isinstance(values, dict) or values.get("type") != "characters" or not isinstance(values.get("characters"), str):
+            raise DataError(f"{path} is not a tokenizer of characters")
+        return cls(values["characters"])
+
+
+def _code_points(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")

@@ -1,0 +1,112 @@
+"""TrainConfig: how a model is trained, and the recipes that go with the presets."""
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from numllama.model import Parameters
+from numllama.optim import SGD, AdamW
+from numllama.optim.optimizer import Optimizer
+
+OPTIMIZERS = ("adamw", "sgd")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a model is trained. Checked when it is made.
+
+    Attributes
+    ----------
+    steps : int
+        Optimizer steps in all.
+    batch_size : int
+        Sequences in one step.
+    seq_len : int
+        Tokens in a sequence. Default the model's max_seq_len.
+    optimizer : str
+        ``adamw`` or ``sgd``.
+    lr : float
+        The highest learning rate, reached after the warm-up.
+    min_lr : float
+        The learning rate at the end of the cosine. Default a tenth of lr.
+    warmup_steps : int
+        Steps in which the learning rate rises from zero.
+    weight_decay : float
+        Pull of matrices towards zero; gains and biases have none.
+    beta1 : float
+        AdamW's memory of gradients; SGD's momentum.
+    beta2 : float
+        AdamW's memory of squared gradients.
+    clip : float
+        Gradients are scaled down to this global norm.
+    shards : int
+        Parts that a batch is cut into; they run in parallel on a CPU. The result depends on it (in the last bits), so it
+        is saved with a checkpoint. Default from the batch's shape.
+    workers : int
+        Threads that run the shards; does not change the result. Default one for each core.
+    recompute : bool
+        Keep less for backward and compute it again: less memory, more time.
+    eval_every : int
+        Steps between evaluations on the validation split, each followed by a checkpoint.
+    eval_batches : int
+        Batches of such a quick estimate. The whole split is evaluated at the end.
+    seed : int
+        Of the initial weights, the batches and dropout.
+    """
+
+    steps: int = 2000
+    batch_size: int = 12
+    seq_len: int | None = None
+    optimizer: str = "adamw"
+    lr: float = 1e-3
+    min_lr: float | None = None
+    warmup_steps: int = 100
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.99
+    clip: float = 1.0
+    shards: int | None = None
+    workers: int | None = None
+    recompute: bool = False
+    eval_every: int = 250
+    eval_batches: int = 20
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer is {self.optimizer!r}, but must be one of {', '.join(OPTIMIZERS)}")
+        for name in ("steps", "batch_size", "seq_len", "shards", "workers", "eval_every", "eval_batches"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}, but must be at least 1")
+        for name in ("lr", "clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be positive")
+        for name in ("min_lr", "warmup_steps", "weight_decay", "seed"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise ValueError(f"{name} is {value}, but must not be negative")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must lie in [0, 1)")
+
+    def make_optimizer(self, params: Parameters) -> Optimizer:
+        """The optimizer that these settings describe."""
+        if self.optimizer == "sgd":
+            return SGD(params, self.lr, momentum=self.beta1, weight_decay=self.weight_decay)
+        return AdamW(params, self.lr, (self.beta1, self.beta2), weight_decay=self.weight_decay)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain values."""
+        return asdict(self)
+
+
+_DEFAULT = TrainConfig()
+RECIPES = {
+    "shakespeare-cpu": replace(_DEFAULT, lr=5e-3),
+    "shakespeare": replace(_DEFAULT, steps=5000, batch_size=64, lr=1e-3),
+}
+
+
+def recipe(preset: str) -> TrainConfig:
+    """The training settings that go with a model preset."""
+    return RECIPES.get(preset, _DEFAULT)

@@ -1,0 +1,208 @@
+"""Tokens on disk, batches of them, and the windows that a validation sees.
+
+A token file is a plain array of ids, memory-mapped, so that it may be larger than memory: `NAME.bin` of little-endian
+uint16 or uint32 with `NAME.json` beside it, which says the dtype, the count, the vocabulary and the tokenizer; or a
+one-dimensional integer `.npy`.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from numllama.errors import DataError
+from numllama.tokenizer import CharTokenizer
+
+VAL_FRACTION = 0.1
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Two arrays of ids and what is known of them.
+
+    Attributes
+    ----------
+    train, val : integer array, shape (n,)
+    vocab_size : int
+    tokenizer : CharTokenizer, optional
+    name : str
+        Where it came from, for people to read.
+    """
+
+    train: np.ndarray
+    val: np.ndarray
+    vocab_size: int
+    tokenizer: CharTokenizer | None = None
+    name: str = "data"
+
+    def check(self, vocab_size: int, seq_len: int) -> None:
+        """Raise DataError unless a model of this vocabulary can train on windows of this length."""
+        if self.vocab_size > vocab_size:
+            raise DataError(f"{self.name} has a vocabulary of {self.vocab_size}, but the model's is {vocab_size}")
+        for split, least in (("train", seq_len + 1), ("val", 2)):
+            n = len(getattr(self, split))
+            if n < least:
+                raise DataError(f"the {split} split of {self.name} has {n} tokens, but at least {least} are needed")
+
+
+def load_dataset(path: str | Path) -> Dataset:
+    """Open training data.
+
+    Parameters
+    ----------
+    path : path
+        A text file, which is read as characters; a token file (`.bin` or `.npy`); or a folder with ``train`` and ``val``
+        token files. Of a single file the last tenth is the validation split.
+
+    Returns
+    -------
+    Dataset
+    """
+    path = Path(path)
+    if path.is_dir():
+        parts = {}
+        for split in ("train", "val"):
+            found = [path / f"{split}{suffix}" for suffix in (".bin", ".npy") if (path / f"{split}{suffix}").exists()]
+            if not found:
+                raise DataError(f"{path} has neither {split}.bin nor {split}.npy")
+            parts[split] = read_tokens(found[0])
+        (train, about), (val, about_val) = parts["train"], parts["val"]
+        if about["vocab_size"] != about_val["vocab_size"] and {"train.bin", "val.bin"} <= {p.name for p in path.iterdir()}:
+            raise DataError(f"{path} has a train split of {about['vocab_size']} tokens' vocabulary and a val split of another")
+        vocab_size = max(about["vocab_size"], about_val["vocab_size"])
+        tokenizer = CharTokenizer.load(path) if (path / "tokenizer.json").exists() else None
+        return Dataset(train, val, vocab_size, tokenizer, str(path))
+    if path.suffix in (".bin", ".npy"):
+        tokens, about = read_tokens(path)
+        return Dataset(*split(tokens), about["vocab_size"], None, str(path))
+    return text_dataset(read_text(path), str(path))
+
+
+def text_dataset(text: str, name: str) -> Dataset:
+    """A text as characters."""
+    if len(text) < 2:
+        raise DataError(f"{name} is empty" if not text else f"{name} has a single character, which is too short to learn from")
+    tokenizer = CharTokenizer(text)
+    return Dataset(*split(tokenizer.encode_array(text)), tokenizer.vocab_size, tokenizer, name)
+
+
+def split(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The first nine tenths to train on, the rest to validate."""
+    n = int(len(tokens) * (1 - VAL_FRACTION))
+    return tokens[:n], tokens[n:]
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 text file, line ends as they are."""
+    try:
+        return path.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text: byte {error.start} is 0x{error.object[error.start]:02x}") from error
+
+
+def write_tokens(path: str | Path, ids: np.ndarray, vocab_size: int) -> Path:
+    """Write a `.bin` token file and the `.json` beside it.
+
+    Parameters
+    ----------
+    path : path
+        Ends in `.bin`.
+    ids : integer array, shape (n,)
+    vocab_size : int
+        Up to 65,536 the file has two bytes for each token, above four.
+    """
+    path = Path(path)
+    ids = np.asarray(ids)
+    if ids.ndim != 1 or (ids.size and not (0 <= ids.min() and ids.max() < vocab_size)):
+        raise ValueError(f"ids must be one-dimensional and lie in 0..{vocab_size - 1}")
+    dtype = "uint16" if vocab_size <= 2**16 else "uint32"
+    about = {"dtype": dtype, "tokens": len(ids), "vocab_size": vocab_size}
+    ids.astype(np.dtype(dtype).newbyteorder("<")).tofile(path)
+    path.with_suffix(".json").write_text(json.dumps(about) + "\n", encoding="utf-8")
+    return path
+
+
+def read_tokens(path: str | Path) -> tuple[np.ndarray, dict]:
+    """Memory-map a token file.
+
+    Returns
+    -------
+    tokens : integer array, shape (n,)
+    about : dict
+        With at least ``vocab_size``.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise DataError(f"{path} does not exist")
+    if path.suffix == ".npy":
+        return _read_npy(path)
+    side = path.with_suffix(".json")
+    try:
+        about = json.loads(side.read_text(encoding="utf-8"))
+        dtype, n = about["dtype"], about["tokens"]
+        if dtype not in ("uint16", "uint32") or not isinstance(n, int) or not isinstance(about["vocab_size"], int):
+            raise ValueError("dtype, tokens or vocab_size is not what it should be")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} needs a {side.name} beside it that describes it: {error}") from error
+    size = n * np.dtype(dtype).itemsize
+    if path.stat().st_size != size:
+        raise DataError(f"{path} has {path.stat().st_size} bytes, but {side.name} says {size}: it is truncated or not its own")
+    if n == 0:
+        raise DataError(f"{path} is empty")
+    return np.memmap(path, dtype=np.dtype(dtype).newbyteorder("<"), mode="r"), about
+
+
+def _read_npy(path: Path) -> tuple[np.ndarray, dict]:
+    try:
+        tokens = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{path} is not a readable .npy file: {error}") from error
+    if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
+        raise DataError(f"{path} holds {tokens.dtype}{tokens.shape}, but a one-dimensional array of integers is needed")
+    if len(tokens) == 0:
+        raise DataError(f"{path} is empty")
+    return tokens, {"vocab_size": int(tokens.max()) + 1}
+
+
+# ------------------------------------------------------------------------------------------------ batches
+
+
+def random_batch(tokens: np.ndarray, batch_size: int, seq_len: int, seed: int, step: int) -> tuple[np.ndarray, np.ndarray]:
+    """Windows at random places: a function of (seed, step) alone, so that any step can be done again.
+
+    Returns
+    -------
+    inputs, targets : int64 arrays, shape (batch_size, seq_len)
+        ``targets[b, t]`` is the token that follows ``inputs[b, t]``.
+    """
+    starts = np.random.default_rng([seed, step]).integers(0, len(tokens) - seq_len, size=batch_size)
+    windows = np.stack([tokens[start : start + seq_len + 1] for start in starts]).astype(np.int64)
+    return windows[:, :-1], windows[:, 1:]
+
+
+def all_windows(tokens: np.ndarray, batch_size: int, seq_len: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Neighbouring windows that ask for every token but the first exactly once; the last one may be shorter.
+
+    Yields
+    ------
+    inputs, targets : int64 arrays, shape (up to batch_size, seq_len)
+    """
+    whole = (len(tokens) - 1) // seq_len
+    for start in range(0, whole, batch_size):
+        n = min(batch_size, whole - start)
+        block = np.asarray(tokens[start * seq_len : (start + n) * seq_len + 1], dtype=np.int64)
+        yield block[:-1].reshape(n, seq_len), block[1:].reshape(n, seq_len)
+    rest = np.asarray(tokens[whole * seq_len :], dtype=np.int64)
+    if len(rest) > 1:
+        yield rest[None, :-1], rest[None, 1:]
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept: ``$NUMLLAMA_CACHE``, else the user's cache folder."""
+    default = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or Path.home() / ".cache"
+    return Path(os.environ.get("NUMLLAMA_CACHE") or Path(default) / "numllama")

@@ -1,0 +1,183 @@
+"""One step's batch as shards, and the threads that run them.
+
+A batch is cut into shards of whole sequences; gradients are the sum over shards. How it is cut depends on the batch's
+shape alone, each shard runs on one core, and shards add in index order. So losses are the same bits for any number of
+workers. Worker threads use all cores even for elementwise work, because NumPy and BLAS release the interpreter's lock.
+
+Buffers: the earliest unfinished shard adds straight into the total; a later one fills a spare buffer and adds that when
+its turn comes. Since a shard adds to each tensor once, both give the same bits, and `workers` buffers are enough.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from threading import Condition
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from numllama.backend import Array
+from numllama.model import Parameters, Transformer
+from numllama.ops import IGNORE
+
+SHARD_TOKENS = 1024  # large enough for full speed of matrix products, small enough for the cache
+MAX_SHARDS = 8
+
+
+def shard_count(batch_size: int, seq_len: int) -> int:
+    """Into how many shards a batch is cut: about SHARD_TOKENS tokens in each, at most MAX_SHARDS, at least two."""
+    return min(batch_size, max(2, min(MAX_SHARDS, batch_size * seq_len // SHARD_TOKENS)))
+
+
+def cut(batch: Array, shards: int) -> list[Array]:
+    """Cut rows into `shards` parts whose sizes differ by at most one."""
+    bounds = [len(batch) * i // shards for i in range(shards + 1)]
+    return [batch[start:stop] for start, stop in zip(bounds, bounds[1:], strict=False)]
+
+
+class Workers:
+    """Threads that run the shards of a batch.
+
+    Parameters
+    ----------
+    model : Transformer
+    workers : int, optional
+        How many shards run at once; default, one for each core. On a GPU always one.
+    """
+
+    def __init__(self, model: Transformer, workers: int | None = None) -> None:
+        if workers is not None and workers < 1:
+            raise ValueError(f"workers is {workers}, but must be at least 1")
+        self.model = model
+        self.workers = 1 if model.device != "cpu" else workers or available_cores()
+        self._pool = ThreadPoolExecutor(self.workers) if self.workers > 1 else None
+        self._total: Parameters | None = None
+        self._spares: list[Parameters] = []
+
+    def map(self, function: Callable, items: Iterable) -> Iterator:
+        """Like the built-in ``map``, with the threads."""
+        return self._pool.map(function, items) if self._pool else map(function, items)
+
+    def loss_and_grads(
+        self,
+        tokens: np.ndarray,
+        targets: np.ndarray,
+        shards: int,
+        key: tuple[int, ...] | None = None,
+        recompute: bool = False,
+    ) -> tuple[float, Parameters]:
+        """As :meth:`Transformer.loss_and_grads`, shard by shard; the next call fills the same buffer again.
+
+        Parameters
+        ----------
+        tokens, targets : integer arrays, shape (B, T)
+        shards : int
+        key : tuple of int, optional
+            Of the dropout masks; each shard appends its index.
+        recompute : bool
+        """
+        shards = min(shards, len(tokens))
+        count = max(1, int((targets != IGNORE).sum()))
+        parts = list(zip(cut(tokens, shards), cut(targets, shards), strict=True))
+        self._make_buffers(min(self.workers, shards))
+        self._total.flat.fill(0)
+        turn = _Turn()
+
+        def run(i: int) -> float:
+            try:
+                buffer = turn.buffer(i, self._total, self._spares)
+                shard_key = None if key is None else (*key, i)
+                loss, _ = self.model.loss_and_grads(*parts[i], grads=buffer, count=count, key=shard_key, recompute=recompute)
+                turn.add(i, buffer, self._total, self._spares)
+                return float(loss)
+            except BaseException:
+                turn.fail()
+                raise
+
+        return sum(self.map(run, range(shards))), self._total
+
+    def mean_loss(self, windows: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
+        """Mean loss of all targets in some windows, without dropout; sums are in float64 and in order."""
+
+        def run(window):
+            tokens, targets = window
+            return float(self.model.loss(tokens, targets, count=1)), int((targets != IGNORE).sum())
+
+        sums = list(self.map(run, windows))
+        return sum(loss for loss, _ in sums) / max(1, sum(n for _, n in sums))
+
+    def close(self) -> None:
+        """End the threads."""
+        if self._pool:
+            self._pool.shutdown(cancel_futures=True)
+
+    def _make_buffers(self, n: int) -> None:
+        if self._total is None:
+            self._total = self.model.params.zeros_like()
+        while len(self._spares) < n - 1:
+            self._spares.append(self.model.params.zeros_like())
+
+
+class _Turn:
+    """Who may add to the total, and who holds a spare buffer."""
+
+    def __init__(self) -> None:
+        self._changed = Condition()
+        self._next = 0  # every shard before this one is in the total
+        self._failed = False
+
+    def buffer(self, i: int, total: Parameters, spares: list[Parameters]) -> Parameters:
+        """The total for the earliest unfinished shard, else a spare, cleared; waits for one or the other."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._failed or self._next == i or spares)
+            if self._failed:
+                raise RuntimeError("another shard failed")
+            if self._next == i:
+                return total
+            spare = spares.pop()
+        spare.flat.fill(0)
+        return spare
+
+    def add(self, i: int, buffer: Parameters, total: Parameters, spares: list[Parameters]) -> None:
+        """Add shard i's gradients when its turn has come, and give its spare buffer back."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._failed or self._next == i)
+        if buffer is not total and not self._failed:
+            total.flat += buffer.flat
+        with self._changed:
+            if buffer is not total:
+                spares.append(buffer)
+            self._next = i + 1
+            self._changed.notify_all()
+
+    def fail(self) -> None:
+        """Let no one wait for a shard that will never come."""
+        with self._changed:
+            self._failed = True
+            self._changed.notify_all()
+
+
+# ------------------------------------------------------------------------------------------------ the machine
+
+
+def available_cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def training_settings(device: str) -> Iterator[None]:
+    """Settings of the process that make threads run well, put back at the end.
+
+    BLAS gets one thread, for the workers are the parallelism and its sums must not depend on the number of cores.
+    Python passes its lock on sooner than every 5 ms, for our calls into NumPy are much shorter than that.
+    """
+    interval = sys.getswitchinterval()
+    with threadpool_limits(1, user_api="blas") if device == "cpu" else nullcontext():
+        sys.setswitchinterval(1e-4)
+        try:
+            yield
+        finally:
+            sys.setswitchinterval(interval)

@@ -1,0 +1,271 @@
+"""A whole training run, as the command line does it: data, model, loop, and everything that people look at."""
+
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+import numllama
+from numllama.errors import CheckpointError, DataError, NumllamaError
+from numllama.generation import generate
+from numllama.model import ModelConfig, Transformer, count_parameters
+from numllama.training import checkpoint
+from numllama.training.config import TrainConfig, recipe
+from numllama.training.data import Dataset, load_dataset
+from numllama.training.plot import plot_losses
+from numllama.training.shakespeare import STAND_IN, shakespeare_dataset
+from numllama.training.trainer import StepReport, Trainer
+
+RUNS = Path("runs")
+SAMPLE_CHARACTERS = 400
+INTERRUPTED = 130
+
+
+def train_run(
+    data: Path | None,
+    preset: str | None,
+    device: str,
+    out: Path | None,
+    resume: bool,
+    model_changes: dict[str, Any],
+    train_changes: dict[str, Any],
+) -> int:
+    """Train from the beginning, or go on with a run; returns the exit code.
+
+    Parameters
+    ----------
+    data : path, optional
+        See :func:`numllama.training.data.load_dataset`; default tinyshakespeare.
+    preset : str, optional
+    device : str
+    out : path, optional
+        The run's folder.
+    resume : bool
+    model_changes, train_changes : dict
+        Fields of ModelConfig and TrainConfig that differ from the preset's.
+    """
+    preset = preset or ("shakespeare-cpu" if device == "cpu" else "shakespeare")
+    out = out or _default_folder(preset, resume)
+    if resume:
+        about = _read_about(out)
+        if model_changes:
+            raise ValueError(f"a resumed run keeps its model, so {', '.join(model_changes)} cannot change")
+        data = data or (Path(about["data"]) if about["data"] else None)
+        dataset = _open_data(data)
+        model_config = ModelConfig.from_dict(about["model"])
+        config = replace(TrainConfig(**about["train"]), **train_changes)
+    else:
+        if (out / "config.json").exists():
+            raise ValueError(f"{out} already holds a run: use --resume to go on with it, or another --out")
+        dataset = _open_data(data)
+        model_config = ModelConfig.preset(preset, **{"vocab_size": dataset.vocab_size, **model_changes})
+        config = replace(recipe(preset), **train_changes)
+
+    model = Transformer(model_config, seed=config.seed, device=device)
+    trainer = Trainer(model, dataset, config, out)
+    if resume:
+        trainer.resume()
+    else:
+        _write_about(out, data, dataset, trainer)
+    return _train(trainer)
+
+
+def _train(trainer: Trainer) -> int:
+    out, config = trainer.out, trainer.config
+    print(
+        f"model: {count_parameters(trainer.model.config):,} parameters, vocabulary {trainer.model.config.vocab_size}, "
+        f"on {trainer.model.device} with {trainer.workers.workers} worker(s)\n"
+        f"run: {out}, steps {trainer.step + 1} to {config.steps} of {config.batch_size} x {config.seq_len} tokens",
+        flush=True,
+    )
+    try:
+        with _interrupts() as interrupted, _Log(out / "metrics.jsonl", trainer.step) as log, _bar(trainer) as bar:
+            for report in trainer:
+                log(report)
+                _show(bar, report)
+                if interrupted and trainer.step < config.steps:
+                    break
+        if trainer.step < config.steps:
+            folder = trainer.save()
+            print(f"interrupted after step {trainer.step}: saved as {folder}; go on with --resume --out {out}")
+            return INTERRUPTED
+        _finish(trainer)
+        return 0
+    finally:
+        trainer.close()
+
+
+def _finish(trainer: Trainer) -> None:
+    """What people look at: the curve, a text, the loss."""
+    out = trainer.out
+    loss = trainer.evaluate()
+    checkpoint.write_json(out / "result.json", {"step": trainer.step, "validation_loss": loss})
+    if trainer.skipped:
+        print(f"{trainer.skipped} step(s) were skipped because the loss or its gradient was not finite")
+    best_possible = _best_possible(trainer)
+    print(f"best checkpoint: {checkpoint.find_step(out, 'best')} (estimate {trainer.best:.4f})")
+    picture = plot_losses(out, best_possible)
+    print(f"loss curve: {picture}" if picture else 'loss curve: not drawn, it needs pip install "numllama[plot]"')
+    if trainer.data.tokenizer:
+        print(f"a sample from the best checkpoint:\n{sample(out, trainer.data, trainer.model.device)}\n")
+    if best_possible is not None:
+        print(f"loss of the best possible predictor on the same windows: {best_possible:.4f}")
+    print(f"validation loss: {loss:.4f}", flush=True)
+
+
+def sample(run: Path, data: Dataset, device: str) -> str:
+    """A text from a run's best checkpoint, beginning at a line."""
+    model = checkpoint.load_run(run, device)
+    start = "\n" if "\n" in data.tokenizer.characters else data.tokenizer.characters[0]
+    ids = generate(model, data.tokenizer.encode(start), SAMPLE_CHARACTERS, temperature=0.8, seed=0)
+    return data.tokenizer.decode(ids).strip()
+
+
+def _best_possible(trainer: Trainer) -> float | None:
+    if trainer.data.name != STAND_IN:
+        return None
+    from numllama.training.stand_in import best_loss
+
+    return best_loss(trainer.data.tokenizer.decode(trainer.data.val.tolist()), trainer.config.seq_len)
+
+
+# ------------------------------------------------------------------------------------------------ folders
+
+
+def _open_data(data: Path | None) -> Dataset:
+    if data is not None:
+        dataset = load_dataset(data)
+        print(f"DATA: {data}, {len(dataset.train):,} tokens to train on and {len(dataset.val):,} to validate")
+        return dataset
+    dataset, line = shakespeare_dataset()
+    print(line)
+    return dataset
+
+
+def _default_folder(preset: str, resume: bool) -> Path:
+    """The first name under runs/ that is free; to resume, the last that is not."""
+    names = (RUNS / (preset if i == 1 else f"{preset}-{i}") for i in range(1, sys.maxsize))
+    last = None
+    for folder in names:
+        if not (folder / "config.json").exists():
+            break
+        last = folder
+    if resume and last is None:
+        raise CheckpointError(f"there is no run to resume under {RUNS}{'/'}{preset}: name one with --out")
+    return last if resume else folder
+
+
+def _write_about(out: Path, path: Path | None, data: Dataset, trainer: Trainer) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if data.tokenizer:
+            data.tokenizer.save(out)
+    except OSError as error:
+        raise NumllamaError(f"the run's folder {out} cannot be written: {error.strerror}") from error
+    about = {
+        "version": numllama.__version__,
+        "data": str(path.resolve()) if path else None,
+        "data_name": data.name,
+        "model": trainer.model.config.to_dict(),
+        "train": trainer.config.to_dict(),
+    }
+    checkpoint.write_json(out / "config.json", about)
+
+
+def _read_about(out: Path) -> dict[str, Any]:
+    path = out / "config.json"
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        about["data"], about["model"], about["train"]  # noqa: B018
+        return about
+    except OSError as error:
+        raise CheckpointError(f"{out} holds no run to resume: {path.name} cannot be read") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+
+
+# ------------------------------------------------------------------------------------------------ the loop's readers
+
+
+class _Log:
+    """metrics.jsonl: one line for each step; lines after the step that a run goes on from are dropped."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        kept = [line for line in read_metrics(path) if line["step"] <= step]
+        self._file = None
+        try:
+            path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+            self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
+        except OSError as error:
+            raise DataError(f"{path} cannot be written: {error.strerror}") from error
+
+    def __call__(self, report: StepReport) -> None:
+        try:
+            self._file.write(json.dumps(report.to_dict()) + "\n")
+        except OSError as error:
+            raise NumllamaError(f"the log cannot be written: {error.strerror}") from error
+
+    def __enter__(self) -> "_Log":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(OSError):
+            self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; one that a kill cut short is left out."""
+    lines = []
+    with suppress(OSError):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            with suppress(ValueError):
+                lines.append(json.loads(line))
+    return lines
+
+
+def _bar(trainer: Trainer) -> tqdm:
+    quiet = not sys.stderr.isatty()
+    return tqdm(
+        total=trainer.config.steps,
+        initial=trainer.step,
+        unit="step",
+        dynamic_ncols=True,
+        mininterval=10 if quiet else 0.2,
+    )
+
+
+def _show(bar: tqdm, report: StepReport) -> None:
+    values = f"loss {report.loss:.3f}, lr {report.lr:.1e}, {report.tokens_per_second:,.0f} tokens/s"
+    bar.set_postfix_str(values, refresh=False)
+    bar.update(1)
+    if report.val_loss is not None:
+        bar.write(f"step {report.step}: loss {report.loss:.4f}, validation estimate {report.val_loss:.4f}", file=sys.stderr)
+    if report.skipped:
+        bar.write(f"step {report.step}: skipped, its loss or gradient was not finite", file=sys.stderr)
+
+
+@contextmanager
+def _interrupts() -> Iterator[list]:
+    """Ctrl-C lets the step in hand finish: the yielded list is then no longer empty. A second one interrupts at once."""
+    caught: list[int] = []
+
+    def handler(number: int, frame: Any) -> None:
+        if caught:
+            raise KeyboardInterrupt
+        caught.append(number)
+
+    try:
+        old = signal.signal(signal.SIGINT, handler)
+    except ValueError:  # not in the main thread: whoever runs us there handles signals
+        yield caught
+        return
+    try:
+        yield caught
+    finally:
+        signal.signal(signal.SIGINT, old)

@@ -1,0 +1,56 @@
+"""Tinyshakespeare on any machine: a cached copy, else a download, else a stand-in written for the purpose."""
+
+import hashlib
+import os
+import urllib.request
+from pathlib import Path
+
+from numllama.training.data import Dataset, cache_folder, text_dataset
+from numllama.training.stand_in import write_play
+
+URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+TIMEOUT_SECONDS = 5
+STAND_IN = "stand-in play"
+
+
+def shakespeare_dataset(cache: Path | None = None, url: str = URL) -> tuple[Dataset, str]:
+    """The data of ``examples/train_shakespeare.py``, and one line that says which of the three it is.
+
+    Parameters
+    ----------
+    cache : path, optional
+        Folder of the cached copy; default :func:`numllama.training.data.cache_folder`.
+    url : str
+        Where to download from.
+    """
+    path = (cache or cache_folder()) / "tinyshakespeare.txt"
+    if path.is_file() and _is_shakespeare(text := path.read_bytes()):
+        return text_dataset(text.decode(), "tinyshakespeare"), f"DATA: tinyshakespeare, the cached copy {path}"
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as answer:
+            text = answer.read(2**21)
+        problem = None if _is_shakespeare(text) else "the download's checksum is wrong"
+    except OSError as error:  # no network, a time-out, a missing page: URLError is an OSError
+        problem = f"no download ({getattr(error, 'reason', error)})"
+    if problem:
+        line = f"DATA: NOT Shakespeare but a stand-in play generated here, for there is no cached copy and {problem}"
+        return text_dataset(write_play(), STAND_IN), line
+    kept = _keep(path, text)
+    return text_dataset(text.decode(), "tinyshakespeare"), f"DATA: tinyshakespeare, downloaded and verified{kept}"
+
+
+def _is_shakespeare(text: bytes) -> bool:
+    return hashlib.sha256(text).hexdigest() == SHA256
+
+
+def _keep(path: Path, text: bytes) -> str:
+    """Store the download whole or not at all."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(f".{os.getpid()}.part")
+        part.write_bytes(text)
+        part.replace(path)
+    except OSError as error:
+        return f" (not cached: {error})"
+    return f", now cached as {path}"
