@@ -57,12 +57,17 @@ def array_module(device: str) -> ModuleType:
     return cupy
 
 
+def as_array(values: Any) -> Array:
+    """Lists and numbers as a NumPy array; an array as it is."""
+    return values if hasattr(values, "dtype") else np.asarray(values)
+
+
 def float_dtype(name: str | np.dtype | type) -> np.dtype:
     """The dtype of parameters and activations: ``"float32"`` or ``"float64"``."""
-    dtype = np.dtype(name)
-    if dtype.name not in DTYPES:
-        raise ValueError(f"dtype is {dtype.name!r}, but must be one of {', '.join(DTYPES)}")
-    return dtype
+    known = getattr(name, "name", None) or getattr(name, "__name__", name)
+    if known not in DTYPES:
+        raise ValueError(f"dtype is {known!r}, but must be one of {', '.join(DTYPES)}")
+    return np.dtype(known)
 
 
 def to_numpy(array: Array) -> np.ndarray:

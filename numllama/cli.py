@@ -30,6 +30,7 @@ def _flags(config: type, leave_out: Sequence[str]) -> type:
 
 ModelFlags = _flags(ModelConfig, leave_out=("vocab_size", "rope_scaling"))
 TrainFlags = _flags(TrainConfig, leave_out=())
+NO_MODEL_FLAGS, NO_TRAIN_FLAGS = ModelFlags(), TrainFlags()
 
 
 @app.command
@@ -40,8 +41,8 @@ def train(
     device: str = "cpu",
     out: Path | None = None,
     resume: bool = False,
-    model: Annotated[ModelFlags, Parameter(name="*", group="Model (default: the preset's)")] = ModelFlags(),
-    training: Annotated[TrainFlags, Parameter(name="*", group="Training (default: the preset's)")] = TrainFlags(),
+    model: Annotated[ModelFlags, Parameter(name="*", group="Model (default: the preset's)")] = NO_MODEL_FLAGS,
+    training: Annotated[TrainFlags, Parameter(name="*", group="Training (default: the preset's)")] = NO_TRAIN_FLAGS,
 ) -> int:
     """Train a model: on Shakespeare, or on any text or prepared tokens.
 

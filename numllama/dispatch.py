@@ -34,55 +34,66 @@ def accelerated(op: Callable | None = None, *, by_rows: bool = False) -> Callabl
 
     @wraps(op)
     def run(*args, **kwargs):
-        if by_rows and isinstance(args[0], np.ndarray) and args[0].ndim > 1 and args[0].size >= 2 * BLOCK_ELEMENTS:
-            return _in_row_blocks(op, args, kwargs)
+        if by_rows and not kwargs and _has_many_rows(args):
+            return _in_row_blocks(op, args)
         return op(*args, **kwargs)
 
     run.reference = op
     return run
 
 
-def _in_row_blocks(op: Callable, args: tuple, kwargs: dict) -> Any:
+def _has_many_rows(args: tuple) -> bool:
+    """Whether all arrays are large, have the same rows, or are shared vectors; anything else is for the op's own checks."""
+    first = args[0] if args else None
+    if not isinstance(first, np.ndarray) or first.ndim < 2 or first.size < 2 * BLOCK_ELEMENTS:
+        return False
+    return all(a.ndim == 1 or a.shape[:-1] == first.shape[:-1] for a in _arrays(args))
+
+
+def _in_row_blocks(op: Callable, args: tuple) -> Any:
     """Call `op` on one block of rows after another, and put the results together."""
     lead, width = args[0].shape[:-1], args[0].shape[-1]
     n_rows, step = prod(lead), max(1, BLOCK_ELEMENTS // width)
-    whole = {}  # id of a piece -> the array that it was cut from
+    tables = {id(a): a.reshape(n_rows, -1) for a in _arrays(args) if a.ndim > 1}  # one row a row, whatever the axes
     joined = None
+    for rows in slices(0, n_rows, step):
+        whole = {id(a): a for a in _arrays(args)}  # id of what the op is given -> what we were given
 
-    def cut(value, rows):
-        if isinstance(value, tuple):
-            return tuple(cut(part, rows) for part in value)
-        if not isinstance(value, np.ndarray) or value.shape[:-1] != lead:
-            return value
-        piece = value.reshape(n_rows, -1)[rows]
-        whole[id(piece)] = value
-        return piece
+        def cut(value, rows=rows, whole=whole):
+            if isinstance(value, tuple):
+                return tuple(map(cut, value))
+            if id(value) not in tables:
+                return value
+            piece = tables[id(value)][rows]
+            whole[id(piece)] = value
+            return piece
 
-    def join(value, result, rows):
-        if isinstance(result, tuple):
-            return tuple(join(v, r, rows) for v, r in zip(value or (None,) * len(result), result, strict=True))
-        if not isinstance(result, np.ndarray) or any(result is shared for shared in shared_arrays):
-            return result
-        if id(result) in whole:  # an input that is handed on in a cache
-            return whole[id(result)]
-        if result.ndim == 2 and len(result) == rows.stop - rows.start:
-            value = np.empty((*lead, result.shape[-1]), result.dtype) if value is None else value
-            value.reshape(n_rows, -1)[rows] = result
-            return value
-        return result if value is None else value + result
-
-    shared_arrays = [v for v in _flat((args, tuple(kwargs.values()))) if isinstance(v, np.ndarray) and v.shape[:-1] != lead]
-    for start in range(0, n_rows, step):
-        rows = slice(start, min(start + step, n_rows))
-        whole.clear()
-        pieces = cut(args, rows)
-        joined = join(joined, op(*pieces, **kwargs), rows)
+        pieces = cut(args)
+        joined = _join(joined, op(*pieces), rows, lead, whole)
     return joined
 
 
-def _flat(value: Any) -> list:
-    """The leaves of nested tuples, in order."""
-    return [leaf for part in value for leaf in _flat(part)] if isinstance(value, tuple) else [value]
+def _join(value: Any, result: Any, rows: slice, lead: tuple, whole: dict) -> Any:
+    """Put one block's result in its place."""
+    if isinstance(result, tuple):
+        values = value or (None,) * len(result)
+        return tuple(_join(v, r, rows, lead, whole) for v, r in zip(values, result, strict=True))
+    if not isinstance(result, np.ndarray):
+        return result
+    if id(result) in whole:  # an input that is handed on in a cache
+        return whole[id(result)]
+    if result.ndim == 2:  # a row for each row
+        value = np.empty((*lead, result.shape[-1]), result.dtype) if value is None else value
+        value.reshape(prod(lead), -1)[rows] = result
+        return value
+    return result if value is None else value + result  # the gradient of a shared vector
+
+
+def _arrays(value: Any) -> list[np.ndarray]:
+    """The arrays in nested tuples."""
+    if isinstance(value, tuple):
+        return [array for part in value for array in _arrays(part)]
+    return [value] if isinstance(value, np.ndarray) else []
 
 
 def slices(start: int, stop: int, step: int = BLOCK_ELEMENTS) -> Iterator[slice]:

@@ -1,7 +1,9 @@
 """ModelConfig: the shape of a model, a reason for each field, and the presets."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
+from math import isfinite
+from numbers import Integral, Real
 from typing import Any
 
 CHOICES = {
@@ -12,6 +14,7 @@ CHOICES = {
     "ffn": ("swiglu", "gelu"),
     "init": ("normal", "truncated_normal"),
 }
+SIZES = ("vocab_size", "dim", "n_layers", "n_heads", "n_kv_heads", "ffn_dim", "max_seq_len", "head_dim")
 ROPE_SCALING_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
 
@@ -93,11 +96,23 @@ class ModelConfig:
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, but must be one of {', '.join(map(repr, choices))}")
-        sizes = ("vocab_size", "dim", "n_layers", "n_heads", "n_kv_heads", "ffn_dim", "max_seq_len", "head_dim")
-        for name in sizes:
+        for name in SIZES:
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            if value is not None and (not isinstance(value, Integral) or isinstance(value, bool) or value < 1):
                 raise ValueError(f"{name} is {value!r}, but must be a whole number of at least 1")
+        for name in ("tie_embeddings", "bias"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} is {getattr(self, name)!r}, but must be true or false")
+        scaling = normalise_rope_scaling(self.rope_scaling)
+        if scaling and "rope_theta" in scaling:  # as rope_parameters spell it
+            object.__setattr__(self, "rope_theta", scaling.pop("rope_theta"))
+        object.__setattr__(self, "rope_scaling", scaling if scaling else None)
+        for name in ("norm_eps", "rope_theta", "init_std"):
+            if not is_positive(getattr(self, name)):
+                raise ValueError(f"{name} is {getattr(self, name)!r}, but must be a positive number")
+            object.__setattr__(self, name, float(getattr(self, name)))
+        if not isinstance(self.dropout, Real) or not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout!r}, but must lie in [0, 1)")
         if self.head_dim is None and self.dim % self.n_heads:
             raise ValueError(f"dim is {self.dim} and n_heads is {self.n_heads}, but the first must be a multiple of the second")
         defaults = {
@@ -105,28 +120,22 @@ class ModelConfig:
             "head_dim": self.dim // self.n_heads,
             "ffn_dim": 4 * self.dim if self.ffn == "gelu" else -(-8 * self.dim // 24) * 8,
         }
-        for name, value in defaults.items():
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, value)
-        object.__setattr__(self, "rope_scaling", normalise_rope_scaling(self.rope_scaling))
+        for name in SIZES:
+            value = getattr(self, name)
+            object.__setattr__(self, name, int(defaults[name] if value is None else value))
         if self.n_heads % self.n_kv_heads:
             raise ValueError(
                 f"n_heads is {self.n_heads} and n_kv_heads is {self.n_kv_heads}, but the first must be a multiple of the second"
             )
         if self.positions == "rope" and self.head_dim % 2:
             raise ValueError(f"head_dim is {self.head_dim}, but RoPE turns pairs of components and needs an even one")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}, but must lie in [0, 1)")
-        for name in ("norm_eps", "rope_theta", "init_std"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, but must be positive")
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> "ModelConfig":
         """A named configuration, with some fields changed."""
-        if name not in PRESETS:
-            raise ValueError(f"preset is {name!r}, but must be one of {', '.join(PRESETS)}")
-        return replace(PRESETS[name], **changes)
+        if name not in _PRESET_FIELDS:
+            raise ValueError(f"preset is {name!r}, but must be one of {', '.join(_PRESET_FIELDS)}")
+        return cls(**{**_PRESET_FIELDS[name], **changes})  # sizes that follow from others follow the changes
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ModelConfig":
@@ -144,17 +153,20 @@ class ModelConfig:
         return asdict(self)
 
 
-def normalise_rope_scaling(value: Mapping | None) -> dict | None:
+def normalise_rope_scaling(value: Mapping | None) -> dict:
     """One spelling of RoPE scaling, from any that checkpoints use.
 
-    Takes ``rope_scaling`` with ``rope_type`` or the older ``type``, or the newer ``rope_parameters`` (whose ``rope_theta``
-    is a field of its own here). Anything but Llama 3's kind is refused: ignoring it would give wrong positions.
+    Takes ``rope_scaling`` with ``rope_type`` or the older ``type``, or the newer ``rope_parameters``, which holds
+    ``rope_theta`` too. Anything but Llama 3's kind is refused: ignoring it would give wrong positions.
     """
     if value is None:
-        return None
+        return {}
+    if not isinstance(value, Mapping):
+        raise ValueError(f"rope_scaling is {value!r}, but must be a mapping")
+    theta = {"rope_theta": value["rope_theta"]} if "rope_theta" in value else {}
     kind = value.get("rope_type", value.get("type", "llama3"))
     if kind == "default":
-        return None
+        return theta
     if kind != "llama3":
         raise ValueError(f"rope_scaling is of type {kind!r}, but only 'llama3' and 'default' are known")
     missing = [key for key in ROPE_SCALING_KEYS if key not in value]
@@ -163,9 +175,17 @@ def normalise_rope_scaling(value: Mapping | None) -> dict | None:
     unknown = sorted(set(value) - {*ROPE_SCALING_KEYS, "rope_type", "type", "rope_theta"})
     if unknown:
         raise ValueError(f"rope_scaling has unknown key(s) {', '.join(unknown)}")
+    for key in ROPE_SCALING_KEYS:
+        if not is_positive(value[key]):
+            raise ValueError(f"rope_scaling's {key} is {value[key]!r}, but must be a positive number")
     if not value["high_freq_factor"] > value["low_freq_factor"]:
         raise ValueError("rope_scaling's high_freq_factor must be larger than its low_freq_factor")
-    return {"rope_type": "llama3", **{key: value[key] for key in ROPE_SCALING_KEYS}}
+    return {"rope_type": "llama3", **{key: value[key] for key in ROPE_SCALING_KEYS}, **theta}
+
+
+def is_positive(value: Any) -> bool:
+    """A finite number above zero."""
+    return isinstance(value, Real) and not isinstance(value, bool) and isfinite(value) and value > 0
 
 
 def _llama31(factor: float) -> dict:
@@ -175,23 +195,20 @@ def _llama31(factor: float) -> dict:
 _LLAMA_3 = dict(vocab_size=128256, dim=4096, n_layers=32, n_heads=32, n_kv_heads=8, ffn_dim=14336, rope_theta=500000.0)
 _STORIES = dict(tie_embeddings=True, rope_layout="interleaved")
 
-PRESETS = {
+_PRESET_FIELDS = {
     # tinyshakespeare has 65 characters; training on other data changes vocab_size
-    "shakespeare-cpu": ModelConfig(vocab_size=65, dim=128, n_layers=4, n_heads=4, ffn_dim=344, max_seq_len=64, init_std=0.05),
-    "shakespeare": ModelConfig(vocab_size=65, dim=384, n_layers=6, n_heads=6, ffn_dim=1024, max_seq_len=256, dropout=0.2),
-    "50m": ModelConfig(vocab_size=32000, dim=512, n_layers=8, n_heads=8),
-    "117m": ModelConfig(vocab_size=50257, dim=768, n_layers=12, n_heads=12, tie_embeddings=True),
-    "345m": ModelConfig(vocab_size=50257, dim=1024, n_layers=24, n_heads=16, ffn_dim=2736, tie_embeddings=True),
+    "shakespeare-cpu": dict(vocab_size=65, dim=128, n_layers=4, n_heads=4, ffn_dim=344, max_seq_len=64, init_std=0.05),
+    "shakespeare": dict(vocab_size=65, dim=384, n_layers=6, n_heads=6, ffn_dim=1024, max_seq_len=256, dropout=0.2),
+    "50m": dict(vocab_size=32000, dim=512, n_layers=8, n_heads=8),
+    "117m": dict(vocab_size=50257, dim=768, n_layers=12, n_heads=12, tie_embeddings=True),
+    "345m": dict(vocab_size=50257, dim=1024, n_layers=24, n_heads=16, ffn_dim=2736, tie_embeddings=True),
     # llama2.c's models, trained on TinyStories
-    "stories260k": ModelConfig(512, 64, 5, 8, n_kv_heads=4, ffn_dim=172, max_seq_len=512, **_STORIES),
-    "stories15m": ModelConfig(32000, 288, 6, 6, ffn_dim=768, max_seq_len=256, **_STORIES),
-    "llama-2-7b": ModelConfig(32000, 4096, 32, 32, ffn_dim=11008, max_seq_len=4096),
-    "llama-3-8b": ModelConfig(**_LLAMA_3, max_seq_len=8192),
-    "llama-3.1-8b": ModelConfig(**_LLAMA_3, max_seq_len=131072, rope_scaling=_llama31(8.0)),
-    "llama-3.2-1b": ModelConfig(
-        **_LLAMA_3 | dict(dim=2048, n_layers=16, ffn_dim=8192),
-        max_seq_len=131072,
-        rope_scaling=_llama31(32.0),
-        tie_embeddings=True,
-    ),
+    "stories260k": dict(vocab_size=512, dim=64, n_layers=5, n_heads=8, n_kv_heads=4, ffn_dim=172, max_seq_len=512, **_STORIES),
+    "stories15m": dict(vocab_size=32000, dim=288, n_layers=6, n_heads=6, ffn_dim=768, max_seq_len=256, **_STORIES),
+    "llama-2-7b": dict(vocab_size=32000, dim=4096, n_layers=32, n_heads=32, ffn_dim=11008, max_seq_len=4096),
+    "llama-3-8b": dict(**_LLAMA_3, max_seq_len=8192),
+    "llama-3.1-8b": dict(**_LLAMA_3, max_seq_len=131072, rope_scaling=_llama31(8.0)),
+    "llama-3.2-1b": _LLAMA_3
+    | dict(dim=2048, n_layers=16, ffn_dim=8192, max_seq_len=131072, rope_scaling=_llama31(32.0), tie_embeddings=True),
 }
+PRESETS = {name: ModelConfig(**values) for name, values in _PRESET_FIELDS.items()}

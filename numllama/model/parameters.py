@@ -84,6 +84,11 @@ class Parameters(Mapping):
     def __setitem__(self, name: str, value: Array) -> None:
         self._views[name][...] = value
 
+    def check_layout(self, name: str, other: "Parameters") -> None:
+        """Raise ValueError unless `other` has the same names and shapes."""
+        if other.shapes != self.shapes:
+            raise ValueError(f"{name} has another layout than the model's parameters")
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._views)
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from numllama import ops
-from numllama.backend import Array, array_module, float_dtype, to_numpy, xp_of
+from numllama.backend import Array, array_module, as_array, float_dtype, to_numpy, xp_of
 from numllama.checks import check_ids, check_shape
 from numllama.model.block import (
     NORM,
@@ -67,7 +67,8 @@ class Transformer:
 
     def loss(self, tokens: Array, targets: Array, *, count: int | None = None, segments: Array | None = None) -> Array:
         """Mean negative log-likelihood of the targets, in nats, without dropout; arguments as :meth:`loss_and_grads`."""
-        tokens, targets = self._check_tokens(tokens), self._check_targets(targets, tokens)
+        tokens = self._check_tokens(tokens)
+        targets = self._check_targets(targets, tokens)
         context = self._context(tokens, segments=segments)
         n, _ = self._norm(self._hidden(tokens, context), context)
         return self._head_loss(n, targets, count)
@@ -110,8 +111,10 @@ class Transformer:
         grads : Parameters
             Of the same names as ``params``.
         """
-        tokens, targets = self._check_tokens(tokens), self._check_targets(targets, tokens)
+        tokens = self._check_tokens(tokens)
+        targets = self._check_targets(targets, tokens)
         grads = self.params.zeros_like() if grads is None else grads
+        self.params.check_layout("grads", grads)
         context = self._context(tokens, segments=segments, key=key)
 
         x, embed_cache = self._embed_forward(tokens, context)          # (B, T, C)
@@ -120,11 +123,12 @@ class Transformer:
             out, cache = layer_forward(x, w, context, i)
             caches.append(x if recompute else cache)
             x = out
+            del cache
         n, norm_cache = self._norm(x, context)
         loss, dn, dhead = self._head_loss_and_grads(n, targets, count)
 
         dx = NORM[self.config.norm][1](dn, norm_cache, grads, "norm")
-        del x, out, cache, n, norm_cache, dn                           # memory falls from here on
+        del x, out, n, norm_cache, dn                                  # memory falls from here on
         for i in reversed(range(self.config.n_layers)):
             cache = caches.pop()
             if recompute:
@@ -176,6 +180,8 @@ class Transformer:
         rows = max(1, CHUNK_LOGITS // self.config.vocab_size)
         if count is None:
             count = max(1, int((targets != ops.IGNORE).sum()))
+        elif not count > 0:
+            raise ValueError(f"count is {count}, but must be positive")
         return [(n[i : i + rows], targets[i : i + rows]) for i in range(0, len(targets), rows)], count
 
     def _head_loss(self, n: Array, targets: Array, count: int | None) -> Array:
@@ -205,14 +211,16 @@ class Transformer:
         xp, (B, T) = self.xp, tokens.shape
         first = last = None
         if segments is not None:
+            segments = to_numpy(as_array(segments))
             check_shape("segments", segments, (B, T))
-            first, last = xp.asarray(segment_starts(to_numpy(segments))), xp.arange(1, T + 1)
+            first, last = xp.asarray(segment_starts(segments)), xp.arange(1, T + 1)
             positions = xp.arange(T) - first                           # (B, T)
         rope = self.config.positions == "rope"
         if positions is None:
             positions = xp.arange(T)
             cos, sin = self._rope_table(T) if rope else (None, None)
         else:
+            positions = as_array(positions)
             check_shape("positions", positions, (T,) if positions.ndim == 1 else (B, T))
             check_ids("positions", positions, self.config.max_seq_len)
             positions = xp.asarray(positions)
@@ -225,21 +233,23 @@ class Transformer:
 
     def _rope_table(self, T: int) -> tuple[Array, Array]:
         """The rows of positions 0..T-1, computed once."""
-        if self._table is None or len(self._table[0]) < T:
-            self._table = self._rope(self.xp.arange(T))
-        cos, sin = self._table
-        return cos[:T], sin[:T]
+        table = self._table  # another thread may replace it
+        if table is None or len(table[0]) < T:
+            self._table = table = self._rope(self.xp.arange(T))
+        return table[0][:T], table[1][:T]
 
     def _check_tokens(self, tokens: Array) -> Array:
-        tokens = np.asarray(tokens) if isinstance(tokens, list | tuple) else tokens
+        tokens = as_array(tokens)
         check_shape("tokens", tokens, (None, None))
-        if not 1 <= tokens.shape[1] <= self.config.max_seq_len:
+        if 0 in tokens.shape:
+            raise ValueError(f"tokens has shape {tokens.shape}, but at least one row and one column are needed")
+        if tokens.shape[1] > self.config.max_seq_len:
             raise ValueError(f"tokens are {tokens.shape[1]} long, but max_seq_len is {self.config.max_seq_len}")
         check_ids("tokens", tokens, self.config.vocab_size)
         return self.xp.asarray(tokens)
 
     def _check_targets(self, targets: Array, tokens: Array) -> Array:
-        targets = np.asarray(targets) if isinstance(targets, list | tuple) else targets
+        targets = as_array(targets)
         check_shape("targets", targets, tokens.shape)
         check_ids("targets", targets, self.config.vocab_size, ops.IGNORE)
         return self.xp.asarray(targets)

@@ -50,12 +50,14 @@ def attention_forward(
         Zero for a query that sees no key.
     cache : tuple
     """
-    B, H, T, D = q.shape
     K, S = check_heads(q, k, v)
+    B, H, T, D = q.shape
     xp = xp_of(q)
-    scale = 1 / math.sqrt(D) if scale is None else scale
+    scale = 1 / math.sqrt(D) if scale is None else float(scale)
     visible = visible_keys(first, last, q, S)[:, None]                 # (1 or B, 1, T, S)
     if mask is not None:
+        if mask.dtype != bool:
+            raise TypeError(f"mask is {mask.dtype}, but must be boolean: True where a query may attend")
         visible = xp.broadcast_to(visible & mask, (B, H, T, S))
 
     scores = fold_groups(q, K) @ k.swapaxes(-1, -2) * scale            # (B, K, R·T, S)
@@ -109,10 +111,13 @@ def fold_groups(x: Array, K: int) -> Array:
 
 def check_heads(q: Array, k: Array, v: Array) -> tuple[int, int]:
     """Raise ValueError unless the shapes of q, k and v belong together; else K and S."""
-    B, H, _, D = q.shape
+    check_shape("q", q, (None, None, None, None))
+    B, H, T, D = q.shape
     check_shape("k", k, (B, None, None, D))
     check_shape("v", v, k.shape)
     K, S = k.shape[1:3]
     if K == 0 or H % K:
         raise ValueError(f"q has {H} heads and k has {K}, but the first must be a multiple of the second")
+    if 0 in (T, S):
+        raise ValueError(f"q has {T} places and k has {S}, but neither may be empty")
     return K, S

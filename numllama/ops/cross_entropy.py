@@ -43,7 +43,8 @@ def cross_entropy_forward(
     top = logits.max(-1)                                               # (...)
     lse = top + xp.log(xp.exp(logits - top[..., None]).sum(-1))        # (...)
     if count is None:
-        count = xp.maximum(counted.sum(dtype=logits.dtype), 1)         # nothing counted: 0 / 1
+        count = xp.maximum(counted.sum(), 1)                           # nothing counted: 0 / 1
+    count = xp.asarray(count, dtype=logits.dtype)                      # a count from NumPy must not widen float32
     losses = xp.where(counted, lse - logits[at_targets(targets)].reshape(lse.shape), 0)
     return losses.sum() / count, (logits, targets, lse, count)
 

@@ -48,9 +48,9 @@ def dropout_backward(dout: Array, cache: tuple) -> Array:
 def dropout_mask(x: Array, p: float, key: Sequence[int]) -> Array:
     """0 where an element is dropped, else 1/(1 - p); shape and dtype of x."""
     low, high = fold_key(key)
-    index = xp_of(x).arange(x.size, dtype="uint32").reshape(x.shape)
+    index = xp_of(x).arange(x.size, dtype="uint32")
     kept = mix(mix(index ^ low) ^ high) >= int(p * 2**32)
-    return kept * x.dtype.type(1 / (1 - p))
+    return (kept * x.dtype.type(1 / (1 - p))).reshape(x.shape)
 
 
 def mix(h: Array) -> Array:
@@ -64,7 +64,7 @@ def fold_key(key: Sequence[int]) -> tuple[int, int]:
     """A tuple of integers of any length as two 32-bit words (the mixer of splitmix64, Steele et al. 2014)."""
     h = len(key)
     for part in key:
-        h = (h + part + 0x9E3779B97F4A7C15) % 2**64
+        h = (h + int(part) + 0x9E3779B97F4A7C15) % 2**64
         h = (h ^ (h >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
         h = (h ^ (h >> 27)) * 0x94D049BB133111EB % 2**64
         h ^= h >> 31

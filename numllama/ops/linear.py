@@ -28,6 +28,7 @@ def linear_forward(x: Array, weight: Array, bias: Array | None = None) -> tuple[
     out : array, shape (..., O)
     cache : tuple
     """
+    check_shape("weight", weight, (None, None))
     O, I = weight.shape  # noqa: E741
     check_shape("x", x, (*x.shape[:-1], I))
     if bias is not None:

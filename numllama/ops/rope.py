@@ -83,7 +83,10 @@ def rope_forward(x: Array, cos: Array, sin: Array, layout: str = "half") -> tupl
     out : array, shape (B, H, T, D)
     cache : tuple
     """
+    check_shape("x", x, (None, None, None, None))
     B, H, T, D = x.shape
+    if D % 2:
+        raise ValueError(f"x has heads of {D}, but RoPE turns pairs of components and needs an even head size")
     check_shape("cos", cos, (T, D // 2) if cos.ndim == 2 else (B, 1, T, D // 2))
     check_shape("sin", sin, cos.shape)
     first, second = _pairs(D, layout)
@@ -98,6 +101,7 @@ def rope_forward(x: Array, cos: Array, sin: Array, layout: str = "half") -> tupl
 def rope_backward(dout: Array, cache: tuple) -> Array:
     """Gradient of :func:`rope_forward` with respect to ``x``: the rotation back."""
     cos, sin, layout = cache
+    check_shape("dout", dout, (None, None, cos.shape[-2], 2 * cos.shape[-1]))
     return rope_forward(dout, cos, -sin, layout)[0]
 
 

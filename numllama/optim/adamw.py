@@ -39,6 +39,8 @@ class AdamW(Optimizer):
         super().__init__(params, lr, weight_decay)
         if not (0 <= betas[0] < 1 and 0 <= betas[1] < 1):
             raise ValueError(f"betas are {betas}, but both must lie in [0, 1)")
+        if not eps >= 0:
+            raise ValueError(f"eps is {eps}, but must not be negative")
         self.betas, self.eps = betas, eps
         self.state = {"m": params.zeros_like(), "v": params.zeros_like()}
 

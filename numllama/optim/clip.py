@@ -2,6 +2,8 @@
 
 from math import sqrt
 
+import numpy as np
+
 from numllama.dispatch import slices
 from numllama.model.parameters import Parameters
 
@@ -9,7 +11,9 @@ from numllama.model.parameters import Parameters
 def grad_norm(grads: Parameters, run=map) -> float:
     """The Euclidean norm of all gradients taken as one vector; pieces are summed in float64, in a fixed order."""
     flat = grads.flat
-    return sqrt(sum(run(lambda part: float(flat[part] @ flat[part]), list(slices(0, flat.size)))))
+    with np.errstate(over="ignore", invalid="ignore"):  # infinity is the answer then
+        squares = run(lambda part: float(flat[part] @ flat[part]), list(slices(0, flat.size)))
+        return sqrt(sum(squares))
 
 
 def clip_grad_norm(grads: Parameters, max_norm: float, run=map) -> float:

@@ -35,8 +35,9 @@ class Optimizer:
         run : callable
             ``map``, or a thread pool's: the pieces are independent of each other.
         """
+        self.params.check_layout("grads", grads)
         self.steps += 1
-        lr = self.lr if lr is None else lr
+        lr = float(self.lr if lr is None else lr)  # a float64 scalar of NumPy's would widen float32
         matrices = self.params.matrices.size
         pieces = [(part, self.weight_decay) for part in slices(0, matrices)]
         pieces += [(part, 0.0) for part in slices(matrices, self.params.flat.size)]

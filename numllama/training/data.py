@@ -118,7 +118,7 @@ def write_tokens(path: str | Path, ids: np.ndarray, vocab_size: int) -> Path:
     """
     path = Path(path)
     ids = np.asarray(ids)
-    if ids.ndim != 1 or (ids.size and not (0 <= ids.min() and ids.max() < vocab_size)):
+    if ids.ndim != 1 or (ids.size and (ids.min() < 0 or ids.max() >= vocab_size)):
         raise ValueError(f"ids must be one-dimensional and lie in 0..{vocab_size - 1}")
     dtype = "uint16" if vocab_size <= 2**16 else "uint32"
     about = {"dtype": dtype, "tokens": len(ids), "vocab_size": vocab_size}

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from itertools import pairwise
 from threading import Condition
 
 import numpy as np
@@ -34,7 +35,7 @@ def shard_count(batch_size: int, seq_len: int) -> int:
 def cut(batch: Array, shards: int) -> list[Array]:
     """Cut rows into `shards` parts whose sizes differ by at most one."""
     bounds = [len(batch) * i // shards for i in range(shards + 1)]
-    return [batch[start:stop] for start, stop in zip(bounds, bounds[1:], strict=False)]
+    return [batch[start:stop] for start, stop in pairwise(bounds)]
 
 
 class Workers:

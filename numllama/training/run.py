@@ -53,13 +53,11 @@ def train_run(
     preset = preset or ("shakespeare-cpu" if device == "cpu" else "shakespeare")
     out = out or _default_folder(preset, resume)
     if resume:
-        about = _read_about(out)
         if model_changes:
             raise ValueError(f"a resumed run keeps its model, so {', '.join(model_changes)} cannot change")
-        data = data or (Path(about["data"]) if about["data"] else None)
-        dataset = _open_data(data)
-        model_config = ModelConfig.from_dict(about["model"])
-        config = replace(TrainConfig(**about["train"]), **train_changes)
+        saved_data, model_config, config = _read_about(out)
+        dataset = _open_data(data or saved_data)
+        config = replace(config, **train_changes)
     else:
         if (out / "config.json").exists():
             raise ValueError(f"{out} already holds a run: use --resume to go on with it, or another --out")
@@ -178,14 +176,15 @@ def _write_about(out: Path, path: Path | None, data: Dataset, trainer: Trainer) 
     checkpoint.write_json(out / "config.json", about)
 
 
-def _read_about(out: Path) -> dict[str, Any]:
+def _read_about(out: Path) -> tuple[Path | None, ModelConfig, TrainConfig]:
+    """How a run was started: its data, model and training settings."""
     path = out / "config.json"
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
-        about["data"], about["model"], about["train"]  # noqa: B018
-        return about
+        data = Path(about["data"]) if about["data"] else None
+        return data, ModelConfig.from_dict(about["model"]), TrainConfig(**about["train"])
     except OSError as error:
-        raise CheckpointError(f"{out} holds no run to resume: {path.name} cannot be read") from error
+        raise CheckpointError(f"{out} holds no run to resume: its config.json cannot be read") from error
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
 

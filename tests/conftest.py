@@ -1,0 +1,61 @@
+"""Devices and hypothesis settings for all tests."""
+
+import os
+
+import pytest
+from hypothesis import HealthCheck, settings
+from threadpoolctl import threadpool_limits
+
+from numllama.backend import array_module
+from numllama.errors import DeviceError
+
+# Derandomized: a pull request fails for what it changes, not for what was drawn today.
+# `pytest --hypothesis-profile=thorough` looks further, at new examples each time.
+quiet = {"deadline": None, "print_blob": True, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("numllama", max_examples=40, derandomize=True, **quiet)
+settings.register_profile("thorough", max_examples=1000, **quiet)
+settings.load_profile("numllama")
+
+# Many small products: a second BLAS thread would only get in the way of the other test processes.
+threadpool_limits(1, user_api="blas")
+
+
+@pytest.fixture(scope="session", params=["cpu", "cuda"])
+def device(request):
+    """Each device that this machine has; a test that uses it runs once on each."""
+    try:
+        array_module(request.param)
+    except DeviceError as error:
+        pytest.skip(str(error))
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def xp(device):
+    """The array module of the device: NumPy or CuPy."""
+    return array_module(device)
+
+
+# Where everything that a check needs is there, a skipped check is a failure: NUMLLAMA_FAIL_ON_SKIP=1 (a GPU may be missing).
+_skipped = []
+
+
+def pytest_runtest_logreport(report):
+    if report.skipped and "device 'cuda'" not in str(report.longrepr):
+        _skipped.append(f"{report.nodeid}: {report.longrepr}")
+
+
+def pytest_collectreport(report):
+    if report.skipped:
+        _skipped.append(f"{report.nodeid}: {report.longrepr}")
+
+
+def pytest_sessionfinish(session):
+    if _skipped and os.environ.get("NUMLLAMA_FAIL_ON_SKIP"):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter):
+    if _skipped and os.environ.get("NUMLLAMA_FAIL_ON_SKIP"):
+        terminalreporter.section("skipped, and must not be here")
+        terminalreporter.write_line("\n".join(_skipped))

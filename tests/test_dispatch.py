@@ -1,0 +1,202 @@
+"""Row-blocked runs against whole ones. Blocks are a CPU matter, so everything here is NumPy."""
+
+import numpy as np
+import pytest
+from helpers import assert_close, assert_same_bits, leaves, random_like
+
+from numllama import dispatch
+from numllama.dispatch import accelerated, slices
+from numllama.ops import (
+    gelu_backward,
+    gelu_forward,
+    layernorm_backward,
+    layernorm_forward,
+    rmsnorm_backward,
+    rmsnorm_forward,
+    swiglu_backward,
+    swiglu_forward,
+)
+
+SHAPES = [(20, 7), (4, 5, 7), (2, 2, 5, 7), (1, 33, 5), (64, 1), (3, 80), (1, 160)]  # blocks of 30 numbers divide few of them
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(dispatch, "BLOCK_ELEMENTS", 30)
+
+
+def arrays(*shapes, dtype="float64"):
+    rng = np.random.default_rng(0)
+    return [rng.standard_normal(shape).astype(dtype) for shape in shapes]
+
+
+def rmsnorm(shape, dtype="float64"):
+    return rmsnorm_forward, rmsnorm_backward, [*arrays(shape, shape[-1:], dtype=dtype), 1e-5]
+
+
+def layernorm(shape, dtype="float64"):
+    return layernorm_forward, layernorm_backward, [*arrays(shape, shape[-1:], shape[-1:], dtype=dtype), 1e-5]
+
+
+def swiglu(shape, dtype="float64"):
+    return swiglu_forward, swiglu_backward, arrays(shape, shape, dtype=dtype)
+
+
+def gelu(shape, dtype="float64"):
+    return gelu_forward, gelu_backward, [*arrays(shape, dtype=dtype), "tanh"]
+
+
+def exact_gelu(shape, dtype="float64"):
+    return gelu_forward, gelu_backward, [*arrays(shape, dtype=dtype), "none"]
+
+
+OPS = [rmsnorm, layernorm, swiglu, gelu, exact_gelu]
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """How many rows each block had."""
+    sizes = []
+
+    @accelerated(by_rows=True)
+    def op(x):
+        sizes.append(len(x))
+        return x
+
+    return op, sizes
+
+
+def test_large_arrays_run_in_blocks_of_rows(calls):
+    op, sizes = calls
+    op(np.ones((20, 7)))
+    assert sizes == [4, 4, 4, 4, 4]
+    op(np.ones((2, 3, 5, 7)))
+    assert sizes[5:] == [4, 4, 4, 4, 4, 4, 4, 2]
+
+
+def test_small_arrays_run_whole(calls):
+    op, sizes = calls
+    op(np.ones((8, 7)))
+    assert sizes == [8]
+
+
+def test_a_row_wider_than_a_block_is_a_block(calls):
+    op, sizes = calls
+    op(np.ones((3, 80)))
+    assert sizes == [1, 1, 1]
+
+
+def test_a_single_axis_runs_whole(calls):
+    op, sizes = calls
+    op(np.ones(100))
+    assert sizes == [100]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("make", OPS)
+def test_forward_gives_the_same_bits(make, shape):
+    forward, _, args = make(shape)
+    out, cache = forward(*args)
+    out_2, cache_2 = forward.reference(*args)
+    assert_same_bits(out, out_2)
+    for actual, expected in zip(leaves(cache), leaves(cache_2), strict=True):
+        assert_same_bits(actual, expected)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("make", OPS)
+def test_backward_gives_the_same_bits_for_rows_and_the_same_sums_for_weights(make, shape):
+    forward, backward, args = make(shape)
+    out, cache = forward.reference(*args)
+    dout = random_like(out)
+    for actual, expected in zip(leaves((backward(dout, cache),)), leaves((backward.reference(dout, cache),)), strict=True):
+        if expected.shape == shape:
+            assert_same_bits(actual, expected)
+        else:
+            assert_close(actual, expected, rtol=1e-13)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("make", [rmsnorm, layernorm])
+def test_float32_weight_gradients_agree_to_six_digits_and_stay_float32(make, shape):
+    forward, backward, args = make(shape, "float32")
+    out, cache = forward(*args)
+    dout = random_like(out)
+    for actual, expected in zip(backward(dout, cache), backward.reference(dout, cache), strict=True):
+        assert actual.dtype == "float32"
+        assert_close(actual, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("make", OPS)
+def test_caches_hold_the_inputs_themselves(make):
+    forward, _, args = make((4, 5, 7))
+    _, cache = forward(*args)
+    inputs = leaves(args)
+    kept = [leaf for leaf in leaves(cache) if any(leaf is value for value in inputs)]
+    assert cache[0] is args[0]
+    assert len(kept) >= len(inputs) - (make is layernorm)  # its bias is not needed again
+
+
+def test_per_row_statistics_keep_the_leading_axes():
+    x, weight = arrays((4, 5, 7), (7,))
+    _, (_, _, rstd) = rmsnorm_forward(x, weight, 1e-5)
+    assert rstd.shape == (4, 5, 1)
+
+
+@pytest.mark.parametrize("make", OPS)
+def test_non_contiguous_inputs(make):
+    forward, backward, args = make((4, 5, 7))
+    turned = [arg.swapaxes(0, 1).copy().swapaxes(0, 1) if np.ndim(arg) == 3 else arg for arg in args]
+    (out, cache), (out_2, cache_2) = forward(*turned), forward.reference(*args)
+    assert_close(out, out_2, rtol=1e-14)
+    gradients, gradients_2 = backward(random_like(out), cache), backward.reference(random_like(out), cache_2)
+    for actual, expected in zip(leaves((gradients,)), leaves((gradients_2,)), strict=True):
+        assert_close(actual, expected, rtol=1e-13)
+
+
+def test_the_same_array_may_be_passed_twice():
+    (x,) = arrays((20, 7))
+    out, cache = swiglu_forward(x, x)
+    assert_same_bits(out, swiglu_forward.reference(x, x)[0])
+    assert cache[0] is x and cache[1] is x
+
+
+def test_arguments_may_be_given_by_name():
+    x, weight, dout = arrays((20, 7), (7,), (20, 7))
+    out, cache = rmsnorm_forward(x=x, weight=weight, eps=1e-5)
+    assert_same_bits(out, rmsnorm_forward.reference(x, weight, 1e-5)[0])
+    assert_same_bits(rmsnorm_backward(dout=dout, cache=cache)[0], rmsnorm_backward.reference(dout, cache)[0])
+
+
+def test_rows_may_be_given_by_name():
+    gate, up, dout = arrays((20, 7), (20, 7), (20, 7))
+    out, cache = swiglu_forward(gate, up=up)
+    assert_same_bits(out, swiglu_forward.reference(gate, up)[0])
+    assert_same_bits(swiglu_backward(dout, cache=cache)[0], swiglu_backward.reference(dout, cache)[0])
+
+
+@pytest.mark.parametrize("shape", [(4, 7), (7,), (20, 1), (10, 14)])  # (4, 7) is the shape of a block
+def test_a_wrong_shape_is_refused_in_blocks_as_well(shape):
+    with pytest.raises(ValueError, match="up has shape"):
+        swiglu_forward(np.ones((20, 7)), np.ones(shape))
+
+
+@pytest.mark.parametrize("shape", [(4, 7), (7,), (20, 1), (10, 14)])
+def test_a_cotangent_of_a_wrong_shape_is_refused_in_blocks_as_well(shape):
+    _, cache = gelu_forward(np.ones((20, 7)))
+    with pytest.raises(ValueError, match="dout has shape"):
+        gelu_backward(np.ones(shape), cache)
+
+
+def test_the_math_itself_stays_at_hand():
+    x, weight = arrays((4, 5, 7), (7,))
+    assert rmsnorm_forward.reference is not rmsnorm_forward
+    assert rmsnorm_forward.__doc__ == rmsnorm_forward.reference.__doc__
+    assert_same_bits(rmsnorm_forward.reference(x, weight, 1e-5)[0], rmsnorm_forward(x, weight, 1e-5)[0])
+
+
+@pytest.mark.parametrize(("start", "stop", "step"), [(0, 10, 5), (0, 10, 4), (3, 10, 4), (3, 10, 100), (5, 5, 4)])
+def test_slices_cover_a_range_once_and_in_order(start, stop, step):
+    pieces = list(slices(start, stop, step))
+    assert [i for piece in pieces for i in range(piece.start, piece.stop)] == list(range(start, stop))
+    assert all(0 < piece.stop - piece.start <= step for piece in pieces)

@@ -1,0 +1,389 @@
+"""Shards and threads: the same bits for any number of workers, the same sums as one batch, and no way to hang."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from helpers import assert_close, assert_same_bits
+from hypothesis import given
+from hypothesis import strategies as st
+from threadpoolctl import threadpool_info, threadpool_limits
+
+from numllama.model import ModelConfig, Parameters, Transformer
+from numllama.ops import IGNORE
+from numllama.training.data import all_windows
+from numllama.training.parallel import Workers, cut, shard_count, training_settings
+
+VOCAB, ROWS, T = 13, 7, 8  # seven rows: no number of shards divides them evenly
+COUNTS = np.array([8, 1, 0, 5, 8, 2, 3])  # of targets that count in each row
+
+
+def build(dtype="float32", dropout=0.0) -> Transformer:
+    return Transformer(ModelConfig(VOCAB, 16, 2, 2, max_seq_len=T, dropout=dropout, init_std=0.2), seed=1, dtype=dtype)
+
+
+def batch(step=0) -> tuple[np.ndarray, np.ndarray]:
+    tokens, targets = np.random.default_rng(step).integers(0, VOCAB, (2, ROWS, T))
+    return tokens, np.where(np.arange(T) < COUNTS[:, None], targets, IGNORE)
+
+
+@contextmanager
+def working(model, workers):
+    """Workers whose threads end with the test."""
+    pool = Workers(model, workers)
+    try:
+        yield pool
+    finally:
+        pool.close()
+
+
+def run_steps(pool, shards, steps=4) -> list[tuple[float, bytes]]:
+    """Loss and all gradients of some batches, as bits."""
+    results = []
+    for step in range(steps):
+        loss, grads = pool.loss_and_grads(*batch(step), shards, key=(0, step))
+        results.append((loss, grads.flat.tobytes()))
+    return results
+
+
+def slow_down(model, seconds, monkeypatch):
+    """Let shard i take `seconds[i]` longer; its index ends the dropout key."""
+    plain = model.loss_and_grads
+
+    def slow(*args, key, **kwargs):
+        result = plain(*args, key=key, **kwargs)
+        time.sleep(seconds[key[-1]])
+        return result
+
+    monkeypatch.setattr(model, "loss_and_grads", slow)
+
+
+# ------------------------------------------------------------------------------------------------ the same bits
+
+
+@pytest.mark.parametrize("shards", [2, 3, 5, 7])
+@pytest.mark.parametrize("workers", [2, 3, 8])
+def test_any_number_of_workers_gives_the_same_bits(workers, shards):
+    model = build(dropout=0.3)
+    with working(model, 1) as one, working(model, workers) as many:
+        assert run_steps(many, shards) == run_steps(one, shards)
+
+
+@pytest.mark.parametrize("seconds", [[0.05, 0.03, 0, 0.02, 0], [0, 0, 0.05, 0, 0.02], [0, 0.05, 0, 0, 0]])
+@pytest.mark.parametrize("workers", [2, 3, 8])
+def test_shards_add_in_index_order_however_long_each_takes(monkeypatch, workers, seconds):
+    model = build(dropout=0.3)
+    with working(model, 1) as one, working(model, workers) as many:
+        expected = one.loss_and_grads(*batch(), 5, key=(0, 0))
+        slow_down(model, seconds, monkeypatch)
+        actual = many.loss_and_grads(*batch(), 5, key=(0, 0))
+    assert actual[0] == expected[0]
+    assert_same_bits(actual[1].flat, expected[1].flat)
+
+
+def test_recompute_changes_no_bit():
+    model = build(dropout=0.3)
+    with working(model, 2) as pool, working(model, 2) as other:
+        loss, grads = pool.loss_and_grads(*batch(), 3, key=(0, 0))
+        again, grads_again = other.loss_and_grads(*batch(), 3, key=(0, 0), recompute=True)
+    assert loss == again
+    assert_same_bits(grads_again.flat, grads.flat)
+
+
+def test_each_shard_drops_other_elements():
+    model = build(dropout=0.5)
+    tokens, targets = (np.repeat(part[:1], 2, axis=0) for part in batch())
+    plain, keys = model.loss_and_grads, []
+    model.loss_and_grads = lambda *args, key, **kwargs: (keys.append(key), plain(*args, key=key, **kwargs))[1]
+    with working(model, 1) as pool:
+        pool.loss_and_grads(tokens, targets, 2, key=(7, 3))
+    assert keys == [(7, 3, 0), (7, 3, 1)]
+
+
+# ------------------------------------------------------------------------------------------------ the same sums
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("shards", [1, 2, 3, 4, 7, 20])
+@pytest.mark.parametrize(("dtype", "rtol"), [("float64", 1e-12), ("float32", 1e-6)])
+def test_shards_give_what_one_batch_gives(shards, workers, dtype, rtol):
+    model = build(dtype)
+    loss, grads = model.loss_and_grads(*batch())
+    with working(model, workers) as pool:
+        actual_loss, actual = pool.loss_and_grads(*batch(), shards)
+    assert actual_loss == pytest.approx(float(loss), rel=rtol)
+    for name in grads:
+        assert_close(actual[name], grads[name], rtol)
+
+
+def test_nothing_of_one_batch_is_left_in_the_gradients_of_the_next():
+    model = build("float64")
+    with working(model, 3) as pool:
+        for step in (5, 6, 7):
+            _, grads = pool.loss_and_grads(*batch(step), 7)
+            assert_close(grads.flat, model.loss_and_grads(*batch(step))[1].flat)
+
+
+def test_a_batch_without_targets_has_loss_and_gradient_zero():
+    tokens, targets = batch()
+    with working(build(), 2) as pool:
+        loss, grads = pool.loss_and_grads(tokens, np.full_like(targets, IGNORE), 3)
+    assert loss == 0
+    assert not grads.flat.any()
+
+
+# ------------------------------------------------------------------------------------------------ buffers
+
+
+@pytest.mark.parametrize(("workers", "shards", "buffers"), [(1, 7, 1), (2, 7, 2), (3, 7, 3), (8, 3, 3)])
+def test_there_are_no_more_gradient_buffers_than_shards_that_run_at_once(monkeypatch, workers, shards, buffers):
+    made = []
+    zeros_like = Parameters.zeros_like
+    monkeypatch.setattr(Parameters, "zeros_like", lambda self: (made.append(1), zeros_like(self))[1])
+    with working(build(), workers) as pool:
+        for step in range(4):
+            pool.loss_and_grads(*batch(step), shards)
+    assert len(made) == buffers
+
+
+def test_the_next_call_fills_the_same_buffer_again():
+    with working(build(), 2) as pool:
+        _, first = pool.loss_and_grads(*batch(0), 3)
+        _, second = pool.loss_and_grads(*batch(1), 3)
+    assert second is first
+
+
+# ------------------------------------------------------------------------------------------------ errors
+
+
+class ShardError(Exception):
+    """What a shard of these tests ends with."""
+
+
+def ends(function, seconds=20):
+    """The error that `function` ends with; fails if it does not end."""
+    caught = []
+
+    def call():
+        try:
+            caught.append(function())
+        except BaseException as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    assert caught, f"still running after {seconds} seconds"
+    return caught[0]
+
+
+def failing_at(model, failing, monkeypatch):
+    """Let the shards `failing` raise; the function that is returned mends them."""
+    plain = model.loss_and_grads
+
+    def broken(*args, key, **kwargs):
+        if key[-1] in failing:
+            raise ShardError(key[-1])
+        return plain(*args, key=key, **kwargs)
+
+    monkeypatch.setattr(model, "loss_and_grads", broken)
+    return lambda: monkeypatch.setattr(model, "loss_and_grads", plain)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 8])
+@pytest.mark.parametrize("failing", [{0}, {1}, {3}, {6}, {2, 5}, set(range(7))], ids=str)
+def test_a_shard_that_raises_ends_the_call_with_its_error(monkeypatch, workers, failing):
+    model = build(dropout=0.3)
+    with working(model, 1) as fresh:
+        expected = run_steps(fresh, 7, steps=2)
+    with working(model, workers) as pool:
+        mend = failing_at(model, failing, monkeypatch)
+        for _ in range(8):
+            error = ends(lambda: pool.loss_and_grads(*batch(), 7, key=(0, 0)))
+            assert isinstance(error, ShardError), repr(error)
+            assert error.args[0] in failing
+        mend()
+        assert run_steps(pool, 7, steps=2) == expected
+
+
+def test_no_shard_still_runs_when_the_call_has_ended_with_an_error(monkeypatch):
+    model = build()
+    running = []
+
+    def broken(*args, key, **kwargs):
+        if key[-1] == 0:
+            time.sleep(0.02)
+            raise ShardError(0)
+        running.append(key)
+        time.sleep(0.2)
+        running.remove(key)
+        return 0.0, None
+
+    monkeypatch.setattr(model, "loss_and_grads", broken)
+    with working(model, 2) as pool:
+        assert isinstance(ends(lambda: pool.loss_and_grads(*batch(), 2, key=(0, 0))), ShardError)
+        assert running == []
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="needs signals between threads")
+def test_a_call_after_ctrl_c_is_not_disturbed_by_shards_of_the_call_before(monkeypatch):
+    model = build()
+    with working(model, 2) as pool:
+        _, expected = pool.loss_and_grads(*batch(), 2, key=(0, 0))
+        expected = expected.flat.copy()
+        plain, interrupted = model.loss_and_grads, []
+
+        def interrupting(*args, key, **kwargs):
+            if key[-1] == 0 and not interrupted:
+                interrupted.append(True)
+                signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+                time.sleep(0.2)  # and this shard goes on: it holds the total
+            return plain(*args, key=key, **kwargs)
+
+        monkeypatch.setattr(model, "loss_and_grads", interrupting)
+        with pytest.raises(KeyboardInterrupt):
+            pool.loss_and_grads(*batch(), 2, key=(0, 0))
+        _, grads = pool.loss_and_grads(*batch(), 2, key=(0, 0))
+        time.sleep(0.4)
+        assert_same_bits(grads.flat, expected)
+
+
+def test_threads_end_when_the_workers_are_closed():
+    before = threading.active_count()
+    with working(build(), 3) as pool:
+        pool.loss_and_grads(*batch(), 3)
+        assert threading.active_count() > before
+    assert threading.active_count() == before
+
+
+def test_no_workers_at_all_are_refused():
+    with pytest.raises(ValueError, match="workers is 0, but must be at least 1"):
+        Workers(build(), 0)
+
+
+# ------------------------------------------------------------------------------------------------ how a batch is cut
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "seq_len", "shards"),
+    [(12, 64, 2), (64, 256, 8), (16, 256, 4), (256, 1024, 8), (2, 4096, 2), (1, 4096, 1), (1, 1, 1), (3, 1000, 2), (12, 256, 3)],
+)
+def test_the_number_of_shards_of_a_shape_stays_what_it_is(batch_size, seq_len, shards):
+    assert shard_count(batch_size, seq_len) == shards
+
+
+def test_the_number_of_shards_does_not_depend_on_the_machine(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    if hasattr(os, "sched_getaffinity"):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)))
+    assert [shard_count(12, 64), shard_count(64, 256)] == [2, 8]
+
+
+@given(rows=st.integers(1, 50), shards=st.integers(1, 12))
+def test_a_cut_keeps_every_row_once_and_in_order(rows, shards):
+    parts = cut(np.arange(2 * rows).reshape(rows, 2), shards)
+    assert len(parts) == shards
+    assert np.concatenate(parts).tolist() == np.arange(2 * rows).reshape(rows, 2).tolist()
+    sizes = [len(part) for part in parts]
+    assert max(sizes) - min(sizes) <= 1
+
+
+# ------------------------------------------------------------------------------------------------ validation
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_the_mean_loss_is_the_plain_mean_over_all_targets(workers):
+    model = build("float64")
+    windows = [[part[:rows, :t] for part in batch(step)] for step, (rows, t) in enumerate([(7, 8), (1, 3), (4, 5)])]
+    losses = []
+    for tokens, targets in windows:
+        logits = model.forward(tokens)
+        log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        losses += [-log_p[b, t, targets[b, t]] for b, t in np.argwhere(targets != IGNORE)]
+    with working(model, workers) as pool:
+        assert pool.mean_loss(windows) == pytest.approx(np.mean(losses), rel=1e-12)
+
+
+def test_the_mean_loss_is_the_same_bits_for_any_number_of_workers():
+    model, tokens = build(), np.random.default_rng(0).integers(0, VOCAB, 500)
+    with working(model, 1) as one, working(model, 3) as three:
+        assert three.mean_loss(all_windows(tokens, 3, T)) == one.mean_loss(all_windows(tokens, 3, T))
+
+
+def test_the_mean_loss_leaves_dropout_out():
+    plain, dropping = build(), build(dropout=0.5)
+    with working(plain, 1) as one, working(dropping, 1) as other:
+        assert other.mean_loss([batch()]) == one.mean_loss([batch()])
+
+
+def test_the_mean_loss_holds_few_windows_at_a_time():
+    model = build()
+    made, done, most = [], [], []
+    plain = model.loss
+    model.loss = lambda *args, **kwargs: (plain(*args, **kwargs), done.append(1))[0]
+
+    def windows():
+        for step in range(100):
+            made.append(1)
+            most.append(len(made) - len(done))
+            yield batch(step)
+
+    with working(model, 2) as pool:
+        pool.mean_loss(windows())
+    assert max(most) <= 20  # a validation split may be larger than memory
+
+
+# ------------------------------------------------------------------------------------------------ settings
+
+
+def blas_threads() -> set[int]:
+    return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
+
+
+@pytest.fixture
+def two_blas_threads():
+    """As on a machine with two cores."""
+    with threadpool_limits(2, user_api="blas"):
+        if blas_threads() != {2}:
+            pytest.skip("this BLAS cannot change its number of threads")
+        yield
+
+
+def test_settings_hold_inside_and_are_put_back(two_blas_threads):
+    interval = sys.getswitchinterval()
+    with training_settings("cpu"):
+        assert blas_threads() == {1}
+        assert sys.getswitchinterval() < interval
+    assert blas_threads() == {2}
+    assert sys.getswitchinterval() == interval
+
+
+def test_settings_are_put_back_after_an_exception(two_blas_threads):
+    interval = sys.getswitchinterval()
+    with pytest.raises(ShardError), training_settings("cpu"):
+        raise ShardError
+    assert blas_threads() == {2}
+    assert sys.getswitchinterval() == interval
+
+
+def test_settings_of_two_trainers_that_take_turns_hold_until_the_last_one_ends(two_blas_threads):
+    interval = sys.getswitchinterval()
+    first, second = training_settings("cpu"), training_settings("cpu")
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    try:
+        assert blas_threads() == {1}
+    finally:
+        second.__exit__(None, None, None)
+    try:
+        assert blas_threads() == {2}
+        assert sys.getswitchinterval() == interval
+    finally:
+        sys.setswitchinterval(interval)
+        threadpool_limits(2, user_api="blas")
