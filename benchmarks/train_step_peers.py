@@ -1,6 +1,7 @@
 """The contestants of train_step.py: the same Llama, weights and batches for each. `make` returns a step() -> loss."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 
 import numpy as np
 
@@ -60,8 +61,13 @@ def numllama_step(config: dict, cores: int):
         weight_decay=DECAY, clip=CLIP, workers=cores, eval_every=10**9,
     )  # fmt: skip
     trainer = nl.Trainer(model, data, settings)
-    training_settings(model.device).__enter__()  # for the life of this process
-    return lambda: trainer._step().loss, blas_name()
+    loop = ExitStack()
+    loop.enter_context(training_settings(model.device))  # as while a Trainer runs
+
+    def step(loop=loop):  # which must not be collected, for its settings would end with it
+        return trainer._step().loss
+
+    return step, blas_name()
 
 
 # ------------------------------------------------------------------------------------------------ the floor

@@ -71,10 +71,16 @@ def _given(flags: Any) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit; an error that the user can mend is one sentence on standard error."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a character shows its code instead
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
         sys.exit(app(arguments))
     except (NumllamaError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except MemoryError as error:
+        print(f"error: out of memory, a smaller model or batch may fit: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

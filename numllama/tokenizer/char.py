@@ -56,7 +56,7 @@ class CharTokenizer:
     def save(self, folder: str | Path) -> Path:
         """Write ``tokenizer.json`` into a folder."""
         path = Path(folder) / "tokenizer.json"
-        path.write_text(json.dumps({"type": "characters", "characters": self.characters}) + "\n", encoding="utf-8")
+        path.write_text(json.dumps({"type": "characters", "characters": list(self.characters)}) + "\n", encoding="utf-8")
         return path
 
     @classmethod
@@ -68,9 +68,10 @@ class CharTokenizer:
             values = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise DataError(f"{path} is not a readable tokenizer: {error}") from error
-        if not isinstance(values, dict) or values.get("type") != "characters" or not isinstance(values.get("characters"), str):
+        characters = values.get("characters") if isinstance(values, dict) else None
+        if not isinstance(characters, list) or not all(isinstance(c, str) and len(c) == 1 for c in characters):
             raise DataError(f"{path} is not a tokenizer of characters")
-        return cls(values["characters"])
+        return cls(characters)
 
 
 def _code_points(text: str) -> np.ndarray:

@@ -11,6 +11,7 @@ A step folder is written under a temporary name, flushed to the disk, and rename
 import hashlib
 import json
 import os
+import re
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -53,6 +54,7 @@ def save_checkpoint(run: Path, step: int, model: Transformer, optimizer: Optimiz
     if folder.exists():  # the same step, reached again after a resume: the same bits
         return folder
     try:
+        shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         for name, content in files.items():
             _write_through(part / name, content)
@@ -144,24 +146,33 @@ def point_to(run: Path, name: str, folder: Path, **about: Any) -> None:
 
 
 def prune(run: Path) -> None:
-    """Delete the step folders that neither ``latest.json`` nor ``best.json`` names."""
-    named = set()
-    for which in ("latest", "best"):
-        with suppress(CheckpointError):
-            named.add(find_step(run, which).name)
-    for folder in run.glob("step-*"):
-        if folder.name not in named:
-            old = folder.with_name(f".old-{folder.name}")  # half-deleted, it is no step folder any more
+    """Delete the step folders that neither ``latest.json`` nor ``best.json`` names, and what a kill left half-written."""
+    try:
+        named = {find_step(run, which).name for which in ("latest", "best") if (run / f"{which}.json").exists()}
+    except CheckpointError:  # whatever a damaged pointer named is not for us to delete
+        return
+    for folder in run.iterdir():
+        if re.fullmatch(r"step-\d{6,}", folder.name) and folder.is_dir() and folder.name not in named:
             with suppress(OSError):
-                folder.rename(old)
-            shutil.rmtree(old, ignore_errors=True)
+                folder.rename(run / f".old-{folder.name}")  # half-deleted, it must not look like a step folder
+    for pattern in (".part-*", ".old-*"):
+        for left in run.glob(pattern):
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Replace a small file as a whole."""
+    """Write a small file whole or not at all."""
+    write_text(path, json.dumps(values, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all; what it held before stays until then."""
     part = path.with_name(f".part-{path.name}-{os.getpid()}")
     try:
-        _write_through(part, (json.dumps(values, indent=1) + "\n").encode())
+        _write_through(part, text.encode())
         os.replace(part, path)
     except OSError as error:
         part.unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """TrainConfig: how a model is trained, and the recipes that go with the presets."""
 
 from dataclasses import asdict, dataclass, replace
+from numbers import Integral, Real
 from typing import Any
 
 from numllama.model import Parameters
@@ -8,6 +9,15 @@ from numllama.optim import SGD, AdamW
 from numllama.optim.optimizer import Optimizer
 
 OPTIMIZERS = ("adamw", "sgd")
+OPTIONAL = ("seq_len", "min_lr", "shards", "workers")
+COUNTS = ("steps", "batch_size", "seq_len", "shards", "workers", "eval_every", "eval_batches")
+RULES = (
+    (COUNTS, Integral, lambda value: value >= 1, "a whole number of at least 1"),
+    (("warmup_steps", "seed"), Integral, lambda value: value >= 0, "a whole number that is not negative"),
+    (("lr", "clip"), Real, lambda value: value > 0, "a positive number"),
+    (("min_lr", "weight_decay"), Real, lambda value: value >= 0, "a number that is not negative"),
+    (("beta1", "beta2"), Real, lambda value: 0 <= value < 1, "a number in [0, 1)"),
+)
 
 
 @dataclass(frozen=True)
@@ -74,20 +84,13 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"optimizer is {self.optimizer!r}, but must be one of {', '.join(OPTIMIZERS)}")
-        for name in ("steps", "batch_size", "seq_len", "shards", "workers", "eval_every", "eval_batches"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}, but must be at least 1")
-        for name in ("lr", "clip"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, but must be positive")
-        for name in ("min_lr", "warmup_steps", "weight_decay", "seed"):
-            value = getattr(self, name)
-            if value is not None and not value >= 0:
-                raise ValueError(f"{name} is {value}, but must not be negative")
-        for name in ("beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, but must lie in [0, 1)")
+        for names, kind, allowed, words in RULES:
+            for name in names:
+                value = getattr(self, name)
+                if value is None and name in OPTIONAL:
+                    continue
+                if not isinstance(value, kind) or isinstance(value, bool) or not allowed(value):
+                    raise ValueError(f"{name} is {value!r}, but must be {words}")
 
     def make_optimizer(self, params: Parameters) -> Optimizer:
         """The optimizer that these settings describe."""

@@ -63,22 +63,29 @@ def load_dataset(path: str | Path) -> Dataset:
     """
     path = Path(path)
     if path.is_dir():
-        parts = {}
-        for split in ("train", "val"):
-            found = [path / f"{split}{suffix}" for suffix in (".bin", ".npy") if (path / f"{split}{suffix}").exists()]
-            if not found:
-                raise DataError(f"{path} has neither {split}.bin nor {split}.npy")
-            parts[split] = read_tokens(found[0])
-        (train, about), (val, about_val) = parts["train"], parts["val"]
-        if about["vocab_size"] != about_val["vocab_size"] and {"train.bin", "val.bin"} <= {p.name for p in path.iterdir()}:
-            raise DataError(f"{path} has a train split of {about['vocab_size']} tokens' vocabulary and a val split of another")
-        vocab_size = max(about["vocab_size"], about_val["vocab_size"])
-        tokenizer = CharTokenizer.load(path) if (path / "tokenizer.json").exists() else None
-        return Dataset(train, val, vocab_size, tokenizer, str(path))
+        return _load_folder(path)
     if path.suffix in (".bin", ".npy"):
         tokens, about = read_tokens(path)
         return Dataset(*split(tokens), about["vocab_size"], None, str(path))
     return text_dataset(read_text(path), str(path))
+
+
+def _load_folder(path: Path) -> Dataset:
+    """``train`` and ``val`` token files, and their tokenizer if it is there."""
+    tokens, sizes, known = [], [], []
+    for name in ("train", "val"):
+        file = next((path / f"{name}{suffix}" for suffix in (".bin", ".npy") if (path / f"{name}{suffix}").exists()), None)
+        if file is None:
+            raise DataError(f"{path} has neither {name}.bin nor {name}.npy")
+        ids, about = read_tokens(file)
+        tokens.append(ids)
+        sizes.append(about["vocab_size"])
+        known += [about["vocab_size"]] if file.suffix == ".bin" else []  # an .npy file shows only its largest id
+    tokenizer = CharTokenizer.load(path) if (path / "tokenizer.json").exists() else None
+    known += [tokenizer.vocab_size] if tokenizer else []
+    if len(set(known)) > 1 or (known and max(sizes) > known[0]):
+        raise DataError(f"the files in {path} disagree on the size of the vocabulary: {', '.join(map(str, {*known, *sizes}))}")
+    return Dataset(*tokens, known[0] if known else max(sizes), tokenizer, str(path))
 
 
 def text_dataset(text: str, name: str) -> Dataset:
@@ -118,8 +125,8 @@ def write_tokens(path: str | Path, ids: np.ndarray, vocab_size: int) -> Path:
     """
     path = Path(path)
     ids = np.asarray(ids)
-    if ids.ndim != 1 or (ids.size and (ids.min() < 0 or ids.max() >= vocab_size)):
-        raise ValueError(f"ids must be one-dimensional and lie in 0..{vocab_size - 1}")
+    if ids.dtype.kind not in "iu" or ids.ndim != 1 or (ids.size and (ids.min() < 0 or ids.max() >= vocab_size)):
+        raise ValueError(f"ids must be a one-dimensional array of integers that lie in 0..{vocab_size - 1}")
     dtype = "uint16" if vocab_size <= 2**16 else "uint32"
     about = {"dtype": dtype, "tokens": len(ids), "vocab_size": vocab_size}
     ids.astype(np.dtype(dtype).newbyteorder("<")).tofile(path)
@@ -162,10 +169,15 @@ def _read_npy(path: Path) -> tuple[np.ndarray, dict]:
         tokens = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{path} is not a readable .npy file: {error}") from error
+    if not isinstance(tokens, np.ndarray):
+        tokens.close()
+        raise DataError(f"{path} is an archive of arrays, but a single array is needed")
     if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
         raise DataError(f"{path} holds {tokens.dtype}{tokens.shape}, but a one-dimensional array of integers is needed")
     if len(tokens) == 0:
         raise DataError(f"{path} is empty")
+    if tokens.min() < 0:
+        raise DataError(f"{path} holds {tokens.min()}, but ids are not negative")
     return tokens, {"vocab_size": int(tokens.max()) + 1}
 
 
@@ -204,5 +216,7 @@ def all_windows(tokens: np.ndarray, batch_size: int, seq_len: int) -> Iterator[t
 
 def cache_folder() -> Path:
     """Where downloads are kept: ``$NUMLLAMA_CACHE``, else the user's cache folder."""
+    if own := os.environ.get("NUMLLAMA_CACHE"):
+        return Path(own)
     default = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or Path.home() / ".cache"
-    return Path(os.environ.get("NUMLLAMA_CACHE") or Path(default) / "numllama")
+    return Path(default) / "numllama"

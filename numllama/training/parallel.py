@@ -11,10 +11,10 @@ its turn comes. Since a shard adds to each tensor once, both give the same bits,
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
-from itertools import pairwise
-from threading import Condition
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager
+from itertools import islice, pairwise
+from threading import Condition, Lock
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -93,11 +93,22 @@ class Workers:
                 loss, _ = self.model.loss_and_grads(*parts[i], grads=buffer, count=count, key=shard_key, recompute=recompute)
                 turn.add(i, buffer, self._total, self._spares)
                 return float(loss)
-            except BaseException:
-                turn.fail()
+            except BaseException as error:
+                turn.fail(error)
                 raise
 
-        return sum(self.map(run, range(shards))), self._total
+        if self._pool is None:
+            return sum(map(run, range(shards))), self._total
+        shard_runs = [self._pool.submit(run, i) for i in range(shards)]
+        try:
+            wait(shard_runs)
+        except BaseException as error:  # Ctrl-C: no shard may go on writing to buffers of the next call
+            turn.fail(error)
+            wait(shard_runs)
+            raise
+        if turn.error is not None:
+            raise turn.error
+        return sum(shard.result() for shard in shard_runs), self._total
 
     def mean_loss(self, windows: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
         """Mean loss of all targets in some windows, without dropout; sums are in float64 and in order."""
@@ -106,8 +117,11 @@ class Workers:
             tokens, targets = window
             return float(self.model.loss(tokens, targets, count=1)), int((targets != IGNORE).sum())
 
-        sums = list(self.map(run, windows))
-        return sum(loss for loss, _ in sums) / max(1, sum(n for _, n in sums))
+        windows, total, n = iter(windows), 0.0, 0
+        while some := list(islice(windows, 4 * self.workers)):  # never the whole split at once
+            for loss, counted in self.map(run, some):
+                total, n = total + loss, n + counted
+        return total / max(1, n)
 
     def close(self) -> None:
         """End the threads."""
@@ -127,14 +141,13 @@ class _Turn:
     def __init__(self) -> None:
         self._changed = Condition()
         self._next = 0  # every shard before this one is in the total
-        self._failed = False
+        self.error: BaseException | None = None  # of the shard that failed first
 
     def buffer(self, i: int, total: Parameters, spares: list[Parameters]) -> Parameters:
         """The total for the earliest unfinished shard, else a spare, cleared; waits for one or the other."""
         with self._changed:
-            self._changed.wait_for(lambda: self._failed or self._next == i or spares)
-            if self._failed:
-                raise RuntimeError("another shard failed")
+            self._changed.wait_for(lambda: self.error or self._next == i or spares)
+            self._check()
             if self._next == i:
                 return total
             spare = spares.pop()
@@ -144,8 +157,9 @@ class _Turn:
     def add(self, i: int, buffer: Parameters, total: Parameters, spares: list[Parameters]) -> None:
         """Add shard i's gradients when its turn has come, and give its spare buffer back."""
         with self._changed:
-            self._changed.wait_for(lambda: self._failed or self._next == i)
-        if buffer is not total and not self._failed:
+            self._changed.wait_for(lambda: self.error or self._next == i)
+            self._check()
+        if buffer is not total:
             total.flat += buffer.flat
         with self._changed:
             if buffer is not total:
@@ -153,11 +167,15 @@ class _Turn:
             self._next = i + 1
             self._changed.notify_all()
 
-    def fail(self) -> None:
+    def fail(self, error: BaseException) -> None:
         """Let no one wait for a shard that will never come."""
         with self._changed:
-            self._failed = True
+            self.error = self.error or error
             self._changed.notify_all()
+
+    def _check(self) -> None:
+        if self.error:
+            raise RuntimeError("another shard failed")
 
 
 # ------------------------------------------------------------------------------------------------ the machine
@@ -168,17 +186,30 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+_settings = {"lock": Lock(), "users": 0, "undo": ExitStack()}
+
+
 @contextmanager
 def training_settings(device: str) -> Iterator[None]:
-    """Settings of the process that make threads run well, put back at the end.
+    """Settings of the process that make threads run well; put back when the last one who asked for them is done.
 
     BLAS gets one thread, for the workers are the parallelism and its sums must not depend on the number of cores.
     Python passes its lock on sooner than every 5 ms, for our calls into NumPy are much shorter than that.
     """
-    interval = sys.getswitchinterval()
-    with threadpool_limits(1, user_api="blas") if device == "cpu" else nullcontext():
-        sys.setswitchinterval(1e-4)
-        try:
-            yield
-        finally:
-            sys.setswitchinterval(interval)
+    if device != "cpu":
+        yield
+        return
+    with _settings["lock"]:
+        _settings["users"] += 1
+        if _settings["users"] == 1:
+            undo = _settings["undo"] = ExitStack()
+            undo.enter_context(threadpool_limits(1, user_api="blas"))
+            undo.callback(sys.setswitchinterval, sys.getswitchinterval())
+            sys.setswitchinterval(1e-4)
+    try:
+        yield
+    finally:
+        with _settings["lock"]:
+            _settings["users"] -= 1
+            if _settings["users"] == 0:
+                _settings["undo"].close()

@@ -5,27 +5,27 @@ from pathlib import Path
 import numpy as np
 
 
-def plot_losses(run: Path, best_possible: float | None = None) -> Path | None:
-    """Draw ``metrics.jsonl`` of a run as ``loss.png``.
+def plot_losses(lines: list[dict], path: Path, title: str = "", best_possible: float | None = None) -> Path:
+    """Draw the losses of a run.
 
     Parameters
     ----------
-    run : path
+    lines : list of dict
+        The log of a run: each with ``step`` and a finite ``loss``, some with ``val_loss``. At least one.
+    path : path
+        The picture to write.
+    title : str
     best_possible : float, optional
         A loss that no model can beat, drawn as a line.
 
-    Returns
-    -------
-    path, or None if matplotlib is not installed
+    Raises
+    ------
+    ImportError
+        If matplotlib is not installed.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        return None
-    from numllama.training.run import read_metrics
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
-    lines = read_metrics(run / "metrics.jsonl")
     steps = np.array([line["step"] for line in lines])
     losses = np.array([line["loss"] for line in lines])
     val = [(line["step"], line["val_loss"]) for line in lines if "val_loss" in line]
@@ -41,11 +41,10 @@ def plot_losses(run: Path, best_possible: float | None = None) -> Path | None:
         axes.plot(*zip(*val, strict=True), "o-", color="#c8502d", markersize=4, label="validation, estimate")
     if best_possible is not None:
         axes.axhline(best_possible, color="#555555", linestyle="--", linewidth=1, label="best possible predictor")
-    axes.set(xlabel="step", ylabel="loss (nats per token)", title=f"{run.name}")
-    axes.set_ylim(bottom=min(0.95 * np.nanmin(losses), 0.95 * (best_possible or np.inf)), top=np.nanmax(losses) * 1.02)
+    axes.set(xlabel="step", ylabel="loss (nats per token)", title=title)
+    axes.set_ylim(bottom=min(0.95 * losses.min(), 0.95 * (best_possible or np.inf)), top=losses.max() * 1.02)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
-    path = run / "loss.png"
     figure.savefig(path)
     return path

@@ -1,6 +1,7 @@
 """A whole training run, as the command line does it: data, model, loop, and everything that people look at."""
 
 import json
+import math
 import signal
 import sys
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 import numllama
-from numllama.errors import CheckpointError, DataError, NumllamaError
+from numllama.errors import CheckpointError, NumllamaError
 from numllama.generation import generate
 from numllama.model import ModelConfig, Transformer, count_parameters
 from numllama.training import checkpoint
@@ -56,7 +57,8 @@ def train_run(
         if model_changes:
             raise ValueError(f"a resumed run keeps its model, so {', '.join(model_changes)} cannot change")
         saved_data, model_config, config = _read_about(out)
-        dataset = _open_data(data or saved_data)
+        data = data or saved_data
+        dataset = _open_data(data)
         config = replace(config, **train_changes)
     else:
         if (out / "config.json").exists():
@@ -69,8 +71,7 @@ def train_run(
     trainer = Trainer(model, dataset, config, out)
     if resume:
         trainer.resume()
-    else:
-        _write_about(out, data, dataset, trainer)
+    _write_about(out, data, dataset, trainer)  # of a resumed run too: its settings may have changed
     return _train(trainer)
 
 
@@ -108,8 +109,7 @@ def _finish(trainer: Trainer) -> None:
         print(f"{trainer.skipped} step(s) were skipped because the loss or its gradient was not finite")
     best_possible = _best_possible(trainer)
     print(f"best checkpoint: {checkpoint.find_step(out, 'best')} (estimate {trainer.best:.4f})")
-    picture = plot_losses(out, best_possible)
-    print(f"loss curve: {picture}" if picture else 'loss curve: not drawn, it needs pip install "numllama[plot]"')
+    print(f"loss curve: {_draw(out, best_possible)}")
     if trainer.data.tokenizer:
         print(f"a sample from the best checkpoint:\n{sample(out, trainer.data, trainer.model.device)}\n")
     if best_possible is not None:
@@ -123,6 +123,19 @@ def sample(run: Path, data: Dataset, device: str) -> str:
     start = "\n" if "\n" in data.tokenizer.characters else data.tokenizer.characters[0]
     ids = generate(model, data.tokenizer.encode(start), SAMPLE_CHARACTERS, temperature=0.8, seed=0)
     return data.tokenizer.decode(ids).strip()
+
+
+def _draw(run: Path, best_possible: float | None) -> str:
+    """Where the picture is, or why there is none."""
+    losses = [line for line in read_metrics(run / "metrics.jsonl") if math.isfinite(line["loss"])]
+    if not losses:
+        return "not drawn, for metrics.jsonl has no losses"
+    try:
+        return str(plot_losses(losses, run / "loss.png", run.name, best_possible))
+    except ImportError:
+        return 'not drawn, it needs pip install "numllama[plot]"'
+    except OSError as error:
+        return f"not drawn: {error.strerror}"
 
 
 def _best_possible(trainer: Trainer) -> float | None:
@@ -197,12 +210,11 @@ class _Log:
 
     def __init__(self, path: Path, step: int) -> None:
         kept = [line for line in read_metrics(path) if line["step"] <= step]
-        self._file = None
+        checkpoint.write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         try:
-            path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
             self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
         except OSError as error:
-            raise DataError(f"{path} cannot be written: {error.strerror}") from error
+            raise NumllamaError(f"{path} cannot be written: {error.strerror}") from error
 
     def __call__(self, report: StepReport) -> None:
         try:
@@ -219,12 +231,14 @@ class _Log:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; one that a kill cut short is left out."""
+    """The lines of a metrics.jsonl; one that a kill cut short, or that is damaged, is left out."""
     lines = []
     with suppress(OSError):
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
             with suppress(ValueError):
-                lines.append(json.loads(line))
+                line = json.loads(text)
+                if isinstance(line, dict) and isinstance(line.get("step"), int) and isinstance(line.get("loss"), float):
+                    lines.append(line)
     return lines
 
 

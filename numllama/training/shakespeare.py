@@ -3,6 +3,8 @@
 import hashlib
 import os
 import urllib.request
+from contextlib import suppress
+from http.client import HTTPException
 from pathlib import Path
 
 from numllama.training.data import Dataset, cache_folder, text_dataset
@@ -25,14 +27,18 @@ def shakespeare_dataset(cache: Path | None = None, url: str = URL) -> tuple[Data
         Where to download from.
     """
     path = (cache or cache_folder()) / "tinyshakespeare.txt"
-    if path.is_file() and _is_shakespeare(text := path.read_bytes()):
+    text = b""
+    with suppress(OSError):
+        text = path.read_bytes()
+    if _is_shakespeare(text):
         return text_dataset(text.decode(), "tinyshakespeare"), f"DATA: tinyshakespeare, the cached copy {path}"
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as answer:
             text = answer.read(2**21)
         problem = None if _is_shakespeare(text) else "the download's checksum is wrong"
-    except OSError as error:  # no network, a time-out, a missing page: URLError is an OSError
-        problem = f"no download ({getattr(error, 'reason', error)})"
+    except (OSError, HTTPException, ValueError) as error:  # no network, a time-out, an answer that is not HTTP, a bad proxy
+        reason = " ".join(str(getattr(error, "reason", error)).split())
+        problem = f"no download ({reason})"
     if problem:
         line = f"DATA: NOT Shakespeare but a stand-in play generated here, for there is no cached copy and {problem}"
         return text_dataset(write_play(), STAND_IN), line
@@ -46,11 +52,13 @@ def _is_shakespeare(text: bytes) -> bool:
 
 def _keep(path: Path, text: bytes) -> str:
     """Store the download whole or not at all."""
+    part = path.with_suffix(f".{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}.part")
         part.write_bytes(text)
         part.replace(path)
     except OSError as error:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
         return f" (not cached: {error})"
     return f", now cached as {path}"

@@ -95,12 +95,14 @@ class Trainer:
     # -------------------------------------------------------------------------------------------- the loop
 
     def __iter__(self) -> Iterator[StepReport]:
+        if self.out and self.step == 0 and (self.out / "latest.json").exists():
+            raise CheckpointError(f"{self.out} already holds a run: resume it, or choose another folder")
         with training_settings(self.model.device):
             while self.step < self.config.steps:
                 report = self._step()
                 if self.step % self.config.eval_every == 0 or self.step == self.config.steps:
                     report = replace(report, val_loss=self.estimate())
-                    if self.out:
+                    if self.out and math.isfinite(report.val_loss):  # broken weights are no checkpoint
                         self.save(report.val_loss)
                 yield report
 
@@ -129,7 +131,7 @@ class Trainer:
         """Count steps that were skipped, and end a run that does nothing else."""
         self._skipped_in_a_row = 0 if finite else self._skipped_in_a_row + 1
         self.skipped += not finite
-        if self._skipped_in_a_row == MAX_SKIPPED:
+        if self._skipped_in_a_row >= MAX_SKIPPED:
             raise TrainingError(
                 f"the loss or its gradient was not finite for {MAX_SKIPPED} steps in a row, up to step {self.step}; "
                 f"{self._last_good()}; a lower learning rate may help"
@@ -172,31 +174,39 @@ class Trainer:
 
     def save(self, val_loss: float | None = None) -> Path:
         """Save a checkpoint; if `val_loss` is the lowest so far, it is the best one."""
+        out = self._folder()
         is_best = val_loss is not None and val_loss < self.best
-        self.best = val_loss if is_best else self.best
+        best = val_loss if is_best else self.best
         state = {
             "train": self.config.to_dict(),
             "data": {"name": self.data.name, "vocab_size": self.data.vocab_size, "train_tokens": len(self.data.train)},
-            "best": self.best if math.isfinite(self.best) else None,
+            "best": best if math.isfinite(best) else None,
             "skipped": self.skipped,
             "skipped_in_a_row": self._skipped_in_a_row,
         }
-        folder = checkpoint.save_checkpoint(self.out, self.step, self.model, self.optimizer, state)
+        folder = checkpoint.save_checkpoint(out, self.step, self.model, self.optimizer, state)
         if is_best:
-            checkpoint.point_to(self.out, "best", folder, val_loss=val_loss)
-        checkpoint.point_to(self.out, "latest", folder, val_loss=val_loss)
-        checkpoint.prune(self.out)
+            checkpoint.point_to(out, "best", folder, val_loss=val_loss)
+        checkpoint.point_to(out, "latest", folder, val_loss=val_loss)
+        self.best = best  # only now: a save that failed is tried again as a whole
+        checkpoint.prune(out)
         return folder
 
     def resume(self) -> None:
         """Go on from the latest checkpoint in `out`, as if there had been no interruption."""
-        folder = checkpoint.find_step(self.out)
+        folder = checkpoint.find_step(self._folder())
+        data = checkpoint.read_state(folder)["data"]
+        if data["train_tokens"] != len(self.data.train) or data["vocab_size"] != self.data.vocab_size:
+            raise CheckpointError(f"{folder} was trained on other data: {data['name']}")
         state = checkpoint.load_checkpoint(folder, self.model, self.optimizer)
-        if state["data"]["train_tokens"] != len(self.data.train) or state["data"]["vocab_size"] != self.data.vocab_size:
-            raise CheckpointError(f"{folder} was trained on other data: {state['data']['name']}")
         self.step = state["step"]
         self.best = math.inf if state["best"] is None else state["best"]
         self.skipped, self._skipped_in_a_row = state["skipped"], state["skipped_in_a_row"]
+
+    def _folder(self) -> Path:
+        if self.out is None:
+            raise ValueError("this trainer was made without `out`, a folder for checkpoints")
+        return self.out
 
     def close(self) -> None:
         """End the worker threads."""

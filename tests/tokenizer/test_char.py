@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from training.realdata import real_data
 
 from numllama.errors import DataError
 from numllama.tokenizer import CharTokenizer
@@ -124,3 +125,11 @@ def test_a_missing_file_is_an_error_that_names_it(tmp_path):
 def test_the_file_is_plain_ascii_json(tmp_path):
     path = CharTokenizer("a\u4e2d").save(tmp_path)
     assert json.loads(path.read_bytes().decode("ascii"))["type"] == "characters"
+
+
+def test_tinyshakespeare_has_65_characters():
+    text = real_data("tinyshakespeare.txt").read_text(encoding="utf-8")
+    tokenizer = CharTokenizer(text)
+    assert tokenizer.vocab_size == 65
+    assert tokenizer.characters[:13] == "\n !$&',-.3:;?"
+    assert tokenizer.decode(tokenizer.encode(text)) == text
