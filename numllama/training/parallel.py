@@ -11,7 +11,7 @@ its turn comes. Since a shard adds to each tensor once, both give the same bits,
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from itertools import islice, pairwise
 from threading import Condition, Lock
@@ -87,28 +87,19 @@ class Workers:
         turn = _Turn()
 
         def run(i: int) -> float:
-            try:
+            with turn:
                 buffer = turn.buffer(i, self._total, self._spares)
                 shard_key = None if key is None else (*key, i)
                 loss, _ = self.model.loss_and_grads(*parts[i], grads=buffer, count=count, key=shard_key, recompute=recompute)
                 turn.add(i, buffer, self._total, self._spares)
                 return float(loss)
-            except BaseException as error:
-                turn.fail(error)
-                raise
 
-        if self._pool is None:
-            return sum(map(run, range(shards))), self._total
-        shard_runs = [self._pool.submit(run, i) for i in range(shards)]
         try:
-            wait(shard_runs)
-        except BaseException as error:  # Ctrl-C: no shard may go on writing to buffers of the next call
+            return sum(list(self.map(run, range(shards)))), self._total
+        except BaseException as error:  # a shard's error, or Ctrl-C
             turn.fail(error)
-            wait(shard_runs)
-            raise
-        if turn.error is not None:
-            raise turn.error
-        return sum(shard.result() for shard in shard_runs), self._total
+            turn.wait_until_idle()  # no shard may go on writing to the buffers of the next call
+            raise turn.error from None
 
     def mean_loss(self, windows: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
         """Mean loss of all targets in some windows, without dropout; sums are in float64 and in order."""
@@ -141,7 +132,8 @@ class _Turn:
     def __init__(self) -> None:
         self._changed = Condition()
         self._next = 0  # every shard before this one is in the total
-        self.error: BaseException | None = None  # of the shard that failed first
+        self._running = 0
+        self.error: BaseException | None = None  # the first one
 
     def buffer(self, i: int, total: Parameters, spares: list[Parameters]) -> Parameters:
         """The total for the earliest unfinished shard, else a spare, cleared; waits for one or the other."""
@@ -171,6 +163,22 @@ class _Turn:
         """Let no one wait for a shard that will never come."""
         with self._changed:
             self.error = self.error or error
+            self._changed.notify_all()
+
+    def wait_until_idle(self) -> None:
+        """Wait for the shards that run; one that has not begun ends at once, for there is an error."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._running == 0)
+
+    def __enter__(self) -> None:
+        with self._changed:
+            self._running += 1
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        if error is not None:
+            self.fail(error)
+        with self._changed:
+            self._running -= 1
             self._changed.notify_all()
 
     def _check(self) -> None:

@@ -1,0 +1,325 @@
+"""Mistakes that are easy to make, each as an exact substitution in the code, and the test that must catch it.
+
+`test_mistakes.py` makes every one of them in a copy of the project and sees the named test fail. If the line to be changed is
+no longer there, exactly once, that is a failure too: the table follows the code.
+"""
+
+from typing import NamedTuple
+
+
+class Mistake(NamedTuple):
+    """What is wrong, where, the text that is replaced, by what, and the test that must fail."""
+
+    what: str
+    file: str
+    right: str
+    wrong: str
+    test: str
+
+
+MODEL = "model/test_transformer.py"
+
+MISTAKES = [
+    Mistake(
+        "the weight's gradient transposed, and reshaped until it fits",
+        "ops/linear.py", "dweight = dout.T @ x.reshape(-1, I) ", "dweight = (x.reshape(-1, I).T @ dout).reshape(O, I) ",
+        "ops/test_linear.py::test_gradients",
+    ),
+    Mistake(
+        "the buffer written to instead of added to",
+        "ops/linear.py", "into += dweight", "into[...] = dweight",
+        "ops/test_linear.py::test_into_is_added_to_and_returned",
+    ),
+    Mistake(
+        "+= over repeated tokens, which keeps only one of them",
+        "ops/embedding.py", "dweight[tokens[starts]] += xp.add.reduceat(rows, starts, axis=0)", "dweight[tokens] += rows",
+        "ops/test_embedding.py::test_a_repeated_token_collects_all_of_its_gradients",
+    ),
+    Mistake(
+        "a check that lets the id V through",
+        "checks.py", "wrong = (ids < 0) | (ids >= size)", "wrong = (ids < 0) | (ids > size)",
+        "ops/test_embedding.py::test_a_token_outside_of_the_vocabulary",
+    ),
+    Mistake(
+        "RMSNorm without the second term of its gradient",
+        "ops/rmsnorm.py", "dx = rstd * (dn - n * (dn * n).mean(-1, keepdims=True))", "dx = rstd * dn",
+        "ops/test_rmsnorm.py::test_gradients",
+    ),
+    Mistake(
+        "eps added outside the root",
+        "ops/rmsnorm.py",
+        "1.0 / xp.sqrt((x * x).mean(-1, keepdims=True) + eps)", "1.0 / (xp.sqrt((x * x).mean(-1, keepdims=True)) + eps)",
+        "ops/test_rmsnorm.py::test_forward_by_scalars",
+    ),
+    Mistake(
+        "LayerNorm's gradient without the mean's part",
+        "ops/layernorm.py", "dx = rstd * (dn - dn.mean(-1, keepdims=True) - n", "dx = rstd * (dn - n",
+        "ops/test_layernorm.py::test_gradients",
+    ),
+    Mistake(
+        "the unbiased variance",
+        "ops/layernorm.py",
+        "rstd = 1.0 / xp.sqrt((centred * centred).mean(-1, keepdims=True) + eps)",
+        "rstd = 1.0 / xp.sqrt((centred * centred).sum(-1, keepdims=True) / (x.shape[-1] - 1 or 1) + eps)",
+        "ops/test_layernorm.py::test_forward_by_scalars",
+    ),
+    Mistake(
+        "RoPE with the wrong sign",
+        "ops/rope.py", "out[..., first] = x1 * cos - x2 * sin", "out[..., first] = x1 * cos + x2 * sin",
+        "ops/test_rope.py::test_norms_stay",
+    ),
+    Mistake(
+        "RoPE's backward turning forward",
+        "ops/rope.py", "rope_forward(dout, cos, -sin, layout)[0]", "rope_forward(dout, cos, sin, layout)[0]",
+        "ops/test_rope.py::test_backward_turns_back",
+    ),
+    Mistake(
+        "RoPE one position late",
+        "ops/rope.py", "angles = positions[..., None] * frequencies", "angles = (positions[..., None] + 1) * frequencies",
+        "ops/test_rope.py::test_position_zero_stays",
+    ),
+    Mistake(
+        "one layout under the name of the other",
+        "ops/rope.py", "return slice(0, D // 2), slice(D // 2, D)", "return slice(0, D, 2), slice(1, D, 2)",
+        "ops/test_rope.py::test_the_layouts_differ_by_a_permutation",
+    ),
+    Mistake(
+        "frequencies a factor of two apart",
+        "ops/rope.py", 'xp.arange(0, D, 2, dtype="float64") / D)', 'xp.arange(0, D // 2, dtype="float64") / D)',
+        "ops/test_rope.py::test_table_by_scalars",
+    ),
+    Mistake(
+        "Llama 3.1's scaling the wrong way round",
+        "ops/rope.py",
+        'return frequencies * (kept + (1 - kept) / scaling["factor"])',
+        'return frequencies * (1 - kept + kept / scaling["factor"])',
+        "ops/test_rope.py::test_llama_3_1_scaling_keeps_fast_divides_slow_and_blends_between",
+    ),
+    Mistake(
+        "a finite minus infinity",
+        "ops/attention.py", "-math.inf)", "-1e4)",
+        "ops/test_attention.py::test_a_query_that_sees_nothing_gives_zero_and_gets_zero",
+    ),
+    Mistake(
+        "the causal interval one key too long",
+        "ops/attention.py", "(s < last[..., None])", "(s <= last[..., None])",
+        "ops/test_attention.py::test_future_keys_have_no_influence_at_all",
+    ),
+    Mistake(
+        "the first key of an interval left out",
+        "ops/attention.py", "(first[..., None] <= s)", "(first[..., None] < s)",
+        "ops/test_attention.py::test_forward_by_scalars",
+    ),
+    Mistake(
+        "queries at the start of the keys, where a cache has them at the end",
+        "ops/attention.py", "xp.arange(S - T + 1, S + 1)", "xp.arange(1, T + 1)",
+        "ops/test_attention.py::test_by_default_the_queries_stand_at_the_end_of_the_keys",
+    ),
+    Mistake(
+        "heads tiled instead of grouped",
+        "ops/attention.py",
+        "return x.reshape(B, K, H // K * T, D)",
+        "return x.reshape(B, H // K, K, T, D).swapaxes(1, 2).reshape(B, K, H // K * T, D)",
+        "ops/test_attention.py::test_grouped_queries_are_repeated_keys_and_values",
+    ),
+    Mistake(
+        "scores divided by D instead of its root",
+        "ops/attention.py", "scale = 1 / math.sqrt(D) if", "scale = 1 / D if",
+        "ops/test_attention.py::test_forward_by_scalars",
+    ),
+    Mistake(
+        "softmax's gradient without the sum",
+        "ops/attention.py",
+        "ds = p * (dp - (dp * p).sum(-1, keepdims=True)) * scale", "ds = p * dp * scale",
+        "ops/test_attention.py::test_gradients",
+    ),
+    Mistake(
+        "dk transposed, and hidden by a reshape",
+        "ops/attention.py",
+        "dk = ds.swapaxes(-1, -2) @ fold_groups(q, K)", "dk = (fold_groups(q, K).swapaxes(-1, -2) @ ds).reshape(k.shape)",
+        "ops/test_attention.py::test_gradients",
+    ),
+    Mistake(
+        "SiLU's derivative without the gate's own part",
+        "ops/swiglu.py", "dgate = dout * up * sigma * (1 + gate * (1 - sigma))", "dgate = dout * up * sigma",
+        "ops/test_swiglu.py::test_gradients",
+    ),
+    Mistake(
+        "a derivative of x³ without the 3",
+        "ops/gelu.py", "du = SLOPE * (1 + 3 * CUBIC * x * x)", "du = SLOPE * (1 + CUBIC * x * x)",
+        "ops/test_gelu.py::test_gradients",
+    ),
+    Mistake(
+        "the mean over all targets instead of those that count",
+        "ops/cross_entropy.py", "count = xp.maximum(counted.sum(), 1)", "count = max(targets.size, 1)",
+        "ops/test_cross_entropy.py::test_forward_by_scalars",
+    ),
+    Mistake(
+        "log-sum-exp without the maximum",
+        "ops/cross_entropy.py",
+        "lse = top + xp.log(xp.exp(logits - top[..., None]).sum(-1))", "lse = xp.log(xp.exp(logits).sum(-1))",
+        "ops/test_cross_entropy.py::test_very_large_logits_stay_finite",
+    ),
+    Mistake(
+        "the target's own probability forgotten",
+        "ops/cross_entropy.py", "dlogits[at_targets(targets)] -= scale.reshape(-1)", "pass",
+        "ops/test_cross_entropy.py::test_the_gradient_is_the_excess_probability",
+    ),
+    Mistake(
+        "a NumPy count that widens float32",
+        "ops/cross_entropy.py", "count = xp.asarray(count, dtype=logits.dtype)", "pass",
+        "ops/test_cross_entropy.py::test_keeps_float32_when_numpy_did_the_counting",
+    ),
+    Mistake(
+        "dropout's backward with a mask of its own",
+        "ops/dropout.py", "return dout * dropout_mask(dout, p, key)", "return dout * dropout_mask(dout, p, (*key, 1))",
+        "ops/test_dropout.py::test_backward_uses_the_mask_of_forward",
+    ),
+    Mistake(
+        "dropout that does not scale up the rest",
+        "ops/dropout.py", "x.dtype.type(1 / (1 - p))", "x.dtype.type(1)",
+        "ops/test_dropout.py::test_the_rest_is_scaled_up_so_that_the_mean_stays",
+    ),
+    Mistake(
+        "a weight's gradient from the last block of rows only",
+        "dispatch.py", "return result if value is None else value + result", "return result",
+        "test_dispatch.py::test_float32_weight_gradients_agree_to_six_digits_and_stay_float32",
+    ),
+    Mistake(
+        "a gradient check with a cotangent of ones",
+        "gradcheck.py", "xp.asarray(rng.standard_normal(np.shape(o)))", "xp.ones(np.shape(o))",
+        "test_gradcheck.py::test_under_a_cotangent_of_ones_a_wrong_softmax_gradient_would_pass",
+    ),
+    Mistake(
+        "the residual stream's gradient cut off",
+        "model/block.py",
+        'return dout + NORM[c.norm][1](dn, norm_cache, g, "ffn_norm")', 'return NORM[c.norm][1](dn, norm_cache, g, "ffn_norm")',
+        f"{MODEL}::test_every_gradient_against_differences[cpu-llama]",
+    ),
+    Mistake(
+        "the path through the keys forgotten",
+        "model/block.py", 'dn += linear_backward(dk, k_cache, g, "wk")', 'linear_backward(dk, k_cache, g, "wk")',
+        f"{MODEL}::test_every_gradient_against_differences[cpu-gqa]",
+    ),
+    Mistake(
+        "heads merged without swapping time back",
+        "model/block.py", "return x.swapaxes(1, 2).reshape(B, T, H * D)", "return x.reshape(B, T, H * D)",
+        f"{MODEL}::test_forward_equals_plain_einsums[cpu-llama]",
+    ),
+    Mistake(
+        "one dropout mask for both blocks of a layer",
+        "model/block.py", "site=2 * layer + 2)", "site=2 * layer + 1)",
+        f"{MODEL}::test_each_place_that_drops_has_a_mask_of_its_own[cpu]",
+    ),
+    Mistake(
+        "tied embeddings without the head's gradient",
+        "model/transformer.py",
+        'grads["embed"][...] += ops.embedding_backward(dx, embed_cache, into=dhead)',
+        'ops.embedding_backward(dx, embed_cache, into=grads["embed"])',
+        f"{MODEL}::test_every_gradient_against_differences[cpu-tied]",
+    ),
+    Mistake(
+        "a position's gradient from the first sequence only",
+        "model/transformer.py", "dx if pos_cache[0].ndim == 2 else dx.sum(0) ", "dx if pos_cache[0].ndim == 2 else dx[0] ",
+        f"{MODEL}::test_every_gradient_against_differences[cpu-gpt2]",
+    ),
+    Mistake(
+        "a mean of means over unequal shards",
+        "model/transformer.py",
+        "part, loss_cache = ops.cross_entropy_forward(logits, row_targets, count=count)",
+        "part, loss_cache = ops.cross_entropy_forward(logits, row_targets)",
+        f"{MODEL}::test_unequal_shards_that_share_a_count_add_up_to_the_batch[cpu-llama]",
+    ),
+    Mistake(
+        "a packed document that cannot see its first token",
+        "model/transformer.py",
+        "first, last = xp.asarray(segment_starts(segments)), ", "first, last = xp.asarray(segment_starts(segments)) + 1, ",
+        f"{MODEL}::test_a_packed_document_is_predicted_as_if_it_were_alone[cpu-llama]",
+    ),
+    Mistake(
+        "float64 RoPE tables on the float32 path",
+        "model/transformer.py", "c.rope_theta, c.rope_scaling, self.dtype)", 'c.rope_theta, c.rope_scaling, "float64")',
+        f"{MODEL}::test_a_float32_step_meets_no_float64[cpu-llama-plain]",
+    ),
+    Mistake(
+        "residual projections as large as the others at the start",
+        "model/parameters.py", "config.init_std / sqrt(2 * config.n_layers) if", "config.init_std if",
+        "model/test_parameters.py::test_matrices_start_normal_and_the_ones_that_write_to_the_residual_stream_smaller",
+    ),
+    Mistake(
+        "weight decay on gains",
+        "optim/optimizer.py",
+        "pieces += [(part, 0.0) for part in slices(matrices, self.params.flat.size)]",
+        "pieces += [(part, self.weight_decay) for part in slices(matrices, self.params.flat.size)]",
+        "optim/test_adamw.py::test_only_matrices_decay",
+    ),
+    Mistake(
+        "Adam without its bias correction",
+        "optim/adamw.py",
+        "w -= lr / (1 - beta1**t) * m / (xp_of(v).sqrt(v) / sqrt(1 - beta2**t) + eps)", "w -= lr * m / (xp_of(v).sqrt(v) + eps)",
+        "optim/test_adamw.py::test_the_first_step_is_lr_times_the_sign_of_the_gradient",
+    ),
+    Mistake(
+        "decay mixed into the gradient, as in plain Adam",
+        "optim/adamw.py", "m += (1 - beta1) * (g - m)", "g = g + weight_decay * w; m += (1 - beta1) * (g - m)",
+        "optim/test_adamw.py::test_decay_does_not_enter_the_moments",
+    ),
+    Mistake(
+        "gradients always scaled to the maximal norm",
+        "optim/clip.py", 'if max_norm < norm < float("inf"):', 'if norm < float("inf"):',
+        "optim/test_clip.py::test_gradients_that_are_short_enough_stay_bit_for_bit",
+    ),
+    Mistake(
+        "a warm-up that is one step ahead",
+        "optim/schedule.py", "return max_lr * step / warmup_steps", "return max_lr * (step + 1) / warmup_steps",
+        "optim/test_schedule.py::test_its_landmarks",
+    ),
+    Mistake(
+        "clipping after the step",
+        "training/trainer.py",
+        "norm = clip_grad_norm(grads, c.clip, self.workers.map)",
+        "norm = 1.0; self.optimizer.step(grads, lr, self.workers.map); clip_grad_norm(grads, c.clip); grads.flat.fill(0)",
+        "training/test_trainer.py::test_a_plain_loop_gives_the_same_parameters[adamw-1-0.05]",
+    ),
+    Mistake(
+        "targets that are the inputs",
+        "training/data.py", "return windows[:, :-1], windows[:, 1:]", "return windows[:, :-1], windows[:, :-1]",
+        "training/test_data.py::test_targets_are_the_tokens_that_follow_the_inputs",
+    ),
+    Mistake(
+        "the same batch in every step",
+        "training/data.py", "np.random.default_rng([seed, step]).integers", "np.random.default_rng([seed]).integers",
+        "training/test_data.py::test_a_batch_is_a_function_of_seed_and_step",
+    ),
+    Mistake(
+        "a validation that drops the last, shorter window",
+        "training/data.py", "if len(rest) > 1:", "if len(rest) > seq_len:",
+        "training/test_data.py::test_windows_ask_for_every_token_but_the_first_exactly_once",
+    ),
+    Mistake(
+        "a spare buffer with the gradients of another shard still in it",
+        "training/parallel.py", "        spare.flat.fill(0)\n", "",
+        "training/test_parallel.py::test_any_number_of_workers_gives_the_same_bits",
+    ),
+    Mistake(
+        "shards that add in whatever order they end",
+        "training/parallel.py",
+        "self._changed.wait_for(lambda: self.error or self._next == i)\n", "self._changed.wait_for(lambda: True)\n",
+        "training/test_parallel.py::test_any_number_of_workers_gives_the_same_bits",
+    ),
+    Mistake(
+        "the same dropout masks in every step",
+        "training/trainer.py", "key=(c.seed, step)", "key=(c.seed, 0)",
+        "training/test_trainer.py::test_the_dropout_masks_are_named_by_seed_and_step_and_shard",
+    ),
+    Mistake(
+        "a resumed optimizer that counts its steps anew",
+        "training/checkpoint.py", 'optimizer.steps = state["optimizer_steps"]', "optimizer.steps = 0",
+        "training/test_trainer.py::test_a_run_that_was_stopped_goes_on_as_if_it_had_not",
+    ),
+    Mistake(
+        "a checksum that is not looked at",
+        "training/checkpoint.py", 'if hashlib.sha256(content).hexdigest() != state["sha256"].get(name):', "if False:",
+        "training/test_checkpoint.py::test_one_wrong_byte_anywhere_is_noticed_or_harmless[weights.safetensors]",
+    ),
+]  # fmt: skip
