@@ -41,7 +41,7 @@ _skipped = []
 
 
 def pytest_runtest_logreport(report):
-    if report.skipped and "device 'cuda'" not in str(report.longrepr):
+    if report.skipped and not any(words in str(report.longrepr) for words in ("needs CuPy", "needs an NVIDIA GPU")):
         _skipped.append(f"{report.nodeid}: {report.longrepr}")
 
 
