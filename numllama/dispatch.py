@@ -96,6 +96,11 @@ def _arrays(value: Any) -> list[np.ndarray]:
     return [value] if isinstance(value, np.ndarray) else []
 
 
+def piece_size(flat: Any) -> int:
+    """How much of a flat buffer an elementwise pass does at a time: what fits a core's cache, or all of it on a GPU."""
+    return BLOCK_ELEMENTS if isinstance(flat, np.ndarray) else max(1, flat.size)
+
+
 def slices(start: int, stop: int, step: int = BLOCK_ELEMENTS) -> Iterator[slice]:
     """Cut start..stop into slices of at most `step`: what one elementwise pass over a flat buffer does at a time."""
     for begin in range(start, stop, step):

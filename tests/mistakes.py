@@ -249,8 +249,7 @@ MISTAKES = [
     Mistake(
         "weight decay on gains",
         "optim/optimizer.py",
-        "pieces += [(part, 0.0) for part in slices(matrices, self.params.flat.size)]",
-        "pieces += [(part, self.weight_decay) for part in slices(matrices, self.params.flat.size)]",
+        "pieces += [(part, 0.0) for part", "pieces += [(part, self.weight_decay) for part",
         "optim/test_adamw.py::test_only_matrices_decay",
     ),
     Mistake(

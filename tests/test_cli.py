@@ -98,6 +98,12 @@ def steps_in(folder) -> list[int]:
     return [line["step"] for line in log_of(folder)]
 
 
+def environment() -> dict[str, str]:
+    """Of a process that shall import the same numllama as this one."""
+    paths = [str(Path(numllama.__file__).parents[1]), os.environ.get("PYTHONPATH")]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
 @pytest.fixture(scope="module")
 def book(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("book") / "book.txt"
@@ -232,10 +238,6 @@ def test_sizes_that_a_preset_leaves_open_follow_the_ones_that_are_given(book, tm
 
 
 # ------------------------------------------------------------------------------------------------ going on
-
-
-def environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))}
 
 
 def test_a_run_that_goes_on_is_the_run_that_was_never_stopped(copy, book, tmp_path):
@@ -446,6 +448,19 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(book, tmp_path, out):
     (tmp_path / "file").write_text("not a folder")
     refused(numllama_train("--data", book, *tiny(), "--out", tmp_path / out), "cannot be written")
     assert (tmp_path / "file").read_text() == "not a folder"
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_is_read_only_is_one_sentence(book, tmp_path):
+    (tmp_path / "shelf").mkdir(mode=0o555)
+    refused(numllama_train("--data", book, *tiny(), "--out", tmp_path / "shelf" / "run"), "cannot be written")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read anything")
+def test_data_that_may_not_be_read_is_one_sentence(tmp_path):
+    (tmp_path / "diary.txt").write_text(TEXT)
+    (tmp_path / "diary.txt").chmod(0)
+    refused(numllama_train("--data", tmp_path / "diary.txt", *tiny(), "--out", tmp_path / "run"), "cannot be read")
 
 
 # ------------------------------------------------------------------------------------------------ trouble on the way

@@ -4,7 +4,7 @@ from math import sqrt
 
 import numpy as np
 
-from numllama.dispatch import slices
+from numllama.dispatch import piece_size, slices
 from numllama.model.parameters import Parameters
 
 
@@ -12,7 +12,7 @@ def grad_norm(grads: Parameters, run=map) -> float:
     """The Euclidean norm of all gradients taken as one vector; pieces are summed in float64, in a fixed order."""
     flat = grads.flat
     with np.errstate(over="ignore", invalid="ignore"):  # infinity is the answer then
-        squares = run(lambda part: float(flat[part] @ flat[part]), list(slices(0, flat.size)))
+        squares = run(lambda part: float(flat[part] @ flat[part]), list(slices(0, flat.size, piece_size(flat))))
         return sqrt(sum(squares))
 
 

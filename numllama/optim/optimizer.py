@@ -1,6 +1,6 @@
 """What optimizers share: one pass over flat buffers, in pieces that stay in cache, with decay on the matrices only."""
 
-from numllama.dispatch import slices
+from numllama.dispatch import piece_size, slices
 from numllama.model.parameters import Parameters
 
 
@@ -38,9 +38,9 @@ class Optimizer:
         self.params.check_layout("grads", grads)
         self.steps += 1
         lr = float(self.lr if lr is None else lr)  # a float64 scalar of NumPy's would widen float32
-        matrices = self.params.matrices.size
-        pieces = [(part, self.weight_decay) for part in slices(0, matrices)]
-        pieces += [(part, 0.0) for part in slices(matrices, self.params.flat.size)]
+        flat, matrices = self.params.flat, self.params.matrices.size
+        pieces = [(part, self.weight_decay) for part in slices(0, matrices, piece_size(flat))]
+        pieces += [(part, 0.0) for part in slices(matrices, flat.size, piece_size(flat))]
         for _ in run(lambda piece: self.update(piece[0], grads, lr, piece[1]), pieces):
             pass
 

@@ -36,7 +36,7 @@ def plot_losses(lines: list[dict], path: Path, title: str = "", best_possible: f
     axes.plot(steps, losses, color="#b8c4d6", linewidth=0.6)
     window = max(1, len(steps) // 50)
     smooth = np.convolve(losses, np.ones(window) / window, mode="valid")
-    axes.plot(steps[window - 1 :], smooth, color="#1f4e8c", label=f"training, mean of {window} steps")
+    axes.plot(steps[window // 2 :][: len(smooth)], smooth, color="#1f4e8c", label=f"training, mean of {window} steps")
     if val:
         axes.plot(*zip(*val, strict=True), "o-", color="#c8502d", markersize=4, label="validation, estimate")
     if best_possible is not None:
