@@ -3,6 +3,7 @@
 Every field of ModelConfig and TrainConfig is a flag. Exit codes: 0, 2 for what the user can mend, 130 after Ctrl-C.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, fields, make_dataclass
@@ -84,6 +85,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains once more at exit
+        sys.exit(0)
 
 
 if __name__ == "__main__":

@@ -140,6 +140,26 @@ MISTAKES = [
         "ops/test_attention.py::test_gradients",
     ),
     Mistake(
+        "sums that are not rescaled when the maximum rises",
+        "ops/flash_attention.py", "o = o * shrink + p @", "o = o + p @",
+        "ops/test_flash_attention.py::test_it_is_attention",
+    ),
+    Mistake(
+        "the tile's own maximum in the place of the one so far",
+        "ops/flash_attention.py", "xp.maximum(m, s.max(-1, keepdims=True))", "s.max(-1, keepdims=True)",
+        "ops/test_flash_attention.py::test_very_large_scores_do_not_overflow",
+    ),
+    Mistake(
+        "tiles of keys that are skipped although somebody sees them",
+        "ops/flash_attention.py", "min(S, int(last.max()))", "min(S, int(last.min()))",
+        "ops/test_flash_attention.py::test_it_is_attention",
+    ),
+    Mistake(
+        "flash attention's backward without delta",
+        "ops/flash_attention.py", "            dp -= delta\n", "",
+        "ops/test_flash_attention.py::test_gradients",
+    ),
+    Mistake(
         "SiLU's derivative without the gate's own part",
         "ops/swiglu.py", "dgate = dout * up * sigma * (1 + gate * (1 - sigma))", "dgate = dout * up * sigma",
         "ops/test_swiglu.py::test_gradients",

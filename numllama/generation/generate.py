@@ -37,8 +37,10 @@ def generate(
     """
     if len(prompt_ids) == 0:
         raise ValueError("prompt_ids is empty, but at least one token is needed to begin with")
-    if not temperature >= 0:
-        raise ValueError(f"temperature is {temperature}, but must not be negative")
+    if not 0 <= temperature < float("inf"):
+        raise ValueError(f"temperature is {temperature}, but must be a number that is not negative")
+    if max_new_tokens < 0:
+        raise ValueError(f"max_new_tokens is {max_new_tokens}, but must not be negative")
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k is {top_k}, but must be at least 1")
     rng = np.random.default_rng(seed)
@@ -51,7 +53,7 @@ def generate(
 
 
 def _draw(logits: np.ndarray, temperature: float, top_k: int | None, rng: np.random.Generator) -> int:
-    if temperature == 0:
+    if temperature < 1e-6 or top_k == 1:
         return int(logits.argmax())
     if top_k is not None and top_k < len(logits):
         logits = np.where(logits < np.sort(logits)[-top_k], -np.inf, logits)

@@ -134,7 +134,7 @@ def attention_block_forward(x: Array, w: dict[str, Array], context: Context, sit
     q, q_stages = stages_forward(split_heads(q, c.n_heads), w, "q_norm", context)       # (B, H, T, D)
     k, k_stages = stages_forward(split_heads(k, c.n_kv_heads), w, "k_norm", context)    # (B, K, T, D)
     v = split_heads(v, c.n_kv_heads)                                   # (B, K, T, D)
-    mixed, attention_cache = ops.attention_forward(q, k, v, context.first, context.last)
+    mixed, attention_cache = ops.flash_attention_forward(q, k, v, context.first, context.last)
     out, out_cache = linear_forward(merge_heads(mixed), w, "wo", context)               # (B, T, C)
     out, dropout_cache = dropout_forward(out, site, context)
     caches = norm_cache, q_cache, k_cache, v_cache, q_stages, k_stages, attention_cache, out_cache, dropout_cache
@@ -147,7 +147,7 @@ def attention_block_backward(dout: Array, cache: tuple, g: dict[str, Array]) -> 
     norm_cache, q_cache, k_cache, v_cache, q_stages, k_stages, attention_cache, out_cache, dropout_cache = caches
     dbranch = dropout_backward(dout, dropout_cache)                    # (B, T, C)
     dmixed = split_heads(linear_backward(dbranch, out_cache, g, "wo"), c.n_heads)       # (B, H, T, D)
-    dq, dk, dv = ops.attention_backward(dmixed, attention_cache)
+    dq, dk, dv = ops.flash_attention_backward(dmixed, attention_cache)
     dq = merge_heads(stages_backward(dq, q_stages, g, "q_norm"))       # (B, T, H·D)
     dk = merge_heads(stages_backward(dk, k_stages, g, "k_norm"))       # (B, T, K·D)
     dn = linear_backward(dq, q_cache, g, "wq")                         # n fed three maps: their gradients add

@@ -9,6 +9,7 @@ from numllama.ops.attention import attention_backward, attention_forward
 from numllama.ops.cross_entropy import IGNORE, cross_entropy_backward, cross_entropy_forward
 from numllama.ops.dropout import dropout_backward, dropout_forward
 from numllama.ops.embedding import embedding_backward, embedding_forward
+from numllama.ops.flash_attention import flash_attention_backward, flash_attention_forward
 from numllama.ops.gelu import gelu_backward, gelu_forward
 from numllama.ops.layernorm import layernorm_backward, layernorm_forward
 from numllama.ops.linear import linear_backward, linear_forward
@@ -23,6 +24,7 @@ __all__ = [
     "layernorm_forward", "layernorm_backward",
     "rope_table", "rope_forward", "rope_backward",
     "attention_forward", "attention_backward",
+    "flash_attention_forward", "flash_attention_backward",
     "swiglu_forward", "swiglu_backward",
     "gelu_forward", "gelu_backward",
     "cross_entropy_forward", "cross_entropy_backward", "IGNORE",

@@ -1,6 +1,7 @@
 """One token for each character: the simplest tokenizer, and enough for Shakespeare."""
 
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -56,7 +57,9 @@ class CharTokenizer:
     def save(self, folder: str | Path) -> Path:
         """Write ``tokenizer.json`` into a folder."""
         path = Path(folder) / "tokenizer.json"
-        path.write_text(json.dumps({"type": "characters", "characters": list(self.characters)}) + "\n", encoding="utf-8")
+        part = path.with_name(f".part-{path.name}-{os.getpid()}")  # whole or not at all
+        part.write_text(json.dumps({"type": "characters", "characters": list(self.characters)}) + "\n", encoding="utf-8")
+        part.replace(path)
         return path
 
     @classmethod

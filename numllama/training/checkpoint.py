@@ -160,7 +160,8 @@ def prune(run: Path) -> None:
             if left.is_dir():
                 shutil.rmtree(left, ignore_errors=True)
             else:
-                left.unlink(missing_ok=True)
+                with suppress(OSError):
+                    left.unlink(missing_ok=True)
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
@@ -174,8 +175,10 @@ def write_text(path: Path, text: str) -> None:
     try:
         _write_through(part, text.encode())
         os.replace(part, path)
+        _flush_folder(path.parent)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
         raise CheckpointError(f"{path} could not be written: {error.strerror}") from error
 
 
@@ -222,7 +225,7 @@ def _write_through(path: Path, content: bytes) -> None:
 
 def _flush_folder(folder: Path) -> None:
     """Make a rename last through a power cut, where the system lets folders be opened."""
-    with suppress(PermissionError):
+    with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(handle)

@@ -13,6 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 import numllama
+from numllama.backend import array_module
 from numllama.errors import CheckpointError, NumllamaError
 from numllama.generation import generate
 from numllama.model import ModelConfig, Transformer, count_parameters
@@ -51,6 +52,7 @@ def train_run(
     model_changes, train_changes : dict
         Fields of ModelConfig and TrainConfig that differ from the preset's.
     """
+    array_module(device)  # before any data is read or downloaded
     preset = preset or ("shakespeare-cpu" if device == "cpu" else "shakespeare")
     out = out or _default_folder(preset, resume)
     if resume:
@@ -69,7 +71,7 @@ def train_run(
 
     model = Transformer(model_config, seed=config.seed, device=device)
     trainer = Trainer(model, dataset, config, out)
-    if resume:
+    if resume and (out / "latest.json").exists():  # a run that was killed before its first checkpoint starts again
         trainer.resume()
     _write_about(out, data, dataset, trainer)  # of a resumed run too: its settings may have changed
     return _train(trainer)

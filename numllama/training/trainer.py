@@ -185,9 +185,9 @@ class Trainer:
             "skipped_in_a_row": self._skipped_in_a_row,
         }
         folder = checkpoint.save_checkpoint(out, self.step, self.model, self.optimizer, state)
+        checkpoint.point_to(out, "latest", folder, val_loss=val_loss)
         if is_best:
             checkpoint.point_to(out, "best", folder, val_loss=val_loss)
-        checkpoint.point_to(out, "latest", folder, val_loss=val_loss)
         self.best = best  # only now: a save that failed is tried again as a whole
         checkpoint.prune(out)
         return folder
@@ -202,6 +202,7 @@ class Trainer:
         self.step = state["step"]
         self.best = math.inf if state["best"] is None else state["best"]
         self.skipped, self._skipped_in_a_row = state["skipped"], state["skipped_in_a_row"]
+        checkpoint.prune(self.out)  # a step that a kill left unnamed must not stand for the one that is done again
 
     def _folder(self) -> Path:
         if self.out is None:

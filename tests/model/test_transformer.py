@@ -604,7 +604,7 @@ def test_a_float32_step_meets_no_float64(device, monkeypatch, switches, argument
     loss, grads = model.loss_and_grads(*batch(), **arguments)
     clip_grad_norm(grads, 0.1)
     optimizer.step(grads, lr=1e-3)
-    assert {"linear_backward", "attention_backward", "cross_entropy_backward", "adamw_update"} <= set(seen)
+    assert {"linear_backward", "flash_attention_backward", "cross_entropy_backward", "adamw_update"} <= set(seen)
     assert {name: dtypes for name, dtypes in seen.items() if dtypes - {"float32"}} == {}
     buffers = [loss, model.params.flat, grads.flat, optimizer.state["m"].flat, optimizer.state["v"].flat]
     assert {buffer.dtype.name for buffer in buffers} == {"float32"}

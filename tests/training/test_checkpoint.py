@@ -320,6 +320,10 @@ class Killed(BaseException):
     """Nothing catches it, as nothing catches a kill."""
 
 
+def killed(*args, **kwargs):
+    raise Killed
+
+
 def at_anything(monkeypatch, failing):
     at_writes(monkeypatch, failing)
     at_flushes(monkeypatch, failing)
@@ -344,6 +348,19 @@ def test_a_run_goes_on_after_a_kill_at_any_moment(runs, monkeypatch):
         assert [folder.name for folder in run.glob("step-*")] == [f"step-{trainer.step:06d}"]
         assert not list(run.glob(".*")), "what the kill left behind is still there"
     assert n > 12
+
+
+def test_a_step_folder_that_a_kill_left_unnamed_does_not_stand_for_the_step_that_is_done_again(runs, monkeypatch):
+    run = next(runs)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "point_to", killed)
+        with pytest.raises(Killed):
+            advance(trainer_in(run))
+    assert (run / "step-000003").is_dir()
+    trainer = trainer_in(run)
+    trainer.model.params.flat[...] += 1  # as if the run went on with another learning rate
+    advance(trainer)
+    assert loaded(checkpoint.find_step(run)) == bits(trainer)
 
 
 def test_a_pointer_is_never_seen_half_written(tmp_path):

@@ -277,11 +277,12 @@ def test_a_call_after_ctrl_c_is_not_disturbed_by_shards_of_the_call_before(monke
 
 
 def test_threads_end_when_the_workers_are_closed():
-    before = threading.active_count()
+    before = set(threading.enumerate())
     with working(build(), 3) as pool:
         pool.loss_and_grads(*batch(), 3)
-        assert threading.active_count() > before
-    assert threading.active_count() == before
+        started = set(threading.enumerate()) - before
+        assert started
+    assert not any(thread.is_alive() for thread in started)
 
 
 def test_no_workers_at_all_are_refused():

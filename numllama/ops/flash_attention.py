@@ -1,0 +1,183 @@
+"""Flash attention: attention in tiles; no (T, S) array is ever made.     Dao et al. 2022, alg. 1, 4; Milakov & Gimelshein 2018
+
+Forward takes the keys of a tile of queries piece by piece and keeps three things for each query: the largest score so far
+(m), the sum of exp(s − m) so far (z), and the sum of exp(s − m)·v so far (o). When m rises to m', both sums are rescaled:
+    z ← z·exp(m − m') + Σ exp(s − m')        o ← o·exp(m − m') + exp(s − m') v        at the end out = o / z
+Only lse = m + log z is kept for backward, from which each tile of p can be made again:
+    p  = exp(s − lse)                        dv += pᵀ dout             dp = dout vᵀ
+    ds = p ⊙ (dp − δ)                        dq += ds k · scale        dk += dsᵀ q · scale
+where δ = Σ over keys of dp⊙p = Σ over D of dout⊙out, since Σₛ p[s]·(dout·v[s]) = dout·out: a sum over keys turned into a
+sum over D, known before any tile is.
+
+Intervals and grouped queries are those of `attention`. Tiles that no query of a tile sees are skipped; a mask is made only
+where an interval ends inside a tile.
+"""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from numllama.backend import Array, xp_of
+from numllama.checks import check_shape
+from numllama.dispatch import accelerated
+from numllama.ops.attention import check_heads, key_intervals
+
+QUERY_TILE, KEY_TILE = 64, 128
+TILE_ELEMENTS = 48 * 1024  # scores of one tile, over all its sequences and heads: they stay in a core's cache
+
+
+@accelerated
+def flash_attention_forward(
+    q: Array, k: Array, v: Array, first: Array | None = None, last: Array | None = None, scale: float | None = None
+) -> tuple[Array, tuple]:
+    """Attention, as :func:`numllama.ops.attention_forward` defines it, in memory that grows with T and not with T·S.
+
+    Parameters
+    ----------
+    q : array, shape (B, H, T, D)
+    k, v : array, shape (B, K, S, D)
+    first, last : integer array, shape (T,) or (B, T), optional
+        Query t sees the keys ``first <= s < last``; default causal.
+    scale : float, optional
+        Of the scores; default ``1/sqrt(D)``.
+
+    Returns
+    -------
+    out : array, shape (B, H, T, D)
+    cache : tuple
+        ``(q, k, v, out, lse, first, last, scale)``, lse of shape (B, H, T).
+    """
+    _, S = check_heads(q, k, v)
+    xp = xp_of(q)
+    B, H, T, D = q.shape
+    scale = 1 / math.sqrt(D) if scale is None else float(scale)
+    first, last = key_intervals(first, last, q, S)                     # (1 or B, T)
+    out, lse = xp.empty_like(q), xp.empty((B, H, T), q.dtype)
+    kT = transposed(k)                                                 # (B, K, D, S)
+    for where, kv, pieces in tiles(q, k, first, last):
+        qi = fold(q[where], kv, k) * scale                             # (b, g, R·t, D)
+        m = xp.full((*qi.shape[:3], 1), -math.inf, q.dtype)
+        z, o = xp.zeros_like(m), xp.zeros_like(qi)
+        for keys, hidden in pieces:
+            s = scores(qi, kT[kv][..., keys], hidden)                  # (b, g, R·t, s)
+            m_old, m = m, xp.maximum(m, s.max(-1, keepdims=True))
+            s -= finite(m)
+            p = xp.exp(s, out=s)
+            shrink = xp.exp(m_old - finite(m))                         # 0 for the first piece
+            z = z * shrink + p.sum(-1, keepdims=True)
+            o = o * shrink + p @ v[kv][:, :, keys]
+        seen = xp.where(z == 0, 1, z)                                  # a query that sees nothing: out = 0
+        out[where] = unfold(o / seen, q[where])
+        lse[where] = (finite(m) + xp.log(seen)).reshape(lse[where].shape)
+    return out, (q, k, v, out, lse, first, last, scale)
+
+
+@accelerated
+def flash_attention_backward(dout: Array, cache: tuple) -> tuple[Array, Array, Array]:
+    """Gradients of :func:`flash_attention_forward`: ``dq`` (B, H, T, D), ``dk`` and ``dv`` (B, K, S, D)."""
+    q, k, v, out, lse, first, last, scale = cache
+    check_shape("dout", dout, q.shape)
+    xp = xp_of(q)
+    dq, dk, dv = xp.empty_like(q), xp.zeros_like(k), xp.zeros_like(v)
+    kT, vT = transposed(k), transposed(v)                              # (B, K, D, S)
+    for where, kv, pieces in tiles(q, k, first, last):
+        qi = fold(q[where], kv, k) * scale                             # (b, g, R·t, D)
+        douti = fold(dout[where], kv, k)                               # (b, g, R·t, D)
+        delta = fold((dout[where] * out[where]).sum(-1, keepdims=True), kv, k)
+        lsei = fold(lse[where][..., None], kv, k)                      # (b, g, R·t, 1)
+        dqi = xp.zeros_like(qi)
+        for keys, hidden in pieces:
+            s = scores(qi, kT[kv][..., keys], hidden)                  # (b, g, R·t, s)
+            s -= lsei
+            p = xp.exp(s, out=s)
+            dv[kv][:, :, keys] += p.swapaxes(-1, -2) @ douti
+            dp = douti @ vT[kv][..., keys]
+            dp -= delta
+            dp *= p
+            ds = dp                                                    # (b, g, R·t, s)
+            dqi += ds @ k[kv][:, :, keys]
+            dk[kv][:, :, keys] += ds.swapaxes(-1, -2) @ qi             # qi carries the scale
+        dq[where] = unfold(dqi, q[where]) * scale
+    return dq, dk, dv
+
+
+def transposed(x: Array) -> Array:
+    """Keys or values once turned around: on a small tile, BLAS takes twice as long where it has to do that itself."""
+    return xp_of(x).ascontiguousarray(x.swapaxes(-1, -2))
+
+
+def scores(q: Array, kT: Array, hidden: Array | None) -> Array:
+    """q kᵀ, and -inf where a query must not look."""
+    s = q @ kT
+    if hidden is not None:
+        B, K, rows, S = s.shape
+        T = hidden.shape[-2]
+        view = s.reshape(B, K, rows // T, T, S)  # of a new array: never a copy
+        xp_of(s).copyto(view, -math.inf, where=hidden[:, None, None])
+    return s
+
+
+def finite(m: Array) -> Array:
+    """The maximum of scores, 0 where there were none."""
+    return xp_of(m).where(xp_of(m).isinf(m), 0, m)
+
+
+def fold(x: Array, kv: tuple, k: Array) -> Array:
+    """Query heads of one key head behind each other in time: (b, g·R, t, n) -> (b, g, R·t, n)."""
+    b, heads, t, n = x.shape
+    g = len(range(k.shape[1])[kv[1]])
+    return x.reshape(b, g, heads // g * t, n)
+
+
+def unfold(x: Array, like: Array) -> Array:
+    """And back."""
+    return x.reshape(like.shape)
+
+
+def tiles(q: Array, k: Array, first: Array, last: Array) -> Iterator[tuple]:
+    """The tiles of queries, and for each the pieces of keys that some of its queries see.
+
+    Yields
+    ------
+    where : tuple of slices
+        Sequences, query heads and times of a tile: an index of q.
+    kv : tuple of slices
+        The same sequences, and the key heads: an index of k and v.
+    pieces : list of (slice, boolean array or None)
+        Slices of keys, and where they are hidden: (1 or b, t, s), None if nowhere.
+    """
+    B, H, T, _ = q.shape
+    K, S = k.shape[1:3]
+    R = H // K
+    on_cpu = isinstance(q, np.ndarray)
+    step_t, step_s = (min(T, QUERY_TILE), min(S, KEY_TILE)) if on_cpu else (T, S)
+    pairs = max(1, TILE_ELEMENTS // (R * step_t * step_s)) if on_cpu else B * K      # (sequence, key head) in one tile
+    step_k = min(K, pairs)
+    step_b = max(1, pairs // K) if step_k == K else 1
+    for t0 in range(0, T, step_t):
+        t = slice(t0, min(t0 + step_t, T))
+        for b0 in range(0, B, step_b):
+            b = slice(b0, min(b0 + step_b, B))
+            rows = b if len(first) > 1 or len(last) > 1 else slice(0, 1)
+            pieces = visible_pieces(first, last, rows, t, S, step_s)
+            for k0 in range(0, K, step_k):
+                heads = slice(k0, min(k0 + step_k, K))
+                yield (b, slice(heads.start * R, heads.stop * R), t), (b, heads), pieces
+
+
+def visible_pieces(first: Array, last: Array, rows: slice, t: slice, S: int, step: int) -> list[tuple[slice, Array | None]]:
+    """The keys that some query of a tile sees, in pieces of at most `step`."""
+    xp = xp_of(first)
+    first = (first[rows] if len(first) > 1 else first)[:, t]           # (1 or b, t)
+    last = (last[rows] if len(last) > 1 else last)[:, t]
+    begin, end = max(0, int(first.min())), min(S, int(last.max()))
+    pieces = []
+    for s0 in range(begin, end, step):
+        keys = slice(s0, min(s0 + step, end))
+        hidden = None
+        if int(first.max()) > keys.start or int(last.min()) < keys.stop:
+            s = xp.arange(keys.start, keys.stop)
+            hidden = (s < first[..., None]) | (s >= last[..., None])   # (1 or b, t, s)
+        pieces.append((keys, hidden))
+    return pieces
