@@ -15,8 +15,10 @@ from typing import Any
 
 import numpy as np
 
-# 48 K floats are 192 KiB: an op's three or four arrays of that size fit a core's second-level cache.
+# 48 K floats are 192 KiB: the arrays that one step of an op reads and writes fit a core's second-level cache. An array of
+# fewer than five blocks is left whole: the calls would cost more than the cache saves.
 BLOCK_ELEMENTS = 48 * 1024
+WHOLE_BLOCKS = 5
 
 
 def accelerated(op: Callable | None = None, *, by_rows: bool = False) -> Callable:
@@ -45,7 +47,7 @@ def accelerated(op: Callable | None = None, *, by_rows: bool = False) -> Callabl
 def _has_many_rows(args: tuple) -> bool:
     """Whether all arrays are large, have the same rows, or are shared vectors; anything else is for the op's own checks."""
     first = args[0] if args else None
-    if not isinstance(first, np.ndarray) or first.ndim < 2 or first.size < 2 * BLOCK_ELEMENTS:
+    if not isinstance(first, np.ndarray) or first.ndim < 2 or first.size < WHOLE_BLOCKS * BLOCK_ELEMENTS:
         return False
     return all(a.ndim == 1 or a.shape[:-1] == first.shape[:-1] for a in _arrays(args))
 

@@ -24,7 +24,7 @@ from numllama.dispatch import accelerated
 from numllama.ops.attention import check_heads, key_intervals
 
 QUERY_TILE, KEY_TILE = 64, 128
-TILE_ELEMENTS = 48 * 1024  # scores of one tile, over all its sequences and heads: they stay in a core's cache
+TILE_ELEMENTS = 96 * 1024  # scores of one tile, over all its sequences and heads: they stay in a core's cache
 
 
 @accelerated

@@ -8,6 +8,7 @@ Buffers: the earliest unfinished shard adds straight into the total; a later one
 its turn comes. Since a shard adds to each tensor once, both give the same bits, and `workers` buffers are enough.
 """
 
+import ctypes
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -203,6 +204,8 @@ def training_settings(device: str) -> Iterator[None]:
 
     BLAS gets one thread, for the workers are the parallelism and its sums must not depend on the number of cores.
     Python passes its lock on sooner than every 5 ms, for our calls into NumPy are much shorter than that.
+    The C library keeps freed memory, where by default it gives large arrays back to the system at once, only to have
+    every page of the next array faulted in again.
     """
     if device != "cpu":
         yield
@@ -214,6 +217,7 @@ def training_settings(device: str) -> Iterator[None]:
             undo.enter_context(threadpool_limits(1, user_api="blas"))
             undo.callback(sys.setswitchinterval, sys.getswitchinterval())
             sys.setswitchinterval(1e-4)
+            undo.enter_context(kept_memory())
     try:
         yield
     finally:
@@ -221,3 +225,25 @@ def training_settings(device: str) -> Iterator[None]:
             _settings["users"] -= 1
             if _settings["users"] == 0:
                 _settings["undo"].close()
+
+
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # glibc's malloc.h
+KEPT = {M_MMAP_THRESHOLD: 2**25, M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: 2**26}  # 2**25 is the most that glibc takes
+DEFAULTS = {M_MMAP_THRESHOLD: 2**17, M_TRIM_THRESHOLD: 2**17, M_TOP_PAD: 2**17}
+
+
+@contextmanager
+def kept_memory() -> Iterator[None]:
+    """Let glibc's malloc keep what is freed; elsewhere, do nothing."""
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if not hasattr(libc, "mallopt"):
+        yield
+        return
+    for option, value in KEPT.items():
+        libc.mallopt(option, value)
+    try:
+        yield
+    finally:
+        for option, value in DEFAULTS.items():
+            libc.mallopt(option, value)
+        libc.malloc_trim(0)

@@ -19,6 +19,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 import numllama
 from numllama.model import ModelConfig, Parameters, Transformer
 from numllama.ops import IGNORE
+from numllama.training import parallel
 from numllama.training.data import all_windows
 from numllama.training.parallel import Workers, cut, shard_count, training_settings
 
@@ -411,3 +412,29 @@ def test_settings_of_two_trainers_that_take_turns_hold_until_the_last_one_ends(t
     finally:
         sys.setswitchinterval(interval)
         threadpool_limits(2, user_api="blas")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc is asked to keep memory")
+def test_memory_is_kept_inside_and_given_back_after(monkeypatch):
+    asked = []
+
+    class Libc:
+        @staticmethod
+        def mallopt(option, value):
+            asked.append((option, value))
+
+        @staticmethod
+        def malloc_trim(pad):
+            asked.append("trim")
+
+    monkeypatch.setattr(parallel.ctypes, "CDLL", lambda name: Libc)
+    with training_settings("cpu"):
+        assert asked == list(parallel.KEPT.items())
+        asked.clear()
+    assert asked == [*parallel.DEFAULTS.items(), "trim"]
+
+
+def test_a_system_without_mallopt_does_without(monkeypatch):
+    monkeypatch.setattr(parallel.ctypes, "CDLL", lambda name: object())
+    with training_settings("cpu"):
+        assert sys.getswitchinterval() < 5e-3
