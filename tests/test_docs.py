@@ -1,0 +1,51 @@
+"""What the documents say about the code is true."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from numllama.model import PRESETS, count_parameters
+
+ROOT = Path(__file__).parents[1]
+
+
+def rows(path: Path) -> dict[str, list[str]]:
+    """The rows of a Markdown table, by their first cell."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    return {row[0]: row[1:] for row in cells}
+
+
+@pytest.mark.skipif(not (ROOT / "docs").exists(), reason="tests without the documents")
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_presets_row_is_its_shape_and_size(name):
+    c = PRESETS[name]
+    numbers = [c.vocab_size, c.dim, c.n_layers, c.n_heads, c.n_kv_heads, c.head_dim, c.ffn_dim, c.max_seq_len]
+    *sizes, tied, parameters = [cell.replace(",", "") for cell in rows(ROOT / "docs" / "models.md")[name]]
+    assert sizes == [str(number) for number in numbers]
+    assert tied == ("tied" if c.tie_embeddings else "untied")
+    assert parameters == str(count_parameters(c))
+
+
+@pytest.mark.skipif(not (ROOT / "README.md").exists(), reason="tests without the README")
+def test_the_readme_shows_the_code_as_it_is():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    source = (ROOT / "numllama" / "ops" / "rmsnorm.py").read_text(encoding="utf-8")
+    shown = [line for line in readme.split("```python\n@accelerated")[1].split("```")[0].splitlines() if line.startswith("    ")]
+    assert len(shown) > 8
+    assert not [line for line in shown if line not in source]
+
+
+@pytest.mark.skipif(not (ROOT / "README.md").exists(), reason="tests without the README")
+def test_the_readmes_examples_run(tmp_path, monkeypatch):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "book.txt").write_text("To be, or not to be, that is the question.\n" * 40)
+    examples = [block for block in re.findall(r"```python\n(.*?)```", readme, re.S) if "@accelerated" not in block]
+    assert len(examples) == 3
+    names = {}
+    for example in examples:
+        exec(example.replace("steps=500", "steps=3"), names)
+    assert (tmp_path / "runs" / "book" / "latest.json").exists()
+    assert names["report"].step == 3
