@@ -105,7 +105,7 @@ class TrainConfig:
 
 _DEFAULT = TrainConfig()
 RECIPES = {
-    "shakespeare-cpu": replace(_DEFAULT, lr=4e-3, min_lr=0.0),
+    "shakespeare-cpu": replace(_DEFAULT, lr=3e-3, min_lr=0.0),
     "shakespeare": replace(_DEFAULT, steps=5000, batch_size=64, lr=1e-3),
 }
 
