@@ -296,7 +296,7 @@ MISTAKES = [
     Mistake(
         "clipping after the step",
         "training/trainer.py",
-        "norm = clip_grad_norm(grads, c.clip, self.workers.map)",
+        "norm = clip_grad_norm(grads, c.clip)",
         "norm = 1.0; self.optimizer.step(grads, lr, self.workers.map); clip_grad_norm(grads, c.clip); grads.flat.fill(0)",
         "training/test_trainer.py::test_a_plain_loop_gives_the_same_parameters[adamw-1-0.05]",
     ),

@@ -8,23 +8,20 @@ from numllama.dispatch import piece_size, slices
 from numllama.model.parameters import Parameters
 
 
-def grad_norm(grads: Parameters, run=map) -> float:
+def grad_norm(grads: Parameters) -> float:
     """The Euclidean norm of all gradients taken as one vector; pieces are summed in float64, in a fixed order."""
     flat = grads.flat
     with np.errstate(over="ignore", invalid="ignore"):  # infinity is the answer then
-        squares = run(lambda part: float(flat[part] @ flat[part]), list(slices(0, flat.size, piece_size(flat))))
-        return sqrt(sum(squares))
+        return sqrt(sum(float(flat[part] @ flat[part]) for part in slices(0, flat.size, piece_size(flat))))
 
 
-def clip_grad_norm(grads: Parameters, max_norm: float, run=map) -> float:
+def clip_grad_norm(grads: Parameters, max_norm: float) -> float:
     """Scale gradients in place so that their norm is at most `max_norm`.
 
     Parameters
     ----------
     grads : Parameters
     max_norm : float
-    run : callable
-        ``map``, or a thread pool's.
 
     Returns
     -------
@@ -33,7 +30,7 @@ def clip_grad_norm(grads: Parameters, max_norm: float, run=map) -> float:
     """
     if not max_norm > 0:
         raise ValueError(f"max_norm is {max_norm}, but must be positive")
-    norm = grad_norm(grads, run)
+    norm = grad_norm(grads)
     if max_norm < norm < float("inf"):
         scale = max_norm / (norm + 1e-6)  # the guard of PyTorch's clip_grad_norm_
         grads.flat *= scale

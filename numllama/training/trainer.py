@@ -112,7 +112,7 @@ class Trainer:
         lr = self.learning_rate(step)
         tokens, targets = random_batch(self.data.train, c.batch_size, c.seq_len, c.seed, step)
         loss, grads = self.workers.loss_and_grads(tokens, targets, c.shards, key=(c.seed, step), recompute=c.recompute)
-        norm = clip_grad_norm(grads, c.clip, self.workers.map)
+        norm = clip_grad_norm(grads, c.clip)
         finite = math.isfinite(loss) and math.isfinite(norm)
         if finite:
             self.optimizer.step(grads, lr, self.workers.map)

@@ -1,6 +1,5 @@
 """Clipping by the norm of all gradients."""
 
-from concurrent.futures import ThreadPoolExecutor
 from math import fsum, inf, isnan, nan, sqrt
 
 import numpy as np
@@ -10,7 +9,7 @@ from helpers import assert_close, assert_same_bits, unmodified
 from numllama.model import Parameters
 from numllama.optim import clip_grad_norm, grad_norm
 
-SMALL, LARGE = {"a": (3, 4), "gain": (5,)}, {"a": (300, 401), "gain": (60001,)}
+SMALL, LARGE = {"a": (3, 4), "gain": (5,)}, {"a": (600, 801), "gain": (200001,)}
 
 
 def random_grads(shapes=SMALL, dtype="float64", scale=1.0) -> Parameters:
@@ -66,13 +65,6 @@ def test_gradients_that_are_not_finite_are_left_alone_and_reported(value, place)
     with unmodified(grads.flat):
         norm = clip_grad_norm(grads, 1.0)
     assert isnan(norm) if isnan(value) else norm == inf
-
-
-def test_a_thread_pool_gives_the_same_bits():
-    one, other = random_grads(LARGE, "float32"), random_grads(LARGE, "float32")
-    with ThreadPoolExecutor(4) as pool:
-        assert clip_grad_norm(one, 0.5) == clip_grad_norm(other, 0.5, run=pool.map)
-    assert_same_bits(one.flat, other.flat)
 
 
 @pytest.mark.parametrize("max_norm", [0.0, -1.0, nan])

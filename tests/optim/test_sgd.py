@@ -11,7 +11,7 @@ from numllama.model import Parameters
 from numllama.optim import SGD, sgd_update
 
 SHAPES = {"a": (3, 4), "b": (2, 5), "gain": (4,), "shift_bias": (3,)}
-LARGE = {"a": (300, 401), "gain": (60001,)}  # more than two pieces of matrices, more than one of gains
+LARGE = {"a": (600, 801), "gain": (200001,)}  # more than two pieces of matrices, more than one of gains
 
 
 def random_params(shapes=SHAPES, seed=0, dtype="float64") -> Parameters:
