@@ -39,6 +39,8 @@ def save_checkpoint(run: Path, step: int, model: Transformer, optimizer: Optimiz
         If it cannot be written, a full disk, say. What was there before is still there.
     """
     folder = run / f"step-{step:06d}"
+    if folder.exists():  # written by a save that failed only afterwards, at a pointer
+        return folder
     part = run / f".part-{folder.name}-{os.getpid()}"
     files = {WEIGHTS: _serialise(model.params), OPTIMIZER: _serialise(_joined(optimizer.state))}
     state = {
@@ -51,8 +53,6 @@ def save_checkpoint(run: Path, step: int, model: Transformer, optimizer: Optimiz
         "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
     }
     files[STATE] = _sealed_json(state)
-    if folder.exists():  # the same step, reached again after a resume: the same bits
-        return folder
     try:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)

@@ -139,8 +139,8 @@ class Trainer:
 
     def _last_good(self) -> str:
         try:
-            return f"the last good checkpoint is {checkpoint.find_step(self.out)}"
-        except (CheckpointError, TypeError):  # TypeError: there is no folder
+            return f"the last good checkpoint is {checkpoint.find_step(self._folder())}"
+        except (CheckpointError, ValueError):  # ValueError: there is no folder
             return "there is no checkpoint yet"
 
     def _memory_mb(self) -> float:
