@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-# 48 K floats are 192 KiB: the arrays that one step of an op reads and writes fit a core's second-level cache. An array of
-# fewer than five blocks is left whole: the calls would cost more than the cache saves.
-BLOCK_ELEMENTS = 48 * 1024
-WHOLE_BLOCKS = 5
+# An array of up to 8 MiB of floats is left whole: a processor's last cache holds it, and fewer calls mean fewer moments at
+# which threads wait for the interpreter's lock. Larger ones would go through main memory once for every step of an op.
+WHOLE_ELEMENTS = 2**21
+BLOCK_ELEMENTS = 192 * 1024
 # An optimizer's pass over flat buffers: larger pieces, or its threads would spend their time handing the lock around.
 PIECE_ELEMENTS = 192 * 1024
 
@@ -49,7 +49,7 @@ def accelerated(op: Callable | None = None, *, by_rows: bool = False) -> Callabl
 def _has_many_rows(args: tuple) -> bool:
     """Whether all arrays are large, have the same rows, or are shared vectors; anything else is for the op's own checks."""
     first = args[0] if args else None
-    if not isinstance(first, np.ndarray) or first.ndim < 2 or first.size < WHOLE_BLOCKS * BLOCK_ELEMENTS:
+    if not isinstance(first, np.ndarray) or first.ndim < 2 or first.size <= WHOLE_ELEMENTS:
         return False
     return all(a.ndim == 1 or a.shape[:-1] == first.shape[:-1] for a in _arrays(args))
 

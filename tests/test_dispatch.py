@@ -23,7 +23,7 @@ SHAPES = [(20, 7), (4, 5, 7), (2, 2, 5, 7), (1, 33, 5), (64, 1), (3, 80), (1, 16
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     monkeypatch.setattr(dispatch, "BLOCK_ELEMENTS", 30)
-    monkeypatch.setattr(dispatch, "WHOLE_BLOCKS", 2)
+    monkeypatch.setattr(dispatch, "WHOLE_ELEMENTS", 60)
 
 
 def arrays(*shapes, dtype="float64"):

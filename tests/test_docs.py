@@ -33,7 +33,7 @@ def test_the_readme_shows_the_code_as_it_is():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     source = (ROOT / "numllama" / "ops" / "rmsnorm.py").read_text(encoding="utf-8")
     shown = [line for line in readme.split("```python\n@accelerated")[1].split("```")[0].splitlines() if line.startswith("    ")]
-    assert len(shown) > 8
+    assert len(shown) >= 8
     assert not [line for line in shown if line not in source]
 
 

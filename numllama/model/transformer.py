@@ -156,10 +156,10 @@ class Transformer:
             dpos = dx if pos_cache[0].ndim == 2 else dx.sum(0)         # shared positions collect from all sequences
             ops.embedding_backward(dpos, pos_cache, into=grads["pos_embed"])
         if self.config.tie_embeddings:
-            grads["embed"][...] += ops.embedding_backward(dx, embed_cache, into=dhead)
+            grads["embed"] += ops.embedding_backward(dx, embed_cache, into=dhead)
         else:
             ops.embedding_backward(dx, embed_cache, into=grads["embed"])
-            grads["head"][...] += dhead
+            grads["head"] += dhead
 
     def _hidden(self, tokens: Array, context: Context) -> Array:
         """The residual stream after the last layer."""
