@@ -72,7 +72,8 @@ def read_chat_template(folder: str | Path) -> tuple[str | None, dict[str, str]]:
         template = {entry["name"]: entry["template"] for entry in template}.get("default")
     if (folder / "chat_template.jinja").exists():
         template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
-    tokens = {name: value["content"] if isinstance(value, dict) else value for name, value in config.items() if name.endswith("_token")}
+    tokens = {name: value for name, value in config.items() if name.endswith("_token")}
+    tokens = {name: value.get("content") if isinstance(value, dict) else value for name, value in tokens.items()}
     return template, {name: value for name, value in tokens.items() if isinstance(value, str)}
 
 

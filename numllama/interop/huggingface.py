@@ -8,7 +8,7 @@ give wrong numbers.
 
 import json
 from collections import ChainMap
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -174,19 +174,21 @@ def rope_heads(config: ModelConfig, name: str) -> int | None:
 # ------------------------------------------------------------------------------------------------ reading
 
 
-def read_folder(folder: Path) -> tuple[ModelConfig, Mapping[str, np.ndarray], dict[str, Any]]:
-    """The configuration, the tensors by our names, and the generation config of a checkpoint's folder."""
-    return read_files(folder, _weight_files(folder))
+def read(folder: Path, file: Path | None = None) -> tuple[ModelConfig, Mapping[str, np.ndarray], dict[str, Any]]:
+    """The configuration, the tensors by our names, and the generation config of a checkpoint.
 
-
-def read_files(folder: Path, files: Iterable[Path]) -> tuple[ModelConfig, Mapping[str, np.ndarray], dict[str, Any]]:
-    """As :func:`read_folder`, with the tensors of these files."""
+    Parameters
+    ----------
+    folder : path
+    file : path, optional
+        The file with all tensors; default, what is in the folder.
+    """
     values = read_json(folder / CONFIG)
     try:
         config = config_from_huggingface(values)
     except ValueError as error:
         raise CheckpointError(f"{folder / CONFIG}: {error}") from error
-    tensors = ChainMap(*map(TensorFile, files))
+    tensors = ChainMap(*map(TensorFile, [file] if file else _weight_files(folder)))
     native = values["model_type"] == "numllama"
     names = {name: name for name in parameter_shapes(config)} if native else huggingface_names(config)
     _check_tensors(folder, config, names, tensors)
@@ -285,8 +287,6 @@ def listed(names: list[str]) -> str:
 def save_folder(model: Transformer, folder: Path) -> None:
     """Write config.json, model.safetensors and generation_config.json: all of them, or none."""
     config, params = model.config, model.params
-    if (folder / CONFIG).exists() and "model_type" not in read_json(folder / CONFIG):
-        raise CheckpointError(f"{folder} holds a config.json that is not a model's (a training run's?): save to another folder")
     names = huggingface_names(config) if is_llama(config) else {name: name for name in params}
     shapes = {names[name]: shape for name, shape in params.shapes.items()}
     values = config_to_huggingface(config)

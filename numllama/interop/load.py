@@ -56,9 +56,9 @@ def load(path: str | PathLike, dtype: str | None = None, device: str = "cpu") ->
             model.llama2c_tables = tensors["cos"].copy(), tensors["sin"].copy()
         return model
     if path.suffix == ".safetensors":
-        found = huggingface.read_files(path.parent, [path])
+        found = huggingface.read(path.parent, path)
     elif path.is_dir():
-        found = huggingface.read_folder(path)
+        found = huggingface.read(path)
     else:
         raise CheckpointError(f"{path} is no model that can be read: a folder, a .safetensors file or a llama2.c .bin is")
     config, tensors, generation_config = found
@@ -95,15 +95,20 @@ def save(model: Transformer, path: str | PathLike, tokenizer: Any = None) -> Non
         return
     if path.suffix == ".safetensors" or path.is_file():
         raise ValueError(f"path is {path}, but must be a folder or end in .bin")
+    if _is_run(path):
+        raise ValueError(f"path is {path}, which holds a training run: save the model to another folder")
     huggingface.save_folder(model, path)
     if tokenizer is not None:
         tokenizer.save(path)
 
 
 def _is_run(path: Path) -> bool:
-    """A run's folder, a step folder, or a file in one."""
-    folder = path if path.is_dir() else path.parent if path.suffix == ".safetensors" else None
-    return folder is not None and any((folder / name).exists() for name in (STATE, "best.json", "latest.json"))
+    """A run's folder, a step folder, or the weights in one."""
+    folder = path.parent if path.suffix == ".safetensors" else path
+    if any((folder / name).exists() for name in (STATE, "best.json", "latest.json")):
+        return True
+    config = folder / huggingface.CONFIG  # of a run that has no checkpoint yet
+    return config.exists() and {"model", "train"} <= set(huggingface.read_json(config))
 
 
 def _model(config, tensors, dtype: str | None, device: str) -> Transformer:

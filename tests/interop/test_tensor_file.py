@@ -92,7 +92,7 @@ def test_writing_holds_one_tensor_at_a_time(tmp_path):
     tracemalloc.start()
     try:
         with open(tmp_path / "a.safetensors", "wb") as file:
-            write_tensors(file, np.dtype("f4"), {name: (1000, 100) for name in names}, (np.ones((1000, 100), "f4") for _ in names))
+            write_tensors(file, np.dtype("f4"), dict.fromkeys(names, (1000, 100)), (np.ones((1000, 100), "f4") for _ in names))
         assert tracemalloc.get_traced_memory()[1] < 4 * 400_000
     finally:
         tracemalloc.stop()
