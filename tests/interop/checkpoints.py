@@ -8,7 +8,8 @@ from safetensors.numpy import load_file, save_file
 
 from numllama.model import ModelConfig, Transformer
 
-SHAPE = dict(vocab_size=23, dim=16, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=20, max_seq_len=12)
+# Heads of 6: the permutation between RoPE's layouts is its own inverse where heads are of 4.
+SHAPE = dict(vocab_size=23, dim=24, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=20, max_seq_len=12)
 SCALING = dict(factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8)
 LLAMAS = {
     "grouped": {},
@@ -18,7 +19,7 @@ LLAMAS = {
     "interleaved": dict(rope_layout="interleaved"),
     "interleaved_biases": dict(rope_layout="interleaved", bias=True, n_kv_heads=1),
     "scaled_rope": dict(rope_scaling=SCALING, rope_theta=100.0),
-    "wide_heads": dict(head_dim=6),
+    "wide_heads": dict(head_dim=10),
     "norm_eps": dict(norm_eps=0.1),
     "training": dict(dropout=0.25, init_std=0.1, init="truncated_normal"),
 }

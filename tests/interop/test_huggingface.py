@@ -76,8 +76,8 @@ def test_the_files_are_those_that_people_know(folder):
         "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
     }  # fmt: skip
     config = json.loads((folder / "config.json").read_text())
-    expected = dict(architectures=["LlamaForCausalLM"], model_type="llama", vocab_size=23, hidden_size=16, intermediate_size=20)
-    expected |= dict(num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=4, hidden_act="silu")
+    expected = dict(architectures=["LlamaForCausalLM"], model_type="llama", vocab_size=23, hidden_size=24, intermediate_size=20)
+    expected |= dict(num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=6, hidden_act="silu")
     expected |= dict(max_position_embeddings=12, rms_norm_eps=1e-5, rope_theta=10000.0, rope_scaling=None)
     expected |= dict(tie_word_embeddings=False, attention_bias=False, mlp_bias=False)
     assert {key: config[key] for key in expected} == expected
@@ -104,8 +104,8 @@ def test_wk_is_permuted_with_its_own_number_of_heads(tmp_path):
     model = random_model(rope_layout="interleaved", n_heads=4, n_kv_heads=1)
     model.save(tmp_path)
     saved = load_file(tmp_path / "model.safetensors")
-    assert_same_bits(saved["model.layers.1.self_attn.k_proj.weight"], model.params["blocks.1.wk"][[0, 2, 1, 3]])
-    rows = [0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15]
+    assert_same_bits(saved["model.layers.1.self_attn.k_proj.weight"], model.params["blocks.1.wk"][[0, 2, 4, 1, 3, 5]])
+    rows = [6 * head + row for head in range(4) for row in (0, 2, 4, 1, 3, 5)]
     assert_same_bits(saved["model.layers.1.self_attn.q_proj.weight"], model.params["blocks.1.wq"][rows])
     assert_same_bits(saved["model.layers.1.self_attn.v_proj.weight"], model.params["blocks.1.wv"])
 
@@ -293,7 +293,7 @@ def test_what_a_config_leaves_out_is_what_hugging_face_takes(folder):
         (dict(model_type=None), "model_type is None, but must be 'llama' or 'numllama'$"),
         (dict(hidden_size=None, vocab_size=None), "the configuration lacks vocab_size, hidden_size$"),
         (dict(num_key_value_heads=3), "n_heads is 4 and n_kv_heads is 3, but the first must be a multiple of the second$"),
-        (dict(hidden_size="16"), "dim is '16', but must be a whole number of at least 1$"),
+        (dict(hidden_size="24"), "dim is '24', but must be a whole number of at least 1$"),
     ],
     ids=lambda value: None if isinstance(value, str) else "_".join(value),
 )
@@ -346,7 +346,7 @@ def test_extra_tensors_are_named(folder):
 
 def test_mis_shaped_tensors_are_named(folder):
     edit_tensors(folder, lambda t: t.update({"lm_head.weight": t["lm_head.weight"].T.copy()}))
-    refuses(folder, r"llama: lm_head\.weight has shape \(16, 23\), but \(23, 16\) is needed$")
+    refuses(folder, r"llama: lm_head\.weight has shape \(24, 23\), but \(23, 24\) is needed$")
 
 
 def test_quantised_tensors_are_named(folder):

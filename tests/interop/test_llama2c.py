@@ -161,7 +161,7 @@ def test_a_file_that_is_cut_short_or_too_long_is_named(tmp_path):
         (dict(norm_eps=1e-6), r"norm_eps is 1e-06, but in a llama2\.c file it can only be 1e-05"),
         (dict(rope_theta=500000.0), r"rope_theta is 500000\.0, but in a llama2\.c file it can only be 10000\.0"),
         (dict(rope_scaling=SCALING), r"rope_scaling is .*, but in a llama2\.c file it can only be None"),
-        (dict(head_dim=6), r"head_dim is 6, but in a llama2\.c file it can only be 4"),
+        (dict(head_dim=10), r"head_dim is 10, but in a llama2\.c file it can only be 6"),
         (dict(bias=True), r"bias is True, but in a llama2\.c file it can only be False"),
         (dict(qk_norm="l2"), r"only a Llama can be written as a llama2\.c file"),
         (dict(dtype="float64"), r"weights are float64, but a llama2\.c file holds float32"),
