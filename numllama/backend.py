@@ -5,12 +5,14 @@ import sys
 from types import ModuleType
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from numllama.errors import DeviceError
 
 Array = Any  # a numpy.ndarray or a cupy.ndarray: whatever `xp_of` knows
 DTYPES = {"float32": np.float32, "float64": np.float64}
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)  # to keep weights in; nothing is computed in it on a CPU
 
 
 def xp_of(*arrays: Array) -> ModuleType:

@@ -340,4 +340,56 @@ MISTAKES = [
         "training/checkpoint.py", 'if hashlib.sha256(content).hexdigest() != state["sha256"].get(name):', "if False:",
         "training/test_checkpoint.py::test_one_wrong_byte_anywhere_is_noticed_or_harmless[weights.safetensors]",
     ),
+    Mistake(
+        "wk permuted with the number of query heads",
+        "interop/huggingface.py", '"wk": config.n_kv_heads', '"wk": config.n_heads',
+        "interop/test_huggingface.py::test_wk_is_permuted_with_its_own_number_of_heads",
+    ),
+    Mistake(
+        "the permutation between RoPE's layouts the wrong way round",
+        "interop/huggingface.py", "return _regrouped(rows, n_heads, (-1, 2))", "return _regrouped(rows, n_heads, (2, -1))",
+        "interop/test_huggingface.py::test_a_llama_survives_a_save_bit_for_bit[interleaved]",
+    ),
+    Mistake(
+        "our eps where a configuration names none",
+        "interop/huggingface.py", '("rms_norm_eps", 1e-6)', '("rms_norm_eps", 1e-5)',
+        "interop/test_huggingface.py::test_what_a_config_leaves_out_is_what_hugging_face_takes",
+    ),
+    Mistake(
+        "a stop id of config.json before that of generation_config.json",
+        "interop/huggingface.py", "config = read_json(path) if path.exists() else", "config = read_json(path) if False else",
+        "interop/test_huggingface.py::test_the_stop_ids_are_those_of_the_generation_config",
+    ),
+    Mistake(
+        "a second copy of each tensor",
+        "model/parameters.py",
+        "view[...] = tensors[name] if xp is np else", "view[...] = tensors[name].astype(dtype) if xp is np else",
+        "interop/test_huggingface.py::test_loading_takes_the_memory_of_the_model_and_nothing_else",
+    ),
+    Mistake(
+        "all tensors in memory before the first is written",
+        "interop/tensor_file.py", "    for tensor in tensors:\n", "    for tensor in list(tensors):\n",
+        "interop/test_tensor_file.py::test_writing_holds_one_tensor_at_a_time",
+    ),
+    Mistake(
+        "w1, w2 and w3 taken for gate, up and down",
+        "interop/llama2c.py", '("w_gate", "w_down", "w_up")', '("w_gate", "w_up", "w_down")',
+        "interop/test_llama2c.py::test_a_model_of_ours_survives_its_format_and_run_c_computes_the_same",
+    ),
+    Mistake(
+        "a head that is tied where llama2.c says that it is not",
+        "interop/llama2c.py", "vocab_size = c.vocab_size if c.tie_embeddings else -c.vocab_size", "vocab_size = c.vocab_size",
+        "interop/test_llama2c.py::test_a_model_of_ours_survives_its_format_and_run_c_computes_the_same",
+    ),
+    Mistake(
+        "a zip archive taken for a model of llama2.c's",
+        "interop/pickles.py", 'start == b"PK\\x03\\x04" or', "False or",
+        "interop/test_huggingface.py::test_pickles_are_refused_with_the_reason_and_never_run",
+    ),
+    Mistake(
+        "a sandbox whose lists and dictionaries can be changed",
+        "interop/chat_template.py",
+        "environment = ImmutableSandboxedEnvironment(", "environment = jinja2.sandbox.SandboxedEnvironment(",
+        "interop/test_chat_template.py::test_a_template_reaches_nothing_of_pythons_and_changes_nothing",
+    ),
 ]  # fmt: skip
