@@ -275,12 +275,12 @@ MISTAKES = [
     Mistake(
         "Adam without its bias correction",
         "optim/adamw.py",
-        "w -= lr / (1 - beta1**t) * m / (xp_of(v).sqrt(v) / sqrt(1 - beta2**t) + eps)", "w -= lr * m / (xp_of(v).sqrt(v) + eps)",
+        "d *= lr / (1 - beta1**t)", "d *= lr",
         "optim/test_adamw.py::test_the_first_step_is_lr_times_the_sign_of_the_gradient",
     ),
     Mistake(
         "decay mixed into the gradient, as in plain Adam",
-        "optim/adamw.py", "m += (1 - beta1) * (g - m)", "g = g + weight_decay * w; m += (1 - beta1) * (g - m)",
+        "optim/adamw.py", "    d = g - m ", "    d = g + weight_decay * w - m ",
         "optim/test_adamw.py::test_decay_does_not_enter_the_moments",
     ),
     Mistake(
