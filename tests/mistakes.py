@@ -357,7 +357,7 @@ MISTAKES = [
     ),
     Mistake(
         "a stop id of config.json before that of generation_config.json",
-        "interop/huggingface.py", "config = read_json(path) if path.exists() else", "config = read_json(path) if False else",
+        "interop/huggingface.py", "GENERATION if (folder / GENERATION).exists() else CONFIG", "CONFIG",
         "interop/test_huggingface.py::test_the_stop_ids_are_those_of_the_generation_config",
     ),
     Mistake(

@@ -7,7 +7,7 @@ immutable sandbox: it sees text, numbers, lists and dictionaries, changes none o
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ def read_chat_template(folder: str | Path) -> tuple[str | None, dict[str, str]]:
     config = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
     template = config.get("chat_template")
     if isinstance(template, list):  # several, by name
-        template = {entry["name"]: entry["template"] for entry in template}.get("default")
+        template = next((entry.get("template") for entry in template if entry.get("name") == "default"), None)
     if (folder / "chat_template.jinja").exists():
         template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
     tokens = {name: value for name, value in config.items() if name.endswith("_token")}
@@ -77,7 +77,7 @@ def read_chat_template(folder: str | Path) -> tuple[str | None, dict[str, str]]:
     return template, {name: value for name, value in tokens.items() if isinstance(value, str)}
 
 
-@cache
+@lru_cache(maxsize=8)
 def _compile(template: str) -> jinja2.Template:
     # The settings, filters and functions that checkpoints' templates count on: those of transformers.
     environment = ImmutableSandboxedEnvironment(

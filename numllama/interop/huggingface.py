@@ -189,6 +189,8 @@ def read(folder: Path, file: Path | None = None) -> tuple[ModelConfig, Mapping[s
     except ValueError as error:
         raise CheckpointError(f"{folder / CONFIG}: {error}") from error
     tensors = ChainMap(*map(TensorFile, [file] if file else _weight_files(folder)))
+    if config.n_layers > len(tensors):  # before a list of all that is missing is made
+        raise CheckpointError(f"{folder} has {len(tensors)} tensors, which cannot be {config.n_layers} layers")
     native = values["model_type"] == "numllama"
     names = {name: name for name in parameter_shapes(config)} if native else huggingface_names(config)
     _check_tensors(folder, config, names, tensors)
@@ -253,8 +255,8 @@ def _check_tensors(folder: Path, config: ModelConfig, names: Mapping[str, str], 
 
 def _generation_config(folder: Path, values: Mapping[str, Any]) -> dict[str, Any]:
     """generation_config.json; where there is none, the special ids of config.json."""
-    path = folder / GENERATION
-    config = read_json(path) if path.exists() else {name: values[name] for name in SPECIAL_IDS if values.get(name) is not None}
+    path = folder / (GENERATION if (folder / GENERATION).exists() else CONFIG)
+    config = read_json(path) if path.name == GENERATION else {name: values[name] for name in SPECIAL_IDS if name in values}
     ids = config.get("eos_token_id")
     if not all(type(i) is int and i >= 0 for i in (ids if isinstance(ids, list) else [ids] if ids is not None else [])):
         raise CheckpointError(f"{path}: eos_token_id is {ids!r}, but must be a token or a list of tokens")
@@ -269,7 +271,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path.parent} has no {path.name}") from error
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON: {error}") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} holds no JSON object")

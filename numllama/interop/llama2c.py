@@ -58,6 +58,9 @@ def read(path: Path) -> tuple[ModelConfig, dict[str, np.ndarray]]:
         )  # fmt: skip
     except ValueError as error:
         raise CheckpointError(f"{path} is not a llama2.c model: {error}") from error
+    if 4 * dim * n_layers > len(data):  # fewer bytes than gains of norms: no header of this format, or little more than it
+        what = f"{n_layers} layers are more than its {len(data)} bytes"
+        raise CheckpointError(f"{path} is cut short or not a llama2.c model: {what}")
     layout = _layout(config, version)
     size = begin + 4 * sum(prod(shape) for _, shape in layout)
     if len(data) != size:

@@ -1,5 +1,6 @@
 """Load a model, whatever it is stored as, and save it as others read it."""
 
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from numllama.backend import BFLOAT16, DTYPES, array_module, float_dtype
 from numllama.errors import CheckpointError, DeviceError
 from numllama.interop import huggingface, llama2c
 from numllama.interop.pickles import refuse_pickle
-from numllama.model import Transformer
+from numllama.model import ModelConfig, Transformer
 from numllama.model.parameters import copied_parameters
 from numllama.training.checkpoint import STATE, load_run
 
@@ -111,7 +112,7 @@ def _is_run(path: Path) -> bool:
     return config.exists() and {"model", "train"} <= set(huggingface.read_json(config))
 
 
-def _model(config, tensors, dtype: str | None, device: str) -> Transformer:
+def _model(config: ModelConfig, tensors: Mapping[str, Any], dtype: str | None, device: str) -> Transformer:
     xp = array_module(device)
     computed = "float32" if dtype in (None, BFLOAT16.name) else dtype
     stored = BFLOAT16 if dtype == BFLOAT16.name else float_dtype(computed)

@@ -42,11 +42,14 @@ class TensorFile(Mapping):
     def __init__(self, path: Path) -> None:
         self.path = path
         self._bytes = mapped(path)
-        begin, self._header = self._read_header()
-        self._data = self._bytes[begin:]
-        ends = [end for _, _, (_, end) in self._header.values()]
-        if max(ends, default=0) > len(self._data):
-            raise CheckpointError(f"{path} is cut short: it has {len(self._bytes)} bytes of {begin + max(ends)}")
+        start, self._header = self._read_header()
+        self._data = self._bytes[start:]
+        for name, (kind, shape, (begin, end)) in self._header.items():
+            if end > len(self._data):
+                whole = start + max(end for _, _, (_, end) in self._header.values())
+                raise CheckpointError(f"{path} is cut short: it has {len(self._bytes)} bytes of {whole}")
+            if kind in DTYPES and end - begin != prod(shape) * DTYPES[kind].itemsize:
+                raise CheckpointError(f"{path} is damaged: {name} has {end - begin} bytes, which is not its shape {shape}")
 
     def _read_header(self) -> tuple[int, dict[str, tuple[str, tuple[int, ...], tuple[int, int]]]]:
         """Where the tensors begin, and the dtype, shape and place of each."""
@@ -59,7 +62,7 @@ class TensorFile(Mapping):
             header = json.loads(self._bytes[8 : 8 + length].tobytes())
             header.pop("__metadata__", None)
             return 8 + length, {name: _checked_entry(entry) for name, entry in header.items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CheckpointError(f"{self.path} is damaged: its header is not that of a safetensors file") from error
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -72,10 +75,7 @@ class TensorFile(Mapping):
             raise CheckpointError(
                 f"{self.path}: {name} is stored as {kind}, but only {', '.join(DTYPES)} can be read (is the model quantised?)"
             )
-        dtype = DTYPES[kind]
-        if end - begin != prod(shape) * dtype.itemsize:
-            raise CheckpointError(f"{self.path} is damaged: {name} has {end - begin} bytes, which is not its shape {shape}")
-        return self._data[begin:end].view(dtype).reshape(shape)
+        return self._data[begin:end].view(DTYPES[kind]).reshape(shape)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._header)
@@ -85,10 +85,10 @@ class TensorFile(Mapping):
 
 
 def _checked_entry(entry: dict) -> tuple[str, tuple[int, ...], tuple[int, int]]:
-    shape, (begin, end) = tuple(entry["shape"]), entry["data_offsets"]
-    if not all(type(n) is int and n >= 0 for n in (*shape, begin, end - begin)):
+    kind, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+    if not isinstance(kind, str) or not all(type(n) is int and n >= 0 for n in (*shape, begin, end - begin)):
         raise ValueError(entry)
-    return entry["dtype"], shape, (begin, end)
+    return kind, shape, (begin, end)
 
 
 def mapped(path: Path) -> np.ndarray:

@@ -319,7 +319,7 @@ def test_biases_in_all_linear_maps_are_read(tmp_path):
     assert_same_bits(nl.load(tmp_path).params.flat, model.params.flat)
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "\xff"])
+@pytest.mark.parametrize("content", ["{", "[]", "\xff", 100_000 * "["])
 def test_a_config_that_is_not_json_is_named(folder, content):
     (folder / "config.json").write_bytes(content.encode("latin-1"))
     refuses(folder, r"config\.json (is not JSON: .*|holds no JSON object)$")
@@ -337,6 +337,11 @@ def test_many_missing_tensors_are_counted(folder):
     edit_json(folder / "config.json", num_hidden_layers=3)
     names = [f"model.layers.2.{part}.weight" for part in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")]
     refuses(folder, rf"lacks {', '.join(names)}, model\.layers\.2\.self_attn\.o_proj\.weight, .* and 4 more$")
+
+
+def test_an_absurd_number_of_layers_is_not_listed(folder):
+    edit_json(folder / "config.json", num_hidden_layers=10**9)
+    refuses(folder, r"llama has 21 tensors, which cannot be 1000000000 layers$")
 
 
 def test_extra_tensors_are_named(folder):
@@ -444,6 +449,8 @@ def test_without_a_generation_config_the_configuration_tells_the_stop_ids(folder
     edit_json(folder / "config.json", bos_token_id=1, eos_token_id=[2, 3])
     model = nl.load(folder)
     assert (model.stop_ids, model.generation_config) == ((2, 3), {"bos_token_id": 1, "eos_token_id": [2, 3]})
+    edit_json(folder / "config.json", eos_token_id="</s>")
+    refuses(folder, r"llama.config\.json: eos_token_id is '</s>', but must be a token or a list of tokens$")
 
 
 def test_a_new_model_has_no_stop_ids():

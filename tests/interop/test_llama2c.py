@@ -143,7 +143,10 @@ def test_a_file_that_is_cut_short_or_too_long_is_named(tmp_path):
     whole = (tmp_path / "a.bin").read_bytes()
     for content, what in [
         (whole[:-4], "cut short: its header asks for"),
-        (whole[:29], "cut short: its header asks for"),
+        (whole[:-1000], "cut short: its header asks for"),
+        (whole[:29], r"cut short or not a llama2\.c model: 2 layers are more than its 29 bytes"),
+        (b"What is this? A text, and not a model at all.", r"not a llama2\.c model: "),
+        (struct.pack("<7i", 8, 8, 2**31 - 1, 1, 1, 8, 8), r"cut short or not a llama2\.c model: 2147483647 layers are more than"),
         (whole + b"more", r"not a llama2\.c model: its header asks for"),
         (whole[:27], "not a llama2\\.c model: it has only 27 bytes"),
         (b"", "not a llama2\\.c model: it has only 0 bytes"),

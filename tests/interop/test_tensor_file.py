@@ -135,8 +135,10 @@ ENTRY = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}
         json.dumps({"a": {**ENTRY, "data_offsets": [16, 0]}}),
         json.dumps({"a": {**ENTRY, "data_offsets": [0]}}),
         json.dumps({"a": {"shape": [2, 2], "data_offsets": [0, 16]}}),
+        json.dumps({"a": {**ENTRY, "dtype": ["F32"]}}),
+        '{"a": ' + 100_000 * "[",
     ],
-    ids=["json", "entry", "utf8", "below_0", "float", "shape", "before", "backwards", "one_offset", "no_dtype"],
+    ids=["json", "entry", "utf8", "below_0", "float", "shape", "before", "backwards", "one_offset", "no_dtype", "dtypes", "deep"],
 )
 def test_a_damaged_header_is_named(tmp_path, header):
     header = header if isinstance(header, bytes) else header.encode()
@@ -151,7 +153,7 @@ def test_a_shape_that_is_not_its_bytes_is_named(tmp_path):
     path = tmp_path / "a.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))
     with pytest.raises(CheckpointError, match=r"a has 16 bytes, which is not its shape \(2, 3\)$"):
-        TensorFile(path)["a"]
+        TensorFile(path)
 
 
 def test_integers_are_refused_by_name(tmp_path):

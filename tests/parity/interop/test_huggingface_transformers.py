@@ -20,6 +20,7 @@ with warnings.catch_warnings():
     transformers = pytest.importorskip("transformers")
     from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM
 transformers.utils.logging.disable_progress_bar()
+torch.set_num_threads(1)  # small products: more threads only get in each other's way
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")]
 
 LLAMA_3 = dict(
