@@ -220,10 +220,26 @@ class Tokenizer:
         disallowed_special: Collection[str] | str = "all",
     ) -> np.ndarray:
         """As :meth:`encode`, for long texts: an array of `dtype`."""
+        return np.frombuffer(self.pack(text, allowed_special, disallowed_special), self.dtype)
+
+    def pack(
+        self,
+        text: str,
+        allowed_special: Collection[str] | str = (),
+        disallowed_special: Collection[str] | str = "all",
+        begins: bool = True,
+    ) -> bytes:
+        """As :meth:`encode`, for files and pipes: the bytes of that array.
+
+        `begins` says whether this is the beginning of a text, or one of its later :meth:`chunks`.
+        """
         if not isinstance(text, str):
             raise TypeError(f"text must be a string, not {type(text).__name__}")
-        allowed = self._allow(text, allowed_special, disallowed_special)
-        return np.frombuffer(self._pack(text, allowed), self.dtype)
+        special = self._allow(text, allowed_special, disallowed_special)
+        try:
+            return b"".join(self._pack(text, special, begins))
+        except UnicodeEncodeError:
+            return b"".join(self._pack(_repaired(text), special, begins))
 
     def encode_batch(
         self,
@@ -256,8 +272,7 @@ class Tokenizer:
         """
         begins = True
         for chunk in self.chunks(texts):
-            allowed = self._allow(chunk, allowed_special, disallowed_special)
-            yield from np.frombuffer(self._pack(chunk, allowed, begins), self.dtype).tolist()
+            yield from np.frombuffer(self.pack(chunk, allowed_special, disallowed_special, begins), self.dtype).tolist()
             begins = False
 
     def chunks(self, texts: Iterable[str], size: int = CHUNK) -> Iterator[str]:
@@ -308,23 +323,18 @@ class Tokenizer:
             return None
         return self._special if len(allowed) == len(known) else SpecialTokens(allowed)
 
-    def _pack(self, text: str, special: SpecialTokens | None, begins: bool = True) -> bytes:
-        """The ids as bytes of `dtype`; `begins` says whether this is the beginning of a text."""
-        try:
-            packed, end = [], 0
-            for start, stop in special.spans(text) if special else ():
-                packed += self._pack_ordinary(text[end:start], begins, end > 0)
-                packed.append(self._packed([self.special_tokens[text[start:stop]]]))
-                end = stop
-            packed += self._pack_ordinary(text[end:], begins, end > 0)
-        except UnicodeEncodeError:
-            return self._pack(_repaired(text), special, begins)
-        return b"".join(packed)
+    def _pack(self, text: str, special: SpecialTokens | None, begins: bool) -> Iterator[bytes]:
+        end = 0
+        for start, stop in special.spans(text) if special else ():
+            yield from self._pack_ordinary(text[end:start], begins, end > 0)
+            yield self._packed([self.special_tokens[text[start:stop]]])
+            end = stop
+        yield from self._pack_ordinary(text[end:], begins, end > 0)
 
-    def _pack_ordinary(self, text: str, begins: bool, after_special: bool) -> list[bytes]:
+    def _pack_ordinary(self, text: str, begins: bool, after_special: bool) -> Iterator[bytes]:
         split, ids_of = self._splitter.split, self._cache.__getitem__
-        chunks = self._splitter.chunks([self._written(text, begins and not after_special, after_special)])
-        return [b"".join(map(ids_of, split(chunk))) for chunk in chunks]
+        for chunk in self._splitter.chunks([self._written(text, begins and not after_special, after_special)]):
+            yield b"".join(map(ids_of, split(chunk)))
 
     def _packed(self, ids: list[int]) -> bytes:
         return np.array(ids, self.dtype).tobytes()
