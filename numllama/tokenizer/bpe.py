@@ -107,7 +107,7 @@ class Tokenizer:
         self._special = SpecialTokens(self.special_tokens) if self.special_tokens else None
         self._splitter = self._make_splitter(pattern)
         self.vocab_size = max(self._token) + 1
-        self.dtype = np.dtype("uint16" if self.vocab_size <= 2**16 else "uint32")
+        self.dtype = np.dtype("<u2" if self.vocab_size <= 2**16 else "<u4")
         self._cache = _Pieces(self)
 
     def _byte_ids(self, ids: Mapping[bytes, int]) -> list[int]:

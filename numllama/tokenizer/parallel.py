@@ -1,6 +1,7 @@
 """Encoding with several processes: a text is cut where that changes nothing, and its parts are encoded side by side."""
 
 from collections.abc import Collection, Iterable, Iterator
+from functools import partial
 
 import numpy as np
 
@@ -17,13 +18,15 @@ class ParallelEncoder:
     ----------
     tokenizer : Tokenizer
     workers : int
+        One needs no process.
     """
 
     def __init__(self, tokenizer: Tokenizer, workers: int) -> None:
         if not isinstance(workers, int) or workers < 1:
             raise ValueError(f"workers is {workers!r}, but must be a whole number of at least 1")
         self.tokenizer = tokenizer
-        self._processes = Processes(_Pack(tokenizer), workers)
+        self._processes = Processes(_Pack(tokenizer), workers) if workers > 1 else None
+        self._map = self._processes.map if self._processes else partial(map, _Pack(tokenizer))
 
     def pack_stream(
         self,
@@ -41,7 +44,7 @@ class ParallelEncoder:
                 sent.append(text)
                 yield [text], allowed_special, disallowed_special, begins and i == 0
 
-        for (packed,) in self._processes.map(questions()):
+        for (packed,) in self._map(questions()):
             yield sent.pop(0), packed
 
     def encode_array(
@@ -66,11 +69,12 @@ class ParallelEncoder:
         """As :meth:`Tokenizer.encode_batch`."""
         questions = ((batch, allowed_special, disallowed_special, True) for batch in _batches(texts))
         dtype = self.tokenizer.dtype
-        return [np.frombuffer(packed, dtype).tolist() for answer in self._processes.map(questions) for packed in answer]
+        return [np.frombuffer(packed, dtype).tolist() for answer in self._map(questions) for packed in answer]
 
     def close(self) -> None:
         """End the processes."""
-        self._processes.close()
+        if self._processes:
+            self._processes.close()
 
     def __enter__(self) -> "ParallelEncoder":
         return self

@@ -56,7 +56,16 @@ def train(
     paths = as_paths(files)
     not_empty(paths)
     words = count_words(paths, pattern, special_tokens, workers, progress, errors)
-    merges = find_merges(words, vocab_size - least, progress)
+    return _learn(words, vocab_size, special_tokens, pattern, progress)
+
+
+def train_on_text(text: str, vocab_size: int, pattern: str = "gpt2") -> Tokenizer:
+    """As :func:`train`, from a text in memory, without special tokens."""
+    return _learn(_Count(pattern, ())(text), vocab_size, (), pattern, progress=False)
+
+
+def _learn(words: Words, vocab_size: int, special_tokens: Sequence[str], pattern: str, progress: bool) -> Tokenizer:
+    merges = find_merges(words, vocab_size - 256 - len(special_tokens), progress)
     vocab = [*(bytes([byte]) for byte in range(256)), *(left + right for left, right in merges)]
     special = {token: len(vocab) + i for i, token in enumerate(special_tokens)}
     return Tokenizer(dict(enumerate(vocab)), merges, special, pattern=pattern)
