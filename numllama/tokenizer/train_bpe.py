@@ -14,6 +14,7 @@ anew. So a pair that comes up with another count than it has now is pushed back 
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from heapq import heapify, heappop, heappush, heapreplace
 from itertools import pairwise
 from pathlib import Path
@@ -181,37 +182,43 @@ def _count_pairs(spelled: Sequence[tuple[list[int], int]]) -> tuple[dict, dict]:
     return counts, where
 
 
-def _apply(pair: tuple[int, int], new: int, spelled: Sequence[tuple[list[int], int]], counts: dict, where: dict) -> set:
+def _apply(pair: tuple[int, int], new: int, spelled: list[tuple[list[int], int]], counts: dict, where: dict) -> set:
     """Merge a pair in every word that holds it; returns the pairs that came to be."""
     first, second = pair
     fresh = set()
     for i in where.pop(pair):
         ids, count = spelled[i]
-        at = 0
+        out, copied = [], 0
         born = set()
-        while True:
-            try:
-                at = ids.index(first, at)
-            except ValueError:
-                break
-            if ids[at + 1 : at + 2] != [second]:
-                at += 1
-                continue
-            if at:
-                counts[ids[at - 1], first] -= count
-                counts[ids[at - 1], new] += count
-                born.add((ids[at - 1], new))
-            if at + 2 < len(ids):
-                counts[second, ids[at + 2]] -= count
-                counts[new, ids[at + 2]] += count
-                born.add((new, ids[at + 2]))
-            ids[at : at + 2] = [new]
-            at += 1
+        for at in _places(ids, first, second):
+            out += ids[copied:at]
+            copied = at + 2
+            if out:
+                counts[out[-1], first] -= count
+                counts[out[-1], new] += count
+                born.add((out[-1], new))
+            if copied < len(ids):
+                counts[second, ids[copied]] -= count
+                counts[new, ids[copied]] += count
+                born.add((new, ids[copied]))
+            out.append(new)
+        spelled[i] = out + ids[copied:], count
         for other in born:
             where[other].append(i)
         fresh |= born
     del counts[pair]
     return {other for other in fresh if counts[other]}
+
+
+def _places(ids: list[int], first: int, second: int) -> Iterator[int]:
+    """Where a pair stands, from left to right; of places that overlap, the first."""
+    at = -1
+    with suppress(ValueError):
+        while True:
+            at = ids.index(first, at + 1)
+            if ids[at + 1 : at + 2] == [second]:
+                yield at
+                at += 1
 
 
 def _key(token: bytes) -> bytes:
