@@ -293,17 +293,21 @@ class Tokenizer:
     def merges_of(self, text: str) -> list[Merge]:
         """The merges that turn a word's bytes into tokens, in order, each with all tokens after it.
 
-        With `ignore_merges` a word that is a token as a whole takes no merges. Of several words, each merges in turn.
+        Of several words, each merges in turn. A word that is looked up as a whole, and that merges do not lead to, takes none.
         """
-        pieces = [self._symbols(piece) for piece in self._splitter.split(self._written(_repaired(text)))]
+        pieces = self._splitter.split(self._written(_repaired(text)))
+        words = [self._symbols(piece) for piece in pieces]
         steps = []
-        for at, piece in enumerate(pieces):
-            left, right = self._names(chain(*pieces[:at])), self._names(chain(*pieces[at + 1 :]))
-            before = list(piece)
-            for i, ids in merge_steps(piece, self._ranks, self._made):
+        for at, word in enumerate(words):
+            before, left, right = list(word), self._names(chain(*words[:at])), self._names(chain(*words[at + 1 :]))
+            mine = []
+            for i, ids in merge_steps(word, self._ranks, self._made):
                 pair = before[i], before[i + 1]
-                steps.append(Merge(*self._names(pair), self._ranks[pair], [*left, *self._names(ids), *right]))
+                mine.append(Merge(*self._names(pair), self._ranks[pair], [*left, *self._names(ids), *right]))
                 before = list(ids)
+            if word == (tokens := self._merged(pieces[at])):
+                steps += mine
+            words[at] = tokens
         return steps
 
     def _names(self, ids: Iterable[int]) -> list[bytes]:
