@@ -84,7 +84,7 @@ def load(
         return _read_ranks(path.read_bytes(), pattern, special_tokens)
     except OSError as error:
         raise DataError(f"{error.filename or path} cannot be read: {error.strerror}") from error
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, struct.error) as error:
         raise DataError(f"{path} is not a tokenizer that can be read here: {error}") from error
 
 
@@ -171,6 +171,8 @@ def _tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
     written = bytes.decode if pieces else _from_bytes
     special = dict(sorted(tokenizer.special_tokens.items(), key=lambda item: item[1]))
     vocab = {written(token): i for i, token in tokenizer.vocab.items() if i not in special.values()}
+    if both := vocab.keys() & special.keys():
+        raise ValueError(f"tokenizer.json cannot hold {min(both)!r} as a special token and as an ordinary one")
     merges = [[written(left), written(right)] for left, right in tokenizer.merges]
     spaced = any(" " in part for merge in merges for part in merge)
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}

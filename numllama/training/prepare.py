@@ -62,6 +62,8 @@ def prepare_texts(
         workers = max(1, min(cores(), sum(path.stat().st_size for path in paths) // WORTH_A_WORKER))
     if "characters" not in state:  # read all before anything is made: what is not UTF-8 is found now
         state["characters"] = [sum(map(len, read_parts(path, errors))) for path in paths]
+        if sum(state["characters"]) < 2:
+            raise DataError(f"{paths[0]} has a single character, which is too short to learn from")
     made = _tokenizer(out, paths, state, workers)
     end = _end_of_text(made) if documents else None
     if "val_from" not in state:
@@ -113,6 +115,8 @@ def _tokenizer(out: Path, paths: list[Path], state: dict[str, Any], workers: int
             )
         if isinstance(made, CharTokenizer):
             raise ValueError(f"tokenizer is {settings['tokenizer']}, but one of characters cannot encode every text: use BPE")
+        if settings["documents"]:
+            _end_of_text(made)  # before anything is written
         try:
             out.mkdir(parents=True, exist_ok=True)
             write_json(out / ABOUT, state)
@@ -135,9 +139,7 @@ def _end_of_text(tokenizer: Tokenizer) -> str:
 def _val_from(paths: list[Path], lengths: list[int], tokenizer: Tokenizer, end: str | None, errors: str) -> int:
     """The character at which the validation split begins: after nine tenths, or where the next document does, if it is near."""
     total = sum(lengths)
-    at = int(total * (1 - VAL_FRACTION))
-    if at == 0:
-        raise DataError(f"{paths[0]} has a single character, which is too short to learn from")
+    at = max(1, int(total * (1 - VAL_FRACTION)))
     if end:
         i = next(i for i, stop in enumerate(accumulate(lengths)) if stop > at)
         begin = sum(lengths[:i])
@@ -192,7 +194,6 @@ class _Writer:
         self._written = state["done"], state["tokens"]  # one value: an interrupt sees it as it was or as it will be
         self._unsaved = 0
         self._files: dict[str, BinaryIO] = {}
-        self._bar = tqdm(total=sum(state["characters"]), initial=self.done, unit=" characters", unit_scale=True, desc="encoding")
 
     @property
     def done(self) -> int:
@@ -200,14 +201,16 @@ class _Writer:
         return self._written[0]
 
     def __enter__(self) -> "_Writer":
-        for split in SPLITS:
-            if (self.out / f"{split}.bin").exists():
-                continue
-            self._files[split] = file = open(self.out / f"{split}.bin.part", "ab")
-            size = self.state["tokens"][split] * self._size
-            if file.tell() < size:
-                raise DataError(f"{file.name} is shorter than {ABOUT} says: delete the folder, or choose another --out")
-            file.truncate(size)  # what came after the last save may be half a part
+        missing = [split for split in SPLITS if not (self.out / f"{split}.bin").exists()]
+        sizes = {self.out / f"{split}.bin.part": self.state["tokens"][split] * self._size for split in missing}
+        for path, size in sizes.items():
+            if size > (path.stat().st_size if path.exists() else 0):
+                raise DataError(f"{path} is shorter than {ABOUT} says: delete the folder, or choose another --out")
+        for split, (path, size) in zip(missing, sizes.items(), strict=True):
+            self._files[split] = open(path, "ab")
+            self._files[split].truncate(size)  # what came after the last save may be half a part
+        total = sum(self.state["characters"])
+        self._bar = tqdm(total=total, initial=self.done, unit=" characters", unit_scale=True, desc="encoding")
         return self
 
     def write(self, text: str, packed: bytes) -> None:
