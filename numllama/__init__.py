@@ -7,7 +7,7 @@ from numllama.gradcheck import GradientError, gradcheck
 from numllama.interop import load
 from numllama.model import PRESETS, ModelConfig, Transformer, count_parameters
 from numllama.optim import SGD, AdamW, clip_grad_norm, cosine_schedule
-from numllama.tokenizer import CharTokenizer
+from numllama.tokenizer import CharTokenizer, Tokenizer
 from numllama.training import Dataset, StepReport, TrainConfig, Trainer, load_dataset, load_run
 
 __version__ = "0.1.0"
@@ -17,7 +17,7 @@ __all__ = [
     "gradcheck", "GradientError",
     "ModelConfig", "PRESETS", "Transformer", "count_parameters",
     "AdamW", "SGD", "cosine_schedule", "clip_grad_norm",
-    "Dataset", "load_dataset", "CharTokenizer",
+    "Tokenizer", "CharTokenizer", "Dataset", "load_dataset",
     "Trainer", "TrainConfig", "StepReport", "load_run",
     "load", "generate",
     "NumllamaError", "CheckpointError", "DataError", "DeviceError", "TrainingError",
