@@ -3,7 +3,9 @@
 Forward takes the keys of a tile of queries piece by piece and keeps three things for each query: the largest score so far
 (m), the sum of exp(s − m) so far (z), and the sum of exp(s − m)·v so far (o). When m rises to m', both sums are rescaled:
     z ← z·exp(m − m') + Σ exp(s − m')        o ← o·exp(m − m') + exp(s − m') v        at the end out = o / z
-Only lse = m + log z is kept for backward, from which each tile of p can be made again:
+m keeps exp from overflowing, and cancels. No score is larger than |q|·|k| (Cauchy-Schwarz): where that is small, as it mostly
+is, m stays 0 and no maximum is looked for. Only lse = m + log z is kept for backward, from which each tile of p can be made
+again:
     p  = exp(s − lse)                        dv += pᵀ dout             dp = dout vᵀ
     ds = p ⊙ (dp − δ)                        dq += ds k · scale        dk += dsᵀ q · scale
 where δ = Σ over keys of dp⊙p = Σ over D of dout⊙out, since Σₛ p[s]·(dout·v[s]) = dout·out: a sum over keys turned into a
@@ -15,6 +17,7 @@ where an interval ends inside a tile.
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +28,7 @@ from numllama.ops.attention import check_heads, key_intervals
 
 QUERY_TILE, KEY_TILE = 64, 128
 TILE_ELEMENTS = 96 * 1024  # scores of one tile, over all its sequences and heads: they stay in a core's cache
+SMALL_SCORE = 60.0  # exp(60) and exp(-60), and sums of millions of them, are well within the range of float32
 
 
 @accelerated
@@ -54,19 +58,22 @@ def flash_attention_forward(
     scale = 1 / math.sqrt(D) if scale is None else float(scale)
     first, last = key_intervals(first, last, q, S)                     # (1 or B, T)
     out, lse = xp.empty_like(q), xp.empty((B, H, T), q.dtype)
-    kT = transposed(k)                                                 # (B, K, D, S)
+    k_squared = row_dot(k, k).max((2, 3))                              # (B, K)
     for where, kv, pieces in tiles(q, k, first, last):
         qi = fold(q[where], kv, k) * scale                             # (b, g, R·t, D)
-        m = xp.full((*qi.shape[:3], 1), -math.inf, q.dtype)
+        small = row_dot(qi, qi).max() * k_squared[kv].max() < SMALL_SCORE**2
+        m = xp.full((*qi.shape[:3], 1), 0 if small else -math.inf, q.dtype)
         z, o = xp.zeros_like(m), xp.zeros_like(qi)
-        for keys, hidden in pieces:
-            s = scores(qi, kT[kv][..., keys], hidden)                  # (b, g, R·t, s)
-            m_old, m = m, xp.maximum(m, s.max(-1, keepdims=True))
-            s -= finite(m)
+        for keys, mask in pieces:
+            s = scores(qi, k[kv][:, :, keys], mask)                  # (b, g, R·t, s)
+            if not small:
+                m_old, m = m, xp.maximum(m, s.max(-1, keepdims=True))
+                s -= finite(m)
+                shrink = xp.exp(m_old - finite(m))                     # 0 for the first piece
+                z *= shrink
+                o *= shrink
             p = xp.exp(s, out=s)
-            shrink = xp.exp(m_old - finite(m))                         # 0 for the first piece
-            z = z * shrink + p @ xp.ones((p.shape[-1], 1), p.dtype)    # a sum over keys
-            o *= shrink
+            z += p @ xp.ones((p.shape[-1], 1), p.dtype)                # a sum over keys
             o += p @ v[kv][:, :, keys]
         seen = xp.where(z == 0, 1, z)                                  # a query that sees nothing: out = 0
         out[where] = unfold(o / seen, q[where])
@@ -81,19 +88,18 @@ def flash_attention_backward(dout: Array, cache: tuple) -> tuple[Array, Array, A
     check_shape("dout", dout, q.shape)
     xp = xp_of(q)
     dq, dk, dv = xp.empty_like(q), xp.zeros_like(k), xp.zeros_like(v)
-    kT, vT = transposed(k), transposed(v)                              # (B, K, D, S)
     for where, kv, pieces in tiles(q, k, first, last):
         qi = fold(q[where], kv, k) * scale                             # (b, g, R·t, D)
         douti = fold(dout[where], kv, k)                               # (b, g, R·t, D)
         delta = fold(row_dot(dout[where], out[where]), kv, k)
         lsei = fold(lse[where][..., None], kv, k)                      # (b, g, R·t, 1)
         dqi = xp.zeros_like(qi)
-        for keys, hidden in pieces:
-            s = scores(qi, kT[kv][..., keys], hidden)                  # (b, g, R·t, s)
+        for keys, mask in pieces:
+            s = scores(qi, k[kv][:, :, keys], mask)                  # (b, g, R·t, s)
             s -= lsei
             p = xp.exp(s, out=s)
             dv[kv][:, :, keys] += p.swapaxes(-1, -2) @ douti
-            dp = douti @ vT[kv][..., keys]
+            dp = douti @ v[kv][:, :, keys].swapaxes(-1, -2)
             dp -= delta
             dp *= p
             ds = dp                                                    # (b, g, R·t, s)
@@ -103,19 +109,14 @@ def flash_attention_backward(dout: Array, cache: tuple) -> tuple[Array, Array, A
     return dq, dk, dv
 
 
-def transposed(x: Array) -> Array:
-    """Keys or values once turned around: on a small tile, BLAS takes twice as long where it has to do that itself."""
-    return xp_of(x).ascontiguousarray(x.swapaxes(-1, -2))
-
-
-def scores(q: Array, kT: Array, hidden: Array | None) -> Array:
+def scores(q: Array, k: Array, mask: Array | None) -> Array:
     """q kᵀ, and -inf where a query must not look."""
-    s = q @ kT
-    if hidden is not None:
+    s = q @ k.swapaxes(-1, -2)
+    if mask is not None:
         B, K, rows, S = s.shape
-        T = hidden.shape[-2]
+        T = mask.shape[-2]
         view = s.reshape(B, K, rows // T, T, S)  # of a new array: never a copy
-        xp_of(s).copyto(view, -math.inf, where=hidden[:, None, None])
+        view += mask[:, None, None]
     return s
 
 
@@ -145,8 +146,8 @@ def tiles(q: Array, k: Array, first: Array, last: Array) -> Iterator[tuple]:
         Sequences, query heads and times of a tile: an index of q.
     kv : tuple of slices
         The same sequences, and the key heads: an index of k and v.
-    pieces : list of (slice, boolean array or None)
-        Slices of keys, and where they are hidden: (1 or b, t, s), None if nowhere.
+    pieces : list of (slice, array or None)
+        Slices of keys, and what to add to their scores: -inf where they are hidden, else 0, (1 or b, t, s); None if nowhere.
     """
     B, H, T, _ = q.shape
     K, S = k.shape[1:3]
@@ -156,29 +157,30 @@ def tiles(q: Array, k: Array, first: Array, last: Array) -> Iterator[tuple]:
     pairs = max(1, TILE_ELEMENTS // (R * step_t * step_s)) if on_cpu else B * K      # (sequence, key head) in one tile
     step_k = min(K, pairs)
     step_b = max(1, pairs // K) if step_k == K else 1
+    shared = len(first) == len(last) == 1                                            # by all sequences
     for t0 in range(0, T, step_t):
         t = slice(t0, min(t0 + step_t, T))
+        pieces = visible_pieces(first[:, t], last[:, t], S, step_s, q.dtype) if shared else None
         for b0 in range(0, B, step_b):
             b = slice(b0, min(b0 + step_b, B))
-            rows = b if len(first) > 1 or len(last) > 1 else slice(0, 1)
-            pieces = visible_pieces(first, last, rows, t, S, step_s)
+            if not shared:
+                pieces = visible_pieces(*(x[b, t] if len(x) > 1 else x[:, t] for x in (first, last)), S, step_s, q.dtype)
             for k0 in range(0, K, step_k):
                 heads = slice(k0, min(k0 + step_k, K))
                 yield (b, slice(heads.start * R, heads.stop * R), t), (b, heads), pieces
 
 
-def visible_pieces(first: Array, last: Array, rows: slice, t: slice, S: int, step: int) -> list[tuple[slice, Array | None]]:
-    """The keys that some query of a tile sees, in pieces of at most `step`."""
+def visible_pieces(first: Array, last: Array, S: int, step: int, dtype: Any) -> list[tuple[slice, Array | None]]:
+    """The keys that some query of a tile sees, first and last (1 or b, t), in pieces of at most `step`."""
     xp = xp_of(first)
-    first = (first[rows] if len(first) > 1 else first)[:, t]           # (1 or b, t)
-    last = (last[rows] if len(last) > 1 else last)[:, t]
-    begin, end = max(0, int(first.min())), min(S, int(last.max()))
+    earliest, latest, full_from, full_to = (int(x) for x in (first.min(), last.max(), first.max(), last.min()))
     pieces = []
-    for s0 in range(begin, end, step):
-        keys = slice(s0, min(s0 + step, end))
-        hidden = None
-        if int(first.max()) > keys.start or int(last.min()) < keys.stop:
+    for s0 in range(max(0, earliest), min(S, latest), step):
+        keys = slice(s0, min(s0 + step, S, latest))
+        mask = None
+        if full_from > keys.start or full_to < keys.stop:
             s = xp.arange(keys.start, keys.stop)
-            hidden = (s < first[..., None]) | (s >= last[..., None])   # (1 or b, t, s)
-        pieces.append((keys, hidden))
+            seen = (first[..., None] <= s) & (s < last[..., None])     # (1 or b, t, s)
+            mask = xp.where(seen, 0, -math.inf).astype(dtype)
+        pieces.append((keys, mask))
     return pieces

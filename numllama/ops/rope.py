@@ -90,7 +90,8 @@ def rope_forward(x: Array, cos: Array, sin: Array, layout: str = "half") -> tupl
     check_shape("cos", cos, (T, D // 2) if cos.ndim == 2 else (B, 1, T, D // 2))
     check_shape("sin", sin, cos.shape)
     first, second = _pairs(D, layout)
-    out = _join(x[..., second], x[..., first], layout)                 # (B, H, T, D)
+    out = xp_of(x).empty_like(x)                                       # (B, H, T, D), in the order that x has in memory
+    out[..., first], out[..., second] = x[..., second], x[..., first]
     out *= _join(-sin, sin, layout)
     out += x * _join(cos, cos, layout)
     return out, (cos, sin, layout)

@@ -3,7 +3,7 @@
 With σ' = σ·(1 − σ):
     silu'(g) = σ + g·σ·(1 − σ) = σ + silu(g)·(1 − σ)
     dgate = dout · up · silu'(gate)        dup = dout · silu(gate)
-σ is written with tanh, which cannot overflow: σ(g) = (1 + tanh(g/2)) / 2.
+σ is written with tanh, which cannot overflow: σ(g) = (1 + tanh h) / 2, so silu(g) = h + h·tanh h, with h = g/2.
 """
 
 from numllama.backend import Array, xp_of
@@ -25,8 +25,10 @@ def swiglu_forward(gate: Array, up: Array) -> tuple[Array, tuple]:
     cache : tuple
     """
     check_shape("up", up, gate.shape)
-    out = sigmoid(gate)                                                # (..., F)
-    out *= gate
+    half = 0.5 * gate                                                  # (..., F)
+    out = xp_of(gate).tanh(half)
+    out *= half
+    out += half                                                        # silu(gate)
     out *= up
     return out, (gate, up)
 
@@ -36,19 +38,15 @@ def swiglu_backward(dout: Array, cache: tuple) -> tuple[Array, Array]:
     """Gradients of :func:`swiglu_forward`: ``dgate`` and ``dup``, each (..., F)."""
     gate, up = cache
     check_shape("dout", dout, gate.shape)
-    sigma = sigmoid(gate)                                              # (..., F)
-    silu = gate * sigma
-    dgate = sigma + silu * (1 - sigma)                                 # silu'(gate)
+    half = 0.5 * gate                                                  # (..., F)
+    sigma = xp_of(gate).tanh(half)
+    sigma += 1
+    silu = half * sigma
+    sigma *= 0.5
+    dgate = 1 - sigma
+    dgate *= silu
+    dgate += sigma                                                     # silu'(gate)
     dgate *= up
     dgate *= dout
     dup = dout * silu
     return dgate, dup
-
-
-def sigmoid(x: Array) -> Array:
-    """1 / (1 + exp(-x)), without overflow."""
-    s = 0.5 * x
-    s = xp_of(x).tanh(s, out=s)
-    s *= 0.5
-    s += 0.5
-    return s

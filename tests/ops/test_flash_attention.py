@@ -20,19 +20,19 @@ import numllama.ops.flash_attention as module
 from numllama.gradcheck import gradcheck
 from numllama.ops import attention_backward, attention_forward, flash_attention_backward, flash_attention_forward
 
-SETTINGS = ("QUERY_TILE", "KEY_TILE", "TILE_ELEMENTS")
+SETTINGS = ("QUERY_TILE", "KEY_TILE", "TILE_ELEMENTS", "SMALL_SCORE")
 
 
 @pytest.fixture(autouse=True)
 def sizes():
-    """Put the tile sizes back."""
+    """Put the settings back."""
     before = [getattr(module, name) for name in SETTINGS]
     yield
     use_tiles(*before)
 
 
 def use_tiles(*values):
-    for name, value in zip(SETTINGS, values, strict=True):
+    for name, value in zip(SETTINGS, values, strict=False):
         setattr(module, name, value)
 
 
@@ -54,7 +54,10 @@ def cases(draw):
         None if first is None else rng.integers(-1, S + 1, first),
         None if last is None else rng.integers(0, S + 3, last),
         draw(st.sampled_from([None, 0.3, 1.0])),
-    ], (draw(st.integers(1, 6)), draw(st.integers(1, 6)), draw(st.sampled_from([1, 20, 200, 2000])))  # fmt: skip
+    ], (
+        draw(st.integers(1, 6)), draw(st.integers(1, 6)), draw(st.sampled_from([1, 20, 200, 2000])),
+        draw(st.sampled_from([0.0, 60.0])),  # 0: always with a maximum
+    )  # fmt: skip
 
 
 def on(xp, case):
@@ -119,9 +122,18 @@ def test_future_keys_have_no_influence_at_all(xp):
     q, k, v = example(xp, T=7)
     use_tiles(2, 3, 10)
     before, _ = flash_attention_forward(q, k, v)
-    k[:, :, 4:], v[:, :, 4:] = 1e30, -1e30
+    k[:, :, 4:], v[:, :, 4:] = -2 * k[:, :, 4:], -1e30
     after, _ = flash_attention_forward(q, k, v)
     assert_same_bits(after[:, :, :4], before[:, :, :4])
+
+
+def test_future_keys_however_large_change_only_the_way_of_summing(xp):
+    q, k, v = example(xp, T=7)
+    use_tiles(2, 3, 10)
+    before, _ = flash_attention_forward(q, k, v)
+    k[:, :, 4:], v[:, :, 4:] = 1e30, -1e30
+    after, _ = flash_attention_forward(q, k, v)
+    assert_close(after[:, :, :4], before[:, :, :4])
 
 
 def test_very_large_scores_do_not_overflow(xp):
