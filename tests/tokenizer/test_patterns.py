@@ -2,7 +2,7 @@
 
 import pytest
 import regex
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from numllama.tokenizer.patterns import PATTERNS, SpecialTokens, Splitter
@@ -15,12 +15,16 @@ NAMES = st.sampled_from(sorted(PATTERNS))
 SPECIAL = SpecialTokens(["<|e|>", "<|e|>a", "a b"])
 
 
+@settings(max_examples=300)
 @given(text=ANY, name=NAMES)
+@example(text="a \x1c b\x1f", name="gpt2")
 def test_a_text_is_split_as_its_pattern_says(text, name):
     assert SPLITTERS[name].split(text) == regex.findall(PATTERNS[name], text)
 
 
+@settings(max_examples=300)
 @given(text=ANY, name=NAMES)
+@example(text="a   b", name="gpt2")
 def test_no_place_where_a_text_may_be_cut_changes_the_split(text, name):
     splitter = SPLITTERS[name]
     for start in range(len(text)):
