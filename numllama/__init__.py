@@ -4,6 +4,7 @@ from numllama import ops
 from numllama.errors import CheckpointError, DataError, DeviceError, NumllamaError, TrainingError
 from numllama.generation import generate
 from numllama.gradcheck import GradientError, gradcheck
+from numllama.interop import load
 from numllama.model import PRESETS, ModelConfig, Transformer, count_parameters
 from numllama.optim import SGD, AdamW, clip_grad_norm, cosine_schedule
 from numllama.tokenizer import CharTokenizer, Tokenizer
@@ -18,6 +19,6 @@ __all__ = [
     "AdamW", "SGD", "cosine_schedule", "clip_grad_norm",
     "Tokenizer", "CharTokenizer", "Dataset", "load_dataset",
     "Trainer", "TrainConfig", "StepReport", "load_run",
-    "generate",
+    "load", "generate",
     "NumllamaError", "CheckpointError", "DataError", "DeviceError", "TrainingError",
 ]
