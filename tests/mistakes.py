@@ -346,6 +346,16 @@ MISTAKES = [
         "tokenizer/test_train_bpe.py::test_equally_frequent_pairs_merge_from_the_end_of_the_alphabet",
     ),
     Mistake(
+        "all words looked at for each merge",
+        "tokenizer/train_bpe.py", "for i in where.pop(pair):", "for i in range(len(spelled)):",
+        "tokenizer/test_train_bpe.py::test_words_are_looked_at_only_when_a_merge_changes_them",
+    ),
+    Mistake(
+        "the rest of a long text searched for special tokens at each cut",
+        "tokenizer/patterns.py", "special.spans(text, start, end + longest)", "special.spans(text, start)",
+        "tokenizer/test_patterns.py::test_cutting_a_long_text_looks_for_special_tokens_only_where_it_cuts",
+    ),
+    Mistake(
         "neighbours of a merged pair that are still counted",
         "tokenizer/train_bpe.py", "                counts[second, ids[copied]] -= count\n", "",
         "tokenizer/test_train_bpe.py::test_merges_are_the_naive_ones[numbers-gpt2]",

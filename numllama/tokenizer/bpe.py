@@ -107,6 +107,8 @@ class Tokenizer:
         self._special = SpecialTokens(self.special_tokens) if self.special_tokens else None
         self._splitter = self._make_splitter(pattern)
         self.vocab_size = max(self._token) + 1
+        if self.vocab_size > 2**32:
+            raise ValueError(f"the largest id is {self.vocab_size - 1}, but must be below 2**32")
         self.dtype = np.dtype("<u2" if self.vocab_size <= 2**16 else "<u4")
         self._cache = _Pieces(self)
 
@@ -284,6 +286,8 @@ class Tokenizer:
 
     def encode_bytes(self, data: bytes) -> list[int]:
         """The ids of any bytes; of UTF-8 text, those of :meth:`encode` with all special tokens as ordinary text."""
+        if not isinstance(data, bytes | bytearray | memoryview):
+            raise TypeError(f"data must be bytes, not {type(data).__name__}")
         try:
             return self.encode(bytes(data).decode(), disallowed_special=())
         except UnicodeDecodeError:
@@ -376,12 +380,12 @@ class Tokenizer:
             yield text
 
     def _decode_each(self, ids: Iterable[int]) -> Iterator[bytes]:
-        ids = ids.tolist() if isinstance(ids, np.ndarray) else ids
-        try:
-            for i in ids:
-                yield self._token[i]
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"id {i!r} is not in the vocabulary of {self.vocab_size}") from error
+        for i in ids.tolist() if isinstance(ids, np.ndarray) else ids:
+            try:
+                token = self._token[i]
+            except (KeyError, TypeError) as error:
+                raise ValueError(f"id {i!r} is not in the vocabulary of {self.vocab_size}") from error
+            yield token
 
     # -------------------------------------------------------------------------------------------- in another process
 
@@ -431,8 +435,6 @@ def _pair(pair: Sequence[bytes], rank: int) -> tuple[bytes, bytes]:
 
 def _numbered(special: Mapping[str, int] | Sequence[str], vocab: Mapping[int, bytes]) -> dict[str, int]:
     """Special tokens with their ids."""
-    if isinstance(special, str):
-        raise TypeError("special_tokens must be a dictionary or a sequence of strings, not a single string")
     tokens = check_special_tokens(special)
     if not isinstance(special, Mapping):
         ids = {token: i for i, token in vocab.items()}
@@ -450,6 +452,8 @@ def _numbered(special: Mapping[str, int] | Sequence[str], vocab: Mapping[int, by
 
 def check_special_tokens(special: Iterable[str]) -> list[str]:
     """The same tokens, if each is a text and there only once."""
+    if isinstance(special, str):
+        raise TypeError("special_tokens must be a dictionary or a sequence of strings, not a single string")
     tokens = list(special)
     for i, token in enumerate(tokens):
         if not isinstance(token, str) or not token:

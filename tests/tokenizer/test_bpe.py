@@ -287,6 +287,17 @@ def test_an_unknown_id_is_named(wrong):
         assert repr(wrong) in str(caught.value)
 
 
+def test_an_error_of_whoever_gives_the_ids_stays_what_it_is():
+    def broken():
+        yield 97
+        raise KeyError("their own")
+
+    with pytest.raises(KeyError, match="their own"):
+        PLAIN.decode(broken())
+    with pytest.raises(TypeError, match="not iterable"):
+        PLAIN.decode(97)
+
+
 def test_decode_takes_arrays_and_iterators():
     ids = TOKENIZER.encode_array("the an")
     assert TOKENIZER.decode(ids) == TOKENIZER.decode(iter(ids)) == TOKENIZER.decode(list(ids)) == "the an"
@@ -298,7 +309,14 @@ def test_what_is_not_a_text_is_refused(text):
         TOKENIZER.encode(text)
 
 
+@pytest.mark.parametrize("data", ["the", 3, None])
+def test_what_are_not_bytes_is_refused(data):
+    with pytest.raises(TypeError, match=f"^data must be bytes, not {type(data).__name__}$"):
+        TOKENIZER.encode_bytes(data)
+
+
 WRONG = {
+    "an id of five bytes": (BYTES, [], {"<s>": 2**32}, ValueError, "the largest id is 4294967296, but must be below"),
     "a list for a vocabulary": (list(BYTES.values()), [], (), TypeError, "vocab must be a dictionary"),
     "text for tokens": ({i: chr(i) for i in range(256)}, [], (), TypeError, "vocab must map"),
     "a missing byte": ({i: bytes([i]) for i in range(255)}, [], (), ValueError, "no token for the byte 0xff"),

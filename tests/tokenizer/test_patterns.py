@@ -1,5 +1,7 @@
 """Splitting and cutting: the split is the pattern's own, and no cut changes it."""
 
+import sys
+
 import pytest
 import regex
 from hypothesis import example, given, settings
@@ -51,6 +53,20 @@ def test_special_tokens_are_never_cut_through(parts, size, step, pattern):
     chunks = list(splitter.chunks([text[i : i + step] for i in range(0, len(text), step)], SPECIAL, size))
     assert "".join(chunks) == text
     assert [chunk[a:b] for chunk in chunks for a, b in SPECIAL.spans(chunk)] == [text[a:b] for a, b in SPECIAL.spans(text)]
+
+
+def test_cutting_a_long_text_looks_for_special_tokens_only_where_it_cuts():
+    looked_at = 0
+
+    class Counted(SpecialTokens):
+        def spans(self, text, start=0, end=sys.maxsize):
+            nonlocal looked_at
+            looked_at += min(end, len(text)) - start
+            return super().spans(text, start, end)
+
+    text = "the cat and a bird " * 5000
+    assert "".join(SPLITTERS["gpt2"].chunks([text], Counted(["<|e|>"]), 100)) == text
+    assert looked_at < 2 * len(text)
 
 
 @pytest.mark.parametrize("text", ["The cat. ", "a,b;", "天地玄黄，宇宙洪荒。", "1 2 3\n", "x\ny\n"])

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from tokenizer.test_sentencepiece import tokenizer as sentencepiece
 from training.realdata import real_data
 
-from numllama import Tokenizer
+from numllama import ModelConfig, Tokenizer, Transformer
+from numllama.interop import save
 from numllama.tokenizer.patterns import PATTERNS
 from numllama.tokenizer.sentencepiece import PREFIXES
 
@@ -141,14 +142,29 @@ def test_and_of_a_whole_book(ours, ours_hugging_face, shakespeare):
     assert same
 
 
-def test_a_saved_folder_opens_in_transformers(ours, tmp_path, shakespeare):
-    ours.save(tmp_path)
-    text = shakespeare[:5000] + f" naïve 中文 😀{END}x"
+OPENED = {
+    "ours": lambda: trained("gpt2"),
+    "Llama 3's pattern": lambda: trained("llama3"),
+    "llama2.c": lambda: Tokenizer.load(real_data("tok512.bin")),
+}
+
+
+@pytest.mark.parametrize("with_model", [False, True])
+@pytest.mark.parametrize("make", OPENED.values(), ids=OPENED)
+def test_a_saved_folder_opens_in_transformers(tmp_path, shakespeare, make, with_model):
+    mine = make()
+    if with_model:  # its config.json says that this is a Llama
+        config = ModelConfig(vocab_size=mine.vocab_size, dim=16, n_layers=1, n_heads=2, max_seq_len=16)
+        save(Transformer(config, seed=0), tmp_path, tokenizer=mine)
+    else:
+        mine.save(tmp_path)
+    text = shakespeare[:5000] + f" naïve  中文 😀{[*mine.special_tokens][-1]}x"
+    ids = mine.encode(text, allowed_special="all")
     for reader in (transformers.AutoTokenizer, transformers.PreTrainedTokenizerFast):
         theirs = reader.from_pretrained(tmp_path)
-        assert theirs(text)["input_ids"] == ours.encode(text, allowed_special="all")
-        assert theirs.decode(ours.encode(text, "all"), clean_up_tokenization_spaces=False) == text
-        assert len(theirs) == ours.vocab_size
+        assert theirs(text)["input_ids"] == ids
+        assert theirs.decode(ids, clean_up_tokenization_spaces=False) == mine.decode(ids)
+        assert len(theirs) == mine.vocab_size
 
 
 @settings(max_examples=1000)
