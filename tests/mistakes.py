@@ -366,6 +366,11 @@ MISTAKES = [
         "tokenizer/test_merging.py::test_overlapping_pairs_merge_from_the_left",
     ),
     Mistake(
+        "a long word merged without a heap",
+        "tokenizer/merging.py", "if len(ids) > LONG:", "if len(ids) > 10**9:",
+        "tokenizer/test_merging.py::test_the_work_for_a_long_run_grows_with_its_length",
+    ),
+    Mistake(
         "a heap whose old entries still count",
         "tokenizer/merging.py", "if right == end or ranks.get((ids[i], ids[right])) != rank:", "if right == end:",
         "tokenizer/test_merging.py::test_merging_is_what_the_definition_says_with_and_without_a_heap",
