@@ -4,11 +4,11 @@
     python benchmarks/tokenizer.py --data ../shared/data --train-mb 6 --json out.json
 
 The folder holds tinyshakespeare.txt, gpt2_vocab.json and gpt2_merges.txt. Contestants take turns in one run, A B C A B C ...;
-medians count, and ratios more than seconds. All of them encode with GPT-2's vocabulary, tinyshakespeare 20 times over, and their
-ids are compared. Everybody has seen the text once before: numllama then knows its words, which costs it the time printed as
-its first encoding. The two processes are running already, as a data loader's would be. Training learns 10,000 merges, with
-two cores, each contestant in a process of its own, so that its peak memory (with its children's) is known; text of another
-size is made from tinyshakespeare by repeating and shuffling its lines.
+medians count, and ratios more than seconds. All of them encode with GPT-2's vocabulary, tinyshakespeare 20 times over, to a list
+of Python's integers, and the lists are compared. Everybody has seen the text once before: numllama then knows its words, which
+costs it the time printed as its first encoding. The two processes are running already, as a data loader's would be. Training
+learns 10,000 merges, with two cores, each contestant in a process of its own, so that its peak memory (with its children's) is
+known; text of another size is made from tinyshakespeare by repeating and shuffling its lines.
 """
 
 import argparse
@@ -24,7 +24,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from train_step import machine, peak_mb
+from train_step import machine
 
 MERGES = 10_000
 HF_REPEATS = 2  # it encodes a tenth of the text, so that a turn does not take a minute
@@ -79,7 +79,6 @@ def encoding(data: Path, rounds: int) -> dict:
     start = time.perf_counter()
     ours.encode(once)
     first = time.perf_counter() - start
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     with ParallelEncoder(ours, 2) as two:
         contestants = {
             "numllama": (lambda: ours.encode(text), text),
@@ -174,7 +173,7 @@ def train_once(name: str, path: str) -> None:
 class Peak:
     """The most memory that this process and its children have held together, looked at ten times a second.
 
-    A library that never lets another thread run hides from that; what the system remembers of this process counts too.
+    A library that never lets another thread run hides from that; the most that the system has seen of this process counts too.
     """
 
     def __init__(self) -> None:
@@ -190,7 +189,9 @@ class Peak:
     def stop(self) -> float:
         self._done.set()
         self._thread.join()
-        return max(self.most, memory_mb(), peak_mb())
+        status = Path("/proc/self/status")
+        seen = int(status.read_text().split("VmHWM:")[1].split()[0]) / 1e3 if status.exists() else 0.0
+        return max(self.most, memory_mb(), seen)
 
 
 def memory_mb() -> float:

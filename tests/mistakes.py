@@ -346,6 +346,71 @@ MISTAKES = [
         "training/test_checkpoint.py::test_one_wrong_byte_anywhere_is_noticed_or_harmless[weights.safetensors]",
     ),
     Mistake(
+        "ties of pairs that go to the beginning of the alphabet",
+        "tokenizer/train_bpe.py", "bytes(max(254 - byte, 0) for byte in range(256))", "bytes(range(256))",
+        "tokenizer/test_train_bpe.py::test_equally_frequent_pairs_merge_from_the_end_of_the_alphabet",
+    ),
+    Mistake(
+        "all words looked at for each merge",
+        "tokenizer/train_bpe.py", "for i in where.pop(pair):", "for i in range(len(spelled)):",
+        "tokenizer/test_train_bpe.py::test_words_are_looked_at_only_when_a_merge_changes_them",
+    ),
+    Mistake(
+        "the rest of a long text searched for special tokens at each cut",
+        "tokenizer/patterns.py", "special.spans(text, start, end + longest)", "special.spans(text, start)",
+        "tokenizer/test_patterns.py::test_cutting_a_long_text_looks_for_special_tokens_only_where_it_cuts",
+    ),
+    Mistake(
+        "neighbours of a merged pair that are still counted",
+        "tokenizer/train_bpe.py", "                counts[second, ids[copied]] -= count\n", "",
+        "tokenizer/test_train_bpe.py::test_merges_are_the_naive_ones[numbers-gpt2]",
+    ),
+    Mistake(
+        "overlapping pairs that merge from the right",
+        "tokenizer/merging.py", "i = waiting.index(rank)", "i = len(waiting) - 1 - waiting[::-1].index(rank)",
+        "tokenizer/test_merging.py::test_overlapping_pairs_merge_from_the_left",
+    ),
+    Mistake(
+        "a long word merged without a heap",
+        "tokenizer/merging.py", "if len(ids) > LONG:", "if len(ids) > 10**9:",
+        "tokenizer/test_merging.py::test_the_work_for_a_long_run_grows_with_its_length",
+    ),
+    Mistake(
+        "a heap whose old entries still count",
+        "tokenizer/merging.py", "if right == end or ranks.get((ids[i], ids[right])) != rank:", "if right == end:",
+        "tokenizer/test_merging.py::test_merging_is_what_the_definition_says_with_and_without_a_heap",
+    ),
+    Mistake(
+        "a text that is cut inside a run of spaces",
+        "tokenizer/patterns.py", r"|(?<=\S)(?= )", r"|(?= )",
+        "tokenizer/test_patterns.py::test_no_place_where_a_text_may_be_cut_changes_the_split",
+    ),
+    Mistake(
+        "control characters that only Python's re takes for spaces",
+        "tokenizer/patterns.py", "re.compile(_for_ascii(self.pattern), re.ASCII)", "re.compile(_for_ascii(self.pattern))",
+        "tokenizer/test_patterns.py::test_a_text_is_split_as_its_pattern_says",
+    ),
+    Mistake(
+        "the shortest special token first",
+        "tokenizer/patterns.py", "sorted(tokens, key=len, reverse=True)", "sorted(tokens, key=len)",
+        "tokenizer/test_patterns.py::test_the_longest_special_token_is_found_first",
+    ),
+    Mistake(
+        "a stream of half characters",
+        "tokenizer/bpe.py", "if text := decoder.decode(token):", 'if text := token.decode("utf-8", "replace"):',
+        "tokenizer/test_bpe.py::test_a_streamed_character_comes_when_its_last_byte_does",
+    ),
+    Mistake(
+        "a space in front of every part that a process encodes",
+        "tokenizer/parallel.py", "begins and i == 0", "begins",
+        "tokenizer/test_parallel.py::test_ids_are_those_of_one_process",
+    ),
+    Mistake(
+        "a stopped preparation that keeps what came after its last save",
+        "training/prepare.py", "self._files[split].truncate(size)", "size",
+        "training/test_prepare.py::test_what_was_stopped_goes_on_and_ends_with_the_same_bytes",
+    ),
+    Mistake(
         "wk permuted with the number of query heads",
         "interop/huggingface.py", '"wk": config.n_kv_heads', '"wk": config.n_heads',
         "interop/test_huggingface.py::test_wk_is_permuted_with_its_own_number_of_heads",

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import test_examples
 
 from numllama.model import PRESETS, count_parameters
 
@@ -62,3 +63,17 @@ def test_the_examples_about_other_peoples_files_run(tmp_path, monkeypatch):
         exec(example, names)
     written = {path.name for path in (tmp_path / "my-llama").iterdir()}
     assert written == {"config.json", "model.safetensors", "generation_config.json", "tokenizer.json"}
+
+
+@pytest.mark.skipif(not (ROOT / "docs").exists(), reason="tests without the documents")
+def test_the_page_about_tokenizers_is_true(tmp_path, monkeypatch, capsys):
+    page = (ROOT / "docs" / "tokenizer.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "book.txt").write_text("To be, or not to be, that is the question.\n" * 40)
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    exec(code, names := {})
+    assert capsys.readouterr().out == "To be, or not<|endoftext|>"
+    assert names["same"].merges == names["tokenizer"].merges
+    steps = test_examples.example("bpe_steps")
+    shown = re.search(r"``` *\n(.*?)```", page, re.S)[1]
+    assert shown.split() == " ".join(steps.show(steps.learn(steps.CORPUS), "lowest newer")[:-1]).split()

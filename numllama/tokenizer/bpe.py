@@ -17,6 +17,7 @@ import numpy as np
 
 from numllama.tokenizer.merging import merge, merge_steps
 from numllama.tokenizer.patterns import CHUNK, SpecialTokens, Splitter
+from numllama.tokenizer.vocabulary import by_id, checked_pair, numbered
 
 CACHED_PIECES = 2**18  # about 50 MB
 CACHED_LENGTH = 64     # characters: longer pieces hardly ever come again
@@ -82,10 +83,10 @@ class Tokenizer:
         pattern: str = "gpt2",
         ignore_merges: bool = False,
     ) -> None:
-        vocab = _by_id(vocab)
-        self.special_tokens = _numbered(special_tokens, vocab)
+        vocab = by_id(vocab)
+        self.special_tokens = numbered(special_tokens, vocab)
         self.vocab = dict(sorted(vocab.items()))
-        self.merges = [_pair(pair, i) for i, pair in enumerate(merges)]
+        self.merges = [checked_pair(pair, i) for i, pair in enumerate(merges)]
         self.ignore_merges = ignore_merges
         self.post_processor: dict | None = None  # of a tokenizer.json: kept for those who read ours
         special_ids = set(self.special_tokens.values())
@@ -107,6 +108,8 @@ class Tokenizer:
         self._special = SpecialTokens(self.special_tokens) if self.special_tokens else None
         self._splitter = self._make_splitter(pattern)
         self.vocab_size = max(self._token) + 1
+        if self.vocab_size > 2**32:
+            raise ValueError(f"the largest id is {self.vocab_size - 1}, but must be below 2**32")
         self.dtype = np.dtype("<u2" if self.vocab_size <= 2**16 else "<u4")
         self._cache = _Pieces(self)
 
@@ -284,6 +287,8 @@ class Tokenizer:
 
     def encode_bytes(self, data: bytes) -> list[int]:
         """The ids of any bytes; of UTF-8 text, those of :meth:`encode` with all special tokens as ordinary text."""
+        if not isinstance(data, bytes | bytearray | memoryview):
+            raise TypeError(f"data must be bytes, not {type(data).__name__}")
         try:
             return self.encode(bytes(data).decode(), disallowed_special=())
         except UnicodeDecodeError:
@@ -376,12 +381,12 @@ class Tokenizer:
             yield text
 
     def _decode_each(self, ids: Iterable[int]) -> Iterator[bytes]:
-        ids = ids.tolist() if isinstance(ids, np.ndarray) else ids
-        try:
-            for i in ids:
-                yield self._token[i]
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"id {i!r} is not in the vocabulary of {self.vocab_size}") from error
+        for i in ids.tolist() if isinstance(ids, np.ndarray) else ids:
+            try:
+                token = self._token[i]
+            except (KeyError, TypeError) as error:
+                raise ValueError(f"id {i!r} is not in the vocabulary of {self.vocab_size}") from error
+            yield token
 
     # -------------------------------------------------------------------------------------------- in another process
 
@@ -406,57 +411,6 @@ class _Pieces(dict):
                 self.clear()
             self[piece] = packed
         return packed
-
-
-def _by_id(vocab: Mapping) -> dict[int, bytes]:
-    """The vocabulary from ids to bytes, whichever way it was given."""
-    if not isinstance(vocab, Mapping):
-        raise TypeError(f"vocab must be a dictionary, not {type(vocab).__name__}")
-    turned = {i: token for token, i in vocab.items()} if isinstance(next(iter(vocab), None), bytes) else dict(vocab)
-    if len(turned) < len(vocab):
-        raise ValueError("vocab gives the same id to two tokens")
-    for i, token in turned.items():
-        if isinstance(i, bool) or not isinstance(i, int) or not isinstance(token, bytes):
-            raise TypeError(f"vocab must map integers to bytes or bytes to integers, but holds {i!r} and {token!r}")
-        if i < 0 or not token:
-            raise ValueError(f"vocab holds {i} and {token!r}, but ids are not negative and tokens not empty")
-    return turned
-
-
-def _pair(pair: Sequence[bytes], rank: int) -> tuple[bytes, bytes]:
-    if len(pair) != 2 or not all(isinstance(part, bytes) for part in pair):
-        raise TypeError(f"merges must be pairs of bytes, but number {rank} is {pair!r}")
-    return tuple(pair)
-
-
-def _numbered(special: Mapping[str, int] | Sequence[str], vocab: Mapping[int, bytes]) -> dict[str, int]:
-    """Special tokens with their ids."""
-    if isinstance(special, str):
-        raise TypeError("special_tokens must be a dictionary or a sequence of strings, not a single string")
-    tokens = check_special_tokens(special)
-    if not isinstance(special, Mapping):
-        ids = {token: i for i, token in vocab.items()}
-        fresh = iter(range(max(vocab, default=-1) + 1, 2**31))
-        special = {token: ids[token.encode()] if token.encode() in ids else next(fresh) for token in tokens}
-    if len(set(special.values())) < len(special):
-        raise ValueError("special_tokens gives the same id to two tokens")
-    for token, i in special.items():
-        if isinstance(i, bool) or not isinstance(i, int) or i < 0:
-            raise ValueError(f"special_tokens gives {token!r} the id {i!r}, but ids are integers that are not negative")
-        if vocab.get(i, token.encode()) != token.encode():
-            raise ValueError(f"special_tokens gives {token!r} the id {i}, but that is {vocab[i]!r} in vocab")
-    return dict(special)
-
-
-def check_special_tokens(special: Iterable[str]) -> list[str]:
-    """The same tokens, if each is a text and there only once."""
-    tokens = list(special)
-    for i, token in enumerate(tokens):
-        if not isinstance(token, str) or not token:
-            raise ValueError(f"special_tokens holds {token!r}, but each must be a string that is not empty")
-        if token in tokens[:i]:
-            raise ValueError(f"special_tokens holds {token!r} twice")
-    return tokens
 
 
 def _known_special(name: str, tokens: Collection[str] | str, known: Mapping[str, int]) -> set[str]:

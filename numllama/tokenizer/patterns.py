@@ -8,6 +8,7 @@ cut must not change the split, so it has to lie where the pattern always ends a 
 """
 
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator
 
 import regex
@@ -25,7 +26,7 @@ PATTERNS = {
 # In all of them a letter ends its piece unless a letter follows, and no piece goes on with a space after something else.
 _CUT = r"(?<=\p{L})(?=[^\p{L}\p{M}\p{N}'’])|(?<=\S)(?= )"
 
-CHUNK = 2**16  # characters: the pieces of a chunk fit into the processor's cache
+CHUNK = 2**14  # characters: the pieces of a chunk fit into the processor's cache
 
 
 class Splitter:
@@ -91,7 +92,7 @@ class Splitter:
         least = start + max(size, longest + 1)
         found = self._cut(text, least) if self._cut else None
         end = found.start() if found else len(text)
-        for begin, stop in special.spans(text, start) if special else ():
+        for begin, stop in special.spans(text, start, end + longest) if special else ():
             if end < begin:
                 break
             if begin > start and (end <= stop or begin >= least):  # before a special token, never in or after it
@@ -113,9 +114,9 @@ class SpecialTokens:
         found = self._find.search(text)
         return found.group() if found else None
 
-    def spans(self, text: str, start: int = 0) -> Iterator[tuple[int, int]]:
-        """Where they are."""
-        return (found.span() for found in self._find.finditer(text, start))
+    def spans(self, text: str, start: int = 0, end: int = sys.maxsize) -> Iterator[tuple[int, int]]:
+        """Where they are between two places."""
+        return (found.span() for found in self._find.finditer(text, start, end))
 
 
 def _every_piece(pattern: regex.Pattern) -> Callable[[str], list[str]]:

@@ -1,7 +1,7 @@
 """Text files read in parts, whatever their size."""
 
 import codecs
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from numllama.errors import DataError
@@ -20,19 +20,20 @@ def as_paths(files: str | Path | Sequence[str | Path]) -> list[Path]:
     return paths
 
 
-def read_parts(path: Path, errors: str = "strict", start: int = 0) -> Iterator[str]:
-    """The text of a UTF-8 file from a byte on, line ends as they are.
+def read_parts(path: Path, errors: str = "strict") -> Iterator[str]:
+    """The text of a UTF-8 file, line ends as they are.
 
     Raises
     ------
     DataError
         If it cannot be read, or is not UTF-8: says where.
     """
+    if errors not in ("strict", "replace"):
+        raise ValueError(f"errors is {errors!r}, but must be strict or replace")
     decoder = codecs.getincrementaldecoder("utf-8")(errors)
-    done = start
+    done = 0
     try:
         with open(path, "rb") as file:
-            file.seek(start)
             while block := file.read(BLOCK):
                 kept = len(decoder.getstate()[0])  # the first bytes of a character that the last block cut through
                 yield decoder.decode(block)
@@ -53,9 +54,3 @@ def not_empty(paths: Sequence[Path]) -> None:
     """Raise DataError if there is no text at all."""
     if not any(path.stat().st_size for path in paths):
         raise DataError(f"{paths[0]} is empty" if len(paths) == 1 else f"{paths[0]} and all the other files are empty")
-
-
-def each_part(paths: Iterable[Path], errors: str) -> Iterator[str]:
-    """The texts of several files, one after another."""
-    for path in paths:
-        yield from read_parts(path, errors)

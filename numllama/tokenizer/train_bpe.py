@@ -22,9 +22,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from numllama.processes import Processes, cores
-from numllama.tokenizer.bpe import Tokenizer, check_special_tokens
+from numllama.tokenizer.bpe import Tokenizer
 from numllama.tokenizer.patterns import SpecialTokens, Splitter
 from numllama.tokenizer.text_files import as_paths, not_empty, read_parts
+from numllama.tokenizer.vocabulary import check_special_tokens
 
 PART = 2**21            # characters that are counted at a time
 WORTH_A_WORKER = 2**24  # bytes: a process takes as long to start as these take to count

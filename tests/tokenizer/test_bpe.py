@@ -31,10 +31,18 @@ SPECIAL_TEXT = st.lists(st.sampled_from([*SPECIAL, "the ", "a", "<", "s>", "é",
 # ------------------------------------------------------------------------------------------------ there and back
 
 
+KINDS = {
+    "GPT-2's pattern": PLAIN,
+    "Llama 3's pattern, whole words": Tokenizer(VOCAB, MERGES, pattern="llama3", ignore_merges=True),
+    "a pattern that leaves out much": Tokenizer(VOCAB, MERGES, pattern=r"(th)e|a+"),
+}
+
+
+@pytest.mark.parametrize("tokenizer", KINDS.values(), ids=KINDS)
 @settings(max_examples=500)
 @given(text=TEXT)
-def test_decoding_what_was_encoded_gives_the_text_back(text):
-    assert PLAIN.decode(PLAIN.encode(text)) == text
+def test_decoding_what_was_encoded_gives_the_text_back(tokenizer, text):
+    assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 @given(text=TEXT)
@@ -86,10 +94,12 @@ def test_gpt2s_ids_of_tinyshakespeare():
     assert same
 
 
-def test_a_run_of_100_000_equal_characters(monkeypatch):
+@pytest.mark.parametrize(("character", "ids"), [("a", [262] * 25_000), (" ", [264] * 50_000), ("1", [49] * 100_000)])
+def test_a_run_of_100_000_equal_characters(monkeypatch, character, ids):
     monkeypatch.setattr(merging, "merge_steps", None)  # takes quadratic time
-    assert PLAIN.encode("a" * 100_000) == [262] * 25_000
-    assert PLAIN.decode(PLAIN.encode(" " * 100_000)) == " " * 100_000
+    same = PLAIN.encode(character * 100_000) == ids
+    assert same
+    assert PLAIN.decode(ids) == character * 100_000
 
 
 # ------------------------------------------------------------------------------------------------ what a tokenizer is
@@ -287,6 +297,17 @@ def test_an_unknown_id_is_named(wrong):
         assert repr(wrong) in str(caught.value)
 
 
+def test_an_error_of_whoever_gives_the_ids_stays_what_it_is():
+    def broken():
+        yield 97
+        raise KeyError("their own")
+
+    with pytest.raises(KeyError, match="their own"):
+        PLAIN.decode(broken())
+    with pytest.raises(TypeError, match="not iterable"):
+        PLAIN.decode(97)
+
+
 def test_decode_takes_arrays_and_iterators():
     ids = TOKENIZER.encode_array("the an")
     assert TOKENIZER.decode(ids) == TOKENIZER.decode(iter(ids)) == TOKENIZER.decode(list(ids)) == "the an"
@@ -298,7 +319,14 @@ def test_what_is_not_a_text_is_refused(text):
         TOKENIZER.encode(text)
 
 
+@pytest.mark.parametrize("data", ["the", 3, None])
+def test_what_are_not_bytes_is_refused(data):
+    with pytest.raises(TypeError, match=f"^data must be bytes, not {type(data).__name__}$"):
+        TOKENIZER.encode_bytes(data)
+
+
 WRONG = {
+    "an id of five bytes": (BYTES, [], {"<s>": 2**32}, ValueError, "the largest id is 4294967296, but must be below"),
     "a list for a vocabulary": (list(BYTES.values()), [], (), TypeError, "vocab must be a dictionary"),
     "text for tokens": ({i: chr(i) for i in range(256)}, [], (), TypeError, "vocab must map"),
     "a missing byte": ({i: bytes([i]) for i in range(255)}, [], (), ValueError, "no token for the byte 0xff"),

@@ -42,6 +42,15 @@ def test_steps_say_where_each_merge_took_place():
     assert steps == [(0, [2, 0, 1]), (1, [2, 2]), (0, [3])]
 
 
-def test_a_long_run_is_merged_with_a_heap(monkeypatch):
+def test_the_work_for_a_long_run_grows_with_its_length(monkeypatch):
     monkeypatch.setattr(merging, "merge_steps", None)  # which would look at all pairs again after each merge
-    assert merge([0] * 100_001, {(0, 0): 0, (1, 1): 1}, [1, 2]) == [2] * 25_000 + [0]
+    looked_up = 0
+
+    class Counted(dict):
+        def get(self, *pair):
+            nonlocal looked_up
+            looked_up += 1
+            return super().get(*pair)
+
+    assert merge([0] * 100_001, Counted({(0, 0): 0, (1, 1): 1}), [1, 2]) == [2] * 25_000 + [0]
+    assert looked_up < 5 * 100_001

@@ -1,8 +1,10 @@
 """Splitting and cutting: the split is the pattern's own, and no cut changes it."""
 
+import sys
+
 import pytest
 import regex
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from numllama.tokenizer.patterns import PATTERNS, SpecialTokens, Splitter
@@ -15,12 +17,16 @@ NAMES = st.sampled_from(sorted(PATTERNS))
 SPECIAL = SpecialTokens(["<|e|>", "<|e|>a", "a b"])
 
 
+@settings(max_examples=300)
 @given(text=ANY, name=NAMES)
+@example(text="a \x1c b\x1f", name="gpt2")
 def test_a_text_is_split_as_its_pattern_says(text, name):
     assert SPLITTERS[name].split(text) == regex.findall(PATTERNS[name], text)
 
 
+@settings(max_examples=300)
 @given(text=ANY, name=NAMES)
+@example(text="a   b", name="gpt2")
 def test_no_place_where_a_text_may_be_cut_changes_the_split(text, name):
     splitter = SPLITTERS[name]
     for start in range(len(text)):
@@ -47,6 +53,20 @@ def test_special_tokens_are_never_cut_through(parts, size, step, pattern):
     chunks = list(splitter.chunks([text[i : i + step] for i in range(0, len(text), step)], SPECIAL, size))
     assert "".join(chunks) == text
     assert [chunk[a:b] for chunk in chunks for a, b in SPECIAL.spans(chunk)] == [text[a:b] for a, b in SPECIAL.spans(text)]
+
+
+def test_cutting_a_long_text_looks_for_special_tokens_only_where_it_cuts():
+    looked_at = 0
+
+    class Counted(SpecialTokens):
+        def spans(self, text, start=0, end=sys.maxsize):
+            nonlocal looked_at
+            looked_at += min(end, len(text)) - start
+            return super().spans(text, start, end)
+
+    text = "the cat and a bird " * 5000
+    assert "".join(SPLITTERS["gpt2"].chunks([text], Counted(["<|e|>"]), 100)) == text
+    assert looked_at < 2 * len(text)
 
 
 @pytest.mark.parametrize("text", ["The cat. ", "a,b;", "天地玄黄，宇宙洪荒。", "1 2 3\n", "x\ny\n"])

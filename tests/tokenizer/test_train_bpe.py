@@ -70,6 +70,21 @@ def test_a_longer_string_comes_after_its_beginning():
     assert find_merges({"ab": 5, "a,": 1, "ab,": 1}, 2) == [(b"a", b"b"), (b"ab", b",")]
 
 
+def test_words_are_looked_at_only_when_a_merge_changes_them(monkeypatch):
+    looked_at = 0
+
+    def places(ids, first, second):
+        nonlocal looked_at
+        looked_at += 1
+        return find(ids, first, second)
+
+    find = train_bpe._places
+    monkeypatch.setattr(train_bpe, "_places", places)
+    words = {f"{number:08d}": 1 for number in range(0, 10**8, 10**5)}
+    assert len(find_merges(words, 500)) == 500
+    assert looked_at <= 2 * sum(map(len, words))  # each merge makes a word shorter; looking at all for each takes 500 000
+
+
 def test_a_run_of_a_million_equal_characters(write):
     assert train(write("a" * 1_000_000), 258).merges == [(b"a", b"a"), (b"aa", b"aa")]
 
@@ -171,6 +186,11 @@ def test_missing_and_empty_files_and_folders_are_named(write, tmp_path):
     assert train(write("", "abab"), 300).merges
 
 
+def test_one_string_for_special_tokens_is_refused(write):
+    with pytest.raises(TypeError, match=r"^special_tokens must be .* not a single string$"):
+        train(write("abc"), 300, "<s>")
+
+
 @pytest.mark.parametrize(
     ("how", "sentence"),
     [
@@ -181,6 +201,7 @@ def test_missing_and_empty_files_and_folders_are_named(write, tmp_path):
         ({"special_tokens": [""]}, "special_tokens holds ''"),
         ({"pattern": "("}, r"pattern is '\('"),
         ({"workers": 0}, "workers is 0"),
+        ({"errors": "ignore"}, "errors is 'ignore', but must be strict or replace"),
     ],
 )
 def test_impossible_settings_are_one_sentence(write, how, sentence):

@@ -1,0 +1,55 @@
+"""What a tokenizer is made of: ids, tokens, merges and special tokens, checked before they are used."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+
+def by_id(vocab: Mapping) -> dict[int, bytes]:
+    """The vocabulary from ids to bytes, whichever way it was given."""
+    if not isinstance(vocab, Mapping):
+        raise TypeError(f"vocab must be a dictionary, not {type(vocab).__name__}")
+    turned = {i: token for token, i in vocab.items()} if isinstance(next(iter(vocab), None), bytes) else dict(vocab)
+    if len(turned) < len(vocab):
+        raise ValueError("vocab gives the same id to two tokens")
+    for i, token in turned.items():
+        if isinstance(i, bool) or not isinstance(i, int) or not isinstance(token, bytes):
+            raise TypeError(f"vocab must map integers to bytes or bytes to integers, but holds {i!r} and {token!r}")
+        if i < 0 or not token:
+            raise ValueError(f"vocab holds {i} and {token!r}, but ids are not negative and tokens not empty")
+    return turned
+
+
+def checked_pair(pair: Sequence[bytes], rank: int) -> tuple[bytes, bytes]:
+    """A merge, if it is one."""
+    if len(pair) != 2 or not all(isinstance(part, bytes) for part in pair):
+        raise TypeError(f"merges must be pairs of bytes, but number {rank} is {pair!r}")
+    return tuple(pair)
+
+
+def numbered(special: Mapping[str, int] | Sequence[str], vocab: Mapping[int, bytes]) -> dict[str, int]:
+    """Special tokens with their ids."""
+    tokens = check_special_tokens(special)
+    if not isinstance(special, Mapping):
+        ids = {token: i for i, token in vocab.items()}
+        fresh = iter(range(max(vocab, default=-1) + 1, 2**31))
+        special = {token: ids[token.encode()] if token.encode() in ids else next(fresh) for token in tokens}
+    if len(set(special.values())) < len(special):
+        raise ValueError("special_tokens gives the same id to two tokens")
+    for token, i in special.items():
+        if isinstance(i, bool) or not isinstance(i, int) or i < 0:
+            raise ValueError(f"special_tokens gives {token!r} the id {i!r}, but ids are integers that are not negative")
+        if vocab.get(i, token.encode()) != token.encode():
+            raise ValueError(f"special_tokens gives {token!r} the id {i}, but that is {vocab[i]!r} in vocab")
+    return dict(special)
+
+
+def check_special_tokens(special: Iterable[str]) -> list[str]:
+    """The same tokens, if each is a text and there only once."""
+    if isinstance(special, str):
+        raise TypeError("special_tokens must be a dictionary or a sequence of strings, not a single string")
+    tokens = list(special)
+    for i, token in enumerate(tokens):
+        if not isinstance(token, str) or not token:
+            raise ValueError(f"special_tokens holds {token!r}, but each must be a string that is not empty")
+        if token in tokens[:i]:
+            raise ValueError(f"special_tokens holds {token!r} twice")
+    return tokens
