@@ -204,7 +204,7 @@ def child(peer: str, config: dict, cores: int) -> None:
     print(json.dumps({"losses": losses, "seconds": min(warm), "libraries": libraries}), flush=True)
     for line in sys.stdin:
         if line.strip() == "end":
-            print(json.dumps({"peak_mb": peak_mb()}), flush=True)
+            print(json.dumps({"peak_mb": getattr(step, "peak_mb", peak_mb)()}), flush=True)
             break
         milliseconds, losses = [], []
         for _ in range(int(line)):

@@ -49,7 +49,7 @@ def blas_name() -> str:
 def numllama_step(config: dict, cores: int):
     import numllama as nl
     import numllama.training.trainer as trainer_module
-    from numllama.training.parallel import training_settings
+    from numllama.training import parallel
 
     source = batches(config)
     trainer_module.random_batch = lambda *_: next(source)  # the benchmark's batches in place of random windows of a text
@@ -62,11 +62,12 @@ def numllama_step(config: dict, cores: int):
     )  # fmt: skip
     trainer = nl.Trainer(model, data, settings)
     loop = ExitStack()
-    loop.enter_context(training_settings(model.device))  # as while a Trainer runs
+    loop.enter_context(parallel.training_settings(model.device))  # as while a Trainer runs
 
     def step(loop=loop):  # which must not be collected, for its settings would end with it
         return trainer._step().loss
 
+    step.peak_mb = trainer._memory_mb  # with its processes
     return step, blas_name()
 
 

@@ -10,9 +10,10 @@ import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
@@ -26,6 +27,21 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def peak_memory_mb(others: Sequence[int] = ()) -> float:
+    """The most memory that this process has held, and others by their ids, less what they share; 0 where nobody knows."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return 0.0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+    for pid in others:
+        with suppress(OSError, KeyError):  # it is gone, or this is not Linux
+            lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
+            kilobytes = {name: int(value.split()[0]) for name, value in (line.split(":", 1) for line in lines) if "kB" in value}
+            peak += (kilobytes["VmHWM"] - kilobytes["RssShmem"]) / 1e3
+    return peak
+
+
 class Processes:
     """Children that apply one function.
 
@@ -34,12 +50,14 @@ class Processes:
     function : callable
         Of one argument; it, its arguments and its results are pickled. It is sent once to each child.
     workers : int
+    fds : sequence of int
+        File descriptors that the children shall have too (not on Windows).
     """
 
-    def __init__(self, function: Callable[[Any], Any], workers: int) -> None:
+    def __init__(self, function: Callable[[Any], Any], workers: int, fds: Sequence[int] = ()) -> None:
         command = [sys.executable, "-c", _CHILD.format(path=sys.path)]
         pipe = subprocess.PIPE
-        self._children = [subprocess.Popen(command, stdin=pipe, stdout=pipe) for _ in range(workers)]
+        self._children = [subprocess.Popen(command, stdin=pipe, stdout=pipe, pass_fds=fds) for _ in range(workers)]
         self._free: SimpleQueue = SimpleQueue()
         self._threads = ThreadPoolExecutor(workers)  # each waits for the answer of a child
         function = pickle.dumps(function)
@@ -48,12 +66,21 @@ class Processes:
                 child.stdin.write(function)
             self._free.put(child)
 
+    @property
+    def pids(self) -> list[int]:
+        """The children's process ids."""
+        return [child.pid for child in self._children]
+
+    def submit(self, item: Any) -> Future:
+        """The function's result, some time."""
+        return self._threads.submit(self._ask, item)
+
     def map(self, items: Iterable[Any]) -> Iterator[Any]:
         """The function's results, in the order of the items, of which only a few are taken ahead."""
         waiting: deque[Future] = deque()
         try:
             for item in items:
-                waiting.append(self._threads.submit(self._ask, item))
+                waiting.append(self.submit(item))
                 if len(waiting) > 2 * len(self._children):
                     yield waiting.popleft().result()
             while waiting:

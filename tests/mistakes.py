@@ -42,7 +42,7 @@ MISTAKES = [
     ),
     Mistake(
         "RMSNorm without the second term of its gradient",
-        "ops/rmsnorm.py", "rstd**3 * along / C, out=product", "0 * along, out=product",
+        "ops/rmsnorm.py", "dx = rstd * dn - x * (rstd**3 * row_dot(dn, x) / C)", "dx = rstd * dn",
         "ops/test_rmsnorm.py::test_gradients",
     ),
     Mistake(
@@ -301,7 +301,7 @@ MISTAKES = [
     Mistake(
         "clipping after the step",
         "training/trainer.py",
-        "norm = clip_grad_norm(grads, c.clip)",
+        "norm = clip_grad_norm(grads, c.clip, self.workers.map)",
         "norm = 1.0; self.optimizer.step(grads, lr, self.workers.map); clip_grad_norm(grads, c.clip); grads.flat.fill(0)",
         "training/test_trainer.py::test_a_plain_loop_gives_the_same_parameters[adamw-1-0.05]",
     ),
@@ -326,8 +326,13 @@ MISTAKES = [
         "training/test_parallel.py::test_nothing_of_one_batch_is_left_in_the_gradients_of_the_next",
     ),
     Mistake(
+        "weights and gradients in the same memory",
+        "training/team.py", "np.frombuffer(memory, self.dtype, n, i * n * size)", "np.frombuffer(memory, self.dtype, n, 0)",
+        "training/test_team.py::test_processes_give_the_same_bits_as_one_worker",
+    ),
+    Mistake(
         "shards that add in whatever order they end",
-        "training/turns.py", "wait_for(lambda: self.error or self._added[name] == index)", "wait_for(lambda: True)",
+        "training/turns.py", "while self._state[i] < index and", "while False and",
         "training/test_parallel.py::test_shards_add_in_index_order_however_long_each_takes",
     ),
     Mistake(

@@ -99,6 +99,11 @@ class Parameters(Mapping):
         """The view of that name, or `default`: a bias that a model may not have."""
         return self._views.get(name, default)
 
+    def move(self, flat: Array) -> None:
+        """Let `flat` hold the values from now on; views that were taken before stay behind."""
+        flat[...] = self.flat
+        self.__init__(self.shapes, flat)
+
     def zeros_like(self) -> "Parameters":
         """Zeros of the same layout: gradients, or a moment of an optimizer."""
         return Parameters(self.shapes, xp_of(self.flat).zeros_like(self.flat))

@@ -40,10 +40,7 @@ def rmsnorm_backward(dout: Array, cache: tuple) -> tuple[Array, Array]:
     x, weight, rstd = cache
     check_shape("dout", dout, x.shape)
     C = x.shape[-1]
-    product = dout * x                                                 # (..., C)
-    dweight = rstd.reshape(-1) @ product.reshape(-1, C)                # (C,): a sum over rows
-    along = (product @ weight)[..., None]                              # (..., 1): Σ dn·x
-    dx = dout * weight                                                 # dn
-    dx *= rstd
-    dx -= xp_of(x).multiply(x, rstd**3 * along / C, out=product)
+    dn = dout * weight                                                 # (..., C)
+    dx = rstd * dn - x * (rstd**3 * row_dot(dn, x) / C)                # (..., C)
+    dweight = rstd.reshape(-1) @ (dout * x).reshape(-1, C)             # (C,): a sum over rows
     return dx, dweight

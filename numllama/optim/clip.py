@@ -1,5 +1,6 @@
 """Clipping by global norm:  g ← g · min(1, max_norm / |g|),   |g| over all parameters        Pascanu et al. 2013, alg. 1"""
 
+from collections.abc import Callable
 from math import sqrt
 
 import numpy as np
@@ -8,20 +9,26 @@ from numllama.dispatch import piece_size, slices
 from numllama.model.parameters import Parameters
 
 
-def grad_norm(grads: Parameters) -> float:
+def grad_norm(grads: Parameters, run: Callable = map) -> float:
     """The Euclidean norm of all gradients taken as one vector; pieces are summed in float64, in a fixed order."""
     flat = grads.flat
-    with np.errstate(over="ignore", invalid="ignore"):  # infinity is the answer then
-        return sqrt(sum(float(flat[part] @ flat[part]) for part in slices(0, flat.size, piece_size(flat))))
+
+    def squares(part: slice) -> float:
+        with np.errstate(over="ignore", invalid="ignore"):  # infinity is the answer then
+            return float(flat[part] @ flat[part])
+
+    return sqrt(sum(run(squares, slices(0, flat.size, piece_size(flat)))))
 
 
-def clip_grad_norm(grads: Parameters, max_norm: float) -> float:
+def clip_grad_norm(grads: Parameters, max_norm: float, run: Callable = map) -> float:
     """Scale gradients in place so that their norm is at most `max_norm`.
 
     Parameters
     ----------
     grads : Parameters
     max_norm : float
+    run : callable
+        ``map``, or the workers': the pieces are independent of each other.
 
     Returns
     -------
@@ -30,8 +37,12 @@ def clip_grad_norm(grads: Parameters, max_norm: float) -> float:
     """
     if not max_norm > 0:
         raise ValueError(f"max_norm is {max_norm}, but must be positive")
-    norm = grad_norm(grads)
+    norm = grad_norm(grads, run)
     if max_norm < norm < float("inf"):
-        scale = max_norm / (norm + 1e-6)  # the guard of PyTorch's clip_grad_norm_
-        grads.flat *= scale
+        flat, scale = grads.flat, max_norm / (norm + 1e-6)  # the guard of PyTorch's clip_grad_norm_
+
+        def shrink(part: slice) -> None:
+            flat[part] *= scale
+
+        list(run(shrink, slices(0, flat.size, piece_size(flat))))
     return norm

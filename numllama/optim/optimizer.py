@@ -33,7 +33,7 @@ class Optimizer:
         lr : float, optional
             Learning rate of this step; default, the one given at construction.
         run : callable
-            ``map``, or a thread pool's: the pieces are independent of each other.
+            ``map``, or the workers': the pieces are independent of each other.
         """
         self.params.check_layout("grads", grads)
         self.steps += 1

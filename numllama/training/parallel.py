@@ -1,19 +1,23 @@
-"""One step's batch as shards, and the threads that run them.
+"""One step's batch as shards, and the workers that run them.
 
 A batch is cut into shards of whole sequences; gradients are the sum over shards. How it is cut depends on the batch's
 shape alone, each shard runs on one core, and shards add in index order (`turns`). So losses are the same bits for any
-number of workers. Worker threads use all cores even for elementwise work, because NumPy and BLAS release the
-interpreter's lock.
+number of workers, and whether they are threads or processes.
+
+Threads use all cores even for elementwise work, because NumPy and BLAS release the interpreter's lock; but they wait for
+each other whenever one of them needs that lock. So a run that takes more than a moment goes on with processes (`team`).
 """
 
 import ctypes
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from itertools import islice, pairwise
 from threading import Lock
+from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -21,10 +25,12 @@ from threadpoolctl import threadpool_limits
 from numllama.backend import Array
 from numllama.model import Parameters, Transformer
 from numllama.ops import IGNORE
-from numllama.training.turns import Turns
+from numllama.training.team import Team
+from numllama.training.turns import Stopped, Turns
 
 SHARD_TOKENS = 1024  # large enough for full speed of matrix products, small enough for the cache
 MAX_SHARDS = 8
+TEAM_AFTER = 2.0  # seconds of work with threads: a process takes half a second to start
 
 
 def shard_count(batch_size: int, seq_len: int) -> int:
@@ -39,26 +45,39 @@ def cut(batch: Array, shards: int) -> list[Array]:
 
 
 class Workers:
-    """Threads that run the shards of a batch.
+    """Those who run the shards of a batch: this thread and others like it, later on processes.
 
     Parameters
     ----------
     model : Transformer
+        Its parameters move to shared memory when processes start: views of them that were taken before stay behind.
     workers : int, optional
         How many shards run at once; default, one for each core. On a GPU always one.
+    processes : bool
+        Go on with processes where the system can share memory with them, after TEAM_AFTER seconds of work.
     """
 
-    def __init__(self, model: Transformer, workers: int | None = None) -> None:
+    def __init__(self, model: Transformer, workers: int | None = None, processes: bool = False) -> None:
         if workers is not None and workers < 1:
             raise ValueError(f"workers is {workers}, but must be at least 1")
         self.model = model
         self.workers = 1 if model.device != "cpu" else workers or available_cores()
-        self._pool = ThreadPoolExecutor(self.workers) if self.workers > 1 else None
-        self._total: Parameters | None = None
+        self._pool = ThreadPoolExecutor(self.workers - 1) if self.workers > 1 else None
+        self._turns: Turns | None = None
+        self._team: Team | None = None
+        self._may_team = processes and self.workers > 1 and Team.possible(model)
+        self._busy = 0.0
 
-    def map(self, function: Callable, items: Iterable) -> Iterator:
-        """Like the built-in ``map``, with the threads."""
-        return self._pool.map(function, items) if self._pool else map(function, items)
+    @property
+    def pids(self) -> list[int]:
+        """The processes that work beside this one."""
+        return self._team.pids if self._team else []
+
+    def map(self, function: Callable, items: Iterable) -> list:
+        """The function's results, by this thread and the others."""
+        items, n = list(items), self.workers
+        waiting = [self._pool.submit(list, map(function, items[i::n])) for i in range(1, n)]
+        return interleave([list(map(function, items[::n])), *(future.result() for future in waiting)])
 
     def loss_and_grads(
         self,
@@ -80,41 +99,87 @@ class Workers:
         """
         shards = min(shards, len(tokens))
         count = max(1, int((targets != IGNORE).sum()))
-        parts = list(zip(cut(tokens, shards), cut(targets, shards), strict=True))
-        if self._total is None:
-            self._total = self.model.params.zeros_like()
-        turns = Turns(self._total)
-
-        def run(i: int) -> float:
-            with turns.shard(i) as grads:
-                shard_key = None if key is None else (*key, i)
-                loss, _ = self.model.loss_and_grads(*parts[i], grads=grads, count=count, key=shard_key, recompute=recompute)
-                return float(loss)
-
-        try:
-            return sum(list(self.map(run, range(shards)))), self._total
-        except BaseException as error:  # a shard's error, or Ctrl-C
-            turns.fail(error)
-            turns.wait_until_idle()  # no shard may go on writing to the buffer of the next call
-            raise turns.error from None
+        parts = list(zip(range(shards), cut(tokens, shards), cut(targets, shards), strict=True))
+        if self._may_team and self._team is None and self._busy > TEAM_AFTER:
+            self._turns = None  # its memory is free before the team takes its own
+            self._team = Team(self.model, self.workers - 1)
+            self._turns = self._team.turns
+        if self._turns is None:
+            self._turns = Turns(self.model.params.zeros_like())
+        self._turns.start()
+        start = time.perf_counter()
+        losses = self._spread(run_shards, parts, count, key, recompute)
+        self._busy += time.perf_counter() - start
+        return sum(losses), self._turns.total
 
     def mean_loss(self, windows: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
         """Mean loss of all targets in some windows, without dropout; sums are in float64 and in order."""
-
-        def run(window):
-            tokens, targets = window
-            return float(self.model.loss(tokens, targets, count=1)), int((targets != IGNORE).sum())
-
         windows, total, n = iter(windows), 0.0, 0
         while some := list(islice(windows, 4 * self.workers)):  # never the whole split at once
-            for loss, counted in self.map(run, some):
+            for loss, counted in self._spread(run_windows, some):
                 total, n = total + loss, n + counted
         return total / max(1, n)
 
+    def _spread(self, function: Callable, items: Sequence, *args: Any) -> list:
+        """``function(model, turns, some of the items, *args)`` by every worker; the results, in the order of the items."""
+        n = min(self.workers, len(items))
+        waiting = [self._submit(function, items[i::n], *args) for i in range(1, n)]
+        errors = []
+        try:
+            parts = [function(self.model, self._turns, items[::n], *args)] + [future.result() for future in waiting]
+        except BaseException as error:  # a shard's error, or Ctrl-C
+            self._fail()
+            wait(waiting)  # no shard may go on writing to the buffer of the next call
+            errors = [error, *(future.exception() for future in waiting)]
+        for error in errors:
+            if error is not None and not isinstance(error, Stopped):
+                raise error
+        return interleave(parts)
+
+    def _submit(self, function: Callable, *args: Any) -> Future:
+        if self._team is None:
+            future = self._pool.submit(function, self.model, self._turns, *args)
+        else:
+            future = self._team.submit(function, *args)
+        future.add_done_callback(lambda future: future.exception() and self._fail())  # a process may be gone
+        return future
+
+    def _fail(self) -> None:
+        if self._turns:
+            self._turns.fail()
+
     def close(self) -> None:
-        """End the threads."""
+        """End the threads and processes."""
+        if self._team:
+            self._team.close()
         if self._pool:
             self._pool.shutdown(cancel_futures=True)
+
+
+def interleave(parts: Sequence[list]) -> list:
+    """The lists x[0::n], x[1::n], ... back to x."""
+    results: list = [None] * sum(map(len, parts))
+    for i, part in enumerate(parts):
+        results[i :: len(parts)] = part
+    return results
+
+
+def run_shards(
+    model: Transformer, turns: Turns, parts: Sequence[tuple], count: int, key: tuple[int, ...] | None, recompute: bool
+) -> list[float]:
+    """Loss of some shards, (index, tokens, targets) each; their gradients are added to what others add."""
+    losses = []
+    for i, tokens, targets in parts:
+        with turns.shard(i) as grads:
+            shard_key = None if key is None else (*key, i)
+            loss, _ = model.loss_and_grads(tokens, targets, grads=grads, count=count, key=shard_key, recompute=recompute)
+            losses.append(float(loss))
+    return losses
+
+
+def run_windows(model: Transformer, turns: Turns | None, windows: Sequence[tuple]) -> list[tuple[float, int]]:
+    """Summed loss and number of targets of some windows, (tokens, targets) each."""
+    return [(float(model.loss(tokens, targets, count=1)), int((targets != IGNORE).sum())) for tokens, targets in windows]
 
 
 # ------------------------------------------------------------------------------------------------ the machine

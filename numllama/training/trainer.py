@@ -1,7 +1,6 @@
 """The training loop: one report for each step; the progress bar, the log, the plot and tests are readers of it."""
 
 import math
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -10,6 +9,7 @@ from pathlib import Path
 from numllama.errors import CheckpointError, TrainingError
 from numllama.model import Transformer
 from numllama.optim import clip_grad_norm, cosine_schedule
+from numllama.processes import peak_memory_mb
 from numllama.training import checkpoint
 from numllama.training.config import TrainConfig
 from numllama.training.data import Dataset, all_windows, random_batch
@@ -35,7 +35,7 @@ class StepReport:
     tokens_per_second, ms_per_step : float
         Of this step, evaluation not included.
     memory_mb : float
-        The most memory that the process has used so far (of the GPU's, on a GPU).
+        The most memory that the workers have used so far (of the GPU's, on a GPU).
     skipped : bool
         The loss or the gradient was not finite, and no step was taken.
     val_loss : float, optional
@@ -90,7 +90,7 @@ class Trainer:
         self.model, self.data, self.out = model, data, Path(out) if out else None
         self.optimizer = self.config.make_optimizer(model.params)
         self.step, self.best, self.skipped, self._skipped_in_a_row = 0, math.inf, 0, 0
-        self.workers = Workers(model, config.workers)
+        self.workers = Workers(model, config.workers, processes=True)
 
     # -------------------------------------------------------------------------------------------- the loop
 
@@ -112,7 +112,7 @@ class Trainer:
         lr = self.learning_rate(step)
         tokens, targets = random_batch(self.data.train, c.batch_size, c.seq_len, c.seed, step)
         loss, grads = self.workers.loss_and_grads(tokens, targets, c.shards, key=(c.seed, step), recompute=c.recompute)
-        norm = clip_grad_norm(grads, c.clip)
+        norm = clip_grad_norm(grads, c.clip, self.workers.map)
         finite = math.isfinite(loss) and math.isfinite(norm)
         if finite:
             self.optimizer.step(grads, lr, self.workers.map)
@@ -146,12 +146,7 @@ class Trainer:
     def _memory_mb(self) -> float:
         if self.model.device != "cpu":
             return self.model.xp.get_default_memory_pool().total_bytes() / 1e6
-        try:
-            import resource
-        except ImportError:  # not on Windows
-            return 0.0
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak / 1e6 if sys.platform == "darwin" else peak / 1e3
+        return peak_memory_mb(self.workers.pids)
 
     # -------------------------------------------------------------------------------------------- validation
 
@@ -210,5 +205,5 @@ class Trainer:
         return self.out
 
     def close(self) -> None:
-        """End the worker threads."""
+        """End the workers."""
         self.workers.close()

@@ -2,89 +2,86 @@
 
 A sum of floats depends on its order. Here the order is that of the shards, however many run at once and however fast each
 is; and a shard waits only where it has caught up with the one before. So one gradient buffer is enough for any number of
-threads, nothing needs to be cleared, for the first shard writes where the others add, and no separate pass adds up anything.
+workers, nothing needs to be cleared, for the first shard writes where the others add, and no separate pass adds up anything.
+
+Workers may be threads or processes. All that they tell each other is how many shards have added to each tensor: an array of
+integers, in shared memory if need be, which a worker that must wait looks at again and again.
 """
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from threading import Condition
 from typing import Any
+
+import numpy as np
 
 from numllama.backend import Array
 from numllama.model import Parameters
 
+POLL_SECONDS = 2e-5
+
+
+class Stopped(RuntimeError):
+    """Another shard has failed."""
+
 
 class Turns:
-    """Who may add to which tensor of `total`, in one step.
+    """Who may add to which tensor of `total`.
 
     Parameters
     ----------
     total : Parameters
-        The buffer; whatever is in it is forgotten.
-
-    Attributes
-    ----------
-    error : BaseException, optional
-        What the first shard that failed has raised.
+        The buffer; whatever is in it is forgotten when a step starts.
+    state : integer array, shape (len(total) + 1,), optional
+        How many shards have added to each tensor; at the end, whether a shard has failed.
+    stop : callable, optional
+        Called while a shard waits: a worker that is on its own by now may end here.
     """
 
-    def __init__(self, total: Parameters) -> None:
-        self.total, self.error = total, None
-        self._added = dict.fromkeys(total, 0)  # how many shards have added to each tensor
-        self._running = 0
-        self._changed = Condition()
+    def __init__(self, total: Parameters, state: np.ndarray | None = None, stop: Callable[[], Any] | None = None) -> None:
+        self.total = total
+        self._state = np.zeros(len(total) + 1, dtype=np.int64) if state is None else state
+        self._places = {name: i for i, name in enumerate(total)}
+        self._stop = stop or (lambda: None)
+
+    def start(self) -> None:
+        """A new step: no shard has added anything. No shard may be running."""
+        self._state[:] = 0
+
+    def fail(self) -> None:
+        """Let no one wait for a shard that will never come."""
+        self._state[-1] = 1
 
     @contextmanager
     def shard(self, index: int) -> Iterator["ShardGradients"]:
         """The gradients as shard `index` sees them; an error inside ends the shards that wait for this one."""
-        with self._changed:
-            self._running += 1
         try:
             yield ShardGradients(self, index)
-            self._pass(index)
-        except BaseException as error:
-            self.fail(error)
+            for name, i in self._places.items():
+                if self._state[i] <= index:  # a turn that the shard has not used
+                    view = self.begin(name, index)
+                    if index == 0:
+                        view[...] = 0
+                    self.end(name)
+        except BaseException:
+            self.fail()
             raise
-        finally:
-            with self._changed:
-                self._running -= 1
-                self._changed.notify_all()
 
     def begin(self, name: str, index: int) -> Array:
         """The tensor of that name, when it is shard `index`'s turn."""
-        with self._changed:
-            if self._added[name] > index:
-                raise ValueError(f"shard {index} adds to {name} for a second time")
-            self._changed.wait_for(lambda: self.error or self._added[name] == index)
-            if self.error:
-                raise RuntimeError("another shard failed")
+        i = self._places[name]
+        if self._state[i] > index:
+            raise ValueError(f"shard {index} adds to {name} for a second time")
+        while self._state[i] < index and not self._state[-1]:
+            time.sleep(POLL_SECONDS)
+            self._stop()
+        if self._state[-1]:
+            raise Stopped("another shard has failed")
         return self.total[name]
 
     def end(self, name: str) -> None:
         """The tensor is the next shard's."""
-        with self._changed:
-            self._added[name] += 1
-            self._changed.notify_all()
-
-    def _pass(self, index: int) -> None:
-        """Give up the turns that a shard has not used."""
-        for name, added in self._added.items():
-            if added <= index:
-                view = self.begin(name, index)
-                if index == 0:
-                    view[...] = 0
-                self.end(name)
-
-    def fail(self, error: BaseException) -> None:
-        """Let no one wait for a shard that will never come."""
-        with self._changed:
-            self.error = self.error or error
-            self._changed.notify_all()
-
-    def wait_until_idle(self) -> None:
-        """Wait for the shards that run; one that has not begun ends at its first turn if there is an error."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._running == 0)
+        self._state[self._places[name]] += 1
 
 
 class ShardGradients:

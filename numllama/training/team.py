@@ -1,0 +1,118 @@
+"""Processes that run shards: each has the whole model, but weights and gradients lie in memory that all of them share.
+
+Threads hand the interpreter's lock around some thousand times in a step; processes have one each. What goes through pipes is
+a shard's tokens and its loss.
+"""
+
+import mmap
+import os
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from numllama.model import ModelConfig, Parameters, Transformer
+from numllama.model.parameters import parameter_shapes
+from numllama.processes import Processes
+from numllama.training.turns import Turns
+
+
+class Team:
+    """Processes beside this one.
+
+    Parameters
+    ----------
+    model : Transformer
+        Its parameters move to shared memory.
+    others : int
+        How many processes.
+
+    Attributes
+    ----------
+    turns : Turns
+        Over shared gradients.
+    pids : list of int
+        The processes.
+    """
+
+    def __init__(self, model: Transformer, others: int) -> None:
+        shared = Shared(model.config, model.dtype.name, os.memfd_create("numllama"), os.getpid())
+        try:
+            params, self.turns = shared.open(create=True)
+            model.params.move(params.flat)
+            self._processes = Processes(Member(shared), others, fds=[shared.fd])
+            self.pids = self._processes.pids
+        finally:
+            os.close(shared.fd)  # the mapping stays
+
+    @staticmethod
+    def possible(model: Transformer) -> bool:
+        """Whether this system can share memory by a file descriptor, and the model is nothing but a Transformer."""
+        return hasattr(os, "memfd_create") and type(model) is Transformer and model.device == "cpu"
+
+    def submit(self, function: Callable, *args: Any) -> Future:
+        """``function(model, turns, *args)`` in one of the processes; the function belongs to a module of this package."""
+        return self._processes.submit((function, args))
+
+    def close(self) -> None:
+        """End the processes."""
+        self._processes.close()
+
+
+@dataclass(frozen=True)
+class Shared:
+    """One piece of memory: weights, gradients, and whose turn it is.
+
+    Attributes
+    ----------
+    config : ModelConfig
+    dtype : str
+    fd : int
+        The memory, as a file descriptor.
+    owner : int
+        The process that made it.
+    """
+
+    config: ModelConfig
+    dtype: str
+    fd: int
+    owner: int
+
+    def open(self, create: bool = False) -> tuple[Parameters, Turns]:
+        """Weights and turns in this process."""
+        shapes = parameter_shapes(self.config)
+        n, size = sum(map(prod, shapes.values())), np.dtype(self.dtype).itemsize
+        start = -(-2 * n * size // 8) * 8
+        length = start + 8 * (len(shapes) + 1)
+        if create:
+            os.ftruncate(self.fd, length)
+        memory = mmap.mmap(self.fd, length)
+        weights, gradients = (Parameters(shapes, np.frombuffer(memory, self.dtype, n, i * n * size)) for i in range(2))
+        return weights, Turns(gradients, np.frombuffer(memory, np.int64, offset=start), stop=self._end_with_owner)
+
+    def _end_with_owner(self) -> None:
+        if os.getpid() != self.owner and os.getppid() != self.owner:
+            os._exit(1)
+
+
+@dataclass
+class Member:
+    """What a process of the team does: begins when it is first asked, then answers."""
+
+    shared: Shared
+    state: tuple | None = None
+
+    def __call__(self, job: tuple[Callable, tuple]) -> Any:
+        if self.state is None:
+            from numllama.training.parallel import training_settings  # which knows the team
+
+            settings = training_settings("cpu")
+            settings.__enter__()  # until the process ends
+            params, turns = self.shared.open()
+            model = Transformer(self.shared.config, dtype=self.shared.dtype, params=params)
+            self.state = model, turns, settings
+        function, args = job
+        return function(*self.state[:2], *args)
