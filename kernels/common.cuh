@@ -66,6 +66,7 @@ template <> struct Convert<half> {
 };
 template <class T> __device__ __forceinline__ Real real(T x) { return Convert<T>::to(x); }
 __device__ __forceinline__ Element element(Real x) { return Convert<Element>::from(x); }
+__device__ __forceinline__ Real minus_infinity() { return __int_as_float(0xFF800000); }
 
 // ------------------------------------------------------------------------------------------------ 16-byte accesses
 
@@ -98,6 +99,22 @@ template <int N, class T> __device__ __forceinline__ void store(T* to, const Vec
 #pragma unroll
     for (int i = 0; i < N; i++) to[i] = v.at[i];
   }
+}
+
+// The same where only the elements first <= i < last are there, at the ends of a row or an array; the others are `fill`.
+template <int N, class T> __device__ __forceinline__ Vector<T, N> load(const T* from, Index first, Index last, T fill) {
+  if (first <= 0 && last >= N) return load<N>(from);
+  Vector<T, N> v;
+#pragma unroll
+  for (int i = 0; i < N; i++) v.at[i] = i >= first && i < last ? from[i] : fill;
+  return v;
+}
+
+template <int N, class T> __device__ __forceinline__ void store(T* to, const Vector<T, N>& v, Index first, Index last) {
+  if (first <= 0 && last >= N) return store(to, v);
+#pragma unroll
+  for (int i = 0; i < N; i++)
+    if (i >= first && i < last) to[i] = v.at[i];
 }
 
 // ------------------------------------------------------------------------------------------------ sums

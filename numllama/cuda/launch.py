@@ -21,6 +21,8 @@ import numpy as np
 from numllama.backend import BFLOAT16, Array
 from numllama.errors import DeviceError
 
+int32, int64 = np.int32, np.int64  # what a launcher writes for an int and a long long
+
 PACKAGED = Path(__file__).parent / "kernels"
 KERNELS = PACKAGED if PACKAGED.is_dir() else Path(__file__).parents[2] / "kernels"  # in a wheel, or a checkout
 
@@ -30,6 +32,8 @@ C_NAMES = {
     np.dtype(np.uint16): "unsigned short", np.dtype(np.uint32): "unsigned",
 }  # fmt: skip
 DTYPES = {name: dtype for dtype, name in C_NAMES.items()} | {"Index": np.dtype(np.int64)}
+
+FLOATS = (np.dtype(np.float32), np.dtype(np.float64), BFLOAT16, np.dtype(np.float16))
 
 MAX_THREADS = 1024                                      # of a block
 MAX_BLOCK = (1024, 1024, 64)
@@ -115,6 +119,11 @@ def launch(
         backend.run(program, name, grid, block, args, shared_bytes)
 
 
+def zeros(like: Array, shape: Sequence[int], dtype: np.dtype | type | str) -> Array:
+    """A new array of zeros on the device of `like`."""
+    return backend.zeros(like, shape, dtype)
+
+
 class strided(NamedTuple):
     """An array of which a kernel gets the strides as well."""
 
@@ -183,9 +192,9 @@ def _paste(file: str, lines: list[str], seen: set[str]) -> None:
 
 def _kernels(text: str, defines: dict[str, str]) -> dict[str, tuple[Parameter, ...]]:
     """The parameters of every ``extern "C" __global__ void name(...)``."""
-    element = defines.get("DTYPE", "float")
-    known = DTYPES | {name: DTYPES[value] for name, value in defines.items() if value in DTYPES}
-    known |= {"Element": DTYPES[element], "Real": DTYPES["double" if element == "double" else "float"]}
+    given = {"DTYPE": "float", **defines}
+    known = DTYPES | {name: DTYPES[given[of]] for of, name in re.findall(r"typedef (\w+) (\w+);", text) if of in given}
+    known["Real"] = real_dtype(known["Element"])
     pattern = r'extern\s+"C"\s+__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s*)?(\w+)\s*\(([^)]*)\)'
     kernels = {}
     for name, declared in re.findall(pattern, re.sub(r"//.*", "", text)):
@@ -199,6 +208,22 @@ def _kernels(text: str, defines: dict[str, str]) -> dict[str, tuple[Parameter, .
 
 
 # ------------------------------------------------------------------------------------------------ what launchers share
+
+
+def real_dtype(dtype: np.dtype) -> np.dtype:
+    """What kernels compute and keep statistics in, ``Real``: float64 for float64, else float32."""
+    return np.dtype(np.float64 if dtype == np.float64 else np.float32)
+
+
+def is_plain(*arrays: Array) -> bool:
+    """Whether kernels can take these: contiguous, not empty, and all of one floating type."""
+    dtype = arrays[0].dtype
+    return dtype in FLOATS and all(a.dtype == dtype and a.size and a.flags.c_contiguous for a in arrays)
+
+
+def blocks(n: int, block: int) -> int:
+    """How many blocks of `block` it takes to cover n."""
+    return -(-n // block)
 
 
 def width(dtype: np.dtype, *multiples: int, arrays: Iterable[Array] = ()) -> int:
@@ -227,6 +252,22 @@ def row_block(C: int, width: int) -> tuple[int, int]:
     return threads, max(1, 128 // threads)
 
 
+def elementwise(
+    source: str, name: str, arrays: Sequence[Array], values: Sequence[Any] = (), width_of: np.dtype | None = None, **defines: Any
+) -> None:
+    """Launch a kernel (arrays, their size, values) in which each thread takes its own 16 bytes, and the last one what is left.
+
+    Parameters
+    ----------
+    width_of : dtype
+        Of which a thread takes 16 bytes; default that of the first array.
+    """
+    x = arrays[0]
+    n = width(width_of or x.dtype, arrays=arrays)
+    args = [*arrays, int64(x.size), *values]
+    launch(source, name, blocks(x.size, 256 * n), 256, args, **{"DTYPE": x.dtype, "WIDTH": n} | defines)
+
+
 # ------------------------------------------------------------------------------------------------ CuPy
 
 
@@ -252,6 +293,9 @@ class CuPy:
     def empty(self, like: Array, shape: Sequence[int], dtype: Any) -> Array:
         return sys.modules["cupy"].empty(shape, dtype)
 
+    def zeros(self, like: Array, shape: Sequence[int], dtype: Any) -> Array:
+        return sys.modules["cupy"].zeros(shape, dtype)
+
     def run(self, program: Program, name: str, grid: tuple, block: tuple, args: list, shared_bytes: int) -> None:
         """Compile if need be, and launch on the current stream."""
         cupy = sys.modules["cupy"]
@@ -271,10 +315,4 @@ backend: Any = CuPy()
 
 def runs_here(values: Iterable[Any]) -> bool:
     """Whether kernels can run on these values: some array among them, or inside of nested tuples, is the backend's."""
-    for value in values:
-        if isinstance(value, tuple):
-            if runs_here(value):
-                return True
-        elif hasattr(value, "dtype"):
-            return backend.owns(value)
-    return False
+    return any(runs_here(value) if isinstance(value, tuple) else backend.owns(value) for value in values)

@@ -61,6 +61,9 @@ class Emulator:
         array.reshape(-1).view(np.uint8)[:] = 0xFF
         return array
 
+    def zeros(self, like, shape, dtype):
+        return np.zeros(shape, dtype)
+
     def run(self, program, name, grid, block, args, shared_bytes):
         library = build(program)
         static = library.emulator_static_shared()  # of all kernels of the file together: never too few
