@@ -4,7 +4,7 @@ from math import prod
 
 import numpy as np
 
-from numllama.backend import Array
+from numllama.backend import Array, xp_of
 from numllama.checks import check_ids
 from numllama.cuda import launch
 from numllama.cuda.launch import int32
@@ -20,7 +20,6 @@ def cross_entropy_forward(
         or targets.shape != logits.shape[:-1]
         or targets.dtype not in TARGETS
         or not launch.is_plain(logits)
-        or not targets.flags.c_contiguous
         or not (count is None or float(count) > 0)
     ):
         return NotImplemented
@@ -32,7 +31,8 @@ def cross_entropy_forward(
     loss, count_out = launch.empty(logits, (), real), launch.empty(logits, (), real)
     width, block, grid = _rows(logits)
     defines = {"DTYPE": logits.dtype, "WIDTH": width, "TARGET": targets.dtype}
-    args = [losses, lse, kept, logits, targets, int32(N), int32(V), targets.dtype.type(ignore_index)]
+    dense = xp_of(targets).ascontiguousarray(targets)
+    args = [losses, lse, kept, logits, dense, int32(N), int32(V), targets.dtype.type(ignore_index)]
     launch.launch("cross_entropy", "cross_entropy_rows", grid, block, args, **defines)
     args = [loss, count_out, losses, kept, int32(N), real.type(0 if count is None else count)]
     launch.launch("cross_entropy", "cross_entropy_sum", 1, 1024, args, **defines)

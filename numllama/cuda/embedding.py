@@ -4,7 +4,7 @@ from math import prod
 
 import numpy as np
 
-from numllama.backend import Array
+from numllama.backend import Array, xp_of
 from numllama.checks import check_ids
 from numllama.cuda import launch
 from numllama.cuda.launch import int32
@@ -23,7 +23,7 @@ def embedding_forward(tokens: Array, weight: Array) -> tuple[Array, tuple]:
     width = launch.width(weight.dtype, C, arrays=(weight, out))
     threads = min(256, 32 * launch.blocks(C, 32 * width))
     rows = max(1, 128 // threads)
-    args = [out, tokens, weight, int32(N), int32(V), int32(C)]
+    args = [out, _dense(tokens), weight, int32(N), int32(V), int32(C)]
     defines = {"DTYPE": weight.dtype, "WIDTH": width, "TOKEN": tokens.dtype}
     launch.launch("embedding", "embedding_forward", launch.blocks(N, rows), (threads, rows), args, **defines)
     return out, (tokens, weight)
@@ -46,7 +46,8 @@ def embedding_backward(dout: Array, cache: tuple, into: Array | None = None) -> 
     order, ordered = launch.empty(dout, (N,), np.int32), launch.empty(dout, (N,), np.int32)
     width = launch.width(dout.dtype, C, arrays=(dout, dweight))
     defines = {"DTYPE": dout.dtype, "WIDTH": width, "TOKEN": tokens.dtype}
-    launch.launch("embedding", "embedding_sort", launch.blocks(N, 64), 64, [order, ordered, tokens, int32(N)], **defines)
+    args = [order, ordered, _dense(tokens), int32(N)]
+    launch.launch("embedding", "embedding_sort", launch.blocks(N, 64), 64, args, **defines)
     threads = min(128, 32 * launch.blocks(C, 32 * width))
     grid = (N, launch.blocks(C, threads * width))
     args = [dweight, dout, order, ordered, int32(N), int32(V), int32(C)]
@@ -55,4 +56,9 @@ def embedding_backward(dout: Array, cache: tuple, into: Array | None = None) -> 
 
 
 def _takes_tokens(tokens: Array) -> bool:
-    return tokens.dtype in TOKENS and tokens.size > 0 and tokens.flags.c_contiguous
+    return tokens.dtype in TOKENS and tokens.size > 0
+
+
+def _dense(tokens: Array) -> Array:
+    """Tokens are few: a view of a batch is copied."""
+    return xp_of(tokens).ascontiguousarray(tokens)
