@@ -309,6 +309,11 @@ class CuPy:
         null = np.uintp(0)
         function(grid, block, tuple(null if arg is None else arg for arg in args), shared_mem=shared_bytes)
 
+    def gemm(self, *call: Any) -> None:
+        from numllama.cuda.gemm import cublas_gemm
+
+        cublas_gemm(*call)
+
 
 backend: Any = CuPy()
 
