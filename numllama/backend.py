@@ -12,7 +12,8 @@ from numllama.errors import DeviceError
 
 Array = Any  # a numpy.ndarray or a cupy.ndarray: whatever `xp_of` knows
 DTYPES = {"float32": np.float32, "float64": np.float64}
-BFLOAT16 = np.dtype(ml_dtypes.bfloat16)  # to keep weights in; nothing is computed in it on a CPU
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+TWO_BYTES = (BFLOAT16, np.dtype(np.float16))  # to keep numbers in, and for a GPU's matrix products; sums are in float32
 
 
 def xp_of(*arrays: Array) -> ModuleType:
@@ -70,6 +71,26 @@ def float_dtype(name: str | np.dtype | type) -> np.dtype:
     if known not in DTYPES:
         raise ValueError(f"dtype is {known!r}, but must be one of {', '.join(DTYPES)}")
     return np.dtype(known)
+
+
+def compute_dtype(name: str | np.dtype | type) -> np.dtype:
+    """The dtype of activations: one of :func:`float_dtype`, or ``"bfloat16"`` or ``"float16"`` for mixed precision."""
+    known = getattr(name, "name", None) or getattr(name, "__name__", name)
+    choices = DTYPES | {dtype.name: dtype for dtype in TWO_BYTES}
+    if known not in choices:
+        raise ValueError(f"dtype is {known!r}, but must be one of {', '.join(choices)}")
+    return np.dtype(choices[known])
+
+
+def real_dtype(dtype: np.dtype) -> np.dtype:
+    """What goes with activations of a dtype: statistics, gains, losses, gradients of weights; float32 for two bytes."""
+    return np.dtype(np.float64 if dtype == np.float64 else np.float32)
+
+
+def default_dtype(device: str) -> str:
+    """What training computes in unless it is told: bfloat16 on a GPU that multiplies it (since Ampere, 2020), else float32."""
+    xp = array_module(device)
+    return "bfloat16" if xp is not np and int(xp.cuda.Device().compute_capability) >= 80 else "float32"
 
 
 def to_numpy(array: Array) -> np.ndarray:

@@ -23,10 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from numllama.backend import BFLOAT16
+from numllama.backend import BFLOAT16, TWO_BYTES
 from numllama.cuda.launch import runs_here
-
-TWO_BYTES = (BFLOAT16, np.dtype(np.float16))
 
 # An array of up to 8 MiB of floats is left whole: a processor's last cache holds it, and fewer calls mean fewer moments at
 # which threads wait for the interpreter's lock. Larger ones would go through main memory once for every step of an op.
@@ -107,7 +105,8 @@ def _in_float32(run: Callable, is_forward: bool, args: tuple, kwargs: dict) -> A
         if id(value) not in known:
             is_row = is_forward or value.ndim > 1 or value.shape == getattr(args[0], "shape", None)
             belongs = getattr(value, "dtype", None) == np.float32 and value.ndim > 0 and is_row
-            known[id(value)] = value.astype(dtype) if belongs else value, value
+            with np.errstate(over="ignore"):  # what float16 cannot hold is infinite
+                known[id(value)] = value.astype(dtype) if belongs else value, value
         return known[id(value)][0]
 
     def as_kept(value):

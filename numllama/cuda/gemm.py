@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from numllama.backend import BFLOAT16, Array
+from numllama.backend import BFLOAT16, Array, real_dtype
 from numllama.cuda import launch
 
 # cublas_api.h and library_types.h
@@ -65,8 +65,8 @@ def gemm(a: Array, b: Array, out: Array | None = None, beta: float = 0.0) -> Arr
         out = launch.empty(a, shape, a.dtype)
     if out.shape != shape:
         raise ValueError(f"out has shape {out.shape}, but {shape} is needed")
-    if out.dtype not in (a.dtype, launch.real_dtype(a.dtype)):
-        raise TypeError(f"out is {out.dtype}, but the product of {a.dtype} must be {a.dtype} or {launch.real_dtype(a.dtype)}")
+    if out.dtype not in (a.dtype, real_dtype(a.dtype)):
+        raise TypeError(f"out is {out.dtype}, but the product of {a.dtype} must be {a.dtype} or {real_dtype(a.dtype)}")
     *_, M, K = a.shape
     N = shape[-1]
     if out.size == 0:

@@ -1,6 +1,6 @@
 """Launchers of the linear map: cuBLAS."""
 
-from numllama.backend import Array
+from numllama.backend import Array, real_dtype
 from numllama.cuda import launch
 from numllama.cuda.gemm import gemm, takes
 
@@ -23,7 +23,7 @@ def linear_backward(dout: Array, cache: tuple, into: Array | None = None) -> tup
     O, I = weight.shape  # noqa: E741
     if dout.shape != (*x.shape[:-1], O) or not takes(x, weight, dout):
         return NotImplemented
-    real = launch.real_dtype(x.dtype)
+    real = real_dtype(x.dtype)
     if into is not None and (into.shape != (O, I) or into.dtype not in (x.dtype, real) or not into.flags.c_contiguous):
         return NotImplemented
     dout = dout.reshape(-1, O)                                         # (N, O)

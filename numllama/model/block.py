@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from numllama import ops
-from numllama.backend import Array, xp_of
+from numllama.backend import Array, real_dtype, xp_of
 from numllama.model.config import ModelConfig
 
 
@@ -100,7 +100,7 @@ def add_layernorm_backward(dx, dout, cache, g, name):
 
 
 def l2norm_forward(x, w, name, context):
-    return ops.rmsnorm_forward(x, xp_of(x).ones(x.shape[-1], x.dtype), context.config.norm_eps)
+    return ops.rmsnorm_forward(x, xp_of(x).ones(x.shape[-1], real_dtype(x.dtype)), context.config.norm_eps)
 
 
 def l2norm_backward(dout, cache, g, name):
