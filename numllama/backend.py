@@ -56,8 +56,21 @@ def array_module(device: str) -> ModuleType:
         raise DeviceError("device 'cuda' needs an NVIDIA GPU and its driver, and none was found (see nvidia-smi)") from error
     if int(index or 0) >= count:
         raise DeviceError(f"device {device!r} was asked for, but this machine has {count} GPU(s), counted from 0")
+    try:
+        from cupy_backends.cuda.libs import cublas, nvrtc  # noqa: F401 - products, and a compiler for the kernels
+    except ImportError as error:
+        raise DeviceError("device 'cuda' needs cuBLAS and NVRTC, and one is missing: `numllama doctor` says which") from error
     cupy.cuda.Device(int(index or 0)).use()
     return cupy
+
+
+def out_of_memory(error: MemoryError) -> str:
+    """One sentence: what was asked for, what is free, which settings to lower. CuPy's error is a MemoryError too."""
+    if not type(error).__module__.startswith("cupy"):
+        return f"out of memory, a smaller model or batch may fit: {error}"
+    free, total = sys.modules["cupy"].cuda.runtime.memGetInfo()
+    settings = "lower batch_size or seq_len, or set shards, recompute or dtype bfloat16"
+    return f"out of GPU memory, {free / 1e6:,.0f} MB of {total / 1e6:,.0f} MB are free ({error}); {settings}"
 
 
 def as_array(values: Any) -> Array:

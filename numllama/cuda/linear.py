@@ -18,7 +18,7 @@ def linear_forward(x: Array, weight: Array, bias: Array | None = None) -> tuple[
     return out.reshape(*x.shape[:-1], O), (x, weight, bias)
 
 
-def linear_backward(dout: Array, cache: tuple, into: Array | None = None) -> tuple[Array, ...]:
+def linear_backward(dout: Array, cache: tuple, into: Array | None = None, dx: Array | None = None) -> tuple[Array, ...]:
     x, weight, bias = cache
     O, I = weight.shape  # noqa: E741
     if dout.shape != (*x.shape[:-1], O) or not takes(x, weight, dout):
@@ -26,8 +26,13 @@ def linear_backward(dout: Array, cache: tuple, into: Array | None = None) -> tup
     real = real_dtype(x.dtype)
     if into is not None and (into.shape != (O, I) or into.dtype not in (x.dtype, real) or not into.flags.c_contiguous):
         return NotImplemented
+    if dx is not None and (dx.shape != x.shape or not takes(x, dx)):
+        return NotImplemented
     dout = dout.reshape(-1, O)                                         # (N, O)
-    dx = gemm(dout, weight).reshape(x.shape)                           # (..., I)
+    if dx is None:
+        dx = gemm(dout, weight).reshape(x.shape)                       # (..., I)
+    else:
+        gemm(dout, weight, dx.reshape(-1, I), beta=1.0)
     dweight = gemm(dout.T, x.reshape(-1, I), into, beta=0.0 if into is None else 1.0)
     if bias is None:
         return dx, dweight

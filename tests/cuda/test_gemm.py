@@ -1,7 +1,10 @@
 """The product and the linear map, with a stand-in for cuBLAS that takes the same flags, leading dimensions and strides."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
+from emulator import emulated
 from helpers import assert_close, assert_same_bits
 from kernel_checks import FLOAT32, HALVES, check_kernels, every_dtype, real
 
@@ -104,6 +107,22 @@ def test_a_gradient_is_added_to_a_float32_buffer_inside_the_product(gpu):
     assert linear_backward(dout, cache, into=buffer)[1] is buffer
     assert_close(buffer - 1000, dout.T.astype("float32") @ x.astype("float32"), rtol=1e-4)
     assert gpu.launched == ["gemm"] * 3
+
+
+@every_dtype
+def test_gradients_of_an_input_of_several_maps_add_up_inside_the_product(dtype):
+    x, weight, dout = normal(4, 8, dtype=dtype), normal(5, 8, dtype=dtype), normal(4, 5, dtype=dtype)
+    results = []
+    for run in (nullcontext, emulated):
+        dx = normal(9, 8, dtype=dtype)[:4].copy()
+        with run() as emulator:
+            _, cache = linear_forward(x, weight)
+            assert linear_backward(dout, cache, dx=dx)[0] is dx
+        results.append(dx.astype(real(dtype)))
+    assert emulator.launched == ["gemm"] * 3
+    expected = normal(9, 8, dtype=dtype)[:4].astype(real(dtype)) + dout.astype(real(dtype)) @ weight.astype(real(dtype))
+    for result in results:
+        assert_close(result, expected, rtol=1e-2 if dtype in HALVES else 1e-6)
 
 
 def test_what_the_product_does_not_take_runs_as_the_op_says(gpu):
