@@ -443,7 +443,7 @@ MISTAKES = [
     Mistake(
         "the gradient of a tied or untied head rounded to two bytes",
         "model/transformer.py", "dhead = self.xp.zeros_like(self._head(self.params))", "dhead = None",
-        "model/test_mixed_precision.py::test_no_gradient_of_a_weight_is_rounded_to_two_bytes[llama-bfloat16]",
+        "model/test_mixed_precision.py::test_no_gradient_of_a_matrix_is_rounded_to_two_bytes[llama-bfloat16]",
     ),
     Mistake(
         "gradients that are scaled and stay so",

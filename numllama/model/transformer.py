@@ -196,7 +196,8 @@ class Transformer:
         embed_cache, pos_cache, dropout_cache = cache
         dx = dropout_backward(dx, dropout_cache)
         if pos_cache is not None:
-            dpos = dx if pos_cache[0].ndim == 2 else dx.sum(0, dtype=real_dtype(dx.dtype))      # shared: from all sequences
+            shared = pos_cache[0].ndim == 1                            # positions collect from all sequences then
+            dpos = dx.sum(0, dtype=real_dtype(dx.dtype)) if shared else dx
             ops.embedding_backward(dpos, pos_cache, into=grads["pos_embed"])
         if self.config.tie_embeddings:
             grads["embed"] += ops.embedding_backward(dx, embed_cache, into=dhead)
