@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numllama.backend import BFLOAT16, TWO_BYTES, Array, real_dtype
+from numllama.backend import BFLOAT16, TWO_BYTES, Array, real_dtype, xp_of
 from numllama.errors import DeviceError
 
 int32, int64 = np.int32, np.int64  # what a launcher writes for an int and a long long
@@ -214,6 +214,12 @@ def is_plain(*arrays: Array) -> bool:
     """Whether kernels can take these: contiguous, not empty, and all of one floating type."""
     dtype = arrays[0].dtype
     return dtype in FLOATS and all(a.dtype == dtype and a.size and a.flags.c_contiguous for a in arrays)
+
+
+def ids(tokens: Array) -> Array:
+    """Ids as kernels take them, contiguous int32 or int64: they are few, and a view or another type of a batch is copied."""
+    dtype = tokens.dtype if tokens.dtype in (np.int32, np.int64) else np.int64
+    return xp_of(tokens).ascontiguousarray(tokens, dtype=dtype)
 
 
 def blocks(n: int, block: int) -> int:

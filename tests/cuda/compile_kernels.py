@@ -37,7 +37,7 @@ DEFINES = {
     "add_rmsnorm": list(variants()),
     "rope": list(variants(INTERLEAVED=[1, 0])),
     "swiglu": list(variants()),
-    "embedding": list(variants(TOKEN=["int", "unsigned short", "unsigned", "long long"])),
+    "embedding": list(variants(TOKEN=["int", "long long"])),
     "cross_entropy": list(variants(TARGET=["int", "long long"])),
     "dropout": list(variants()),
     "softmax": list(variants()),

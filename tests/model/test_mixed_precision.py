@@ -66,7 +66,7 @@ def test_every_gradient_points_where_that_in_float64_does(variant, dtype):
 def test_no_gradient_of_a_matrix_is_rounded_to_two_bytes(variant, dtype):
     _, grads = build(dtype, **VARIANTS[variant]).loss_and_grads(*batch(B=8))
     for name, gradient in grads.items():
-        if gradient.ndim == 1 or (name == "embed" and variant != "tied"):  # a token that occurs once has a row of dx, which is in two bytes
+        if gradient.ndim == 1 or (name == "embed" and variant != "tied"):  # a token that occurs once has a row of dx there
             continue
         rounded = gradient == gradient.astype(dtype)
         assert (rounded & (gradient != 0)).mean() < 0.2, name
