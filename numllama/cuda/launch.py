@@ -279,14 +279,9 @@ class CuPy:
         self._functions: dict[tuple, Any] = {}
 
     def owns(self, array: Any) -> bool:
-        """Whether this is an array of the current GPU; another GPU's is an error."""
+        """Whether this is an array on a GPU."""
         cupy = sys.modules.get("cupy")
-        if cupy is None or not isinstance(array, cupy.ndarray):
-            return False
-        here = cupy.cuda.runtime.getDevice()
-        if array.size and array.data.device_id != here:
-            raise DeviceError(f"an array of GPU {array.data.device_id} was given to a kernel on GPU {here}")
-        return True
+        return cupy is not None and isinstance(array, cupy.ndarray)
 
     def address(self, array: Array) -> int:
         return array.data.ptr
@@ -300,7 +295,11 @@ class CuPy:
     def run(self, program: Program, name: str, grid: tuple, block: tuple, args: list, shared_bytes: int) -> None:
         """Compile if need be, and launch on the current stream."""
         cupy = sys.modules["cupy"]
-        key = (program, name, cupy.cuda.runtime.getDevice())
+        device = cupy.cuda.runtime.getDevice()
+        for arg in args:
+            if isinstance(arg, cupy.ndarray) and arg.size and arg.data.device_id != device:
+                raise DeviceError(f"{name} runs on GPU {device}, but was given an array of GPU {arg.data.device_id}")
+        key = (program, name, device)
         function = self._functions.get(key)
         if function is None:
             module = cupy.RawModule(code=program.text, options=("-std=c++17",), backend="nvrtc")
