@@ -10,6 +10,12 @@ MAX_SHARED_BYTES = 96 * 1024  # for one row; every GPU since 2020 has them
 
 
 def rmsnorm_forward(x: Array, weight: Array, eps: float) -> tuple[Array, tuple]:
+    if _are_heads(x):
+        result = rmsnorm_forward(x.swapaxes(1, 2), weight, eps)
+        if result is NotImplemented:
+            return NotImplemented
+        out, (_, _, rstd) = result
+        return out.swapaxes(1, 2), (x, weight, rstd.swapaxes(1, 2))
     if not takes_rows(weight, x):
         return NotImplemented
     out, rstd = launch.empty(x, x.shape, x.dtype), launch.empty(x, (*x.shape[:-1], 1), weight.dtype)
@@ -19,9 +25,17 @@ def rmsnorm_forward(x: Array, weight: Array, eps: float) -> tuple[Array, tuple]:
 
 def rmsnorm_backward(dout: Array, cache: tuple) -> tuple[Array, Array]:
     x, weight, rstd = cache
+    if _are_heads(x, dout, rstd) and dout.shape == x.shape:
+        result = rmsnorm_backward(dout.swapaxes(1, 2), (x.swapaxes(1, 2), weight, rstd.swapaxes(1, 2)))
+        return NotImplemented if result is NotImplemented else (result[0].swapaxes(1, 2), result[1])
     if dout.shape != x.shape or not takes_rows(weight, x, dout):
         return NotImplemented
     return backward("rmsnorm", (dout, x), weight, rstd)
+
+
+def _are_heads(*arrays: Array) -> bool:
+    """Whether these are (B, H, T, D) in the memory of (B, T, H, D), as a projection leaves them: rows all the same."""
+    return all(a.ndim == 4 and not a.flags.c_contiguous and a.swapaxes(1, 2).flags.c_contiguous for a in arrays)
 
 
 def takes_rows(weight: Array, *rows: Array) -> bool:
