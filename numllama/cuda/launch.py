@@ -278,9 +278,13 @@ class CuPy:
     def __init__(self) -> None:
         self._functions: dict[tuple, Any] = {}
 
+    def is_ready(self) -> bool:
+        """Whether there can be arrays on a GPU: whoever made one has imported CuPy."""
+        return "cupy" in sys.modules
+
     def owns(self, array: Any) -> bool:
         """Whether this is an array on a GPU."""
-        cupy = sys.modules.get("cupy")
+        cupy = sys.modules.get("cupy")  # None where a test forbids its import
         return cupy is not None and isinstance(array, cupy.ndarray)
 
     def address(self, array: Array) -> int:
@@ -320,4 +324,6 @@ backend: Any = CuPy()
 
 def runs_here(values: Iterable[Any]) -> bool:
     """Whether kernels can run on these values: some array among them, or inside of nested tuples, is the backend's."""
+    if not backend.is_ready():
+        return False
     return any(runs_here(value) if isinstance(value, tuple) else backend.owns(value) for value in values)
