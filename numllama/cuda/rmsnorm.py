@@ -5,7 +5,7 @@ from math import prod
 from numllama.backend import Array, real_dtype
 from numllama.cuda import launch
 
-WORKERS = 512  # rows of threads in all that add up dweight for themselves: enough to fill a GPU, few enough to add at the end
+BLOCKS, THREADS = 512, 256  # that add up dweight for themselves: enough to fill a GPU, few enough to add at the end
 MAX_SHARED_BYTES = 96 * 1024  # for one row; every GPU since 2020 has them
 
 
@@ -73,14 +73,14 @@ def backward(op: str, arrays: tuple, weight: Array, rstd: Array) -> tuple[Array,
     C, N = x.shape[-1], prod(x.shape[:-1])
     dx = launch.empty(x, x.shape, x.dtype)
     width = launch.width(x.dtype, C, arrays=(dx, *arrays, weight))
-    threads, rows = launch.row_block(C, width)
+    threads, _ = launch.row_block(C, width)
     row_bytes = _backward_bytes(x, weight)
-    rows = max(1, min(rows, launch.SHARED_BYTES // 2 // row_bytes))
-    grid = min(launch.blocks(N, rows), WORKERS // rows)
-    dweights, dweight = launch.empty(x, (grid * rows, C), weight.dtype), launch.empty(x, (C,), weight.dtype)
+    rows = max(1, min(THREADS // threads, launch.SHARED_BYTES // row_bytes))
+    grid = min(launch.blocks(N, rows), BLOCKS)
+    dweights, dweight = launch.empty(x, (grid, C), weight.dtype), launch.empty(x, (C,), weight.dtype)
     defines = {"DTYPE": x.dtype, "WIDTH": width}
     args = [dx, dweights, *arrays, weight, rstd, launch.int32(N), launch.int32(C)]
     launch.launch(op, f"{op}_backward", grid, (threads, rows), args, rows * row_bytes, **defines)
-    args = [dweight, dweights, launch.int32(grid * rows), launch.int32(C)]
+    args = [dweight, dweights, launch.int32(grid), launch.int32(C)]
     launch.launch(op, f"{op}_dweight", launch.blocks(C, 32), (32, 8), args, **defines)
     return dx, dweight

@@ -203,3 +203,8 @@ def test_a_scale_grows_again_after_many_good_steps(monkeypatch):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_other_dtypes_are_not_scaled(dtype):
     assert train(dtype).scale == 1
+
+
+def test_a_dtype_that_is_none():
+    with pytest.raises(ValueError, match=r"^dtype is 'float8', but must be one of float32, float64, bfloat16, float16$"):
+        TrainConfig(dtype="float8")
