@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from itertools import takewhile
 from types import SimpleNamespace
 
 import numpy as np
@@ -123,7 +124,7 @@ def test_launchers_are_not_even_imported_where_there_is_no_gpu():
 
 
 @pytest.mark.parametrize("path", sorted(launch.KERNELS.glob("*.cu")), ids=lambda path: path.name)
-def test_a_source_opens_with_what_it_computes_how_threads_map_what_it_fuses_and_its_floor(path):
-    head = path.read_text(encoding="utf-8").split("\n\n")[0].split("\n#")[0]
-    assert all(line.startswith("//") for line in head.splitlines())
-    assert [word for word in ("numllama/", "Rows:", "Fused:", "Floor:") if word not in head] == []
+def test_a_source_opens_with_its_op_how_threads_map_to_rows_what_it_fuses_and_its_floor(path):
+    lines = path.read_text(encoding="utf-8").splitlines()
+    head = "\n".join(takewhile(lambda line: line.startswith("//"), lines)).lower()
+    assert [word for word in (f"/{path.stem}.py", "rows", "fused", "floor") if word not in head] == []
