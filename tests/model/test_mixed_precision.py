@@ -198,6 +198,9 @@ def test_a_scale_grows_again_after_many_good_steps(monkeypatch):
     trainer = train("float16", steps=7)
     trainer.scale = 2.0**8
     assert [trainer.scale for _ in trainer] == [2.0**n for n in (8, 8, 9, 9, 9, 10, 10)]
+    trainer = train("float16", steps=4)
+    trainer.scale = 1.0  # as low as it gets, and not for good
+    assert [trainer.scale for _ in trainer] == [1, 1, 2, 2]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
