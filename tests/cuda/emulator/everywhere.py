@@ -1,4 +1,6 @@
-"""A plugin of pytest: all tests through the kernels.    pytest -p everywhere tests/ops tests/model tests/optim
+"""A plugin of pytest: all tests through the kernels.
+
+    PYTHONPATH=tests/cuda/emulator python -m pytest -p everywhere tests/ops tests/model tests/optim
 
 What a test of an op or of the model says of NumPy holds for every kernel and launcher too, as it must on a GPU.
 """
