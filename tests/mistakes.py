@@ -129,8 +129,7 @@ MISTAKES = [
     ),
     Mistake(
         "softmax's gradient without the sum",
-        "ops/attention.py",
-        "ds = p * (dp - (dp * p).sum(-1, keepdims=True)) * scale", "ds = p * dp * scale",
+        "ops/softmax.py", "return p * (dout - row_dot(dout, p))", "return p * dout",
         "ops/test_attention.py::test_gradients",
     ),
     Mistake(
@@ -218,12 +217,13 @@ MISTAKES = [
     Mistake(
         "the residual stream's gradient cut off",
         "model/block.py",
-        'return dout + NORM[c.norm][1](dn, norm_cache, g, "ffn_norm")', 'return NORM[c.norm][1](dn, norm_cache, g, "ffn_norm")',
+        'return ADD_NORM[c.norm][1](dout, dn, norm_cache, g, "ffn_norm")',
+        'return ADD_NORM[c.norm][1](0 * dout, dn, norm_cache, g, "ffn_norm")',
         f"{MODEL}::test_every_gradient_against_differences[cpu-llama]",
     ),
     Mistake(
         "the path through the keys forgotten",
-        "model/block.py", 'dn += linear_backward(dk, k_cache, g, "wk")', 'linear_backward(dk, k_cache, g, "wk")',
+        "model/block.py", 'linear_backward(dk, k_cache, g, "wk", dx=dn)', 'linear_backward(dk, k_cache, g, "wk")',
         f"{MODEL}::test_every_gradient_against_differences[cpu-gqa]",
     ),
     Mistake(
@@ -245,7 +245,7 @@ MISTAKES = [
     ),
     Mistake(
         "a position's gradient from the first sequence only",
-        "model/transformer.py", "dx if pos_cache[0].ndim == 2 else dx.sum(0) ", "dx if pos_cache[0].ndim == 2 else dx[0] ",
+        "model/transformer.py", "dpos = dx.sum(0, dtype=real_dtype(dx.dtype)) if shared", "dpos = dx[0] if shared",
         f"{MODEL}::test_every_gradient_against_differences[cpu-gpt2]",
     ),
     Mistake(
@@ -263,7 +263,8 @@ MISTAKES = [
     ),
     Mistake(
         "float64 RoPE tables on the float32 path",
-        "model/transformer.py", "c.rope_theta, c.rope_scaling, self.dtype)", 'c.rope_theta, c.rope_scaling, "float64")',
+        "model/transformer.py",
+        "c.rope_theta, c.rope_scaling, real_dtype(self.dtype))", 'c.rope_theta, c.rope_scaling, "float64")',
         f"{MODEL}::test_a_float32_step_meets_no_float64[cpu-llama-plain]",
     ),
     Mistake(
@@ -466,5 +467,72 @@ MISTAKES = [
         "interop/chat_template.py",
         "environment = ImmutableSandboxedEnvironment(", "environment = jinja2.sandbox.SandboxedEnvironment(",
         "interop/test_chat_template.py::test_a_template_reaches_nothing_of_pythons_and_changes_nothing",
+    ),
+    Mistake(
+        "the gradient along the residual stream forgotten",
+        "ops/add_rmsnorm.py", "    dx += dtotal\n", "",
+        "ops/test_add_rmsnorm.py::test_gradients",
+    ),
+    Mistake(
+        "a kernel without the barrier between its warps",
+        "../kernels/common.cuh", "  __syncthreads();\n  x = warp_sum(", "  x = warp_sum(",
+        "cuda/test_rmsnorm.py::test_rmsnorm[(3, 4096)-float32]",
+    ),
+    Mistake(
+        "a kernel that reads 16 bytes from any address",
+        "cuda/launch.py",
+        "return 1 if any(backend.address(a)", "return n if any(backend.address(a)",
+        "cuda/test_rmsnorm.py::test_rows_at_any_address[float32]",
+    ),
+    Mistake(
+        "a kernel that leaves the end of an array as it was",
+        "cuda/launch.py",
+        "return -(-n // block)", "return n // block",
+        "cuda/test_swiglu.py::test_swiglu[(257, 7)-float32]",
+    ),
+    Mistake(
+        "a target counted from the beginning of the row, not of its first vector",
+        "../kernels/cross_entropy.cu", "Index(kept[n]) + row.skew", "Index(kept[n])",
+        "cuda/test_cross_entropy.py::test_cross_entropy[(65, 65)-float32]",
+    ),
+    Mistake(
+        "a rotation back that turns forward",
+        "cuda/rope.py", "return _turned(dout, cos, sin, layout, -1)", "return _turned(dout, cos, sin, layout, 1)",
+        "cuda/test_rope.py::test_rope[(2, 3, 65, 64)-half-float32]",
+    ),
+    Mistake(
+        "bfloat16 cut off where it should be rounded",
+        "../kernels/common.cuh", "(bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16", "bits >> 16",
+        "cuda/test_emulator.py::test_numbers_in_two_bytes_round_to_nearest_even[bfloat16]",
+    ),
+    Mistake(
+        "a kernel that is chosen and its refusal taken for a result",
+        "dispatch.py", "if result is not NotImplemented:", "if True:",
+        "cuda/test_dropout.py::test_what_the_kernel_does_not_take_runs_as_the_op_says",
+    ),
+    Mistake(
+        "weights that the model computes with and the optimizer forgets",
+        "optim/adamw.py", "copy = self.params.rounded_part(part)", "copy = None",
+        "model/test_mixed_precision.py::test_an_optimizer_steps_float32_and_brings_the_copy_up_to_date[adamw-bfloat16]",
+    ),
+    Mistake(
+        "the gradient of a tied or untied head rounded to two bytes",
+        "model/transformer.py", "dhead = self.xp.zeros_like(self._head(self.params))", "dhead = None",
+        "model/test_mixed_precision.py::test_no_gradient_of_a_matrix_is_rounded_to_two_bytes[llama-bfloat16]",
+    ),
+    Mistake(
+        "gradients that are scaled and stay so",
+        "training/trainer.py", "grads.flat *= 1 / self.scale", "pass",
+        "model/test_mixed_precision.py::test_what_is_reported_and_clipped_is_the_gradient_without_the_scale",
+    ),
+    Mistake(
+        "a product that forgets what it was to be added to",
+        "cuda/linear.py", "gemm(dout, weight, dx.reshape(-1, I), beta=1.0)", "gemm(dout, weight, dx.reshape(-1, I))",
+        "cuda/test_gemm.py::test_gradients_of_an_input_of_several_maps_add_up_inside_the_product[bfloat16]",
+    ),
+    Mistake(
+        "a transposed view taken for a matrix of rows",
+        "cuda/gemm.py", "return Operand(x, TRANSPOSED,", "return Operand(x, NORMAL,",
+        "cuda/test_gemm.py::test_every_layout_gives_the_product[(65, 96, 33)-()-float32]",
     ),
 ]  # fmt: skip

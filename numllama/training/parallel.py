@@ -23,6 +23,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from numllama.backend import Array
+from numllama.dispatch import runs_here
 from numllama.model import Parameters, Transformer
 from numllama.ops import IGNORE
 from numllama.training.team import Team
@@ -86,6 +87,7 @@ class Workers:
         shards: int,
         key: tuple[int, ...] | None = None,
         recompute: bool = False,
+        scale: float = 1.0,
     ) -> tuple[float, Parameters]:
         """As :meth:`Transformer.loss_and_grads`, shard by shard; the next call fills the same buffer again.
 
@@ -96,6 +98,7 @@ class Workers:
         key : tuple of int, optional
             Of the dropout masks; each shard appends its index.
         recompute : bool
+        scale : float
         """
         shards = min(shards, len(tokens))
         count = max(1, int((targets != IGNORE).sum()))
@@ -106,11 +109,15 @@ class Workers:
             self._turns = self._team.turns
         if self._turns is None:
             self._turns = Turns(self.model.params.zeros_like())
+        total, options = self._turns.total, dict(count=count, recompute=recompute, scale=scale)
+        if runs_here((total.flat,)):  # kernels add to the buffer itself, and one shard at a time fills a GPU
+            total.flat[...] = 0
+            return sum(shard_loss(self.model, total, part, key, options) for part in parts), total
         self._turns.start()
         start = time.perf_counter()
-        losses = self._spread(run_shards, parts, count, key, recompute)
+        losses = self._spread(run_shards, parts, key, options)
         self._busy += time.perf_counter() - start
-        return sum(losses), self._turns.total
+        return sum(losses), total
 
     def mean_loss(self, windows: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
         """Mean loss of all targets in some windows, without dropout; sums are in float64 and in order."""
@@ -164,17 +171,20 @@ def interleave(parts: Sequence[list]) -> list:
     return results
 
 
-def run_shards(
-    model: Transformer, turns: Turns, parts: Sequence[tuple], count: int, key: tuple[int, ...] | None, recompute: bool
-) -> list[float]:
-    """Loss of some shards, (index, tokens, targets) each; their gradients are added to what others add."""
+def run_shards(model: Transformer, turns: Turns, parts: Sequence[tuple], key: tuple | None, options: dict) -> list[float]:
+    """Loss of some shards; their gradients are added to what others add."""
     losses = []
-    for i, tokens, targets in parts:
-        with turns.shard(i) as grads:
-            shard_key = None if key is None else (*key, i)
-            loss, _ = model.loss_and_grads(tokens, targets, grads=grads, count=count, key=shard_key, recompute=recompute)
-            losses.append(float(loss))
+    for part in parts:
+        with turns.shard(part[0]) as grads:
+            losses.append(shard_loss(model, grads, part, key, options))
     return losses
+
+
+def shard_loss(model: Transformer, grads: Any, part: tuple, key: tuple | None, options: dict) -> float:
+    """Loss of one shard, (index, tokens, targets); its gradients are added to `grads`."""
+    i, tokens, targets = part
+    loss, _ = model.loss_and_grads(tokens, targets, grads=grads, key=None if key is None else (*key, i), **options)
+    return float(loss)
 
 
 def run_windows(model: Transformer, turns: Turns | None, windows: Sequence[tuple]) -> list[tuple[float, int]]:

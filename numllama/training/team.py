@@ -50,8 +50,9 @@ class Team:
 
     @staticmethod
     def possible(model: Transformer) -> bool:
-        """Whether this system can share memory by a file descriptor, and the model is nothing but a Transformer."""
-        return hasattr(os, "memfd_create") and type(model) is Transformer and model.device == "cpu"
+        """Whether this system can share memory by a file descriptor, and the model is a plain Transformer on the CPU."""
+        plain = type(model) is Transformer and model.weights is model.params
+        return hasattr(os, "memfd_create") and plain and model.device == "cpu"
 
     def submit(self, function: Callable, *args: Any) -> Future:
         """``function(model, turns, *args)`` in one of the processes; the function belongs to a module of this package."""
