@@ -1,0 +1,607 @@
+// Flash attention: forward, dq, dk and dv, for D = 64 and 128, grouped queries, and an interval of keys for each query.
+//
+// What is computed (ops/flash_attention.py derives it; c = scale, query t sees the keys first[t] <= s < last[t]):
+//     forward     s = c q k^T,  lse = log sum exp s,  out = sum of exp(s - lse) v               2 products
+//     dq          p = exp(s - lse),  dp = dout v^T,  ds = p (dp - delta),  dq = c ds k          3 products
+//     dk, dv      the same p and ds again,  dv = p^T dout,  dk = c ds^T q                       4 products
+// with delta = sum over D of dout out. A product is 2 D FLOPs for each (query, key) pair that is seen: the floor of forward is
+// 4 D FLOPs a pair and that of backward 10 D. Here backward does 14 D: s and dp are made twice, once by each kernel, because then
+// every sum has one owner, which adds in one order. There are no atomics, and the same input gives the same bits.
+//
+// How threads map to rows. A block owns ROWS queries (dk, dv: keys) of one head and walks over the other side in steps, of which the next
+// is on its way into shared memory (cp.async, two stages) while this one is multiplied. A warp owns 16 or 32 of the rows for good: its part
+// of s, p, dp, ds never leaves its registers, since the layout in which the tensor cores leave a product is one in which they take
+// an operand, and a row's maximum and sum need only the four lanes that hold it. For dk and dv the roles are turned around: scores are made as
+// s^T = k q^T, so that p^T and ds^T are the operands in registers there too.
+//     With 32 rows to a warp, a fragment of the other side that is read from shared memory (128 bytes a clock) serves two products: the
+// tensor cores, not shared memory, are then the limit. 192 of the 255 registers hold accumulators, and two blocks of four warps hide each other's
+// waits on one multiprocessor. For dk, dv at D = 128 two accumulators of 32 rows would not fit: 16 rows, eight warps.
+//     Grouped queries cost nothing: query head h reads key head h / R, and a block of dk, dv walks over all R heads of its group.
+//     In shared memory the 16-byte chunks of a row are permuted (`chunk`), so that no access has bank conflicts.
+//
+// What is fused: scaling, masking, softmax and its backward; delta is made by the dq kernel from the dout that it reads anyway, and handed on.
+// Blocks of keys that no query of a block sees are not even loaded, those that no query of a warp sees are not multiplied, and the mask is
+// evaluated only where an interval ends inside.
+// (B, H, T, D) views of (B, T, H, D) memory are read where they lie, through strides; results are written as (B, T, H, D).
+//
+// DTYPE is bfloat16 or half (tensor cores, float32 sums), or float: the same code on plain multiply-adds, in the same layout.
+// Scores, statistics and gradients of scores are float32; p and ds are rounded to DTYPE when they become operands.
+
+#include "common.cuh"
+#include "tensor_cores.cuh"
+
+constexpr bool PAIRS = sizeof(Element) == 2;
+constexpr int PER_CHUNK = 16 / sizeof(Element);     // elements in 16 bytes
+constexpr int CHUNKS = D / PER_CHUNK;               // in a row
+constexpr float LOG2_E = 1.4426950408889634f;
+#define INFINITE __int_as_float(0x7F800000)
+#define LARGEST_INT 0x7FFFFFFF
+#ifndef FORWARD_BLOCKS
+#define FORWARD_BLOCKS 2
+#endif
+
+// Warps of a block, tiles of 16 rows to a warp, rows of the other side in a step, blocks on one multiprocessor.
+template <int WARPS_, int M_, int STEP_, int BLOCKS_>
+struct Tiling {
+  enum { WARPS = WARPS_, M = M_, STEP = STEP_, BLOCKS = BLOCKS_, WARP_ROWS = 16 * M, ROWS = WARPS * WARP_ROWS, THREADS = 32 * WARPS };
+};
+typedef Tiling<4, PAIRS ? 2 : 1, PAIRS ? 64 : 32, FORWARD_BLOCKS> Forward;
+typedef Tiling<4, PAIRS ? 2 : 1, !PAIRS ? 16 : D == 64 ? 64 : 32, 2> Dq;
+typedef Tiling<PAIRS && D == 128 ? 8 : 4, PAIRS && D == 64 ? 2 : 1, PAIRS ? 32 : 16, PAIRS && D == 128 ? 1 : 2> Dkv;
+static_assert(int(Dq::WARP_ROWS) == int(Dkv::STEP), "the bounds that dq writes for each of its warps are those of a step of dk, dv");
+
+
+
+// ------------------------------------------------------------------------------------------------ intervals of keys
+
+struct Interval { int first, last; };
+
+// Of several queries: keys that any of them sees lie in begin..end, and all of them see inner_begin..inner_end.
+struct __align__(16) Bounds {
+  int begin, end, inner_begin, inner_end;
+  __device__ __forceinline__ bool nobody_sees(int s0, int s1) const { return begin >= s1 || end <= s0; }
+  __device__ __forceinline__ bool all_see(int s0, int s1) const { return inner_begin <= s0 && inner_end >= s1; }
+};
+
+// What query t sees, inside 0..S; nothing if there is nothing or no such query.
+__device__ __forceinline__ Interval interval(const INTERVAL* first, const INTERVAL* last, int t, int T, int S) {
+  if (t < T) {
+    const INTERVAL begin = first[t] > 0 ? first[t] : 0, end = last[t] < S ? last[t] : S;
+    if (begin < end) return {int(begin), int(end)};
+  }
+  return {LARGEST_INT, 0};
+}
+
+// Over the lanes of a warp, each with the interval of one query; queries that do not exist want nothing.
+__device__ __forceinline__ Bounds warp_bounds(Interval mine, bool exists) {
+  Bounds b = {mine.first, mine.last, exists ? mine.first : 0, exists ? mine.last : LARGEST_INT};
+  for (int i = 1; i < 32; i *= 2) {
+    b.begin = min(b.begin, __shfl_xor_sync(~0u, b.begin, i));
+    b.end = max(b.end, __shfl_xor_sync(~0u, b.end, i));
+    b.inner_begin = max(b.inner_begin, __shfl_xor_sync(~0u, b.inner_begin, i));
+    b.inner_end = min(b.inner_end, __shfl_xor_sync(~0u, b.inner_end, i));
+  }
+  return b;
+}
+
+// The smallest interval that holds those of all warps, for every thread of the block.
+template <int WARPS>
+__device__ __forceinline__ Interval block_union(int begin, int end) {
+  __shared__ Interval of_warp[WARPS];
+  if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = {begin, end};
+  __syncthreads();
+  Interval all = of_warp[0];
+  for (int w = 1; w < WARPS; w++) all = {min(all.first, of_warp[w].first), max(all.last, of_warp[w].last)};
+  return all;
+}
+
+// The warp's row `row`, whose interval lane `row` has read.
+__device__ __forceinline__ Interval of_row(Interval mine, int row) {
+  return {__shfl_sync(~0u, mine.first, row), __shfl_sync(~0u, mine.last, row)};
+}
+
+
+// ------------------------------------------------------------------------------------------------ tiles in shared memory
+
+// Chunk i of a row. Eight rows' chunks of the same number, which is what one access reads, lie in eight different groups of banks.
+template <class pointer>
+__device__ __forceinline__ pointer chunk(pointer tile, int row, int i) { return tile + row * D + (i ^ (row & 7)) * PER_CHUNK; }
+
+// Rows of global memory into a tile, without waiting; rows from `count` on become zeros.
+template <int ROWS, int THREADS>
+__device__ __forceinline__ void load_tile(Element* tile, const Element* from, Index stride, int count) {
+  const int first = threadIdx.x / CHUNKS, column = threadIdx.x % CHUNKS;
+  #pragma unroll
+  for (int i = 0; i < ROWS; i += THREADS / CHUNKS) {
+    const int row = first + i;
+    copy_async_16(chunk(tile, row, column), from + row * stride + column * PER_CHUNK, row < count);
+  }
+}
+
+__device__ __forceinline__ void put_pair(bfloat16* p, float x, float y) { *reinterpret_cast<unsigned*>(p) = pack(x, y, bfloat16()); }
+__device__ __forceinline__ void put_pair(half* p, float x, float y) { *reinterpret_cast<unsigned*>(p) = pack(x, y, half()); }
+__device__ __forceinline__ void put_pair(float* p, float x, float y) { *reinterpret_cast<float2*>(p) = {x, y}; }
+
+// A warp's accumulators to rows of global memory, through rows of shared memory that are its own: so that 16 bytes go out at once.
+template <int M>
+__device__ __forceinline__ void store_rows(Element* to, Index stride, int count, const float (&acc)[M][D / 8][4], Element* tile) {
+  const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
+  #pragma unroll
+  for (int m = 0; m < M; m++)
+    #pragma unroll
+    for (int n = 0; n < D / 8; n++)
+      #pragma unroll
+      for (int r = 0; r < 2; r++) {
+        const int column = 8 * n + 2 * c;
+        put_pair(chunk(tile, 16 * m + 8 * r + g, column / PER_CHUNK) + column % PER_CHUNK, acc[m][n][2 * r], acc[m][n][2 * r + 1]);
+      }
+  __syncwarp();
+  const int first = lane / CHUNKS, column = lane % CHUNKS;
+  #pragma unroll
+  for (int i = 0; i < 16 * M; i += 32 / CHUNKS) {
+    const int row = first + i;
+    if (row < count)
+      *reinterpret_cast<uint4*>(to + row * stride + column * PER_CHUNK) = *reinterpret_cast<const uint4*>(chunk(tile, row, column));
+  }
+}
+
+
+// ------------------------------------------------------------------------------------------------ products
+//
+// acc[m][n][2 r + j] is row 16 m + 8 r + g, column 8 n + 2 c + j, with g = lane / 4 and c = lane % 4: tensor_cores.cuh says why.
+
+template <class E>
+struct Product {
+  // acc += a b^T: rows of a (16 M, the warp's own) with rows of b (N), over D
+  template <int M, int N>
+  static __device__ __forceinline__ void rows_by_rows(float (&acc)[M][N / 8][4], const E* a, const E* b) {
+    const int lane = threadIdx.x % 32;
+    #pragma unroll
+    for (int k = 0; k < D / 16; k++) {
+      unsigned x[M][4], y[4];
+      #pragma unroll
+      for (int m = 0; m < M; m++) load_matrices(x[m], chunk(a, 16 * m + lane % 16, 2 * k + lane / 16));
+      #pragma unroll
+      for (int n = 0; n < N / 8; n += 2) {                      // eight rows of b and the next eight
+        load_matrices(y, chunk(b, 8 * n + lane % 8 + lane / 16 * 8, 2 * k + lane / 8 % 2));
+        #pragma unroll
+        for (int m = 0; m < M; m++) {
+          multiply_add(acc[m][n], x[m], y, E());
+          multiply_add(acc[m][n + 1], x[m], y + 2, E());
+        }
+      }
+    }
+  }
+
+  // acc += s b: s from registers, rounded to E; over the rows of b (N)
+  template <int M, int N>
+  static __device__ __forceinline__ void scores_by_rows(float (&acc)[M][D / 8][4], const float (&s)[M][N / 8][4], const E* b) {
+    const int lane = threadIdx.x % 32;
+    #pragma unroll
+    for (int k = 0; k < N / 16; k++) {
+      unsigned x[M][4], y[4];
+      #pragma unroll
+      for (int m = 0; m < M; m++)
+        #pragma unroll
+        for (int i = 0; i < 4; i++) {
+          const float* pair = &s[m][2 * k + i / 2][i % 2 * 2];
+          x[m][i] = pack(pair[0], pair[1], E());
+        }
+      #pragma unroll
+      for (int n = 0; n < D / 8; n += 2) {
+        load_matrices_transposed(y, chunk(b, 16 * k + lane % 16, n + lane / 16));
+        #pragma unroll
+        for (int m = 0; m < M; m++) {
+          multiply_add(acc[m][n], x[m], y, E());
+          multiply_add(acc[m][n + 1], x[m], y + 2, E());
+        }
+      }
+    }
+  }
+};
+
+template <>
+struct Product<float> {
+  template <int M, int N>
+  static __device__ __forceinline__ void rows_by_rows(float (&acc)[M][N / 8][4], const float* a, const float* b) {
+    const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
+    #pragma unroll 2
+    for (int k = 0; k < CHUNKS; k++) {
+      float4 x[M][2];
+      #pragma unroll
+      for (int m = 0; m < M; m++)
+        #pragma unroll
+        for (int r = 0; r < 2; r++) x[m][r] = *reinterpret_cast<const float4*>(chunk(a, 16 * m + 8 * r + g, k));
+      #pragma unroll
+      for (int n = 0; n < N / 8; n++)
+        #pragma unroll
+        for (int j = 0; j < 2; j++) {
+          const float4 y = *reinterpret_cast<const float4*>(chunk(b, 8 * n + 2 * c + j, k));
+          #pragma unroll
+          for (int m = 0; m < M; m++)
+            #pragma unroll
+            for (int r = 0; r < 2; r++) {
+              float& sum = acc[m][n][2 * r + j];
+              sum = fmaf(x[m][r].x, y.x, fmaf(x[m][r].y, y.y, fmaf(x[m][r].z, y.z, fmaf(x[m][r].w, y.w, sum))));
+            }
+        }
+    }
+  }
+
+  template <int M, int N>
+  static __device__ __forceinline__ void scores_by_rows(float (&acc)[M][D / 8][4], const float (&s)[M][N / 8][4], const float* b) {
+    const int lane = threadIdx.x % 32, c = lane % 4;
+    #pragma unroll
+    for (int k = 0; k < N; k++) {
+      float x[M][2];
+      #pragma unroll
+      for (int m = 0; m < M; m++)
+        #pragma unroll
+        for (int r = 0; r < 2; r++) x[m][r] = __shfl_sync(~0u, s[m][k / 8][2 * r + k % 2], lane - c + k % 8 / 2);
+      #pragma unroll
+      for (int n = 0; n < D / 8; n++) {
+        const float2 y = *reinterpret_cast<const float2*>(chunk(b, k, 2 * n + c / 2) + c % 2 * 2);
+        #pragma unroll
+        for (int m = 0; m < M; m++)
+          #pragma unroll
+          for (int r = 0; r < 2; r++) {
+            acc[m][n][2 * r] = fmaf(x[m][r], y.x, acc[m][n][2 * r]);
+            acc[m][n][2 * r + 1] = fmaf(x[m][r], y.y, acc[m][n][2 * r + 1]);
+          }
+      }
+    }
+  }
+};
+
+
+// ------------------------------------------------------------------------------------------------ forward
+
+// The four lanes that hold a row.
+__device__ __forceinline__ float quad_max(float x) {
+  x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
+  return fmaxf(x, __shfl_xor_sync(~0u, x, 2));
+}
+
+__device__ __forceinline__ float quad_sum(float x) {
+  x += __shfl_xor_sync(~0u, x, 1);
+  return x + __shfl_xor_sync(~0u, x, 2);
+}
+
+// Hidden scores become -infinity; s0 is the key of column 0.
+template <int M, int N>
+__device__ __forceinline__ void hide(float (&s)[M][N / 8][4], Interval mine, int s0) {
+  const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
+  #pragma unroll
+  for (int m = 0; m < M; m++)
+    #pragma unroll
+    for (int r = 0; r < 2; r++) {
+      const Interval seen = of_row(mine, 16 * m + 8 * r + g);
+      #pragma unroll
+      for (int n = 0; n < N / 8; n++)
+        #pragma unroll
+        for (int j = 0; j < 2; j++) {
+          const int key = s0 + 8 * n + 2 * c + j;
+          if (key < seen.first || key >= seen.last) s[m][n][2 * r + j] = -INFINITE;
+        }
+    }
+}
+
+// The same where rows are keys, from s0 on, and columns queries, from t0 on.
+template <int M, int N>
+__device__ __forceinline__ void hide_columns(float (&s)[M][N / 8][4], const INTERVAL* first, const INTERVAL* last, int t0, int T, int S, int s0) {
+  const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
+  #pragma unroll
+  for (int n = 0; n < N / 8; n++)
+    #pragma unroll
+    for (int j = 0; j < 2; j++) {
+      const Interval seen = interval(first, last, t0 + 8 * n + 2 * c + j, T, S);
+      #pragma unroll
+      for (int m = 0; m < M; m++)
+        #pragma unroll
+        for (int r = 0; r < 2; r++) {
+          const int key = s0 + 16 * m + 8 * r + g;
+          if (key < seen.first || key >= seen.last) s[m][n][2 * r + j] = -INFINITE;
+        }
+    }
+}
+
+// Scores become exp(scale (s - top)), where top is the largest so far; what was summed under the old top shrinks.
+template <int M, int N>
+__device__ __forceinline__ void online_softmax(float (&s)[M][N / 8][4], float (&o)[M][D / 8][4], float (&top)[M][2], float (&z)[M][2], float scale2) {
+  #pragma unroll
+  for (int m = 0; m < M; m++)
+    #pragma unroll
+    for (int r = 0; r < 2; r++) {
+      const float old = top[m][r];
+      float high = old;
+      #pragma unroll
+      for (int n = 0; n < N / 8; n++) high = fmaxf(high, fmaxf(s[m][n][2 * r], s[m][n][2 * r + 1]));
+      top[m][r] = high = quad_max(high);
+      const float base = high == -INFINITE ? 0.f : high * scale2;   // nothing seen yet: exp2(-infinity) = 0, not exp2(NaN)
+      const float shrink = exp2f(old * scale2 - base);
+      float sum = 0.f;
+      #pragma unroll
+      for (int n = 0; n < N / 8; n++)
+        #pragma unroll
+        for (int j = 0; j < 2; j++) sum += s[m][n][2 * r + j] = exp2f(fmaf(s[m][n][2 * r + j], scale2, -base));
+      z[m][r] = z[m][r] * shrink + sum;                             // of this lane's columns; added up at the end
+      #pragma unroll
+      for (int n = 0; n < D / 8; n++) {
+        o[m][n][2 * r] *= shrink;
+        o[m][n][2 * r + 1] *= shrink;
+      }
+    }
+}
+
+// grid (tiles of queries, H, B). With `causal`, first and last (T) are not read but written: 0 and S - T + t + 1.
+extern "C" __global__ void __launch_bounds__(Forward::THREADS, Forward::BLOCKS) flash_attention_forward(
+    Element* out, float* lse, INTERVAL* first, INTERVAL* last, const Element* q, Index q_batch, Index q_head, Index q_time,
+    const Element* k, Index k_batch, Index k_head, Index k_time, const Element* v, Index v_batch, Index v_head, Index v_time,
+    int K, int T, int S, int interval_batch, int causal, float scale) {
+  constexpr int M = Forward::M, STEP = Forward::STEP, THREADS = Forward::THREADS;
+  SHARED_MEMORY(Element, q_tile);
+  Element* const stages = q_tile + Forward::ROWS * D;               // keys and values, twice
+  const int batch = blockIdx.z, head = blockIdx.y, H = gridDim.y, kv_head = head / (H / K);
+  const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * Forward::WARP_ROWS;
+  const int t0 = (gridDim.x - 1 - blockIdx.x) * Forward::ROWS;      // causal: those with the most keys start first
+  q += batch * q_batch + head * q_head + t0 * q_time;
+  k += batch * k_batch + kv_head * k_head;
+  v += batch * v_batch + kv_head * v_head;
+  load_tile<Forward::ROWS, THREADS>(q_tile, q, q_time, T - t0);
+
+  const int t = t0 + warp_row + lane % Forward::WARP_ROWS;
+  first += (Index)batch * interval_batch;
+  last += (Index)batch * interval_batch;
+  if (causal && t < T) {
+    first[t] = 0;
+    last[t] = S - T + t + 1;
+  }
+  const Interval mine = interval(first, last, t, T, S);
+  const Bounds bounds = warp_bounds(mine, t < T);
+  const Interval keys = block_union<Forward::WARPS>(bounds.begin, bounds.end);
+  const auto load_step = [&](Element* stage, int s0) {
+    load_tile<STEP, THREADS>(stage, k + s0 * k_time, k_time, S - s0);
+    load_tile<STEP, THREADS>(stage + STEP * D, v + s0 * v_time, v_time, S - s0);
+  };
+  if (keys.first < keys.last) load_step(stages, keys.first);
+  copy_commit();
+
+  float o[M][D / 8][4] = {}, z[M][2] = {}, top[M][2];
+  for (int m = 0; m < M; m++) top[m][0] = top[m][1] = -INFINITE;
+  const float scale2 = scale * LOG2_E;
+  int now = 0;                                                      // 0 or 1: the stage that is multiplied
+  for (int s0 = keys.first; s0 < keys.last; s0 += STEP, now ^= 1) {
+    copy_wait<0>();
+    __syncthreads();                                                // this step has arrived, and nobody needs the one before
+    if (s0 + STEP < keys.last) load_step(stages + (now ^ 1) * 2 * STEP * D, s0 + STEP);
+    copy_commit();
+    if (bounds.nobody_sees(s0, s0 + STEP)) continue;
+    const Element* const k_tile = stages + now * 2 * STEP * D;
+    float s[M][STEP / 8][4] = {};
+    Product<Element>::rows_by_rows<M, STEP>(s, q_tile + warp_row * D, k_tile);
+    if (!bounds.all_see(s0, s0 + STEP)) hide<M, STEP>(s, mine, s0);
+    online_softmax<M, STEP>(s, o, top, z, scale2);
+    Product<Element>::scores_by_rows<M, STEP>(o, s, k_tile + STEP * D);
+  }
+
+  #pragma unroll
+  for (int m = 0; m < M; m++)
+    #pragma unroll
+    for (int r = 0; r < 2; r++) {
+      const float sum = quad_sum(z[m][r]), inverse = sum == 0.f ? 0.f : 1.f / sum;
+      const int row = t0 + warp_row + 16 * m + 8 * r + lane / 4;
+      if (lane % 4 == 0 && row < T)
+        lse[((Index)batch * H + head) * T + row] = sum == 0.f ? 0.f : top[m][r] * scale + logf(sum);
+      #pragma unroll
+      for (int n = 0; n < D / 8; n++) {
+        o[m][n][2 * r] *= inverse;
+        o[m][n][2 * r + 1] *= inverse;
+      }
+    }
+  copy_wait<0>();
+  __syncthreads();                                                  // nothing is on its way into q_tile, even after no step
+  out += (((Index)batch * T + t0 + warp_row) * H + head) * D;
+  store_rows<M>(out, (Index)H * D, T - t0 - warp_row, o, q_tile + warp_row * D);
+}
+
+
+// ------------------------------------------------------------------------------------------------ backward
+
+// grid (tiles of queries, H, B). Also makes what the other kernel needs: delta (B, H, T), and bounds (1 or B, tiles of WARP_ROWS queries).
+extern "C" __global__ void __launch_bounds__(Dq::THREADS, Dq::BLOCKS) flash_attention_dq(
+    Element* dq, float* delta, Bounds* bounds_of, const Element* q, Index q_batch, Index q_head, Index q_time,
+    const Element* k, Index k_batch, Index k_head, Index k_time, const Element* v, Index v_batch, Index v_head, Index v_time,
+    const Element* out, Index out_batch, Index out_head, Index out_time,
+    const Element* dout, Index dout_batch, Index dout_head, Index dout_time,
+    const float* lse, const INTERVAL* first, const INTERVAL* last, int K, int T, int S, int interval_batch, float scale) {
+  constexpr int M = Dq::M, STEP = Dq::STEP, THREADS = Dq::THREADS, WARP_ROWS = Dq::WARP_ROWS;
+  SHARED_MEMORY(Element, q_tile);
+  Element* const dout_tile = q_tile + Dq::ROWS * D;
+  Element* const stages = dout_tile + Dq::ROWS * D;                 // keys and values, twice
+  const int batch = blockIdx.z, head = blockIdx.y, H = gridDim.y, kv_head = head / (H / K);
+  const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * WARP_ROWS;
+  const int t0 = (gridDim.x - 1 - blockIdx.x) * Dq::ROWS;
+  q += batch * q_batch + head * q_head + t0 * q_time;
+  k += batch * k_batch + kv_head * k_head;
+  v += batch * v_batch + kv_head * v_head;
+  out += batch * out_batch + head * out_head + t0 * out_time;
+  dout += batch * dout_batch + head * dout_head + t0 * dout_time;
+  lse += ((Index)batch * H + head) * T + t0;
+  delta += ((Index)batch * H + head) * T + t0;
+  load_tile<Dq::ROWS, THREADS>(q_tile, q, q_time, T - t0);
+  load_tile<Dq::ROWS, THREADS>(dout_tile, dout, dout_time, T - t0);
+
+  const int t = t0 + warp_row + lane % WARP_ROWS;
+  const Interval mine = interval(first + (Index)batch * interval_batch, last + (Index)batch * interval_batch, t, T, S);
+  const Bounds bounds = warp_bounds(mine, t < T);
+  if (head == 0 && (batch == 0 || interval_batch) && lane == 0 && t < T)
+    bounds_of[(Index)(interval_batch ? batch : 0) * ((T + WARP_ROWS - 1) / WARP_ROWS) + t / WARP_ROWS] = bounds;
+  const Interval keys = block_union<Dq::WARPS>(bounds.begin, bounds.end);
+  const auto load_step = [&](Element* stage, int s0) {
+    load_tile<STEP, THREADS>(stage, k + s0 * k_time, k_time, S - s0);
+    load_tile<STEP, THREADS>(stage + STEP * D, v + s0 * v_time, v_time, S - s0);
+  };
+  if (keys.first < keys.last) load_step(stages, keys.first);
+  copy_commit();
+
+  float row_delta[M][2], row_lse[M][2];                             // of the rows that this lane holds a part of; lse in powers of 2
+  #pragma unroll
+  for (int i = 0; i < WARP_ROWS; i += 32 / CHUNKS) {                // CHUNKS lanes to a row
+    const int row = i + lane / CHUNKS, column = lane % CHUNKS * PER_CHUNK;
+    float sum = 0.f;
+    if (t0 + warp_row + row < T) {
+      const auto a = load<PER_CHUNK>(out + (warp_row + row) * out_time + column);
+      const auto b = load<PER_CHUNK>(dout + (warp_row + row) * dout_time + column);
+      #pragma unroll
+      for (int j = 0; j < PER_CHUNK; j++) sum += real(a.at[j]) * real(b.at[j]);
+    }
+    #pragma unroll
+    for (int j = 1; j < CHUNKS; j *= 2) sum += __shfl_xor_sync(~0u, sum, j);
+    if (lane % CHUNKS == 0 && t0 + warp_row + row < T) delta[warp_row + row] = sum;
+  }
+  __syncwarp();
+  #pragma unroll
+  for (int m = 0; m < M; m++)
+    #pragma unroll
+    for (int r = 0; r < 2; r++) {
+      const int row = warp_row + 16 * m + 8 * r + lane / 4;
+      row_delta[m][r] = t0 + row < T ? delta[row] : 0.f;
+      row_lse[m][r] = t0 + row < T ? lse[row] * LOG2_E : 0.f;
+    }
+
+  float acc[M][D / 8][4] = {};
+  const float scale2 = scale * LOG2_E;
+  int now = 0;
+  for (int s0 = keys.first; s0 < keys.last; s0 += STEP, now ^= 1) {
+    copy_wait<0>();
+    __syncthreads();
+    if (s0 + STEP < keys.last) load_step(stages + (now ^ 1) * 2 * STEP * D, s0 + STEP);
+    copy_commit();
+    if (bounds.nobody_sees(s0, s0 + STEP)) continue;
+    const Element* const k_tile = stages + now * 2 * STEP * D;
+    float s[M][STEP / 8][4] = {}, dp[M][STEP / 8][4] = {};
+    Product<Element>::rows_by_rows<M, STEP>(s, q_tile + warp_row * D, k_tile);
+    if (!bounds.all_see(s0, s0 + STEP)) hide<M, STEP>(s, mine, s0);
+    Product<Element>::rows_by_rows<M, STEP>(dp, dout_tile + warp_row * D, k_tile + STEP * D);
+    #pragma unroll
+    for (int m = 0; m < M; m++)
+      #pragma unroll
+      for (int n = 0; n < STEP / 8; n++)
+        #pragma unroll
+        for (int i = 0; i < 4; i++) {
+          const float p = exp2f(fmaf(s[m][n][i], scale2, -row_lse[m][i / 2]));
+          s[m][n][i] = p * (dp[m][n][i] - row_delta[m][i / 2]);
+        }
+    Product<Element>::scores_by_rows<M, STEP>(acc, s, k_tile);
+  }
+
+  #pragma unroll
+  for (int m = 0; m < M; m++)
+    #pragma unroll
+    for (int n = 0; n < D / 8; n++)
+      #pragma unroll
+      for (int i = 0; i < 4; i++) acc[m][n][i] *= scale;
+  copy_wait<0>();
+  __syncthreads();
+  dq += (((Index)batch * T + t0 + warp_row) * H + head) * D;
+  store_rows<M>(dq, (Index)H * D, T - t0 - warp_row, acc, q_tile + warp_row * D);
+}
+
+// grid (tiles of keys, K, B). Rows are keys here, and columns queries.
+extern "C" __global__ void __launch_bounds__(Dkv::THREADS, Dkv::BLOCKS) flash_attention_dkv(
+    Element* dk, Element* dv, const Element* q, Index q_batch, Index q_head, Index q_time,
+    const Element* k, Index k_batch, Index k_head, Index k_time, const Element* v, Index v_batch, Index v_head, Index v_time,
+    const Element* dout, Index dout_batch, Index dout_head, Index dout_time, const float* lse, const float* delta,
+    const Bounds* bounds_of, const INTERVAL* first, const INTERVAL* last, int H, int T, int S, int interval_batch, float scale) {
+  constexpr int M = Dkv::M, STEP = Dkv::STEP, THREADS = Dkv::THREADS;
+  SHARED_MEMORY(Element, k_tile);
+  Element* const v_tile = k_tile + Dkv::ROWS * D;
+  Element* const stages = v_tile + Dkv::ROWS * D;                   // queries and dout, twice
+  float* const statistics = reinterpret_cast<float*>(stages + 2 * 2 * STEP * D);    // their lse and delta, twice
+  const int batch = blockIdx.z, kv_head = blockIdx.y, K = gridDim.y, R = H / K;
+  const int lane = threadIdx.x % 32, c = lane % 4, warp_row = threadIdx.x / 32 * Dkv::WARP_ROWS;
+  const int s0 = blockIdx.x * Dkv::ROWS, warp_s0 = s0 + warp_row, warp_s1 = warp_s0 + Dkv::WARP_ROWS;
+  k += batch * k_batch + kv_head * k_head + s0 * k_time;
+  v += batch * v_batch + kv_head * v_head + s0 * v_time;
+  load_tile<Dkv::ROWS, THREADS>(k_tile, k, k_time, S - s0);
+  load_tile<Dkv::ROWS, THREADS>(v_tile, v, v_time, S - s0);
+  q += batch * q_batch + kv_head * R * q_head;
+  dout += batch * dout_batch + kv_head * R * dout_head;
+  lse += ((Index)batch * H + kv_head * R) * T;
+  delta += ((Index)batch * H + kv_head * R) * T;
+  const int all_steps = (T + STEP - 1) / STEP;
+  bounds_of += (Index)(interval_batch ? batch : 0) * all_steps;
+  first += (Index)batch * interval_batch;
+  last += (Index)batch * interval_batch;
+
+  Interval visible = {LARGEST_INT, 0};                              // steps with queries that see one of the block's keys
+  for (int i = threadIdx.x; i < all_steps; i += THREADS)
+    if (!bounds_of[i].nobody_sees(s0, s0 + Dkv::ROWS)) visible = {min(visible.first, i), i + 1};
+  const Bounds of_warp = warp_bounds(visible, true);
+  const Interval seen = block_union<Dkv::WARPS>(of_warp.begin, of_warp.end);
+  const int head_steps = max(0, seen.last - seen.first), steps = R * head_steps;    // one query head after another
+  const auto load_step = [&](int stage, int i) {
+    const int head = i / head_steps, t0 = (seen.first + i % head_steps) * STEP;
+    Element* const tile = stages + stage * 2 * STEP * D;
+    load_tile<STEP, THREADS>(tile, q + head * q_head + t0 * q_time, q_time, T - t0);
+    load_tile<STEP, THREADS>(tile + STEP * D, dout + head * dout_head + t0 * dout_time, dout_time, T - t0);
+    if (threadIdx.x < 2 * STEP) {
+      const int t = t0 + threadIdx.x % STEP;
+      copy_async_4(statistics + stage * 2 * STEP + threadIdx.x, (threadIdx.x < STEP ? lse : delta) + (Index)head * T + t, t < T);
+    }
+  };
+  if (steps) load_step(0, 0);
+  copy_commit();
+
+  float dk_acc[M][D / 8][4] = {}, dv_acc[M][D / 8][4] = {};
+  const float scale2 = scale * LOG2_E;
+  for (int i = 0; i < steps; i++) {
+    copy_wait<0>();
+    __syncthreads();
+    if (i + 1 < steps) load_step((i + 1) % 2, i + 1);
+    copy_commit();
+    const int step = seen.first + i % head_steps;
+    const Bounds bounds = bounds_of[step];
+    if (bounds.nobody_sees(warp_s0, warp_s1)) continue;
+    const Element* const q_tile = stages + i % 2 * 2 * STEP * D;
+    const Element* const dout_tile = q_tile + STEP * D;
+    const float* const step_lse = statistics + i % 2 * 2 * STEP;
+    const float* const step_delta = step_lse + STEP;
+
+    float p[M][STEP / 8][4] = {}, ds[M][STEP / 8][4] = {};
+    Product<Element>::rows_by_rows<M, STEP>(p, k_tile + warp_row * D, q_tile);
+    if (!bounds.all_see(warp_s0, warp_s1)) hide_columns<M, STEP>(p, first, last, step * STEP, T, S, warp_s0);
+    #pragma unroll
+    for (int n = 0; n < STEP / 8; n++) {
+      const float2 column_lse = *reinterpret_cast<const float2*>(step_lse + 8 * n + 2 * c);
+      #pragma unroll
+      for (int m = 0; m < M; m++)
+        #pragma unroll
+        for (int j = 0; j < 4; j++)
+          p[m][n][j] = exp2f(fmaf(p[m][n][j], scale2, (j % 2 ? column_lse.y : column_lse.x) * -LOG2_E));
+    }
+    Product<Element>::scores_by_rows<M, STEP>(dv_acc, p, dout_tile);
+    Product<Element>::rows_by_rows<M, STEP>(ds, v_tile + warp_row * D, dout_tile);
+    #pragma unroll
+    for (int n = 0; n < STEP / 8; n++) {
+      const float2 column_delta = *reinterpret_cast<const float2*>(step_delta + 8 * n + 2 * c);
+      #pragma unroll
+      for (int m = 0; m < M; m++)
+        #pragma unroll
+        for (int j = 0; j < 4; j++) ds[m][n][j] = p[m][n][j] * (ds[m][n][j] - (j % 2 ? column_delta.y : column_delta.x));
+    }
+    Product<Element>::scores_by_rows<M, STEP>(dk_acc, ds, q_tile);
+  }
+
+  #pragma unroll
+  for (int m = 0; m < M; m++)
+    #pragma unroll
+    for (int n = 0; n < D / 8; n++)
+      #pragma unroll
+      for (int i = 0; i < 4; i++) dk_acc[m][n][i] *= scale;
+  copy_wait<0>();
+  __syncthreads();
+  const Index at = (((Index)batch * S + warp_s0) * K + kv_head) * D;
+  store_rows<M>(dk + at, (Index)K * D, S - warp_s0, dk_acc, k_tile + warp_row * D);
+  store_rows<M>(dv + at, (Index)K * D, S - warp_s0, dv_acc, v_tile + warp_row * D);
+}
