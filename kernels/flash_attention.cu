@@ -33,19 +33,16 @@
 constexpr bool PAIRS = sizeof(Element) == 2;
 constexpr int PER_CHUNK = 16 / sizeof(Element);     // elements in 16 bytes
 constexpr int CHUNKS = D / PER_CHUNK;               // in a row
-constexpr float LOG2_E = 1.4426950408889634f;
+constexpr float LOG2_E = 1.4426950408889634f, LN_2 = 0.6931471805599453f;
 #define INFINITE __int_as_float(0x7F800000)
 #define LARGEST_INT 0x7FFFFFFF
-#ifndef FORWARD_BLOCKS
-#define FORWARD_BLOCKS 2
-#endif
 
 // Warps of a block, tiles of 16 rows to a warp, rows of the other side in a step, blocks on one multiprocessor.
 template <int WARPS_, int M_, int STEP_, int BLOCKS_>
 struct Tiling {
   enum { WARPS = WARPS_, M = M_, STEP = STEP_, BLOCKS = BLOCKS_, WARP_ROWS = 16 * M, ROWS = WARPS * WARP_ROWS, THREADS = 32 * WARPS };
 };
-typedef Tiling<4, PAIRS ? 2 : 1, PAIRS ? 64 : 32, FORWARD_BLOCKS> Forward;
+typedef Tiling<4, PAIRS ? 2 : 1, PAIRS ? 48 : 32, PAIRS && D == 64 ? 3 : 2> Forward;
 typedef Tiling<4, PAIRS ? 2 : 1, !PAIRS ? 16 : D == 64 ? 64 : 32, 2> Dq;
 typedef Tiling<PAIRS && D == 128 ? 8 : 4, PAIRS && D == 64 ? 2 : 1, PAIRS ? 32 : 16, PAIRS && D == 128 ? 1 : 2> Dkv;
 static_assert(int(Dq::WARP_ROWS) == int(Dkv::STEP), "the bounds that dq writes for each of its warps are those of a step of dk, dv");
@@ -74,30 +71,16 @@ __device__ __forceinline__ Interval interval(const INTERVAL* first, const INTERV
 
 // Over the lanes of a warp, each with the interval of one query; queries that do not exist want nothing.
 __device__ __forceinline__ Bounds warp_bounds(Interval mine, bool exists) {
-  Bounds b = {mine.first, mine.last, exists ? mine.first : 0, exists ? mine.last : LARGEST_INT};
-  for (int i = 1; i < 32; i *= 2) {
-    b.begin = min(b.begin, __shfl_xor_sync(~0u, b.begin, i));
-    b.end = max(b.end, __shfl_xor_sync(~0u, b.end, i));
-    b.inner_begin = max(b.inner_begin, __shfl_xor_sync(~0u, b.inner_begin, i));
-    b.inner_end = min(b.inner_end, __shfl_xor_sync(~0u, b.inner_end, i));
-  }
-  return b;
+  return {__reduce_min_sync(~0u, mine.first), __reduce_max_sync(~0u, mine.last),
+          __reduce_max_sync(~0u, exists ? mine.first : 0), __reduce_min_sync(~0u, exists ? mine.last : LARGEST_INT)};
 }
 
 // The smallest interval that holds those of all warps, for every thread of the block.
 template <int WARPS>
-__device__ __forceinline__ Interval block_union(int begin, int end) {
-  __shared__ Interval of_warp[WARPS];
-  if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = {begin, end};
+__device__ __forceinline__ Interval block_union(const Bounds (&of_warp)[WARPS]) {
   __syncthreads();
-  Interval all = of_warp[0];
-  for (int w = 1; w < WARPS; w++) all = {min(all.first, of_warp[w].first), max(all.last, of_warp[w].last)};
-  return all;
-}
-
-// The warp's row `row`, whose interval lane `row` has read.
-__device__ __forceinline__ Interval of_row(Interval mine, int row) {
-  return {__shfl_sync(~0u, mine.first, row), __shfl_sync(~0u, mine.last, row)};
+  const Bounds b = of_warp[threadIdx.x % WARPS];
+  return {__reduce_min_sync(~0u, b.begin), __reduce_max_sync(~0u, b.end)};  // and the compiler knows that no lane differs
 }
 
 
@@ -105,18 +88,31 @@ __device__ __forceinline__ Interval of_row(Interval mine, int row) {
 
 // Chunk i of a row. Eight rows' chunks of the same number, which is what one access reads, lie in eight different groups of banks.
 template <class pointer>
-__device__ __forceinline__ pointer chunk(pointer tile, int row, int i) { return tile + row * D + (i ^ (row & 7)) * PER_CHUNK; }
+__device__ __forceinline__ pointer chunk(pointer tile, int row, int i) { return tile + row * D + (i ^ row % 8) * PER_CHUNK; }
 
-// Rows of global memory into a tile, without waiting; rows from `count` on become zeros.
-template <int ROWS, int THREADS>
-__device__ __forceinline__ void load_tile(Element* tile, const Element* from, Index stride, int count) {
-  const int first = threadIdx.x / CHUNKS, column = threadIdx.x % CHUNKS;
-  #pragma unroll
-  for (int i = 0; i < ROWS; i += THREADS / CHUNKS) {
-    const int row = first + i;
-    copy_async_16(chunk(tile, row, column), from + row * stride + column * PER_CHUNK, row < count);
+// The address of chunk j + i of a row, from that of its chunk j < 2, for an even i: one instruction, and no register that has to be kept.
+__device__ __forceinline__ unsigned further(unsigned address, int i) { return (address ^ i % 8 * 16) + i / 8 * 128; }
+
+// Rows of global memory, of which a block copies some into a tile at a time. A thread has the same 16 bytes of every so many rows.
+struct Rows {
+  const Element* mine;                              // 16 bytes of the first row that this thread copies
+  int stride;
+
+  __device__ __forceinline__ Rows(const Element* from, int stride)
+      : mine(from + (Index)(threadIdx.x / CHUNKS) * stride + threadIdx.x % CHUNKS * PER_CHUNK), stride(stride) {}
+
+  __device__ __forceinline__ void skip(int rows) { mine += (Index)rows * stride; }
+
+  // The next N rows, without waiting; from the count-th on there are none, and the tile gets zeros. With `apart`: of an array of the
+  // same strides that lies so many elements behind.
+  template <int N, int THREADS>
+  __device__ __forceinline__ void load(Element* tile, int count, Index apart = 0) const {
+    const int first = threadIdx.x / CHUNKS, column = threadIdx.x % CHUNKS;
+    #pragma unroll
+    for (int i = 0; i < N; i += THREADS / CHUNKS)
+      copy_async_16(chunk(tile, first + i, column), mine + (Index)i * stride + apart, i < count - first);
   }
-}
+};
 
 __device__ __forceinline__ void put_pair(bfloat16* p, float x, float y) { *reinterpret_cast<unsigned*>(p) = pack(x, y, bfloat16()); }
 __device__ __forceinline__ void put_pair(half* p, float x, float y) { *reinterpret_cast<unsigned*>(p) = pack(x, y, half()); }
@@ -156,14 +152,16 @@ struct Product {
   template <int M, int N>
   static __device__ __forceinline__ void rows_by_rows(float (&acc)[M][N / 8][4], const E* a, const E* b) {
     const int lane = threadIdx.x % 32;
+    const unsigned mine_of_a = shared_address(chunk(a, lane % 16, lane / 16));
+    const unsigned mine_of_b = shared_address(chunk(b, lane % 8 + lane / 16 * 8, lane / 8 % 2));
     #pragma unroll
     for (int k = 0; k < D / 16; k++) {
       unsigned x[M][4], y[4];
       #pragma unroll
-      for (int m = 0; m < M; m++) load_matrices(x[m], chunk(a, 16 * m + lane % 16, 2 * k + lane / 16));
+      for (int m = 0; m < M; m++) load_matrices(x[m], further(mine_of_a, 2 * k) + 16 * m * D * 2);
       #pragma unroll
       for (int n = 0; n < N / 8; n += 2) {                      // eight rows of b and the next eight
-        load_matrices(y, chunk(b, 8 * n + lane % 8 + lane / 16 * 8, 2 * k + lane / 8 % 2));
+        load_matrices(y, further(mine_of_b, 2 * k) + 8 * n * D * 2);
         #pragma unroll
         for (int m = 0; m < M; m++) {
           multiply_add(acc[m][n], x[m], y, E());
@@ -177,6 +175,7 @@ struct Product {
   template <int M, int N>
   static __device__ __forceinline__ void scores_by_rows(float (&acc)[M][D / 8][4], const float (&s)[M][N / 8][4], const E* b) {
     const int lane = threadIdx.x % 32;
+    const unsigned mine_of_b = shared_address(chunk(b, lane % 16, lane / 16));
     #pragma unroll
     for (int k = 0; k < N / 16; k++) {
       unsigned x[M][4], y[4];
@@ -189,7 +188,7 @@ struct Product {
         }
       #pragma unroll
       for (int n = 0; n < D / 8; n += 2) {
-        load_matrices_transposed(y, chunk(b, 16 * k + lane % 16, n + lane / 16));
+        load_matrices_transposed(y, further(mine_of_b, n) + 16 * k * D * 2);
         #pragma unroll
         for (int m = 0; m < M; m++) {
           multiply_add(acc[m][n], x[m], y, E());
@@ -231,6 +230,8 @@ struct Product<float> {
   template <int M, int N>
   static __device__ __forceinline__ void scores_by_rows(float (&acc)[M][D / 8][4], const float (&s)[M][N / 8][4], const float* b) {
     const int lane = threadIdx.x % 32, c = lane % 4;
+    const float* const even = b + c / 2 * PER_CHUNK + c % 2 * 2;            // chunk c / 2 of row 0
+    const float* const odd = b + (c / 2 ^ 1) * PER_CHUNK + c % 2 * 2;       // and of row 1, its row left out
     #pragma unroll
     for (int k = 0; k < N; k++) {
       float x[M][2];
@@ -240,7 +241,7 @@ struct Product<float> {
         for (int r = 0; r < 2; r++) x[m][r] = __shfl_sync(~0u, s[m][k / 8][2 * r + k % 2], lane - c + k % 8 / 2);
       #pragma unroll
       for (int n = 0; n < D / 8; n++) {
-        const float2 y = *reinterpret_cast<const float2*>(chunk(b, k, 2 * n + c / 2) + c % 2 * 2);
+        const float2 y = *reinterpret_cast<const float2*>((k % 2 ? odd : even) + k * D + (2 * n ^ k % 8 / 2 * 2) * PER_CHUNK);
         #pragma unroll
         for (int m = 0; m < M; m++)
           #pragma unroll
@@ -267,22 +268,21 @@ __device__ __forceinline__ float quad_sum(float x) {
   return x + __shfl_xor_sync(~0u, x, 2);
 }
 
-// Hidden scores become -infinity; s0 is the key of column 0.
+// Hidden scores become -infinity; column 0 is key s0, and `seen` has an interval for each of the warp's rows.
 template <int M, int N>
-__device__ __forceinline__ void hide(float (&s)[M][N / 8][4], Interval mine, int s0) {
+__device__ __forceinline__ void hide(float (&s)[M][N / 8][4], const Interval* seen, int s0) {
   const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
   #pragma unroll
   for (int m = 0; m < M; m++)
     #pragma unroll
     for (int r = 0; r < 2; r++) {
-      const Interval seen = of_row(mine, 16 * m + 8 * r + g);
+      const Interval of_row = seen[16 * m + 8 * r + g];
+      const int first = of_row.first - s0 - 2 * c, last = of_row.last - s0 - 2 * c;
       #pragma unroll
       for (int n = 0; n < N / 8; n++)
         #pragma unroll
-        for (int j = 0; j < 2; j++) {
-          const int key = s0 + 8 * n + 2 * c + j;
-          if (key < seen.first || key >= seen.last) s[m][n][2 * r + j] = -INFINITE;
-        }
+        for (int j = 0; j < 2; j++)
+          if (8 * n + j < first || 8 * n + j >= last) s[m][n][2 * r + j] = -INFINITE;
     }
 }
 
@@ -295,59 +295,72 @@ __device__ __forceinline__ void hide_columns(float (&s)[M][N / 8][4], const INTE
     #pragma unroll
     for (int j = 0; j < 2; j++) {
       const Interval seen = interval(first, last, t0 + 8 * n + 2 * c + j, T, S);
+      const int begin = seen.first - s0 - g, end = seen.last - s0 - g;
       #pragma unroll
       for (int m = 0; m < M; m++)
         #pragma unroll
-        for (int r = 0; r < 2; r++) {
-          const int key = s0 + 16 * m + 8 * r + g;
-          if (key < seen.first || key >= seen.last) s[m][n][2 * r + j] = -INFINITE;
-        }
+        for (int r = 0; r < 2; r++)
+          if (16 * m + 8 * r < begin || 16 * m + 8 * r >= end) s[m][n][2 * r + j] = -INFINITE;
     }
 }
 
-// Scores become exp(scale (s - top)), where top is the largest so far; what was summed under the old top shrinks.
+// Scores become p = exp2(scale2 s - top), and z, o, sums of p and of p v so far, go over to the new top. A row's top is the largest
+// score so far, in powers of 2, but it only follows when some row of the warp has risen by more than 8: p up to 2^8 does no harm, and
+// most steps then leave o as it is.
 template <int M, int N>
-__device__ __forceinline__ void online_softmax(float (&s)[M][N / 8][4], float (&o)[M][D / 8][4], float (&top)[M][2], float (&z)[M][2], float scale2) {
+__device__ __forceinline__ void online_softmax(
+    float (&s)[M][N / 8][4], float (&o)[M][D / 8][4], float (&top)[M][2], float (&z)[M][2], float scale2) {
+  float high[M][2], shrink[M][2];
+  bool rises = false;
   #pragma unroll
   for (int m = 0; m < M; m++)
     #pragma unroll
     for (int r = 0; r < 2; r++) {
-      const float old = top[m][r];
-      float high = old;
+      float x = -INFINITE;
       #pragma unroll
-      for (int n = 0; n < N / 8; n++) high = fmaxf(high, fmaxf(s[m][n][2 * r], s[m][n][2 * r + 1]));
-      top[m][r] = high = quad_max(high);
-      const float base = high == -INFINITE ? 0.f : high * scale2;   // nothing seen yet: exp2(-infinity) = 0, not exp2(NaN)
-      const float shrink = exp2f(old * scale2 - base);
-      float sum = 0.f;
+      for (int n = 0; n < N / 8; n++) x = fmaxf(x, fmaxf(s[m][n][2 * r], s[m][n][2 * r + 1]));
+      high[m][r] = fmaxf(top[m][r], quad_max(x) * scale2);
+      rises |= high[m][r] - top[m][r] > 8.f;
+    }
+  rises = __any_sync(~0u, rises);
+  #pragma unroll
+  for (int m = 0; m < M; m++)
+    #pragma unroll
+    for (int r = 0; r < 2; r++) {
+      if (!rises) high[m][r] = top[m][r];
+      const float base = high[m][r] == -INFINITE ? 0.f : high[m][r];       // nothing seen yet: exp2(-infinity) = 0, not exp2(NaN)
+      shrink[m][r] = exp2f(top[m][r] - base);
+      top[m][r] = high[m][r];
+      z[m][r] *= shrink[m][r];                                             // of this lane's columns; added up at the end
       #pragma unroll
       for (int n = 0; n < N / 8; n++)
         #pragma unroll
-        for (int j = 0; j < 2; j++) sum += s[m][n][2 * r + j] = exp2f(fmaf(s[m][n][2 * r + j], scale2, -base));
-      z[m][r] = z[m][r] * shrink + sum;                             // of this lane's columns; added up at the end
-      #pragma unroll
-      for (int n = 0; n < D / 8; n++) {
-        o[m][n][2 * r] *= shrink;
-        o[m][n][2 * r + 1] *= shrink;
-      }
+        for (int j = 0; j < 2; j++) z[m][r] += s[m][n][2 * r + j] = exp2f(fmaf(s[m][n][2 * r + j], scale2, -base));
     }
+  if (!rises) return;
+  #pragma unroll
+  for (int m = 0; m < M; m++)
+    #pragma unroll
+    for (int n = 0; n < D / 8; n++)
+      #pragma unroll
+      for (int i = 0; i < 4; i++) o[m][n][i] *= shrink[m][i / 2];
 }
 
 // grid (tiles of queries, H, B). With `causal`, first and last (T) are not read but written: 0 and S - T + t + 1.
 extern "C" __global__ void __launch_bounds__(Forward::THREADS, Forward::BLOCKS) flash_attention_forward(
-    Element* out, float* lse, INTERVAL* first, INTERVAL* last, const Element* q, Index q_batch, Index q_head, Index q_time,
-    const Element* k, Index k_batch, Index k_head, Index k_time, const Element* v, Index v_batch, Index v_head, Index v_time,
-    int K, int T, int S, int interval_batch, int causal, float scale) {
+    Element* out, float* lse, INTERVAL* first, INTERVAL* last, const Element* q, Index q_batch, Index q_head, int q_time,
+    const Element* k, const Element* v, Index kv_batch, Index kv_head, int kv_time,
+    int K, int T, int S, int interval_batch, int causal, float scale2) {
   constexpr int M = Forward::M, STEP = Forward::STEP, THREADS = Forward::THREADS;
   SHARED_MEMORY(Element, q_tile);
   Element* const stages = q_tile + Forward::ROWS * D;               // keys and values, twice
-  const int batch = blockIdx.z, head = blockIdx.y, H = gridDim.y, kv_head = head / (H / K);
-  const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * Forward::WARP_ROWS;
+  const int batch = blockIdx.z, head = blockIdx.y, H = gridDim.y, k_head = head / (H / K);
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warp_row = warp * Forward::WARP_ROWS;
   const int t0 = (gridDim.x - 1 - blockIdx.x) * Forward::ROWS;      // causal: those with the most keys start first
-  q += batch * q_batch + head * q_head + t0 * q_time;
-  k += batch * k_batch + kv_head * k_head;
-  v += batch * v_batch + kv_head * v_head;
-  load_tile<Forward::ROWS, THREADS>(q_tile, q, q_time, T - t0);
+  q += batch * q_batch + head * q_head + (Index)t0 * q_time;
+  const Index v_apart = v - k;
+  k += batch * kv_batch + k_head * kv_head;
+  Rows(q, q_time).load<Forward::ROWS, THREADS>(q_tile, T - t0);
 
   const int t = t0 + warp_row + lane % Forward::WARP_ROWS;
   first += (Index)batch * interval_batch;
@@ -356,30 +369,37 @@ extern "C" __global__ void __launch_bounds__(Forward::THREADS, Forward::BLOCKS) 
     first[t] = 0;
     last[t] = S - T + t + 1;
   }
-  const Interval mine = interval(first, last, t, T, S);
-  const Bounds bounds = warp_bounds(mine, t < T);
-  const Interval keys = block_union<Forward::WARPS>(bounds.begin, bounds.end);
+  __shared__ Interval seen[Forward::ROWS];
+  __shared__ Bounds seen_by_warp[Forward::WARPS];
+  seen[t - t0] = interval(first, last, t, T, S);
+  seen_by_warp[warp] = warp_bounds(seen[t - t0], t < T);
+  const Interval keys = block_union(seen_by_warp);
+  Rows k_rows(k, kv_time);
   const auto load_step = [&](Element* stage, int s0) {
-    load_tile<STEP, THREADS>(stage, k + s0 * k_time, k_time, S - s0);
-    load_tile<STEP, THREADS>(stage + STEP * D, v + s0 * v_time, v_time, S - s0);
+    k_rows.load<STEP, THREADS>(stage, S - s0);
+    k_rows.load<STEP, THREADS>(stage + STEP * D, S - s0, v_apart);
+    k_rows.skip(STEP);
   };
-  if (keys.first < keys.last) load_step(stages, keys.first);
+  if (keys.first < keys.last) {
+    k_rows.skip(keys.first);
+    load_step(stages, keys.first);
+  }
   copy_commit();
 
   float o[M][D / 8][4] = {}, z[M][2] = {}, top[M][2];
   for (int m = 0; m < M; m++) top[m][0] = top[m][1] = -INFINITE;
-  const float scale2 = scale * LOG2_E;
   int now = 0;                                                      // 0 or 1: the stage that is multiplied
   for (int s0 = keys.first; s0 < keys.last; s0 += STEP, now ^= 1) {
     copy_wait<0>();
     __syncthreads();                                                // this step has arrived, and nobody needs the one before
     if (s0 + STEP < keys.last) load_step(stages + (now ^ 1) * 2 * STEP * D, s0 + STEP);
     copy_commit();
+    const Bounds bounds = seen_by_warp[warp];
     if (bounds.nobody_sees(s0, s0 + STEP)) continue;
     const Element* const k_tile = stages + now * 2 * STEP * D;
     float s[M][STEP / 8][4] = {};
     Product<Element>::rows_by_rows<M, STEP>(s, q_tile + warp_row * D, k_tile);
-    if (!bounds.all_see(s0, s0 + STEP)) hide<M, STEP>(s, mine, s0);
+    if (!bounds.all_see(s0, s0 + STEP)) hide<M, STEP>(s, seen + warp_row, s0);
     online_softmax<M, STEP>(s, o, top, z, scale2);
     Product<Element>::scores_by_rows<M, STEP>(o, s, k_tile + STEP * D);
   }
@@ -388,10 +408,10 @@ extern "C" __global__ void __launch_bounds__(Forward::THREADS, Forward::BLOCKS) 
   for (int m = 0; m < M; m++)
     #pragma unroll
     for (int r = 0; r < 2; r++) {
-      const float sum = quad_sum(z[m][r]), inverse = sum == 0.f ? 0.f : 1.f / sum;
+      const float sum = quad_sum(z[m][r]), inverse = sum == 0.f ? 0.f : __fdividef(1.f, sum);
       const int row = t0 + warp_row + 16 * m + 8 * r + lane / 4;
       if (lane % 4 == 0 && row < T)
-        lse[((Index)batch * H + head) * T + row] = sum == 0.f ? 0.f : top[m][r] * scale + logf(sum);
+        lse[((Index)batch * H + head) * T + row] = sum == 0.f ? 0.f : top[m][r] * LN_2 + logf(sum);
       #pragma unroll
       for (int n = 0; n < D / 8; n++) {
         o[m][n][2 * r] *= inverse;
@@ -409,39 +429,46 @@ extern "C" __global__ void __launch_bounds__(Forward::THREADS, Forward::BLOCKS) 
 
 // grid (tiles of queries, H, B). Also makes what the other kernel needs: delta (B, H, T), and bounds (1 or B, tiles of WARP_ROWS queries).
 extern "C" __global__ void __launch_bounds__(Dq::THREADS, Dq::BLOCKS) flash_attention_dq(
-    Element* dq, float* delta, Bounds* bounds_of, const Element* q, Index q_batch, Index q_head, Index q_time,
-    const Element* k, Index k_batch, Index k_head, Index k_time, const Element* v, Index v_batch, Index v_head, Index v_time,
-    const Element* out, Index out_batch, Index out_head, Index out_time,
-    const Element* dout, Index dout_batch, Index dout_head, Index dout_time,
-    const float* lse, const INTERVAL* first, const INTERVAL* last, int K, int T, int S, int interval_batch, float scale) {
+    Element* dq, float* delta, Bounds* bounds_of, const Element* q, Index q_batch, Index q_head, int q_time,
+    const Element* k, const Element* v, Index kv_batch, Index kv_head, int kv_time,
+    const Element* out, Index out_batch, Index out_head, int out_time,
+    const Element* dout, Index dout_batch, Index dout_head, int dout_time,
+    const float* lse, const INTERVAL* first, const INTERVAL* last, int K, int T, int S, int interval_batch, float scale2) {
   constexpr int M = Dq::M, STEP = Dq::STEP, THREADS = Dq::THREADS, WARP_ROWS = Dq::WARP_ROWS;
   SHARED_MEMORY(Element, q_tile);
   Element* const dout_tile = q_tile + Dq::ROWS * D;
   Element* const stages = dout_tile + Dq::ROWS * D;                 // keys and values, twice
-  const int batch = blockIdx.z, head = blockIdx.y, H = gridDim.y, kv_head = head / (H / K);
-  const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * WARP_ROWS;
+  const int batch = blockIdx.z, head = blockIdx.y, H = gridDim.y, k_head = head / (H / K);
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warp_row = warp * WARP_ROWS;
   const int t0 = (gridDim.x - 1 - blockIdx.x) * Dq::ROWS;
-  q += batch * q_batch + head * q_head + t0 * q_time;
-  k += batch * k_batch + kv_head * k_head;
-  v += batch * v_batch + kv_head * v_head;
-  out += batch * out_batch + head * out_head + t0 * out_time;
-  dout += batch * dout_batch + head * dout_head + t0 * dout_time;
+  q += batch * q_batch + head * q_head + (Index)t0 * q_time;
+  const Index v_apart = v - k;
+  k += batch * kv_batch + k_head * kv_head;
+  out += batch * out_batch + head * out_head + (Index)t0 * out_time;
+  dout += batch * dout_batch + head * dout_head + (Index)t0 * dout_time;
   lse += ((Index)batch * H + head) * T + t0;
   delta += ((Index)batch * H + head) * T + t0;
-  load_tile<Dq::ROWS, THREADS>(q_tile, q, q_time, T - t0);
-  load_tile<Dq::ROWS, THREADS>(dout_tile, dout, dout_time, T - t0);
+  Rows(q, q_time).load<Dq::ROWS, THREADS>(q_tile, T - t0);
+  Rows(dout, dout_time).load<Dq::ROWS, THREADS>(dout_tile, T - t0);
 
   const int t = t0 + warp_row + lane % WARP_ROWS;
-  const Interval mine = interval(first + (Index)batch * interval_batch, last + (Index)batch * interval_batch, t, T, S);
-  const Bounds bounds = warp_bounds(mine, t < T);
+  __shared__ Interval seen[Dq::ROWS];
+  __shared__ Bounds seen_by_warp[Dq::WARPS];
+  seen[t - t0] = interval(first + (Index)batch * interval_batch, last + (Index)batch * interval_batch, t, T, S);
+  seen_by_warp[warp] = warp_bounds(seen[t - t0], t < T);
   if (head == 0 && (batch == 0 || interval_batch) && lane == 0 && t < T)
-    bounds_of[(Index)(interval_batch ? batch : 0) * ((T + WARP_ROWS - 1) / WARP_ROWS) + t / WARP_ROWS] = bounds;
-  const Interval keys = block_union<Dq::WARPS>(bounds.begin, bounds.end);
+    bounds_of[(Index)(interval_batch ? batch : 0) * ((T + WARP_ROWS - 1) / WARP_ROWS) + t / WARP_ROWS] = seen_by_warp[warp];
+  const Interval keys = block_union(seen_by_warp);
+  Rows k_rows(k, kv_time);
   const auto load_step = [&](Element* stage, int s0) {
-    load_tile<STEP, THREADS>(stage, k + s0 * k_time, k_time, S - s0);
-    load_tile<STEP, THREADS>(stage + STEP * D, v + s0 * v_time, v_time, S - s0);
+    k_rows.load<STEP, THREADS>(stage, S - s0);
+    k_rows.load<STEP, THREADS>(stage + STEP * D, S - s0, v_apart);
+    k_rows.skip(STEP);
   };
-  if (keys.first < keys.last) load_step(stages, keys.first);
+  if (keys.first < keys.last) {
+    k_rows.skip(keys.first);
+    load_step(stages, keys.first);
+  }
   copy_commit();
 
   float row_delta[M][2], row_lse[M][2];                             // of the rows that this lane holds a part of; lse in powers of 2
@@ -450,8 +477,8 @@ extern "C" __global__ void __launch_bounds__(Dq::THREADS, Dq::BLOCKS) flash_atte
     const int row = i + lane / CHUNKS, column = lane % CHUNKS * PER_CHUNK;
     float sum = 0.f;
     if (t0 + warp_row + row < T) {
-      const auto a = load<PER_CHUNK>(out + (warp_row + row) * out_time + column);
-      const auto b = load<PER_CHUNK>(dout + (warp_row + row) * dout_time + column);
+      const auto a = load<PER_CHUNK>(out + (Index)(warp_row + row) * out_time + column);
+      const auto b = load<PER_CHUNK>(dout + (Index)(warp_row + row) * dout_time + column);
       #pragma unroll
       for (int j = 0; j < PER_CHUNK; j++) sum += real(a.at[j]) * real(b.at[j]);
     }
@@ -470,18 +497,18 @@ extern "C" __global__ void __launch_bounds__(Dq::THREADS, Dq::BLOCKS) flash_atte
     }
 
   float acc[M][D / 8][4] = {};
-  const float scale2 = scale * LOG2_E;
   int now = 0;
   for (int s0 = keys.first; s0 < keys.last; s0 += STEP, now ^= 1) {
     copy_wait<0>();
     __syncthreads();
     if (s0 + STEP < keys.last) load_step(stages + (now ^ 1) * 2 * STEP * D, s0 + STEP);
     copy_commit();
+    const Bounds bounds = seen_by_warp[warp];
     if (bounds.nobody_sees(s0, s0 + STEP)) continue;
     const Element* const k_tile = stages + now * 2 * STEP * D;
     float s[M][STEP / 8][4] = {}, dp[M][STEP / 8][4] = {};
     Product<Element>::rows_by_rows<M, STEP>(s, q_tile + warp_row * D, k_tile);
-    if (!bounds.all_see(s0, s0 + STEP)) hide<M, STEP>(s, mine, s0);
+    if (!bounds.all_see(s0, s0 + STEP)) hide<M, STEP>(s, seen + warp_row, s0);
     Product<Element>::rows_by_rows<M, STEP>(dp, dout_tile + warp_row * D, k_tile + STEP * D);
     #pragma unroll
     for (int m = 0; m < M; m++)
@@ -500,7 +527,7 @@ extern "C" __global__ void __launch_bounds__(Dq::THREADS, Dq::BLOCKS) flash_atte
     #pragma unroll
     for (int n = 0; n < D / 8; n++)
       #pragma unroll
-      for (int i = 0; i < 4; i++) acc[m][n][i] *= scale;
+      for (int i = 0; i < 4; i++) acc[m][n][i] *= scale2 * LN_2;
   copy_wait<0>();
   __syncthreads();
   dq += (((Index)batch * T + t0 + warp_row) * H + head) * D;
@@ -509,26 +536,25 @@ extern "C" __global__ void __launch_bounds__(Dq::THREADS, Dq::BLOCKS) flash_atte
 
 // grid (tiles of keys, K, B). Rows are keys here, and columns queries.
 extern "C" __global__ void __launch_bounds__(Dkv::THREADS, Dkv::BLOCKS) flash_attention_dkv(
-    Element* dk, Element* dv, const Element* q, Index q_batch, Index q_head, Index q_time,
-    const Element* k, Index k_batch, Index k_head, Index k_time, const Element* v, Index v_batch, Index v_head, Index v_time,
-    const Element* dout, Index dout_batch, Index dout_head, Index dout_time, const float* lse, const float* delta,
-    const Bounds* bounds_of, const INTERVAL* first, const INTERVAL* last, int H, int T, int S, int interval_batch, float scale) {
+    Element* dk, Element* dv, const Element* q, Index q_batch, Index q_head, int q_time,
+    const Element* k, const Element* v, Index kv_batch, Index kv_head, int kv_time,
+    const Element* dout, Index dout_batch, Index dout_head, int dout_time, const float* lse, const float* delta,
+    const Bounds* bounds_of, const INTERVAL* first, const INTERVAL* last, int H, int T, int S, int interval_batch, float scale2) {
   constexpr int M = Dkv::M, STEP = Dkv::STEP, THREADS = Dkv::THREADS;
   SHARED_MEMORY(Element, k_tile);
   Element* const v_tile = k_tile + Dkv::ROWS * D;
   Element* const stages = v_tile + Dkv::ROWS * D;                   // queries and dout, twice
   float* const statistics = reinterpret_cast<float*>(stages + 2 * 2 * STEP * D);    // their lse and delta, twice
-  const int batch = blockIdx.z, kv_head = blockIdx.y, K = gridDim.y, R = H / K;
+  const int batch = blockIdx.z, k_head = blockIdx.y, K = gridDim.y, R = H / K;
   const int lane = threadIdx.x % 32, c = lane % 4, warp_row = threadIdx.x / 32 * Dkv::WARP_ROWS;
   const int s0 = blockIdx.x * Dkv::ROWS, warp_s0 = s0 + warp_row, warp_s1 = warp_s0 + Dkv::WARP_ROWS;
-  k += batch * k_batch + kv_head * k_head + s0 * k_time;
-  v += batch * v_batch + kv_head * v_head + s0 * v_time;
-  load_tile<Dkv::ROWS, THREADS>(k_tile, k, k_time, S - s0);
-  load_tile<Dkv::ROWS, THREADS>(v_tile, v, v_time, S - s0);
-  q += batch * q_batch + kv_head * R * q_head;
-  dout += batch * dout_batch + kv_head * R * dout_head;
-  lse += ((Index)batch * H + kv_head * R) * T;
-  delta += ((Index)batch * H + kv_head * R) * T;
+  const Rows k_rows(k + batch * kv_batch + k_head * kv_head + (Index)s0 * kv_time, kv_time);
+  k_rows.load<Dkv::ROWS, THREADS>(k_tile, S - s0);
+  k_rows.load<Dkv::ROWS, THREADS>(v_tile, S - s0, v - k);
+  q += batch * q_batch + k_head * R * q_head;
+  dout += batch * dout_batch + k_head * R * dout_head;
+  lse += ((Index)batch * H + k_head * R) * T;
+  delta += ((Index)batch * H + k_head * R) * T;
   const int all_steps = (T + STEP - 1) / STEP;
   bounds_of += (Index)(interval_batch ? batch : 0) * all_steps;
   first += (Index)batch * interval_batch;
@@ -537,40 +563,53 @@ extern "C" __global__ void __launch_bounds__(Dkv::THREADS, Dkv::BLOCKS) flash_at
   Interval visible = {LARGEST_INT, 0};                              // steps with queries that see one of the block's keys
   for (int i = threadIdx.x; i < all_steps; i += THREADS)
     if (!bounds_of[i].nobody_sees(s0, s0 + Dkv::ROWS)) visible = {min(visible.first, i), i + 1};
-  const Bounds of_warp = warp_bounds(visible, true);
-  const Interval seen = block_union<Dkv::WARPS>(of_warp.begin, of_warp.end);
-  const int head_steps = max(0, seen.last - seen.first), steps = R * head_steps;    // one query head after another
-  const auto load_step = [&](int stage, int i) {
-    const int head = i / head_steps, t0 = (seen.first + i % head_steps) * STEP;
+  __shared__ Bounds steps_of_warp[Dkv::WARPS];
+  steps_of_warp[threadIdx.x / 32] = warp_bounds(visible, true);
+  const Interval steps = block_union(steps_of_warp);
+  Rows q_rows(q, q_time), dout_rows(dout, dout_time);
+  const auto load_step = [&](int stage, int head, int step) {
     Element* const tile = stages + stage * 2 * STEP * D;
-    load_tile<STEP, THREADS>(tile, q + head * q_head + t0 * q_time, q_time, T - t0);
-    load_tile<STEP, THREADS>(tile + STEP * D, dout + head * dout_head + t0 * dout_time, dout_time, T - t0);
-    if (threadIdx.x < 2 * STEP) {
-      const int t = t0 + threadIdx.x % STEP;
+    q_rows.load<STEP, THREADS>(tile, T - step * STEP);
+    dout_rows.load<STEP, THREADS>(tile + STEP * D, T - step * STEP);
+    q_rows.skip(STEP);
+    dout_rows.skip(STEP);
+    const int t = step * STEP + threadIdx.x % STEP;
+    if (threadIdx.x < 2 * STEP)
       copy_async_4(statistics + stage * 2 * STEP + threadIdx.x, (threadIdx.x < STEP ? lse : delta) + (Index)head * T + t, t < T);
-    }
   };
-  if (steps) load_step(0, 0);
+  if (steps.first < steps.last) {
+    q_rows.skip(steps.first * STEP);
+    dout_rows.skip(steps.first * STEP);
+    load_step(0, 0, steps.first);
+  }
   copy_commit();
 
   float dk_acc[M][D / 8][4] = {}, dv_acc[M][D / 8][4] = {};
-  const float scale2 = scale * LOG2_E;
-  for (int i = 0; i < steps; i++) {
+  int now = 0, head = 0;
+  for (int step = steps.first; step < steps.last; now ^= 1) {
     copy_wait<0>();
     __syncthreads();
-    if (i + 1 < steps) load_step((i + 1) % 2, i + 1);
+    const int t0 = step * STEP;
+    const Bounds bounds = bounds_of[step++];
+    if (step == steps.last && head + 1 < R) {                       // on to the next query head
+      head++;
+      step = steps.first;
+      q_rows.mine += q_head;
+      dout_rows.mine += dout_head;
+      q_rows.skip((steps.first - steps.last) * STEP);
+      dout_rows.skip((steps.first - steps.last) * STEP);
+    }
+    if (step < steps.last) load_step(now ^ 1, head, step);
     copy_commit();
-    const int step = seen.first + i % head_steps;
-    const Bounds bounds = bounds_of[step];
     if (bounds.nobody_sees(warp_s0, warp_s1)) continue;
-    const Element* const q_tile = stages + i % 2 * 2 * STEP * D;
+    const Element* const q_tile = stages + now * 2 * STEP * D;
     const Element* const dout_tile = q_tile + STEP * D;
-    const float* const step_lse = statistics + i % 2 * 2 * STEP;
+    const float* const step_lse = statistics + now * 2 * STEP;
     const float* const step_delta = step_lse + STEP;
 
     float p[M][STEP / 8][4] = {}, ds[M][STEP / 8][4] = {};
     Product<Element>::rows_by_rows<M, STEP>(p, k_tile + warp_row * D, q_tile);
-    if (!bounds.all_see(warp_s0, warp_s1)) hide_columns<M, STEP>(p, first, last, step * STEP, T, S, warp_s0);
+    if (!bounds.all_see(warp_s0, warp_s1)) hide_columns<M, STEP>(p, first, last, t0, T, S, warp_s0);
     #pragma unroll
     for (int n = 0; n < STEP / 8; n++) {
       const float2 column_lse = *reinterpret_cast<const float2*>(step_lse + 8 * n + 2 * c);
@@ -580,7 +619,6 @@ extern "C" __global__ void __launch_bounds__(Dkv::THREADS, Dkv::BLOCKS) flash_at
         for (int j = 0; j < 4; j++)
           p[m][n][j] = exp2f(fmaf(p[m][n][j], scale2, (j % 2 ? column_lse.y : column_lse.x) * -LOG2_E));
     }
-    Product<Element>::scores_by_rows<M, STEP>(dv_acc, p, dout_tile);
     Product<Element>::rows_by_rows<M, STEP>(ds, v_tile + warp_row * D, dout_tile);
     #pragma unroll
     for (int n = 0; n < STEP / 8; n++) {
@@ -590,6 +628,7 @@ extern "C" __global__ void __launch_bounds__(Dkv::THREADS, Dkv::BLOCKS) flash_at
         #pragma unroll
         for (int j = 0; j < 4; j++) ds[m][n][j] = p[m][n][j] * (ds[m][n][j] - (j % 2 ? column_delta.y : column_delta.x));
     }
+    Product<Element>::scores_by_rows<M, STEP>(dv_acc, p, dout_tile);
     Product<Element>::scores_by_rows<M, STEP>(dk_acc, ds, q_tile);
   }
 
@@ -598,10 +637,10 @@ extern "C" __global__ void __launch_bounds__(Dkv::THREADS, Dkv::BLOCKS) flash_at
     #pragma unroll
     for (int n = 0; n < D / 8; n++)
       #pragma unroll
-      for (int i = 0; i < 4; i++) dk_acc[m][n][i] *= scale;
+      for (int i = 0; i < 4; i++) dk_acc[m][n][i] *= scale2 * LN_2;
   copy_wait<0>();
   __syncthreads();
-  const Index at = (((Index)batch * S + warp_s0) * K + kv_head) * D;
+  const Index at = (((Index)batch * S + warp_s0) * K + k_head) * D;
   store_rows<M>(dk + at, (Index)K * D, S - warp_s0, dk_acc, k_tile + warp_row * D);
   store_rows<M>(dv + at, (Index)K * D, S - warp_s0, dv_acc, v_tile + warp_row * D);
 }

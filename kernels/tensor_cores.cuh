@@ -40,15 +40,15 @@ __device__ __forceinline__ unsigned pack(float low, float high, half) {
 __device__ __forceinline__ unsigned shared_address(const void* p) { return static_cast<unsigned>(__cvta_generic_to_shared(p)); }
 
 // Lane 8 i + j gives the address of row j (16 bytes) of matrix i; it receives row lane / 4, columns 2c, 2c + 1 of each of the four.
-__device__ __forceinline__ void load_matrices(unsigned* r, const void* row) {
+__device__ __forceinline__ void load_matrices(unsigned* r, unsigned row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(shared_address(row)) : "memory");
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(row) : "memory");
 }
 
 // The same, each matrix transposed: a lane receives rows 2c, 2c + 1 of column lane / 4.
-__device__ __forceinline__ void load_matrices_transposed(unsigned* r, const void* row) {
+__device__ __forceinline__ void load_matrices_transposed(unsigned* r, unsigned row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(shared_address(row)) : "memory");
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(row) : "memory");
 }
 
 // 16 bytes, past the first-level cache, or zeros where there is nothing to copy (`from` is not looked at then).

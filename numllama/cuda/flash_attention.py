@@ -44,8 +44,8 @@ class Tiling(NamedTuple):
 
 # (bytes of an element, D): forward, dq, and dk with dv
 TILINGS = {
-    (2, 64): (Tiling(4, 32, 64), Tiling(4, 32, 64), Tiling(4, 32, 32)),
-    (2, 128): (Tiling(4, 32, 64), Tiling(4, 32, 32), Tiling(8, 16, 32)),
+    (2, 64): (Tiling(4, 32, 48), Tiling(4, 32, 64), Tiling(4, 32, 32)),
+    (2, 128): (Tiling(4, 32, 48), Tiling(4, 32, 32), Tiling(8, 16, 32)),
     (4, 64): (Tiling(4, 16, 32), Tiling(4, 16, 16), Tiling(4, 16, 16)),
     (4, 128): (Tiling(4, 16, 32), Tiling(4, 16, 16), Tiling(4, 16, 16)),
 }
@@ -68,12 +68,12 @@ def flash_attention_forward(
         if not {first.dtype, last.dtype} <= set(INTERVAL_DTYPES):
             return NotImplemented
         first, last = _alike(first, last)
-    q, k, v = map(_readable, (q, k, v))
+    q, (k, v) = _readable(q), _alike_in_memory(k, v)
     tiling, _, _ = TILINGS[q.dtype.itemsize, D]
     out, lse = empty(q, (B, T, H, D), q.dtype), empty(q, (B, H, T), np.float32)
-    args = [out, lse, first, last, *_view(q), *_view(k), *_view(v), *map(np.int32, (K, T, S, _batch_stride(first), causal))]
+    args = [out, lse, first, last, *_view(q), *_view(k, v), *map(np.int32, (K, T, S, _batch_stride(first), causal))]
     shared_bytes = (tiling.rows + 4 * tiling.step) * D * q.dtype.itemsize
-    _launch("flash_attention_forward", (-(-T // tiling.rows), H, B), tiling, [*args, np.float32(scale)], shared_bytes, q, first)
+    _launch("flash_attention_forward", (-(-T // tiling.rows), H, B), tiling, [*args, _scale2(scale)], shared_bytes, q, first)
     out = out.swapaxes(1, 2)                                           # (B, H, T, D)
     return out, (q, k, v, out, lse, first, last, scale)
 
@@ -88,14 +88,14 @@ def flash_attention_backward(dout: Array, cache: tuple) -> tuple[Array, Array, A
     K, S = k.shape[1:3]
     first, last = _alike(first, last)
     lse = xp_of(lse).ascontiguousarray(lse, dtype=np.float32)
-    q, k, v, out, dout = map(_readable, (q, k, v, out, dout))
+    q, out, dout, (k, v) = *map(_readable, (q, out, dout)), _alike_in_memory(k, v)
     of_queries, of_keys = TILINGS[q.dtype.itemsize, D][1:]
     dq = empty(q, (B, T, H, D), q.dtype)
     dk, dv = empty(q, (B, S, K, D), q.dtype), empty(q, (B, S, K, D), q.dtype)
     delta = empty(q, (B, H, T), np.float32)
     bounds = empty(q, (len(first), -(-T // of_queries.warp_rows), 4), np.int32)
-    views = *_view(q), *_view(k), *_view(v)
-    numbers = *map(np.int32, (T, S, _batch_stride(first))), np.float32(scale)
+    views = *_view(q), *_view(k, v)
+    numbers = *map(np.int32, (T, S, _batch_stride(first))), _scale2(scale)
 
     args = [dq, delta, bounds, *views, *_view(out), *_view(dout), lse, first, last, np.int32(K), *numbers]
     shared_bytes = (2 * of_queries.rows + 4 * of_queries.step) * D * q.dtype.itemsize
@@ -125,6 +125,11 @@ def _alike(first: Array, last: Array) -> tuple[Array, Array]:
     return tuple(xp.ascontiguousarray(xp.broadcast_to(bound, shape), dtype=dtype) for bound in (first, last))
 
 
+def _scale2(scale: float) -> np.float32:
+    """exp(scale x) is exp2(scale2 x), and a GPU has exp2."""
+    return np.float32(scale * math.log2(math.e))
+
+
 def _batch_stride(first: Array) -> int:
     return first.shape[-1] if len(first) > 1 else 0
 
@@ -136,6 +141,13 @@ def _readable(x: Array) -> Array:
     return x if fits else xp_of(x).ascontiguousarray(x)
 
 
-def _view(x: Array) -> list:
-    """What a kernel is told about (B, heads, T, D): where it begins, and how many elements apart neighbours are."""
-    return [strided(x), *(np.int64(stride // x.dtype.itemsize) for stride in x.strides[:3])]
+def _alike_in_memory(k: Array, v: Array) -> tuple[Array, Array]:
+    """Both readable, with the same strides: then one address leads to both."""
+    k, v = _readable(k), _readable(v)
+    return (k, v) if k.strides == v.strides else tuple(map(xp_of(k).ascontiguousarray, (k, v)))
+
+
+def _view(*alike: Array) -> list:
+    """What a kernel is told about (B, heads, T, D): where each begins, and how many elements apart neighbours are."""
+    batch, head, time = (stride // alike[0].dtype.itemsize for stride in alike[0].strides[:3])
+    return [*map(strided, alike), np.int64(batch), np.int64(head), np.int32(time)]

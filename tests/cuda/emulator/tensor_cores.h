@@ -4,6 +4,19 @@
 // whether it happens at once or only when it is waited for: who reads without waiting finds the poison of shared memory, and who copies
 // into a tile that others still read destroys it.
 
+// Lane by lane the same, from sm_80 on in one instruction.
+template <bool LEAST> inline int reduce(unsigned mask, int value) {
+  int mine = value;
+  emulator::collective(mask, &mine, [](void** lanes, unsigned mask) {
+    int all = LEAST ? 0x7FFFFFFF : -0x7FFFFFFF - 1;
+    for (int i = 0; i < 32; i++) if (mask >> i & 1) all = LEAST ? min(all, *(int*)lanes[i]) : max(all, *(int*)lanes[i]);
+    for (int i = 0; i < 32; i++) if (mask >> i & 1) *(int*)lanes[i] = all;
+  });
+  return mine;
+}
+inline int __reduce_min_sync(unsigned mask, int value) { return reduce<true>(mask, value); }
+inline int __reduce_max_sync(unsigned mask, int value) { return reduce<false>(mask, value); }
+
 struct Product16 { float* d; const unsigned *a, *b; };
 
 template <class T> inline void multiply_add(float* d, const unsigned* a, const unsigned* b, T) {
@@ -32,11 +45,12 @@ template <class T> inline unsigned pack(float low, float high, T) { return Conve
 
 struct Matrices { unsigned* r; const unsigned short* row; };
 
-template <bool TRANSPOSED> inline void load_four(unsigned* r, const void* row) {
-  if ((unsigned long)row % 16) emulator::fail("load_matrices: a row begins at an address that 16 does not divide");
-  const long offset = (const char*)row - emulator::dynamic_shared;
-  if (offset < 0 || offset + 16 > (long)emulator::dynamic_shared_bytes) emulator::fail("load_matrices: a row lies outside of shared memory");
-  Matrices mine = {r, (const unsigned short*)row};
+inline unsigned shared_address(const void* p) { return (const char*)p - emulator::dynamic_shared; }
+
+template <bool TRANSPOSED> inline void load_four(unsigned* r, unsigned row) {
+  if (row % 16) emulator::fail("load_matrices: a row begins at an address that 16 does not divide");
+  if (row + 16ul > emulator::dynamic_shared_bytes) emulator::fail("load_matrices: a row lies outside of shared memory");
+  Matrices mine = {r, (const unsigned short*)(emulator::dynamic_shared + row)};
   emulator::collective(~0u, &mine, [](void** arguments, unsigned) {
     Matrices** lanes = reinterpret_cast<Matrices**>(arguments);
     for (int lane = 0; lane < 32; lane++)
@@ -48,8 +62,8 @@ template <bool TRANSPOSED> inline void load_four(unsigned* r, const void* row) {
       }
   });
 }
-inline void load_matrices(unsigned* r, const void* row) { load_four<false>(r, row); }
-inline void load_matrices_transposed(unsigned* r, const void* row) { load_four<true>(r, row); }
+inline void load_matrices(unsigned* r, unsigned row) { load_four<false>(r, row); }
+inline void load_matrices_transposed(unsigned* r, unsigned row) { load_four<true>(r, row); }
 
 // ------------------------------------------------------------------------------------------------ copies
 
