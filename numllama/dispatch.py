@@ -2,6 +2,10 @@
 
 An op states its math once, for whole arrays. How it is run is decided here:
 
+- **By a kernel.** Arrays on a GPU are given to the function of the same file and name in :mod:`numllama.cuda`, if there is one
+  and it takes them. It says NotImplemented if it does not, and the op itself runs, on CuPy.
+- **In float32.** Numbers in two bytes (bfloat16, float16) are for memory and for kernels. An op that is given some computes in
+  float32 and rounds what it returns, as a kernel does; statistics in its cache and gradients of vectors stay float32.
 - **Row by row.** An op marked ``by_rows`` treats each row (the last axis) alone. On a CPU its large arrays are cut into
   blocks of rows that stay in the core's cache from one elementwise step to the next. Which values are rows follows from
   shapes alone: an array that agrees with the first argument in all axes but the last is cut; anything else is shared.
@@ -11,13 +15,18 @@ An op states its math once, for whole arrays. How it is run is decided here:
 """
 
 from collections.abc import Callable, Iterator
-from functools import wraps
+from functools import cache, wraps
+from importlib import import_module
+from importlib.util import find_spec
 from math import prod
 from typing import Any
 
 import numpy as np
 
 from numllama.backend import BFLOAT16
+from numllama.cuda.launch import runs_here
+
+TWO_BYTES = (BFLOAT16, np.dtype(np.float16))
 
 # An array of up to 8 MiB of floats is left whole: a processor's last cache holds it, and fewer calls mean fewer moments at
 # which threads wait for the interpreter's lock. Larger ones would go through main memory once for every step of an op.
@@ -46,6 +55,13 @@ def accelerated(op: Callable | None = None, *, by_rows: bool = False, by_outputs
 
     @wraps(op)
     def run(*args, **kwargs):
+        values = (*args, *kwargs.values())
+        if runs_here(values) and (launcher := _launcher(op)):
+            result = launcher(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        if _first_dtype(values) in TWO_BYTES:
+            return _in_float32(run, op.__name__.endswith("_forward"), args, kwargs)
         if by_rows and not kwargs and _has_many_rows(args):
             return _in_row_blocks(op, args)
         if by_outputs and len(args) > 1 and args[1].dtype == BFLOAT16:
@@ -54,6 +70,60 @@ def accelerated(op: Callable | None = None, *, by_rows: bool = False, by_outputs
 
     run.reference = op
     return run
+
+
+@cache
+def _launcher(op: Callable) -> Callable | None:
+    """The function of the same file and name in numllama.cuda, if there is one."""
+    module = f"numllama.cuda.{op.__module__.rpartition('.')[2]}"
+    return getattr(import_module(module), op.__name__, None) if find_spec(module) else None
+
+
+def _first_dtype(values: tuple) -> np.dtype | None:
+    """Of the first array with axes, in nested tuples."""
+    for value in values:
+        dtype = _first_dtype(value) if isinstance(value, tuple) else value.dtype if getattr(value, "ndim", 0) else None
+        if dtype is not None:
+            return dtype
+    return None
+
+
+def _in_float32(run: Callable, is_forward: bool, args: tuple, kwargs: dict) -> Any:
+    """Call an op on float32 copies of what is in two bytes, and round what belongs there."""
+    dtype = _first_dtype((*args, *kwargs.values()))
+    target = kwargs.pop("out", None)
+    known = {}  # id of what the op is given, or makes -> what that is for the caller, and the former itself, to keep its id
+
+    def widen(value):
+        if isinstance(value, tuple):
+            return tuple(map(widen, value))
+        wide = value.astype(np.float32) if getattr(value, "dtype", None) in TWO_BYTES else value
+        known[id(wide)] = value, wide
+        return wide
+
+    def narrow(value):
+        if isinstance(value, tuple):
+            return tuple(map(narrow, value))
+        if id(value) not in known:
+            is_row = is_forward or value.ndim > 1 or value.shape == getattr(args[0], "shape", None)
+            belongs = getattr(value, "dtype", None) == np.float32 and value.ndim > 0 and is_row
+            known[id(value)] = value.astype(dtype) if belongs else value, value
+        return known[id(value)][0]
+
+    def as_kept(value):
+        if isinstance(value, tuple):
+            return tuple(map(as_kept, value))
+        return known[id(value)][0] if id(value) in known else value
+
+    result = run(*widen(args), **{name: widen(value) for name, value in kwargs.items()})
+    if is_forward:
+        out, kept = result
+        return narrow(out), as_kept(kept)
+    result = narrow(result)
+    if target is not None:
+        target[...] = result
+        return target
+    return result
 
 
 def _has_many_rows(args: tuple) -> bool:

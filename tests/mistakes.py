@@ -129,8 +129,7 @@ MISTAKES = [
     ),
     Mistake(
         "softmax's gradient without the sum",
-        "ops/attention.py",
-        "ds = p * (dp - (dp * p).sum(-1, keepdims=True)) * scale", "ds = p * dp * scale",
+        "ops/softmax.py", "return p * (dout - row_dot(dout, p))", "return p * dout",
         "ops/test_attention.py::test_gradients",
     ),
     Mistake(
@@ -391,5 +390,47 @@ MISTAKES = [
         "interop/chat_template.py",
         "environment = ImmutableSandboxedEnvironment(", "environment = jinja2.sandbox.SandboxedEnvironment(",
         "interop/test_chat_template.py::test_a_template_reaches_nothing_of_pythons_and_changes_nothing",
+    ),
+    Mistake(
+        "the gradient along the residual stream forgotten",
+        "ops/add_rmsnorm.py", "    dx += dtotal\n", "",
+        "ops/test_add_rmsnorm.py::test_gradients",
+    ),
+    Mistake(
+        "a kernel without the barrier between its warps",
+        "../kernels/common.cuh", "  __syncthreads();\n  x = warp_sum(", "  x = warp_sum(",
+        "cuda/test_rmsnorm.py::test_rmsnorm[(3, 4096)-float32]",
+    ),
+    Mistake(
+        "a kernel that reads 16 bytes from any address",
+        "cuda/launch.py",
+        "return 1 if any(backend.address(a)", "return n if any(backend.address(a)",
+        "cuda/test_rmsnorm.py::test_rows_at_any_address[float32]",
+    ),
+    Mistake(
+        "a kernel that leaves the end of an array as it was",
+        "cuda/launch.py",
+        "return -(-n // block)", "return n // block",
+        "cuda/test_swiglu.py::test_swiglu[(257, 7)-float32]",
+    ),
+    Mistake(
+        "a target counted from the beginning of the row, not of its first vector",
+        "../kernels/cross_entropy.cu", "Index(kept[n]) + row.skew", "Index(kept[n])",
+        "cuda/test_cross_entropy.py::test_cross_entropy[(65, 65)-float32]",
+    ),
+    Mistake(
+        "a rotation back that turns forward",
+        "cuda/rope.py", "return _turned(dout, cos, sin, layout, -1)", "return _turned(dout, cos, sin, layout, 1)",
+        "cuda/test_rope.py::test_rope[(2, 3, 65, 64)-half-float32]",
+    ),
+    Mistake(
+        "bfloat16 cut off where it should be rounded",
+        "../kernels/common.cuh", "(bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16", "bits >> 16",
+        "cuda/test_emulator.py::test_numbers_in_two_bytes_round_to_nearest_even[bfloat16]",
+    ),
+    Mistake(
+        "a kernel that is chosen and its refusal taken for a result",
+        "dispatch.py", "if result is not NotImplemented:", "if True:",
+        "cuda/test_dropout.py::test_what_the_kernel_does_not_take_runs_as_the_op_says",
     ),
 ]  # fmt: skip

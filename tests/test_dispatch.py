@@ -8,10 +8,15 @@ from numllama import dispatch
 from numllama.backend import BFLOAT16
 from numllama.dispatch import accelerated, slices
 from numllama.ops import (
+    add_rmsnorm_backward,
+    add_rmsnorm_forward,
+    cross_entropy_backward,
+    cross_entropy_forward,
     gelu_backward,
     gelu_forward,
     layernorm_backward,
     layernorm_forward,
+    linear_backward,
     linear_forward,
     rmsnorm_backward,
     rmsnorm_forward,
@@ -241,3 +246,48 @@ def test_a_weight_in_bfloat16_is_converted_a_block_at_a_time(weight_blocks):
     assert shapes == [((2, 7), "float32"), ((2, 7), "float32"), ((1, 7), "float32")]
     op(np.ones((1, 7), "float32"), np.ones((5, 7), "float32"))
     assert shapes[3:] == [((5, 7), "float32")]
+
+
+# ------------------------------------------------------------------------------------------------ activations in two bytes
+
+HALVES = [BFLOAT16, np.dtype("float16")]
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_numbers_in_two_bytes_are_computed_with_in_float32_and_rounded(dtype):
+    x, branch, dtotal, dout = (a.astype(dtype) for a in arrays((4, 7), (4, 7), (4, 7), (4, 7)))
+    (weight,) = arrays((7,), dtype="float32")
+    (total, out), cache = add_rmsnorm_forward(x, branch, weight, 1e-5)
+    wide = [a.astype("float32") for a in (x, branch, dtotal, dout)]
+    (total_2, out_2), cache_2 = add_rmsnorm_forward(*wide[:2], weight, 1e-5)
+    assert_same_bits(total, total_2.astype(dtype))
+    assert_same_bits(out, out_2.astype(dtype))
+    assert cache[0] is total and cache[1] is weight
+    assert_same_bits(cache[2], cache_2[2])  # a statistic: float32
+    dx, _, dweight = add_rmsnorm_backward((dtotal, dout), cache)
+    dx_2, _, dweight_2 = add_rmsnorm_backward(tuple(wide[2:]), (total.astype("float32"), weight, cache[2]))
+    assert_same_bits(dx, dx_2.astype(dtype))
+    assert_same_bits(dweight, dweight_2)  # of a gain, which is float32
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_a_weights_gradient_is_added_in_the_type_of_its_buffer(dtype):
+    x, weight, dout = (a.astype(dtype) for a in arrays((2, 5, 7), (3, 7), (2, 5, 3)))
+    _, cache = linear_forward(x, weight)
+    assert cache[0] is x and cache[1] is weight
+    buffer = np.ones((3, 7), "float32")
+    dx, dweight = linear_backward(dout, cache, into=buffer)
+    assert dweight is buffer and dx.dtype == dtype
+    assert_close(buffer, 1 + np.einsum("bto,bti->oi", dout.astype("float32"), x.astype("float32")), rtol=1e-6)
+    assert linear_backward(dout, cache)[1].dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_a_loss_stays_float32_and_its_gradient_may_take_the_place_of_the_logits(dtype):
+    logits = arrays((5, 9))[0].astype(dtype)
+    loss, cache = cross_entropy_forward(logits, np.arange(5))
+    assert loss.dtype == np.float32 and cache[0] is logits and cache[2].dtype == np.float32
+    apart = cross_entropy_backward(1.0, cache)
+    assert apart.dtype == dtype
+    assert cross_entropy_backward(1.0, cache, out=logits) is logits
+    assert_same_bits(logits, apart)

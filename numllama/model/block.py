@@ -79,6 +79,26 @@ def layernorm_backward(dout, cache, g, name):
     return dx
 
 
+def add_rmsnorm_forward(x, branch, w, name, context):
+    return ops.add_rmsnorm_forward(x, branch, w[name], context.config.norm_eps)
+
+
+def add_rmsnorm_backward(dx, dout, cache, g, name):
+    dx, _, dweight = ops.add_rmsnorm_backward((dx, dout), cache)
+    g[name] += dweight
+    return dx
+
+
+def add_layernorm_forward(x, branch, w, name, context):
+    x = x + branch
+    out, cache = layernorm_forward(x, w, name, context)
+    return (x, out), cache
+
+
+def add_layernorm_backward(dx, dout, cache, g, name):
+    return dx + layernorm_backward(dout, cache, g, name)
+
+
 def l2norm_forward(x, w, name, context):
     return ops.rmsnorm_forward(x, xp_of(x).ones(x.shape[-1], x.dtype), context.config.norm_eps)
 
@@ -111,6 +131,10 @@ NORM = {
     "rmsnorm": (rmsnorm_forward, rmsnorm_backward),
     "layernorm": (layernorm_forward, layernorm_backward),
 }
+ADD_NORM = {  # a residual sum first: (x, branch) -> (x + branch, norm of it); both gradients of the sum are dx
+    "rmsnorm": (add_rmsnorm_forward, add_rmsnorm_backward),
+    "layernorm": (add_layernorm_forward, add_layernorm_backward),
+}
 ROPE = {"rope": [(rope_forward, rope_backward)], "learned": [], "none": []}
 BEFORE_ROPE = {"rms": [(rmsnorm_forward, rmsnorm_backward)], "l2": [], None: []}
 AFTER_ROPE = {"rms": [], "l2": [(l2norm_forward, l2norm_backward)], None: []}
@@ -125,7 +149,7 @@ def head_stages(config: ModelConfig) -> list[tuple]:
 
 
 def attention_block_forward(x: Array, w: dict[str, Array], context: Context, site: int) -> tuple[Array, tuple]:
-    """x + dropout(wo · attention(...)); x (B, T, C)."""
+    """The branch dropout(wo · attention(...)), to be added to x (B, T, C)."""
     c = context.config
     n, norm_cache = NORM[c.norm][0](x, w, "attn_norm", context)        # (B, T, C)
     q, q_cache = linear_forward(n, w, "wq", context)                   # (B, T, H·D)
@@ -138,7 +162,7 @@ def attention_block_forward(x: Array, w: dict[str, Array], context: Context, sit
     out, out_cache = linear_forward(merge_heads(mixed), w, "wo", context)               # (B, T, C)
     out, dropout_cache = dropout_forward(out, site, context)
     caches = norm_cache, q_cache, k_cache, v_cache, q_stages, k_stages, attention_cache, out_cache, dropout_cache
-    return x + out, (c, caches)
+    return out, (c, caches)
 
 
 def attention_block_backward(dout: Array, cache: tuple, g: dict[str, Array]) -> Array:
@@ -216,10 +240,10 @@ def gelu_backward(dout, caches, g):
 FFN = {"swiglu": (swiglu_forward, swiglu_backward), "gelu": (gelu_forward, gelu_backward)}
 
 
-def ffn_block_forward(x: Array, w: dict[str, Array], context: Context, site: int) -> tuple[Array, tuple]:
-    """x + dropout(w_down · activation(...)); x (B, T, C)."""
+def ffn_block_forward(x: Array, branch: Array, w: dict[str, Array], context: Context, site: int) -> tuple[Array, tuple]:
+    """x + branch + dropout(w_down · activation(...)); x and branch (B, T, C)."""
     c = context.config
-    n, norm_cache = NORM[c.norm][0](x, w, "ffn_norm", context)         # (B, T, C)
+    (x, n), norm_cache = ADD_NORM[c.norm][0](x, branch, w, "ffn_norm", context)         # (B, T, C) both
     a, ffn_cache = FFN[c.ffn][0](n, w, context)                        # (B, T, F)
     out, down_cache = linear_forward(a, w, "w_down", context)          # (B, T, C)
     out, dropout_cache = dropout_forward(out, site, context)
@@ -227,12 +251,12 @@ def ffn_block_forward(x: Array, w: dict[str, Array], context: Context, site: int
 
 
 def ffn_block_backward(dout: Array, cache: tuple, g: dict[str, Array]) -> Array:
-    """dx (B, T, C); adds the gradients of the block's parameters to `g`."""
+    """dx (B, T, C), which is dbranch too; adds the gradients of the block's parameters to `g`."""
     c, norm_cache, ffn_cache, down_cache, dropout_cache = cache
     dbranch = dropout_backward(dout, dropout_cache)                    # (B, T, C)
     da = linear_backward(dbranch, down_cache, g, "w_down")             # (B, T, F)
     dn = FFN[c.ffn][1](da, ffn_cache, g)                               # (B, T, C)
-    return dout + NORM[c.norm][1](dn, norm_cache, g, "ffn_norm")
+    return ADD_NORM[c.norm][1](dout, dn, norm_cache, g, "ffn_norm")
 
 
 # ------------------------------------------------------------------------------------------------ a layer
@@ -240,8 +264,8 @@ def ffn_block_backward(dout: Array, cache: tuple, g: dict[str, Array]) -> Array:
 
 def layer_forward(x: Array, w: dict[str, Array], context: Context, layer: int) -> tuple[Array, tuple]:
     """Attention, then feed-forward. Dropout's site 0 is the embedding."""
-    x, attention_cache = attention_block_forward(x, w, context, site=2 * layer + 1)
-    x, ffn_cache = ffn_block_forward(x, w, context, site=2 * layer + 2)
+    branch, attention_cache = attention_block_forward(x, w, context, site=2 * layer + 1)
+    x, ffn_cache = ffn_block_forward(x, branch, w, context, site=2 * layer + 2)
     return x, (attention_cache, ffn_cache)
 
 

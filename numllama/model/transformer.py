@@ -7,7 +7,7 @@ import numpy as np
 
 from numllama import ops
 from numllama.backend import Array, array_module, as_array, float_dtype, to_numpy, xp_of
-from numllama.checks import check_ids, check_shape
+from numllama.checks import check_ids, check_shape, checked_ids
 from numllama.model.block import (
     NORM,
     Context,
@@ -19,8 +19,9 @@ from numllama.model.block import (
 from numllama.model.config import ModelConfig
 from numllama.model.parameters import Parameters, initial_parameters
 
-# Head and loss run in chunks of rows of at most this many logits (32 MiB of float32): (N, V) never exists whole.
-CHUNK_LOGITS = 2**23
+# Head and loss run in chunks of rows of at most this many logits (32 MiB of float32): (N, V) never exists whole. A GPU needs
+# larger ones to be busy (512 MiB of bfloat16).
+CHUNK_LOGITS, CHUNK_LOGITS_GPU = 2**23, 2**28
 
 
 class Transformer:
@@ -173,7 +174,8 @@ class Transformer:
     # -------------------------------------------------------------------------------------------- the ends
 
     def _embed_forward(self, tokens: Array, context: Context) -> tuple[Array, tuple]:
-        x, embed_cache = ops.embedding_forward(tokens, self.params["embed"])
+        with checked_ids():
+            x, embed_cache = ops.embedding_forward(tokens, self.params["embed"])
         x = x.astype(self.dtype, copy=False)                           # rows of weights kept in bfloat16
         pos_cache = None
         if self.config.positions == "learned":
@@ -210,7 +212,7 @@ class Transformer:
     def _chunks(self, n: Array, targets: Array, count: int | None) -> tuple[list, int]:
         """Rows of (n, targets), as many at once as CHUNK_LOGITS allows, and the count of all."""
         n, targets = n.reshape(-1, n.shape[-1]), targets.reshape(-1)
-        rows = max(1, CHUNK_LOGITS // self.config.vocab_size)
+        rows = max(1, (CHUNK_LOGITS if self.xp is np else CHUNK_LOGITS_GPU) // self.config.vocab_size)
         if count is None:
             count = max(1, int((targets != ops.IGNORE).sum()))
         elif not count > 0:
@@ -222,7 +224,8 @@ class Transformer:
         loss = 0
         for rows, row_targets in chunks:
             logits, _ = ops.linear_forward(rows, self._head(self.params))
-            loss = loss + ops.cross_entropy_forward(logits, row_targets, count=count)[0]
+            with checked_ids():
+                loss = loss + ops.cross_entropy_forward(logits, row_targets, count=count)[0]
         return loss
 
     def _head_loss_and_grads(self, n: Array, targets: Array, count: int | None) -> tuple[Array, Array, Array]:
@@ -231,8 +234,9 @@ class Transformer:
         loss, dn, dhead = 0, [], None
         for rows, row_targets in chunks:
             logits, head_cache = ops.linear_forward(rows, self._head(self.params))      # (rows, V)
-            part, loss_cache = ops.cross_entropy_forward(logits, row_targets, count=count)
-            dlogits = ops.cross_entropy_backward(1.0, loss_cache)
+            with checked_ids():
+                part, loss_cache = ops.cross_entropy_forward(logits, row_targets, count=count)
+            dlogits = ops.cross_entropy_backward(1.0, loss_cache, out=logits)           # logits are gone
             drows, dhead = ops.linear_backward(dlogits, head_cache, into=dhead)
             loss = loss + part
             dn.append(drows)

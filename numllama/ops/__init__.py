@@ -5,6 +5,7 @@ Shapes are written with one alphabet: B batch, T time of the queries, S time of 
 K key/value heads, R = H/K, D head size, F feed-forward width, V vocabulary, N = B·T.
 """
 
+from numllama.ops.add_rmsnorm import add_rmsnorm_backward, add_rmsnorm_forward
 from numllama.ops.attention import attention_backward, attention_forward
 from numllama.ops.cross_entropy import IGNORE, cross_entropy_backward, cross_entropy_forward
 from numllama.ops.dropout import dropout_backward, dropout_forward
@@ -15,14 +16,17 @@ from numllama.ops.layernorm import layernorm_backward, layernorm_forward
 from numllama.ops.linear import linear_backward, linear_forward
 from numllama.ops.rmsnorm import rmsnorm_backward, rmsnorm_forward
 from numllama.ops.rope import rope_backward, rope_forward, rope_table
+from numllama.ops.softmax import softmax_backward, softmax_forward
 from numllama.ops.swiglu import swiglu_backward, swiglu_forward
 
 __all__ = [
     "linear_forward", "linear_backward",
     "embedding_forward", "embedding_backward",
     "rmsnorm_forward", "rmsnorm_backward",
+    "add_rmsnorm_forward", "add_rmsnorm_backward",
     "layernorm_forward", "layernorm_backward",
     "rope_table", "rope_forward", "rope_backward",
+    "softmax_forward", "softmax_backward",
     "attention_forward", "attention_backward",
     "flash_attention_forward", "flash_attention_backward",
     "swiglu_forward", "swiglu_backward",

@@ -18,6 +18,7 @@ import math
 from numllama.backend import Array, xp_of
 from numllama.checks import check_shape
 from numllama.dispatch import accelerated
+from numllama.ops.softmax import softmax_backward, softmax_forward
 
 
 @accelerated
@@ -62,10 +63,7 @@ def attention_forward(
 
     scores = fold_groups(q, K) @ k.swapaxes(-1, -2) * scale            # (B, K, R·T, S)
     scores = xp.where(visible, scores.reshape(B, H, T, S), -math.inf)  # a finite "minus infinity" would leak
-    top = scores.max(-1, keepdims=True)                                # (B, H, T, 1)
-    p = xp.exp(scores - xp.where(xp.isinf(top), 0, top))               # (B, H, T, S)
-    total = p.sum(-1, keepdims=True)
-    p /= xp.where(total == 0, 1, total)                                # a query that sees nothing: p = 0
+    p, _ = softmax_forward(scores)                                     # (B, H, T, S); a query that sees nothing: p = 0
     out = fold_groups(p, K) @ v                                        # (B, K, R·T, D)
     return out.reshape(B, H, T, D), (q, k, v, p, scale)
 
@@ -79,7 +77,7 @@ def attention_backward(dout: Array, cache: tuple) -> tuple[Array, Array, Array]:
     dout, p = fold_groups(dout, K), fold_groups(p, K)                  # (B, K, R·T, D), (B, K, R·T, S)
     dv = p.swapaxes(-1, -2) @ dout                                     # (B, K, S, D)
     dp = dout @ v.swapaxes(-1, -2)                                     # (B, K, R·T, S)
-    ds = p * (dp - (dp * p).sum(-1, keepdims=True)) * scale            # (B, K, R·T, S)
+    ds = softmax_backward(dp, (p,)) * scale                            # (B, K, R·T, S)
     dq = (ds @ k).reshape(q.shape)                                     # (B, H, T, D)
     dk = ds.swapaxes(-1, -2) @ fold_groups(q, K)                       # (B, K, S, D)
     return dq, dk, dv

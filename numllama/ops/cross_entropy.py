@@ -50,12 +50,25 @@ def cross_entropy_forward(
 
 
 @accelerated
-def cross_entropy_backward(dout: Array | float, cache: tuple) -> Array:
-    """Gradient of :func:`cross_entropy_forward` with respect to ``logits`` (..., V)."""
+def cross_entropy_backward(dout: Array | float, cache: tuple, *, out: Array | None = None) -> Array:
+    """Gradient of :func:`cross_entropy_forward` with respect to ``logits``.
+
+    Parameters
+    ----------
+    dout : float or scalar array
+    cache : tuple
+    out : array, shape (..., V), optional
+        Where the gradient is written to. It may be the logits themselves, the largest array of a training step: the cache is
+        then used up.
+    """
     logits, targets, lse, count = cache
+    if out is not None:
+        check_shape("out", out, logits.shape)
     xp = xp_of(logits)
     scale = (targets >= 0) * (xp.asarray(dout, dtype=logits.dtype) / count)    # (...)
-    dlogits = xp.exp(logits - lse[..., None]) * scale[..., None]       # p · dout / count
+    dlogits = xp.subtract(logits, lse[..., None], out=out)
+    xp.exp(dlogits, out=dlogits)
+    dlogits *= scale[..., None]                                        # p · dout / count
     dlogits[at_targets(targets)] -= scale.reshape(-1)                  # each row once, so nothing is lost
     return dlogits
 

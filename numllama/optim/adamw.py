@@ -8,6 +8,7 @@
 from math import sqrt
 
 from numllama.backend import Array, xp_of
+from numllama.dispatch import accelerated
 from numllama.model.parameters import Parameters
 from numllama.optim.optimizer import Optimizer
 
@@ -50,10 +51,20 @@ class AdamW(Optimizer):
         adamw_update(w, g, m, v, self.steps, lr, self.betas, self.eps, weight_decay)
 
 
+@accelerated
 def adamw_update(
-    w: Array, g: Array, m: Array, v: Array, t: int, lr: float, betas: tuple[float, float], eps: float, weight_decay: float
+    w: Array,
+    g: Array,
+    m: Array,
+    v: Array,
+    t: int,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    copy: Array | None = None,
 ) -> None:
-    """One step number `t` (from 1) of AdamW: changes w, m and v, all of one shape."""
+    """One step number `t` (from 1) of AdamW: changes w, m and v, all of one shape, and `copy` to w in its own dtype."""
     xp, (beta1, beta2) = xp_of(w), betas
     d = g - m                                                          # the only temporary: memory is what this waits for
     d *= 1 - beta1
@@ -69,3 +80,5 @@ def adamw_update(
     d *= lr / (1 - beta1**t)
     w *= 1 - lr * weight_decay
     w -= d
+    if copy is not None:
+        copy[...] = w

@@ -4,13 +4,19 @@ from math import sqrt
 
 import numpy as np
 
-from numllama.dispatch import piece_size, slices
+from numllama.backend import Array
+from numllama.dispatch import accelerated, piece_size, slices
 from numllama.model.parameters import Parameters
 
 
 def grad_norm(grads: Parameters) -> float:
-    """The Euclidean norm of all gradients taken as one vector; pieces are summed in float64, in a fixed order."""
-    flat = grads.flat
+    """The Euclidean norm of all gradients taken as one vector."""
+    return euclidean_norm(grads.flat)
+
+
+@accelerated
+def euclidean_norm(flat: Array) -> float:
+    """The root of the sum of squares; pieces are summed in float64, in a fixed order."""
     with np.errstate(over="ignore", invalid="ignore"):  # infinity is the answer then
         return sqrt(sum(float(flat[part] @ flat[part]) for part in slices(0, flat.size, piece_size(flat))))
 

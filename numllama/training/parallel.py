@@ -19,6 +19,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from numllama.backend import Array
+from numllama.dispatch import runs_here
 from numllama.model import Parameters, Transformer
 from numllama.ops import IGNORE
 from numllama.training.turns import Turns
@@ -83,13 +84,20 @@ class Workers:
         parts = list(zip(cut(tokens, shards), cut(targets, shards), strict=True))
         if self._total is None:
             self._total = self.model.params.zeros_like()
+
+        def add_shard(i: int, grads: Parameters) -> float:
+            shard_key = None if key is None else (*key, i)
+            loss, _ = self.model.loss_and_grads(*parts[i], grads=grads, count=count, key=shard_key, recompute=recompute)
+            return float(loss)
+
+        if runs_here((self._total.flat,)):  # kernels add to the buffer itself, and one shard at a time fills a GPU
+            self._total.flat[...] = 0
+            return sum(add_shard(i, self._total) for i in range(shards)), self._total
         turns = Turns(self._total)
 
         def run(i: int) -> float:
             with turns.shard(i) as grads:
-                shard_key = None if key is None else (*key, i)
-                loss, _ = self.model.loss_and_grads(*parts[i], grads=grads, count=count, key=shard_key, recompute=recompute)
-                return float(loss)
+                return add_shard(i, grads)
 
         try:
             return sum(list(self.map(run, range(shards)))), self._total

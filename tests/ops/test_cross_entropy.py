@@ -183,3 +183,17 @@ def test_a_target_outside_of_the_vocabulary(xp, target):
 def test_targets_that_are_no_integers(xp):
     with pytest.raises(TypeError, match=r"^targets must be integers, not float64$"):
         cross_entropy_forward(xp.ones((2, 5)), xp.asarray([0.0, 1.0]))
+
+
+def test_the_gradient_may_take_the_place_of_the_logits(xp):
+    logits, targets = example(xp)
+    _, cache = cross_entropy_forward(logits, targets)
+    apart = cross_entropy_backward(0.5, cache)
+    assert cross_entropy_backward(0.5, cache, out=logits) is logits
+    assert_close(logits, apart, rtol=0)
+
+
+def test_a_place_of_another_shape(xp):
+    _, cache = cross_entropy_forward(*example(xp))
+    with pytest.raises(ValueError, match=r"^out has shape \(3, 5\), but \(2, 3, 5\) is needed$"):
+        cross_entropy_backward(1.0, cache, out=xp.ones((3, 5)))

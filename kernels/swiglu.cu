@@ -1,0 +1,37 @@
+// SwiGLU:  out = silu(gate) * up                                                            numllama/ops/swiglu.py
+//
+// Rows:    none: a thread takes WIDTH elements anywhere.
+// Fused:   the whole formula, forward and backward; nothing but the inputs is kept.
+// Floor:   forward reads gate and up, writes out: 3 n elements. Backward reads dout, gate, up, writes dgate, dup: 5 n elements.
+
+// 1 / (1 + exp(-x)); exp may overflow to infinity, and the result is then 0, as it should be.
+__device__ __forceinline__ Real sigmoid(Real x) { return Real(1) / (Real(1) + exp(-x)); }
+
+extern "C" __global__ void __launch_bounds__(256) swiglu_forward(
+    Element* __restrict__ out, const Element* __restrict__ gate, const Element* __restrict__ up, Index n) {
+  const Index at = (Index(blockIdx.x) * blockDim.x + threadIdx.x) * WIDTH, left = n - at;
+  if (left <= 0) return;
+  const Vector<Element, WIDTH> g = load<WIDTH>(gate + at, 0, left, Element()), u = load<WIDTH>(up + at, 0, left, Element());
+  Vector<Element, WIDTH> o;
+#pragma unroll
+  for (int i = 0; i < WIDTH; i++) o.at[i] = element(sigmoid(real(g.at[i])) * real(g.at[i]) * real(u.at[i]));
+  store(out + at, o, 0, left);
+}
+
+extern "C" __global__ void __launch_bounds__(256) swiglu_backward(
+    Element* __restrict__ dgate, Element* __restrict__ dup, const Element* __restrict__ dout, const Element* __restrict__ gate,
+    const Element* __restrict__ up, Index n) {
+  const Index at = (Index(blockIdx.x) * blockDim.x + threadIdx.x) * WIDTH, left = n - at;
+  if (left <= 0) return;
+  const Vector<Element, WIDTH> g = load<WIDTH>(gate + at, 0, left, Element()), u = load<WIDTH>(up + at, 0, left, Element());
+  const Vector<Element, WIDTH> d = load<WIDTH>(dout + at, 0, left, Element());
+  Vector<Element, WIDTH> dg, du;
+#pragma unroll
+  for (int i = 0; i < WIDTH; i++) {
+    const Real gi = real(g.at[i]), di = real(d.at[i]), sigma = sigmoid(gi), silu = gi * sigma;
+    dg.at[i] = element((sigma + silu * (Real(1) - sigma)) * real(u.at[i]) * di);
+    du.at[i] = element(di * silu);
+  }
+  store(dgate + at, dg, 0, left);
+  store(dup + at, du, 0, left);
+}

@@ -1,0 +1,30 @@
+"""Launchers of dropout's kernel."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from numllama.backend import Array
+from numllama.cuda import launch
+from numllama.ops.dropout import fold_key
+
+
+def dropout_forward(x: Array, p: float, key: Sequence[int]) -> tuple[Array, tuple]:
+    out = _masked(x, p, key)
+    return out if out is NotImplemented else (out, (p, key, x.shape))
+
+
+def dropout_backward(dout: Array, cache: tuple) -> Array:
+    p, key, shape = cache
+    return NotImplemented if dout.shape != shape else _masked(dout, p, key)
+
+
+def _masked(x: Array, p: float, key: Sequence[int]) -> Array:
+    if not 0 <= p < 1 or not launch.is_plain(x):
+        return NotImplemented
+    out = launch.empty(x, x.shape, x.dtype)
+    low, high = fold_key(key)
+    scale = launch.real_dtype(x.dtype).type(1 / (1 - p))
+    values = [np.uint32(low), np.uint32(high), np.uint32(int(p * 2**32)), scale]
+    launch.elementwise("dropout", "dropout", [out, x], values)
+    return out

@@ -1,0 +1,318 @@
+"""The one door to a GPU's memory and to kernels: ``empty`` and ``launch``.
+
+A kernel is ``kernels/NAME.cu``; what it is compiled for (types, widths) are ``#define``s before its text. Arguments are checked
+against the kernel's own declaration, for a GPU checks nothing: an int where a long long is expected, or a strided array, would
+be read as whatever lies there.
+
+`backend` is who runs kernels: CuPy, unless something else is put there. The tests put an emulator there, which compiles the
+same sources for the CPU and takes NumPy arrays, so that the same launchers run without a GPU.
+"""
+
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from functools import cache
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from numllama.backend import BFLOAT16, Array
+from numllama.errors import DeviceError
+
+int32, int64 = np.int32, np.int64  # what a launcher writes for an int and a long long
+
+PACKAGED = Path(__file__).parent / "kernels"
+KERNELS = PACKAGED if PACKAGED.is_dir() else Path(__file__).parents[2] / "kernels"  # in a wheel, or a checkout
+
+C_NAMES = {
+    np.dtype(np.float32): "float", np.dtype(np.float64): "double", BFLOAT16: "bfloat16", np.dtype(np.float16): "half",
+    np.dtype(np.int32): "int", np.dtype(np.int64): "long long",
+    np.dtype(np.uint16): "unsigned short", np.dtype(np.uint32): "unsigned",
+}  # fmt: skip
+DTYPES = {name: dtype for dtype, name in C_NAMES.items()} | {"Index": np.dtype(np.int64)}
+
+FLOATS = (np.dtype(np.float32), np.dtype(np.float64), BFLOAT16, np.dtype(np.float16))
+
+MAX_THREADS = 1024                                      # of a block
+MAX_BLOCK = (1024, 1024, 64)
+MAX_GRID = (2**31 - 1, 65535, 65535)
+SHARED_BYTES, MAX_SHARED_BYTES = 48 * 1024, 227 * 1024  # without asking; asked for, on sm_90 and sm_100 (sm_80: 163 KiB)
+
+
+class Parameter(NamedTuple):
+    """One parameter of a kernel: its type in C, what that is in NumPy (None: any), and whether it is a pointer."""
+
+    c_type: str
+    dtype: np.dtype | None
+    is_pointer: bool
+
+
+class Program(NamedTuple):
+    """A kernel source with its defines, ready to be compiled.
+
+    Attributes
+    ----------
+    name : str
+        The file's, without ``.cu``.
+    defines : tuple of (str, str)
+    text : str
+        Defines, ``common.cuh`` and the file, as one text: a cache of compiled kernels does not look into included files.
+    kernels : dict
+        The parameters of each kernel by its name.
+    """
+
+    name: str
+    defines: tuple[tuple[str, str], ...]
+    text: str
+    kernels: dict[str, tuple[Parameter, ...]]
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.defines))
+
+
+# ------------------------------------------------------------------------------------------------ the door
+
+
+def empty(like: Array, shape: Sequence[int], dtype: np.dtype | type | str) -> Array:
+    """A new array of any content on the device of `like`."""
+    return backend.empty(like, shape, dtype)
+
+
+def launch(
+    source: str,
+    name: str,
+    grid: int | Sequence[int],
+    block: int | Sequence[int],
+    args: Sequence[Any],
+    shared_bytes: int = 0,
+    **defines: Any,
+) -> None:
+    """Run the kernel `name` of ``kernels/SOURCE.cu``.
+
+    Parameters
+    ----------
+    source, name : str
+    grid, block : int or tuple of int
+        How many blocks, and threads in each. No block at all: nothing is done.
+    args : sequence
+        Arrays that are C-contiguous, :func:`strided` ones, None for a null pointer, and NumPy scalars of exactly the declared
+        type. A plain number has no type and is refused.
+    shared_bytes : int
+        Of dynamic shared memory in each block.
+    **defines
+        What is defined for the source; a dtype stands for its name in C.
+    """
+    program = compiled_text(source, tuple(sorted((key, c_name(value)) for key, value in defines.items())))
+    grid, block = _three(grid), _three(block)
+    if name not in program.kernels:
+        raise ValueError(f"kernels/{source}.cu has no kernel {name!r}, but {', '.join(program.kernels)}")
+    if min(block) < 1 or prod(block) > MAX_THREADS or any(n > most for n, most in zip(block, MAX_BLOCK, strict=True)):
+        raise ValueError(f"{name}: block is {block}, but at most {MAX_BLOCK} and {MAX_THREADS} threads in all are possible")
+    if min(grid) < 0 or any(n > most for n, most in zip(grid, MAX_GRID, strict=True)):
+        raise ValueError(f"{name}: grid is {grid}, but at most {MAX_GRID} is possible")
+    if not 0 <= shared_bytes <= MAX_SHARED_BYTES:
+        raise ValueError(f"{name}: shared_bytes is {shared_bytes}, but must lie in 0..{MAX_SHARED_BYTES}")
+    args = _checked(name, args, program.kernels[name])
+    if 0 not in grid:
+        backend.run(program, name, grid, block, args, shared_bytes)
+
+
+def zeros(like: Array, shape: Sequence[int], dtype: np.dtype | type | str) -> Array:
+    """A new array of zeros on the device of `like`."""
+    return backend.zeros(like, shape, dtype)
+
+
+class strided(NamedTuple):
+    """An array of which a kernel gets the strides as well."""
+
+    array: Array
+
+
+def _three(sizes: int | Sequence[int]) -> tuple[int, int, int]:
+    sizes = (sizes,) if isinstance(sizes, int) else tuple(map(int, sizes))
+    return sizes + (1,) * (3 - len(sizes))
+
+
+def _checked(name: str, args: Sequence[Any], parameters: tuple[Parameter, ...]) -> list:
+    """The arguments, each an array, a NumPy scalar or None, exactly as the kernel declares them."""
+    if len(args) != len(parameters):
+        raise TypeError(f"{name} takes {len(parameters)} arguments, not {len(args)}")
+    checked = []
+    for i, (arg, parameter) in enumerate(zip(args, parameters, strict=True)):
+        is_strided = isinstance(arg, strided)
+        value = arg.array if is_strided else arg
+        if parameter.is_pointer:
+            if value is not None:
+                if not backend.owns(value):
+                    raise TypeError(f"argument {i} of {name} must be an array on the device, not {type(value).__name__}")
+                if not (is_strided or value.flags.c_contiguous):
+                    raise ValueError(f"argument {i} of {name} must be contiguous, or passed as strided(...)")
+        elif not isinstance(value, np.generic):
+            raise TypeError(f"argument {i} of {name} must be a NumPy scalar for {parameter.c_type}, not {value!r}")
+        if value is not None and parameter.dtype is not None and value.dtype != parameter.dtype:
+            raise TypeError(f"argument {i} of {name} is {value.dtype}, but its {parameter.c_type} means {parameter.dtype}")
+        checked.append(value)
+    return checked
+
+
+# ------------------------------------------------------------------------------------------------ sources
+
+
+def c_name(value: Any) -> str:
+    """A define's value as C reads it."""
+    return C_NAMES[value] if isinstance(value, np.dtype) else str(int(value) if isinstance(value, bool) else value)
+
+
+@cache
+def compiled_text(source: str, defines: tuple[tuple[str, str], ...]) -> Program:
+    """``kernels/SOURCE.cu`` as one text with nothing left to include, and what its kernels take."""
+    lines = [f"#define {name} {value}" for name, value in defines]
+    seen: set[str] = set()
+    for file in ("common.cuh", f"{source}.cu"):
+        _paste(file, lines, seen)
+    text = "\n".join(lines) + "\n"
+    return Program(source, defines, text, _kernels(text, dict(defines)))
+
+
+def _paste(file: str, lines: list[str], seen: set[str]) -> None:
+    """Append a file's lines, with each file that it includes in its place, once."""
+    if file in seen:
+        return
+    seen.add(file)
+    lines.append(f'#line 1 "{file}"')
+    for number, line in enumerate((KERNELS / file).read_text(encoding="utf-8").splitlines(), 1):
+        if included := re.match(r'\s*#include "([\w.]+)"', line):
+            _paste(included[1], lines, seen)
+            lines.append(f'#line {number + 1} "{file}"')
+        elif line.strip() != "#pragma once":
+            lines.append(line)
+
+
+def _kernels(text: str, defines: dict[str, str]) -> dict[str, tuple[Parameter, ...]]:
+    """The parameters of every ``extern "C" __global__ void name(...)``."""
+    given = {"DTYPE": "float", **defines}
+    known = DTYPES | {name: DTYPES[given[of]] for of, name in re.findall(r"typedef (\w+) (\w+);", text) if of in given}
+    known["Real"] = real_dtype(known["Element"])
+    pattern = r'extern\s+"C"\s+__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s*)?(\w+)\s*\(([^)]*)\)'
+    kernels = {}
+    for name, declared in re.findall(pattern, re.sub(r"//.*", "", text)):
+        parameters = []
+        for one in filter(None, map(str.strip, declared.split(","))):
+            words = re.sub(r"\b(const|__restrict__)\b|\*", " ", one).split()
+            c_type = " ".join(words[:-1])
+            parameters.append(Parameter(c_type, known.get(c_type), "*" in one))
+        kernels[name] = tuple(parameters)
+    return kernels
+
+
+# ------------------------------------------------------------------------------------------------ what launchers share
+
+
+def real_dtype(dtype: np.dtype) -> np.dtype:
+    """What kernels compute and keep statistics in, ``Real``: float64 for float64, else float32."""
+    return np.dtype(np.float64 if dtype == np.float64 else np.float32)
+
+
+def is_plain(*arrays: Array) -> bool:
+    """Whether kernels can take these: contiguous, not empty, and all of one floating type."""
+    dtype = arrays[0].dtype
+    return dtype in FLOATS and all(a.dtype == dtype and a.size and a.flags.c_contiguous for a in arrays)
+
+
+def blocks(n: int, block: int) -> int:
+    """How many blocks of `block` it takes to cover n."""
+    return -(-n // block)
+
+
+def width(dtype: np.dtype, *multiples: int, arrays: Iterable[Array] = ()) -> int:
+    """How many elements of `dtype` a thread moves at once: 16 bytes, if that divides all `multiples` and every address.
+
+    Parameters
+    ----------
+    dtype : dtype
+        Of activations. Arrays of other types are accessed at the same number of elements.
+    *multiples : int
+        In elements: a row's length, strides.
+    arrays : iterable of arrays
+        Those that the kernel accesses that wide; None is left out.
+    """
+    n = 16 // dtype.itemsize
+    if any(size % n for size in multiples):
+        return 1
+    return 1 if any(backend.address(a) % min(16, n * a.dtype.itemsize) for a in arrays if a is not None) else n
+
+
+def row_block(C: int, width: int) -> tuple[int, int]:
+    """Threads for a row of C elements, a multiple of 32, and rows in a block: about 128 threads, more for long rows."""
+    threads = 32
+    while threads < 512 and threads * width * 4 <= C:
+        threads *= 2
+    return threads, max(1, 128 // threads)
+
+
+def elementwise(
+    source: str, name: str, arrays: Sequence[Array], values: Sequence[Any] = (), width_of: np.dtype | None = None, **defines: Any
+) -> None:
+    """Launch a kernel (arrays, their size, values) in which each thread takes its own 16 bytes, and the last one what is left.
+
+    Parameters
+    ----------
+    width_of : dtype
+        Of which a thread takes 16 bytes; default that of the first array.
+    """
+    x = arrays[0]
+    n = width(width_of or x.dtype, arrays=arrays)
+    args = [*arrays, int64(x.size), *values]
+    launch(source, name, blocks(x.size, 256 * n), 256, args, **{"DTYPE": x.dtype, "WIDTH": n} | defines)
+
+
+# ------------------------------------------------------------------------------------------------ CuPy
+
+
+class CuPy:
+    """Runs kernels with CuPy, compiled by NVRTC when first used and kept on disk by CuPy."""
+
+    def __init__(self) -> None:
+        self._functions: dict[tuple, Any] = {}
+
+    def owns(self, array: Any) -> bool:
+        """Whether this is an array of the current GPU; another GPU's is an error."""
+        cupy = sys.modules.get("cupy")
+        if cupy is None or not isinstance(array, cupy.ndarray):
+            return False
+        here = cupy.cuda.runtime.getDevice()
+        if array.size and array.data.device_id != here:
+            raise DeviceError(f"an array of GPU {array.data.device_id} was given to a kernel on GPU {here}")
+        return True
+
+    def address(self, array: Array) -> int:
+        return array.data.ptr
+
+    def empty(self, like: Array, shape: Sequence[int], dtype: Any) -> Array:
+        return sys.modules["cupy"].empty(shape, dtype)
+
+    def zeros(self, like: Array, shape: Sequence[int], dtype: Any) -> Array:
+        return sys.modules["cupy"].zeros(shape, dtype)
+
+    def run(self, program: Program, name: str, grid: tuple, block: tuple, args: list, shared_bytes: int) -> None:
+        """Compile if need be, and launch on the current stream."""
+        cupy = sys.modules["cupy"]
+        key = (program, name, cupy.cuda.runtime.getDevice())
+        function = self._functions.get(key)
+        if function is None:
+            module = cupy.RawModule(code=program.text, options=("-std=c++17",), backend="nvrtc")
+            function = self._functions[key] = module.get_function(name)
+        if shared_bytes > SHARED_BYTES and function.max_dynamic_shared_size_bytes < shared_bytes:
+            function.max_dynamic_shared_size_bytes = shared_bytes
+        null = np.uintp(0)
+        function(grid, block, tuple(null if arg is None else arg for arg in args), shared_mem=shared_bytes)
+
+
+backend: Any = CuPy()
+
+
+def runs_here(values: Iterable[Any]) -> bool:
+    """Whether kernels can run on these values: some array among them, or inside of nested tuples, is the backend's."""
+    return any(runs_here(value) if isinstance(value, tuple) else backend.owns(value) for value in values)

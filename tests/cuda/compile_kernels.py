@@ -1,0 +1,169 @@
+"""Compiles every kernel for sm_80, sm_90 and sm_100, as CuPy would, on a machine without a GPU.
+
+    pip install nvidia-cuda-nvrtc && python tests/cuda/compile_kernels.py            # --record writes registers.json anew
+
+It fails where a kernel does not compile, keeps registers in memory (spills), moves single elements where it should move 16
+bytes, or needs more registers than registers.json says.
+"""
+
+import argparse
+import ctypes
+import json
+import re
+import sys
+import sysconfig
+import time
+from itertools import product
+from pathlib import Path
+
+from numllama.cuda import launch
+
+ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
+RECORD = Path(__file__).with_name("registers.json")
+OPTIONS = ("-std=c++17", "-ftz=true", "--device-as-default-execution-space", "--ptxas-options=-v")  # CuPy's
+SIZES = {"float": 4, "double": 8, "bfloat16": 2, "half": 2}
+
+
+def variants(**choices):
+    """Every combination of some defines, in every type and in both widths."""
+    for dtype, *values in product(SIZES, *choices.values()):
+        for width in (16 // SIZES[dtype], 1):
+            yield {"DTYPE": dtype, "WIDTH": str(width), **dict(zip(choices, map(str, values), strict=True))}
+
+
+# What launchers define. The last of these choices is the usual one, whose registers are recorded.
+DEFINES = {
+    "rmsnorm": list(variants()),
+    "add_rmsnorm": list(variants()),
+    "rope": list(variants(INTERLEAVED=[1, 0])),
+    "swiglu": list(variants()),
+    "embedding": list(variants(TOKEN=["int", "unsigned short", "unsigned", "long long"])),
+    "cross_entropy": list(variants(TARGET=["int", "long long"])),
+    "dropout": list(variants()),
+    "softmax": list(variants()),
+    "clip": list(variants()),
+    "adamw": [
+        {"DTYPE": dtype, "WIDTH": str(width), "COPY": copy}
+        for dtype, copies in (("float", ("float", "bfloat16", "half")), ("double", ("double",)))
+        for copy in copies
+        for width in (16 // SIZES[copy], 1)
+    ],
+}
+NARROW = {"embedding_sort", "rmsnorm_dweight", "add_rmsnorm_dweight", "cross_entropy_sum", "root_of_sums"}  # not 16 bytes
+
+
+class Compiler:
+    """NVRTC, from the pip wheel nvidia-cuda-nvrtc or from wherever the system keeps it."""
+
+    def __init__(self):
+        self.library = ctypes.CDLL(self._find())
+        major, minor = ctypes.c_int(), ctypes.c_int()
+        self.library.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
+        self.version = f"{major.value}.{minor.value}"
+
+    @staticmethod
+    def _find():
+        site = Path(sysconfig.get_paths()["purelib"])
+        found = [path for path in site.glob("nvidia/**/libnvrtc.so.*") if "builtins" not in path.name]
+        return str(found[0]) if found else "libnvrtc.so"
+
+    def compile(self, text, name, options):
+        """The log and the PTX; RuntimeError with the log if it does not compile."""
+        program = ctypes.c_void_p()
+        self._check(self.library.nvrtcCreateProgram(ctypes.byref(program), text.encode(), name.encode(), 0, None, None))
+        values = (ctypes.c_char_p * len(options))(*[option.encode() for option in options])
+        failed = self.library.nvrtcCompileProgram(program, len(options), values)
+        log = self._text(program, "ProgramLog")
+        if failed:
+            raise RuntimeError(log)
+        return log, "" if "-arch=sm_" in " ".join(options) else self._text(program, "PTX")
+
+    def _text(self, program, what):
+        size = ctypes.c_size_t()
+        self._check(getattr(self.library, f"nvrtcGet{what}Size")(program, ctypes.byref(size)))
+        text = ctypes.create_string_buffer(size.value)
+        self._check(getattr(self.library, f"nvrtcGet{what}")(program, text))
+        return text.value.decode()
+
+    @staticmethod
+    def _check(code):
+        if code:
+            raise RuntimeError(f"NVRTC returned {code}")
+
+
+def usage(log):
+    """Registers and bytes of spills of each kernel, from what ptxas says."""
+    kernels = {}
+    for part in log.split("Compiling entry function '")[1:]:
+        name = part.split("'")[0]
+        spills = sum(map(int, re.findall(r"(\d+) bytes spill", part))) + int(re.search(r"(\d+) bytes stack", part)[1])
+        kernels[name] = int(re.search(r"Used (\d+) registers", part)[1]), spills
+    return kernels
+
+
+def wide_accesses(ptx):
+    """How many 16-byte accesses of global memory each kernel has."""
+    return {
+        name: len(re.findall(r"(?:ld|st)\.global(?:\.nc)?\.(?:v4\.[bu]32|v2\.[bfu]64|v4\.f32|b128)", body))
+        for name, body in re.findall(r"\.entry (\w+)\((.*?)\n\}", ptx, re.S)
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--record", action="store_true", help="write registers.json anew")
+    parser.add_argument("--only", nargs="*", default=sorted(DEFINES), help="sources")
+    arguments = parser.parse_args()
+    start, compiler, problems, n = time.perf_counter(), Compiler(), [], 0
+    missing = {path.stem for path in launch.KERNELS.glob("*.cu")} - set(DEFINES)
+    problems += [f"kernels/{name}.cu is not in the table of this script" for name in sorted(missing)]
+    recorded = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
+    found = {}
+    for source in arguments.only:
+        for defines in DEFINES[source]:
+            program = launch.compiled_text(source, tuple(sorted(defines.items())))
+            what = f"{source} {' '.join(f'{k}={v}' for k, v in defines.items())}"
+            for architecture in ARCHITECTURES:
+                n += 1
+                try:
+                    log, _ = compiler.compile(program.text, f"{source}.cu", [*OPTIONS, f"-arch={architecture}"])
+                except RuntimeError as error:
+                    problems.append(f"{what} {architecture}: {str(error)[:2000]}")
+                    break
+                if "warning" in log:
+                    problems.append(f"{what} {architecture}: {log[:1000]}")
+                used = usage(log)
+                if set(used) != set(program.kernels):
+                    problems.append(f"{what}: compiled {sorted(used)}, but launch.py sees {sorted(program.kernels)}")
+                for kernel, (registers, spills) in used.items():
+                    if spills:
+                        problems.append(f"{what} {architecture}: {kernel} spills {spills} bytes")
+                    key = f"{kernel} {defines['DTYPE']}"
+                    of = found.setdefault(key, dict.fromkeys(ARCHITECTURES, 0))
+                    of[architecture] = max(of[architecture], registers)
+            else:
+                if defines["WIDTH"] != "1":
+                    _, ptx = compiler.compile(program.text, f"{source}.cu", ["-std=c++17", "-arch=compute_90"])
+                    for kernel, wide in wide_accesses(ptx).items():
+                        if not wide and kernel not in NARROW:
+                            problems.append(f"{what}: {kernel} has no access of 16 bytes")
+    for key, of in found.items():
+        for architecture, registers in of.items():
+            most = recorded.get("registers", {}).get(key, {}).get(architecture, 0)
+            if registers > most and not arguments.record:
+                problems.append(f"{key} {architecture}: {registers} registers, but {most} are recorded")
+    if arguments.record:
+        recorded = {"nvrtc": compiler.version, "registers": dict(sorted((recorded.get("registers", {}) | found).items()))}
+        RECORD.write_text(json.dumps(recorded, indent=1) + "\n", encoding="utf-8")
+    width = max(map(len, found), default=0)
+    seconds = time.perf_counter() - start
+    print(f"NVRTC {compiler.version}: {n} compilations in {seconds:.0f} s; registers, the most of all variants")
+    print(f"{'':{width}}  {'  '.join(f'{a:>6}' for a in ARCHITECTURES)}")
+    for key, of in sorted(found.items()):
+        print(f"{key:{width}}  {'  '.join(f'{of[a]:>6}' for a in ARCHITECTURES)}")
+    print("\n".join(problems) or "everything compiles, nothing spills")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+import numpy as np
+import pytest
+from emulator import emulated
+from helpers import assert_same_bits
+from kernel_checks import check_kernels, every_dtype
+
+from numllama.ops import IGNORE, cross_entropy_backward, cross_entropy_forward
+
+KERNELS = (["cross_entropy_rows", "cross_entropy_sum"], ["cross_entropy_backward"])
+
+
+def draw(V, *lead):
+    rng = np.random.default_rng(0)
+    targets = rng.integers(0, V, lead)
+    targets[rng.random(lead) < 0.2] = IGNORE
+    return 2 * rng.standard_normal((*lead, V)), targets
+
+
+@every_dtype
+@pytest.mark.parametrize("shape", [(8, 1), (65, 65), (96, 257), (4096, 3), (257, 2, 3), (1, 4), (5003, 2)], ids=str)
+def test_cross_entropy(shape, dtype):
+    check_kernels(cross_entropy_forward, cross_entropy_backward, [*draw(*shape)], dtype, KERNELS, douts=0.7)
+
+
+@every_dtype
+def test_a_count_from_outside_and_targets_as_int32(dtype):
+    logits, targets = draw(65, 2, 9)
+    args = [logits, targets.astype("int32"), 7, 40]  # 7 does not count
+    args[1][args[1] == IGNORE] = 7
+    check_kernels(cross_entropy_forward, cross_entropy_backward, args, dtype, KERNELS, douts=np.float32(0.7))
+
+
+def test_nothing_counted(gpu):
+    logits, _ = draw(65, 5)
+    loss, cache = cross_entropy_forward(logits, np.full(5, IGNORE))
+    assert float(loss) == 0
+    assert not cross_entropy_backward(1.0, cache).any()
+    assert gpu.launched == KERNELS[0] + KERNELS[1]
+
+
+@every_dtype
+def test_the_gradient_may_take_the_place_of_the_logits(dtype):
+    logits, targets = draw(97, 13)
+    logits = logits.astype(dtype)
+    with emulated() as emulator:
+        _, cache = cross_entropy_forward(logits.copy(), targets)
+        apart = cross_entropy_backward(1.0, cache)
+        before = cache[0]
+        assert cross_entropy_backward(1.0, cache, out=before) is before
+    assert emulator.launched.count("cross_entropy_backward") == 2
+    assert_same_bits(before, apart)
+
+
+def test_an_array_for_dout(gpu):
+    logits, targets = draw(65, 4)
+    _, cache = cross_entropy_forward(logits, targets)
+    assert_same_bits(cross_entropy_backward(np.array(0.5), cache), cross_entropy_backward(0.5, cache))
+
+
+def test_what_is_refused_and_what_is_left_to_the_op(gpu):
+    logits, targets = draw(65, 4)
+    with pytest.raises(ValueError, match=r"^targets holds 65, but must lie in 0\.\.64 or -100, which is ignored$"):
+        cross_entropy_forward(logits, np.full(4, 65))
+    with pytest.raises(ValueError, match=r"^targets has shape \(3,\), but \(4,\) is needed$"):
+        cross_entropy_forward(logits, targets[:3])
+    assert gpu.launched == []
+    cross_entropy_forward(logits, np.zeros(4, "uint16"), 2**16 - 1)
+    assert gpu.launched == []
