@@ -1,8 +1,4 @@
-"""Launches kernels/flash_attention.cu: forward; dq; dk and dv.
-
-Queries, keys, values and cotangents are read where they lie, through their strides. Results lie in memory as (B, T, H, D), so that
-merging heads is a view; as everywhere they are seen as (B, H, T, D).
-"""
+"""Launchers of flash attention's kernels. Heads are read where they lie, and written as (B, T, H, D) seen as (B, H, T, D)."""
 
 import math
 from typing import NamedTuple
@@ -11,22 +7,22 @@ import numpy as np
 
 from numllama.backend import BFLOAT16, Array, xp_of
 from numllama.checks import check_shape
-from numllama.cuda import launch as door
-from numllama.cuda.launch import empty, launch, strided
+from numllama.cuda import launch
+from numllama.cuda.launch import int32, int64
 from numllama.ops.attention import check_heads, key_intervals
 
-INTERVAL_DTYPES = (np.dtype(np.int32), np.dtype(np.int64))
+INTERVAL_DTYPES = {np.dtype(np.int32), np.dtype(np.int64)}
 
 
 class Tiling(NamedTuple):
-    """How a kernel cuts its work: the table of the same name in the .cu file.
+    """How a kernel cuts its work: the .cu file has the same numbers, and the reasons.
 
     Attributes
     ----------
     warps, warp_rows : int
         Of a block, and rows of queries (dk, dv: of keys) that each warp owns.
     step : int
-        Rows of the other side that are in shared memory at a time, twice.
+        Rows of the other side that are loaded at a time, twice.
     """
 
     warps: int
@@ -37,12 +33,8 @@ class Tiling(NamedTuple):
     def rows(self) -> int:
         return self.warps * self.warp_rows
 
-    @property
-    def threads(self) -> int:
-        return self.warps * 32
 
-
-# (bytes of an element, D): forward, dq, and dk with dv
+# (bytes of an element, D) -> forward, dq, and dk with dv
 TILINGS = {
     (2, 64): (Tiling(4, 32, 48), Tiling(4, 32, 64), Tiling(4, 32, 32)),
     (2, 128): (Tiling(4, 32, 48), Tiling(4, 32, 32), Tiling(8, 16, 32)),
@@ -54,100 +46,103 @@ TILINGS = {
 def flash_attention_forward(
     q: Array, k: Array, v: Array, first: Array | None = None, last: Array | None = None, scale: float | None = None
 ) -> tuple[Array, tuple]:
-    """As :func:`numllama.ops.flash_attention_forward`; NotImplemented for what the kernels do not take. lse is float32."""
     K, S = check_heads(q, k, v)
     B, H, T, D = q.shape
     scale = 1 / math.sqrt(D) if scale is None else float(scale)
-    if not _takes(q, k, v, scale):
-        return NotImplemented
     causal = first is None and last is None
-    if causal:
-        first, last = empty(q, (1, T), np.int32), empty(q, (1, T), np.int32)  # written by the kernel: no launches of their own
+    if causal:  # written by the kernel itself, which saves the launches that would make them
+        first, last = launch.empty(q, (1, T), int), launch.empty(q, (1, T), int)
     else:
-        first, last = key_intervals(first, last, q, S)
-        if not {first.dtype, last.dtype} <= set(INTERVAL_DTYPES):
-            return NotImplemented
-        first, last = _alike(first, last)
-    q, (k, v) = _readable(q), _alike_in_memory(k, v)
+        first, last = key_intervals(first, last, q, S)                 # (1 or B, T)
+    if not _takes(scale, first, last, q, k, v):
+        return NotImplemented
     tiling, _, _ = TILINGS[q.dtype.itemsize, D]
-    out, lse = empty(q, (B, T, H, D), q.dtype), empty(q, (B, H, T), np.float32)
-    args = [out, lse, first, last, *_view(q), *_view(k, v), *map(np.int32, (K, T, S, _batch_stride(first), causal))]
-    shared_bytes = (tiling.rows + 4 * tiling.step) * D * q.dtype.itemsize
-    _launch("flash_attention_forward", (-(-T // tiling.rows), H, B), tiling, [*args, _scale2(scale)], shared_bytes, q, first)
+    out, lse = launch.empty(q, (B, T, H, D), q.dtype), launch.empty(q, (B, H, T), np.float32)
+    intervals = _one_shape(first, last)
+    args = [
+        out, lse, *intervals, *_view(q), *_view(k, v), int32(K), int32(T), int32(S), _batch_stride(intervals), int32(causal),
+        _scale2(scale),
+    ]  # fmt: skip
+    _launch("flash_attention_forward", T, H, B, tiling, args, tiling.rows + 4 * tiling.step, q, intervals)
     out = out.swapaxes(1, 2)                                           # (B, H, T, D)
     return out, (q, k, v, out, lse, first, last, scale)
 
 
 def flash_attention_backward(dout: Array, cache: tuple) -> tuple[Array, Array, Array]:
-    """As :func:`numllama.ops.flash_attention_backward`; NotImplemented for what the kernels do not take."""
     q, k, v, out, lse, first, last, scale = cache
     check_shape("dout", dout, q.shape)
-    if not (_takes(q, k, v, scale, out, dout) and {first.dtype, last.dtype} <= set(INTERVAL_DTYPES)):
+    if not (_takes(scale, first, last, q, k, v, out, dout) and lse.dtype == np.float32 and lse.flags.c_contiguous):
         return NotImplemented
     B, H, T, D = q.shape
     K, S = k.shape[1:3]
-    first, last = _alike(first, last)
-    lse = xp_of(lse).ascontiguousarray(lse, dtype=np.float32)
-    q, out, dout, (k, v) = *map(_readable, (q, out, dout)), _alike_in_memory(k, v)
-    of_queries, of_keys = TILINGS[q.dtype.itemsize, D][1:]
-    dq = empty(q, (B, T, H, D), q.dtype)
-    dk, dv = empty(q, (B, S, K, D), q.dtype), empty(q, (B, S, K, D), q.dtype)
-    delta = empty(q, (B, H, T), np.float32)
-    bounds = empty(q, (len(first), -(-T // of_queries.warp_rows), 4), np.int32)
-    views = *_view(q), *_view(k, v)
-    numbers = *map(np.int32, (T, S, _batch_stride(first))), _scale2(scale)
+    _, of_queries, of_keys = TILINGS[q.dtype.itemsize, D]
+    dq, dk, dv = (launch.empty(q, shape, q.dtype) for shape in [(B, T, H, D), (B, S, K, D), (B, S, K, D)])
+    intervals = _one_shape(first, last)
+    delta = launch.empty(q, (B, H, T), np.float32)
+    bounds = launch.empty(q, (len(intervals[0]), launch.blocks(T, of_queries.warp_rows), 4), np.int32)
+    q, k_and_v, dout = _view(q), _view(k, v), _view(dout)
+    numbers = int32(T), int32(S), _batch_stride(intervals), _scale2(scale)
 
-    args = [dq, delta, bounds, *views, *_view(out), *_view(dout), lse, first, last, np.int32(K), *numbers]
-    shared_bytes = (2 * of_queries.rows + 4 * of_queries.step) * D * q.dtype.itemsize
-    _launch("flash_attention_dq", (-(-T // of_queries.rows), H, B), of_queries, args, shared_bytes, q, first)
-
-    args = [dk, dv, *views, *_view(dout), lse, delta, bounds, first, last, np.int32(H), *numbers]
-    shared_bytes = (2 * of_keys.rows + 4 * of_keys.step) * D * q.dtype.itemsize + 4 * of_keys.step * 4
-    _launch("flash_attention_dkv", (-(-S // of_keys.rows), K, B), of_keys, args, shared_bytes, q, first)
+    args = [dq, delta, bounds, *q, *k_and_v, *_view(out), *dout, lse, *intervals, int32(K), *numbers]
+    _launch("flash_attention_dq", T, H, B, of_queries, args, 2 * of_queries.rows + 4 * of_queries.step, dq, intervals)
+    args = [dk, dv, *q, *k_and_v, *dout, lse, delta, bounds, *intervals, int32(H), *numbers]
+    rows, statistics = 2 * of_keys.rows + 4 * of_keys.step, 4 * of_keys.step
+    _launch("flash_attention_dkv", S, K, B, of_keys, args, rows, dk, intervals, statistics)
     return dq.swapaxes(1, 2), dk.swapaxes(1, 2), dv.swapaxes(1, 2)
 
 
-def _launch(name: str, grid: tuple, tiling: Tiling, args: list, shared_bytes: int, q: Array, first: Array) -> None:
-    defines = {"DTYPE": q.dtype, "D": q.shape[-1], "INTERVAL": first.dtype}
-    launch("flash_attention", name, grid, tiling.threads, args, shared_bytes, **defines)
+def _launch(
+    name: str, n: int, heads: int, B: int, tiling: Tiling, args: list, rows: int, like: Array, intervals: tuple, floats: int = 0
+) -> None:
+    """Launch a kernel over n times, in tiles, of all heads, with so many rows and floats in shared memory."""
+    D = like.shape[-1]
+    grid, threads = (launch.blocks(n, tiling.rows), heads, B), 32 * tiling.warps
+    defines = {"DTYPE": like.dtype, "D": D, "INTERVAL": intervals[0].dtype}
+    launch.launch("flash_attention", name, grid, threads, args, rows * D * like.dtype.itemsize + 4 * floats, **defines)
 
 
-def _takes(q: Array, k: Array, v: Array, scale: float, *more: Array) -> bool:
-    """Whether there is a kernel: a largest score, times scale, must be the largest."""
-    known = q.dtype in (np.float32, np.float16, BFLOAT16) and (q.dtype.itemsize, q.shape[-1]) in TILINGS
-    return known and all(a.dtype == q.dtype for a in (k, v, *more)) and 0 < scale < math.inf
-
-
-def _alike(first: Array, last: Array) -> tuple[Array, Array]:
-    """Both contiguous, of one shape and one dtype."""
-    xp = xp_of(first)
-    dtype, shape = np.promote_types(first.dtype, last.dtype), (max(len(first), len(last)), first.shape[-1])
-    return tuple(xp.ascontiguousarray(xp.broadcast_to(bound, shape), dtype=dtype) for bound in (first, last))
+def _takes(scale: float, first: Array, last: Array, *heads: Array) -> bool:
+    """Whether there are kernels for these. They look for the largest score before they scale it."""
+    q = heads[0]
+    return (
+        q.size > 0
+        and q.dtype in (np.float32, np.float16, BFLOAT16)
+        and all(x.dtype == q.dtype for x in heads)
+        and (q.dtype.itemsize, q.shape[-1]) in TILINGS
+        and {first.dtype, last.dtype} <= INTERVAL_DTYPES
+        and 0 < scale < math.inf
+    )
 
 
 def _scale2(scale: float) -> np.float32:
-    """exp(scale x) is exp2(scale2 x), and a GPU has exp2."""
+    """exp(scale x) is exp2(scale2 x), and exp2 is what a GPU has."""
     return np.float32(scale * math.log2(math.e))
 
 
-def _batch_stride(first: Array) -> int:
-    return first.shape[-1] if len(first) > 1 else 0
+def _one_shape(first: Array, last: Array) -> tuple[Array, Array]:
+    """Both intervals' ends contiguous, of one shape and one dtype; themselves if they are that already."""
+    shape, dtype = (max(len(first), len(last)), first.shape[-1]), np.promote_types(first.dtype, last.dtype)
+    xp = xp_of(first)
+    return tuple(xp.ascontiguousarray(xp.broadcast_to(ends, shape), dtype=dtype) for ends in (first, last))
 
 
-def _readable(x: Array) -> Array:
-    """The array itself if each row of D lies together and begins at a multiple of 16 bytes, as copies want it, else a copy."""
+def _batch_stride(intervals: tuple[Array, Array]) -> np.int32:
+    n, T = intervals[0].shape
+    return int32(T if n > 1 else 0)
+
+
+def _view(*arrays: Array) -> list:
+    """What a kernel is told about (B, heads, T, D): where it begins, and how many elements apart neighbours are on three axes.
+
+    Arrays whose rows of D do not lie together, or do not begin at multiples of 16 bytes, are copied. Two arrays that share their
+    strides need them only once; if they do not, they are copied as well.
+    """
+    if not all(map(_is_readable, arrays)) or len({x.strides for x in arrays}) > 1:
+        arrays = [xp_of(x).ascontiguousarray(x) for x in arrays]
+    batch, head, time, _ = (stride // arrays[0].itemsize for stride in arrays[0].strides)
+    return [*map(launch.strided, arrays), int64(batch), int64(head), int32(time)]
+
+
+def _is_readable(x: Array) -> bool:
     steps = [stride for stride, n in zip(x.strides, x.shape, strict=True) if n > 1]
-    fits = x.strides[-1] == x.dtype.itemsize and all(step % 16 == 0 for step in steps[:-1]) and door.backend.address(x) % 16 == 0
-    return x if fits else xp_of(x).ascontiguousarray(x)
-
-
-def _alike_in_memory(k: Array, v: Array) -> tuple[Array, Array]:
-    """Both readable, with the same strides: then one address leads to both."""
-    k, v = _readable(k), _readable(v)
-    return (k, v) if k.strides == v.strides else tuple(map(xp_of(k).ascontiguousarray, (k, v)))
-
-
-def _view(*alike: Array) -> list:
-    """What a kernel is told about (B, heads, T, D): where each begins, and how many elements apart neighbours are."""
-    batch, head, time = (stride // alike[0].dtype.itemsize for stride in alike[0].strides[:3])
-    return [*map(strided, alike), np.int64(batch), np.int64(head), np.int32(time)]
+    return x.strides[-1] == x.itemsize and not any(step % 16 for step in steps[:-1]) and launch.backend.address(x) % 16 == 0
