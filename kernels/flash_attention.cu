@@ -33,7 +33,7 @@
 constexpr bool PAIRS = sizeof(Element) == 2;
 constexpr int PER_CHUNK = 16 / sizeof(Element);     // elements in 16 bytes
 constexpr int CHUNKS = D / PER_CHUNK;               // in a row
-constexpr float LOG2_E = 1.4426950408889634f, LN_2 = 0.6931471805599453f;
+constexpr float LOG2_E = 1.4426950408889634f;
 #define INFINITE __int_as_float(0x7F800000)
 #define LARGEST_INT 0x7FFFFFFF
 
@@ -219,10 +219,8 @@ struct Product<float> {
           #pragma unroll
           for (int m = 0; m < M; m++)
             #pragma unroll
-            for (int r = 0; r < 2; r++) {
-              float& sum = acc[m][n][2 * r + j];
-              sum = fmaf(x[m][r].x, y.x, fmaf(x[m][r].y, y.y, fmaf(x[m][r].z, y.z, fmaf(x[m][r].w, y.w, sum))));
-            }
+            for (int r = 0; r < 2; r++)                          // four products at a time: fewer roundings of a large sum
+              acc[m][n][2 * r + j] += fmaf(x[m][r].x, y.x, fmaf(x[m][r].y, y.y, fmaf(x[m][r].z, y.z, x[m][r].w * y.w)));
         }
     }
   }
@@ -304,9 +302,13 @@ __device__ __forceinline__ void hide_columns(float (&s)[M][N / 8][4], const INTE
     }
 }
 
-// Scores become p = exp2(scale2 s - top), and z, o, sums of p and of p v so far, go over to the new top. A row's top is the largest
-// score so far, in powers of 2, but it only follows when some row of the warp has risen by more than 8: p up to 2^8 does no harm, and
-// most steps then leave o as it is.
+// exp(scale (s - top)), with scale2 = scale log2 e. The second form does not lose digits where both are large.
+__device__ __forceinline__ float exp_above(float s, float top, float scale2) {
+  return exp2f(PAIRS ? fmaf(s, scale2, -top * scale2) : (s - top) * scale2);
+}
+
+// Scores become p = exp_above(s, top), and z and o, the sums of p and of p v so far, go over to a new top. A row's top is its largest score
+// so far; but it only follows when for some row of the warp p would be above 2^8. That does no harm, and most steps leave o as it is.
 template <int M, int N>
 __device__ __forceinline__ void online_softmax(
     float (&s)[M][N / 8][4], float (&o)[M][D / 8][4], float (&top)[M][2], float (&z)[M][2], float scale2) {
@@ -316,11 +318,11 @@ __device__ __forceinline__ void online_softmax(
   for (int m = 0; m < M; m++)
     #pragma unroll
     for (int r = 0; r < 2; r++) {
-      float x = -INFINITE;
+      high[m][r] = top[m][r];
       #pragma unroll
-      for (int n = 0; n < N / 8; n++) x = fmaxf(x, fmaxf(s[m][n][2 * r], s[m][n][2 * r + 1]));
-      high[m][r] = fmaxf(top[m][r], quad_max(x) * scale2);
-      rises |= high[m][r] - top[m][r] > 8.f;
+      for (int n = 0; n < N / 8; n++) high[m][r] = fmaxf(high[m][r], fmaxf(s[m][n][2 * r], s[m][n][2 * r + 1]));
+      high[m][r] = quad_max(high[m][r]);
+      rises |= (high[m][r] - top[m][r]) * scale2 > 8.f;
     }
   rises = __any_sync(~0u, rises);
   #pragma unroll
@@ -328,14 +330,14 @@ __device__ __forceinline__ void online_softmax(
     #pragma unroll
     for (int r = 0; r < 2; r++) {
       if (!rises) high[m][r] = top[m][r];
-      const float base = high[m][r] == -INFINITE ? 0.f : high[m][r];       // nothing seen yet: exp2(-infinity) = 0, not exp2(NaN)
-      shrink[m][r] = exp2f(top[m][r] - base);
+      const float base = high[m][r] == -INFINITE ? 0.f : high[m][r];       // nothing seen yet: exp(-infinity) = 0, not exp(NaN)
+      shrink[m][r] = exp_above(top[m][r], base, scale2);
       top[m][r] = high[m][r];
       z[m][r] *= shrink[m][r];                                             // of this lane's columns; added up at the end
       #pragma unroll
       for (int n = 0; n < N / 8; n++)
         #pragma unroll
-        for (int j = 0; j < 2; j++) z[m][r] += s[m][n][2 * r + j] = exp2f(fmaf(s[m][n][2 * r + j], scale2, -base));
+        for (int j = 0; j < 2; j++) z[m][r] += s[m][n][2 * r + j] = exp_above(s[m][n][2 * r + j], base, scale2);
     }
   if (!rises) return;
   #pragma unroll
@@ -350,7 +352,7 @@ __device__ __forceinline__ void online_softmax(
 extern "C" __global__ void __launch_bounds__(Forward::THREADS, Forward::BLOCKS) flash_attention_forward(
     Element* out, float* lse, INTERVAL* first, INTERVAL* last, const Element* q, Index q_batch, Index q_head, int q_time,
     const Element* k, const Element* v, Index kv_batch, Index kv_head, int kv_time,
-    int K, int T, int S, int interval_batch, int causal, float scale2) {
+    int K, int T, int S, int interval_batch, int causal, float scale, float scale2) {
   constexpr int M = Forward::M, STEP = Forward::STEP, THREADS = Forward::THREADS;
   SHARED_MEMORY(Element, q_tile);
   Element* const stages = q_tile + Forward::ROWS * D;               // keys and values, twice
@@ -411,7 +413,7 @@ extern "C" __global__ void __launch_bounds__(Forward::THREADS, Forward::BLOCKS) 
       const float sum = quad_sum(z[m][r]), inverse = sum == 0.f ? 0.f : __fdividef(1.f, sum);
       const int row = t0 + warp_row + 16 * m + 8 * r + lane / 4;
       if (lane % 4 == 0 && row < T)
-        lse[((Index)batch * H + head) * T + row] = sum == 0.f ? 0.f : top[m][r] * LN_2 + logf(sum);
+        lse[((Index)batch * H + head) * T + row] = sum == 0.f ? 0.f : fmaf(top[m][r], scale, logf(sum));
       #pragma unroll
       for (int n = 0; n < D / 8; n++) {
         o[m][n][2 * r] *= inverse;
@@ -433,7 +435,7 @@ extern "C" __global__ void __launch_bounds__(Dq::THREADS, Dq::BLOCKS) flash_atte
     const Element* k, const Element* v, Index kv_batch, Index kv_head, int kv_time,
     const Element* out, Index out_batch, Index out_head, int out_time,
     const Element* dout, Index dout_batch, Index dout_head, int dout_time,
-    const float* lse, const INTERVAL* first, const INTERVAL* last, int K, int T, int S, int interval_batch, float scale2) {
+    const float* lse, const INTERVAL* first, const INTERVAL* last, int K, int T, int S, int interval_batch, float scale) {
   constexpr int M = Dq::M, STEP = Dq::STEP, THREADS = Dq::THREADS, WARP_ROWS = Dq::WARP_ROWS;
   SHARED_MEMORY(Element, q_tile);
   Element* const dout_tile = q_tile + Dq::ROWS * D;
@@ -471,7 +473,7 @@ extern "C" __global__ void __launch_bounds__(Dq::THREADS, Dq::BLOCKS) flash_atte
   }
   copy_commit();
 
-  float row_delta[M][2], row_lse[M][2];                             // of the rows that this lane holds a part of; lse in powers of 2
+  float row_delta[M][2], row_lse[M][2];                             // of the rows that this lane holds a part of
   #pragma unroll
   for (int i = 0; i < WARP_ROWS; i += 32 / CHUNKS) {                // CHUNKS lanes to a row
     const int row = i + lane / CHUNKS, column = lane % CHUNKS * PER_CHUNK;
@@ -493,7 +495,7 @@ extern "C" __global__ void __launch_bounds__(Dq::THREADS, Dq::BLOCKS) flash_atte
     for (int r = 0; r < 2; r++) {
       const int row = warp_row + 16 * m + 8 * r + lane / 4;
       row_delta[m][r] = t0 + row < T ? delta[row] : 0.f;
-      row_lse[m][r] = t0 + row < T ? lse[row] * LOG2_E : 0.f;
+      row_lse[m][r] = t0 + row < T ? lse[row] : 0.f;
     }
 
   float acc[M][D / 8][4] = {};
@@ -516,7 +518,7 @@ extern "C" __global__ void __launch_bounds__(Dq::THREADS, Dq::BLOCKS) flash_atte
       for (int n = 0; n < STEP / 8; n++)
         #pragma unroll
         for (int i = 0; i < 4; i++) {
-          const float p = exp2f(fmaf(s[m][n][i], scale2, -row_lse[m][i / 2]));
+          const float p = exp2f(fmaf(s[m][n][i], scale, -row_lse[m][i / 2]) * LOG2_E);
           s[m][n][i] = p * (dp[m][n][i] - row_delta[m][i / 2]);
         }
     Product<Element>::scores_by_rows<M, STEP>(acc, s, k_tile);
@@ -527,7 +529,7 @@ extern "C" __global__ void __launch_bounds__(Dq::THREADS, Dq::BLOCKS) flash_atte
     #pragma unroll
     for (int n = 0; n < D / 8; n++)
       #pragma unroll
-      for (int i = 0; i < 4; i++) acc[m][n][i] *= scale2 * LN_2;
+      for (int i = 0; i < 4; i++) acc[m][n][i] *= scale;
   copy_wait<0>();
   __syncthreads();
   dq += (((Index)batch * T + t0 + warp_row) * H + head) * D;
@@ -539,7 +541,7 @@ extern "C" __global__ void __launch_bounds__(Dkv::THREADS, Dkv::BLOCKS) flash_at
     Element* dk, Element* dv, const Element* q, Index q_batch, Index q_head, int q_time,
     const Element* k, const Element* v, Index kv_batch, Index kv_head, int kv_time,
     const Element* dout, Index dout_batch, Index dout_head, int dout_time, const float* lse, const float* delta,
-    const Bounds* bounds_of, const INTERVAL* first, const INTERVAL* last, int H, int T, int S, int interval_batch, float scale2) {
+    const Bounds* bounds_of, const INTERVAL* first, const INTERVAL* last, int H, int T, int S, int interval_batch, float scale) {
   constexpr int M = Dkv::M, STEP = Dkv::STEP, THREADS = Dkv::THREADS;
   SHARED_MEMORY(Element, k_tile);
   Element* const v_tile = k_tile + Dkv::ROWS * D;
@@ -617,7 +619,7 @@ extern "C" __global__ void __launch_bounds__(Dkv::THREADS, Dkv::BLOCKS) flash_at
       for (int m = 0; m < M; m++)
         #pragma unroll
         for (int j = 0; j < 4; j++)
-          p[m][n][j] = exp2f(fmaf(p[m][n][j], scale2, (j % 2 ? column_lse.y : column_lse.x) * -LOG2_E));
+          p[m][n][j] = exp2f(fmaf(p[m][n][j], scale, -(j % 2 ? column_lse.y : column_lse.x)) * LOG2_E);
     }
     Product<Element>::rows_by_rows<M, STEP>(ds, v_tile + warp_row * D, dout_tile);
     #pragma unroll
@@ -637,7 +639,7 @@ extern "C" __global__ void __launch_bounds__(Dkv::THREADS, Dkv::BLOCKS) flash_at
     #pragma unroll
     for (int n = 0; n < D / 8; n++)
       #pragma unroll
-      for (int i = 0; i < 4; i++) dk_acc[m][n][i] *= scale2 * LN_2;
+      for (int i = 0; i < 4; i++) dk_acc[m][n][i] *= scale;
   copy_wait<0>();
   __syncthreads();
   const Index at = (((Index)batch * S + warp_s0) * K + k_head) * D;

@@ -61,7 +61,7 @@ def flash_attention_forward(
     intervals = _one_shape(first, last)
     args = [
         out, lse, *intervals, *_view(q), *_view(k, v), int32(K), int32(T), int32(S), _batch_stride(intervals), int32(causal),
-        _scale2(scale),
+        np.float32(scale), np.float32(scale * math.log2(math.e)),
     ]  # fmt: skip
     _launch("flash_attention_forward", T, H, B, tiling, args, tiling.rows + 4 * tiling.step, q, intervals)
     out = out.swapaxes(1, 2)                                           # (B, H, T, D)
@@ -81,7 +81,7 @@ def flash_attention_backward(dout: Array, cache: tuple) -> tuple[Array, Array, A
     delta = launch.empty(q, (B, H, T), np.float32)
     bounds = launch.empty(q, (len(intervals[0]), launch.blocks(T, of_queries.warp_rows), 4), np.int32)
     q, k_and_v, dout = _view(q), _view(k, v), _view(dout)
-    numbers = int32(T), int32(S), _batch_stride(intervals), _scale2(scale)
+    numbers = int32(T), int32(S), _batch_stride(intervals), np.float32(scale)
 
     args = [dq, delta, bounds, *q, *k_and_v, *_view(out), *dout, lse, *intervals, int32(K), *numbers]
     _launch("flash_attention_dq", T, H, B, of_queries, args, 2 * of_queries.rows + 4 * of_queries.step, dq, intervals)
@@ -114,11 +114,6 @@ def _takes(scale: float, first: Array, last: Array, *heads: Array) -> bool:
     )
 
 
-def _scale2(scale: float) -> np.float32:
-    """exp(scale x) is exp2(scale2 x), and exp2 is what a GPU has."""
-    return np.float32(scale * math.log2(math.e))
-
-
 def _one_shape(first: Array, last: Array) -> tuple[Array, Array]:
     """Both intervals' ends contiguous, of one shape and one dtype; themselves if they are that already."""
     shape, dtype = (max(len(first), len(last)), first.shape[-1]), np.promote_types(first.dtype, last.dtype)
@@ -138,7 +133,7 @@ def _view(*arrays: Array) -> list:
     strides need them only once; if they do not, they are copied as well.
     """
     if not all(map(_is_readable, arrays)) or len({x.strides for x in arrays}) > 1:
-        arrays = [xp_of(x).ascontiguousarray(x) for x in arrays]
+        arrays = [x.copy() for x in arrays]
     batch, head, time, _ = (stride // arrays[0].itemsize for stride in arrays[0].strides)
     return [*map(launch.strided, arrays), int64(batch), int64(head), int32(time)]
 
