@@ -7,7 +7,7 @@
 #include "softmax.cuh"
 typedef TARGET Target;
 
-extern "C" __global__ void __launch_bounds__(512) cross_entropy_rows(
+extern "C" __global__ void __launch_bounds__(512, 1) cross_entropy_rows(
     Real* losses, Real* lse, Target* kept, const Element* logits, const Target* targets, int N, int V, Target ignored) {
   __shared__ Real partial[32];
   const int n = blockIdx.x * blockDim.y + threadIdx.y;
@@ -42,7 +42,7 @@ extern "C" __global__ void __launch_bounds__(1024) cross_entropy_sum(
 }
 
 // dlogits = (exp(logits - lse) - onehot(target)) * dout / count, where dout is `douts[0]` if there is one.
-extern "C" __global__ void __launch_bounds__(512) cross_entropy_backward(
+extern "C" __global__ void __launch_bounds__(512, 1) cross_entropy_backward(
     Element* dlogits, const Element* logits, const Target* kept, const Real* lse, const Real* count, const Real* douts,
     Real dout, int N, int V) {
   const int n = blockIdx.x * blockDim.y + threadIdx.y;

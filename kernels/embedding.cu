@@ -40,8 +40,8 @@ extern "C" __global__ void __launch_bounds__(64) embedding_sort(int* order, int*
   sorted[before] = mine;
 }
 
-#define ROWS 8  // read at once, so that their latencies overlap
-extern "C" __global__ void __launch_bounds__(128) embedding_backward(
+#define ROWS 8  // read at once, so that their latencies overlap; the 1 below: ptxas is to give them all the registers they take
+extern "C" __global__ void __launch_bounds__(128, 1) embedding_backward(
     Real* dweight, const Element* __restrict__ dout, const int* __restrict__ order, const int* __restrict__ sorted,
     int N, int V, int C) {
   const int first = blockIdx.x, token = sorted[first], c = (blockIdx.y * blockDim.x + threadIdx.x) * WIDTH;

@@ -5,7 +5,7 @@
 // Floor:   forward reads x and writes p: 2 n elements. Backward reads dout and p, writes dx: 3 n elements.
 #include "softmax.cuh"
 
-extern "C" __global__ void __launch_bounds__(512) softmax_forward(Element* p, const Element* x, int rows, int n) {
+extern "C" __global__ void __launch_bounds__(512, 1) softmax_forward(Element* p, const Element* x, int rows, int n) {
   __shared__ Real partial[32];
   const int r = blockIdx.x * blockDim.y + threadIdx.y;
   const Row row = row_of(min(r, rows - 1), n);  // threads beyond the last row go along, and write nothing
@@ -22,7 +22,7 @@ extern "C" __global__ void __launch_bounds__(512) softmax_forward(Element* p, co
   }
 }
 
-extern "C" __global__ void __launch_bounds__(512) softmax_backward(
+extern "C" __global__ void __launch_bounds__(512, 1) softmax_backward(
     Element* dx, const Element* dout, const Element* p, int rows, int n) {
   __shared__ Real partial[32];
   const int r = blockIdx.x * blockDim.y + threadIdx.y;

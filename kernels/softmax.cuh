@@ -2,6 +2,8 @@
 //
 // A row of n elements may begin anywhere, not only at a multiple of 16 bytes (a vocabulary of 50257, say): its vectors are
 // those of memory, and the first and the last of them may lie partly outside. `skew` is how many elements of the first do.
+//
+// The 1 in __launch_bounds__(512, 1): one block at a time is enough to ask for, else ptxas saves registers until it spills some.
 #pragma once
 
 struct Row {

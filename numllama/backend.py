@@ -12,7 +12,8 @@ from numllama.errors import DeviceError
 
 Array = Any  # a numpy.ndarray or a cupy.ndarray: whatever `xp_of` knows
 DTYPES = {"float32": np.float32, "float64": np.float64}
-BFLOAT16 = np.dtype(ml_dtypes.bfloat16)  # to keep weights in; nothing is computed in it on a CPU
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+TWO_BYTES = (BFLOAT16, np.dtype(np.float16))  # to keep numbers in, and for a GPU's matrix products; sums are in float32
 
 
 def xp_of(*arrays: Array) -> ModuleType:
@@ -55,8 +56,21 @@ def array_module(device: str) -> ModuleType:
         raise DeviceError("device 'cuda' needs an NVIDIA GPU and its driver, and none was found (see nvidia-smi)") from error
     if int(index or 0) >= count:
         raise DeviceError(f"device {device!r} was asked for, but this machine has {count} GPU(s), counted from 0")
+    try:
+        from cupy_backends.cuda.libs import cublas, nvrtc  # noqa: F401 - products, and a compiler for the kernels
+    except ImportError as error:
+        raise DeviceError("device 'cuda' needs cuBLAS and NVRTC, and one is missing: `numllama doctor` says which") from error
     cupy.cuda.Device(int(index or 0)).use()
     return cupy
+
+
+def out_of_memory(error: MemoryError) -> str:
+    """One sentence: what was asked for, what is free, which settings to lower. CuPy's error is a MemoryError too."""
+    if not type(error).__module__.startswith("cupy"):
+        return f"out of memory, a smaller model or batch may fit: {error}"
+    free, total = sys.modules["cupy"].cuda.runtime.memGetInfo()
+    settings = "lower batch_size or seq_len, or set shards, recompute or dtype bfloat16"
+    return f"out of GPU memory, {free / 1e6:,.0f} MB of {total / 1e6:,.0f} MB are free ({error}); {settings}"
 
 
 def as_array(values: Any) -> Array:
@@ -70,6 +84,26 @@ def float_dtype(name: str | np.dtype | type) -> np.dtype:
     if known not in DTYPES:
         raise ValueError(f"dtype is {known!r}, but must be one of {', '.join(DTYPES)}")
     return np.dtype(known)
+
+
+def compute_dtype(name: str | np.dtype | type) -> np.dtype:
+    """The dtype of activations: one of :func:`float_dtype`, or ``"bfloat16"`` or ``"float16"`` for mixed precision."""
+    known = getattr(name, "name", None) or getattr(name, "__name__", name)
+    choices = DTYPES | {dtype.name: dtype for dtype in TWO_BYTES}
+    if known not in choices:
+        raise ValueError(f"dtype is {known!r}, but must be one of {', '.join(choices)}")
+    return np.dtype(choices[known])
+
+
+def real_dtype(dtype: np.dtype) -> np.dtype:
+    """What goes with activations of a dtype: statistics, gains, losses, gradients of weights; float32 for two bytes."""
+    return np.dtype(np.float64 if dtype == np.float64 else np.float32)
+
+
+def default_dtype(device: str) -> str:
+    """What training computes in unless it is told: bfloat16 on a GPU that multiplies it (since Ampere, 2020), else float32."""
+    xp = array_module(device)
+    return "bfloat16" if xp is not np and int(xp.cuda.Device().compute_capability) >= 80 else "float32"
 
 
 def to_numpy(array: Array) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The command line:  numllama train | prepare ...
+"""The command line:  numllama train | prepare | doctor
 
 Every field of ModelConfig and TrainConfig is a flag. Exit codes: 0, 2 for what the user can mend, 130 after Ctrl-C.
 """
@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, Parameter
 
 from numllama import __version__
+from numllama.backend import out_of_memory
 from numllama.errors import NumllamaError
 from numllama.model import ModelConfig
 from numllama.training.config import TrainConfig
@@ -106,6 +107,22 @@ def prepare(
     return prepare_texts(list(texts), out, vocab_size, tokenizer, pattern, documents, errors, workers)
 
 
+@app.command
+def doctor() -> int:
+    """Say what training on a GPU needs, what of it is here, and which command mends what is not.
+
+    Exit code 0 if a GPU can be used, else 2. Training on a CPU needs none of it.
+    """
+    from numllama.cuda.doctor import examine, first_problem
+
+    findings = examine()
+    for part, found, mend in findings:
+        print(f"{part:9} {found}" if found else f"{part:9} MISSING: {mend}")
+    problem = first_problem(findings)
+    print(f"\ndevice 'cuda' cannot be used yet, mend first: {problem.part}" if problem else "\ndevice 'cuda' can be used")
+    return 2 if problem else 0
+
+
 def _given(flags: Any) -> dict[str, Any]:
     """The flags that were given."""
     return {name: value for name, value in asdict(flags).items() if value is not None}
@@ -122,7 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except MemoryError as error:
-        print(f"error: out of memory, a smaller model or batch may fit: {error}", file=sys.stderr)
+        print(f"error: {out_of_memory(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -23,10 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from numllama.backend import BFLOAT16
+from numllama.backend import BFLOAT16, TWO_BYTES
 from numllama.cuda.launch import runs_here
-
-TWO_BYTES = (BFLOAT16, np.dtype(np.float16))
 
 # An array of up to 8 MiB of floats is left whole: a processor's last cache holds it, and fewer calls mean fewer moments at
 # which threads wait for the interpreter's lock. Larger ones would go through main memory once for every step of an op.
@@ -91,7 +89,6 @@ def _first_dtype(values: tuple) -> np.dtype | None:
 def _in_float32(run: Callable, is_forward: bool, args: tuple, kwargs: dict) -> Any:
     """Call an op on float32 copies of what is in two bytes, and round what belongs there."""
     dtype = _first_dtype((*args, *kwargs.values()))
-    target = kwargs.pop("out", None)
     known = {}  # id of what the op is given, or makes -> what that is for the caller, and the former itself, to keep its id
 
     def widen(value):
@@ -101,13 +98,17 @@ def _in_float32(run: Callable, is_forward: bool, args: tuple, kwargs: dict) -> A
         known[id(wide)] = value, wide
         return wide
 
+    def rounded(value):
+        with np.errstate(over="ignore"):  # what float16 cannot hold is infinite
+            return value.astype(dtype)
+
     def narrow(value):
         if isinstance(value, tuple):
             return tuple(map(narrow, value))
         if id(value) not in known:
             is_row = is_forward or value.ndim > 1 or value.shape == getattr(args[0], "shape", None)
             belongs = getattr(value, "dtype", None) == np.float32 and value.ndim > 0 and is_row
-            known[id(value)] = value.astype(dtype) if belongs else value, value
+            known[id(value)] = rounded(value) if belongs else value, value
         return known[id(value)][0]
 
     def as_kept(value):
@@ -115,15 +116,16 @@ def _in_float32(run: Callable, is_forward: bool, args: tuple, kwargs: dict) -> A
             return tuple(map(as_kept, value))
         return known[id(value)][0] if id(value) in known else value
 
-    result = run(*widen(args), **{name: widen(value) for name, value in kwargs.items()})
+    wide_args, wide_kwargs = widen(args), {name: widen(value) for name, value in kwargs.items()}
+    result = run(*wide_args, **wide_kwargs)
     if is_forward:
         out, kept = result
         return narrow(out), as_kept(kept)
-    result = narrow(result)
-    if target is not None:
-        target[...] = result
-        return target
-    return result
+    buffers = zip((*args[2:], *kwargs.values()), (*wide_args[2:], *wide_kwargs.values()), strict=True)
+    for buffer, wide in buffers:  # what comes after dout and cache is written to
+        if wide is not buffer:
+            buffer[...] = rounded(wide)
+    return narrow(result)
 
 
 def _has_many_rows(args: tuple) -> bool:

@@ -212,7 +212,8 @@ MISTAKES = [
     Mistake(
         "the residual stream's gradient cut off",
         "model/block.py",
-        'return dout + NORM[c.norm][1](dn, norm_cache, g, "ffn_norm")', 'return NORM[c.norm][1](dn, norm_cache, g, "ffn_norm")',
+        'return ADD_NORM[c.norm][1](dout, dn, norm_cache, g, "ffn_norm")',
+        'return ADD_NORM[c.norm][1](0 * dout, dn, norm_cache, g, "ffn_norm")',
         f"{MODEL}::test_every_gradient_against_differences[cpu-llama]",
     ),
     Mistake(
@@ -257,7 +258,8 @@ MISTAKES = [
     ),
     Mistake(
         "float64 RoPE tables on the float32 path",
-        "model/transformer.py", "c.rope_theta, c.rope_scaling, self.dtype)", 'c.rope_theta, c.rope_scaling, "float64")',
+        "model/transformer.py",
+        "c.rope_theta, c.rope_scaling, real_dtype(self.dtype))", 'c.rope_theta, c.rope_scaling, "float64")',
         f"{MODEL}::test_a_float32_step_meets_no_float64[cpu-llama-plain]",
     ),
     Mistake(
@@ -432,5 +434,30 @@ MISTAKES = [
         "a kernel that is chosen and its refusal taken for a result",
         "dispatch.py", "if result is not NotImplemented:", "if True:",
         "cuda/test_dropout.py::test_what_the_kernel_does_not_take_runs_as_the_op_says",
+    ),
+    Mistake(
+        "weights that the model computes with and the optimizer forgets",
+        "optim/adamw.py", "copy = self.params.rounded_part(part)", "copy = None",
+        "model/test_mixed_precision.py::test_an_optimizer_steps_float32_and_brings_the_copy_up_to_date[adamw-bfloat16]",
+    ),
+    Mistake(
+        "the gradient of a tied or untied head rounded to two bytes",
+        "model/transformer.py", "dhead = self.xp.zeros_like(self._head(self.params))", "dhead = None",
+        "model/test_mixed_precision.py::test_no_gradient_of_a_matrix_is_rounded_to_two_bytes[llama-bfloat16]",
+    ),
+    Mistake(
+        "gradients that are scaled and stay so",
+        "training/trainer.py", "grads.flat *= 1 / self.scale", "pass",
+        "model/test_mixed_precision.py::test_what_is_reported_and_clipped_is_the_gradient_without_the_scale",
+    ),
+    Mistake(
+        "a product that forgets what it was to be added to",
+        "cuda/linear.py", "gemm(dout, weight, dx.reshape(-1, I), beta=1.0)", "gemm(dout, weight, dx.reshape(-1, I))",
+        "cuda/test_gemm.py::test_gradients_of_an_input_of_several_maps_add_up_inside_the_product[bfloat16]",
+    ),
+    Mistake(
+        "a transposed view taken for a matrix of rows",
+        "cuda/gemm.py", "return Operand(x, TRANSPOSED,", "return Operand(x, NORMAL,",
+        "cuda/test_gemm.py::test_every_layout_gives_the_product[(65, 96, 33)-()-float32]",
     ),
 ]  # fmt: skip

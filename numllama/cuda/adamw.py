@@ -2,7 +2,7 @@
 
 from math import sqrt
 
-from numllama.backend import Array
+from numllama.backend import Array, real_dtype
 from numllama.cuda import launch
 
 
@@ -18,7 +18,7 @@ def adamw_update(
     weight_decay: float,
     copy: Array | None = None,
 ) -> None:
-    real = launch.real_dtype(w.dtype)
+    real = real_dtype(w.dtype)
     if w.dtype != real or not launch.is_plain(w, g, m, v) or not (copy is None or launch.is_plain(copy)):
         return NotImplemented
     beta1, beta2 = betas

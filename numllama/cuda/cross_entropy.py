@@ -4,7 +4,7 @@ from math import prod
 
 import numpy as np
 
-from numllama.backend import Array, xp_of
+from numllama.backend import Array, real_dtype, xp_of
 from numllama.checks import check_ids
 from numllama.cuda import launch
 from numllama.cuda.launch import int32
@@ -25,7 +25,7 @@ def cross_entropy_forward(
         return NotImplemented
     V, N = logits.shape[-1], prod(logits.shape[:-1])
     check_ids("targets", targets, V, ignore_index)
-    real = launch.real_dtype(logits.dtype)
+    real = real_dtype(logits.dtype)
     losses, lse = launch.empty(logits, (N,), real), launch.empty(logits, targets.shape, real)
     kept = launch.empty(logits, targets.shape, targets.dtype)
     loss, count_out = launch.empty(logits, (), real), launch.empty(logits, (), real)
@@ -41,7 +41,7 @@ def cross_entropy_forward(
 
 def cross_entropy_backward(dout: Array | float, cache: tuple, *, out: Array | None = None) -> Array:
     logits, kept, lse, count = cache
-    real = launch.real_dtype(logits.dtype)
+    real = real_dtype(logits.dtype)
     on_device = launch.backend.owns(dout)
     if (
         not launch.is_plain(logits)

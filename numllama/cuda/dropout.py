@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from numllama.backend import Array
+from numllama.backend import Array, real_dtype
 from numllama.cuda import launch
 from numllama.ops.dropout import fold_key
 
@@ -24,7 +24,7 @@ def _masked(x: Array, p: float, key: Sequence[int]) -> Array:
         return NotImplemented
     out = launch.empty(x, x.shape, x.dtype)
     low, high = fold_key(key)
-    scale = launch.real_dtype(x.dtype).type(1 / (1 - p))
+    scale = real_dtype(x.dtype).type(1 / (1 - p))
     values = [np.uint32(low), np.uint32(high), np.uint32(int(p * 2**32)), scale]
     launch.elementwise("dropout", "dropout", [out, x], values)
     return out

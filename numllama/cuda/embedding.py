@@ -4,7 +4,7 @@ from math import prod
 
 import numpy as np
 
-from numllama.backend import Array, xp_of
+from numllama.backend import Array, real_dtype, xp_of
 from numllama.checks import check_ids
 from numllama.cuda import launch
 from numllama.cuda.launch import int32
@@ -31,7 +31,7 @@ def embedding_forward(tokens: Array, weight: Array) -> tuple[Array, tuple]:
 
 def embedding_backward(dout: Array, cache: tuple, into: Array | None = None) -> Array:
     tokens, weight = cache
-    real, (V, C) = launch.real_dtype(dout.dtype), weight.shape
+    real, (V, C) = real_dtype(dout.dtype), weight.shape
     N = prod(tokens.shape)
     if (
         not _takes_tokens(tokens)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numllama.backend import BFLOAT16, Array
+from numllama.backend import BFLOAT16, TWO_BYTES, Array, real_dtype
 from numllama.errors import DeviceError
 
 int32, int64 = np.int32, np.int64  # what a launcher writes for an int and a long long
@@ -33,7 +33,7 @@ C_NAMES = {
 }  # fmt: skip
 DTYPES = {name: dtype for dtype, name in C_NAMES.items()} | {"Index": np.dtype(np.int64)}
 
-FLOATS = (np.dtype(np.float32), np.dtype(np.float64), BFLOAT16, np.dtype(np.float16))
+FLOATS = (np.dtype(np.float32), np.dtype(np.float64), *TWO_BYTES)
 
 MAX_THREADS = 1024                                      # of a block
 MAX_BLOCK = (1024, 1024, 64)
@@ -210,11 +210,6 @@ def _kernels(text: str, defines: dict[str, str]) -> dict[str, tuple[Parameter, .
 # ------------------------------------------------------------------------------------------------ what launchers share
 
 
-def real_dtype(dtype: np.dtype) -> np.dtype:
-    """What kernels compute and keep statistics in, ``Real``: float64 for float64, else float32."""
-    return np.dtype(np.float64 if dtype == np.float64 else np.float32)
-
-
 def is_plain(*arrays: Array) -> bool:
     """Whether kernels can take these: contiguous, not empty, and all of one floating type."""
     dtype = arrays[0].dtype
@@ -308,6 +303,11 @@ class CuPy:
             function.max_dynamic_shared_size_bytes = shared_bytes
         null = np.uintp(0)
         function(grid, block, tuple(null if arg is None else arg for arg in args), shared_mem=shared_bytes)
+
+    def gemm(self, *call: Any) -> None:
+        from numllama.cuda.gemm import cublas_gemm
+
+        cublas_gemm(*call)
 
 
 backend: Any = CuPy()

@@ -2,7 +2,7 @@
 
 from math import prod
 
-from numllama.backend import Array
+from numllama.backend import Array, real_dtype
 from numllama.cuda import launch
 
 WORKERS = 512  # rows of threads in all that add up dweight for themselves: enough to fill a GPU, few enough to add at the end
@@ -31,7 +31,7 @@ def takes_rows(weight: Array, *rows: Array) -> bool:
         launch.is_plain(*rows)
         and x.ndim > 1
         and weight.shape == x.shape[-1:]
-        and weight.dtype == launch.real_dtype(x.dtype)
+        and weight.dtype == real_dtype(x.dtype)
         and weight.flags.c_contiguous
         and _backward_bytes(x, weight) <= MAX_SHARED_BYTES
     )
@@ -47,7 +47,7 @@ def forward(op: str, arrays: tuple, x: Array, eps: float) -> None:
     C, N = x.shape[-1], prod(x.shape[:-1])
     width = launch.width(x.dtype, C, arrays=arrays)
     threads, rows = launch.row_block(C, width)
-    real = launch.real_dtype(x.dtype)
+    real = real_dtype(x.dtype)
     args = [*arrays, launch.int32(N), launch.int32(C), real.type(eps)]
     shared = rows * C * real.itemsize
     launch.launch(op, f"{op}_forward", launch.blocks(N, rows), (threads, rows), args, shared, DTYPE=x.dtype, WIDTH=width)

@@ -1,6 +1,6 @@
 """Launchers of RoPE's kernel. Heads are read where they lie, and written as (B, T, H, D) seen as (B, H, T, D)."""
 
-from numllama.backend import Array
+from numllama.backend import Array, real_dtype
 from numllama.cuda import launch
 from numllama.cuda.launch import int32, int64
 
@@ -16,7 +16,7 @@ def rope_backward(dout: Array, cache: tuple) -> Array:
 
 
 def _turned(x: Array, cos: Array, sin: Array, layout: str, sign: int) -> Array:
-    real = launch.real_dtype(x.dtype)
+    real = real_dtype(x.dtype)
     if x.ndim != 4 or x.size == 0 or x.dtype not in launch.FLOATS or cos.dtype != real or sin.dtype != real:
         return NotImplemented
     B, H, T, D = x.shape

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from numllama import ops
-from numllama.backend import Array, xp_of
+from numllama.backend import Array, real_dtype, xp_of
 from numllama.model.config import ModelConfig
 
 
@@ -51,8 +51,8 @@ def linear_forward(x, w, name, context):
     return ops.linear_forward(x, w[name], w.get(f"{name}_bias"))
 
 
-def linear_backward(dout, cache, g, name):
-    dx, _, *dbias = ops.linear_backward(dout, cache, into=g[name])
+def linear_backward(dout, cache, g, name, dx=None):
+    dx, _, *dbias = ops.linear_backward(dout, cache, into=g[name], dx=dx)
     if dbias:
         g[f"{name}_bias"] += dbias[0]
     return dx
@@ -100,7 +100,7 @@ def add_layernorm_backward(dx, dout, cache, g, name):
 
 
 def l2norm_forward(x, w, name, context):
-    return ops.rmsnorm_forward(x, xp_of(x).ones(x.shape[-1], x.dtype), context.config.norm_eps)
+    return ops.rmsnorm_forward(x, xp_of(x).ones(x.shape[-1], real_dtype(x.dtype)), context.config.norm_eps)
 
 
 def l2norm_backward(dout, cache, g, name):
@@ -175,9 +175,9 @@ def attention_block_backward(dout: Array, cache: tuple, g: dict[str, Array]) -> 
     dq = merge_heads(stages_backward(dq, q_stages, g, "q_norm"))       # (B, T, H·D)
     dk = merge_heads(stages_backward(dk, k_stages, g, "k_norm"))       # (B, T, K·D)
     dn = linear_backward(dq, q_cache, g, "wq")                         # n fed three maps: their gradients add
-    dn += linear_backward(dk, k_cache, g, "wk")
-    dn += linear_backward(merge_heads(dv), v_cache, g, "wv")
-    return dout + NORM[c.norm][1](dn, norm_cache, g, "attn_norm")
+    linear_backward(dk, k_cache, g, "wk", dx=dn)
+    linear_backward(merge_heads(dv), v_cache, g, "wv", dx=dn)
+    return ADD_NORM[c.norm][1](dout, dn, norm_cache, g, "attn_norm")   # x went on as it was, too
 
 
 def stages_forward(x: Array, w: dict[str, Array], name: str, context: Context) -> tuple[Array, list]:
@@ -222,8 +222,7 @@ def swiglu_backward(dout, caches, g):
     gate_cache, up_cache, cache = caches
     dgate, dup = ops.swiglu_backward(dout, cache)
     dn = linear_backward(dgate, gate_cache, g, "w_gate")
-    dn += linear_backward(dup, up_cache, g, "w_up")
-    return dn
+    return linear_backward(dup, up_cache, g, "w_up", dx=dn)
 
 
 def gelu_forward(n, w, context):

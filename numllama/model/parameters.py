@@ -54,6 +54,8 @@ class Parameters(Mapping):
     shapes : dict
         From :func:`parameter_shapes`.
     flat : array, shape (number of parameters,)
+    vectors : Parameters, optional
+        Whose gains and biases these share; `flat` then holds matrices only.
 
     Attributes
     ----------
@@ -62,13 +64,17 @@ class Parameters(Mapping):
         The leading part of `flat`: everything with two axes.
     blocks : list of dict
         For each block its views, named without ``blocks.{i}.``.
+    rounded : Parameters, optional
+        These in two bytes, for mixed precision: see :meth:`rounded_to`.
     """
 
-    def __init__(self, shapes: dict[str, tuple[int, ...]], flat: Array) -> None:
+    def __init__(self, shapes: dict[str, tuple[int, ...]], flat: Array, vectors: "Parameters | None" = None) -> None:
         self.shapes, self.flat = shapes, flat
+        self.rounded: Parameters | None = None
         self._views, start = {}, 0
         for name, shape in shapes.items():
-            self._views[name] = flat[start : start + prod(shape)].reshape(shape)
+            is_shared = vectors is not None and len(shape) == 1
+            self._views[name] = vectors[name] if is_shared else flat[start : start + prod(shape)].reshape(shape)
             start += prod(shape)
         self.matrices = flat[: sum(prod(shape) for shape in shapes.values() if len(shape) == 2)]
         self.blocks: list[dict[str, Array]] = []
@@ -98,6 +104,25 @@ class Parameters(Mapping):
     def get(self, name: str, default: Array | None = None) -> Array | None:
         """The view of that name, or `default`: a bias that a model may not have."""
         return self._views.get(name, default)
+
+    def rounded_to(self, dtype: np.dtype) -> "Parameters":
+        """What mixed precision computes with: the matrices in `dtype`, and the gains and biases themselves.
+
+        Whoever changes these parameters brings the copy up to date, as optimizers do, or calls :meth:`round`.
+        """
+        flat = xp_of(self.flat).empty(self.matrices.size, dtype)
+        self.rounded = Parameters(self.shapes, flat, vectors=self)
+        self.round()
+        return self.rounded
+
+    def round(self) -> None:
+        """Bring the copy in two bytes up to date, if there is one."""
+        if self.rounded is not None:
+            self.rounded.flat[...] = self.matrices
+
+    def rounded_part(self, part: slice) -> Array | None:
+        """The copy of ``flat[part]`` in two bytes; None if there is none, as of gains and biases."""
+        return None if self.rounded is None or part.start >= self.matrices.size else self.rounded.flat[part]
 
     def zeros_like(self) -> "Parameters":
         """Zeros of the same layout: gradients, or a moment of an optimizer."""

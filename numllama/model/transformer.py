@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from numllama import ops
-from numllama.backend import Array, array_module, as_array, float_dtype, to_numpy, xp_of
+from numllama.backend import TWO_BYTES, Array, array_module, as_array, compute_dtype, real_dtype, to_numpy, xp_of
 from numllama.checks import check_ids, check_shape, checked_ids
 from numllama.model.block import (
     NORM,
@@ -35,7 +35,8 @@ class Transformer:
     device : str
         ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
     dtype : str
-        Of all computation: ``"float32"``, or ``"float64"`` for checking.
+        Of all computation: ``"float32"``, or ``"float64"`` for checking. ``"bfloat16"`` or ``"float16"`` is mixed precision, made
+        for GPUs: matrices and activations in two bytes; parameters, gradients, gains, statistics and losses in float32.
     params : Parameters, optional
         Weights to use in place of new ones. In bfloat16 they take half the memory of float32 and become float32 as they are
         used: for a model that would not fit otherwise, and not for training.
@@ -44,6 +45,9 @@ class Transformer:
     ----------
     params : Parameters
         All weights by name, as views of one flat buffer.
+    weights : Parameters
+        What is computed with: `params`, or in mixed precision their copy in two bytes. An optimizer keeps it up to date;
+        whoever else writes to `params` calls ``params.round()``.
     generation_config : dict
         What the checkpoint says about generation, as Hugging Face's ``generation_config.json``; saved with the model.
     """
@@ -57,8 +61,9 @@ class Transformer:
         params: Parameters | None = None,
     ) -> None:
         self.config, self.device = config, device
-        self.xp, self.dtype = array_module(device), float_dtype(dtype)
-        self.params = initial_parameters(config, seed, self.dtype, self.xp) if params is None else params
+        self.xp, self.dtype = array_module(device), compute_dtype(dtype)
+        self.params = initial_parameters(config, seed, real_dtype(self.dtype), self.xp) if params is None else params
+        self.weights = self.params.rounded_to(self.dtype) if self.dtype in TWO_BYTES else self.params
         self.generation_config: dict[str, Any] = {}
         self._table: tuple[Array, Array] | None = None  # RoPE's, for positions 0, 1, 2, ...
 
@@ -80,7 +85,7 @@ class Transformer:
         tokens = self._check_tokens(tokens)
         context = self._context(tokens, positions=positions)
         n, _ = self._norm(self._hidden(tokens, context), context)
-        return ops.linear_forward(n, self._head(self.params))[0]
+        return ops.linear_forward(n, self._head(self.weights))[0]
 
     def loss(self, tokens: Array, targets: Array, *, count: int | None = None, segments: Array | None = None) -> Array:
         """Mean negative log-likelihood of the targets, in nats, without dropout; arguments as :meth:`loss_and_grads`."""
@@ -100,6 +105,7 @@ class Transformer:
         segments: Array | None = None,
         key: tuple[int, ...] | None = None,
         recompute: bool = False,
+        scale: float = 1.0,
     ) -> tuple[Array, Parameters]:
         """The loss and its gradient with respect to every parameter.
 
@@ -121,6 +127,8 @@ class Transformer:
             Names the dropout masks: (seed, step), say. Without one, nothing is dropped.
         recompute : bool
             Keep only each layer's input and run it forward again on the way back: less memory, about a third more time.
+        scale : float
+            What all gradients are multiplied by, on their whole way back: in float16 small ones would be lost.
 
         Returns
         -------
@@ -130,7 +138,7 @@ class Transformer:
         """
         tokens = self._check_tokens(tokens)
         targets = self._check_targets(targets, tokens)
-        if self.params.flat.dtype != self.dtype:
+        if self.params.flat.dtype != real_dtype(self.dtype):
             raise ValueError(f"weights kept in {self.params.flat.dtype} cannot be trained: load the model with dtype='float32'")
         grads = self.params.zeros_like() if grads is None else grads
         self.params.check_layout("grads", grads)
@@ -138,20 +146,20 @@ class Transformer:
 
         x, embed_cache = self._embed_forward(tokens, context)          # (B, T, C)
         caches = []
-        for i, w in enumerate(self.params.blocks):
+        for i, w in enumerate(self.weights.blocks):
             out, cache = layer_forward(x, w, context, i)
             caches.append(x if recompute else cache)
             x = out
             del cache
         n, norm_cache = self._norm(x, context)
-        loss, dn, dhead = self._head_loss_and_grads(n, targets, count)
+        loss, dn, dhead = self._head_loss_and_grads(n, targets, count, scale)
 
         dx = NORM[self.config.norm][1](dn, norm_cache, grads, "norm")
         del x, out, n, norm_cache, dn                                  # memory falls from here on
         for i in reversed(range(self.config.n_layers)):
             cache = caches.pop()
             if recompute:
-                _, cache = layer_forward(cache, self.params.blocks[i], context, i)
+                _, cache = layer_forward(cache, self.weights.blocks[i], context, i)
             dx = layer_backward(dx, cache, grads.blocks[i])
             del cache
         self._embed_backward(dx, embed_cache, grads, dhead)
@@ -175,11 +183,11 @@ class Transformer:
 
     def _embed_forward(self, tokens: Array, context: Context) -> tuple[Array, tuple]:
         with checked_ids():
-            x, embed_cache = ops.embedding_forward(tokens, self.params["embed"])
+            x, embed_cache = ops.embedding_forward(tokens, self.weights["embed"])
         x = x.astype(self.dtype, copy=False)                           # rows of weights kept in bfloat16
         pos_cache = None
         if self.config.positions == "learned":
-            pos, pos_cache = ops.embedding_forward(context.positions, self.params["pos_embed"])
+            pos, pos_cache = ops.embedding_forward(context.positions, self.weights["pos_embed"])
             x += pos                                                   # (B, T, C) + (T, C) or (B, T, C)
         x, dropout_cache = dropout_forward(x, 0, context)
         return x, (embed_cache, pos_cache, dropout_cache)
@@ -188,7 +196,8 @@ class Transformer:
         embed_cache, pos_cache, dropout_cache = cache
         dx = dropout_backward(dx, dropout_cache)
         if pos_cache is not None:
-            dpos = dx if pos_cache[0].ndim == 2 else dx.sum(0)         # shared positions collect from all sequences
+            shared = pos_cache[0].ndim == 1                            # positions collect from all sequences then
+            dpos = dx.sum(0, dtype=real_dtype(dx.dtype)) if shared else dx
             ops.embedding_backward(dpos, pos_cache, into=grads["pos_embed"])
         if self.config.tie_embeddings:
             grads["embed"] += ops.embedding_backward(dx, embed_cache, into=dhead)
@@ -199,12 +208,12 @@ class Transformer:
     def _hidden(self, tokens: Array, context: Context) -> Array:
         """The residual stream after the last layer."""
         x, _ = self._embed_forward(tokens, context)
-        for i, w in enumerate(self.params.blocks):
+        for i, w in enumerate(self.weights.blocks):
             x = layer_forward(x, w, context, i)[0]
         return x
 
     def _norm(self, x: Array, context: Context) -> tuple[Array, tuple]:
-        return NORM[self.config.norm][0](x, self.params, "norm", context)
+        return NORM[self.config.norm][0](x, self.weights, "norm", context)
 
     def _head(self, params: Parameters) -> Array:
         return params["embed" if self.config.tie_embeddings else "head"]
@@ -223,24 +232,27 @@ class Transformer:
         chunks, count = self._chunks(n, targets, count)
         loss = 0
         for rows, row_targets in chunks:
-            logits, _ = ops.linear_forward(rows, self._head(self.params))
+            logits, _ = ops.linear_forward(rows, self._head(self.weights))
             with checked_ids():
                 loss = loss + ops.cross_entropy_forward(logits, row_targets, count=count)[0]
         return loss
 
-    def _head_loss_and_grads(self, n: Array, targets: Array, count: int | None) -> tuple[Array, Array, Array]:
+    def _head_loss_and_grads(self, n: Array, targets: Array, count: int | None, scale: float) -> tuple[Array, Array, Array]:
         """Loss, dn and the head's gradient, forward and backward at once for each chunk of rows."""
         chunks, count = self._chunks(n, targets, count)
         loss, dn, dhead = 0, [], None
+        if self.weights is not self.params:                            # a gradient in float32 for a matrix in two bytes
+            dhead = self.xp.zeros_like(self._head(self.params))
         for rows, row_targets in chunks:
-            logits, head_cache = ops.linear_forward(rows, self._head(self.params))      # (rows, V)
+            logits, head_cache = ops.linear_forward(rows, self._head(self.weights))      # (rows, V)
             with checked_ids():
                 part, loss_cache = ops.cross_entropy_forward(logits, row_targets, count=count)
-            dlogits = ops.cross_entropy_backward(1.0, loss_cache, out=logits)           # logits are gone
+            dlogits = ops.cross_entropy_backward(scale, loss_cache, out=logits)         # logits are gone
             drows, dhead = ops.linear_backward(dlogits, head_cache, into=dhead)
             loss = loss + part
             dn.append(drows)
-        return loss, xp_of(n).concatenate(dn).reshape(n.shape), dhead
+        dn = dn[0] if len(dn) == 1 else xp_of(n).concatenate(dn)
+        return loss, dn.reshape(n.shape), dhead
 
     # -------------------------------------------------------------------------------------------- inputs
 
@@ -266,7 +278,7 @@ class Transformer:
 
     def _rope(self, positions: Array) -> tuple[Array, Array]:
         c = self.config
-        return ops.rope_table(positions, c.head_dim, c.rope_theta, c.rope_scaling, self.dtype)
+        return ops.rope_table(positions, c.head_dim, c.rope_theta, c.rope_scaling, real_dtype(self.dtype))
 
     def _rope_table(self, T: int) -> tuple[Array, Array]:
         """The rows of positions 0..T-1, computed once."""

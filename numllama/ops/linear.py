@@ -40,7 +40,7 @@ def linear_forward(x: Array, weight: Array, bias: Array | None = None) -> tuple[
 
 
 @accelerated
-def linear_backward(dout: Array, cache: tuple, into: Array | None = None) -> tuple[Array, ...]:
+def linear_backward(dout: Array, cache: tuple, into: Array | None = None, dx: Array | None = None) -> tuple[Array, ...]:
     """Gradients of :func:`linear_forward`: ``dx, dweight``, and ``dbias`` if there was a bias.
 
     Parameters
@@ -49,12 +49,17 @@ def linear_backward(dout: Array, cache: tuple, into: Array | None = None) -> tup
     cache : tuple
     into : array, shape (O, I), optional
         A buffer that the weight's gradient is added to, and that is then returned as ``dweight``.
+    dx : array, shape (..., I), optional
+        A buffer that x's gradient is added to, where x fed several maps; it is then returned.
     """
     x, weight, bias = cache
     O, I = weight.shape  # noqa: E741
     check_shape("dout", dout, (*x.shape[:-1], O))
     dout = dout.reshape(-1, O)                                         # (N, O)
-    dx = (dout @ weight).reshape(x.shape)                              # (..., I)
+    if dx is None:
+        dx = (dout @ weight).reshape(x.shape)                          # (..., I)
+    else:
+        dx += (dout @ weight).reshape(x.shape)
     dweight = dout.T @ x.reshape(-1, I)                                # (O, I)
     if into is not None:
         into += dweight

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from numllama.backend import to_numpy
+from numllama.backend import compute_dtype, real_dtype, to_numpy
 from numllama.errors import CheckpointError
 from numllama.model import ModelConfig, Parameters, Transformer
 from numllama.optim.optimizer import Optimizer
@@ -82,6 +82,7 @@ def load_checkpoint(folder: Path, model: Transformer, optimizer: Optimizer | Non
     for name, tensors in read.items():  # all files are known to be good: nothing is changed by halves
         for key, value in tensors.items():
             views[name][key][...] = model.xp.asarray(value)
+    model.params.round()
     if optimizer:
         optimizer.steps = state["optimizer_steps"]
     return state
@@ -95,13 +96,14 @@ def load_run(path: str | Path, device: str = "cpu", dtype: str | None = None, wh
     path : path
         A run's folder, or one step folder of it.
     device, dtype : str
-        Where to put the model; default dtype as it was trained.
+        Where to put the model; default dtype as it was trained, on a CPU float32 for what was trained in two bytes.
     which : str
         ``"best"`` or ``"latest"``.
     """
     folder = find_step(Path(path), which)
     state = read_state(folder)
-    model = Transformer(ModelConfig.from_dict(state["model"]), device=device, dtype=dtype or state["dtype"])
+    trained = real_dtype(compute_dtype(state["dtype"])).name if device == "cpu" else state["dtype"]
+    model = Transformer(ModelConfig.from_dict(state["model"]), device=device, dtype=dtype or trained)
     load_checkpoint(folder, model)
     return model
 

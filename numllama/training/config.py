@@ -9,6 +9,7 @@ from numllama.optim import SGD, AdamW
 from numllama.optim.optimizer import Optimizer
 
 OPTIMIZERS = ("adamw", "sgd")
+COMPUTE_DTYPES = (None, "float32", "float64", "bfloat16", "float16")
 OPTIONAL = ("seq_len", "min_lr", "shards", "workers")
 COUNTS = ("steps", "batch_size", "seq_len", "shards", "workers", "eval_every", "eval_batches")
 RULES = (
@@ -55,6 +56,9 @@ class TrainConfig:
         Threads that run the shards; does not change the result. Default one for each core.
     recompute : bool
         Keep less for backward and compute it again: less memory, more time.
+    dtype : str
+        What is computed in: float32, float64, or for a GPU bfloat16 or float16, with float32 where sums and small steps need
+        it. Default bfloat16 on a GPU that multiplies it, else float32.
     eval_every : int
         Steps between evaluations on the validation split, each followed by a checkpoint.
     eval_batches : int
@@ -77,6 +81,7 @@ class TrainConfig:
     shards: int | None = None
     workers: int | None = None
     recompute: bool = False
+    dtype: str | None = None
     eval_every: int = 250
     eval_batches: int = 20
     seed: int = 0
@@ -84,6 +89,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"optimizer is {self.optimizer!r}, but must be one of {', '.join(OPTIMIZERS)}")
+        if self.dtype not in COMPUTE_DTYPES:
+            raise ValueError(f"dtype is {self.dtype!r}, but must be one of {', '.join(map(str, COMPUTE_DTYPES[1:]))}")
         for names, kind, allowed, words in RULES:
             for name in names:
                 value = getattr(self, name)

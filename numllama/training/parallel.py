@@ -68,6 +68,7 @@ class Workers:
         shards: int,
         key: tuple[int, ...] | None = None,
         recompute: bool = False,
+        scale: float = 1.0,
     ) -> tuple[float, Parameters]:
         """As :meth:`Transformer.loss_and_grads`, shard by shard; the next call fills the same buffer again.
 
@@ -78,6 +79,7 @@ class Workers:
         key : tuple of int, optional
             Of the dropout masks; each shard appends its index.
         recompute : bool
+        scale : float
         """
         shards = min(shards, len(tokens))
         count = max(1, int((targets != IGNORE).sum()))
@@ -87,7 +89,8 @@ class Workers:
 
         def add_shard(i: int, grads: Parameters) -> float:
             shard_key = None if key is None else (*key, i)
-            loss, _ = self.model.loss_and_grads(*parts[i], grads=grads, count=count, key=shard_key, recompute=recompute)
+            options = dict(count=count, key=shard_key, recompute=recompute, scale=scale)
+            loss, _ = self.model.loss_and_grads(*parts[i], grads=grads, **options)
             return float(loss)
 
         if runs_here((self._total.flat,)):  # kernels add to the buffer itself, and one shard at a time fills a GPU

@@ -13,7 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 import numllama
-from numllama.backend import array_module
+from numllama.backend import array_module, default_dtype
 from numllama.errors import CheckpointError, NumllamaError
 from numllama.generation import generate
 from numllama.model import ModelConfig, Transformer, count_parameters
@@ -74,8 +74,9 @@ def train_run(
         dataset = _open_data(data, tokenizer)
         model_config = ModelConfig.preset(preset, **{"vocab_size": dataset.vocab_size, **model_changes})
         config = replace(recipe(preset), **train_changes)
+    config = replace(config, dtype=config.dtype or default_dtype(device))
 
-    model = Transformer(model_config, seed=config.seed, device=device)
+    model = Transformer(model_config, seed=config.seed, device=device, dtype=config.dtype)
     trainer = Trainer(model, dataset, config, out)
     if resume and (out / "latest.json").exists():  # a run that was killed before its first checkpoint starts again
         trainer.resume()

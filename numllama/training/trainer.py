@@ -16,6 +16,7 @@ from numllama.training.data import Dataset, all_windows, random_batch
 from numllama.training.parallel import Workers, shard_count, training_settings
 
 MAX_SKIPPED = 5  # so many steps in a row without a finite loss end the run
+LARGEST_SCALE, STEPS_TO_GROW = 2.0**16, 2000  # of gradients in float16: see Trainer.scale
 VAL_STREAM = 2**32  # validation estimates draw their batches apart from any training step
 
 
@@ -77,6 +78,9 @@ class Trainer:
         The lowest validation estimate so far.
     skipped : int
         How many steps were skipped because something was not finite.
+    scale : float
+        What gradients are multiplied by on their way back, so that small ones survive in float16 (Micikevicius et al. 2018,
+        section 3.2). Halved when one overflows, and its step is skipped; doubled after 2000 steps without. 1 in other dtypes.
     """
 
     def __init__(self, model: Transformer, data: Dataset, config: TrainConfig, out: str | Path | None = None) -> None:
@@ -90,6 +94,7 @@ class Trainer:
         self.model, self.data, self.out = model, data, Path(out) if out else None
         self.optimizer = self.config.make_optimizer(model.params)
         self.step, self.best, self.skipped, self._skipped_in_a_row = 0, math.inf, 0, 0
+        self.scale, self._steps_since_change = (LARGEST_SCALE if model.dtype == "float16" else 1.0), 0
         self.workers = Workers(model, config.workers)
 
     # -------------------------------------------------------------------------------------------- the loop
@@ -111,7 +116,10 @@ class Trainer:
         step = self.step + 1
         lr = self.learning_rate(step)
         tokens, targets = random_batch(self.data.train, c.batch_size, c.seq_len, c.seed, step)
-        loss, grads = self.workers.loss_and_grads(tokens, targets, c.shards, key=(c.seed, step), recompute=c.recompute)
+        options = dict(key=(c.seed, step), recompute=c.recompute, scale=self.scale)
+        loss, grads = self.workers.loss_and_grads(tokens, targets, c.shards, **options)
+        if self.scale != 1:
+            grads.flat *= 1 / self.scale
         norm = clip_grad_norm(grads, c.clip)
         finite = math.isfinite(loss) and math.isfinite(norm)
         if finite:
@@ -129,6 +137,13 @@ class Trainer:
 
     def _note(self, finite: bool) -> None:
         """Count steps that were skipped, and end a run that does nothing else."""
+        self._steps_since_change += 1
+        if self.scale > 1 and not finite:
+            self.scale, self._steps_since_change = self.scale / 2, 0
+            self.skipped += 1
+            return
+        if 1 < self.scale < LARGEST_SCALE and self._steps_since_change >= STEPS_TO_GROW:
+            self.scale, self._steps_since_change = 2 * self.scale, 0
         self._skipped_in_a_row = 0 if finite else self._skipped_in_a_row + 1
         self.skipped += not finite
         if self._skipped_in_a_row >= MAX_SKIPPED:
@@ -183,6 +198,7 @@ class Trainer:
             "best": best if math.isfinite(best) else None,
             "skipped": self.skipped,
             "skipped_in_a_row": self._skipped_in_a_row,
+            "scale": [self.scale, self._steps_since_change],
         }
         folder = checkpoint.save_checkpoint(out, self.step, self.model, self.optimizer, state)
         checkpoint.point_to(out, "latest", folder, val_loss=val_loss)
@@ -202,6 +218,7 @@ class Trainer:
         self.step = state["step"]
         self.best = math.inf if state["best"] is None else state["best"]
         self.skipped, self._skipped_in_a_row = state["skipped"], state["skipped_in_a_row"]
+        self.scale, self._steps_since_change = state.get("scale", (self.scale, 0))
         checkpoint.prune(self.out)  # a step that a kill left unnamed must not stand for the one that is done again
 
     def _folder(self) -> Path:

@@ -96,7 +96,7 @@ def usage(log):
     kernels = {}
     for part in log.split("Compiling entry function '")[1:]:
         name = part.split("'")[0]
-        spills = sum(map(int, re.findall(r"(\d+) bytes spill", part))) + int(re.search(r"(\d+) bytes stack", part)[1])
+        spills = sum(map(int, re.findall(r"(\d+) bytes (?:spill|stack)", part)))
         kernels[name] = int(re.search(r"Used (\d+) registers", part)[1]), spills
     return kernels
 

@@ -95,3 +95,11 @@ def test_dout_of_another_shape(xp):
     _, cache = linear_forward(*example(xp))
     with pytest.raises(ValueError, match=r"^dout has shape \(3, 2, 5\), but \(2, 3, 5\) is needed$"):
         linear_backward(xp.ones((3, 2, 5)), cache)
+
+
+def test_a_gradient_of_x_may_be_added_to_a_buffer(xp):
+    x, weight = example(xp)[:2]
+    out, cache = linear_forward(x, weight)
+    buffer = xp.ones_like(x)
+    assert linear_backward(out, cache, dx=buffer)[0] is buffer
+    assert_close(buffer, 1 + linear_backward(out, cache)[0])

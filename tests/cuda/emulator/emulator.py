@@ -86,6 +86,30 @@ class Emulator:
         if error:
             raise EmulatorError(f"{name}: {error.decode()}")
 
+    def gemm(self, left, right, result, M, N, K, batch, beta):
+        """What cuBLAS does with the same arguments: column-major matrices at addresses, float32 accumulation, beta."""
+        a = _matrices(left, batch, *((M, K) if left.flag == 0 else (K, M)))
+        b = _matrices(right, batch, *((K, N) if right.flag == 0 else (N, K)))
+        c = _matrices(result, batch, M, N)
+        a, b = (x.swapaxes(1, 2) if operand.flag else x for x, operand in ((a, left), (b, right)))
+        wide = np.float64 if a.dtype == np.float64 else np.float32
+        product = a.astype(wide) @ b.astype(wide)
+        c[...] = product if beta == 0 else product + wide(beta) * c.astype(wide)
+        self.launched.append("gemm")
+
+
+def _matrices(operand, batch, rows, columns):
+    """The column-major matrices that cuBLAS finds at an operand's address; none may reach beyond its array."""
+    array, size = operand.array, operand.array.dtype.itemsize
+    if operand.leading < rows:
+        raise EmulatorError(f"a leading dimension of {operand.leading} for columns of {rows}")
+    low, high = np.lib.array_utils.byte_bounds(array)
+    end = low + size * ((batch - 1) * operand.stride + (columns - 1) * operand.leading + rows)
+    if array.ctypes.data != low or end > high:
+        raise EmulatorError("a product reaches beyond its array")
+    strides = (operand.stride * size, size, operand.leading * size)
+    return np.lib.stride_tricks.as_strided(array, (batch, rows, columns), strides)
+
 
 @contextmanager
 def emulated(order=SHUFFLED, seed=0):

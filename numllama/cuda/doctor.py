@@ -1,0 +1,128 @@
+"""What a GPU needs, what of it is here, and the one command that mends what is not.
+
+Every part is looked at for itself, so that one that is missing hides no other. Nothing here changes anything.
+"""
+
+import ctypes
+import platform
+from collections.abc import Callable, Iterator
+from importlib import import_module, metadata
+from typing import NamedTuple
+
+import numpy as np
+from threadpoolctl import threadpool_info
+
+from numllama.backend import to_numpy
+
+DRIVER_LIBRARIES = ("libcuda.so.1", "nvcuda.dll")
+LIBRARIES = "cupy_backends.cuda.libs"
+NO_DRIVER = "install NVIDIA's driver (https://www.nvidia.com/drivers); then `nvidia-smi` lists the GPU"
+
+
+class Finding(NamedTuple):
+    """One part: what was found, or None if it is missing, and what mends that."""
+
+    part: str
+    found: str | None
+    mend: str = ""
+
+
+def examine() -> list[Finding]:
+    """All findings, from the processor to a kernel that runs."""
+    return [*_processor(), *_gpu()]
+
+
+def first_problem(findings: list[Finding]) -> Finding | None:
+    """What has to be mended first: each part needs those before it."""
+    return next((finding for finding in findings if finding.found is None), None)
+
+
+def driver_version() -> str | None:
+    """The newest CUDA version that the installed driver can run, as ``13.0``; None without a driver."""
+    for name in DRIVER_LIBRARIES:
+        try:
+            library = ctypes.CDLL(name)
+        except OSError:
+            continue
+        version = ctypes.c_int()
+        if library.cuDriverGetVersion(ctypes.byref(version)) == 0 and version.value:
+            return f"{version.value // 1000}.{version.value % 1000 // 10}"
+    return None
+
+
+def install_command(driver: str | None) -> str:
+    """What installs CuPy and CUDA's libraries for a driver."""
+    extra = "cuda12" if driver and int(driver.split(".")[0]) < 13 else "cuda13"
+    return f'pip install "numllama[{extra}]"'
+
+
+def _processor() -> Iterator[Finding]:
+    yield Finding("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+    yield Finding("numllama", import_module("numllama").__version__)
+    yield Finding("NumPy", np.__version__)
+    pools = [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
+    blas = "; ".join(f"{pool['internal_api']} {pool['version']}, {pool['num_threads']} thread(s)" for pool in pools)
+    yield Finding("BLAS", blas or "NumPy's own")
+
+
+def _gpu() -> Iterator[Finding]:
+    driver = driver_version()
+    install = install_command(driver)
+    yield Finding("driver", driver and f"for CUDA up to {driver}", NO_DRIVER)
+    names = {(d.metadata["Name"] or "").lower().replace("_", "-") for d in metadata.distributions()}
+    packages = sorted(name for name in names if name == "cupy" or name.startswith("cupy-cuda"))
+    if len(packages) > 1:
+        yield Finding("CuPy", None, f"pip uninstall -y {' '.join(packages)} && {install}")
+        return
+    cupy = _look("CuPy", lambda: import_module("cupy").__version__, install)
+    yield cupy
+    if cupy.found is None:
+        return
+    needed = [
+        _look("GPU", _gpus, NO_DRIVER) if driver else Finding("GPU", None, NO_DRIVER),  # CuPy's own error would mislead
+        _look("NVRTC", lambda: ".".join(map(str, import_module(f"{LIBRARIES}.nvrtc").getVersion())), install),
+        _look("cuBLAS", lambda: import_module(f"{LIBRARIES}.cublas") and "found", install),
+    ]
+    yield from needed
+    nccl = _look("NCCL", lambda: str(import_module(f"{LIBRARIES}.nccl").get_version()), "")
+    yield nccl if nccl.found else Finding("NCCL", "not found, and needed for several GPUs only")
+    if driver and all(finding.found for finding in needed):
+        yield _look("a kernel", _try_kernel, f"{install} --force-reinstall --no-cache-dir")
+
+
+def _look(part: str, probe: Callable[[], str], mend: str) -> Finding:
+    """What a probe finds; whatever it raises is the reason why the part is missing."""
+    try:
+        return Finding(part, probe(), mend)
+    except Exception as error:  # a library that is half installed raises anything
+        reason = " ".join(str(error).split())[:120]
+        return Finding(part, None, f"{mend}  ({type(error).__name__}: {reason})")
+
+
+def _gpus() -> str:
+    runtime = import_module("cupy").cuda.runtime
+    gpus = []
+    for i in range(runtime.getDeviceCount()):
+        about = runtime.getDeviceProperties(i)
+        memory = about["totalGlobalMem"] / 2**30
+        gpus.append(f"{i}: {about['name'].decode()}, sm_{about['major']}{about['minor']}, {memory:.0f} GiB")
+    if not gpus:
+        raise RuntimeError("the driver lists none")
+    return "; ".join(gpus)
+
+
+def _try_kernel() -> str:
+    """A kernel and a product, compared with NumPy."""
+    from numllama.ops import linear_forward, rmsnorm_forward
+
+    cupy = import_module("cupy")
+    x, weight = np.random.default_rng(0).standard_normal((2, 64, 64)).astype(np.float32)
+    on_gpu = [cupy.asarray(a) for a in (x, weight)]
+    for name, run in {
+        "rmsnorm": lambda x, weight: rmsnorm_forward(x, weight[0].copy(), 1e-5)[0],
+        "a product": lambda x, weight: linear_forward(x, weight)[0],
+    }.items():
+        error = float(abs(to_numpy(run(*on_gpu)) - run(x, weight)).max())
+        if not error < 0.1:  # TF32's products are off by some hundredths
+            raise RuntimeError(f"{name} on the GPU is off by {error:.1e}")
+    return "compiled, launched, and right"

@@ -1,0 +1,131 @@
+"""Matrix products on a GPU:  out = a b + beta · out,  by cuBLAS, in every type that training uses.
+
+    a, b            float32 (TF32 if asked for), float64, bfloat16, float16; views of transposed matrices become flags
+    out             the same type, or float32 for products of two-byte numbers
+    accumulation    float32 (float64 for float64)
+With beta = 1 a weight's gradient is added to its float32 buffer inside the product: no pass of its own, and nothing rounded.
+
+cuBLAS counts columns first. Read that way, a row-major matrix is its transpose, and outᵀ = bᵀ aᵀ: so b comes first, and nothing
+is ever turned around in memory.
+"""
+
+import os
+import sys
+from typing import NamedTuple
+
+import numpy as np
+
+from numllama.backend import BFLOAT16, Array, real_dtype
+from numllama.cuda import launch
+
+# cublas_api.h and library_types.h
+KINDS = {np.dtype(np.float32): 0, np.dtype(np.float64): 1, np.dtype(np.float16): 2, BFLOAT16: 14}    # cudaDataType
+COMPUTE_32F, COMPUTE_64F, COMPUTE_TF32 = 68, 70, 77
+NORMAL, TRANSPOSED = 0, 1
+ANY_ALGORITHM = -1
+
+# Products of float32 in tensor cores, with 10 bits of mantissa: CuPy's own switch, so that one variable is enough for both.
+TF32 = os.environ.get("CUPY_TF32", "0") != "0"
+
+
+class Operand(NamedTuple):
+    """A matrix, or a batch of them, as cuBLAS sees it."""
+
+    array: Array
+    flag: int
+    leading: int  # elements from one row (or column) to the next
+    stride: int   # elements from one matrix of the batch to the next
+
+
+def gemm(a: Array, b: Array, out: Array | None = None, beta: float = 0.0) -> Array:
+    """The product of two matrices, or of two equally long batches of them.
+
+    Parameters
+    ----------
+    a : array, shape (M, K) or (batch, M, K)
+    b : array, shape (K, N) or (batch, K, N)
+        Any view whose rows or columns are contiguous.
+    out : array, shape (M, N) or (batch, M, N), optional
+        Where to write; rows contiguous. Of a's dtype, or float32. Default a new one of a's dtype.
+    beta : float
+        What `out` is multiplied by before the product is added to it; 0 forgets it, whatever it holds.
+
+    Returns
+    -------
+    out : array
+    """
+    if a.ndim not in (2, 3) or b.ndim != a.ndim or a.shape[-1] != b.shape[-2] or a.shape[:-2] != b.shape[:-2]:
+        raise ValueError(f"a has shape {a.shape} and b {b.shape}, but they must be matrices, or batches, whose product exists")
+    if a.dtype not in KINDS or b.dtype != a.dtype:
+        raise TypeError(f"a is {a.dtype} and b {b.dtype}, but both must be one of {', '.join(d.name for d in KINDS)}")
+    shape = (*a.shape[:-1], b.shape[-1])
+    if out is None:
+        if beta:
+            raise ValueError(f"beta is {beta}, but there is no out to multiply by it")
+        out = launch.empty(a, shape, a.dtype)
+    if out.shape != shape:
+        raise ValueError(f"out has shape {out.shape}, but {shape} is needed")
+    if out.dtype not in (a.dtype, real_dtype(a.dtype)):
+        raise TypeError(f"out is {out.dtype}, but the product of {a.dtype} must be {a.dtype} or {real_dtype(a.dtype)}")
+    *_, M, K = a.shape
+    N = shape[-1]
+    if out.size == 0:
+        return out
+    if K == 0:
+        out *= out.dtype.type(beta)
+        return out
+    left, right, result = _operand("b", b), _operand("a", a), _operand("out", out)
+    if result.flag != NORMAL:
+        raise ValueError("out must have contiguous rows")
+    batch = 1 if a.ndim == 2 else a.shape[0]
+    launch.backend.gemm(left, right, result, N, M, K, batch, beta)
+    return out
+
+
+def _operand(name: str, x: Array) -> Operand:
+    """A row-major matrix is, column by column, its transpose: no flag; a transposed view of one needs it."""
+    size = x.dtype.itemsize
+    *batch, rows, columns = x.shape
+    by_row, by_column = (stride // size for stride in x.strides[-2:])
+    stride = x.strides[0] // size if batch and batch[0] > 1 else 0
+    if (by_column == 1 or columns == 1) and (by_row >= columns or rows == 1):
+        return Operand(x, NORMAL, max(by_row if rows > 1 else columns, columns), stride)
+    if (by_row == 1 or rows == 1) and (by_column >= rows or columns == 1):
+        return Operand(x, TRANSPOSED, max(by_column if columns > 1 else rows, rows), stride)
+    raise ValueError(f"{name} has strides {x.strides}, but rows or columns must be contiguous")
+
+
+def takes(*matrices: Array) -> bool:
+    """Whether these are contiguous and of one type that cuBLAS multiplies."""
+    dtype = matrices[0].dtype
+    return dtype in KINDS and all(m.dtype == dtype and m.size and m.flags.c_contiguous for m in matrices)
+
+
+def cublas_gemm(left: Operand, right: Operand, result: Operand, M: int, N: int, K: int, batch: int, beta: float) -> None:
+    """The call on a GPU, with cuBLAS's names: M columns of `left`, N rows of `right`, on the current stream."""
+    from cupy_backends.cuda.libs import cublas
+
+    dtype = left.array.dtype
+    double = dtype == np.float64
+    compute = COMPUTE_64F if double else COMPUTE_TF32 if TF32 and dtype == np.float32 else COMPUTE_32F
+    factors = np.array([1.0, beta], np.float64 if double else np.float32)  # on the host, read before the call returns
+    alpha_at, beta_at = factors.ctypes.data, factors.ctypes.data + factors.itemsize
+    handle = sys.modules["cupy"].cuda.device.get_cublas_handle()
+    kind, kind_out = KINDS[dtype], KINDS[result.array.dtype]
+    at = [operand.array.data.ptr for operand in (left, right, result)]
+    mode = cublas.getPointerMode(handle)
+    cublas.setPointerMode(handle, cublas.CUBLAS_POINTER_MODE_HOST)
+    try:
+        if batch == 1:
+            cublas.gemmEx(
+                handle, left.flag, right.flag, M, N, K, alpha_at, at[0], kind, left.leading, at[1], kind, right.leading,
+                beta_at, at[2], kind_out, result.leading, compute, ANY_ALGORITHM,
+            )  # fmt: skip
+        else:
+            cublas.gemmStridedBatchedEx(
+                handle, left.flag, right.flag, M, N, K, alpha_at, at[0], kind, left.leading, left.stride,
+                at[1], kind, right.leading, right.stride, beta_at, at[2], kind_out, result.leading, result.stride,
+                batch, compute, ANY_ALGORITHM,
+            )  # fmt: skip
+    finally:
+        cublas.setPointerMode(handle, mode)

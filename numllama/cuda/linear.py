@@ -1,0 +1,42 @@
+"""Launchers of the linear map: cuBLAS."""
+
+from numllama.backend import Array, real_dtype
+from numllama.cuda import launch
+from numllama.cuda.gemm import gemm, takes
+
+
+def linear_forward(x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, tuple]:
+    if weight.ndim != 2 or x.shape[-1:] != weight.shape[1:] or not takes(x, weight):
+        return NotImplemented
+    O, I = weight.shape  # noqa: E741
+    if bias is not None and bias.shape != (O,):
+        return NotImplemented
+    out = launch.empty(x, (x.size // I, O), x.dtype)                   # (N, O)
+    if bias is not None:
+        out[...] = bias
+    gemm(x.reshape(-1, I), weight.T, out, beta=0.0 if bias is None else 1.0)
+    return out.reshape(*x.shape[:-1], O), (x, weight, bias)
+
+
+def linear_backward(dout: Array, cache: tuple, into: Array | None = None, dx: Array | None = None) -> tuple[Array, ...]:
+    x, weight, bias = cache
+    O, I = weight.shape  # noqa: E741
+    if dout.shape != (*x.shape[:-1], O) or not takes(x, weight, dout):
+        return NotImplemented
+    real = real_dtype(x.dtype)
+    if into is not None and (into.shape != (O, I) or into.dtype not in (x.dtype, real) or not into.flags.c_contiguous):
+        return NotImplemented
+    if dx is not None and (dx.shape != x.shape or not takes(x, dx)):
+        return NotImplemented
+    dout = dout.reshape(-1, O)                                         # (N, O)
+    if dx is None:
+        dx = gemm(dout, weight).reshape(x.shape)                       # (..., I)
+    else:
+        gemm(dout, weight, dx.reshape(-1, I), beta=1.0)
+    dweight = gemm(dout.T, x.reshape(-1, I), into, beta=0.0 if into is None else 1.0)
+    if bias is None:
+        return dx, dweight
+    ones = launch.empty(dout, (1, len(dout)), dout.dtype)
+    ones[...] = 1
+    dbias = gemm(ones, dout, launch.empty(dout, (1, O), real)).reshape(O)
+    return dx, dweight, dbias

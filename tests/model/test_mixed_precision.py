@@ -1,0 +1,205 @@
+"""Matrices and activations in two bytes; parameters, gradients, gains, statistics and losses in float32."""
+
+import numpy as np
+import pytest
+from helpers import assert_same_bits, leaves
+
+from numllama import SGD, AdamW, ModelConfig, TrainConfig, Trainer, Transformer, ops
+from numllama.backend import BFLOAT16, to_numpy
+from numllama.training.checkpoint import load_run
+from numllama.training.data import Dataset
+
+DTYPES = pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+SHAPE = dict(vocab_size=61, dim=64, n_layers=2, n_heads=4, n_kv_heads=2, max_seq_len=64)
+VARIANTS = {
+    "llama": {},
+    "tied": dict(tie_embeddings=True, rope_layout="interleaved"),
+    "qk_rms": dict(qk_norm="rms"),
+    "qk_l2": dict(qk_norm="l2"),
+    "gpt2": dict(norm="layernorm", ffn="gelu", positions="learned", bias=True),
+}
+
+
+def some_tokens(n=4000):
+    """Two of three tokens follow from the one before."""
+    rng, tokens = np.random.default_rng(0), [0]
+    for follows, other in zip(rng.random(n) < 2 / 3, rng.integers(0, 61, n), strict=True):
+        tokens.append(int((tokens[-1] * 7 + 3) % 61 if follows else other))
+    return np.array(tokens, "uint16")
+
+
+TOKENS = some_tokens()
+
+
+def build(dtype, **changes):
+    return Transformer(ModelConfig(**SHAPE | changes), seed=3, dtype=dtype)
+
+
+def batch(B=4, T=32):
+    tokens = np.random.default_rng(0).integers(0, 61, (B, T + 1))
+    return tokens[:, :-1], tokens[:, 1:]
+
+
+def train(dtype, steps=3, out=None, **settings):
+    one = dict(workers=1, shards=1, eval_batches=1, eval_every=steps)
+    config = TrainConfig(**dict(steps=steps, batch_size=4, seq_len=16, lr=1e-2, warmup_steps=2) | one | settings)
+    return Trainer(build(dtype), Dataset(TOKENS[:3000], TOKENS[3000:], 61), config, out)
+
+
+@DTYPES
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_gradient_points_where_that_in_float64_does(variant, dtype):
+    loss, grads = build(dtype, **VARIANTS[variant]).loss_and_grads(*batch())
+    exact_loss, exact = build("float64", **VARIANTS[variant]).loss_and_grads(*batch())
+    assert loss.dtype == np.float32
+    assert float(loss) == pytest.approx(float(exact_loss), rel=1e-3)
+    for name, gradient in grads.items():
+        assert gradient.dtype == np.float32
+        if name.endswith("wk_bias"):  # moves all scores of a query alike: its gradient is zero, and points nowhere
+            continue
+        cosine = (gradient * exact[name]).sum() / np.linalg.norm(gradient) / np.linalg.norm(exact[name])
+        assert cosine >= 0.999, f"{name}: {cosine}"
+
+
+@DTYPES
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_no_gradient_of_a_matrix_is_rounded_to_two_bytes(variant, dtype):
+    _, grads = build(dtype, **VARIANTS[variant]).loss_and_grads(*batch(B=8))
+    for name, gradient in grads.items():
+        if gradient.ndim == 1 or (name == "embed" and variant != "tied"):  # a token that occurs once has a row of dx, which is in two bytes
+            continue
+        rounded = gradient == gradient.astype(dtype)
+        assert (rounded & (gradient != 0)).mean() < 0.2, name
+
+
+@DTYPES
+def test_what_is_in_two_bytes_and_what_is_not(dtype, monkeypatch):
+    seen = {}
+    for name in ("linear_forward", "rmsnorm_forward", "rope_forward", "cross_entropy_forward", "linear_backward"):
+        op = getattr(ops, name)
+
+        def spy(*args, op=op, name=name, **kwargs):
+            result = op(*args, **kwargs)
+            seen[name] = [leaf.dtype.name for leaf in leaves((args, result)) if leaf.dtype.kind == "f" or leaf.dtype == BFLOAT16]
+            return result
+
+        monkeypatch.setattr(ops, name, spy)
+    model = build(dtype)
+    model.loss_and_grads(*batch())
+    half, single = dtype, "float32"
+    assert seen["linear_forward"] == [half] * 5  # x, weight; out and the cache
+    assert seen["rmsnorm_forward"] == [half, single, half, half, single, single]  # x, gain; out, x, gain, rstd
+    assert seen["rope_forward"] == [half, single, single, half, single, single]  # x and the table; out and the table
+    assert seen["cross_entropy_forward"][:2] == [half, single]  # logits; the loss
+    assert model.params.flat.dtype == single
+    assert {name: view.dtype.name for name, view in model.weights.items()} == {
+        name: half if view.ndim == 2 else single for name, view in model.params.items()
+    }
+
+
+@DTYPES
+@pytest.mark.parametrize("make", [AdamW, lambda params: SGD(params, lr=0.1, momentum=0.9)], ids=["adamw", "sgd"])
+def test_an_optimizer_steps_float32_and_brings_the_copy_up_to_date(make, dtype):
+    model = build(dtype)
+    optimizer = make(model.params)
+    before = model.params.flat.copy()
+    for _ in range(2):
+        _, grads = model.loss_and_grads(*batch())
+        optimizer.step(grads)
+    assert not np.array_equal(model.params.flat, before)
+    for name, view in model.params.items():
+        assert_same_bits(model.weights[name], view.astype(dtype) if view.ndim == 2 else view)
+
+
+def test_steps_too_small_for_bfloat16_add_up():
+    model = build("bfloat16")
+    optimizer = SGD(model.params, lr=1.0, weight_decay=0.0)
+    model.params["embed"][...] = 1.0
+    grads = model.params.zeros_like()
+    grads["embed"][...] = -1e-3  # less than half of the distance from 1 to the next bfloat16
+    for _ in range(16):
+        optimizer.step(grads)
+    assert to_numpy(model.weights["embed"]).astype("float32")[0, 0] == 1.015625
+
+
+def test_whoever_writes_to_the_parameters_rounds_them():
+    model = build("bfloat16")
+    model.params["blocks.0.wq"][...] = 1 / 3
+    model.params.round()
+    assert (model.weights["blocks.0.wq"] == np.float32(1 / 3).astype(BFLOAT16)).all()
+
+
+@DTYPES
+def test_a_loss_curve_stays_with_that_of_float32(dtype):
+    settings = dict(steps=200, batch_size=8, lr=2e-3)
+    curves = [[report.loss for report in train(d, **settings)] for d in ("float32", dtype)]
+    assert np.mean(curves[0][-20:]) < 0.6 * curves[0][0]
+    np.testing.assert_allclose(curves[1], curves[0], rtol=0.01)
+
+
+@DTYPES
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(dtype, tmp_path):
+    whole = train(dtype, steps=6, out=tmp_path / "whole", eval_every=3)
+    losses = [report.loss for report in whole]
+    part = train(dtype, steps=6, out=tmp_path / "part", eval_every=3)
+    for report in part:
+        if report.step == 3:
+            break
+    again = train(dtype, steps=6, out=tmp_path / "part", eval_every=3)
+    again.resume()
+    assert [report.loss for report in again] == losses[3:]
+    assert again.scale == whole.scale
+    assert_same_bits(again.model.params.flat, whole.model.params.flat)
+    assert load_run(tmp_path / "whole").dtype == np.float32  # on a CPU
+    assert load_run(tmp_path / "whole", dtype=dtype).dtype == dtype
+
+
+# ------------------------------------------------------------------------------------------------ float16
+
+
+def test_a_scale_is_on_all_gradients_and_on_nothing_else():
+    model = build("float32")
+    loss, grads = model.loss_and_grads(*batch())
+    loss_2, grads_2 = model.loss_and_grads(*batch(), scale=1024.0)
+    assert loss_2 == loss
+    assert_same_bits(grads_2.flat, 1024 * grads.flat)
+
+
+def test_small_gradients_survive_in_float16_if_they_are_scaled():
+    def lost(scale):
+        _, grads = build("float16").loss_and_grads(*batch(), count=2**20, scale=scale)
+        return sum((view == 0).sum() for name, view in grads.items() if name.endswith("wq"))
+
+    assert lost(1.0) > 100 * max(1, lost(2.0**16))
+
+
+def test_a_gradient_that_overflows_halves_the_scale_and_skips_the_step():
+    trainer = train("float16", steps=4)
+    trainer.scale = 2.0**40
+    weights = trainer.model.params.flat.copy()
+    reports = iter(trainer)
+    with np.errstate(invalid="ignore"):
+        report = next(reports)
+    assert report.skipped and np.isfinite(report.loss) and trainer.scale == 2.0**39
+    assert_same_bits(trainer.model.params.flat, weights)
+    trainer.scale = 2.0**10
+    assert not next(reports).skipped
+    assert trainer.skipped == 1
+    assert not np.array_equal(trainer.model.params.flat, weights)
+
+
+def test_what_is_reported_and_clipped_is_the_gradient_without_the_scale():
+    norms = [[report.grad_norm for report in train(dtype, lr=1e-3)] for dtype in ("float32", "float16")]
+    np.testing.assert_allclose(norms[1], norms[0], rtol=0.01)
+
+
+def test_a_scale_grows_again_after_many_good_steps(monkeypatch):
+    monkeypatch.setattr("numllama.training.trainer.STEPS_TO_GROW", 3)
+    trainer = train("float16", steps=7)
+    trainer.scale = 2.0**8
+    assert [trainer.scale for _ in trainer] == [2.0**n for n in (8, 8, 9, 9, 9, 10, 10)]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_other_dtypes_are_not_scaled(dtype):
+    assert train(dtype).scale == 1
