@@ -42,7 +42,12 @@ template <int WARPS_, int M_, int STEP_, int BLOCKS_>
 struct Tiling {
   enum { WARPS = WARPS_, M = M_, STEP = STEP_, BLOCKS = BLOCKS_, WARP_ROWS = 16 * M, ROWS = WARPS * WARP_ROWS, THREADS = 32 * WARPS };
 };
-typedef Tiling<4, PAIRS ? 2 : 1, PAIRS ? 48 : 32, PAIRS && D == 64 ? 3 : 2> Forward;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr bool THREE_FIT = false;                   // there the compiler needs a few registers more
+#else
+constexpr bool THREE_FIT = PAIRS && D == 64;
+#endif
+typedef Tiling<4, PAIRS ? 2 : 1, PAIRS ? 48 : 32, THREE_FIT ? 3 : 2> Forward;
 typedef Tiling<4, PAIRS ? 2 : 1, !PAIRS ? 16 : D == 64 ? 64 : 32, 2> Dq;
 typedef Tiling<PAIRS && D == 128 ? 8 : 4, PAIRS && D == 64 ? 2 : 1, PAIRS ? 32 : 16, PAIRS && D == 128 ? 1 : 2> Dkv;
 static_assert(int(Dq::WARP_ROWS) == int(Dkv::STEP), "the bounds that dq writes for each of its warps are those of a step of dk, dv");
