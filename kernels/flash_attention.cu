@@ -1,261 +1,33 @@
-// Flash attention: forward, dq, dk and dv, for D = 64 and 128, grouped queries, and an interval of keys for each query.
+// Flash attention: forward, dq, and dk with dv, for D = 64 and 128, grouped queries, and an interval of keys for each query.
 //
-// What is computed (ops/flash_attention.py derives it; c = scale, query t sees the keys first[t] <= s < last[t]):
-//     forward     s = c q k^T,  lse = log sum exp s,  out = sum of exp(s - lse) v               2 products
-//     dq          p = exp(s - lse),  dp = dout v^T,  ds = p (dp - delta),  dq = c ds k          3 products
-//     dk, dv      the same p and ds again,  dv = p^T dout,  dk = c ds^T q                       4 products
-// with delta = sum over D of dout out. A product is 2 D FLOPs for each (query, key) pair that is seen: the floor of forward is
-// 4 D FLOPs a pair and that of backward 10 D. Here backward does 14 D: s and dp are made twice, once by each kernel, because then
-// every sum has one owner, which adds in one order. There are no atomics, and the same input gives the same bits.
+// What is computed (ops/flash_attention.py derives it; query t sees the keys first[t] <= s < last[t]):
+//     forward     s = scale q k^T,  lse = log sum exp s,  out = sum of exp(s - lse) v                2 products
+//     dq          p = exp(s - lse),  dp = dout v^T,  ds = p (dp - delta),  dq = scale ds k           3 products
+//     dk, dv      the same s, p, dp, ds again,  dv = p^T dout,  dk = scale ds^T q                    4 products
+// with delta = sum over D of dout out. A product takes 2 D FLOPs for each pair of a query and a key that it sees: the floor of
+// forward is 4 D FLOPs a pair, and that of backward 10 D. Backward does 14 D here, because both of its kernels make s and dp: so
+// every sum has one owner that adds in one order. There are no atomics, and the same input gives the same bits.
 //
-// How threads map to rows. A block owns ROWS queries (dk, dv: keys) of one head and walks over the other side in steps, of which the next
-// is on its way into shared memory (cp.async, two stages) while this one is multiplied. A warp owns 16 or 32 of the rows for good: its part
-// of s, p, dp, ds never leaves its registers, since the layout in which the tensor cores leave a product is one in which they take
-// an operand, and a row's maximum and sum need only the four lanes that hold it. For dk and dv the roles are turned around: scores are made as
-// s^T = k q^T, so that p^T and ds^T are the operands in registers there too.
-//     With 32 rows to a warp, a fragment of the other side that is read from shared memory (128 bytes a clock) serves two products: the
-// tensor cores, not shared memory, are then the limit. 192 of the 255 registers hold accumulators, and two blocks of four warps hide each other's
-// waits on one multiprocessor. For dk, dv at D = 128 two accumulators of 32 rows would not fit: 16 rows, eight warps.
+// How threads map to rows. A block owns ROWS queries (of dk, dv: keys) of one head, and walks over the other side in steps; the
+// next step is on its way into shared memory (cp.async, two stages) while this one is multiplied. A warp owns 16 or 32 of the
+// rows for good. Its part of s, p, dp and ds never leaves its registers: the layout in which the tensor cores leave a product is
+// one in which they take an operand, and a row's maximum and sum are a matter of the four lanes that hold it. For dk and dv all
+// is turned around: scores are made as s^T = k q^T, rows are keys, and p^T and ds^T are the operands in registers.
+//     With 32 rows to a warp, what is read of the other side serves two products. That keeps shared memory (128 bytes a clock)
+// behind the tensor cores: in forward at D = 64 a step of 48 keys is 96 products, 192 clocks at sm_80's rate, and 32 reads, 128
+// clocks. Up to 192 of 255 registers are sums then, and two or three blocks of four warps on a multiprocessor hide each other's
+// waits. Two sums of 32 rows do not fit at D = 128: there dk and dv have 16 rows to a warp, and eight warps in a block.
 //     Grouped queries cost nothing: query head h reads key head h / R, and a block of dk, dv walks over all R heads of its group.
-//     In shared memory the 16-byte chunks of a row are permuted (`chunk`), so that no access has bank conflicts.
 //
-// What is fused: scaling, masking, softmax and its backward; delta is made by the dq kernel from the dout that it reads anyway, and handed on.
-// Blocks of keys that no query of a block sees are not even loaded, those that no query of a warp sees are not multiplied, and the mask is
-// evaluated only where an interval ends inside.
-// (B, H, T, D) views of (B, T, H, D) memory are read where they lie, through strides; results are written as (B, T, H, D).
+// What is fused: scaling, masking, softmax and its gradient. delta is made by dq, which reads dout anyway, and handed on. Keys
+// that no query of a block sees are not loaded, those that no query of a warp sees are not multiplied, and masks are looked at
+// only where an interval ends inside of a step. (B, H, T, D) views of (B, T, H, D) memory are read where they lie, through their
+// strides, and results are written as (B, T, H, D).
 //
-// DTYPE is bfloat16 or half (tensor cores, float32 sums), or float: the same code on plain multiply-adds, in the same layout.
-// Scores, statistics and gradients of scores are float32; p and ds are rounded to DTYPE when they become operands.
+// DTYPE is bfloat16 or half: products on the tensor cores with sums in float32; p and ds are rounded to DTYPE where they become
+// operands. Or it is float: then the same kernels do plain multiplications and additions, in the same layout.
 
-#include "common.cuh"
-#include "tensor_cores.cuh"
-
-constexpr bool PAIRS = sizeof(Element) == 2;
-constexpr int PER_CHUNK = 16 / sizeof(Element);     // elements in 16 bytes
-constexpr int CHUNKS = D / PER_CHUNK;               // in a row
-constexpr float LOG2_E = 1.4426950408889634f;
-#define INFINITE __int_as_float(0x7F800000)
-#define LARGEST_INT 0x7FFFFFFF
-
-// Warps of a block, tiles of 16 rows to a warp, rows of the other side in a step, blocks on one multiprocessor.
-template <int WARPS_, int M_, int STEP_, int BLOCKS_>
-struct Tiling {
-  enum { WARPS = WARPS_, M = M_, STEP = STEP_, BLOCKS = BLOCKS_, WARP_ROWS = 16 * M, ROWS = WARPS * WARP_ROWS, THREADS = 32 * WARPS };
-};
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
-constexpr bool THREE_FIT = false;                   // there the compiler needs a few registers more
-#else
-constexpr bool THREE_FIT = PAIRS && D == 64;
-#endif
-typedef Tiling<4, PAIRS ? 2 : 1, PAIRS ? 48 : 32, THREE_FIT ? 3 : 2> Forward;
-typedef Tiling<4, PAIRS ? 2 : 1, !PAIRS ? 16 : D == 64 ? 64 : 32, 2> Dq;
-typedef Tiling<PAIRS && D == 128 ? 8 : 4, PAIRS && D == 64 ? 2 : 1, PAIRS ? 32 : 16, PAIRS && D == 128 ? 1 : 2> Dkv;
-static_assert(int(Dq::WARP_ROWS) == int(Dkv::STEP), "the bounds that dq writes for each of its warps are those of a step of dk, dv");
-
-
-
-// ------------------------------------------------------------------------------------------------ intervals of keys
-
-struct Interval { int first, last; };
-
-// Of several queries: keys that any of them sees lie in begin..end, and all of them see inner_begin..inner_end.
-struct __align__(16) Bounds {
-  int begin, end, inner_begin, inner_end;
-  __device__ __forceinline__ bool nobody_sees(int s0, int s1) const { return begin >= s1 || end <= s0; }
-  __device__ __forceinline__ bool all_see(int s0, int s1) const { return inner_begin <= s0 && inner_end >= s1; }
-};
-
-// What query t sees, inside 0..S; nothing if there is nothing or no such query.
-__device__ __forceinline__ Interval interval(const INTERVAL* first, const INTERVAL* last, int t, int T, int S) {
-  if (t < T) {
-    const INTERVAL begin = first[t] > 0 ? first[t] : 0, end = last[t] < S ? last[t] : S;
-    if (begin < end) return {int(begin), int(end)};
-  }
-  return {LARGEST_INT, 0};
-}
-
-// Over the lanes of a warp, each with the interval of one query; queries that do not exist want nothing.
-__device__ __forceinline__ Bounds warp_bounds(Interval mine, bool exists) {
-  return {__reduce_min_sync(~0u, mine.first), __reduce_max_sync(~0u, mine.last),
-          __reduce_max_sync(~0u, exists ? mine.first : 0), __reduce_min_sync(~0u, exists ? mine.last : LARGEST_INT)};
-}
-
-// The smallest interval that holds those of all warps, for every thread of the block.
-template <int WARPS>
-__device__ __forceinline__ Interval block_union(const Bounds (&of_warp)[WARPS]) {
-  __syncthreads();
-  const Bounds b = of_warp[threadIdx.x % WARPS];
-  return {__reduce_min_sync(~0u, b.begin), __reduce_max_sync(~0u, b.end)};  // and the compiler knows that no lane differs
-}
-
-
-// ------------------------------------------------------------------------------------------------ tiles in shared memory
-
-// Chunk i of a row. Eight rows' chunks of the same number, which is what one access reads, lie in eight different groups of banks.
-template <class pointer>
-__device__ __forceinline__ pointer chunk(pointer tile, int row, int i) { return tile + row * D + (i ^ row % 8) * PER_CHUNK; }
-
-// The address of chunk j + i of a row, from that of its chunk j < 2, for an even i: one instruction, and no register that has to be kept.
-__device__ __forceinline__ unsigned further(unsigned address, int i) { return (address ^ i % 8 * 16) + i / 8 * 128; }
-
-// Rows of global memory, of which a block copies some into a tile at a time. A thread has the same 16 bytes of every so many rows.
-struct Rows {
-  const Element* mine;                              // 16 bytes of the first row that this thread copies
-  int stride;
-
-  __device__ __forceinline__ Rows(const Element* from, int stride)
-      : mine(from + (Index)(threadIdx.x / CHUNKS) * stride + threadIdx.x % CHUNKS * PER_CHUNK), stride(stride) {}
-
-  __device__ __forceinline__ void skip(int rows) { mine += (Index)rows * stride; }
-
-  // The next N rows, without waiting; from the count-th on there are none, and the tile gets zeros. With `apart`: of an array of the
-  // same strides that lies so many elements behind.
-  template <int N, int THREADS>
-  __device__ __forceinline__ void load(Element* tile, int count, Index apart = 0) const {
-    const int first = threadIdx.x / CHUNKS, column = threadIdx.x % CHUNKS;
-    #pragma unroll
-    for (int i = 0; i < N; i += THREADS / CHUNKS)
-      copy_async_16(chunk(tile, first + i, column), mine + (Index)i * stride + apart, i < count - first);
-  }
-};
-
-__device__ __forceinline__ void put_pair(bfloat16* p, float x, float y) { *reinterpret_cast<unsigned*>(p) = pack(x, y, bfloat16()); }
-__device__ __forceinline__ void put_pair(half* p, float x, float y) { *reinterpret_cast<unsigned*>(p) = pack(x, y, half()); }
-__device__ __forceinline__ void put_pair(float* p, float x, float y) { *reinterpret_cast<float2*>(p) = {x, y}; }
-
-// A warp's accumulators to rows of global memory, through rows of shared memory that are its own: so that 16 bytes go out at once.
-template <int M>
-__device__ __forceinline__ void store_rows(Element* to, Index stride, int count, const float (&acc)[M][D / 8][4], Element* tile) {
-  const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
-  #pragma unroll
-  for (int m = 0; m < M; m++)
-    #pragma unroll
-    for (int n = 0; n < D / 8; n++)
-      #pragma unroll
-      for (int r = 0; r < 2; r++) {
-        const int column = 8 * n + 2 * c;
-        put_pair(chunk(tile, 16 * m + 8 * r + g, column / PER_CHUNK) + column % PER_CHUNK, acc[m][n][2 * r], acc[m][n][2 * r + 1]);
-      }
-  __syncwarp();
-  const int first = lane / CHUNKS, column = lane % CHUNKS;
-  #pragma unroll
-  for (int i = 0; i < 16 * M; i += 32 / CHUNKS) {
-    const int row = first + i;
-    if (row < count)
-      *reinterpret_cast<uint4*>(to + row * stride + column * PER_CHUNK) = *reinterpret_cast<const uint4*>(chunk(tile, row, column));
-  }
-}
-
-
-// ------------------------------------------------------------------------------------------------ products
-//
-// acc[m][n][2 r + j] is row 16 m + 8 r + g, column 8 n + 2 c + j, with g = lane / 4 and c = lane % 4: tensor_cores.cuh says why.
-
-template <class E>
-struct Product {
-  // acc += a b^T: rows of a (16 M, the warp's own) with rows of b (N), over D
-  template <int M, int N>
-  static __device__ __forceinline__ void rows_by_rows(float (&acc)[M][N / 8][4], const E* a, const E* b) {
-    const int lane = threadIdx.x % 32;
-    const unsigned mine_of_a = shared_address(chunk(a, lane % 16, lane / 16));
-    const unsigned mine_of_b = shared_address(chunk(b, lane % 8 + lane / 16 * 8, lane / 8 % 2));
-    #pragma unroll
-    for (int k = 0; k < D / 16; k++) {
-      unsigned x[M][4], y[4];
-      #pragma unroll
-      for (int m = 0; m < M; m++) load_matrices(x[m], further(mine_of_a, 2 * k) + 16 * m * D * 2);
-      #pragma unroll
-      for (int n = 0; n < N / 8; n += 2) {                      // eight rows of b and the next eight
-        load_matrices(y, further(mine_of_b, 2 * k) + 8 * n * D * 2);
-        #pragma unroll
-        for (int m = 0; m < M; m++) {
-          multiply_add(acc[m][n], x[m], y, E());
-          multiply_add(acc[m][n + 1], x[m], y + 2, E());
-        }
-      }
-    }
-  }
-
-  // acc += s b: s from registers, rounded to E; over the rows of b (N)
-  template <int M, int N>
-  static __device__ __forceinline__ void scores_by_rows(float (&acc)[M][D / 8][4], const float (&s)[M][N / 8][4], const E* b) {
-    const int lane = threadIdx.x % 32;
-    const unsigned mine_of_b = shared_address(chunk(b, lane % 16, lane / 16));
-    #pragma unroll
-    for (int k = 0; k < N / 16; k++) {
-      unsigned x[M][4], y[4];
-      #pragma unroll
-      for (int m = 0; m < M; m++)
-        #pragma unroll
-        for (int i = 0; i < 4; i++) {
-          const float* pair = &s[m][2 * k + i / 2][i % 2 * 2];
-          x[m][i] = pack(pair[0], pair[1], E());
-        }
-      #pragma unroll
-      for (int n = 0; n < D / 8; n += 2) {
-        load_matrices_transposed(y, further(mine_of_b, n) + 16 * k * D * 2);
-        #pragma unroll
-        for (int m = 0; m < M; m++) {
-          multiply_add(acc[m][n], x[m], y, E());
-          multiply_add(acc[m][n + 1], x[m], y + 2, E());
-        }
-      }
-    }
-  }
-};
-
-template <>
-struct Product<float> {
-  template <int M, int N>
-  static __device__ __forceinline__ void rows_by_rows(float (&acc)[M][N / 8][4], const float* a, const float* b) {
-    const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
-    #pragma unroll 2
-    for (int k = 0; k < CHUNKS; k++) {
-      float4 x[M][2];
-      #pragma unroll
-      for (int m = 0; m < M; m++)
-        #pragma unroll
-        for (int r = 0; r < 2; r++) x[m][r] = *reinterpret_cast<const float4*>(chunk(a, 16 * m + 8 * r + g, k));
-      #pragma unroll
-      for (int n = 0; n < N / 8; n++)
-        #pragma unroll
-        for (int j = 0; j < 2; j++) {
-          const float4 y = *reinterpret_cast<const float4*>(chunk(b, 8 * n + 2 * c + j, k));
-          #pragma unroll
-          for (int m = 0; m < M; m++)
-            #pragma unroll
-            for (int r = 0; r < 2; r++)                          // four products at a time: fewer roundings of a large sum
-              acc[m][n][2 * r + j] += fmaf(x[m][r].x, y.x, fmaf(x[m][r].y, y.y, fmaf(x[m][r].z, y.z, x[m][r].w * y.w)));
-        }
-    }
-  }
-
-  template <int M, int N>
-  static __device__ __forceinline__ void scores_by_rows(float (&acc)[M][D / 8][4], const float (&s)[M][N / 8][4], const float* b) {
-    const int lane = threadIdx.x % 32, c = lane % 4;
-    const float* const even = b + c / 2 * PER_CHUNK + c % 2 * 2;            // chunk c / 2 of row 0
-    const float* const odd = b + (c / 2 ^ 1) * PER_CHUNK + c % 2 * 2;       // and of row 1, its row left out
-    #pragma unroll
-    for (int k = 0; k < N; k++) {
-      float x[M][2];
-      #pragma unroll
-      for (int m = 0; m < M; m++)
-        #pragma unroll
-        for (int r = 0; r < 2; r++) x[m][r] = __shfl_sync(~0u, s[m][k / 8][2 * r + k % 2], lane - c + k % 8 / 2);
-      #pragma unroll
-      for (int n = 0; n < D / 8; n++) {
-        const float2 y = *reinterpret_cast<const float2*>((k % 2 ? odd : even) + k * D + (2 * n ^ k % 8 / 2 * 2) * PER_CHUNK);
-        #pragma unroll
-        for (int m = 0; m < M; m++)
-          #pragma unroll
-          for (int r = 0; r < 2; r++) {
-            acc[m][n][2 * r] = fmaf(x[m][r], y.x, acc[m][n][2 * r]);
-            acc[m][n][2 * r + 1] = fmaf(x[m][r], y.y, acc[m][n][2 * r + 1]);
-          }
-      }
-    }
-  }
-};
+#include "flash_attention.cuh"
 
 
 // ------------------------------------------------------------------------------------------------ forward
@@ -291,7 +63,8 @@ __device__ __forceinline__ void hide(float (&s)[M][N / 8][4], const Interval* se
 
 // The same where rows are keys, from s0 on, and columns queries, from t0 on.
 template <int M, int N>
-__device__ __forceinline__ void hide_columns(float (&s)[M][N / 8][4], const INTERVAL* first, const INTERVAL* last, int t0, int T, int S, int s0) {
+__device__ __forceinline__ void hide_columns(
+    float (&s)[M][N / 8][4], const INTERVAL* first, const INTERVAL* last, int t0, int T, int S, int s0) {
   const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
   #pragma unroll
   for (int n = 0; n < N / 8; n++)
@@ -312,8 +85,9 @@ __device__ __forceinline__ float exp_above(float s, float top, float scale2) {
   return exp2f(PAIRS ? fmaf(s, scale2, -top * scale2) : (s - top) * scale2);
 }
 
-// Scores become p = exp_above(s, top), and z and o, the sums of p and of p v so far, go over to a new top. A row's top is its largest score
-// so far; but it only follows when for some row of the warp p would be above 2^8. That does no harm, and most steps leave o as it is.
+// Scores become p = exp_above(s, top), and z and o, the sums of p and of p v so far, go over to a new top. A row's top is its
+// largest score so far; but it only follows when for some row of the warp a p would be above 2^8. Below that, no harm is done, and
+// most steps leave o as it is.
 template <int M, int N>
 __device__ __forceinline__ void online_softmax(
     float (&s)[M][N / 8][4], float (&o)[M][D / 8][4], float (&top)[M][2], float (&z)[M][2], float scale2) {
@@ -434,7 +208,7 @@ extern "C" __global__ void __launch_bounds__(Forward::THREADS, Forward::BLOCKS) 
 
 // ------------------------------------------------------------------------------------------------ backward
 
-// grid (tiles of queries, H, B). Also makes what the other kernel needs: delta (B, H, T), and bounds (1 or B, tiles of WARP_ROWS queries).
+// grid (tiles of queries, H, B). Also makes what the other kernel needs: delta (B, H, T), and bounds of every WARP_ROWS queries.
 extern "C" __global__ void __launch_bounds__(Dq::THREADS, Dq::BLOCKS) flash_attention_dq(
     Element* dq, float* delta, Bounds* bounds_of, const Element* q, Index q_batch, Index q_head, int q_time,
     const Element* k, const Element* v, Index kv_batch, Index kv_head, int kv_time,

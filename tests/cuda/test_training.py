@@ -34,7 +34,7 @@ def test_ten_steps_through_every_kernel_give_the_losses_of_the_ops(dtype, rtol):
     with emulated() as emulator:
         losses, flat = train(dtype=dtype)
     expected, expected_flat = train(dtype=dtype)
-    for value, expected_value, tolerance in zip(zip(*losses), zip(*expected), (rtol / 5, 5 * rtol), strict=True):
+    for value, expected_value, tolerance in zip(np.transpose(losses), np.transpose(expected), (rtol / 5, 5 * rtol), strict=True):
         np.testing.assert_allclose(value, expected_value, rtol=tolerance)  # losses; norms of gradients move much more
     assert losses[-1][0] < losses[0][0] - 0.1
     assert_close(flat, expected_flat, rtol=5 * rtol)

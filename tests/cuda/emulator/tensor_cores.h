@@ -1,8 +1,8 @@
 // kernels/tensor_cores.cuh for the emulator: the same functions, lane by lane as the PTX ISA describes them.
 //
-// An asynchronous copy may happen at any moment between its call and the wait for its group. Here chance decides, for each copy,
-// whether it happens at once or only when it is waited for: who reads without waiting finds the poison of shared memory, and who copies
-// into a tile that others still read destroys it.
+// An asynchronous copy may happen at any moment between its call and the wait for its group. Here chance decides for each copy
+// whether it happens at once or when it is waited for: who reads without waiting finds the poison of shared memory, and who
+// copies into a tile that others still read destroys it.
 
 // Lane by lane the same, from sm_80 on in one instruction.
 template <bool LEAST> inline int reduce(unsigned mask, int value) {
@@ -41,7 +41,9 @@ template <class T> inline void multiply_add(float* d, const unsigned* a, const u
   });
 }
 
-template <class T> inline unsigned pack(float low, float high, T) { return Convert<T>::from(low).bits | (unsigned)Convert<T>::from(high).bits << 16; }
+template <class T> inline unsigned pack(float low, float high, T) {
+  return Convert<T>::from(low).bits | (unsigned)Convert<T>::from(high).bits << 16;
+}
 
 struct Matrices { unsigned* r; const unsigned short* row; };
 
@@ -97,9 +99,11 @@ inline Copies& my_copies() {
 }
 
 inline void copy_async(void* to, const void* from, int size, bool there) {
-  if ((unsigned long)to % size || (there && (unsigned long)from % size)) emulator::fail("copy_async: %d bytes at an address that %d does not divide", size, size);
+  if ((unsigned long)to % size || (there && (unsigned long)from % size))
+    emulator::fail("copy_async: %d bytes at an address that %d does not divide", size, size);
   const long offset = (char*)to - emulator::dynamic_shared;
-  if (offset < 0 || offset + size > (long)emulator::dynamic_shared_bytes) emulator::fail("copy_async: to outside of shared memory");
+  if (offset < 0 || offset + size > (long)emulator::dynamic_shared_bytes)
+    emulator::fail("copy_async: to outside of shared memory");
   const Copy copy = {(char*)to, (const char*)from, size, there};
   copy_chance = copy_chance * 1664525u + 1013904223u;
   Copies& mine = my_copies();
