@@ -191,7 +191,7 @@ def test_heads_are_read_where_they_lie_and_written_so_that_merging_them_is_a_vie
 
 @every_dtype
 def test_what_cannot_be_read_where_it_lies_is_copied(gpu, dtype):
-    q, k, v = draw(dtype=dtype)
+    q, k, v = draw(K=2, dtype=dtype)
     expected = both(q, k, v)
     spread = [np.stack([x, x], -1)[..., 0] for x in (q, k, v)]                   # gaps between elements
     odd = [np.pad(x, [(0, 0)] * 3 + [(0, 1)])[..., :-1] for x in (q, k, v)]      # rows that begin anywhere
