@@ -4,6 +4,7 @@
 // Rows:    none: a thread takes WIDTH elements anywhere.
 // Fused:   moments, bias correction, decay, step, and the weights once more in the type that the model computes with.
 // Floor:   reads w, g, m, v, writes w, m, v: 7 n floats, and n elements of `copy` if there is one.
+
 typedef COPY Copy;
 
 extern "C" __global__ void __launch_bounds__(256) adamw(

@@ -5,6 +5,7 @@
 // Fused:   backward sorts (by counting, for each token, those that come before it), sums and adds to the buffer. Sums run over
 //          ascending n: no atomics, the same bits each time.
 // Floor:   forward reads and writes N C elements. Backward reads dout, N C elements, and updates a row for each different token.
+
 typedef TOKEN Token;
 
 // An id outside of the vocabulary, which the caller should have refused, must not be an address: its row is NaN.

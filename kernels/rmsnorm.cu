@@ -2,8 +2,8 @@
 //
 // Rows:    32 to 512 threads for a row of C, by its length; several short rows in a block (rmsnorm.cuh).
 // Fused:   a row is read once and waits in shared memory for its own rstd. Backward makes dx and dweight in one pass: at most
-//          WORKERS rows of threads walk over all rows, each adds up dweight for itself, and a small second kernel adds those
-//          sums in a fixed order: no atomics, the same bits each time.
+//          BLOCKS blocks walk over all rows, each adds up dweight for itself, and a small second kernel adds those sums in a
+//          fixed order: no atomics, the same bits each time.
 // Floor:   forward reads x and writes out: 2 N C elements. Backward reads dout and x, writes dx: 3 N C elements.
 #include "rmsnorm.cuh"
 

@@ -41,7 +41,7 @@ template <bool ADD> __device__ __forceinline__ void forward_rows(
   }
 }
 
-// A block goes through its rows and adds up dweight in shared memory; each row of threads leaves its sums in `dweights`.
+// A block goes through its rows; each row of threads adds up dweight in shared memory, and the block leaves their sum in `dweights`.
 // If ADD, the gradient that reached the sum from elsewhere, `dtotal`, is added to dx.
 template <bool ADD> __device__ __forceinline__ void backward_rows(
     Element* dx, Real* dweights, const Element* dout, const Element* dtotal, const Element* x, const Real* weight,
@@ -87,8 +87,12 @@ template <bool ADD> __device__ __forceinline__ void backward_rows(
       store(dx + start + c, v);
     }
   }
-  Real* const left = dweights + Index(blockIdx.x * blockDim.y + threadIdx.y) * C;
-  for (int c = threadIdx.x * WIDTH; c < C; c += step) store(left + c, load<WIDTH>(dw + c));
+  __syncthreads();
+  for (int c = threadIdx.y * blockDim.x + threadIdx.x; c < C; c += blockDim.x * blockDim.y) {
+    Real sum = 0;
+    for (int y = 0; y < blockDim.y; y++) sum += sums[y * C + c];
+    dweights[Index(blockIdx.x) * C + c] = sum;
+  }
 }
 
 // dweight[c] = sum over rows of dweights[row, c], always in the same order. Blocks of 32 columns; threads (32, 8).

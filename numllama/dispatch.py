@@ -53,12 +53,11 @@ def accelerated(op: Callable | None = None, *, by_rows: bool = False, by_outputs
 
     @wraps(op)
     def run(*args, **kwargs):
-        values = (*args, *kwargs.values())
-        if runs_here(values) and (launcher := _launcher(op)):
+        if runs_here(args) and (launcher := _launcher(op)):
             result = launcher(*args, **kwargs)
             if result is not NotImplemented:
                 return result
-        if _first_dtype(values) in TWO_BYTES:
+        if _may_be_in_two_bytes(args) and _first_dtype((*args, *kwargs.values())) in TWO_BYTES:
             return _in_float32(run, op.__name__.endswith("_forward"), args, kwargs)
         if by_rows and not kwargs and _has_many_rows(args):
             return _in_row_blocks(op, args)
@@ -75,6 +74,12 @@ def _launcher(op: Callable) -> Callable | None:
     """The function of the same file and name in numllama.cuda, if there is one."""
     module = f"numllama.cuda.{op.__module__.rpartition('.')[2]}"
     return getattr(import_module(module), op.__name__, None) if find_spec(module) else None
+
+
+def _may_be_in_two_bytes(args: tuple) -> bool:
+    """The quick answer, which most calls on a CPU end with."""
+    first = args[0] if args else None
+    return not (isinstance(first, np.ndarray) and first.ndim and first.dtype.itemsize > 2)
 
 
 def _first_dtype(values: tuple) -> np.dtype | None:
@@ -102,13 +107,16 @@ def _in_float32(run: Callable, is_forward: bool, args: tuple, kwargs: dict) -> A
         with np.errstate(over="ignore"):  # what float16 cannot hold is infinite
             return value.astype(dtype)
 
+    def belongs(value):
+        if getattr(value, "dtype", None) != np.float32 or value.ndim == 0:
+            return False
+        return is_forward or value.ndim > 1 or value.shape == getattr(args[0], "shape", None)
+
     def narrow(value):
         if isinstance(value, tuple):
             return tuple(map(narrow, value))
         if id(value) not in known:
-            is_row = is_forward or value.ndim > 1 or value.shape == getattr(args[0], "shape", None)
-            belongs = getattr(value, "dtype", None) == np.float32 and value.ndim > 0 and is_row
-            known[id(value)] = rounded(value) if belongs else value, value
+            known[id(value)] = rounded(value) if belongs(value) else value, value
         return known[id(value)][0]
 
     def as_kept(value):

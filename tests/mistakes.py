@@ -218,7 +218,7 @@ MISTAKES = [
     ),
     Mistake(
         "the path through the keys forgotten",
-        "model/block.py", 'dn += linear_backward(dk, k_cache, g, "wk")', 'linear_backward(dk, k_cache, g, "wk")',
+        "model/block.py", 'linear_backward(dk, k_cache, g, "wk", dx=dn)', 'linear_backward(dk, k_cache, g, "wk")',
         f"{MODEL}::test_every_gradient_against_differences[cpu-gqa]",
     ),
     Mistake(
@@ -240,7 +240,7 @@ MISTAKES = [
     ),
     Mistake(
         "a position's gradient from the first sequence only",
-        "model/transformer.py", "dx if pos_cache[0].ndim == 2 else dx.sum(0) ", "dx if pos_cache[0].ndim == 2 else dx[0] ",
+        "model/transformer.py", "dpos = dx.sum(0, dtype=real_dtype(dx.dtype)) if shared", "dpos = dx[0] if shared",
         f"{MODEL}::test_every_gradient_against_differences[cpu-gpt2]",
     ),
     Mistake(

@@ -188,6 +188,13 @@ def test_the_flags_are_kept_in_the_run(done, book):
     assert (about["train"]["steps"], about["train"]["lr"], about["train"]["seq_len"]) == (8, 0.01, 8)
 
 
+def test_a_run_computes_in_the_dtype_that_is_asked_for_and_remembers_it(book, done, tmp_path):
+    finished(numllama_train("--data", book, "--out", tmp_path / "run", *tiny(dtype="bfloat16", steps=4)))
+    about = [json.loads((folder / "config.json").read_text(encoding="utf-8")) for folder in (done[0], tmp_path / "run")]
+    assert [one["train"]["dtype"] for one in about] == ["float32", "bfloat16"]
+    assert load_run(tmp_path / "run", dtype="bfloat16").dtype == "bfloat16"
+
+
 def test_token_files_without_a_tokenizer_are_trained_on_without_a_sample(tmp_path):
     for split, n in (("train", 300), ("val", 50)):
         write_tokens(tmp_path / f"{split}.bin", np.arange(n) % 7, vocab_size=7)

@@ -23,6 +23,7 @@ from numllama.ops import (
     swiglu_backward,
     swiglu_forward,
 )
+from numllama.optim.clip import euclidean_norm
 
 SHAPES = [(20, 7), (4, 5, 7), (2, 2, 5, 7), (1, 33, 5), (64, 1), (3, 80), (1, 160)]  # blocks of 30 numbers divide few of them
 
@@ -291,3 +292,8 @@ def test_a_loss_stays_float32_and_its_gradient_may_take_the_place_of_the_logits(
     assert apart.dtype == dtype
     assert cross_entropy_backward(1.0, cache, out=logits) is logits
     assert_same_bits(logits, apart)
+
+
+def test_what_is_no_array_is_not_rounded():
+    flat = arrays((100,))[0].astype(BFLOAT16)
+    assert euclidean_norm(flat) == pytest.approx(np.linalg.norm(flat.astype("float64")), rel=1e-6)

@@ -4,12 +4,10 @@ from math import prod
 
 import numpy as np
 
-from numllama.backend import Array, real_dtype, xp_of
+from numllama.backend import Array, real_dtype
 from numllama.checks import check_ids
 from numllama.cuda import launch
 from numllama.cuda.launch import int32
-
-TARGETS = (np.dtype(np.int32), np.dtype(np.int64))
 
 
 def cross_entropy_forward(
@@ -18,7 +16,7 @@ def cross_entropy_forward(
     if (
         logits.ndim < 2
         or targets.shape != logits.shape[:-1]
-        or targets.dtype not in TARGETS
+        or targets.dtype.kind not in "iu"
         or not launch.is_plain(logits)
         or not (count is None or float(count) > 0)
     ):
@@ -27,12 +25,12 @@ def cross_entropy_forward(
     check_ids("targets", targets, V, ignore_index)
     real = real_dtype(logits.dtype)
     losses, lse = launch.empty(logits, (N,), real), launch.empty(logits, targets.shape, real)
-    kept = launch.empty(logits, targets.shape, targets.dtype)
+    dense = launch.ids(targets)
+    kept = launch.empty(logits, targets.shape, dense.dtype)
     loss, count_out = launch.empty(logits, (), real), launch.empty(logits, (), real)
     width, block, grid = _rows(logits)
-    defines = {"DTYPE": logits.dtype, "WIDTH": width, "TARGET": targets.dtype}
-    dense = xp_of(targets).ascontiguousarray(targets)
-    args = [losses, lse, kept, logits, dense, int32(N), int32(V), targets.dtype.type(ignore_index)]
+    defines = {"DTYPE": logits.dtype, "WIDTH": width, "TARGET": dense.dtype}
+    args = [losses, lse, kept, logits, dense, int32(N), int32(V), dense.dtype.type(ignore_index)]
     launch.launch("cross_entropy", "cross_entropy_rows", grid, block, args, **defines)
     args = [loss, count_out, losses, kept, int32(N), real.type(0 if count is None else count)]
     launch.launch("cross_entropy", "cross_entropy_sum", 1, 1024, args, **defines)
@@ -44,8 +42,9 @@ def cross_entropy_backward(dout: Array | float, cache: tuple, *, out: Array | No
     real = real_dtype(logits.dtype)
     on_device = launch.backend.owns(dout)
     if (
-        not launch.is_plain(logits)
-        or kept.dtype not in TARGETS
+        logits.ndim < 2
+        or not launch.is_plain(logits)
+        or kept.dtype not in (np.int32, np.int64)
         or lse.dtype != real
         or not (kept.flags.c_contiguous and lse.flags.c_contiguous)
         or (on_device and (dout.dtype != real or dout.size != 1))

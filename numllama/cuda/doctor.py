@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from threadpoolctl import threadpool_info
 
-from numllama.backend import to_numpy
+from numllama.backend import BFLOAT16, to_numpy
 
 DRIVER_LIBRARIES = ("libcuda.so.1", "nvcuda.dll")
 LIBRARIES = "cupy_backends.cuda.libs"
@@ -112,7 +112,7 @@ def _gpus() -> str:
 
 
 def _try_kernel() -> str:
-    """A kernel and a product, compared with NumPy."""
+    """A kernel of ours, a product, and one of CuPy's own in bfloat16, which takes CUDA's headers; compared with NumPy."""
     from numllama.ops import linear_forward, rmsnorm_forward
 
     cupy = import_module("cupy")
@@ -121,6 +121,7 @@ def _try_kernel() -> str:
     for name, run in {
         "rmsnorm": lambda x, weight: rmsnorm_forward(x, weight[0].copy(), 1e-5)[0],
         "a product": lambda x, weight: linear_forward(x, weight)[0],
+        "a sum in bfloat16": lambda x, weight: (x.astype(BFLOAT16) + weight.astype(BFLOAT16)).astype(np.float32),
     }.items():
         error = float(abs(to_numpy(run(*on_gpu)) - run(x, weight)).max())
         if not error < 0.1:  # TF32's products are off by some hundredths

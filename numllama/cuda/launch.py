@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numllama.backend import BFLOAT16, TWO_BYTES, Array, real_dtype
+from numllama.backend import BFLOAT16, TWO_BYTES, Array, real_dtype, xp_of
 from numllama.errors import DeviceError
 
 int32, int64 = np.int32, np.int64  # what a launcher writes for an int and a long long
@@ -216,6 +216,12 @@ def is_plain(*arrays: Array) -> bool:
     return dtype in FLOATS and all(a.dtype == dtype and a.size and a.flags.c_contiguous for a in arrays)
 
 
+def ids(tokens: Array) -> Array:
+    """Ids as kernels take them, contiguous int32 or int64: they are few, and a view or another type of a batch is copied."""
+    dtype = tokens.dtype if tokens.dtype in (np.int32, np.int64) else np.int64
+    return xp_of(tokens).ascontiguousarray(tokens, dtype=dtype)
+
+
 def blocks(n: int, block: int) -> int:
     """How many blocks of `block` it takes to cover n."""
     return -(-n // block)
@@ -272,15 +278,14 @@ class CuPy:
     def __init__(self) -> None:
         self._functions: dict[tuple, Any] = {}
 
+    def is_ready(self) -> bool:
+        """Whether there can be arrays on a GPU: whoever made one has imported CuPy."""
+        return "cupy" in sys.modules
+
     def owns(self, array: Any) -> bool:
-        """Whether this is an array of the current GPU; another GPU's is an error."""
-        cupy = sys.modules.get("cupy")
-        if cupy is None or not isinstance(array, cupy.ndarray):
-            return False
-        here = cupy.cuda.runtime.getDevice()
-        if array.size and array.data.device_id != here:
-            raise DeviceError(f"an array of GPU {array.data.device_id} was given to a kernel on GPU {here}")
-        return True
+        """Whether this is an array on a GPU."""
+        cupy = sys.modules.get("cupy")  # None where a test forbids its import
+        return cupy is not None and isinstance(array, cupy.ndarray)
 
     def address(self, array: Array) -> int:
         return array.data.ptr
@@ -294,7 +299,11 @@ class CuPy:
     def run(self, program: Program, name: str, grid: tuple, block: tuple, args: list, shared_bytes: int) -> None:
         """Compile if need be, and launch on the current stream."""
         cupy = sys.modules["cupy"]
-        key = (program, name, cupy.cuda.runtime.getDevice())
+        device = cupy.cuda.runtime.getDevice()
+        for arg in args:
+            if isinstance(arg, cupy.ndarray) and arg.size and arg.data.device_id != device:
+                raise DeviceError(f"{name} runs on GPU {device}, but was given an array of GPU {arg.data.device_id}")
+        key = (program, name, device)
         function = self._functions.get(key)
         if function is None:
             module = cupy.RawModule(code=program.text, options=("-std=c++17",), backend="nvrtc")
@@ -315,4 +324,6 @@ backend: Any = CuPy()
 
 def runs_here(values: Iterable[Any]) -> bool:
     """Whether kernels can run on these values: some array among them, or inside of nested tuples, is the backend's."""
+    if not backend.is_ready():
+        return False
     return any(runs_here(value) if isinstance(value, tuple) else backend.owns(value) for value in values)

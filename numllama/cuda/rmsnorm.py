@@ -5,11 +5,17 @@ from math import prod
 from numllama.backend import Array, real_dtype
 from numllama.cuda import launch
 
-WORKERS = 512  # rows of threads in all that add up dweight for themselves: enough to fill a GPU, few enough to add at the end
+BLOCKS, THREADS = 512, 256  # that add up dweight for themselves: enough to fill a GPU, few enough to add at the end
 MAX_SHARED_BYTES = 96 * 1024  # for one row; every GPU since 2020 has them
 
 
 def rmsnorm_forward(x: Array, weight: Array, eps: float) -> tuple[Array, tuple]:
+    if _are_heads(x):
+        result = rmsnorm_forward(x.swapaxes(1, 2), weight, eps)
+        if result is NotImplemented:
+            return NotImplemented
+        out, (_, _, rstd) = result
+        return out.swapaxes(1, 2), (x, weight, rstd.swapaxes(1, 2))
     if not takes_rows(weight, x):
         return NotImplemented
     out, rstd = launch.empty(x, x.shape, x.dtype), launch.empty(x, (*x.shape[:-1], 1), weight.dtype)
@@ -19,9 +25,17 @@ def rmsnorm_forward(x: Array, weight: Array, eps: float) -> tuple[Array, tuple]:
 
 def rmsnorm_backward(dout: Array, cache: tuple) -> tuple[Array, Array]:
     x, weight, rstd = cache
+    if _are_heads(x, dout, rstd) and dout.shape == x.shape:
+        result = rmsnorm_backward(dout.swapaxes(1, 2), (x.swapaxes(1, 2), weight, rstd.swapaxes(1, 2)))
+        return NotImplemented if result is NotImplemented else (result[0].swapaxes(1, 2), result[1])
     if dout.shape != x.shape or not takes_rows(weight, x, dout):
         return NotImplemented
     return backward("rmsnorm", (dout, x), weight, rstd)
+
+
+def _are_heads(*arrays: Array) -> bool:
+    """Whether these are (B, H, T, D) in the memory of (B, T, H, D), as a projection leaves them: rows all the same."""
+    return all(a.ndim == 4 and not a.flags.c_contiguous and a.swapaxes(1, 2).flags.c_contiguous for a in arrays)
 
 
 def takes_rows(weight: Array, *rows: Array) -> bool:
@@ -59,14 +73,14 @@ def backward(op: str, arrays: tuple, weight: Array, rstd: Array) -> tuple[Array,
     C, N = x.shape[-1], prod(x.shape[:-1])
     dx = launch.empty(x, x.shape, x.dtype)
     width = launch.width(x.dtype, C, arrays=(dx, *arrays, weight))
-    threads, rows = launch.row_block(C, width)
+    threads, _ = launch.row_block(C, width)
     row_bytes = _backward_bytes(x, weight)
-    rows = max(1, min(rows, launch.SHARED_BYTES // 2 // row_bytes))
-    grid = min(launch.blocks(N, rows), WORKERS // rows)
-    dweights, dweight = launch.empty(x, (grid * rows, C), weight.dtype), launch.empty(x, (C,), weight.dtype)
+    rows = max(1, min(THREADS // threads, launch.SHARED_BYTES // row_bytes))
+    grid = min(launch.blocks(N, rows), BLOCKS)
+    dweights, dweight = launch.empty(x, (grid, C), weight.dtype), launch.empty(x, (C,), weight.dtype)
     defines = {"DTYPE": x.dtype, "WIDTH": width}
     args = [dx, dweights, *arrays, weight, rstd, launch.int32(N), launch.int32(C)]
     launch.launch(op, f"{op}_backward", grid, (threads, rows), args, rows * row_bytes, **defines)
-    args = [dweight, dweights, launch.int32(grid * rows), launch.int32(C)]
+    args = [dweight, dweights, launch.int32(grid), launch.int32(C)]
     launch.launch(op, f"{op}_dweight", launch.blocks(C, 32), (32, 8), args, **defines)
     return dx, dweight

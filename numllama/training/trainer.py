@@ -137,13 +137,14 @@ class Trainer:
 
     def _note(self, finite: bool) -> None:
         """Count steps that were skipped, and end a run that does nothing else."""
-        self._steps_since_change += 1
-        if self.scale > 1 and not finite:
-            self.scale, self._steps_since_change = self.scale / 2, 0
-            self.skipped += 1
-            return
-        if 1 < self.scale < LARGEST_SCALE and self._steps_since_change >= STEPS_TO_GROW:
-            self.scale, self._steps_since_change = 2 * self.scale, 0
+        if self.model.dtype == "float16":
+            self._steps_since_change += 1
+            if not finite and self.scale > 1:
+                self.scale, self._steps_since_change = self.scale / 2, 0
+                self.skipped += 1
+                return
+            if self.scale < LARGEST_SCALE and self._steps_since_change >= STEPS_TO_GROW:
+                self.scale, self._steps_since_change = 2 * self.scale, 0
         self._skipped_in_a_row = 0 if finite else self._skipped_in_a_row + 1
         self.skipped += not finite
         if self._skipped_in_a_row >= MAX_SKIPPED:

@@ -3,7 +3,7 @@
     pip install nvidia-cuda-nvrtc && python tests/cuda/compile_kernels.py            # --record writes registers.json anew
 
 It fails where a kernel does not compile, keeps registers in memory (spills), moves single elements where it should move 16
-bytes, or needs more registers than registers.json says.
+bytes, or needs more registers than registers.json says (of the same version of NVRTC).
 """
 
 import argparse
@@ -37,7 +37,7 @@ DEFINES = {
     "add_rmsnorm": list(variants()),
     "rope": list(variants(INTERLEAVED=[1, 0])),
     "swiglu": list(variants()),
-    "embedding": list(variants(TOKEN=["int", "unsigned short", "unsigned", "long long"])),
+    "embedding": list(variants(TOKEN=["int", "long long"])),
     "cross_entropy": list(variants(TARGET=["int", "long long"])),
     "dropout": list(variants()),
     "softmax": list(variants()),
@@ -151,10 +151,11 @@ def main():
                     for kernel, wide in wide_accesses(ptx).items():
                         if not wide and kernel not in NARROW:
                             problems.append(f"{what}: {kernel} has no access of 16 bytes")
+    comparable = recorded.get("nvrtc") == compiler.version and not arguments.record
     for key, of in found.items():
         for architecture, registers in of.items():
             most = recorded.get("registers", {}).get(key, {}).get(architecture, 0)
-            if registers > most and not arguments.record:
+            if registers > most and comparable:
                 problems.append(f"{key} {architecture}: {registers} registers, but {most} are recorded")
     if arguments.record:
         recorded = {"nvrtc": compiler.version, "registers": dict(sorted((recorded.get("registers", {}) | found).items()))}

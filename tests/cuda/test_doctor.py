@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from numllama.backend import array_module, out_of_memory
+from numllama.backend import array_module, default_dtype, out_of_memory
 from numllama.cli import main
 from numllama.cuda import doctor, launch
 from numllama.errors import DeviceError
@@ -26,7 +26,7 @@ def machine(monkeypatch, gpu):
         CUDARuntimeError=OSError,
     )  # fmt: skip
     array = type("Array", (np.ndarray,), {"get": lambda self: np.asarray(self)})
-    device = lambda index: SimpleNamespace(use=lambda: None)  # noqa: E731
+    device = lambda index=0: SimpleNamespace(use=lambda: None, compute_capability="90")  # noqa: E731
     cupy = SimpleNamespace(
         __version__="14.2.0", ndarray=array, cuda=SimpleNamespace(runtime=runtime, Device=device),
         asarray=lambda x: x.view(array),
@@ -123,6 +123,13 @@ def test_the_drivers_version(monkeypatch):
     assert doctor.driver_version() is None
     monkeypatch.setattr(doctor, "DRIVER_LIBRARIES", ())
     assert doctor.driver_version() is None
+
+
+@pytest.mark.parametrize(("capability", "dtype"), [("75", "float32"), ("80", "bfloat16"), ("100", "bfloat16")])
+def test_training_is_in_bfloat16_where_a_gpu_multiplies_it(machine, capability, dtype):
+    machine.cupy.cuda.Device = lambda index=0: SimpleNamespace(use=lambda: None, compute_capability=capability)
+    assert default_dtype("cuda") == dtype
+    assert default_dtype("cpu") == "float32"
 
 
 def test_out_of_gpu_memory_says_what_is_free_and_which_settings_to_lower(machine):

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
-from helpers import assert_same_bits
-from kernel_checks import FLOAT32, HALVES, check_kernels, every_dtype, offset_by_one
+from emulator import emulated
+from helpers import assert_close, assert_same_bits
+from kernel_checks import FLOAT32, HALVES, check_kernels, every_dtype, offset_by_one, real
 
 from numllama.ops import add_rmsnorm_backward, add_rmsnorm_forward, rmsnorm_backward, rmsnorm_forward
 
@@ -36,6 +37,27 @@ def test_rows_at_any_address(gpu, dtype):
     (out, _), (out_2, _) = rmsnorm_forward(x, weight, 1e-5), rmsnorm_forward(offset_by_one(x), offset_by_one(weight), 1e-5)
     assert gpu.launched == ["rmsnorm_forward"] * 2
     np.testing.assert_allclose(out.astype("f4"), out_2.astype("f4"), rtol=2e-2 if dtype in HALVES else 1e-6)
+
+
+def test_blocks_that_walk_over_several_rows_each(gpu, monkeypatch):
+    monkeypatch.setattr("numllama.cuda.rmsnorm.BLOCKS", 3)
+    x, dout, weight = (a.astype("float32") for a in draw(77, 96))
+    _, cache = rmsnorm_forward(x, weight, 1e-5)
+    dx, dweight = rmsnorm_backward(dout, cache)
+    expected_dx, expected_dweight = rmsnorm_backward.reference(dout, cache)
+    assert_close(dx, expected_dx, rtol=1e-6)
+    assert_close(dweight, expected_dweight, rtol=1e-6)
+
+
+@every_dtype
+def test_heads_are_normalised_where_they_lie(dtype):
+    rng = np.random.default_rng(0)
+    x, weight = rng.standard_normal((2, 5, 3, 16)).swapaxes(1, 2), rng.standard_normal(16)
+    dout = rng.standard_normal((2, 5, 3, 16)).astype(dtype).swapaxes(1, 2)
+    check_kernels(rmsnorm_forward, rmsnorm_backward, [x, weight, 1e-5], dtype, KERNELS, reals={1}, douts=dout)
+    with emulated():
+        out, (_, _, rstd) = rmsnorm_forward(x.astype(dtype), weight.astype(real(dtype)), 1e-5)
+    assert out.swapaxes(1, 2).flags.c_contiguous and rstd.shape == (2, 3, 5, 1)
 
 
 def test_what_the_kernels_do_not_take_runs_as_the_op_says(gpu):

@@ -66,7 +66,7 @@ def test_every_gradient_points_where_that_in_float64_does(variant, dtype):
 def test_no_gradient_of_a_matrix_is_rounded_to_two_bytes(variant, dtype):
     _, grads = build(dtype, **VARIANTS[variant]).loss_and_grads(*batch(B=8))
     for name, gradient in grads.items():
-        if gradient.ndim == 1 or (name == "embed" and variant != "tied"):  # a token that occurs once has a row of dx, which is in two bytes
+        if gradient.ndim == 1 or (name == "embed" and variant != "tied"):  # a token that occurs once has a row of dx there
             continue
         rounded = gradient == gradient.astype(dtype)
         assert (rounded & (gradient != 0)).mean() < 0.2, name
@@ -198,8 +198,16 @@ def test_a_scale_grows_again_after_many_good_steps(monkeypatch):
     trainer = train("float16", steps=7)
     trainer.scale = 2.0**8
     assert [trainer.scale for _ in trainer] == [2.0**n for n in (8, 8, 9, 9, 9, 10, 10)]
+    trainer = train("float16", steps=4)
+    trainer.scale = 1.0  # as low as it gets, and not for good
+    assert [trainer.scale for _ in trainer] == [1, 1, 2, 2]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_other_dtypes_are_not_scaled(dtype):
     assert train(dtype).scale == 1
+
+
+def test_a_dtype_that_is_none():
+    with pytest.raises(ValueError, match=r"^dtype is 'float8', but must be one of float32, float64, bfloat16, float16$"):
+        TrainConfig(dtype="float8")

@@ -11,6 +11,7 @@ import hashlib
 import os
 import subprocess
 import tempfile
+import threading
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,6 +25,7 @@ COMPILER = os.environ.get("CXX", "g++")
 FLAGS = ["-std=c++17", "-O1", "-fPIC", "-fno-strict-aliasing", "-ffp-contract=off", "-w"]
 if os.environ.get("NUMLLAMA_EMULATOR_ASAN"):  # the process needs LD_PRELOAD=libasan.so then
     FLAGS += ["-fsanitize=address", "-g"]
+_one_at_a_time = threading.Lock()  # the emulated GPU has one set of threads
 
 
 class EmulatorError(AssertionError):
@@ -49,6 +51,9 @@ class Emulator:
     def __init__(self, order=SHUFFLED, seed=0):
         self.order, self.seed, self.launched = order, seed, []
 
+    def is_ready(self):
+        return True
+
     def owns(self, array):
         return isinstance(array, np.ndarray)
 
@@ -65,6 +70,10 @@ class Emulator:
         return np.zeros(shape, dtype)
 
     def run(self, program, name, grid, block, args, shared_bytes):
+        with _one_at_a_time:
+            self._run(program, name, grid, block, args, shared_bytes)
+
+    def _run(self, program, name, grid, block, args, shared_bytes):
         library = build(program)
         static = library.emulator_static_shared()  # of all kernels of the file together: never too few
         if static > launch.SHARED_BYTES or static + shared_bytes > launch.MAX_SHARED_BYTES:

@@ -2,7 +2,7 @@
 
 A kernel's error is at most twice that of the op itself in the same type, plus four units in the last place of the largest
 number. The caches are the op's: forward by kernel and backward by NumPy is as good, and the other way round. The result is the
-same bits in whatever order threads run.
+same bits in whatever order threads run. Where there is a GPU, the same holds on it.
 """
 
 import ml_dtypes
@@ -11,7 +11,8 @@ import pytest
 from emulator import BACKWARD, FORWARD, SHUFFLED, emulated
 from helpers import assert_same_bits, leaves, unmodified
 
-from numllama.backend import BFLOAT16
+from numllama.backend import BFLOAT16, array_module, to_numpy
+from numllama.errors import DeviceError
 
 FLOAT32, FLOAT64, FLOAT16 = map(np.dtype, ("float32", "float64", "float16"))
 HALVES = (BFLOAT16, FLOAT16)
@@ -108,6 +109,33 @@ def check_kernels(forward, backward, args, dtype, kernels, reals=(), douts=None,
     assert_as_good(crossed_gradients, crossed, exact_gradients, "gradient from the op's cache")
     back = backward(douts, kernel_cache, **copied_options())           # NumPy again
     assert_as_good(back, crossed, exact_gradients, "the op's gradient from the kernel's cache")
+
+    for xp in gpus():
+        moved_args, moved_douts = moved(args, xp.asarray), moved(douts, xp.asarray)
+        gpu_out, gpu_cache = forward(*moved_args)
+        gpu_gradients = [backward(moved_douts, gpu_cache, **moved(copied_options(), xp.asarray)) for _ in range(2)]
+        for a, b in zip(leaves(gpu_gradients[0]), leaves(gpu_gradients[1]), strict=True):
+            assert_same_bits(a, b)
+        assert_as_good(moved(gpu_out, to_numpy), out, exact_out, "output on the GPU")
+        assert_as_good(moved(gpu_cache, to_numpy), cache, exact_cache, "cache on the GPU")
+        assert_as_good(moved(gpu_gradients[0], to_numpy), gradients, exact_gradients, "gradient on the GPU")
+
+
+def gpus():
+    """CuPy, if there is a GPU."""
+    try:
+        return [array_module("cuda")]
+    except DeviceError:
+        return []
+
+
+def moved(value, move):
+    """Arrays inside nested tuples, lists and dictionaries on another device."""
+    if isinstance(value, dict):
+        return {name: moved(part, move) for name, part in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(moved(part, move) for part in value)
+    return move(value) if getattr(value, "ndim", 0) or hasattr(value, "get") else value
 
 
 def offset_by_one(array):
