@@ -12,7 +12,7 @@ struct half { unsigned short bits; };
 #ifdef __CUDACC__
 // Dynamic shared memory, sized by the launch.
 #define SHARED_MEMORY(T, name) \
-  extern __shared__ uint4 dynamic_shared_memory[]; \
+  extern __shared__ __align__(128) uint4 dynamic_shared_memory[]; \
   T* const name = reinterpret_cast<T*>(dynamic_shared_memory)
 #else
 #define SHARED_MEMORY(T, name) T* const name = reinterpret_cast<T*>(emulator::dynamic_shared)

@@ -535,4 +535,46 @@ MISTAKES = [
         "cuda/gemm.py", "return Operand(x, TRANSPOSED,", "return Operand(x, NORMAL,",
         "cuda/test_gemm.py::test_every_layout_gives_the_product[(65, 96, 33)-()-float32]",
     ),
+    Mistake(
+        "what was summed under a lower maximum kept as it is",
+        "../kernels/flash_attention.cu", "      z[m][r] *= shrink[m][r];", "     ",
+        "cuda/test_flash_attention.py::test_maxima_that_rise_with_every_key_and_far_below_zero[bfloat16]",
+    ),
+    Mistake(
+        "the key head's number taken for the query head's",
+        "../kernels/flash_attention.cu", "k_head * R * q_head", "k_head * q_head",
+        "cuda/test_flash_attention.py::test_grouped_queries_and_random_intervals[2-float32-64]",
+    ),
+    Mistake(
+        "the next query head's rows read where the last head's ended",
+        "../kernels/flash_attention.cu", "      q_rows.skip((steps.first - steps.last) * STEP);\n", "",
+        "cuda/test_flash_attention.py::test_grouped_queries_and_random_intervals[2-bfloat16-64]",
+    ),
+    Mistake(
+        "a query that sees the key after its last",
+        "../kernels/flash_attention.cu", "8 * n + j >= last)", "8 * n + j > last)",
+        "cuda/test_flash_attention.py::test_causal[65-65-bfloat16-128]",
+    ),
+    Mistake(
+        "a mask that is looked at only where intervals begin",
+        "../kernels/flash_attention.cuh", "inner_begin <= s0 && inner_end >= s1;", "inner_begin <= s0;",
+        "cuda/test_flash_attention.py::test_causal[65-65-float32-64]",
+    ),
+    Mistake(
+        "the gradient of scores without its row's sum",
+        "../kernels/flash_attention.cu", "p * (dp[m][n][i] - row_delta[m][i / 2])", "p * dp[m][n][i]",
+        "cuda/test_flash_attention.py::test_intervals[everything-float32]",
+    ),
+    Mistake(
+        "a step of keys read before it has arrived",
+        "../kernels/flash_attention.cu",
+        "    copy_wait<0>();\n    __syncthreads();                                                // this step has arrived",
+        "    __syncthreads();                                                // this step has arrived",
+        "cuda/test_flash_attention.py::test_a_length_of_257[float16]",
+    ),
+    Mistake(
+        "two arrays of different strides read with those of the first",
+        "cuda/flash_attention.py", " or len({x.strides for x in arrays}) > 1", "",
+        "cuda/test_flash_attention.py::test_what_cannot_be_read_where_it_lies_is_copied[float32]",
+    ),
 ]  # fmt: skip

@@ -48,6 +48,10 @@ DEFINES = {
         for copy in copies
         for width in (16 // SIZES[copy], 1)
     ],
+    "flash_attention": [
+        {"DTYPE": dtype, "D": str(D), "INTERVAL": interval}
+        for dtype, D, interval in product(("float", "bfloat16", "half"), (64, 128), ("int", "long long"))
+    ],
 }
 NARROW = {"embedding_sort", "rmsnorm_dweight", "add_rmsnorm_dweight", "cross_entropy_sum", "root_of_sums"}  # not 16 bytes
 
@@ -142,7 +146,7 @@ def main():
                     of = found.setdefault(key, dict.fromkeys(ARCHITECTURES, 0))
                     of[architecture] = max(of[architecture], registers)
             else:
-                if defines["WIDTH"] != "1":
+                if defines.get("WIDTH") != "1":
                     _, ptx = compiler.compile(program.text, f"{source}.cu", ["-std=c++17", "-arch=compute_90"])
                     for kernel, wide in wide_accesses(ptx).items():
                         if not wide and kernel not in NARROW:

@@ -10,7 +10,7 @@ from numllama.checks import check_ids
 from numllama.cuda import launch
 from numllama.training.data import Dataset
 
-CONFIG = ModelConfig(vocab_size=61, dim=32, n_layers=2, n_heads=4, n_kv_heads=2, max_seq_len=24, dropout=0.1)
+CONFIG = ModelConfig(vocab_size=61, dim=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=64, max_seq_len=24, dropout=0.1)
 TOKENS = (np.arange(4000) ** 2 // 7 % 61).astype("uint16")
 
 
@@ -34,7 +34,8 @@ def test_ten_steps_through_every_kernel_give_the_losses_of_the_ops(dtype, rtol):
     with emulated() as emulator:
         losses, flat = train(dtype=dtype)
     expected, expected_flat = train(dtype=dtype)
-    np.testing.assert_allclose(losses, expected, rtol=rtol)
+    for value, expected_value, tolerance in zip(np.transpose(losses), np.transpose(expected), (rtol / 5, 5 * rtol), strict=True):
+        np.testing.assert_allclose(value, expected_value, rtol=tolerance)  # losses; norms of gradients move much more
     assert losses[-1][0] < losses[0][0] - 0.1
     assert_close(flat, expected_flat, rtol=5 * rtol)
     of_dense_attention = kernels_of("softmax")

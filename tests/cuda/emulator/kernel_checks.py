@@ -42,19 +42,21 @@ def ulp(x, dtype):
     return float(ml_dtypes.finfo(dtype).eps) * 2.0 ** np.floor(np.log2(largest)) if largest else 0.0
 
 
-def assert_as_good(actual, reference, exact, what):
-    """Arrays in nested tuples: within twice the reference's own error, plus four units in the last place."""
-    for i, (a, r, e) in enumerate(zip(leaves(actual), leaves(reference), leaves(exact), strict=True)):
+def assert_as_good(actual, references, exact, what):
+    """Arrays in nested tuples: within twice the references' own error, plus four units in the last place."""
+    for i, (a, e, *rs) in enumerate(zip(leaves(actual), leaves(exact), *map(leaves, references), strict=True)):
+        r = rs[0]
         assert (a.shape, a.dtype) == (r.shape, r.dtype), f"{what} {i} is {a.dtype}{a.shape}, but should be {r.dtype}{r.shape}"
         if not is_float(a):
             assert_same_bits(a, r)
             continue
-        error, own = (float(np.max(np.abs(x.astype(EXACT) - e.astype(EXACT)), initial=0)) for x in (a, r))
+        error, *errors = (float(np.max(np.abs(x.astype(EXACT) - e.astype(EXACT)), initial=0)) for x in (a, *rs))
+        own = max(errors)
         bound = 2 * own + 4 * ulp(e, a.dtype)
         assert error <= bound, f"{what} {i}: error {error:.2e}, but {bound:.2e} is allowed (the op's own: {own:.2e})"
 
 
-def check_kernels(forward, backward, args, dtype, kernels, reals=(), douts=None, **options):
+def check_kernels(forward, backward, args, dtype, kernels, reals=(), douts=None, other_caches=None, **options):
     """All promises for one case.
 
     Parameters
@@ -65,6 +67,9 @@ def check_kernels(forward, backward, args, dtype, kernels, reals=(), douts=None,
         What must be launched, forward and backward.
     douts : optional
         The cotangent in place of a random one.
+    other_caches : callable, optional
+        Makes caches of the op for the same arguments, rounded otherwise. Where backward computes again what forward has summed,
+        rounding cancels as long as both sum in one order: gradients from the other side's cache are then held against these.
     **options
         Of `backward`; copied for each call.
     """
@@ -81,6 +86,7 @@ def check_kernels(forward, backward, args, dtype, kernels, reals=(), douts=None,
         return {name: value.copy() if dtype is None else converted(value.copy(), dtype) for name, value in options.items()}
 
     gradients = backward(douts, cache, **copied_options())
+    crossed = [backward(douts, other) for other in other_caches(*args)] if other_caches else [gradients]
     exact_gradients = backward.reference(converted(douts, EXACT), exact_cache, **copied_options(EXACT))
 
     results = []
@@ -97,12 +103,12 @@ def check_kernels(forward, backward, args, dtype, kernels, reals=(), douts=None,
         for a, b in zip(leaves(results[0]), leaves(other), strict=True):
             assert_same_bits(a, b)
 
-    assert_as_good(kernel_out, out, exact_out, "output")
-    assert_as_good(kernel_cache, cache, exact_cache, "cache")
-    assert_as_good(kernel_gradients, gradients, exact_gradients, "gradient")
-    assert_as_good(crossed_gradients, gradients, exact_gradients, "gradient from the op's cache")
+    assert_as_good(kernel_out, [out], exact_out, "output")
+    assert_as_good(kernel_cache, [cache], exact_cache, "cache")
+    assert_as_good(kernel_gradients, [gradients], exact_gradients, "gradient")
+    assert_as_good(crossed_gradients, crossed, exact_gradients, "gradient from the op's cache")
     back = backward(douts, kernel_cache, **copied_options())           # NumPy again
-    assert_as_good(back, gradients, exact_gradients, "the op's gradient from the kernel's cache")
+    assert_as_good(back, crossed, exact_gradients, "the op's gradient from the kernel's cache")
 
     for xp in gpus():
         moved_args, moved_douts = moved(args, xp.asarray), moved(douts, xp.asarray)

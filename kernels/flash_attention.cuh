@@ -1,0 +1,235 @@
+// What flash attention's kernels are made of: how work is cut, intervals of keys, tiles in shared memory, products of tiles.
+
+#include "common.cuh"
+#include "tensor_cores.cuh"
+
+constexpr bool PAIRS = sizeof(Element) == 2;        // two elements in a register: tensor cores
+constexpr int PER_CHUNK = 16 / sizeof(Element);     // elements in 16 bytes
+constexpr int CHUNKS = D / PER_CHUNK;               // in a row
+constexpr float LOG2_E = 1.4426950408889634f;
+#define INFINITE __int_as_float(0x7F800000)
+#define LARGEST_INT 0x7FFFFFFF
+
+// Warps of a block, tiles of 16 rows to a warp, rows of the other side in a step, blocks on one multiprocessor. The launchers in
+// numllama/cuda/flash_attention.py know the same numbers.
+template <int WARPS_, int M_, int STEP_, int BLOCKS_>
+struct Tiling {
+  enum { WARPS = WARPS_, M = M_, STEP = STEP_, BLOCKS = BLOCKS_ };
+  enum { WARP_ROWS = 16 * M, ROWS = WARPS * WARP_ROWS, THREADS = 32 * WARPS };
+};
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr bool THREE_FIT = false;                   // there the compiler needs a few registers more
+#else
+constexpr bool THREE_FIT = PAIRS && D == 64;
+#endif
+typedef Tiling<4, PAIRS ? 2 : 1, PAIRS ? 48 : 32, THREE_FIT ? 3 : 2> Forward;
+typedef Tiling<4, PAIRS ? 2 : 1, !PAIRS ? 16 : D == 64 ? 64 : 32, 2> Dq;
+typedef Tiling<PAIRS && D == 128 ? 8 : 4, PAIRS && D == 64 ? 2 : 1, PAIRS ? 32 : 16, PAIRS && D == 128 ? 1 : 2> Dkv;
+static_assert(int(Dq::WARP_ROWS) == int(Dkv::STEP), "each warp of dq writes the bounds that a step of dk, dv reads");
+
+
+// ------------------------------------------------------------------------------------------------ intervals of keys
+
+struct Interval { int first, last; };
+
+// Of several queries: keys that any of them sees lie in begin..end, and all of them see inner_begin..inner_end.
+struct __align__(16) Bounds {
+  int begin, end, inner_begin, inner_end;
+  __device__ __forceinline__ bool nobody_sees(int s0, int s1) const { return begin >= s1 || end <= s0; }
+  __device__ __forceinline__ bool all_see(int s0, int s1) const { return inner_begin <= s0 && inner_end >= s1; }
+};
+
+// What query t sees, inside 0..S; nothing if there is nothing or no such query.
+__device__ __forceinline__ Interval interval(const INTERVAL* first, const INTERVAL* last, int t, int T, int S) {
+  if (t < T) {
+    const INTERVAL begin = first[t] > 0 ? first[t] : 0, end = last[t] < S ? last[t] : S;
+    if (begin < end) return {int(begin), int(end)};
+  }
+  return {LARGEST_INT, 0};
+}
+
+// Over the lanes of a warp, each with the interval of one query; queries that do not exist want nothing.
+__device__ __forceinline__ Bounds warp_bounds(Interval mine, bool exists) {
+  return {__reduce_min_sync(~0u, mine.first), __reduce_max_sync(~0u, mine.last),
+          __reduce_max_sync(~0u, exists ? mine.first : 0), __reduce_min_sync(~0u, exists ? mine.last : LARGEST_INT)};
+}
+
+// The smallest interval that holds those of all warps, for every thread of the block.
+template <int WARPS>
+__device__ __forceinline__ Interval block_union(const Bounds (&of_warp)[WARPS]) {
+  __syncthreads();
+  const Bounds b = of_warp[threadIdx.x % WARPS];
+  return {__reduce_min_sync(~0u, b.begin), __reduce_max_sync(~0u, b.end)};  // and the compiler knows that no lane differs
+}
+
+
+// ------------------------------------------------------------------------------------------------ tiles in shared memory
+
+// Chunk i of a row. One access reads chunk i of eight rows, and these lie in eight different groups of four banks.
+template <class pointer>
+__device__ __forceinline__ pointer chunk(pointer tile, int row, int i) { return tile + row * D + (i ^ row % 8) * PER_CHUNK; }
+
+// The address of chunk j + i of a row from that of its chunk j < 2, for an even i: one instruction, and no register is kept.
+// Tiles begin at multiples of 128 bytes.
+__device__ __forceinline__ unsigned further(unsigned address, int i) { return (address ^ i % 8 * 16) + i / 8 * 128; }
+
+// Rows of global memory that a block copies into tiles, some at a time. A thread has the same 16 bytes of every so many rows.
+struct Rows {
+  const Element* mine;                              // 16 bytes of the first row that this thread copies
+  int stride;
+
+  __device__ __forceinline__ Rows(const Element* from, int stride)
+      : mine(from + (Index)(threadIdx.x / CHUNKS) * stride + threadIdx.x % CHUNKS * PER_CHUNK), stride(stride) {}
+
+  __device__ __forceinline__ void skip(int rows) { mine += (Index)rows * stride; }
+
+  // The next N rows, without waiting; from the count-th on there are none, and the tile gets zeros. With `apart`: of an array
+  // of the same strides that lies so many elements behind.
+  template <int N, int THREADS>
+  __device__ __forceinline__ void load(Element* tile, int count, Index apart = 0) const {
+    const int first = threadIdx.x / CHUNKS, column = threadIdx.x % CHUNKS;
+    #pragma unroll
+    for (int i = 0; i < N; i += THREADS / CHUNKS)
+      copy_async_16(chunk(tile, first + i, column), mine + (Index)i * stride + apart, i < count - first);
+  }
+};
+
+template <class E>
+__device__ __forceinline__ void put_pair(E* p, float x, float y) { *reinterpret_cast<unsigned*>(p) = pack(x, y, E()); }
+__device__ __forceinline__ void put_pair(float* p, float x, float y) { *reinterpret_cast<float2*>(p) = {x, y}; }
+
+// A warp's sums to rows of global memory, through rows of shared memory that are its own: so that 16 bytes go out at once.
+template <int M>
+__device__ __forceinline__ void store_rows(
+    Element* to, Index stride, int count, const float (&acc)[M][D / 8][4], Element* tile) {
+  const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
+  #pragma unroll
+  for (int m = 0; m < M; m++)
+    #pragma unroll
+    for (int n = 0; n < D / 8; n++)
+      #pragma unroll
+      for (int r = 0; r < 2; r++) {
+        const int column = 8 * n + 2 * c;
+        Element* const to_chunk = chunk(tile, 16 * m + 8 * r + g, column / PER_CHUNK);
+        put_pair(to_chunk + column % PER_CHUNK, acc[m][n][2 * r], acc[m][n][2 * r + 1]);
+      }
+  __syncwarp();
+  const int first = lane / CHUNKS, column = lane % CHUNKS;
+  #pragma unroll
+  for (int i = 0; i < 16 * M; i += 32 / CHUNKS) {
+    const int row = first + i;
+    if (row < count) store(to + row * stride + column * PER_CHUNK, load<PER_CHUNK>(chunk(tile, row, column)));
+  }
+}
+
+
+// ------------------------------------------------------------------------------------------------ products
+//
+// acc[m][n][2 r + j] is row 16 m + 8 r + g, column 8 n + 2 c + j, with g = lane / 4 and c = lane % 4: tensor_cores.cuh says why.
+
+template <class E>
+struct Product {
+  // acc += a b^T: rows of a (16 M, the warp's own) with rows of b (N), over D
+  template <int M, int N>
+  static __device__ __forceinline__ void rows_by_rows(float (&acc)[M][N / 8][4], const E* a, const E* b) {
+    const int lane = threadIdx.x % 32;
+    const unsigned mine_of_a = shared_address(chunk(a, lane % 16, lane / 16));
+    const unsigned mine_of_b = shared_address(chunk(b, lane % 8 + lane / 16 * 8, lane / 8 % 2));
+    #pragma unroll
+    for (int k = 0; k < D / 16; k++) {
+      unsigned x[M][4], y[4];
+      #pragma unroll
+      for (int m = 0; m < M; m++) load_matrices(x[m], further(mine_of_a, 2 * k) + 16 * m * D * 2);
+      #pragma unroll
+      for (int n = 0; n < N / 8; n += 2) {                      // eight rows of b and the next eight
+        load_matrices(y, further(mine_of_b, 2 * k) + 8 * n * D * 2);
+        #pragma unroll
+        for (int m = 0; m < M; m++) {
+          multiply_add(acc[m][n], x[m], y, E());
+          multiply_add(acc[m][n + 1], x[m], y + 2, E());
+        }
+      }
+    }
+  }
+
+  // acc += s b: s from registers, rounded to E; over the rows of b (N)
+  template <int M, int N>
+  static __device__ __forceinline__ void scores_by_rows(float (&acc)[M][D / 8][4], const float (&s)[M][N / 8][4], const E* b) {
+    const int lane = threadIdx.x % 32;
+    const unsigned mine_of_b = shared_address(chunk(b, lane % 16, lane / 16));
+    #pragma unroll
+    for (int k = 0; k < N / 16; k++) {
+      unsigned x[M][4], y[4];
+      #pragma unroll
+      for (int m = 0; m < M; m++)
+        #pragma unroll
+        for (int i = 0; i < 4; i++) {
+          const float* pair = &s[m][2 * k + i / 2][i % 2 * 2];
+          x[m][i] = pack(pair[0], pair[1], E());
+        }
+      #pragma unroll
+      for (int n = 0; n < D / 8; n += 2) {
+        load_matrices_transposed(y, further(mine_of_b, n) + 16 * k * D * 2);
+        #pragma unroll
+        for (int m = 0; m < M; m++) {
+          multiply_add(acc[m][n], x[m], y, E());
+          multiply_add(acc[m][n + 1], x[m], y + 2, E());
+        }
+      }
+    }
+  }
+};
+
+template <>
+struct Product<float> {
+  template <int M, int N>
+  static __device__ __forceinline__ void rows_by_rows(float (&acc)[M][N / 8][4], const float* a, const float* b) {
+    const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
+    #pragma unroll 2
+    for (int k = 0; k < CHUNKS; k++) {
+      float4 x[M][2];
+      #pragma unroll
+      for (int m = 0; m < M; m++)
+        #pragma unroll
+        for (int r = 0; r < 2; r++) x[m][r] = *reinterpret_cast<const float4*>(chunk(a, 16 * m + 8 * r + g, k));
+      #pragma unroll
+      for (int n = 0; n < N / 8; n++)
+        #pragma unroll
+        for (int j = 0; j < 2; j++) {
+          const float4 y = *reinterpret_cast<const float4*>(chunk(b, 8 * n + 2 * c + j, k));
+          #pragma unroll
+          for (int m = 0; m < M; m++)
+            #pragma unroll
+            for (int r = 0; r < 2; r++)                          // four products at a time: fewer roundings of a large sum
+              acc[m][n][2 * r + j] += fmaf(x[m][r].x, y.x, fmaf(x[m][r].y, y.y, fmaf(x[m][r].z, y.z, x[m][r].w * y.w)));
+        }
+    }
+  }
+
+  template <int M, int N>
+  static __device__ __forceinline__ void scores_by_rows(
+      float (&acc)[M][D / 8][4], const float (&s)[M][N / 8][4], const float* b) {
+    const int lane = threadIdx.x % 32, c = lane % 4;
+    const float* const even = b + c / 2 * PER_CHUNK + c % 2 * 2;            // chunk c / 2 of row 0
+    const float* const odd = b + (c / 2 ^ 1) * PER_CHUNK + c % 2 * 2;       // and of row 1, its row left out
+    #pragma unroll
+    for (int k = 0; k < N; k++) {
+      float x[M][2];
+      #pragma unroll
+      for (int m = 0; m < M; m++)
+        #pragma unroll
+        for (int r = 0; r < 2; r++) x[m][r] = __shfl_sync(~0u, s[m][k / 8][2 * r + k % 2], lane - c + k % 8 / 2);
+      #pragma unroll
+      for (int n = 0; n < D / 8; n++) {
+        const float2 y = *reinterpret_cast<const float2*>((k % 2 ? odd : even) + k * D + (2 * n ^ k % 8 / 2 * 2) * PER_CHUNK);
+        #pragma unroll
+        for (int m = 0; m < M; m++)
+          #pragma unroll
+          for (int r = 0; r < 2; r++) {
+            acc[m][n][2 * r] = fmaf(x[m][r], y.x, acc[m][n][2 * r]);
+            acc[m][n][2 * r + 1] = fmaf(x[m][r], y.y, acc[m][n][2 * r + 1]);
+          }
+      }
+    }
+  }
+};
