@@ -2,7 +2,7 @@
 
 from numllama import ops
 from numllama.errors import CheckpointError, DataError, DeviceError, NumllamaError, TrainingError
-from numllama.generation import generate
+from numllama.generation import KVCache, SamplingConfig, complete, generate, stream
 from numllama.gradcheck import GradientError, gradcheck
 from numllama.model import PRESETS, ModelConfig, Transformer, count_parameters
 from numllama.optim import SGD, AdamW, clip_grad_norm, cosine_schedule
@@ -18,6 +18,6 @@ __all__ = [
     "AdamW", "SGD", "cosine_schedule", "clip_grad_norm",
     "Dataset", "load_dataset", "CharTokenizer",
     "Trainer", "TrainConfig", "StepReport", "load_run",
-    "generate",
+    "generate", "stream", "complete", "SamplingConfig", "KVCache",
     "NumllamaError", "CheckpointError", "DataError", "DeviceError", "TrainingError",
 ]

@@ -66,9 +66,9 @@ class Parameters(Mapping):
 
     def __init__(self, shapes: dict[str, tuple[int, ...]], flat: Array) -> None:
         self.shapes, self.flat = shapes, flat
-        self._views, start = {}, 0
+        self._views, self._starts, start = {}, {}, 0
         for name, shape in shapes.items():
-            self._views[name] = flat[start : start + prod(shape)].reshape(shape)
+            self._views[name], self._starts[name] = flat[start : start + prod(shape)].reshape(shape), start
             start += prod(shape)
         self.matrices = flat[: sum(prod(shape) for shape in shapes.values() if len(shape) == 2)]
         self.blocks: list[dict[str, Array]] = []
@@ -83,6 +83,11 @@ class Parameters(Mapping):
 
     def __setitem__(self, name: str, value: Array) -> None:
         self._views[name][...] = value
+
+    def joined(self, first: str, last: str) -> Array:
+        """The matrices from `first` to `last`, which have the same number of columns, as one: a view."""
+        columns, stop = self.shapes[first][1], self._starts[last] + prod(self.shapes[last])
+        return self.flat[self._starts[first] : stop].reshape(-1, columns)
 
     def check_layout(self, name: str, other: "Parameters") -> None:
         """Raise ValueError unless `other` has the same names and shapes."""

@@ -123,7 +123,8 @@ def sample(run: Path, data: Dataset, device: str) -> str:
     """A text from a run's best checkpoint, beginning at a line."""
     model = checkpoint.load_run(run, device)
     start = "\n" if "\n" in data.tokenizer.characters else data.tokenizer.characters[0]
-    ids = generate(model, data.tokenizer.encode(start), SAMPLE_CHARACTERS, temperature=0.8, seed=0)
+    window = model.config.max_seq_len
+    ids = generate(model, data.tokenizer.encode(start), SAMPLE_CHARACTERS, temperature=0.8, seed=0, window=window)
     return data.tokenizer.decode(ids).strip()
 
 
