@@ -1,4 +1,4 @@
-"""The command line:  numllama train ...
+"""The command line:  numllama train ...   numllama generate ...
 
 Every field of ModelConfig and TrainConfig is a flag. Exit codes: 0, 2 for what the user can mend, 130 after Ctrl-C.
 """
@@ -14,6 +14,7 @@ from cyclopts import App, Parameter
 
 from numllama import __version__
 from numllama.errors import NumllamaError
+from numllama.generation.run import generate_run
 from numllama.model import ModelConfig
 from numllama.training.config import TrainConfig
 from numllama.training.run import train_run
@@ -52,7 +53,8 @@ def train(
     Parameters
     ----------
     data
-        A text file, a token file (.bin, .npy), or a folder with train and val token files. Default tinyshakespeare.
+        A text file, a token file (.bin, .npy), a folder with train and val token files, or stand-in: a play that is
+        written on the spot. Default tinyshakespeare.
     preset
         Model and training settings to start from. Default shakespeare-cpu, or shakespeare on a GPU.
     device
@@ -63,6 +65,61 @@ def train(
         Go on with the run in --out, or with the newest one.
     """
     return train_run(data, preset, device, out, resume, _given(model), _given(training))
+
+
+@app.command
+def generate(
+    model: Path,
+    *,
+    prompt: str = "",
+    max_new_tokens: int | None = None,
+    temperature: float = 0.8,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float = 1.0,
+    seed: int | None = None,
+    stop: tuple[str, ...] = (),
+    window: int | None = None,
+    device: str = "cpu",
+    tokenizer: Path | None = None,
+) -> int:
+    """Continue a text, token by token, with a model from the disk.
+
+    Example: numllama generate runs/shakespeare-cpu --prompt "ROMEO:" --seed 1
+
+    Parameters
+    ----------
+    model
+        Folder of a training run (its best checkpoint), or another model that numllama.load reads.
+    prompt
+        The text to continue.
+    max_new_tokens
+        Default 256, or as many as fit the model's max_seq_len.
+    temperature
+        Below 1 bolder on what is likely; 0 takes the likeliest token always.
+    top_k
+        Draw from the k likeliest tokens only.
+    top_p
+        Draw from the likeliest tokens that together have this probability.
+    min_p
+        Leave out tokens less likely than this fraction of the likeliest.
+    repetition_penalty
+        Above 1, what was there before becomes less likely.
+    seed
+        The same seed gives the same text.
+    stop
+        A text that ends the new text, and is not part of it; may be given several times.
+    window
+        Each token sees this many, and the text may be longer than max_seq_len.
+    device
+        cpu, cuda, or cuda:N.
+    tokenizer
+        Its file or folder. Default the model's folder.
+    """
+    sampling = dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty)
+    arguments = dict(max_new_tokens=max_new_tokens, stop=stop, window=window, seed=seed, **sampling)
+    return generate_run(model, tokenizer, device, prompt, **arguments)
 
 
 def _given(flags: Any) -> dict[str, Any]:

@@ -14,7 +14,6 @@ What `Decoder` does not know (anything but a Llama on a CPU), the model's own fo
 """
 
 import math
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -26,6 +25,7 @@ from numllama import ops
 from numllama.backend import Array
 from numllama.generation.kv_cache import KVCache
 from numllama.model import Transformer
+from numllama.training.parallel import available_cores
 
 # Waking another thread takes some 50 microseconds. In that time a core reads 1.5 MB: below 4 MB there is little to gain.
 SHARED_BYTES = 4 * 2**20
@@ -53,7 +53,7 @@ class Decoder:
     def step(self, tokens: np.ndarray) -> Array:
         """Logits (B, V) after one more token in each sequence, (B,). The next step may overwrite them."""
         if not self.plain:
-            return self.model.forward(tokens[:, None], kv_cache=self.cache, last_only=True)[:, 0]
+            return self.model.forward(tokens[:, None], kv_cache=self.cache, last=1)[:, 0]
         self.cache.reserve(len(tokens), 1)
         with self.blas.limit(limits=1):                                    # the threads here are our own
             self._forward(tokens)
@@ -66,7 +66,7 @@ class Decoder:
         c, B, params, dtype = self.model.config, self.cache.batch_size, self.model.params, self.model.dtype
         C, D, H, K, F = c.dim, c.head_dim, c.n_heads, c.n_kv_heads, c.ffn_dim
         R = H // K
-        self.helpers = cores() - 1
+        self.helpers = available_cores() - 1
         self.pool = ThreadPoolExecutor(max(1, self.helpers))
         self.blas = ThreadpoolController().select(user_api="blas")
         buffer = lambda *shape: np.empty(shape, dtype)  # noqa: E731
@@ -235,8 +235,3 @@ def blocks(weight: Array, B: int) -> Array:
     most = min(MOST_ROWS, SMALL_PRODUCT // (I * B))
     rows = max((rows for rows in range(FEWEST_ROWS, most + 1) if O % rows == 0), default=O)
     return weight.reshape(-1, rows, I)
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

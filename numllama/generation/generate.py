@@ -10,10 +10,9 @@ from numllama.backend import Array, to_numpy
 from numllama.checks import check_ids
 from numllama.generation.decode import Decoder
 from numllama.generation.kv_cache import KVCache, check_window
+from numllama.generation.prefill import prefill
 from numllama.generation.sampling import SamplingConfig, log_softmax, next_tokens
 from numllama.model import Transformer
-
-PREFILL_TOKENS = 2048  # of a prompt that are computed at a time, over all sequences: it bounds the memory for activations
 
 
 def generate(
@@ -173,7 +172,8 @@ def _steps(model, prompts, max_new_tokens, config, generators, n, logprobs, wind
         longest = tokens.shape[1] + max_new_tokens
         capacity = longest if window is None else min(longest, 2 * window)
         kv_cache = KVCache(model, len(prompts), capacity, window, starts)
-    logits = prefill(model, tokens, starts, kv_cache)                      # (B, V)
+    known = kv_cache.reuse(tokens, starts)
+    logits = prefill(model, tokens[:, known:], kv_cache)                   # (B, V)
     if n > 1:
         copies = np.repeat(np.arange(len(prompts)), n)
         kv_cache.take(copies)
@@ -201,15 +201,6 @@ def _steps(model, prompts, max_new_tokens, config, generators, n, logprobs, wind
             seen[xp.arange(len(rows)), xp.asarray(ids)] = True
         decoder = decoder or Decoder(model, kv_cache)
         logits = decoder.step(ids)
-
-
-def prefill(model: Transformer, tokens: np.ndarray, starts: np.ndarray, kv_cache: KVCache) -> Array:
-    """Bring padded prompts (B, T) into a cache, piece by piece, beyond what it already holds of them; logits (B, V)."""
-    B, T = tokens.shape
-    step = max(1, min(PREFILL_TOKENS // B, model.config.max_seq_len))
-    for begin in range(kv_cache.reuse(tokens, starts), T, step):
-        logits = model.forward(tokens[:, begin : begin + step], kv_cache=kv_cache, last_only=True)
-    return logits[:, 0]
 
 
 def padded(prompts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -95,28 +95,29 @@ class KVCache:
         if self.used + T > self.capacity:
             self._grow(max(self.used + T, 2 * self.capacity))
 
-    def positions(self, T: int) -> Array:
-        """Where the next T tokens stand in their sequences: (T,), or (B, T) where those begin at different slots."""
-        positions = self.length + np.arange(T)
+    def positions(self, T: int, ahead: int = 0) -> Array:
+        """Where the next T tokens, `ahead` from here, stand in their sequences: (T,), or (B, T) where those begin apart."""
+        positions = self.length + ahead + np.arange(T)
         if self.starts.any():
             positions = (positions - self.starts[:, None]).clip(0)         # padding stands nowhere: any position will do
         return self.xp.asarray(positions)
 
-    def intervals(self, T: int) -> tuple[Array | None, Array | None]:
-        """The slots in memory that the next T tokens see, ``first <= s < last``; None, None where that is plainly causal."""
+    def intervals(self, T: int, ahead: int = 0) -> tuple[Array | None, Array | None]:
+        """The slots in memory that those tokens see, ``first <= s < last``; None, None where that is plainly causal."""
         if self.window is None and not self.starts.any():
             return None, None
-        slots = self.used + np.arange(T)                                   # (T,)
+        slots = self.used + ahead + np.arange(T)                           # (T,)
         first = np.broadcast_to((self.starts - self.dropped)[:, None], (self.batch_size, T)).clip(0)
         if self.window is not None:
             first = np.maximum(first, slots - self.window + 1)             # (B, T)
         return self.xp.asarray(first), self.xp.asarray(slots + 1)
 
-    def append(self, layer: int, k: Array, v: Array) -> tuple[Array, Array]:
-        """Store keys and values (B, K, T, D) of one layer, and return them with all that came before, (B, K, S, D)."""
-        stop = self.used + k.shape[2]
+    def append(self, layer: int, k: Array, v: Array, ahead: int = 0) -> tuple[Array, Array]:
+        """Store their keys and values (B, K, T, D) in one layer, and return them with all that came before, (B, K, S, D)."""
+        begin = self.used + ahead
+        stop = begin + k.shape[2]
         for stored, new in ((self.keys, k), (self.values, v)):
-            stored[layer, :, :, self.used : stop] = new
+            stored[layer, :, :, begin:stop] = new
         return self.keys[layer, :, :, :stop], self.values[layer, :, :, :stop]
 
     def advance(self, tokens: np.ndarray) -> None:

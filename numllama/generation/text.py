@@ -1,6 +1,7 @@
 """complete: text in, text out; and the same text in pieces, as it comes."""
 
 import json
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -60,8 +61,8 @@ def stream_text(
     kv_cache: KVCache | None = None,
     sampling: SamplingConfig | None = None,
     **settings: Any,
-) -> Iterator[str]:
-    """As :func:`complete`, in pieces of whole characters."""
+) -> "TextStream":
+    """As :func:`complete`, in pieces of whole characters, as they come."""
     stop = (stop,) if isinstance(stop, str) else tuple(stop)
     if not all(isinstance(word, str) and word for word in stop):
         raise ValueError(f"stop is {stop!r}, but must be texts of at least one character")
@@ -75,7 +76,46 @@ def stream_text(
         fits = model.config.max_seq_len - len(prompt) + 1                  # the last token is not looked at
         max_new_tokens = MAX_NEW_TOKENS if windowed else max(1, min(MAX_NEW_TOKENS, fits))
     ids = stream(model, prompt, max_new_tokens, window=window, kv_cache=kv_cache, sampling=sampling, **settings)
-    return until(tokenizer.decode_stream(ids), stop)
+    return TextStream(tokenizer, len(prompt), ids, stop)
+
+
+class TextStream:
+    """An iterator of pieces of text, and what they took.
+
+    Attributes
+    ----------
+    prompt_tokens, new_tokens : int
+    prompt_seconds : float
+        Until the first new token was there.
+    """
+
+    def __init__(self, tokenizer: Any, prompt_tokens: int, ids: Iterable[int], stop: Sequence[str]) -> None:
+        self.prompt_tokens, self.new_tokens, self.prompt_seconds = prompt_tokens, 0, 0.0
+        self._seconds = 0.0
+        self._pieces = until(tokenizer.decode_stream(self._counted(ids)), stop)
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of the tokens after the first; 0 where there are none."""
+        return (self.new_tokens - 1) / self._seconds if self._seconds > 0 else 0.0
+
+    def _counted(self, ids: Iterable[int]) -> Iterator[int]:
+        before = time.perf_counter()
+        for i in ids:
+            taken = time.perf_counter() - before
+            if self.new_tokens == 0:
+                self.prompt_seconds = taken
+            else:
+                self._seconds += taken
+            self.new_tokens += 1
+            yield i
+            before = time.perf_counter()  # what the reader does with a token is not our time
 
 
 def encode_prompt(model: Transformer, tokenizer: Any, text: str) -> list[int]:

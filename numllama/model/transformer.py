@@ -50,7 +50,7 @@ class Transformer:
     # -------------------------------------------------------------------------------------------- public
 
     def forward(
-        self, tokens: Array, positions: Array | None = None, kv_cache: Any = None, *, last_only: bool = False
+        self, tokens: Array, positions: Array | None = None, kv_cache: Any = None, *, last: int | None = None
     ) -> Array:
         """Logits of the next token at every place; nothing is kept for backward.
 
@@ -61,12 +61,12 @@ class Transformer:
             Default 0, 1, 2, ..., or on from where `kv_cache` ends.
         kv_cache : KVCache, optional
             Keys and values of the tokens before these, which these then see; their own are added to it.
-        last_only : bool
-            Only the logits after the last token, which is all that the next one is drawn from.
+        last : int, optional
+            Only the logits after so many tokens at the end: 1 is all that the next token is drawn from.
 
         Returns
         -------
-        logits : array, shape (B, T, V), or (B, 1, V)
+        logits : array, shape (B, T, V), or (B, last, V)
         """
         tokens = self._check_tokens(tokens)
         if kv_cache is not None:
@@ -75,7 +75,7 @@ class Transformer:
         x = self._hidden(tokens, context)
         if kv_cache is not None:
             kv_cache.advance(to_numpy(tokens))
-        n, _ = self._norm(x[:, -1:] if last_only else x, context)
+        n, _ = self._norm(x if last is None else x[:, max(0, x.shape[1] - last) :], context)
         return ops.linear_forward(n, self._head(self.params))[0]
 
     def loss(self, tokens: Array, targets: Array, *, count: int | None = None, segments: Array | None = None) -> Array:
