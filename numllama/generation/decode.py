@@ -58,7 +58,7 @@ class Decoder:
         with self.blas.limit(limits=1):                                    # the threads here are our own
             self._forward(tokens)
         self.cache.advance(tokens[:, None])
-        return self.logits.T
+        return self.logits
 
     # -------------------------------------------------------------------------------------------- made once
 
@@ -76,7 +76,7 @@ class Decoder:
         self.gate_up, self.hidden = buffer(2 * F, B), buffer(F, B)
         self.gate, self.up = self.gate_up[:F], self.gate_up[F:]
         self.q, self.out = buffer(B, K, R, D), buffer(B, K, R, D)
-        self.logits = buffer(c.vocab_size, B)
+        self.columns, self.logits = buffer(c.vocab_size, B), buffer(B, c.vocab_size)
 
         # Of q and k: views of the projection, with their pairs of components as an axis, and with each pair turned around.
         pairs, axis = ((2, D // 2), -3) if c.rope_layout == "half" else ((D // 2, 2), -2)
@@ -103,7 +103,7 @@ class Decoder:
             )
             self.layers.append(layer)
         head = "embed" if c.tie_embeddings else "head"
-        self.head, self.norm = weight(head, head, self.logits), params["norm"][:, None]
+        self.head, self.norm = weight(head, head, self.columns), params["norm"][:, None]
 
     # -------------------------------------------------------------------------------------------- each step
 
@@ -124,6 +124,7 @@ class Decoder:
             np.add(x, self.branch, x)
         self._rmsnorm(self.norm)
         self._product(*self.head, self.n)
+        self._share(self._turn, len(self.columns), self.columns.nbytes)
 
     def _rmsnorm(self, weight: Array) -> None:
         """n = weight · x / rms(x), column by column."""
@@ -147,12 +148,14 @@ class Decoder:
 
     def _product(self, weight: Array, out: Array, x: Array) -> None:
         """out = weight @ x, block by block."""
-        if weight.nbytes < SHARED_BYTES:
-            np.matmul(weight, x, out)
-        elif len(weight) >= self.helpers + 1:
-            self._share(lambda rows: np.matmul(weight[rows], x, out[rows]), len(weight))
+        if len(weight) > self.helpers:
+            self._share(lambda rows: np.matmul(weight[rows], x, out[rows]), len(weight), weight.nbytes)
         else:
-            self._share(lambda rows: np.matmul(weight[:, rows], x, out[:, rows]), weight.shape[1])
+            self._share(lambda rows: np.matmul(weight[:, rows], x, out[:, rows]), weight.shape[1], weight.nbytes)
+
+    def _turn(self, tokens: slice) -> None:
+        """Logits by rows, one for each sequence."""
+        np.copyto(self.logits[:, tokens], self.columns[tokens].T)
 
     def _attention(self, layer: int, turn: tuple, keys: slice, hidden: Array | None) -> None:
         """Store this step's keys and values, and mix the values that each query sees."""
@@ -178,15 +181,15 @@ class Decoder:
             np.matmul(p, v[rows], out)
             np.divide(out, np.add.reduce(p, -1, keepdims=True), out)
 
-        if k.nbytes < SHARED_BYTES:
-            attend(slice(0, B))
-        else:
-            self._share(attend, B)
+        self._share(attend, B, k.nbytes + v.nbytes)
         self.mixed[...] = self.out.reshape(B, -1).T
 
-    def _share(self, work: Callable[[slice], None], n: int) -> None:
-        """Let each core do a part of n."""
-        parts = min(n, self.helpers + 1)
+    def _share(self, work: Callable[[slice], None], n: int, size: int) -> None:
+        """Let each core do a part of n, if what has to be read is large."""
+        parts = min(n, self.helpers + 1) if size >= SHARED_BYTES else 1
+        if parts == 1:
+            work(slice(0, n))
+            return
         bounds = [n * i // parts for i in range(parts + 1)]
         waiting = [self.pool.submit(work, slice(*bounds[i : i + 2])) for i in range(1, parts)]
         work(slice(*bounds[:2]))

@@ -177,12 +177,14 @@ def next_tokens(logits: Array, config: SamplingConfig, generators: Sequence[np.r
         logits = penalise_repetition(logits, seen, config.repetition_penalty)
     if config.temperature < 1e-6:                                          # dividing by less may overflow
         return logits.argmax(-1)
-    return draw(softmax(filtered(logits, config)), xp_of(logits).asarray([rng.random() for rng in generators]))
+    logits = filtered(logits, config)
+    weights = xp_of(logits).exp(logits - logits.max(-1, keepdims=True))
+    return draw(weights, [rng.random() for rng in generators])
 
 
-def draw(probabilities: Array, u: Array) -> Array:
-    """The token at which the cumulated probability of a row passes u, uniform in [0, 1): (B, V), (B,) -> (B,)."""
-    xp = xp_of(probabilities)
-    cumulated = xp.cumsum(probabilities, axis=-1, dtype="float64")         # (B, V)
-    # u times the actual sum: rounding must not let u pass the end, where tokens may have probability 0
-    return (cumulated <= u[:, None] * cumulated[:, -1:]).sum(-1)
+def draw(weights: Array, u: Sequence[float]) -> Array:
+    """A token for each row of weights (B, V), drawn in proportion to them by numbers u that are uniform in [0, 1)."""
+    xp = xp_of(weights)
+    cumulated = xp.cumsum(weights, axis=-1, dtype="float64")               # (B, V)
+    # u of the sum itself: of rounded probabilities it could lie beyond all of them, where tokens may have weight 0
+    return xp.stack([xp.searchsorted(row, row[-1] * part, side="right") for row, part in zip(cumulated, u, strict=True)])
