@@ -4,9 +4,10 @@ from numllama import ops
 from numllama.errors import CheckpointError, DataError, DeviceError, NumllamaError, TrainingError
 from numllama.generation import KVCache, SamplingConfig, complete, generate, stream
 from numllama.gradcheck import GradientError, gradcheck
+from numllama.interop import load
 from numllama.model import PRESETS, ModelConfig, Transformer, count_parameters
 from numllama.optim import SGD, AdamW, clip_grad_norm, cosine_schedule
-from numllama.tokenizer import CharTokenizer
+from numllama.tokenizer import CharTokenizer, Tokenizer
 from numllama.training import Dataset, StepReport, TrainConfig, Trainer, load_dataset, load_run
 
 __version__ = "0.1.0"
@@ -16,8 +17,8 @@ __all__ = [
     "gradcheck", "GradientError",
     "ModelConfig", "PRESETS", "Transformer", "count_parameters",
     "AdamW", "SGD", "cosine_schedule", "clip_grad_norm",
-    "Dataset", "load_dataset", "CharTokenizer",
+    "Tokenizer", "CharTokenizer", "Dataset", "load_dataset",
     "Trainer", "TrainConfig", "StepReport", "load_run",
-    "generate", "stream", "complete", "SamplingConfig", "KVCache",
+    "load", "generate", "stream", "complete", "SamplingConfig", "KVCache",
     "NumllamaError", "CheckpointError", "DataError", "DeviceError", "TrainingError",
 ]

@@ -5,12 +5,14 @@ import sys
 from types import ModuleType
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from numllama.errors import DeviceError
 
 Array = Any  # a numpy.ndarray or a cupy.ndarray: whatever `xp_of` knows
 DTYPES = {"float32": np.float32, "float64": np.float64}
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)  # to keep weights in; nothing is computed in it on a CPU
 
 
 def xp_of(*arrays: Array) -> ModuleType:
@@ -73,6 +75,13 @@ def float_dtype(name: str | np.dtype | type) -> np.dtype:
 def to_numpy(array: Array) -> np.ndarray:
     """The same numbers as a NumPy array; copies only from a GPU."""
     return array.get() if hasattr(array, "get") else np.asarray(array)
+
+
+def row_dot(a: Array, b: Array) -> Array:
+    """Σ a·b over the last axis, which stays with length 1: a sum of products in one pass, where NumPy has one for it."""
+    if xp_of(a) is np:
+        return np.vecdot(a, b)[..., None]
+    return (a * b).sum(-1, keepdims=True)
 
 
 def erf(x: Array) -> Array:

@@ -1,4 +1,4 @@
-"""The command line:  numllama train ...   numllama generate ...
+"""The command line:  numllama train | prepare | generate ...
 
 Every field of ModelConfig and TrainConfig is a flag. Exit codes: 0, 2 for what the user can mend, 130 after Ctrl-C.
 """
@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, fields, make_dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
@@ -17,6 +17,7 @@ from numllama.errors import NumllamaError
 from numllama.generation.run import generate_run
 from numllama.model import ModelConfig
 from numllama.training.config import TrainConfig
+from numllama.training.prepare import prepare_texts
 from numllama.training.run import train_run
 
 app = App(name="numllama", version=__version__, help="A Llama language model in pure NumPy, every gradient by hand.")
@@ -39,6 +40,7 @@ NO_MODEL_FLAGS, NO_TRAIN_FLAGS = ModelFlags(), TrainFlags()
 def train(
     *,
     data: Path | None = None,
+    tokenizer: str | None = None,
     preset: str | None = None,
     device: str = "cpu",
     out: Path | None = None,
@@ -55,6 +57,8 @@ def train(
     data
         A text file, a token file (.bin, .npy), a folder with train and val token files, or stand-in: a play that is
         written on the spot. Default tinyshakespeare.
+    tokenizer
+        How a text becomes tokens: char, bpe (learnt from the text), or the path of a tokenizer. Default char.
     preset
         Model and training settings to start from. Default shakespeare-cpu, or shakespeare on a GPU.
     device
@@ -64,7 +68,44 @@ def train(
     resume
         Go on with the run in --out, or with the newest one.
     """
-    return train_run(data, preset, device, out, resume, _given(model), _given(training))
+    return train_run(data, preset, device, out, resume, _given(model), _given(training), tokenizer)
+
+
+@app.command
+def prepare(
+    *texts: Path,
+    out: Path,
+    vocab_size: int | None = None,
+    tokenizer: Path | None = None,
+    pattern: str = "gpt2",
+    documents: bool = False,
+    errors: Literal["strict", "replace"] = "strict",
+    workers: int | None = None,
+) -> int:
+    """Turn texts into token files that `train --data` reads. Run again, it goes on where it was stopped.
+
+    Example: numllama prepare book.txt --vocab-size 4096 --out tokens
+
+    Parameters
+    ----------
+    texts
+        UTF-8 text files. The last tenth of their characters is the validation split.
+    out
+        Folder for train.bin, val.bin and tokenizer.json.
+    vocab_size
+        Learn a byte-level BPE of this size from the texts.
+    tokenizer
+        Use this one instead: a folder or file that Tokenizer.load reads.
+    pattern
+        How a text is split before it is learnt from: gpt2, cl100k, llama3, or a regular expression.
+    documents
+        Each file is a document, and so is each part of it that ends with the end-of-text token: keep the boundaries.
+    errors
+        What to do with bytes that are not UTF-8: strict stops and says where, replace puts U+FFFD.
+    workers
+        Processes. Default one for each core if there is much to do.
+    """
+    return prepare_texts(list(texts), out, vocab_size, tokenizer, pattern, documents, errors, workers)
 
 
 @app.command

@@ -6,6 +6,8 @@ An op states its math once, for whole arrays. How it is run is decided here:
   blocks of rows that stay in the core's cache from one elementwise step to the next. Which values are rows follows from
   shapes alone: an array that agrees with the first argument in all axes but the last is cut; anything else is shared.
   Results that have a row for each row are joined; results that have not are gradients of shared weights, and add up.
+- **Output by output.** A weight may be kept in bfloat16 to save memory. An op marked ``by_outputs`` has a weight with a row for
+  each of its outputs: it gets the weight a block of rows at a time, converted as it is used.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,15 +17,19 @@ from typing import Any
 
 import numpy as np
 
-# 48 K floats are 192 KiB: the arrays that one step of an op reads and writes fit a core's second-level cache. An array of
-# fewer than five blocks is left whole: the calls would cost more than the cache saves.
-BLOCK_ELEMENTS = 48 * 1024
-WHOLE_BLOCKS = 5
+from numllama.backend import BFLOAT16
+
+# An array of up to 8 MiB of floats is left whole: a processor's last cache holds it, and fewer calls mean fewer moments at
+# which threads wait for the interpreter's lock. Larger ones would go through main memory once for every step of an op.
+WHOLE_ELEMENTS = 2**21
+BLOCK_ELEMENTS = 192 * 1024
 # An optimizer's pass over flat buffers: larger pieces, or its threads would spend their time handing the lock around.
 PIECE_ELEMENTS = 192 * 1024
+# Of a weight that is converted as it is used: 1 MiB, which the product then finds in the second-level cache.
+WEIGHT_ELEMENTS = 256 * 1024
 
 
-def accelerated(op: Callable | None = None, *, by_rows: bool = False) -> Callable:
+def accelerated(op: Callable | None = None, *, by_rows: bool = False, by_outputs: bool = False) -> Callable:
     """Let an op be run in a faster way that gives the same result.
 
     Parameters
@@ -32,14 +38,18 @@ def accelerated(op: Callable | None = None, *, by_rows: bool = False) -> Callabl
         A forward or backward function of :mod:`numllama.ops`; kept as ``op.reference``.
     by_rows : bool
         The op treats each row of its arrays alone, and may be run on blocks of rows.
+    by_outputs : bool
+        The op takes x, a weight with a row for each output, and a bias; it may be run on blocks of outputs.
     """
     if op is None:
-        return lambda op: accelerated(op, by_rows=by_rows)
+        return lambda op: accelerated(op, by_rows=by_rows, by_outputs=by_outputs)
 
     @wraps(op)
     def run(*args, **kwargs):
         if by_rows and not kwargs and _has_many_rows(args):
             return _in_row_blocks(op, args)
+        if by_outputs and len(args) > 1 and args[1].dtype == BFLOAT16:
+            return _in_output_blocks(op, *args, **kwargs)
         return op(*args, **kwargs)
 
     run.reference = op
@@ -49,7 +59,7 @@ def accelerated(op: Callable | None = None, *, by_rows: bool = False) -> Callabl
 def _has_many_rows(args: tuple) -> bool:
     """Whether all arrays are large, have the same rows, or are shared vectors; anything else is for the op's own checks."""
     first = args[0] if args else None
-    if not isinstance(first, np.ndarray) or first.ndim < 2 or first.size < WHOLE_BLOCKS * BLOCK_ELEMENTS:
+    if not isinstance(first, np.ndarray) or first.ndim < 2 or first.size <= WHOLE_ELEMENTS:
         return False
     return all(a.ndim == 1 or a.shape[:-1] == first.shape[:-1] for a in _arrays(args))
 
@@ -75,6 +85,14 @@ def _in_row_blocks(op: Callable, args: tuple) -> Any:
         pieces = cut(args)
         joined = _join(joined, op(*pieces), rows, lead, whole)
     return joined
+
+
+def _in_output_blocks(op: Callable, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) -> tuple:
+    """Call `op` on one block of the weight's rows after another, each in x's dtype, and put the outputs side by side."""
+    out = np.empty((*x.shape[:-1], len(weight)), x.dtype)
+    for rows in slices(0, len(weight), max(1, WEIGHT_ELEMENTS // weight.shape[-1])):
+        out[..., rows], _ = op(x, weight[rows].astype(x.dtype), None if bias is None else bias[rows])
+    return out, (x, weight, bias)
 
 
 def _join(value: Any, result: Any, rows: slice, lead: tuple, whole: dict) -> Any:

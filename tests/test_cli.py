@@ -25,10 +25,12 @@ from numllama.backend import array_module
 from numllama.cli import main
 from numllama.errors import DeviceError
 from numllama.model import ModelConfig
-from numllama.tokenizer import CharTokenizer
+from numllama.tokenizer import CharTokenizer, Tokenizer
+from numllama.tokenizer.train_bpe import train_on_text
 from numllama.training import TrainConfig, Trainer, load_dataset, load_run, run, shakespeare, stand_in, write_tokens
 from numllama.training.checkpoint import find_step
 from numllama.training.parallel import Workers
+from numllama.training.prepare import prepare_texts
 
 PROJECT = Path(__file__).resolve().parents[1]
 TEXT = "The quick brown fox jumps over the lazy dog.\n" * 30
@@ -227,7 +229,8 @@ def test_the_example_is_the_same_as_the_command(done, book, tmp_path):
 
 def test_the_help_names_every_flag():
     out = numllama_train("--help").out
-    for name in [*MODEL_FLAGS, *(field.name for field in fields(TrainConfig)), "data", "preset", "device", "out", "resume"]:
+    others = ["data", "tokenizer", "preset", "device", "out", "resume"]
+    for name in [*MODEL_FLAGS, *(field.name for field in fields(TrainConfig)), *others]:
         assert f"--{name.replace('_', '-')}" in out
 
 
@@ -235,6 +238,69 @@ def test_sizes_that_a_preset_leaves_open_follow_the_ones_that_are_given(book, tm
     finished(numllama_train("--data", book, *tiny(dim=24, n_heads=2, steps=1), "--out", tmp_path / "run"))
     model = json.loads((tmp_path / "run" / "config.json").read_text())["model"]
     assert (model["dim"], model["n_heads"], model["n_kv_heads"], model["head_dim"]) == (24, 2, 2, 12)
+
+
+# ------------------------------------------------------------------------------------------------ tokenizers
+
+
+def bpe_loss(result) -> float:
+    """What makes losses of different vocabularies comparable."""
+    (line,) = [line for line in result.out.splitlines() if line.startswith("validation loss for each byte of text: ")]
+    return float(line.split()[-1])
+
+
+def test_a_text_is_learnt_with_bpe_if_it_is_asked_for(book, tmp_path):
+    out = tmp_path / "run"
+    result = finished(numllama_train("--data", book, "--tokenizer", "bpe", *tiny(steps=4), "--out", out))
+    tokenizer = Tokenizer.load(out)
+    n = int(0.9 * len(TEXT))
+    assert tokenizer.merges == train_on_text(TEXT[:n], 1024).merges
+    assert load_run(out).config.vocab_size == tokenizer.vocab_size
+    data = load_dataset(book, "bpe")
+    assert data.tokenizer.decode(data.val) == TEXT[n:]
+    per_token = float(result.last_line.split()[-1])
+    assert bpe_loss(result) == pytest.approx(per_token * len(data.val) / len(TEXT[n:]), abs=2e-4)
+
+
+def test_a_text_is_encoded_with_the_tokenizer_that_is_named(book, tmp_path):
+    made = Tokenizer({i: bytes([i]) for i in range(256)} | {256: b"th", 257: b"the"}, [(b"t", b"h"), (b"th", b"e")], ["<s>"])
+    made.save(tmp_path / "tokenizer")
+    finished(numllama_train("--data", book, "--tokenizer", tmp_path / "tokenizer", *tiny(steps=1), "--out", tmp_path / "run"))
+    assert Tokenizer.load(tmp_path / "run").merges == made.merges
+    assert load_run(tmp_path / "run").config.vocab_size == 259
+
+
+def test_char_is_the_default(book, done, tmp_path):
+    finished(numllama_train("--data", book, "--tokenizer", "char", *tiny(steps=8), "--out", tmp_path / "run"))
+    assert weights(tmp_path / "run") == weights(done[0])
+
+
+def test_a_run_with_bpe_goes_on_with_its_own_tokenizer(book, tmp_path):
+    arguments = ("--data", book, "--tokenizer", "bpe")
+    finished(numllama_train(*arguments, *tiny(steps=4), "--out", tmp_path / "run"))
+    finished(numllama_train("--resume", "--steps", 6, "--out", tmp_path / "run"))
+    finished(numllama_train(*arguments, *tiny(steps=6), "--out", tmp_path / "straight"))
+    assert weights(tmp_path / "run") == weights(tmp_path / "straight")
+    refused(numllama_train("--resume", "--tokenizer", "char", "--out", tmp_path / "run"), "keeps its tokenizer")
+
+
+def test_a_folder_that_was_prepared_is_trained_on_with_its_tokenizer(book, tmp_path):
+    assert prepare_texts([book], tmp_path / "tokens", vocab_size=300) == 0
+    result = finished(numllama_train("--data", tmp_path / "tokens", *tiny(steps=2), "--out", tmp_path / "run"))
+    assert "a sample from the best checkpoint" in result.out
+    assert Tokenizer.load(tmp_path / "run").merges == Tokenizer.load(tmp_path / "tokens").merges
+    sentence = refused(numllama_train("--data", tmp_path / "tokens", "--tokenizer", "bpe", *tiny(), "--out", tmp_path / "x"))
+    assert "made of tokens already" in sentence
+
+
+def test_the_stand_in_can_be_learnt_with_bpe_and_then_has_no_best_predictor(without_network, tmp_path):
+    result = finished(numllama_train("--tokenizer", "bpe", *tiny(steps=1), "--out", tmp_path / "run"))
+    assert "best possible" not in result.out
+    assert bpe_loss(result) > 0
+
+
+def test_a_tokenizer_that_is_not_there_is_named(book, tmp_path):
+    refused(numllama_train("--data", book, "--tokenizer", tmp_path / "no.json", *tiny()), "no.json does not exist")
 
 
 # ------------------------------------------------------------------------------------------------ going on

@@ -5,12 +5,14 @@ import pytest
 from helpers import assert_close, assert_same_bits, leaves, random_like
 
 from numllama import dispatch
+from numllama.backend import BFLOAT16
 from numllama.dispatch import accelerated, slices
 from numllama.ops import (
     gelu_backward,
     gelu_forward,
     layernorm_backward,
     layernorm_forward,
+    linear_forward,
     rmsnorm_backward,
     rmsnorm_forward,
     swiglu_backward,
@@ -23,7 +25,7 @@ SHAPES = [(20, 7), (4, 5, 7), (2, 2, 5, 7), (1, 33, 5), (64, 1), (3, 80), (1, 16
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     monkeypatch.setattr(dispatch, "BLOCK_ELEMENTS", 30)
-    monkeypatch.setattr(dispatch, "WHOLE_BLOCKS", 2)
+    monkeypatch.setattr(dispatch, "WHOLE_ELEMENTS", 60)
 
 
 def arrays(*shapes, dtype="float64"):
@@ -201,3 +203,41 @@ def test_slices_cover_a_range_once_and_in_order(start, stop, step):
     pieces = list(slices(start, stop, step))
     assert [i for piece in pieces for i in range(piece.start, piece.stop)] == list(range(start, stop))
     assert all(0 < piece.stop - piece.start <= step for piece in pieces)
+
+
+# ------------------------------------------------------------------------------------------------ weights in two bytes
+
+
+@pytest.fixture
+def weight_blocks(monkeypatch):
+    """Blocks of two rows of a weight of width 7."""
+    monkeypatch.setattr(dispatch, "WEIGHT_ELEMENTS", 15)
+
+
+@pytest.mark.parametrize("outputs", [1, 2, 3, 8])
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("lead", [(1,), (3,), (2, 3)])
+def test_a_weight_in_bfloat16_computes_what_its_values_do(weight_blocks, outputs, biased, lead):
+    x, weight, bias = arrays((*lead, 7), (outputs, 7), (outputs,), dtype="float32")
+    weight, bias = weight.astype(BFLOAT16), bias.astype(BFLOAT16) if biased else None
+    out, cache = linear_forward(x, weight, bias)
+    expected, _ = linear_forward(x, weight.astype("float32"), bias.astype("float32") if biased else None)
+    assert_close(out, expected, rtol=1e-6)
+    assert out.dtype == np.float32
+    assert cache[0] is x
+    assert cache[1] is weight
+    assert cache[2] is bias
+
+
+def test_a_weight_in_bfloat16_is_converted_a_block_at_a_time(weight_blocks):
+    shapes = []
+
+    @accelerated(by_outputs=True)
+    def op(x, weight, bias=None):
+        shapes.append((weight.shape, weight.dtype.name))
+        return x @ weight.T, None
+
+    op(np.ones((1, 7), "float32"), np.ones((5, 7), BFLOAT16))
+    assert shapes == [((2, 7), "float32"), ((2, 7), "float32"), ((1, 7), "float32")]
+    op(np.ones((1, 7), "float32"), np.ones((5, 7), "float32"))
+    assert shapes[3:] == [((5, 7), "float32")]

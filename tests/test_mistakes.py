@@ -28,7 +28,7 @@ def test_a_mistake_is_caught(copy, mistake):
     source = path.read_text(encoding="utf-8")
     assert source.count(mistake.right) == 1, f"{mistake.file} holds this {source.count(mistake.right)} times: {mistake.right}"
     path.write_text(source.replace(mistake.right, mistake.wrong), encoding="utf-8")
-    quiet = ["-x", "--assert=plain", "-p", "no:cacheprovider", "-p", "no:xdist"]  # plain: a comparison of long values takes minutes
+    quiet = ["-x", "--assert=plain", "-p", "no:cacheprovider", "-p", "no:xdist"]  # plain: no minutes of comparing long values
     command = [sys.executable, "-m", "pytest", *quiet, f"tests/{mistake.test}"]
     try:
         run = subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=120, env=environment(copy))

@@ -109,6 +109,19 @@ class Parameters(Mapping):
         return Parameters(self.shapes, xp_of(self.flat).zeros_like(self.flat))
 
 
+def copied_parameters(
+    config: ModelConfig, tensors: Mapping[str, np.ndarray], dtype: np.dtype, xp: ModuleType = np
+) -> Parameters:
+    """Parameters with the values of `tensors`, which have the same names and shapes and may be of any float dtype.
+
+    One tensor is copied after another, so that of tensors that are mapped from a file no second copy is ever in memory.
+    """
+    params = Parameters(parameter_shapes(config), xp.empty(count_parameters(config), dtype))
+    for name, view in params.items():
+        view[...] = tensors[name] if xp is np else xp.asarray(tensors[name].astype(dtype))
+    return params
+
+
 def initial_parameters(config: ModelConfig, seed: int, dtype: np.dtype, xp: ModuleType = np) -> Parameters:
     """All initial values of a model.
 

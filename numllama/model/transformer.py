@@ -1,5 +1,6 @@
 """The model: tokens -> embedding -> layers -> norm -> logits -> loss, and back."""
 
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -33,18 +34,31 @@ class Transformer:
     device : str
         ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
     dtype : str
-        ``"float32"``, or ``"float64"`` for checking.
+        Of all computation: ``"float32"``, or ``"float64"`` for checking.
+    params : Parameters, optional
+        Weights to use in place of new ones. In bfloat16 they take half the memory of float32 and become float32 as they are
+        used: for a model that would not fit otherwise, and not for training.
 
     Attributes
     ----------
     params : Parameters
         All weights by name, as views of one flat buffer.
+    generation_config : dict
+        What the checkpoint says about generation, as Hugging Face's ``generation_config.json``; saved with the model.
     """
 
-    def __init__(self, config: ModelConfig, seed: int = 0, device: str = "cpu", dtype: str = "float32") -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        seed: int = 0,
+        device: str = "cpu",
+        dtype: str = "float32",
+        params: Parameters | None = None,
+    ) -> None:
         self.config, self.device = config, device
         self.xp, self.dtype = array_module(device), float_dtype(dtype)
-        self.params = initial_parameters(config, seed, self.dtype, self.xp)
+        self.params = initial_parameters(config, seed, self.dtype, self.xp) if params is None else params
+        self.generation_config: dict[str, Any] = {}
         self._table: tuple[Array, Array] | None = None  # RoPE's, for positions 0, 1, 2, ...
 
     # -------------------------------------------------------------------------------------------- public
@@ -126,6 +140,8 @@ class Transformer:
         """
         tokens = self._check_tokens(tokens)
         targets = self._check_targets(targets, tokens)
+        if self.params.flat.dtype != self.dtype:
+            raise ValueError(f"weights kept in {self.params.flat.dtype} cannot be trained: load the model with dtype='float32'")
         grads = self.params.zeros_like() if grads is None else grads
         self.params.check_layout("grads", grads)
         context = self._context(tokens, segments=segments, key=key)
@@ -151,10 +167,25 @@ class Transformer:
         self._embed_backward(dx, embed_cache, grads, dhead)
         return loss, grads
 
+    # -------------------------------------------------------------------------------------------- on disk
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """The tokens that end a text, as ``generation_config`` says: none, one, or several (Llama 3 has two or three)."""
+        ids = self.generation_config.get("eos_token_id")
+        return () if ids is None else tuple(ids) if isinstance(ids, list) else (ids,)
+
+    def save(self, path: str | PathLike, tokenizer: Any = None) -> None:
+        """Write the model as others read it: see :func:`numllama.interop.save`."""
+        from numllama.interop import save  # interop knows the model, not the other way round
+
+        save(self, path, tokenizer)
+
     # -------------------------------------------------------------------------------------------- the ends
 
     def _embed_forward(self, tokens: Array, context: Context) -> tuple[Array, tuple]:
         x, embed_cache = ops.embedding_forward(tokens, self.params["embed"])
+        x = x.astype(self.dtype, copy=False)                           # rows of weights kept in bfloat16
         pos_cache = None
         if self.config.positions == "learned":
             pos, pos_cache = ops.embedding_forward(context.positions, self.params["pos_embed"])
@@ -169,10 +200,10 @@ class Transformer:
             dpos = dx if pos_cache[0].ndim == 2 else dx.sum(0)         # shared positions collect from all sequences
             ops.embedding_backward(dpos, pos_cache, into=grads["pos_embed"])
         if self.config.tie_embeddings:
-            grads["embed"][...] += ops.embedding_backward(dx, embed_cache, into=dhead)
+            grads["embed"] += ops.embedding_backward(dx, embed_cache, into=dhead)
         else:
             ops.embedding_backward(dx, embed_cache, into=grads["embed"])
-            grads["head"][...] += dhead
+            grads["head"] += dhead
 
     def _hidden(self, tokens: Array, context: Context) -> Array:
         """The residual stream after the last layer."""

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from numllama.backend import Array, xp_of
+from numllama.backend import Array, row_dot, xp_of
 from numllama.checks import check_shape
 from numllama.dispatch import accelerated
 from numllama.ops.attention import check_heads, key_intervals
@@ -65,8 +65,9 @@ def flash_attention_forward(
             s -= finite(m)
             p = xp.exp(s, out=s)
             shrink = xp.exp(m_old - finite(m))                         # 0 for the first piece
-            z = z * shrink + p.sum(-1, keepdims=True)
-            o = o * shrink + p @ v[kv][:, :, keys]
+            z = z * shrink + p @ xp.ones((p.shape[-1], 1), p.dtype)    # a sum over keys
+            o *= shrink
+            o += p @ v[kv][:, :, keys]
         seen = xp.where(z == 0, 1, z)                                  # a query that sees nothing: out = 0
         out[where] = unfold(o / seen, q[where])
         lse[where] = (finite(m) + xp.log(seen)).reshape(lse[where].shape)
@@ -84,7 +85,7 @@ def flash_attention_backward(dout: Array, cache: tuple) -> tuple[Array, Array, A
     for where, kv, pieces in tiles(q, k, first, last):
         qi = fold(q[where], kv, k) * scale                             # (b, g, R·t, D)
         douti = fold(dout[where], kv, k)                               # (b, g, R·t, D)
-        delta = fold((dout[where] * out[where]).sum(-1, keepdims=True), kv, k)
+        delta = fold(row_dot(dout[where], out[where]), kv, k)
         lsei = fold(lse[where][..., None], kv, k)                      # (b, g, R·t, 1)
         dqi = xp.zeros_like(qi)
         for keys, hidden in pieces:

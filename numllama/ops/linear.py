@@ -12,7 +12,7 @@ from numllama.checks import check_shape
 from numllama.dispatch import accelerated
 
 
-@accelerated
+@accelerated(by_outputs=True)
 def linear_forward(x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, tuple]:
     """Multiply rows by a weight matrix.
 

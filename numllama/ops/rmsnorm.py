@@ -1,13 +1,12 @@
 """RMSNorm:  out = weight · x / rms(x),   rms(x) = sqrt(mean(x²) + eps)            Zhang & Sennrich 2019, eq. 4
 
 Write r = 1 / rms(x), n = x·r and dn = dout·weight. Every component of x moves r:
-    ∂r/∂x[j] = −r³ · x[j] / C        so    dx = r·dn − r³·x · Σ(dn·x) / C
-                                              = r · (dn − n · mean(dn·n))
-    dweight  = Σ over rows of dout·n
-The gradient is orthogonal to n (up to eps): a norm cannot learn to change the length of its input.
+    ∂r/∂x[j] = −r³ · x[j] / C        so    dx = r·dn − x · r³·Σ(dn·x) / C
+    dweight  = Σ over rows of dout·n       = Σ over rows of r·dout·x
+The gradient is orthogonal to x (up to eps): a norm cannot learn to change the length of its input.
 """
 
-from numllama.backend import Array, xp_of
+from numllama.backend import Array, row_dot, xp_of
 from numllama.checks import check_shape
 from numllama.dispatch import accelerated
 
@@ -31,7 +30,7 @@ def rmsnorm_forward(x: Array, weight: Array, eps: float) -> tuple[Array, tuple]:
     """
     check_shape("weight", weight, (x.shape[-1],))
     xp = xp_of(x)
-    rstd = 1.0 / xp.sqrt((x * x).mean(-1, keepdims=True) + eps)        # (..., 1)
+    rstd = 1.0 / xp.sqrt(row_dot(x, x) / x.shape[-1] + eps)            # (..., 1)
     return x * rstd * weight, (x, weight, rstd)
 
 
@@ -40,8 +39,8 @@ def rmsnorm_backward(dout: Array, cache: tuple) -> tuple[Array, Array]:
     """Gradients of :func:`rmsnorm_forward`: ``dx`` (..., C) and ``dweight`` (C,)."""
     x, weight, rstd = cache
     check_shape("dout", dout, x.shape)
-    n = x * rstd                                                       # (..., C)
-    dweight = (dout * n).reshape(-1, x.shape[-1]).sum(0)               # (C,)
+    C = x.shape[-1]
     dn = dout * weight                                                 # (..., C)
-    dx = rstd * (dn - n * (dn * n).mean(-1, keepdims=True))            # (..., C)
+    dx = rstd * dn - x * (rstd**3 * row_dot(dn, x) / C)                # (..., C)
+    dweight = rstd.reshape(-1) @ (dout * x).reshape(-1, C)             # (C,): a sum over rows
     return dx, dweight

@@ -2,7 +2,7 @@
 
 Pair j of a vector at position t turns by a = t · theta^(−2j/D):
     out₁ = x₁·cos a − x₂·sin a
-    out₂ = x₂·cos a + x₁·sin a
+    out₂ = x₂·cos a + x₁·sin a            that is, (x₁, x₂)·cos a + (x₂, x₁)·(−sin a, sin a)
 so that the product of a query at t and a key at s depends on t − s alone. A rotation's transpose is the rotation back,
 hence backward is forward with −sin.
 
@@ -84,16 +84,15 @@ def rope_forward(x: Array, cos: Array, sin: Array, layout: str = "half") -> tupl
     cache : tuple
     """
     check_shape("x", x, (None, None, None, None))
-    B, H, T, D = x.shape
+    B, _, T, D = x.shape
     if D % 2:
         raise ValueError(f"x has heads of {D}, but RoPE turns pairs of components and needs an even head size")
     check_shape("cos", cos, (T, D // 2) if cos.ndim == 2 else (B, 1, T, D // 2))
     check_shape("sin", sin, cos.shape)
     first, second = _pairs(D, layout)
-    x1, x2 = x[..., first], x[..., second]                             # (B, H, T, D/2)
-    out = xp_of(x).empty((B, H, T, D), x.dtype)
-    out[..., first] = x1 * cos - x2 * sin
-    out[..., second] = x2 * cos + x1 * sin
+    out = _join(x[..., second], x[..., first], layout)                 # (B, H, T, D)
+    out *= _join(-sin, sin, layout)
+    out += x * _join(cos, cos, layout)
     return out, (cos, sin, layout)
 
 
@@ -103,6 +102,14 @@ def rope_backward(dout: Array, cache: tuple) -> Array:
     cos, sin, layout = cache
     check_shape("dout", dout, (None, None, cos.shape[-2], 2 * cos.shape[-1]))
     return rope_forward(dout, cos, -sin, layout)[0]
+
+
+def _join(x1: Array, x2: Array, layout: str) -> Array:
+    """Vectors of these first and second components: (..., D/2) twice -> (..., D)."""
+    out = xp_of(x1).empty((*x1.shape[:-1], 2 * x1.shape[-1]), x1.dtype)
+    first, second = _pairs(out.shape[-1], layout)
+    out[..., first], out[..., second] = x1, x2
+    return out
 
 
 def _pairs(D: int, layout: str) -> tuple[slice, slice]:

@@ -1,7 +1,7 @@
 """SwiGLU:  out = silu(gate) · up,   silu(g) = g·σ(g)                                      Shazeer 2020, eq. 6
 
 With σ' = σ·(1 − σ):
-    silu'(g) = σ + g·σ·(1 − σ) = σ · (1 + g·(1 − σ))
+    silu'(g) = σ + g·σ·(1 − σ) = σ + silu(g)·(1 − σ)
     dgate = dout · up · silu'(gate)        dup = dout · silu(gate)
 σ is written with tanh, which cannot overflow: σ(g) = (1 + tanh(g/2)) / 2.
 """
@@ -25,7 +25,10 @@ def swiglu_forward(gate: Array, up: Array) -> tuple[Array, tuple]:
     cache : tuple
     """
     check_shape("up", up, gate.shape)
-    return gate * sigmoid(gate) * up, (gate, up)
+    out = sigmoid(gate)                                                # (..., F)
+    out *= gate
+    out *= up
+    return out, (gate, up)
 
 
 @accelerated(by_rows=True)
@@ -34,11 +37,18 @@ def swiglu_backward(dout: Array, cache: tuple) -> tuple[Array, Array]:
     gate, up = cache
     check_shape("dout", dout, gate.shape)
     sigma = sigmoid(gate)                                              # (..., F)
-    dgate = dout * up * sigma * (1 + gate * (1 - sigma))
-    dup = dout * gate * sigma
+    silu = gate * sigma
+    dgate = sigma + silu * (1 - sigma)                                 # silu'(gate)
+    dgate *= up
+    dgate *= dout
+    dup = dout * silu
     return dgate, dup
 
 
 def sigmoid(x: Array) -> Array:
     """1 / (1 + exp(-x)), without overflow."""
-    return 0.5 + 0.5 * xp_of(x).tanh(0.5 * x)
+    s = 0.5 * x
+    s = xp_of(x).tanh(s, out=s)
+    s *= 0.5
+    s += 0.5
+    return s

@@ -54,8 +54,18 @@ def adamw_update(
     w: Array, g: Array, m: Array, v: Array, t: int, lr: float, betas: tuple[float, float], eps: float, weight_decay: float
 ) -> None:
     """One step number `t` (from 1) of AdamW: changes w, m and v, all of one shape."""
-    beta1, beta2 = betas
-    m += (1 - beta1) * (g - m)
-    v += (1 - beta2) * (g * g - v)
+    xp, (beta1, beta2) = xp_of(w), betas
+    d = g - m                                                          # the only temporary: memory is what this waits for
+    d *= 1 - beta1
+    m += d
+    xp.multiply(g, g, out=d)
+    d -= v
+    d *= 1 - beta2
+    v += d
+    xp.sqrt(v, out=d)
+    d /= sqrt(1 - beta2**t)
+    d += eps
+    xp.divide(m, d, out=d)                                             # m / (√v̂ + eps)
+    d *= lr / (1 - beta1**t)
     w *= 1 - lr * weight_decay
-    w -= lr / (1 - beta1**t) * m / (xp_of(v).sqrt(v) / sqrt(1 - beta2**t) + eps)
+    w -= d

@@ -10,13 +10,16 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from numllama.errors import DataError
-from numllama.tokenizer import CharTokenizer
+from numllama.tokenizer import CharTokenizer, Tokenizer
+from numllama.tokenizer.train_bpe import train_on_text
 
 VAL_FRACTION = 0.1
+BPE_VOCABULARY = 1024  # of a text of about a megabyte: each token is still seen often enough to be learnt
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Dataset:
     ----------
     train, val : integer array, shape (n,)
     vocab_size : int
-    tokenizer : CharTokenizer, optional
+    tokenizer : CharTokenizer or Tokenizer, optional
     name : str
         Where it came from, for people to read.
     """
@@ -35,7 +38,7 @@ class Dataset:
     train: np.ndarray
     val: np.ndarray
     vocab_size: int
-    tokenizer: CharTokenizer | None = None
+    tokenizer: CharTokenizer | Tokenizer | None = None
     name: str = "data"
 
     def check(self, vocab_size: int, seq_len: int) -> None:
@@ -48,26 +51,30 @@ class Dataset:
                 raise DataError(f"the {split} split of {self.name} has {n} tokens, but at least {least} are needed")
 
 
-def load_dataset(path: str | Path) -> Dataset:
+def load_dataset(path: str | Path, tokenizer: Tokenizer | CharTokenizer | str | None = None) -> Dataset:
     """Open training data.
 
     Parameters
     ----------
     path : path
-        A text file, which is read as characters; a token file (`.bin` or `.npy`); or a folder with ``train`` and ``val``
-        token files. Of a single file the last tenth is the validation split.
+        A text file; a token file (`.bin` or `.npy`); or a folder with ``train`` and ``val`` token files, as ``numllama prepare``
+        makes it. Of a single file the last tenth is the validation split.
+    tokenizer : tokenizer or str, optional
+        Of a text file: see :func:`text_dataset`.
 
     Returns
     -------
     Dataset
     """
     path = Path(path)
+    if tokenizer is not None and (path.is_dir() or path.suffix in (".bin", ".npy")):
+        raise ValueError(f"tokenizer is for texts, but {path} is made of tokens already")
     if path.is_dir():
         return _load_folder(path)
     if path.suffix in (".bin", ".npy"):
         tokens, about = read_tokens(path)
         return Dataset(*split(tokens), about["vocab_size"], None, str(path))
-    return text_dataset(read_text(path), str(path))
+    return text_dataset(read_text(path), str(path), tokenizer)
 
 
 def _load_folder(path: Path) -> Dataset:
@@ -81,22 +88,42 @@ def _load_folder(path: Path) -> Dataset:
         tokens.append(ids)
         sizes.append(about["vocab_size"])
         known += [about["vocab_size"]] if file.suffix == ".bin" else []  # an .npy file shows only its largest id
-    tokenizer = CharTokenizer.load(path) if (path / "tokenizer.json").exists() else None
+    tokenizer = Tokenizer.load(path) if (path / "tokenizer.json").exists() else None
     known += [tokenizer.vocab_size] if tokenizer else []
     if len(set(known)) > 1 or (known and max(sizes) > known[0]):
         raise DataError(f"the files in {path} disagree on the size of the vocabulary: {', '.join(map(str, {*known, *sizes}))}")
     return Dataset(*tokens, known[0] if known else max(sizes), tokenizer, str(path))
 
 
-def text_dataset(text: str, name: str) -> Dataset:
-    """A text as characters."""
+def text_dataset(text: str, name: str, tokenizer: Tokenizer | CharTokenizer | str | None = None) -> Dataset:
+    """A text in memory.
+
+    Parameters
+    ----------
+    text, name : str
+    tokenizer : tokenizer or str, optional
+        ``char``, the default: one token for each character. ``bpe``: byte-pair encoding, learnt from the training split. Or
+        a tokenizer, or a path to one.
+    """
     if len(text) < 2:
         raise DataError(f"{name} is empty" if not text else f"{name} has a single character, which is too short to learn from")
-    tokenizer = CharTokenizer(text)
-    return Dataset(*split(tokenizer.encode_array(text)), tokenizer.vocab_size, tokenizer, name)
+    parts = split(text)
+    if tokenizer in (None, "char"):
+        tokenizer = CharTokenizer(text)
+    elif tokenizer == "bpe":
+        tokenizer = train_on_text(parts[0], BPE_VOCABULARY)
+    elif isinstance(tokenizer, str | Path):
+        tokenizer = Tokenizer.load(tokenizer)
+    return Dataset(*(encode_plain(tokenizer, part) for part in parts), tokenizer.vocab_size, tokenizer, name)
 
 
-def split(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def encode_plain(tokenizer: Tokenizer | CharTokenizer, text: str) -> np.ndarray:
+    """The ids of a text in which nothing is special."""
+    plain = {} if isinstance(tokenizer, CharTokenizer) else {"disallowed_special": ()}
+    return tokenizer.encode_array(text, **plain)
+
+
+def split(tokens: np.ndarray | str) -> tuple:
     """The first nine tenths to train on, the rest to validate."""
     n = int(len(tokens) * (1 - VAL_FRACTION))
     return tokens[:n], tokens[n:]
@@ -128,10 +155,16 @@ def write_tokens(path: str | Path, ids: np.ndarray, vocab_size: int) -> Path:
     if ids.dtype.kind not in "iu" or ids.ndim != 1 or (ids.size and (ids.min() < 0 or ids.max() >= vocab_size)):
         raise ValueError(f"ids must be a one-dimensional array of integers that lie in 0..{vocab_size - 1}")
     dtype = "uint16" if vocab_size <= 2**16 else "uint32"
-    about = {"dtype": dtype, "tokens": len(ids), "vocab_size": vocab_size}
     ids.astype(np.dtype(dtype).newbyteorder("<")).tofile(path)
-    path.with_suffix(".json").write_text(json.dumps(about) + "\n", encoding="utf-8")
+    describe_tokens(path, len(ids), vocab_size)
     return path
+
+
+def describe_tokens(path: Path, tokens: int, vocab_size: int, **more: Any) -> None:
+    """Write the `.json` that belongs to a token file."""
+    dtype = "uint16" if vocab_size <= 2**16 else "uint32"
+    about = {"dtype": dtype, "tokens": tokens, "vocab_size": vocab_size, **more}
+    path.with_suffix(".json").write_text(json.dumps(about) + "\n", encoding="utf-8")
 
 
 def read_tokens(path: str | Path) -> tuple[np.ndarray, dict]:

@@ -1,11 +1,9 @@
 """One step's batch as shards, and the threads that run them.
 
 A batch is cut into shards of whole sequences; gradients are the sum over shards. How it is cut depends on the batch's
-shape alone, each shard runs on one core, and shards add in index order. So losses are the same bits for any number of
-workers. Worker threads use all cores even for elementwise work, because NumPy and BLAS release the interpreter's lock.
-
-Buffers: the earliest unfinished shard adds straight into the total; a later one fills a spare buffer and adds that when
-its turn comes. Since a shard adds to each tensor once, both give the same bits, and `workers` buffers are enough.
+shape alone, each shard runs on one core, and shards add in index order (`turns`). So losses are the same bits for any
+number of workers. Worker threads use all cores even for elementwise work, because NumPy and BLAS release the
+interpreter's lock.
 """
 
 import ctypes
@@ -15,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from itertools import islice, pairwise
-from threading import Condition, Lock
+from threading import Lock
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -23,6 +21,7 @@ from threadpoolctl import threadpool_limits
 from numllama.backend import Array
 from numllama.model import Parameters, Transformer
 from numllama.ops import IGNORE
+from numllama.training.turns import Turns
 
 SHARD_TOKENS = 1024  # large enough for full speed of matrix products, small enough for the cache
 MAX_SHARDS = 8
@@ -56,7 +55,6 @@ class Workers:
         self.workers = 1 if model.device != "cpu" else workers or available_cores()
         self._pool = ThreadPoolExecutor(self.workers) if self.workers > 1 else None
         self._total: Parameters | None = None
-        self._spares: list[Parameters] = []
 
     def map(self, function: Callable, items: Iterable) -> Iterator:
         """Like the built-in ``map``, with the threads."""
@@ -83,24 +81,22 @@ class Workers:
         shards = min(shards, len(tokens))
         count = max(1, int((targets != IGNORE).sum()))
         parts = list(zip(cut(tokens, shards), cut(targets, shards), strict=True))
-        self._make_buffers(min(self.workers, shards))
-        self._total.flat.fill(0)
-        turn = _Turn()
+        if self._total is None:
+            self._total = self.model.params.zeros_like()
+        turns = Turns(self._total)
 
         def run(i: int) -> float:
-            with turn:
-                buffer = turn.buffer(i, self._total, self._spares)
+            with turns.shard(i) as grads:
                 shard_key = None if key is None else (*key, i)
-                loss, _ = self.model.loss_and_grads(*parts[i], grads=buffer, count=count, key=shard_key, recompute=recompute)
-                turn.add(i, buffer, self._total, self._spares)
+                loss, _ = self.model.loss_and_grads(*parts[i], grads=grads, count=count, key=shard_key, recompute=recompute)
                 return float(loss)
 
         try:
             return sum(list(self.map(run, range(shards)))), self._total
         except BaseException as error:  # a shard's error, or Ctrl-C
-            turn.fail(error)
-            turn.wait_until_idle()  # no shard may go on writing to the buffers of the next call
-            raise turn.error from None
+            turns.fail(error)
+            turns.wait_until_idle()  # no shard may go on writing to the buffer of the next call
+            raise turns.error from None
 
     def mean_loss(self, windows: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
         """Mean loss of all targets in some windows, without dropout; sums are in float64 and in order."""
@@ -119,72 +115,6 @@ class Workers:
         """End the threads."""
         if self._pool:
             self._pool.shutdown(cancel_futures=True)
-
-    def _make_buffers(self, n: int) -> None:
-        if self._total is None:
-            self._total = self.model.params.zeros_like()
-        while len(self._spares) < n - 1:
-            self._spares.append(self.model.params.zeros_like())
-
-
-class _Turn:
-    """Who may add to the total, and who holds a spare buffer."""
-
-    def __init__(self) -> None:
-        self._changed = Condition()
-        self._next = 0  # every shard before this one is in the total
-        self._running = 0
-        self.error: BaseException | None = None  # the first one
-
-    def buffer(self, i: int, total: Parameters, spares: list[Parameters]) -> Parameters:
-        """The total for the earliest unfinished shard, else a spare, cleared; waits for one or the other."""
-        with self._changed:
-            self._changed.wait_for(lambda: self.error or self._next == i or spares)
-            self._check()
-            if self._next == i:
-                return total
-            spare = spares.pop()
-        spare.flat.fill(0)
-        return spare
-
-    def add(self, i: int, buffer: Parameters, total: Parameters, spares: list[Parameters]) -> None:
-        """Add shard i's gradients when its turn has come, and give its spare buffer back."""
-        with self._changed:
-            self._changed.wait_for(lambda: self.error or self._next == i)
-            self._check()
-        if buffer is not total:
-            total.flat += buffer.flat
-        with self._changed:
-            if buffer is not total:
-                spares.append(buffer)
-            self._next = i + 1
-            self._changed.notify_all()
-
-    def fail(self, error: BaseException) -> None:
-        """Let no one wait for a shard that will never come."""
-        with self._changed:
-            self.error = self.error or error
-            self._changed.notify_all()
-
-    def wait_until_idle(self) -> None:
-        """Wait for the shards that run; one that has not begun ends at once, for there is an error."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._running == 0)
-
-    def __enter__(self) -> None:
-        with self._changed:
-            self._running += 1
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        if error is not None:
-            self.fail(error)
-        with self._changed:
-            self._running -= 1
-            self._changed.notify_all()
-
-    def _check(self) -> None:
-        if self.error:
-            raise RuntimeError("another shard failed")
 
 
 # ------------------------------------------------------------------------------------------------ the machine

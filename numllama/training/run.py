@@ -17,6 +17,7 @@ from numllama.backend import array_module
 from numllama.errors import CheckpointError, NumllamaError
 from numllama.generation import generate
 from numllama.model import ModelConfig, Transformer, count_parameters
+from numllama.tokenizer import CharTokenizer, Tokenizer
 from numllama.training import checkpoint
 from numllama.training.config import TrainConfig, recipe
 from numllama.training.data import Dataset, load_dataset, text_dataset
@@ -39,6 +40,7 @@ def train_run(
     resume: bool,
     model_changes: dict[str, Any],
     train_changes: dict[str, Any],
+    tokenizer: str | None = None,
 ) -> int:
     """Train from the beginning, or go on with a run; returns the exit code.
 
@@ -53,6 +55,8 @@ def train_run(
     resume : bool
     model_changes, train_changes : dict
         Fields of ModelConfig and TrainConfig that differ from the preset's.
+    tokenizer : str, optional
+        Of a text: ``char``, ``bpe`` or a path; default ``char``.
     """
     array_module(device)  # before any data is read or downloaded
     preset = preset or ("shakespeare-cpu" if device == "cpu" else "shakespeare")
@@ -60,14 +64,16 @@ def train_run(
     if resume:
         if model_changes:
             raise ValueError(f"a resumed run keeps its model, so {', '.join(model_changes)} cannot change")
-        saved_data, model_config, config = _read_about(out)
+        if tokenizer:
+            raise ValueError("a resumed run keeps its tokenizer, so tokenizer cannot change")
+        saved_data, tokenizer, model_config, config = _read_about(out)
         data = data or saved_data
-        dataset = _open_data(data)
+        dataset = _open_data(data, Tokenizer.load(out) if tokenizer not in (None, "char") else tokenizer)
         config = replace(config, **train_changes)
     else:
         if (out / "config.json").exists():
             raise ValueError(f"{out} already holds a run: use --resume to go on with it, or another --out")
-        dataset = _open_data(data)
+        dataset = _open_data(data, tokenizer)
         model_config = ModelConfig.preset(preset, **{"vocab_size": dataset.vocab_size, **model_changes})
         config = replace(recipe(preset), **train_changes)
 
@@ -75,7 +81,7 @@ def train_run(
     trainer = Trainer(model, dataset, config, out)
     if resume and (out / "latest.json").exists():  # a run that was killed before its first checkpoint starts again
         trainer.resume()
-    _write_about(out, data, dataset, trainer)  # of a resumed run too: its settings may have changed
+    _write_about(out, data, tokenizer, dataset, trainer)  # of a resumed run too: its settings may have changed
     return _train(trainer)
 
 
@@ -116,6 +122,8 @@ def _finish(trainer: Trainer) -> None:
     print(f"loss curve: {_draw(out, best_possible)}")
     if trainer.data.tokenizer:
         print(f"a sample from the best checkpoint:\n{sample(out, trainer.data, trainer.model.device)}\n")
+    if isinstance(trainer.data.tokenizer, Tokenizer):
+        print(f"validation loss for each byte of text: {loss * _tokens_per_byte(trainer.data):.4f}")
     if best_possible is not None:
         print(f"loss of the best possible predictor on the same windows: {best_possible:.4f}")
     print(f"validation loss: {loss:.4f}", flush=True)
@@ -124,10 +132,16 @@ def _finish(trainer: Trainer) -> None:
 def sample(run: Path, data: Dataset, device: str) -> str:
     """A text from a run's best checkpoint, beginning at a line."""
     model = checkpoint.load_run(run, device)
-    start = "\n" if "\n" in data.tokenizer.characters else data.tokenizer.characters[0]
+    known = getattr(data.tokenizer, "characters", "\n")  # BPE knows every character
+    start = "\n" if "\n" in known else known[0]
     window = model.config.max_seq_len
     ids = generate(model, data.tokenizer.encode(start), SAMPLE_CHARACTERS, temperature=0.8, seed=0, window=window)
     return data.tokenizer.decode(ids).strip()
+
+
+def _tokens_per_byte(data: Dataset) -> float:
+    """What makes the losses of different vocabularies comparable."""
+    return len(data.val) / len(data.tokenizer.decode_bytes(data.val))
 
 
 def _draw(run: Path, best_possible: float | None) -> str:
@@ -144,7 +158,7 @@ def _draw(run: Path, best_possible: float | None) -> str:
 
 
 def _best_possible(trainer: Trainer) -> float | None:
-    if trainer.data.name != STAND_IN:
+    if trainer.data.name != STAND_IN or not isinstance(trainer.data.tokenizer, CharTokenizer):
         return None
     return best_loss(trainer.data.tokenizer.decode(trainer.data.val.tolist()), trainer.config.seq_len)
 
@@ -152,15 +166,15 @@ def _best_possible(trainer: Trainer) -> float | None:
 # ------------------------------------------------------------------------------------------------ folders
 
 
-def _open_data(data: Path | None) -> Dataset:
+def _open_data(data: Path | None, tokenizer: Tokenizer | CharTokenizer | str | None) -> Dataset:
     if data == PLAY:
         print("DATA: a stand-in play generated here")
-        return text_dataset(write_play(), STAND_IN)
+        return text_dataset(write_play(), STAND_IN, tokenizer)
     if data is not None:
-        dataset = load_dataset(data)
+        dataset = load_dataset(data, tokenizer)
         print(f"DATA: {data}, {len(dataset.train):,} tokens to train on and {len(dataset.val):,} to validate")
         return dataset
-    dataset, line = shakespeare_dataset()
+    dataset, line = shakespeare_dataset(tokenizer=tokenizer)
     print(line)
     return dataset
 
@@ -178,7 +192,7 @@ def _default_folder(preset: str, resume: bool) -> Path:
     return last if resume else folder
 
 
-def _write_about(out: Path, path: Path | None, data: Dataset, trainer: Trainer) -> None:
+def _write_about(out: Path, path: Path | None, tokenizer: str | None, data: Dataset, trainer: Trainer) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         if data.tokenizer:
@@ -189,19 +203,20 @@ def _write_about(out: Path, path: Path | None, data: Dataset, trainer: Trainer) 
         "version": numllama.__version__,
         "data": str(path if path == PLAY else path.resolve()) if path else None,
         "data_name": data.name,
+        "tokenizer": tokenizer,
         "model": trainer.model.config.to_dict(),
         "train": trainer.config.to_dict(),
     }
     checkpoint.write_json(out / "config.json", about)
 
 
-def _read_about(out: Path) -> tuple[Path | None, ModelConfig, TrainConfig]:
-    """How a run was started: its data, model and training settings."""
+def _read_about(out: Path) -> tuple[Path | None, str | None, ModelConfig, TrainConfig]:
+    """How a run was started: its data, tokenizer, model and training settings."""
     path = out / "config.json"
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
         data = Path(about["data"]) if about["data"] else None
-        return data, ModelConfig.from_dict(about["model"]), TrainConfig(**about["train"])
+        return data, about.get("tokenizer"), ModelConfig.from_dict(about["model"]), TrainConfig(**about["train"])
     except OSError as error:
         raise CheckpointError(f"{out} holds no run to resume: its config.json cannot be read") from error
     except (ValueError, KeyError, TypeError) as error:

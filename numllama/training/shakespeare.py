@@ -7,6 +7,7 @@ from contextlib import suppress
 from http.client import HTTPException
 from pathlib import Path
 
+from numllama.tokenizer import CharTokenizer, Tokenizer
 from numllama.training.data import Dataset, cache_folder, text_dataset
 from numllama.training.stand_in import write_play
 
@@ -16,7 +17,9 @@ TIMEOUT_SECONDS = 5
 STAND_IN = "stand-in play"
 
 
-def shakespeare_dataset(cache: Path | None = None, url: str = URL) -> tuple[Dataset, str]:
+def shakespeare_dataset(
+    cache: Path | None = None, url: str = URL, tokenizer: Tokenizer | CharTokenizer | str | None = None
+) -> tuple[Dataset, str]:
     """The data of ``examples/train_shakespeare.py``, and one line that says which of the three it is.
 
     Parameters
@@ -25,13 +28,15 @@ def shakespeare_dataset(cache: Path | None = None, url: str = URL) -> tuple[Data
         Folder of the cached copy; default :func:`numllama.training.data.cache_folder`.
     url : str
         Where to download from.
+    tokenizer : tokenizer or str, optional
+        See :func:`numllama.training.data.text_dataset`.
     """
     path = (cache or cache_folder()) / "tinyshakespeare.txt"
     text = b""
     with suppress(OSError):
         text = path.read_bytes()
     if _is_shakespeare(text):
-        return text_dataset(text.decode(), "tinyshakespeare"), f"DATA: tinyshakespeare, the cached copy {path}"
+        return text_dataset(text.decode(), "tinyshakespeare", tokenizer), f"DATA: tinyshakespeare, the cached copy {path}"
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as answer:
             text = answer.read(2**21)
@@ -41,9 +46,9 @@ def shakespeare_dataset(cache: Path | None = None, url: str = URL) -> tuple[Data
         problem = f"no download ({reason})"
     if problem:
         line = f"DATA: NOT Shakespeare but a stand-in play generated here, for there is no cached copy and {problem}"
-        return text_dataset(write_play(), STAND_IN), line
+        return text_dataset(write_play(), STAND_IN, tokenizer), line
     kept = _keep(path, text)
-    return text_dataset(text.decode(), "tinyshakespeare"), f"DATA: tinyshakespeare, downloaded and verified{kept}"
+    return text_dataset(text.decode(), "tinyshakespeare", tokenizer), f"DATA: tinyshakespeare, downloaded and verified{kept}"
 
 
 def _is_shakespeare(text: bytes) -> bool:

@@ -1,0 +1,126 @@
+"""llama2.c's .bin files: a header of seven integers, then float32 weights, one kind after another and each for all layers.
+
+    int32    dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size (negative: the head is not tied), max_seq_len
+    float32  the weights, in the order of ORDER; before the head, RoPE's cosines and sines, which today's run.c computes itself
+
+That is version 0, which `run.c` reads. Version 1 has a header of 256 bytes that begins with a magic number, another order, and no
+tables. Both rotate neighbours, and both leave these unsaid: eps 1e-5, RoPE with base 10000, no biases.
+"""
+
+import struct
+from collections.abc import Iterator
+from math import prod
+from pathlib import Path
+
+import numpy as np
+
+from numllama.backend import to_numpy
+from numllama.errors import CheckpointError
+from numllama.interop.huggingface import is_llama, rope_heads, to_neighbours
+from numllama.interop.tensor_file import mapped, write_files
+from numllama.model import ModelConfig, Transformer, parameter_shapes
+
+HEADER, MAGIC = "<7i", 0x616B3432  # "ak42"
+VERSION_1_HEADER = 256
+LAYERS = ("wq", "wk", "wv", "wo"), ("w_gate", "w_down", "w_up")
+ORDER = {
+    0: ("embed", "attn_norm", *LAYERS[0], "ffn_norm", *LAYERS[1], "norm", "cos", "sin", "head"),
+    1: ("attn_norm", "ffn_norm", "norm", "embed", *LAYERS[0], *LAYERS[1], "head"),
+}
+# A text is over at token 1, which begins the next one (run.c), or at 2 (SentencePiece's end, for models that were tuned).
+GENERATION = {"bos_token_id": 1, "eos_token_id": [1, 2]}
+
+
+def read(path: Path) -> tuple[ModelConfig, dict[str, np.ndarray]]:
+    """The configuration, and by our names the tensors, as views of the file; of version 0 also ``cos`` and ``sin``.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is not llama2.c's, is cut short, or is quantised (version 2).
+    """
+    data = mapped(path)
+    if len(data) < struct.calcsize(HEADER):
+        raise CheckpointError(f"{path} is not a llama2.c model: it has only {len(data)} bytes")
+    magic, version = struct.unpack("<Ii", data[:8].tobytes())
+    if magic != MAGIC:
+        version, begin, numbers = 0, 28, data[:28]
+    elif version == 1:
+        begin, numbers = VERSION_1_HEADER, data[8:36]
+    else:
+        raise CheckpointError(f"{path} is version {version} of llama2.c's format (2 is quantised), but only 0 and 1 are read")
+    dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size, max_seq_len = map(int, struct.unpack(HEADER, numbers.tobytes()))
+    tied = vocab_size > 0 if version == 0 else len(data) > 36 and bool(data[36])
+    try:
+        config = ModelConfig(
+            abs(vocab_size), dim, n_layers, n_heads, n_kv_heads, hidden_dim, max_seq_len,
+            rope_layout="interleaved", tie_embeddings=tied,
+        )  # fmt: skip
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not a llama2.c model: {error}") from error
+    if 4 * dim * n_layers > len(data):  # fewer bytes than gains of norms: no header of this format, or little more than it
+        what = f"{n_layers} layers are more than its {len(data)} bytes"
+        raise CheckpointError(f"{path} is cut short or not a llama2.c model: {what}")
+    layout = _layout(config, version)
+    size = begin + 4 * sum(prod(shape) for _, shape in layout)
+    if len(data) != size:
+        what = "cut short" if len(data) < size else "not a llama2.c model"
+        raise CheckpointError(f"{path} is {what}: its header asks for {size} bytes, and it has {len(data)}")
+    tensors, floats, start = {}, data[begin:].view("<f4"), 0
+    for name, shape in layout:
+        tensors[name] = floats[start : start + prod(shape)].reshape(shape)
+        start += prod(shape)
+    return config, tensors
+
+
+def save(model: Transformer, path: Path) -> None:
+    """Write version 0, which llama2.c's run.c reads.
+
+    The tables of a model that was read from such a file are written as they were, so that the same file comes out.
+
+    Raises
+    ------
+    ValueError
+        If the format has no word for something in the model's configuration.
+    """
+    c = model.config
+    unsaid = {"norm_eps": 1e-5, "rope_theta": 10000.0, "rope_scaling": None, "bias": False, "head_dim": c.dim // c.n_heads}
+    for name, value in unsaid.items():
+        if getattr(c, name) != value:
+            raise ValueError(f"{name} is {getattr(c, name)!r}, but in a llama2.c file it can only be {value!r}")
+    if not is_llama(c):
+        raise ValueError("only a Llama can be written as a llama2.c file: RMSNorm, RoPE, SwiGLU, and no query/key norm")
+    if model.params.flat.dtype != np.float32:
+        raise ValueError(f"weights are {model.params.flat.dtype}, but a llama2.c file holds float32: load the model as that")
+    write_files(path.parent, {path.name: lambda file: [file.write(part) for part in _parts(model)]})
+
+
+def _parts(model: Transformer) -> Iterator[bytes]:
+    c = model.config
+    vocab_size = c.vocab_size if c.tie_embeddings else -c.vocab_size
+    yield struct.pack(HEADER, c.dim, c.ffn_dim, c.n_layers, c.n_heads, c.n_kv_heads, vocab_size, c.max_seq_len)
+    tables = dict(zip(("cos", "sin"), getattr(model, "llama2c_tables", None) or _tables(c), strict=True))
+    for name, _ in _layout(c, version=0):
+        values = tables[name] if name in tables else to_numpy(model.params[name])
+        heads = rope_heads(c, name) if c.rope_layout == "half" else None
+        yield (values if heads is None else to_neighbours(values, heads)).astype("<f4", copy=False).tobytes()
+
+
+def _layout(config: ModelConfig, version: int) -> list[tuple[str, tuple[int, ...]]]:
+    """Name and shape of everything in a file, in its order."""
+    shapes = parameter_shapes(config)
+    table = config.max_seq_len, config.head_dim // 2
+    shapes |= {"cos": table, "sin": table}
+    layout = []
+    for name in ORDER[version]:
+        names = [name] if name in shapes else [f"blocks.{i}.{name}" for i in range(config.n_layers)]
+        layout += [(name, shapes[name]) for name in names if name in shapes]  # a tied model has no head
+    return layout
+
+
+def _tables(config: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
+    """cos and sin as llama2.c computes them, in float32 throughout; (T, D/2)."""
+    D = config.head_dim
+    frequencies = 1 / np.float32(config.rope_theta) ** (np.arange(0, D, 2, dtype="float32") / np.float32(D))
+    angles = np.outer(np.arange(config.max_seq_len, dtype="float32"), frequencies)      # (T, D/2)
+    return np.cos(angles), np.sin(angles)

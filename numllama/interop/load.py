@@ -1,0 +1,119 @@
+"""Load a model, whatever it is stored as, and save it as others read it."""
+
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from numllama.backend import BFLOAT16, DTYPES, array_module, float_dtype
+from numllama.errors import CheckpointError, DeviceError
+from numllama.interop import huggingface, llama2c
+from numllama.interop.pickles import refuse_pickle
+from numllama.model import ModelConfig, Transformer
+from numllama.model.parameters import copied_parameters
+from numllama.training.checkpoint import STATE, load_run
+
+
+def load(path: str | PathLike, dtype: str | None = None, device: str = "cpu") -> Transformer:
+    """A model from disk.
+
+    Parameters
+    ----------
+    path : path
+        A folder as Hugging Face's (``config.json`` and ``model.safetensors``, or shards with an index), such a
+        ``.safetensors`` file, a llama2.c ``.bin``, or a training run (its best checkpoint) or one step folder of it.
+    dtype : str, optional
+        ``"float32"`` or ``"float64"``, or ``"bfloat16"`` to keep the weights in two bytes each and compute in float32. Default
+        float32; a training run's own.
+    device : str
+        ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+
+    Raises
+    ------
+    CheckpointError
+        If there is nothing to load, if it is damaged, a pickle, or of a kind that this code cannot honour.
+
+    Notes
+    -----
+    Files are mapped into memory and copied tensor by tensor into the model, so that only the model itself takes memory.
+    """
+    path = Path(path)
+    if dtype not in (None, BFLOAT16.name, *DTYPES):
+        raise ValueError(f"dtype is {dtype!r}, but must be one of {', '.join(DTYPES)}, {BFLOAT16.name}")
+    if dtype == BFLOAT16.name and device != "cpu":
+        raise DeviceError(f"dtype 'bfloat16' keeps weights on a CPU in two bytes, but device is {device!r}")
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist (nothing is downloaded: name a folder or a file)")
+    if _is_run(path):
+        folder = path if path.is_dir() else path.parent
+        model = load_run(folder, device, None if dtype == BFLOAT16.name else dtype)
+        return model if dtype != BFLOAT16.name else _model(model.config, model.params, dtype, device)
+    refuse_pickle(path)
+    if path.suffix == ".bin":
+        config, tensors = llama2c.read(path)
+        model = _model(config, tensors, dtype, device)
+        model.generation_config = dict(llama2c.GENERATION)
+        if "cos" in tensors:
+            model.llama2c_tables = tensors["cos"].copy(), tensors["sin"].copy()
+        return model
+    if path.suffix == ".safetensors":
+        found = huggingface.read(path.parent, path)
+    elif path.is_dir():
+        found = huggingface.read(path)
+    else:
+        raise CheckpointError(f"{path} is no model that can be read: a folder, a .safetensors file or a llama2.c .bin is")
+    config, tensors, generation_config = found
+    model = _model(config, tensors, dtype, device)
+    model.generation_config = generation_config
+    return model
+
+
+def save(model: Transformer, path: str | PathLike, tokenizer: Any = None) -> None:
+    """Write a model as others read it.
+
+    Parameters
+    ----------
+    model : Transformer
+    path : path
+        A folder, for Hugging Face's layout: ``config.json``, ``model.safetensors`` in the dtype of the weights, and
+        ``generation_config.json``. It opens in ``transformers`` if the model is a Llama; anything else is written in the same
+        layout for :func:`load`. Or a name that ends in ``.bin``, for llama2.c.
+    tokenizer : optional
+        Is told to save itself into the folder.
+
+    Raises
+    ------
+    CheckpointError
+        If it cannot be written; what was there before is still there.
+    ValueError
+        If llama2.c's format cannot hold the model.
+    """
+    path = Path(path)
+    if path.suffix == ".bin":
+        if tokenizer is not None:
+            raise ValueError(f"a llama2.c file has no place for a tokenizer: save it beside {path.name}")
+        llama2c.save(model, path)
+        return
+    if path.suffix == ".safetensors" or path.is_file():
+        raise ValueError(f"path is {path}, but must be a folder or end in .bin")
+    if _is_run(path):
+        raise ValueError(f"path is {path}, which holds a training run: save the model to another folder")
+    huggingface.save_folder(model, path)
+    if tokenizer is not None:
+        tokenizer.save(path)
+
+
+def _is_run(path: Path) -> bool:
+    """A run's folder, a step folder, or the weights in one."""
+    folder = path.parent if path.suffix == ".safetensors" else path
+    if any((folder / name).exists() for name in (STATE, "best.json", "latest.json")):
+        return True
+    config = folder / huggingface.CONFIG  # of a run that has no checkpoint yet
+    return config.exists() and {"model", "train"} <= set(huggingface.read_json(config))
+
+
+def _model(config: ModelConfig, tensors: Mapping[str, Any], dtype: str | None, device: str) -> Transformer:
+    xp = array_module(device)
+    computed = "float32" if dtype in (None, BFLOAT16.name) else dtype
+    stored = BFLOAT16 if dtype == BFLOAT16.name else float_dtype(computed)
+    return Transformer(config, device=device, dtype=computed, params=copied_parameters(config, tensors, stored, xp))

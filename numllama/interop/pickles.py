@@ -1,0 +1,26 @@
+"""Pickles are never read: they are programs, and opening one runs it."""
+
+from pathlib import Path
+
+from numllama.errors import CheckpointError
+
+SUFFIXES = (".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+
+
+def refuse_pickle(path: Path) -> None:
+    """Raise CheckpointError for a pickle: by its name, or for a .bin by how it begins. Nothing of it is interpreted."""
+    if path.is_file() and (path.suffix in SUFFIXES or (path.suffix == ".bin" and _begins_like_a_pickle(path))):
+        raise CheckpointError(
+            f"{path} is a Python pickle, which can run any program when it is opened, and so it is never read: "
+            "convert it to safetensors, which holds numbers alone (transformers' save_pretrained does that)"
+        )
+
+
+def _begins_like_a_pickle(path: Path) -> bool:
+    """A zip archive, as torch.save writes it, or the bare opcode PROTO, its version and another opcode (none is 0)."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(4)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    return start == b"PK\x03\x04" or (len(start) == 4 and start[0] == 0x80 and start[1] <= 5 and start[2] != 0)

@@ -1,0 +1,263 @@
+"""Texts of any size to token files: ``train.bin``, ``val.bin``, and the tokenizer beside them.
+
+The folder's ``prepare.json`` says what it is made of, and how far that has come: whatever stops the work, running it again goes
+on from there, and ends with the same bytes.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from tqdm import tqdm
+
+from numllama.errors import DataError
+from numllama.processes import cores
+from numllama.tokenizer import CharTokenizer, Tokenizer
+from numllama.tokenizer.parallel import ParallelEncoder
+from numllama.tokenizer.patterns import SpecialTokens
+from numllama.tokenizer.text_files import as_paths, not_empty, read_parts
+from numllama.tokenizer.train_bpe import WORTH_A_WORKER
+from numllama.training.checkpoint import write_json
+from numllama.training.data import VAL_FRACTION, describe_tokens
+
+ABOUT = "prepare.json"
+SPLITS = ("train", "val")
+END_OF_TEXT = "<|endoftext|>"
+ENDS_OF_TEXT = (END_OF_TEXT, "<|end_of_text|>", "</s>")  # GPT-2's and ours, Llama 3's, Llama 2's
+PARTS_BETWEEN_SAVES = 16
+
+
+def prepare_texts(
+    texts: list[Path],
+    out: Path,
+    vocab_size: int | None = None,
+    tokenizer: Path | None = None,
+    pattern: str = "gpt2",
+    documents: bool = False,
+    errors: str = "strict",
+    workers: int | None = None,
+) -> int:
+    """Learn or load a tokenizer, encode the texts, print the exact counts; returns the exit code.
+
+    See `numllama prepare --help` for the parameters.
+    """
+    if (vocab_size is None) == (tokenizer is None):
+        raise ValueError("either vocab_size or tokenizer is needed: a vocabulary to learn, or one that is there already")
+    paths = as_paths(texts)
+    not_empty(paths)
+    settings = {
+        "texts": [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in paths],
+        "vocab_size": vocab_size,
+        "tokenizer": str(tokenizer.resolve()) if tokenizer else None,
+        "pattern": pattern,
+        "documents": documents,
+        "errors": errors,
+    }
+    state = _state(out, settings)
+    if workers is None:
+        workers = max(1, min(cores(), sum(path.stat().st_size for path in paths) // WORTH_A_WORKER))
+    if "characters" not in state:  # read all before anything is made: what is not UTF-8 is found now
+        state["characters"] = [sum(map(len, read_parts(path, errors))) for path in paths]
+        if sum(state["characters"]) < 2:
+            raise DataError(f"{paths[0]} has a single character, which is too short to learn from")
+    made = _tokenizer(out, paths, state, workers)
+    end = _end_of_text(made) if documents else None
+    if "val_from" not in state:
+        state["val_from"] = _val_from(paths, state["characters"], made, end, errors)
+        write_json(out / ABOUT, state)
+    with ParallelEncoder(made, workers) as encoder, _Writer(out, state, made) as writer:
+        _encode(paths, errors, encoder, end, writer)
+    _finish(out, state, made, end)
+    return 0
+
+
+# ------------------------------------------------------------------------------------------------ the folder
+
+
+def _state(out: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """What has been done so far, in a folder that is not used for anything else."""
+    path = out / ABOUT
+    if path.exists() and (out / "tokenizer.json").exists():  # else it did not come far enough to be worth anything
+        state = _read(path)
+        if state["settings"] != settings:
+            changed = ", ".join(name for name in settings if state["settings"].get(name) != settings[name])
+            raise DataError(f"{out} is made from other settings ({changed} differ): choose another --out, or delete it")
+        return state
+    taken = next((name for name in ("train.bin", "val.bin", "tokenizer.json") if (out / name).exists()), None)
+    if taken:
+        raise DataError(f"{out} holds a {taken} already: choose another --out")
+    return {"settings": settings, "done": 0, "tokens": dict.fromkeys(SPLITS, 0)}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+        state["settings"], state["done"], state["tokens"]["train"], state["tokens"]["val"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is damaged: delete its folder, or choose another --out") from error
+    return state
+
+
+def _tokenizer(out: Path, paths: list[Path], state: dict[str, Any], workers: int) -> Tokenizer:
+    """The folder's tokenizer, learnt or copied at the first time."""
+    settings = state["settings"]
+    if not (out / "tokenizer.json").exists():
+        if settings["tokenizer"]:
+            made = Tokenizer.load(settings["tokenizer"])
+        else:
+            special = [END_OF_TEXT] if settings["documents"] else []
+            made = Tokenizer.train(
+                paths, settings["vocab_size"], special, settings["pattern"], workers=workers, errors=settings["errors"]
+            )
+        if isinstance(made, CharTokenizer):
+            raise ValueError(f"tokenizer is {settings['tokenizer']}, but one of characters cannot encode every text: use BPE")
+        if settings["documents"]:
+            _end_of_text(made)  # before anything is written
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            write_json(out / ABOUT, state)
+            made.save(out)
+        except OSError as error:
+            raise DataError(f"the folder {out} cannot be written: {error.strerror}") from error
+    return Tokenizer.load(out)
+
+
+def _end_of_text(tokenizer: Tokenizer) -> str:
+    found = next((token for token in ENDS_OF_TEXT if token in tokenizer.special_tokens), None)
+    if found is None:
+        raise ValueError(f"documents needs a tokenizer with one of the special tokens {', '.join(ENDS_OF_TEXT)}")
+    return found
+
+
+# ------------------------------------------------------------------------------------------------ encoding
+
+
+def _val_from(paths: list[Path], lengths: list[int], tokenizer: Tokenizer, end: str | None, errors: str) -> int:
+    """The character at which the validation split begins: after nine tenths, or where the next document does, if it is near."""
+    total = sum(lengths)
+    at = max(1, int(total * (1 - VAL_FRACTION)))
+    if end:
+        i = next(i for i, stop in enumerate(accumulate(lengths)) if stop > at)
+        begin = sum(lengths[:i])
+        boundaries = (begin + stop for stop in _ends_of_documents(read_parts(paths[i], errors), tokenizer, end))
+        boundary = next((stop for stop in boundaries if stop >= at), begin + lengths[i])
+        at = boundary if total - boundary > (total - at) / 2 else at
+    return at
+
+
+def _ends_of_documents(texts: Iterator[str], tokenizer: Tokenizer, end: str) -> Iterator[int]:
+    special, done = SpecialTokens([end]), 0
+    for chunk in tokenizer.chunks(texts):
+        yield from (done + stop for _, stop in special.spans(chunk))
+        done += len(chunk)
+
+
+def _encode(paths: list[Path], errors: str, encoder: ParallelEncoder, end: str | None, writer: "_Writer") -> None:
+    """Go on from the writer's place to the end of all texts."""
+    how = {"allowed_special": {end} if end else (), "disallowed_special": ()}
+    end_id = encoder.tokenizer.encode_array(end, {end}).tobytes() if end else b""
+    stop = 0
+    for path, length in zip(paths, writer.state["characters"], strict=True):
+        start, stop = stop, stop + length
+        for limit in sorted({min(max(writer.val_from, start), stop), stop}):  # a file may hold the end of one split
+            begin = max(start, writer.done)
+            if begin >= limit:
+                continue
+            texts = _between(read_parts(path, errors), begin - start, limit - start)
+            for text, packed in encoder.pack_stream(texts, **how, begins=begin in (start, writer.val_from)):
+                ended = end and writer.done + len(text) == stop and not text.rstrip().endswith(end)
+                writer.write(text, packed + end_id if ended else packed)
+
+
+def _between(texts: Iterator[str], begin: int, end: int) -> Iterator[str]:
+    """The characters of a stream from `begin` to `end`."""
+    done = 0
+    for text in texts:
+        if done >= end:
+            break
+        if done + len(text) > begin:
+            yield text[max(begin - done, 0) : end - done]
+        done += len(text)
+
+
+class _Writer:
+    """Appends to the token files, and keeps `prepare.json` at what is safely on the disk."""
+
+    def __init__(self, out: Path, state: dict[str, Any], tokenizer: Tokenizer) -> None:
+        self.out, self.state = out, state
+        self.val_from = state["val_from"]
+        self._size = tokenizer.dtype.itemsize
+        self._written = state["done"], state["tokens"]  # one value: an interrupt sees it as it was or as it will be
+        self._unsaved = 0
+        self._files: dict[str, BinaryIO] = {}
+
+    @property
+    def done(self) -> int:
+        """Characters that are encoded."""
+        return self._written[0]
+
+    def __enter__(self) -> "_Writer":
+        missing = [split for split in SPLITS if not (self.out / f"{split}.bin").exists()]
+        sizes = {self.out / f"{split}.bin.part": self.state["tokens"][split] * self._size for split in missing}
+        for path, size in sizes.items():
+            if size > (path.stat().st_size if path.exists() else 0):
+                raise DataError(f"{path} is shorter than {ABOUT} says: delete the folder, or choose another --out")
+        for split, (path, size) in zip(missing, sizes.items(), strict=True):
+            self._files[split] = open(path, "ab")
+            self._files[split].truncate(size)  # what came after the last save may be half a part
+        total = sum(self.state["characters"])
+        self._bar = tqdm(total=total, initial=self.done, unit=" characters", unit_scale=True, desc="encoding")
+        return self
+
+    def write(self, text: str, packed: bytes) -> None:
+        """Append the ids of a part of the text."""
+        done, tokens = self._written
+        split = SPLITS[done >= self.val_from]
+        try:
+            self._files[split].write(packed)
+        except OSError as error:
+            raise self._failed(error) from error
+        self._written = done + len(text), {**tokens, split: tokens[split] + len(packed) // self._size}
+        self._bar.update(len(text))
+        self._unsaved += 1
+        if self._unsaved >= PARTS_BETWEEN_SAVES:
+            self._save()
+
+    def _save(self) -> None:
+        try:
+            for file in self._files.values():
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise self._failed(error) from error
+        self.state["done"], self.state["tokens"] = self._written
+        write_json(self.out / ABOUT, self.state)
+        self._unsaved = 0
+
+    def _failed(self, error: OSError) -> DataError:
+        return DataError(f"the token files in {self.out} could not be written: {error.strerror}")
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+        try:
+            self._save()
+        finally:
+            for file in self._files.values():
+                with suppress(OSError):
+                    file.close()
+
+
+def _finish(out: Path, state: dict[str, Any], tokenizer: Tokenizer, end: str | None) -> None:
+    """Give the files their names, and say what they hold."""
+    more = {"tokenizer": "tokenizer.json"} | ({"end_of_text": tokenizer.special_tokens[end]} if end else {})
+    for split in SPLITS:
+        path = out / f"{split}.bin"
+        if not path.exists():
+            describe_tokens(path, state["tokens"][split], tokenizer.vocab_size, **more)
+            path.with_suffix(".bin.part").replace(path)
+        print(f"{path}: {state['tokens'][split]:,} tokens of {tokenizer.dtype.name}")
+    print(f"vocabulary: {tokenizer.vocab_size:,}; from {sum(state['characters']):,} characters", flush=True)

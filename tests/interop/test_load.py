@@ -1,0 +1,108 @@
+"""nl.load: whatever a model is stored as, and one sentence where there is none."""
+
+import numpy as np
+import pytest
+from helpers import assert_same_bits
+from interop.checkpoints import Trap, random_model, tokens
+
+import numllama as nl
+from numllama.backend import BFLOAT16
+from numllama.interop.huggingface import config_from_huggingface
+from numllama.training.checkpoint import find_step
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A training run of two checkpoints, whose best is not its latest."""
+    model = random_model(vocab_size=23, dropout=0.1)
+    data = nl.Dataset(np.arange(400) % 23, np.arange(100) % 23, 23)
+    config = nl.TrainConfig(steps=2, batch_size=2, seq_len=8, eval_every=1, workers=1)
+    trainer = nl.Trainer(model, data, config, tmp_path / "run")
+    for _ in trainer:
+        trainer.save()
+    trainer.close()
+    return tmp_path / "run"
+
+
+def test_a_training_run_gives_its_best_checkpoint(run):
+    expected = nl.load_run(run, which="best")
+    model = nl.load(run)
+    assert model.config == expected.config
+    assert_same_bits(model.params.flat, expected.params.flat)
+    assert model.stop_ids == ()
+
+
+def test_a_step_folder_and_the_weights_in_it_are_that_step(run):
+    step = find_step(run, "latest")
+    expected = nl.load_run(run, which="latest")
+    for path in (step, step / "weights.safetensors", str(step)):
+        assert_same_bits(nl.load(path).params.flat, expected.params.flat)
+
+
+@pytest.mark.parametrize(("dtype", "stored"), [("float64", "float64"), ("bfloat16", BFLOAT16)])
+def test_a_training_run_is_read_in_the_dtype_that_is_asked_for(run, dtype, stored):
+    model = nl.load(run, dtype=dtype)
+    assert_same_bits(model.params.flat, nl.load(run).params.flat.astype(stored))
+    assert model.forward(tokens()[:, :8]).dtype == ("float64" if dtype == "float64" else "float32")
+
+
+def test_a_run_becomes_a_checkpoint_for_others_and_survives_it(run, tmp_path):
+    model = nl.load(run)
+    model.save(tmp_path / "llama")
+    assert_same_bits(nl.load(tmp_path / "llama").params.flat, model.params.flat)
+    before = sorted(path.name for path in run.iterdir())
+    for path in (run, find_step(run)):
+        with pytest.raises(ValueError, match=r"which holds a training run: save the model to another folder$"):
+            random_model().save(path)
+    assert sorted(path.name for path in run.iterdir()) == before
+
+
+def test_a_run_without_a_checkpoint_is_named(tmp_path):
+    (tmp_path / "config.json").write_text('{"version": "0.1.0", "model": {}, "train": {}}')
+    with pytest.raises(nl.CheckpointError, match=r"is not a training run with a checkpoint: it has no best\.json$"):
+        nl.load(tmp_path)
+
+
+def test_a_path_that_is_not_there_is_named(tmp_path):
+    for name in ("meta-llama/Llama-3.2-1B", "model.safetensors", "model.bin"):
+        with pytest.raises(nl.CheckpointError, match=rf"{name} does not exist \(nothing is downloaded: name a folder or a"):
+            nl.load(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["model.gguf", "model", "config.json"])
+def test_another_kind_of_file_is_named(tmp_path, name):
+    (tmp_path / name).write_bytes(b"GGUF")
+    with pytest.raises(nl.CheckpointError, match=rf"{name} is no model that can be read: a folder, a \.safetensors file or a"):
+        nl.load(tmp_path / name)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".bin"])
+def test_a_pickle_is_refused_and_never_run(tmp_path, suffix):
+    path = tmp_path / f"model{suffix}"
+    path.write_bytes(Trap(tmp_path / "sprung").pickled())
+    with pytest.raises(nl.CheckpointError, match=rf"model\{suffix} is a Python pickle, which can run any program"):
+        nl.load(path)
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_an_unknown_dtype_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"^dtype is 'int8', but must be one of float32, float64, bfloat16$"):
+        nl.load(tmp_path, dtype="int8")
+
+
+def test_two_bytes_are_for_a_cpu(tmp_path):
+    with pytest.raises(nl.DeviceError, match=r"^dtype 'bfloat16' keeps weights on a CPU in two bytes, but device is 'cuda'$"):
+        nl.load(tmp_path, dtype="bfloat16", device="cuda")
+
+
+def test_a_model_goes_to_the_device_that_is_asked_for(tmp_path, device, xp):
+    random_model().save(tmp_path)
+    model = nl.load(tmp_path, device=device)
+    assert isinstance(model.params.flat, xp.ndarray)
+    model.save(tmp_path / "again")
+    assert_same_bits(nl.load(tmp_path / "again").params.flat, random_model().params.flat)
+
+
+def test_a_configuration_need_not_come_from_a_file():
+    values = dict(model_type="llama", vocab_size=23, hidden_size=16, num_hidden_layers=2, num_attention_heads=4)
+    assert config_from_huggingface(values | dict(intermediate_size=20)).dim == 16

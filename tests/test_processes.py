@@ -1,0 +1,62 @@
+"""Processes: results in order, errors as they are, and a child that dies is noticed."""
+
+import os
+import subprocess
+import sys
+from functools import partial
+from itertools import count, islice
+from operator import mul
+from pathlib import Path
+
+import pytest
+
+import numllama
+from numllama.errors import NumllamaError
+from numllama.processes import Processes, cores
+
+
+def test_results_come_in_the_order_of_the_items():
+    with Processes(partial(mul, 3), 2) as processes:
+        assert list(processes.map(range(50))) == [3 * i for i in range(50)]
+        assert list(processes.map([])) == []
+
+
+def test_only_a_few_items_are_taken_ahead():
+    taken = count()
+    with Processes(abs, 2) as processes:
+        results = processes.map(next(taken) for _ in range(10**9))
+        assert list(islice(results, 20)) == list(range(20))
+        results.close()
+    assert next(taken) < 40
+
+
+def test_an_error_is_raised_as_it_is_and_the_children_go_on():
+    with Processes(int, 1) as processes:
+        with pytest.raises(ValueError, match="'x'"):
+            list(processes.map(["1", "x", "2"]))
+        assert list(processes.map(["3"])) == [3]
+
+
+def test_what_a_function_prints_is_no_answer():
+    with Processes(print, 1) as processes:
+        assert list(processes.map(["hello"])) == [None]
+
+
+def test_a_child_that_dies_is_noticed():
+    with Processes(os._exit, 1) as processes, pytest.raises(NumllamaError, match=r"a worker process ended \(code 7\)"):
+        list(processes.map([7]))
+
+
+def test_there_is_at_least_one_core():
+    assert cores() >= 1
+
+
+def test_a_script_needs_no_guard(tmp_path):
+    (tmp_path / "text.txt").write_text("to be or not to be\n" * 50)
+    lines = ["import numllama as nl", "print(nl.Tokenizer.train('text.txt', 260, workers=2, progress=False).merges)"]
+    (tmp_path / "script.py").write_text("\n".join(lines))
+    environment = os.environ | {"PYTHONPATH": str(Path(numllama.__file__).parents[1])}
+    command = [sys.executable, "script.py"]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=60)
+    assert run.stderr == ""
+    assert run.stdout.count("(b't', b'o')") == 1

@@ -1,0 +1,286 @@
+"""numllama prepare: texts to token files, exactly, and on from wherever it was stopped."""
+
+import io
+import json
+import os
+import re
+from contextlib import redirect_stderr, redirect_stdout
+from itertools import chain
+
+import numpy as np
+import pytest
+from training.realdata import real_data
+
+from numllama import CharTokenizer, Tokenizer, load_dataset
+from numllama.cli import main
+from numllama.tokenizer import parallel
+from numllama.training import prepare
+
+TEXT = "The cat sat on the mat, and the dog sat on the cat.\nÉté 中文 😀.\n" * 60
+
+
+def numllama_prepare(*arguments) -> tuple[int, str, str]:
+    """Run the command in this process: exit code, output, and messages."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as end:
+        main(["prepare", *map(str, arguments), "--workers", "1"])
+    return end.value.code, out.getvalue(), err.getvalue()
+
+
+def prepared(*arguments) -> str:
+    """What it printed, if it came to its end."""
+    code, out, err = numllama_prepare(*arguments)
+    assert code == 0, err
+    return out
+
+
+def refused(*arguments) -> str:
+    """The one sentence, if it did not."""
+    code, _, err = numllama_prepare(*arguments)
+    assert code == 2, err
+    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert err.endswith(f"{line}\n")
+    return line
+
+
+def contents(folder) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def book(tmp_path):
+    path = tmp_path / "book.txt"
+    path.write_text(TEXT, encoding="utf-8", newline="")
+    return path
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    """Small enough that a short text has many."""
+    monkeypatch.setattr(parallel, "PART", 50)
+    monkeypatch.setattr(prepare, "PARTS_BETWEEN_SAVES", 3)
+
+
+# ------------------------------------------------------------------------------------------------ what comes out
+
+
+def test_the_token_files_hold_the_text_the_last_tenth_of_it_apart(book, tmp_path, small_parts):
+    out = tmp_path / "tokens"
+    printed = prepared(book, "--vocab-size", 285, "--out", out)
+    data = load_dataset(out)
+    n = int(0.9 * len(TEXT))
+    assert (data.tokenizer.decode(data.train), data.tokenizer.decode(data.val)) == (TEXT[:n], TEXT[n:])
+    assert data.train.tolist() == data.tokenizer.encode(TEXT[:n])
+    assert isinstance(data.train, np.memmap)
+    assert data.vocab_size == data.tokenizer.vocab_size == 285
+    assert data.tokenizer.merges == Tokenizer.train(book, 285, progress=False).merges
+    assert set(contents(out)) == {"train.bin", "train.json", "val.bin", "val.json", "tokenizer.json", "prepare.json"}
+    counts = [f"{split}.bin: {len(tokens):,} tokens of uint16" for split, tokens in (("train", data.train), ("val", data.val))]
+    assert all(count in printed for count in counts)
+    assert f"vocabulary: 285; from {len(TEXT):,} characters" in printed
+
+
+def test_tinyshakespeare_with_gpt2s_vocabulary(tmp_path):
+    vocab, text = real_data("gpt2_vocab.json"), real_data("tinyshakespeare.txt")
+    printed = prepared(text, "--tokenizer", vocab, "--out", tmp_path / "tokens")
+    assert "train.bin: 301,966 tokens of uint16" in printed
+    assert "val.bin: 36,059 tokens of uint16" in printed
+    assert os.path.getsize(tmp_path / "tokens" / "train.bin") == 2 * 301_966
+
+
+@pytest.mark.parametrize(("last", "dtype", "size"), [(2**16 - 1, "uint16", 2), (2**16, "uint32", 4)])
+def test_ids_above_65535_take_four_bytes(book, tmp_path, last, dtype, size):
+    vocab = {i: bytes([i]) for i in range(256)}
+    Tokenizer(vocab, [], {"<x>": last}).save(tmp_path / "tokenizer")
+    printed = prepared(book, "--tokenizer", tmp_path / "tokenizer", "--out", tmp_path / "tokens")
+    assert f"tokens of {dtype}" in printed
+    train, val = ((tmp_path / "tokens" / f"{split}.bin").stat().st_size for split in ("train", "val"))
+    assert train + val == size * len(TEXT.encode())
+    assert load_dataset(tmp_path / "tokens").train.dtype == dtype
+
+
+def test_several_files_are_one_text_after_another(tmp_path, small_parts):
+    texts = ["one two three. " * 20, "four five six. " * 30, "", "seven. " * 9]
+    paths = [tmp_path / f"{i}.txt" for i in range(4)]
+    for path, text in zip(paths, texts, strict=True):
+        path.write_text(text)
+    prepared(*paths, "--vocab-size", 270, "--out", tmp_path / "tokens")
+    data = load_dataset(tmp_path / "tokens")
+    assert data.tokenizer.decode(chain(data.train, data.val)) == "".join(texts)
+    assert len(data.tokenizer.decode(data.train)) == int(0.9 * sum(map(len, texts)))
+
+
+def test_any_number_of_workers_gives_the_same_bytes(book, tmp_path, small_parts):
+    prepared(book, "--vocab-size", 300, "--out", tmp_path / "one")
+    settings = dict(out=tmp_path / "two", vocab_size=300, workers=2)
+    assert prepare.prepare_texts([book], **settings) == 0
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+# ------------------------------------------------------------------------------------------------ documents
+
+
+def test_each_file_and_each_part_that_an_end_of_text_ends_is_a_document(tmp_path, small_parts):
+    end = "<|endoftext|>"
+    documents = [f"This is document number {i}. It says little.\n" for i in range(40)]
+    (tmp_path / "a.txt").write_text(end.join(documents[:20]))          # 19 ends inside, and the file's
+    (tmp_path / "b.txt").write_text(end.join(documents[20:]) + end)    # 20 ends, the file's among them
+    prepared(tmp_path / "a.txt", tmp_path / "b.txt", "--vocab-size", 280, "--documents", "--out", tmp_path / "tokens")
+    data = load_dataset(tmp_path / "tokens")
+    end_id = json.loads((tmp_path / "tokens" / "train.json").read_text())["end_of_text"]
+    assert end_id == data.tokenizer.special_tokens[end] == data.tokenizer.vocab_size - 1
+    ids = [*data.train.tolist(), *data.val.tolist()]
+    assert data.tokenizer.decode(ids).split(end) == [*documents, ""]
+    assert ids.count(end_id) == 40
+    assert data.train[-1] == end_id  # no document lies in both splits
+    assert 0.04 < len(data.val) / len(ids) < 0.1
+
+
+def test_without_documents_an_end_of_text_in_a_text_is_text(tmp_path):
+    text = "abc<|endoftext|>def\n" * 20
+    (tmp_path / "a.txt").write_text(text)
+    Tokenizer({i: bytes([i]) for i in range(256)}, [], ["<|endoftext|>"]).save(tmp_path / "tokenizer")
+    prepared(tmp_path / "a.txt", "--tokenizer", tmp_path / "tokenizer", "--out", tmp_path / "tokens")
+    assert load_dataset(tmp_path / "tokens").train.max() < 256
+
+
+def test_one_document_is_cut_after_nine_tenths(book, tmp_path):
+    prepared(book, "--vocab-size", 300, "--documents", "--out", tmp_path / "tokens")
+    data = load_dataset(tmp_path / "tokens")
+    assert data.tokenizer.decode(data.train) == TEXT[: int(0.9 * len(TEXT))]
+    assert data.tokenizer.decode(data.val) == TEXT[int(0.9 * len(TEXT)) :] + "<|endoftext|>"
+
+
+def test_documents_need_a_tokenizer_that_can_end_them(book, tmp_path):
+    Tokenizer({i: bytes([i]) for i in range(256)}, [], ["<x>"]).save(tmp_path / "tokenizer")
+    sentence = refused(book, "--tokenizer", tmp_path / "tokenizer", "--documents", "--out", tmp_path / "tokens")
+    assert "<|endoftext|>, <|end_of_text|>, </s>" in sentence
+
+
+# ------------------------------------------------------------------------------------------------ going on
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+@pytest.mark.parametrize("after", [1, 5, 17, 30])
+def test_what_was_stopped_goes_on_and_ends_with_the_same_bytes(book, tmp_path, small_parts, monkeypatch, after, error):
+    documents = tmp_path / "more.txt"
+    documents.write_text("Some more.<|endoftext|>" * 30)
+    arguments = (book, documents, "--vocab-size", 300, "--documents", "--out")
+    prepared(*arguments, tmp_path / "straight")
+    write, left = prepare._Writer.write, after
+
+    def stop_after_a_while(self, text, packed):
+        nonlocal left
+        if not left:
+            self._files["train"].write(b"half a pa")  # never to be seen again
+            raise error
+        left -= 1
+        write(self, text, packed)
+
+    monkeypatch.setattr(prepare._Writer, "write", stop_after_a_while)
+    assert numllama_prepare(*arguments, tmp_path / "stopped")[0] in (2, 130)
+    assert not (tmp_path / "stopped" / "train.bin").exists()
+    monkeypatch.setattr(prepare._Writer, "write", write)
+    prepared(*arguments, tmp_path / "stopped")
+    same = contents(tmp_path / "stopped") == contents(tmp_path / "straight")
+    assert same
+
+
+def test_what_is_done_is_not_done_again(book, tmp_path, monkeypatch):
+    arguments = (book, "--vocab-size", 300, "--out", tmp_path / "tokens")
+    printed, files = prepared(*arguments), contents(tmp_path / "tokens")
+    monkeypatch.setattr(parallel.ParallelEncoder, "pack_stream", None)
+    monkeypatch.setattr(Tokenizer, "train", None)
+    assert prepared(*arguments) == printed
+    assert contents(tmp_path / "tokens") == files
+
+
+def test_another_text_or_setting_does_not_go_on_in_the_same_folder(book, tmp_path):
+    prepared(book, "--vocab-size", 300, "--out", tmp_path / "tokens")
+    files = contents(tmp_path / "tokens")
+    assert "vocab_size differ" in refused(book, "--vocab-size", 301, "--out", tmp_path / "tokens")
+    book.write_text("Another text. " * 50)
+    assert "texts differ" in refused(book, "--vocab-size", 300, "--out", tmp_path / "tokens")
+    assert contents(tmp_path / "tokens") == files
+
+
+@pytest.mark.parametrize("name", ["train.bin", "tokenizer.json"])
+def test_a_folder_of_somebody_else_is_left_alone(book, tmp_path, name):
+    (tmp_path / name).write_bytes(b"precious")
+    assert f"holds a {name} already" in refused(book, "--vocab-size", 300, "--out", tmp_path)
+    assert (tmp_path / name).read_bytes() == b"precious"
+
+
+def test_a_full_disk_is_one_sentence_and_can_be_gone_on_from(book, tmp_path, small_parts, monkeypatch):
+    full = [False]
+    fsync = os.fsync
+
+    def full_fsync(handle):
+        if full[0]:
+            raise OSError(28, "No space left on device")
+        fsync(handle)
+
+    write = prepare._Writer.write
+
+    def fill_up(self, text, packed):
+        full[0] = self.done > 1000
+        write(self, text, packed)
+
+    monkeypatch.setattr(os, "fsync", full_fsync)
+    monkeypatch.setattr(prepare._Writer, "write", fill_up)
+    arguments = (book, "--vocab-size", 300, "--out", tmp_path / "tokens")
+    assert "could not be written: No space left on device" in refused(*arguments)
+    monkeypatch.undo()
+    prepared(*arguments)
+    prepared(*arguments[:-1], tmp_path / "straight")
+    assert contents(tmp_path / "tokens") == contents(tmp_path / "straight")
+
+
+DAMAGE = {"train.bin.part": lambda path: os.truncate(path, 3), "prepare.json": lambda path: path.write_text("{")}
+
+
+@pytest.mark.parametrize(("name", "damage"), DAMAGE.items())
+def test_a_damaged_folder_is_not_gone_on_from(book, tmp_path, small_parts, monkeypatch, name, damage):
+    write = prepare._Writer.write
+
+    def stop(self, text, packed):
+        if self.done > 1000:
+            raise KeyboardInterrupt
+        write(self, text, packed)
+
+    monkeypatch.setattr(prepare._Writer, "write", stop)
+    arguments = (book, "--vocab-size", 300, "--out", tmp_path / "tokens")
+    assert numllama_prepare(*arguments)[0] == 130
+    damage(tmp_path / "tokens" / name)
+    assert "choose another --out" in refused(*arguments)
+
+
+# ------------------------------------------------------------------------------------------------ what cannot be
+
+
+def test_a_text_that_is_not_utf_8_says_where_and_errors_replace_helps(tmp_path):
+    path = tmp_path / "latin.txt"
+    path.write_bytes(b"caf\xe9 noir, " * 50)
+    arguments = (path, "--vocab-size", 270, "--out", tmp_path / "tokens")
+    assert re.search(r"latin\.txt is not UTF-8 text: byte 3 is 0xe9; .*--errors replace", refused(*arguments))
+    prepared(*arguments, "--errors", "replace")
+    data = load_dataset(tmp_path / "tokens")
+    assert data.tokenizer.decode(chain(data.train, data.val)) == "caf\ufffd noir, " * 50
+
+
+def test_impossible_settings_are_one_sentence(book, tmp_path):
+    out = ("--out", tmp_path / "tokens")
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "one.txt").write_text("x")
+    CharTokenizer("abc").save(tmp_path)
+    assert "either vocab_size or tokenizer" in refused(book, *out)
+    assert "either vocab_size or tokenizer" in refused(book, "--vocab-size", 300, "--tokenizer", book, *out)
+    assert "vocab_size is 255" in refused(book, "--vocab-size", 255, *out)
+    assert "files is empty" in refused("--vocab-size", 300, *out)
+    assert "empty.txt is empty" in refused(tmp_path / "empty.txt", "--vocab-size", 300, *out)
+    assert "too short" in refused(tmp_path / "one.txt", "--vocab-size", 300, *out)
+    assert "does not exist" in refused(tmp_path / "no.txt", "--vocab-size", 300, *out)
+    assert "does not exist" in refused(book, "--tokenizer", tmp_path / "no.json", *out)
+    assert "one of characters" in refused(book, "--tokenizer", tmp_path / "tokenizer.json", *out)
+    assert "pattern is '('" in refused(book, "--vocab-size", 300, "--pattern", "(", *out)
+    prepared(book, "--vocab-size", 300, *out)  # nothing that was refused is in the way
