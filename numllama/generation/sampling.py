@@ -108,6 +108,8 @@ def penalise_repetition(logits: Array, seen: Array, penalty: float) -> Array:
 def keep_top_k(logits: Array, k: int) -> Array:
     """Keep the k largest of each row, and whatever equals the last of them."""
     xp, V = xp_of(logits), logits.shape[-1]
+    if not 1 <= k <= V:
+        raise ValueError(f"k is {k}, but must be a whole number in 1..{V}")
     least = xp.partition(logits, V - k, axis=-1)[..., V - k, None]         # (B, 1)
     return xp.where(logits < least, -math.inf, logits)
 
@@ -116,7 +118,7 @@ def keep_top_p(logits: Array, p: float) -> Array:
     """Keep the fewest largest of each row whose probabilities sum to p or more; at least one."""
     xp = xp_of(logits)
     order = xp.argsort(logits, axis=-1)                                    # ascending
-    below = softmax(xp.take_along_axis(logits, order, -1)).cumsum(-1)      # of this token and all less likely ones
+    below = softmax(xp.take_along_axis(logits, order, -1)).cumsum(-1, dtype="float64")  # of this token and all less likely ones
     dropped = below <= 1 - p
     dropped[..., -1] = False
     hidden = xp.empty_like(dropped)

@@ -11,7 +11,8 @@ DTYPES = st.sampled_from(list(TOLERANCE))
 SCALING = dict(factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8)
 # What the decoder's own pass knows, and what it leaves to the model's.
 LLAMAS = [
-    {}, dict(rope_layout="interleaved"), dict(tie_embeddings=True), dict(rope_scaling=SCALING, rope_theta=100.0), dict(norm_eps=0.1),
+    {}, dict(rope_layout="interleaved"), dict(tie_embeddings=True), dict(norm_eps=0.1),
+    dict(rope_scaling=SCALING, rope_theta=100.0),
 ]  # fmt: skip
 RELATIVES = [
     dict(positions="learned", norm="layernorm", ffn="gelu", bias=True), dict(positions="none"),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from generation.models import LLAMAS, RELATIVES, assert_same_logits, models, random_model, random_tokens
 from helpers import unmodified
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from numllama import KVCache
@@ -22,7 +22,6 @@ def steps(decoder, tokens):
 
 
 @given(models(), st.integers(1, 5), st.integers(1, 10), st.integers(1, 8), st.sampled_from([0, 2**30]))
-@settings(max_examples=80)
 def test_each_step_is_the_full_forwards_last_place(model, B, T, n, shared_bytes):
     tokens = random_tokens(model, B, T + n)
     cache = KVCache(model, B, T)

@@ -46,8 +46,11 @@ def windowed(model, tokens, window):
     return ops.linear_forward(model._norm(x, context)[0], model._head(model.params))[0]
 
 
-@given(models(kinds=[{}, dict(rope_layout="interleaved"), dict(qk_norm="rms"), dict(positions="none")], max_seq_len=8),
-       st.integers(1, 3), st.integers(1, 40), st.integers(1, 8), st.lists(st.integers(0, 100), min_size=6, max_size=12))  # fmt: skip
+ENDLESS = [{}, dict(rope_layout="interleaved"), dict(qk_norm="rms"), dict(positions="none")]
+MANY_PLACES = st.lists(st.integers(0, 100), min_size=6, max_size=12)
+
+
+@given(models(kinds=ENDLESS, max_seq_len=8), st.integers(1, 3), st.integers(1, 40), st.integers(1, 8), MANY_PLACES)
 def test_a_window_slides_over_more_than_max_seq_len(model, B, T, window, places):
     tokens = random_tokens(model, B, T)
     cache = KVCache(model, B, capacity=5, window=window)
