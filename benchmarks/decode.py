@@ -116,9 +116,10 @@ def report(seconds: dict[str, dict[str, float]]) -> str:
     lines += [
         "",
         f"- One token takes {1e6 * token:.0f} us; two threads read the weights in {1e6 * memory['read']:.0f} us "
-        f"({memory['read'] / token:.0%} of the bandwidth), and sum them in {1e6 * memory['sum']:.0f} us ({memory['sum'] / token:.0%}).",
-        f"- Prefill of {PROMPT} tokens: {PROMPT / ours['prefill']:,.0f} tokens/s, {1e3 * ours['prefill']:.1f} ms; its matrix products "
-        f"alone take {1e3 * products['prefill']:.1f} ms ({products['prefill'] / ours['prefill']:.0%})."
+        f"({memory['read'] / token:.0%} of the bandwidth), and sum them in {1e6 * memory['sum']:.0f} us "
+        f"({memory['sum'] / token:.0%}).",
+        f"- Prefill of {PROMPT} tokens: {PROMPT / ours['prefill']:,.0f} tokens/s, {1e3 * ours['prefill']:.1f} ms; its matrix "
+        f"products alone take {1e3 * products['prefill']:.1f} ms ({products['prefill'] / ours['prefill']:.0%})."
         + "".join(f" {name}: {1e3 * values['prefill']:.1f} ms." for name, values in others.items()),
     ]  # fmt: skip
     return "\n".join(lines)
@@ -217,8 +218,9 @@ def transformers(cores: int) -> dict[str, Callable]:
     prompt = torch.randint(0, SHAPE["vocab_size"], (1, PROMPT), generator=torch.Generator().manual_seed(0))
 
     def generate(tokens: "torch.Tensor", new: int) -> None:
+        settings = dict(max_new_tokens=new, min_new_tokens=new, do_sample=False)
         with torch.inference_mode():
-            model.generate(tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=new, min_new_tokens=new, do_sample=False)
+            model.generate(tokens, attention_mask=torch.ones_like(tokens), **settings)
 
     tasks = {f"decode {B}": lambda B=B: generate(torch.ones((B, 1), dtype=torch.long), NEW) for B in (1, 16)}
     return tasks | {"prefill": lambda: generate(prompt, 1)}

@@ -11,6 +11,7 @@ With a window, slots that nobody will see again are dropped from time to time, m
 
 from collections.abc import Sequence
 from numbers import Integral
+from types import ModuleType
 
 import numpy as np
 
@@ -43,8 +44,8 @@ class KVCache:
     length : int
         Slots that were filled, dropped ones included: the next token's slot.
     keys, values : array, shape (L, B, K, capacity, D)
-    tokens : integer array, shape (B, capacity)
-        The ids in the slots.
+    tokens : integer array, shape (B, length or more)
+        The ids in the slots, dropped ones included: what a later text has in common with them is not computed again.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class KVCache:
         self.keys, self.values = (
             self.xp.empty((c.n_layers, batch_size, c.n_kv_heads, capacity, c.head_dim), model.dtype) for _ in range(2)
         )
-        self.tokens = np.empty((batch_size, capacity), dtype=np.int64)
+        self.tokens = np.empty((batch_size, capacity), dtype=np.int64)  # 8 bytes each: keys and values are hundreds
 
     @property
     def capacity(self) -> int:
@@ -93,7 +94,8 @@ class KVCache:
         if self.used + T > self.capacity and self.window is not None:
             self._drop()
         if self.used + T > self.capacity:
-            self._grow(max(self.used + T, 2 * self.capacity))
+            capacity = max(self.used + T, 2 * self.capacity)
+            self.keys, self.values = (_longer(self.xp, old, 3, self.used, capacity) for old in (self.keys, self.values))
 
     def positions(self, T: int, ahead: int = 0) -> Array:
         """Where the next T tokens, `ahead` from here, stand in their sequences: (T,), or (B, T) where those begin apart."""
@@ -122,9 +124,11 @@ class KVCache:
 
     def advance(self, tokens: np.ndarray) -> None:
         """Count tokens (B, T) as seen, once all layers have stored theirs."""
-        T = tokens.shape[1]
-        self.tokens[:, self.used : self.used + T] = tokens
-        self.length += T
+        length = self.length + tokens.shape[1]
+        if length > self.tokens.shape[1]:
+            self.tokens = _longer(np, self.tokens, 1, self.length, max(length, 2 * self.tokens.shape[1]))
+        self.tokens[:, self.length : length] = tokens
+        self.length = length
 
     def _drop(self) -> None:
         """Forget what no later token sees: the window's slots move to the front."""
@@ -132,17 +136,7 @@ class KVCache:
         old = slice(self.used - kept, self.used)
         for array in (self.keys, self.values):
             array[:, :, :, :kept] = array[:, :, :, old]
-        self.tokens[:, :kept] = self.tokens[:, old]
         self.dropped = self.length - kept
-
-    def _grow(self, capacity: int) -> None:
-        for name, axis in (("keys", 3), ("values", 3), ("tokens", 1)):
-            old = getattr(self, name)
-            shape = (*old.shape[:axis], capacity, *old.shape[axis + 1 :])
-            new = np.empty(shape, old.dtype) if name == "tokens" else self.xp.empty(shape, old.dtype)
-            where = (slice(None),) * axis + (slice(self.used),)
-            new[where] = old[where]
-            setattr(self, name, new)
 
     # -------------------------------------------------------------------------------------------- for its owner
 
@@ -154,9 +148,8 @@ class KVCache:
         ValueError
             If there are not so many, or if the window has moved on too far to go back.
         """
-        least = 0 if self.dropped == 0 else self.dropped + self.window - 1
-        if not isinstance(length, Integral) or not least <= length <= self.length:
-            raise ValueError(f"length is {length!r}, but this cache can be rewound to {least}..{self.length}")
+        if not isinstance(length, Integral) or not self._least <= length <= self.length:
+            raise ValueError(f"length is {length!r}, but this cache can be rewound to {self._least}..{self.length}")
         self.length = int(length)
 
     def reuse(self, tokens: np.ndarray, starts: np.ndarray) -> int:
@@ -165,14 +158,18 @@ class KVCache:
         The last token is not reused, for the model has to say what follows it.
         """
         check_shape("tokens", tokens, (self.batch_size, None))
-        common = 0
-        if self.dropped == 0 and (self.starts == starts).all():
-            n = min(self.length, tokens.shape[1] - 1)
-            slots = np.arange(n)
-            same = (self.tokens[:, :n] == tokens[:, :n]) | (slots < self.starts[:, None])
-            common = int(np.append(same.all(0), False).argmin())
-        self.length, self.dropped, self.starts = common, 0, np.array(starts)
+        n = min(self.length, tokens.shape[1] - 1) if (self.starts == starts).all() else 0
+        same = (self.tokens[:, :n] == tokens[:, :n]) | (np.arange(n) < self.starts[:, None])
+        common = int(np.append(same.all(0), False).argmin())
+        if common < self._least:  # what these tokens see is gone
+            common = self.dropped = 0
+        self.length, self.starts = common, np.array(starts)
         return common
+
+    @property
+    def _least(self) -> int:
+        """The shortest length to go back to: what a token there sees must be in memory."""
+        return 0 if self.dropped == 0 else self.dropped + self.window - 1
 
     def take(self, rows: Sequence[int]) -> None:
         """Keep these sequences, in this order; a row that is named several times is copied."""
@@ -180,6 +177,14 @@ class KVCache:
         on_device = self.xp.asarray(rows)
         self.keys, self.values = self.keys[:, on_device], self.values[:, on_device]
         self.tokens, self.starts, self.batch_size = self.tokens[rows], self.starts[rows], len(rows)
+
+
+def _longer(xp: ModuleType, old: Array, axis: int, used: int, length: int) -> Array:
+    """An array with room for `length` along an axis, and the first `used` of the old one."""
+    new = xp.empty((*old.shape[:axis], length, *old.shape[axis + 1 :]), old.dtype)
+    where = (slice(None),) * axis + (slice(used),)
+    new[where] = old[where]
+    return new
 
 
 def check_window(window: int | None, max_seq_len: int) -> None:

@@ -54,7 +54,7 @@ def complete(
 def stream_text(
     model: Transformer,
     tokenizer: Any,
-    text: str,
+    prompt: str | Sequence[int],
     max_new_tokens: int | None = None,
     stop: str | Sequence[str] = (),
     window: int | None = None,
@@ -62,21 +62,22 @@ def stream_text(
     sampling: SamplingConfig | None = None,
     **settings: Any,
 ) -> "TextStream":
-    """As :func:`complete`, in pieces of whole characters, as they come."""
+    """As :func:`complete`, in pieces of whole characters, as they come. The prompt may be ids, which are taken as they are."""
     stop = (stop,) if isinstance(stop, str) else tuple(stop)
     if not all(isinstance(word, str) and word for word in stop):
         raise ValueError(f"stop is {stop!r}, but must be texts of at least one character")
-    prompt = encode_prompt(model, tokenizer, text)
-    if not prompt:
-        raise ValueError("text is empty, but at least one token is needed to begin with")
+    context = list(tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
+    ids = [*opening(model, tokenizer), *context] if isinstance(prompt, str) else context
+    if not ids:
+        raise ValueError("the prompt is empty, but at least one token is needed to begin with")
     if sampling is None:
         settings = {"stop_ids": getattr(model, "stop_ids", ()), **settings}
     if max_new_tokens is None:
         windowed = window is not None or (kv_cache is not None and kv_cache.window is not None)
-        fits = model.config.max_seq_len - len(prompt) + 1                  # the last token is not looked at
+        fits = model.config.max_seq_len - len(ids) + 1                     # the last token is not looked at
         max_new_tokens = MAX_NEW_TOKENS if windowed else max(1, min(MAX_NEW_TOKENS, fits))
-    ids = stream(model, prompt, max_new_tokens, window=window, kv_cache=kv_cache, sampling=sampling, **settings)
-    return TextStream(tokenizer, len(prompt), ids, stop)
+    new = stream(model, ids, max_new_tokens, window=window, kv_cache=kv_cache, sampling=sampling, **settings)
+    return TextStream(tokenizer, context, new, stop, prompt_tokens=len(ids))
 
 
 class TextStream:
@@ -87,12 +88,16 @@ class TextStream:
     prompt_tokens, new_tokens : int
     prompt_seconds : float
         Until the first new token was there.
+    seconds : float
+        For the others.
     """
 
-    def __init__(self, tokenizer: Any, prompt_tokens: int, ids: Iterable[int], stop: Sequence[str]) -> None:
+    def __init__(
+        self, tokenizer: Any, context: Sequence[int], ids: Iterable[int], stop: Sequence[str], prompt_tokens: int
+    ) -> None:
         self.prompt_tokens, self.new_tokens, self.prompt_seconds = prompt_tokens, 0, 0.0
-        self._seconds = 0.0
-        self._pieces = until(tokenizer.decode_stream(self._counted(ids)), stop)
+        self.seconds = 0.0
+        self._pieces = until(decode_behind(tokenizer, context, self._counted(ids)), stop)
 
     def __iter__(self) -> Iterator[str]:
         return self
@@ -103,7 +108,7 @@ class TextStream:
     @property
     def tokens_per_second(self) -> float:
         """Of the tokens after the first; 0 where there are none."""
-        return (self.new_tokens - 1) / self._seconds if self._seconds > 0 else 0.0
+        return (self.new_tokens - 1) / self.seconds if self.seconds > 0 else 0.0
 
     def _counted(self, ids: Iterable[int]) -> Iterator[int]:
         before = time.perf_counter()
@@ -112,23 +117,35 @@ class TextStream:
             if self.new_tokens == 0:
                 self.prompt_seconds = taken
             else:
-                self._seconds += taken
+                self.seconds += taken
             self.new_tokens += 1
             yield i
             before = time.perf_counter()  # what the reader does with a token is not our time
 
 
-def encode_prompt(model: Transformer, tokenizer: Any, text: str) -> list[int]:
-    """The ids of a text, behind the checkpoint's beginning-of-text token.
+def opening(model: Transformer, tokenizer: Any) -> list[int]:
+    """The checkpoint's beginning-of-text token, if it has one.
 
     A checkpoint that names such a token may still not have been trained with it: its tokenizer's post-processor says so.
     """
-    ids = list(tokenizer.encode(text))
-    first = getattr(model, "generation_config", {}).get("bos_token_id")
+    first = model.generation_config.get("bos_token_id")
     post_processor = getattr(tokenizer, "post_processor", None)
     if first is None or (post_processor and "TemplateProcessing" not in json.dumps(post_processor)):
-        return ids
-    return [first, *ids]
+        return []
+    return [first]
+
+
+def decode_behind(tokenizer: Any, context: Sequence[int], ids: Iterable[int]) -> Iterator[str]:
+    """The text of ids as they come. What stands before them counts: only the first word of a text loses its space."""
+    begun = False
+
+    def all_ids() -> Iterator[int]:
+        nonlocal begun
+        yield from context
+        begun = True
+        yield from ids
+
+    return (piece for piece in tokenizer.decode_stream(all_ids()) if begun)
 
 
 def until(pieces: Iterable[str], stop: Sequence[str]) -> Iterator[str]:

@@ -125,6 +125,20 @@ def test_a_window_that_moved_on_cannot_be_rewound_to_where_keys_are_gone():
     assert_same_logits(model.forward(tokens[:, least:], kv_cache=cache), windowed(model, tokens, 4)[:, least:])
 
 
+def test_a_window_that_moved_on_still_knows_what_it_has_seen():
+    model = random_model()
+    tokens = random_tokens(model, 2, 40)
+    cache = KVCache(model, 2, 4, window=4)
+    for t in range(30):
+        model.forward(tokens[:, t : t + 1], kv_cache=cache)
+    assert cache.dropped > 20
+    assert cache.reuse(tokens, np.zeros(2, int)) == 30
+    logits = model.forward(tokens[:, 30:], kv_cache=cache)
+    assert_same_logits(logits, windowed(model, tokens, 4)[:, 30:])
+    tokens[1, 20] += 1                                                     # too far back
+    assert cache.reuse(tokens % 19, np.zeros(2, int)) == cache.length == cache.dropped == 0
+
+
 @pytest.mark.parametrize("length", [-1, 4, 1.5, "1"])
 def test_a_rewind_to_nowhere_is_named(length):
     model = random_model()
