@@ -19,13 +19,12 @@ from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
-from threadpoolctl import ThreadpoolController
 
 from numllama import ops
 from numllama.backend import Array
 from numllama.generation.kv_cache import KVCache
 from numllama.model import Transformer
-from numllama.training.parallel import available_cores
+from numllama.training.parallel import available_cores, blas
 
 # Waking another thread takes some 50 microseconds. In that time a core reads 1.5 MB: below 4 MB there is little to gain.
 SHARED_BYTES = 4 * 2**20
@@ -55,7 +54,7 @@ class Decoder:
         if not self.plain:
             return self.model.forward(tokens[:, None], kv_cache=self.cache, last=1)[:, 0]
         self.cache.reserve(len(tokens), 1)
-        with self.blas.limit(limits=1):                                    # the threads here are our own
+        with blas().limit(limits=1):                                    # the threads here are our own
             self._forward(tokens)
         self.cache.advance(tokens[:, None])
         return self.logits
@@ -68,7 +67,6 @@ class Decoder:
         R = H // K
         self.helpers = available_cores() - 1
         self.pool = ThreadPoolExecutor(max(1, self.helpers))
-        self.blas = ThreadpoolController().select(user_api="blas")
         buffer = lambda *shape: np.empty(shape, dtype)  # noqa: E731
 
         self.x, self.n, self.branch, self.rms = buffer(C, B), buffer(C, B), buffer(C, B), buffer(1, B)

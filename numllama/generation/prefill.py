@@ -12,7 +12,7 @@ import numpy as np
 
 from numllama.backend import Array
 from numllama.generation.kv_cache import KVCache
-from numllama.model import Transformer
+from numllama.model import ModelConfig, Transformer
 from numllama.training.parallel import available_cores, training_settings
 
 ROUND_TOKENS = 2048  # are computed at a time, over all sequences and cores: it bounds the memory for activations
@@ -35,20 +35,39 @@ def _round(model: Transformer, tokens: np.ndarray, kv_cache: KVCache) -> Array:
         return model.forward(tokens, kv_cache=kv_cache, last=1)
     kv_cache.reserve(B, T)
     queue = Queue(n)
-    bounds = [T * i // n for i in range(n + 1)]
+    bounds = fair(T, n, kv_cache.used, model.config)
     pieces = [Piece(kv_cache, queue, i, *bounds[i : i + 2]) for i in range(n)]
 
-    def run(i: int) -> Array:
-        with queue:
+    def run(i: int) -> Array | None:
+        try:
             return model.forward(tokens[:, bounds[i] : bounds[i + 1]], kv_cache=pieces[i], last=int(i == n - 1))
+        except BaseException as error:
+            queue.fail(error)
+            return None
 
     with training_settings(model.device), ThreadPoolExecutor(n - 1) as pool:       # what threads need there, they need here
-        others = [pool.submit(run, i) for i in range(n - 1)]
+        for i in range(n - 1):
+            pool.submit(run, i)
         logits = run(n - 1)
-        for other in others:
-            other.result()
+    if queue.error:
+        raise queue.error
     kv_cache.advance(tokens)
     return logits
+
+
+def fair(T: int, n: int, before: int, config: ModelConfig) -> list[int]:
+    """Where to cut T tokens behind `before` others into n pieces that take equally long.
+
+    A token's work grows with the keys that it sees: up to t tokens together it is  t + ((before + t)² − before²) / 2E  if E keys
+    take as long as all else. Attention's products are small, and four times slower than those with the weights.
+    """
+    c = config
+    weights = c.dim * (2 * (c.n_heads + c.n_kv_heads) * c.head_dim + 3 * c.ffn_dim)
+    E = weights / (4 * 2 * c.n_heads * c.head_dim)
+    t = np.arange(T + 1)
+    work = t + ((before + t) ** 2 - before**2) / (2 * E)
+    cuts = np.searchsorted(work, work[-1] * np.arange(1, n) / n)
+    return [0, *(int(cut.clip(i, T - n + i)) for i, cut in enumerate(cuts, start=1)), T]     # at least one token each
 
 
 class Queue:
@@ -56,26 +75,23 @@ class Queue:
 
     def __init__(self, n: int) -> None:
         self.layers = [0] * n
-        self.failed = False
+        self.error: BaseException | None = None
         self.changed = Condition()
 
     def stored(self, i: int) -> None:
         """Piece i has stored one more layer; wait until those in front of it have, too."""
         with self.changed:
-            self.changed.wait_for(lambda: self.failed or i == 0 or self.layers[i - 1] > self.layers[i])
-            if self.failed:
+            self.changed.wait_for(lambda: self.error or i == 0 or self.layers[i - 1] > self.layers[i])
+            if self.error:
                 raise RuntimeError("another piece of the prompt failed")
             self.layers[i] += 1
             self.changed.notify_all()
 
-    def __enter__(self) -> None:
-        """Begin a piece."""
-
-    def __exit__(self, kind: type | None, *_: object) -> None:
-        if kind is not None:
-            with self.changed:
-                self.failed = True
-                self.changed.notify_all()
+    def fail(self, error: BaseException) -> None:
+        """A piece has failed: no other waits for it."""
+        with self.changed:
+            self.error = self.error or error
+            self.changed.notify_all()
 
 
 class Piece:

@@ -12,11 +12,12 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from itertools import islice, pairwise
 from threading import Lock
 
 import numpy as np
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from numllama.backend import Array
 from numllama.model import Parameters, Transformer
@@ -125,6 +126,12 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+@cache
+def blas() -> ThreadpoolController:
+    """BLAS and its threads; found once, for to look for libraries takes longer than many a token."""
+    return ThreadpoolController().select(user_api="blas")
+
+
 _settings = {"lock": Lock(), "users": 0, "undo": ExitStack()}
 
 
@@ -144,7 +151,7 @@ def training_settings(device: str) -> Iterator[None]:
         _settings["users"] += 1
         if _settings["users"] == 1:
             undo = _settings["undo"] = ExitStack()
-            undo.enter_context(threadpool_limits(1, user_api="blas"))
+            undo.enter_context(blas().limit(limits=1))
             undo.callback(sys.setswitchinterval, sys.getswitchinterval())
             sys.setswitchinterval(1e-4)
             undo.enter_context(kept_memory())

