@@ -149,13 +149,13 @@ def decode_behind(tokenizer: Any, context: Sequence[int], ids: Iterable[int]) ->
 
 
 def until(pieces: Iterable[str], stop: Sequence[str]) -> Iterator[str]:
-    """Pass a text on up to the first of some words; what may be the beginning of one is held back."""
+    """Pass a text on up to the word that is complete first; what may be the beginning of one is held back."""
     held = ""
     for piece in pieces:
         held += piece
-        found = [at for word in stop if (at := held.find(word)) >= 0]
+        found = [(at + len(word), at) for word in stop if (at := held.find(word)) >= 0]     # its end, its beginning
         if found:
-            held = held[: min(found)]
+            held = held[: min(found)[1]]
             break
         safe = len(held) - max((overlap(held, word) for word in stop), default=0)
         if safe:
