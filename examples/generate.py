@@ -1,17 +1,17 @@
 """Let a model write, from Python.
 
-    python examples/train_shakespeare.py --out runs/shakespeare
-    python examples/generate.py runs/shakespeare "ROMEO:"
+    numllama train --data stand-in --out runs/first
+    python examples/generate.py runs/first "The king"
 
-On the command line: numllama generate runs/shakespeare --prompt "ROMEO:"
+On the command line: numllama generate runs/first --prompt "The king"
 """
 
 import sys
 
 import numllama as nl
 
-run, text = sys.argv[1], sys.argv[2]
-model, tokenizer = nl.load_run(run), nl.CharTokenizer.load(run)
+path, text = sys.argv[1], sys.argv[2]
+model, tokenizer = nl.load(path), nl.Tokenizer.load(path)
 room = model.config.max_seq_len
 
 # Text in, text out, up to a stop string; a window lets the text grow beyond what the model was trained on.
