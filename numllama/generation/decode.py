@@ -6,9 +6,10 @@ buffers and on views that are made once:
 
 - A sequence is a *column*: activations are (C, B), and a product, weight @ x, reads the weight in the order in which it lies.
 - wq|wk|wv and w_gate|w_up lie next to each other: each is one product.
-- For several sequences a weight is cut into blocks of rows (`blocks`): BLAS multiplies a small matrix as it is, where it would
-  first copy all of a large one into another order, which takes longer than the few columns' products.
-- What is large, such as the head, is shared out to one thread for each core; one call would leave the others idle.
+- One column is left to BLAS, whose threads share every product: they wait for the next one, and are there at once.
+- For several columns a weight is cut into blocks of rows (`blocks`): BLAS multiplies a small matrix as it is, where it would
+  first copy all of a large one into another order, which takes longer than the few columns' products. Blocks of what is large,
+  such as the head, are shared out to one thread of ours for each core.
 
 What `Decoder` does not know (anything but a Llama on a CPU), the model's own forward does. Both give the same logits.
 """
@@ -16,6 +17,7 @@ What `Decoder` does not know (anything but a Llama on a CPU), the model's own fo
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -26,8 +28,8 @@ from numllama.generation.kv_cache import KVCache
 from numllama.model import Transformer
 from numllama.training.parallel import available_cores, blas
 
-# Waking another thread takes some 50 microseconds. In that time a core reads 1.5 MB: below 4 MB there is little to gain.
-SHARED_BYTES = 4 * 2**20
+# Waking another thread takes some 50 microseconds, in which a core makes half as many multiplications: less is not worth it.
+SHARED_PRODUCTS = 5 * 10**6
 # OpenBLAS multiplies matrices as they are up to a million multiplications, and rows by the dozen.
 SMALL_PRODUCT, FEWEST_ROWS, MOST_ROWS = 10**6, 16, 200
 TABLE = 256  # positions of RoPE's table that are computed at a time
@@ -54,7 +56,7 @@ class Decoder:
         if not self.plain:
             return self.model.forward(tokens[:, None], kv_cache=self.cache, last=1)[:, 0]
         self.cache.reserve(len(tokens), 1)
-        with blas().limit(limits=1):                                    # the threads here are our own
+        with blas().limit(limits=1) if len(tokens) > 1 else nullcontext():
             self._forward(tokens)
         self.cache.advance(tokens[:, None])
         return self.logits
@@ -122,7 +124,7 @@ class Decoder:
             np.add(x, self.branch, x)
         self._rmsnorm(self.norm)
         self._product(*self.head, self.n)
-        self._share(self._turn, len(self.columns), self.columns.nbytes)
+        self._share(self._turn, len(self.columns), 4 * self.columns.size)
 
     def _rmsnorm(self, weight: Array) -> None:
         """n = weight · x / rms(x), column by column."""
@@ -146,10 +148,13 @@ class Decoder:
 
     def _product(self, weight: Array, out: Array, x: Array) -> None:
         """out = weight @ x, block by block."""
-        if len(weight) > self.helpers:
-            self._share(lambda rows: np.matmul(weight[rows], x, out[rows]), len(weight), weight.nbytes)
+        products = weight.size * x.shape[1]
+        if x.shape[1] == 1:
+            np.matmul(weight, x, out)
+        elif len(weight) > self.helpers:
+            self._share(lambda rows: np.matmul(weight[rows], x, out[rows]), len(weight), products)
         else:
-            self._share(lambda rows: np.matmul(weight[:, rows], x, out[:, rows]), weight.shape[1], weight.nbytes)
+            self._share(lambda rows: np.matmul(weight[:, rows], x, out[:, rows]), weight.shape[1], products)
 
     def _turn(self, tokens: slice) -> None:
         """Logits by rows, one for each sequence."""
@@ -179,12 +184,12 @@ class Decoder:
             np.matmul(p, v[rows], out)
             np.divide(out, np.add.reduce(p, -1, keepdims=True), out)
 
-        self._share(attend, B, k.nbytes + v.nbytes)
+        self._share(attend, B, R * (k.size + v.size))
         self.mixed[...] = self.out.reshape(B, -1).T
 
-    def _share(self, work: Callable[[slice], None], n: int, size: int) -> None:
-        """Let each core do a part of n, if what has to be read is large."""
-        parts = min(n, self.helpers + 1) if size >= SHARED_BYTES else 1
+    def _share(self, work: Callable[[slice], None], n: int, products: int) -> None:
+        """Let each core do a part of n, if it is as much work as that many multiplications."""
+        parts = min(n, self.helpers + 1) if products >= SHARED_PRODUCTS else 1
         if parts == 1:
             work(slice(0, n))
             return

@@ -22,12 +22,12 @@ def steps(decoder, tokens):
 
 
 @given(models(), st.integers(1, 5), st.integers(1, 10), st.integers(1, 8), st.sampled_from([0, 2**30]))
-def test_each_step_is_the_full_forwards_last_place(model, B, T, n, shared_bytes):
+def test_each_step_is_the_full_forwards_last_place(model, B, T, n, shared_products):
     tokens = random_tokens(model, B, T + n)
     cache = KVCache(model, B, T)
     model.forward(tokens[:, :T], kv_cache=cache)
     expected = model.forward(tokens)
-    with shared(shared_bytes):
+    with shared(shared_products):
         assert_same_logits(steps(Decoder(model, cache), tokens[:, T:]), expected[:, T:])
     assert cache.length == T + n
 
@@ -56,7 +56,7 @@ class shared:
     """Cores share all that is larger than this; with more cores than there are."""
 
     def __init__(self, n):
-        self.values = dict(SHARED_BYTES=n, available_cores=lambda: 3)
+        self.values = dict(SHARED_PRODUCTS=n, available_cores=lambda: 3)
 
     def __enter__(self):
         self.old = {name: getattr(decode, name) for name in self.values}
@@ -75,8 +75,8 @@ def test_any_number_of_cores_gives_the_same_logits(B):
     model = random_model("float32", dim=32, vocab_size=96, ffn_dim=64)
     tokens = random_tokens(model, B, 6)
     results = []
-    for shared_bytes in (0, 2**30):
-        with shared(shared_bytes):
+    for shared_products in (0, 2**30):
+        with shared(shared_products):
             results.append(steps(Decoder(model, KVCache(model, B)), tokens))
     assert_same_logits(*results)
 
