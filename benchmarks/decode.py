@@ -30,6 +30,7 @@ from train_step import machine, unlock_library
 
 SHAPE = dict(vocab_size=32000, dim=288, n_layers=6, n_heads=6, ffn_dim=768, max_seq_len=256, tie_embeddings=True)
 NEW, PROMPT, UNCACHED, READS = 255, 256, 32, 100
+FEW = NEW // 4  # tokens with weights in two bytes
 BATCHES = (1, 4, 16, 64)
 
 
@@ -112,6 +113,9 @@ def report(seconds: dict[str, dict[str, float]]) -> str:
                  if f"decode {B}" in values else "" for values in others.values()]  # fmt: skip
         lines.append(f"| batch of {B} | {rate:,.0f} | {rate / one:.1f} |" + "".join(f" {cell} |" for cell in cells))
     lines.append(f"| one, without a cache | {UNCACHED / ours['uncached']:,.0f} | |" + " |" * len(others))
+    for B in (1, 16):
+        rate, plain = B * FEW / ours[f"bfloat16 {B}"], B * NEW / ours[f"decode {B}"]
+        lines.append(f"| batch of {B}, bfloat16 weights | {rate:,.0f} ({plain / rate:.1f} x slower) | |" + " |" * len(others))
     token = ours["decode 1"] / NEW
     lines += [
         "",
@@ -156,7 +160,13 @@ def numllama(cores: int) -> dict[str, Callable]:
             model.forward(np.array([prompt[:length]]), last=1).argmax()
 
     tasks = {f"decode {B}": lambda B=B: nl.generate(model, [[1]] * B, NEW, temperature=0) for B in BATCHES}
-    return tasks | {"prefill": lambda: nl.generate(model, prompt, 1, temperature=0), "uncached": uncached}
+    tasks |= {"prefill": lambda: nl.generate(model, prompt, 1, temperature=0), "uncached": uncached}
+    with tempfile.TemporaryDirectory() as folder:
+        model.save(folder)
+        small = nl.load(folder, dtype="bfloat16")
+    tasks["bfloat16 1"] = lambda: nl.generate(small, [1], FEW, temperature=0)
+    tasks["bfloat16 16"] = lambda: nl.generate(small, [[1]] * 16, FEW, temperature=0)
+    return tasks
 
 
 def memory(cores: int) -> dict[str, Callable]:

@@ -124,7 +124,7 @@ class Decoder:
             np.add(x, self.branch, x)
         self._rmsnorm(self.norm)
         self._product(*self.head, self.n)
-        self._share(self._turn, len(self.columns), 4 * self.columns.size)
+        self._share(self._turn, len(self.columns), 16 * self.columns.size)                         # each a step through memory
 
     def _rmsnorm(self, weight: Array) -> None:
         """n = weight · x / rms(x), column by column."""
@@ -184,7 +184,7 @@ class Decoder:
             np.matmul(p, v[rows], out)
             np.divide(out, np.add.reduce(p, -1, keepdims=True), out)
 
-        self._share(attend, B, R * (k.size + v.size))
+        self._share(attend, B, 8 * R * (k.size + v.size))                  # small products are slow
         self.mixed[...] = self.out.reshape(B, -1).T
 
     def _share(self, work: Callable[[slice], None], n: int, products: int) -> None:
