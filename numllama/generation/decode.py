@@ -26,7 +26,7 @@ from numllama import ops
 from numllama.backend import Array
 from numllama.generation.kv_cache import KVCache
 from numllama.model import Transformer
-from numllama.training.parallel import available_cores, blas
+from numllama.training.parallel import available_cores, one_blas_thread
 
 # Waking another thread takes some 50 microseconds, in which a core makes half as many multiplications: less is not worth it.
 SHARED_PRODUCTS = 5 * 10**6
@@ -56,7 +56,7 @@ class Decoder:
         if not self.plain:
             return self.model.forward(tokens[:, None], kv_cache=self.cache, last=1)[:, 0]
         self.cache.reserve(len(tokens), 1)
-        with blas().limit(limits=1) if len(tokens) > 1 else nullcontext():
+        with one_blas_thread() if len(tokens) > 1 else nullcontext():
             self._forward(tokens)
         self.cache.advance(tokens[:, None])
         return self.logits

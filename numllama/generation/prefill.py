@@ -13,7 +13,7 @@ import numpy as np
 from numllama.backend import Array
 from numllama.generation.kv_cache import KVCache
 from numllama.model import ModelConfig, Transformer
-from numllama.training.parallel import available_cores, training_settings
+from numllama.training.parallel import available_cores, one_blas_thread
 
 ROUND_TOKENS = 2048  # are computed at a time, over all sequences and cores: it bounds the memory for activations
 PIECE_TOKENS = 64  # at least: products of fewer rows are slow
@@ -45,7 +45,7 @@ def _round(model: Transformer, tokens: np.ndarray, kv_cache: KVCache) -> Array:
             queue.fail(error)
             return None
 
-    with training_settings(model.device), ThreadPoolExecutor(n - 1) as pool:       # what threads need there, they need here
+    with one_blas_thread(), ThreadPoolExecutor(n - 1) as pool:
         for i in range(n - 1):
             pool.submit(run, i)
         logits = run(n - 1)

@@ -132,6 +132,25 @@ def blas() -> ThreadpoolController:
     return ThreadpoolController().select(user_api="blas")
 
 
+_one = {"lock": Lock(), "users": 0, "limit": None}
+
+
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Let BLAS have one thread, where the threads are our own; put back when the last one who asked for it is done."""
+    with _one["lock"]:
+        _one["users"] += 1
+        if _one["users"] == 1:
+            _one["limit"] = blas().limit(limits=1)
+    try:
+        yield
+    finally:
+        with _one["lock"]:
+            _one["users"] -= 1
+            if _one["users"] == 0:
+                _one["limit"].restore_original_limits()
+
+
 _settings = {"lock": Lock(), "users": 0, "undo": ExitStack()}
 
 
@@ -151,7 +170,7 @@ def training_settings(device: str) -> Iterator[None]:
         _settings["users"] += 1
         if _settings["users"] == 1:
             undo = _settings["undo"] = ExitStack()
-            undo.enter_context(blas().limit(limits=1))
+            undo.enter_context(one_blas_thread())
             undo.callback(sys.setswitchinterval, sys.getswitchinterval())
             sys.setswitchinterval(1e-4)
             undo.enter_context(kept_memory())
@@ -166,7 +185,9 @@ def training_settings(device: str) -> Iterator[None]:
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # glibc's malloc.h
 KEPT = {M_MMAP_THRESHOLD: 2**25, M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: 2**26}  # 2**25 is the most that glibc takes
-DEFAULTS = {M_MMAP_THRESHOLD: 2**17, M_TRIM_THRESHOLD: 2**17, M_TOP_PAD: 2**17}
+# Until they are set for the first time, glibc moves its thresholds itself: to these, once it has freed a large array. Its first
+# ones, 128 KiB, would stay, and every array of some size would from then on be faulted in page by page.
+DEFAULTS = {M_MMAP_THRESHOLD: 2**25, M_TRIM_THRESHOLD: 2**26, M_TOP_PAD: 2**17}
 
 
 @contextmanager
