@@ -2,7 +2,7 @@
 
 from numllama import ops
 from numllama.errors import CheckpointError, DataError, DeviceError, NumllamaError, TrainingError
-from numllama.generation import generate
+from numllama.generation import KVCache, SamplingConfig, complete, generate, stream
 from numllama.gradcheck import GradientError, gradcheck
 from numllama.interop import load
 from numllama.model import PRESETS, ModelConfig, Transformer, count_parameters
@@ -19,6 +19,6 @@ __all__ = [
     "AdamW", "SGD", "cosine_schedule", "clip_grad_norm",
     "Tokenizer", "CharTokenizer", "Dataset", "load_dataset",
     "Trainer", "TrainConfig", "StepReport", "load_run",
-    "load", "generate",
+    "load", "generate", "stream", "complete", "SamplingConfig", "KVCache",
     "NumllamaError", "CheckpointError", "DataError", "DeviceError", "TrainingError",
 ]

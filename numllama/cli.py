@@ -1,6 +1,7 @@
-"""The command line:  numllama train | prepare | doctor
+"""The command line:  numllama train | prepare | generate | chat | doctor
 
-Every field of ModelConfig and TrainConfig is a flag. Exit codes: 0, 2 for what the user can mend, 130 after Ctrl-C.
+Every field of ModelConfig, TrainConfig and SamplingConfig is a flag. Exit codes: 0, 2 for what the user can mend, 130 after
+Ctrl-C.
 """
 
 import os
@@ -15,6 +16,8 @@ from cyclopts import App, Parameter
 from numllama import __version__
 from numllama.backend import out_of_memory
 from numllama.errors import NumllamaError
+from numllama.generation import SamplingConfig
+from numllama.generation.run import chat_run, generate_run
 from numllama.model import ModelConfig
 from numllama.training.config import TrainConfig
 from numllama.training.prepare import prepare_texts
@@ -33,7 +36,10 @@ def _flags(config: type, leave_out: Sequence[str]) -> type:
 
 ModelFlags = _flags(ModelConfig, leave_out=("vocab_size", "rope_scaling"))
 TrainFlags = _flags(TrainConfig, leave_out=())
-NO_MODEL_FLAGS, NO_TRAIN_FLAGS = ModelFlags(), TrainFlags()
+SamplingFlags = _flags(SamplingConfig, leave_out=("seed", "stop_ids"))
+NO_MODEL_FLAGS, NO_TRAIN_FLAGS, NO_SAMPLING_FLAGS = ModelFlags(), TrainFlags(), SamplingFlags()
+Sampling = Annotated[SamplingFlags, Parameter(name="*", group="Sampling")]
+TEMPERATURE = 0.8  # on the command line: a text rather than a sample of the distribution
 
 
 @app.command
@@ -55,7 +61,8 @@ def train(
     Parameters
     ----------
     data
-        A text file, a token file (.bin, .npy), or a folder with train and val token files. Default tinyshakespeare.
+        A text file, a token file (.bin, .npy), a folder with train and val token files, or stand-in: a play that is
+        written on the spot. Default tinyshakespeare.
     tokenizer
         How a text becomes tokens: char, bpe (learnt from the text), or the path of a tokenizer. Default char.
     preset
@@ -121,6 +128,96 @@ def doctor() -> int:
     problem = first_problem(findings)
     print(f"\ndevice 'cuda' cannot be used yet, mend first: {problem.part}" if problem else "\ndevice 'cuda' can be used")
     return 2 if problem else 0
+
+
+@app.command
+def generate(
+    model: Path,
+    *,
+    prompt: str = "",
+    max_new_tokens: int | None = None,
+    stop: tuple[str, ...] = (),
+    window: int | None = None,
+    seed: int | None = None,
+    device: str = "cpu",
+    dtype: str | None = None,
+    tokenizer: Path | None = None,
+    sampling: Sampling = NO_SAMPLING_FLAGS,
+) -> int:
+    """Continue a text, token by token.
+
+    Example: numllama generate runs/shakespeare-cpu --prompt "ROMEO:" --seed 1
+
+    Parameters
+    ----------
+    model
+        A training run, a Hugging Face folder, a .safetensors or a llama2.c .bin.
+    prompt
+        The text to continue.
+    max_new_tokens
+        Default 256, or as many as fit the model's max_seq_len.
+    stop
+        A text that ends the new text and is not part of it; may be given several times.
+    window
+        Each token sees this many, and the text may be longer than max_seq_len.
+    seed
+        The same seed gives the same text.
+    device
+        cpu, cuda, or cuda:N.
+    dtype
+        float32, float64, or bfloat16: weights in two bytes, for a model that would not fit otherwise; slower.
+    tokenizer
+        Its file or folder. Default the one beside the model.
+    sampling
+        How the next token is drawn; the temperature is 0.8 by default.
+    """
+    settings = {"temperature": TEMPERATURE, **_given(sampling)}
+    limits = dict(max_new_tokens=max_new_tokens, stop=stop, window=window, seed=seed)
+    return generate_run(model, tokenizer, device, dtype, prompt, **limits, **settings)
+
+
+@app.command
+def chat(
+    model: Path,
+    *,
+    system: str | None = None,
+    max_new_tokens: int | None = None,
+    window: int | None = None,
+    seed: int | None = None,
+    device: str = "cpu",
+    dtype: str | None = None,
+    tokenizer: Path | None = None,
+    sampling: Sampling = NO_SAMPLING_FLAGS,
+) -> int:
+    """Talk with a model: a line for you, an answer for it. Ctrl-C ends an answer, or the conversation.
+
+    A model without a chat template goes on with your words as a text, to the end of a paragraph.
+
+    Example: numllama chat path/to/Llama-3.2-1B-Instruct --window 4096
+
+    Parameters
+    ----------
+    model
+        A Hugging Face folder with a chat template, or any other model.
+    system
+        What the model is told beforehand.
+    max_new_tokens
+        Of each answer. Default 256, or as many as fit the model's max_seq_len.
+    window
+        Each token sees this many, and the conversation may be longer than max_seq_len.
+    seed
+        The same seed and the same words give the same answers.
+    device
+        cpu, cuda, or cuda:N.
+    dtype
+        float32, float64, or bfloat16: weights in two bytes, for a model that would not fit otherwise; slower.
+    tokenizer
+        Its file or folder. Default the one beside the model.
+    sampling
+        How the next token is drawn; the temperature is 0.8 by default.
+    """
+    settings = {"temperature": TEMPERATURE, **_given(sampling)}
+    return chat_run(model, tokenizer, device, dtype, system, max_new_tokens=max_new_tokens, window=window, seed=seed, **settings)
 
 
 def _given(flags: Any) -> dict[str, Any]:

@@ -170,8 +170,12 @@ def _in_row_blocks(op: Callable, args: tuple) -> Any:
 def _in_output_blocks(op: Callable, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) -> tuple:
     """Call `op` on one block of the weight's rows after another, each in x's dtype, and put the outputs side by side."""
     out = np.empty((*x.shape[:-1], len(weight)), x.dtype)
-    for rows in slices(0, len(weight), max(1, WEIGHT_ELEMENTS // weight.shape[-1])):
-        out[..., rows], _ = op(x, weight[rows].astype(x.dtype), None if bias is None else bias[rows])
+    step = min(len(weight), max(1, WEIGHT_ELEMENTS // weight.shape[-1]))
+    block = np.empty((step, weight.shape[-1]), x.dtype)  # one for all: new memory costs more than the conversion
+    for rows in slices(0, len(weight), step):
+        converted = block[: rows.stop - rows.start]
+        converted[...] = weight[rows]
+        out[..., rows], _ = op(x, converted, None if bias is None else bias[rows])
     return out, (x, weight, bias)
 
 

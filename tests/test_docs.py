@@ -44,7 +44,7 @@ def test_the_readmes_examples_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "book.txt").write_text("To be, or not to be, that is the question.\n" * 40)
     examples = [block for block in re.findall(r"```python\n(.*?)```", readme, re.S) if "@accelerated" not in block]
-    assert len(examples) == 3
+    assert len(examples) == 4
     names = {}
     for example in examples:
         exec(example.replace("steps=500", "steps=3"), names)
@@ -77,3 +77,14 @@ def test_the_page_about_tokenizers_is_true(tmp_path, monkeypatch, capsys):
     steps = test_examples.example("bpe_steps")
     shown = re.search(r"``` *\n(.*?)```", page, re.S)[1]
     assert shown.split() == " ".join(steps.show(steps.learn(steps.CORPUS), "lowest newer")[:-1]).split()
+
+
+@pytest.mark.skipif(not (ROOT / "docs").exists(), reason="tests without the documents")
+def test_the_examples_about_generation_run():
+    page = (ROOT / "docs" / "generation.md").read_text(encoding="utf-8")
+    examples = re.findall(r"```python\n(.*?)```", page, re.S)
+    assert len(examples) == 3
+    names = {}
+    for example in examples:
+        exec(example, names)
+    assert len(names["endless"]) == 300

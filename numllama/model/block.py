@@ -13,6 +13,7 @@ What a configuration chooses, it chooses in the tables below.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from numllama import ops
 from numllama.backend import Array, real_dtype, xp_of
@@ -33,6 +34,8 @@ class Context:
         Query t sees the keys ``first <= s < last``; None is causal.
     key : tuple of int
         Names this pass's dropout masks; None drops nothing.
+    kv_cache : KVCache
+        Keys and values of the tokens before these; None if there are none.
     """
 
     config: ModelConfig
@@ -42,6 +45,7 @@ class Context:
     first: Array | None = None
     last: Array | None = None
     key: tuple[int, ...] | None = None
+    kv_cache: Any = None
 
 
 # ------------------------------------------------------------------------------------------------ stages
@@ -148,7 +152,7 @@ def head_stages(config: ModelConfig) -> list[tuple]:
 # ------------------------------------------------------------------------------------------------ attention
 
 
-def attention_block_forward(x: Array, w: dict[str, Array], context: Context, site: int) -> tuple[Array, tuple]:
+def attention_block_forward(x: Array, w: dict[str, Array], context: Context, layer: int) -> tuple[Array, tuple]:
     """The branch dropout(wo · attention(...)), to be added to x (B, T, C)."""
     c = context.config
     n, norm_cache = NORM[c.norm][0](x, w, "attn_norm", context)        # (B, T, C)
@@ -158,9 +162,11 @@ def attention_block_forward(x: Array, w: dict[str, Array], context: Context, sit
     q, q_stages = stages_forward(split_heads(q, c.n_heads), w, "q_norm", context)       # (B, H, T, D)
     k, k_stages = stages_forward(split_heads(k, c.n_kv_heads), w, "k_norm", context)    # (B, K, T, D)
     v = split_heads(v, c.n_kv_heads)                                   # (B, K, T, D)
+    if context.kv_cache is not None:
+        k, v = context.kv_cache.append(layer, k, v)                    # (B, K, S, D): those before, and these
     mixed, attention_cache = ops.flash_attention_forward(q, k, v, context.first, context.last)
     out, out_cache = linear_forward(merge_heads(mixed), w, "wo", context)               # (B, T, C)
-    out, dropout_cache = dropout_forward(out, site, context)
+    out, dropout_cache = dropout_forward(out, 2 * layer + 1, context)
     caches = norm_cache, q_cache, k_cache, v_cache, q_stages, k_stages, attention_cache, out_cache, dropout_cache
     return out, (c, caches)
 
@@ -263,7 +269,7 @@ def ffn_block_backward(dout: Array, cache: tuple, g: dict[str, Array]) -> Array:
 
 def layer_forward(x: Array, w: dict[str, Array], context: Context, layer: int) -> tuple[Array, tuple]:
     """Attention, then feed-forward. Dropout's site 0 is the embedding."""
-    branch, attention_cache = attention_block_forward(x, w, context, site=2 * layer + 1)
+    branch, attention_cache = attention_block_forward(x, w, context, layer)
     x, ffn_cache = ffn_block_forward(x, branch, w, context, site=2 * layer + 2)
     return x, (attention_cache, ffn_cache)
 

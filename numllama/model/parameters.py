@@ -71,10 +71,11 @@ class Parameters(Mapping):
     def __init__(self, shapes: dict[str, tuple[int, ...]], flat: Array, vectors: "Parameters | None" = None) -> None:
         self.shapes, self.flat = shapes, flat
         self.rounded: Parameters | None = None
-        self._views, start = {}, 0
+        self._views, self._starts, start = {}, {}, 0
         for name, shape in shapes.items():
             is_shared = vectors is not None and len(shape) == 1
             self._views[name] = vectors[name] if is_shared else flat[start : start + prod(shape)].reshape(shape)
+            self._starts[name] = start
             start += prod(shape)
         self.matrices = flat[: sum(prod(shape) for shape in shapes.values() if len(shape) == 2)]
         self.blocks: list[dict[str, Array]] = []
@@ -89,6 +90,11 @@ class Parameters(Mapping):
 
     def __setitem__(self, name: str, value: Array) -> None:
         self._views[name][...] = value
+
+    def joined(self, first: str, last: str) -> Array:
+        """The matrices from `first` to `last`, which have the same number of columns, as one: a view."""
+        columns, stop = self.shapes[first][1], self._starts[last] + prod(self.shapes[last])
+        return self.flat[self._starts[first] : stop].reshape(-1, columns)
 
     def check_layout(self, name: str, other: "Parameters") -> None:
         """Raise ValueError unless `other` has the same names and shapes."""

@@ -69,22 +69,33 @@ class Transformer:
 
     # -------------------------------------------------------------------------------------------- public
 
-    def forward(self, tokens: Array, positions: Array | None = None) -> Array:
+    def forward(
+        self, tokens: Array, positions: Array | None = None, kv_cache: Any = None, *, last: int | None = None
+    ) -> Array:
         """Logits of the next token at every place; nothing is kept for backward.
 
         Parameters
         ----------
         tokens : integer array, shape (B, T)
         positions : integer array, shape (T,) or (B, T), optional
-            Default 0, 1, 2, ...
+            Default 0, 1, 2, ..., or on from where `kv_cache` ends.
+        kv_cache : KVCache, optional
+            Keys and values of the tokens before these, which these then see; their own are added to it.
+        last : int, optional
+            Only the logits after so many tokens at the end: 1 is all that the next token is drawn from.
 
         Returns
         -------
-        logits : array, shape (B, T, V)
+        logits : array, shape (B, T, V), or (B, last, V)
         """
         tokens = self._check_tokens(tokens)
-        context = self._context(tokens, positions=positions)
-        n, _ = self._norm(self._hidden(tokens, context), context)
+        if kv_cache is not None:
+            kv_cache.reserve(*tokens.shape)
+        context = self._context(tokens, positions=positions, kv_cache=kv_cache)
+        x = self._hidden(tokens, context)
+        if kv_cache is not None:
+            kv_cache.advance(to_numpy(tokens))
+        n, _ = self._norm(x if last is None else x[:, max(0, x.shape[1] - last) :], context)
         return ops.linear_forward(n, self._head(self.weights))[0]
 
     def loss(self, tokens: Array, targets: Array, *, count: int | None = None, segments: Array | None = None) -> Array:
@@ -256,7 +267,7 @@ class Transformer:
 
     # -------------------------------------------------------------------------------------------- inputs
 
-    def _context(self, tokens: Array, positions=None, segments=None, key=None) -> Context:
+    def _context(self, tokens: Array, positions=None, segments=None, key=None, kv_cache=None) -> Context:
         xp, (B, T) = self.xp, tokens.shape
         first = last = None
         if segments is not None:
@@ -264,8 +275,13 @@ class Transformer:
             check_shape("segments", segments, (B, T))
             first, last = xp.asarray(segment_starts(segments)), xp.arange(1, T + 1)
             positions = xp.arange(T) - first                           # (B, T)
+        if kv_cache is not None:
+            first, last = kv_cache.intervals(T)
         rope = self.config.positions == "rope"
-        if positions is None:
+        if positions is None and kv_cache is not None:
+            positions = kv_cache.positions(T)
+            cos, sin = self._rope(positions) if rope else (None, None)
+        elif positions is None:
             positions = xp.arange(T)
             cos, sin = self._rope_table(T) if rope else (None, None)
         else:
@@ -274,7 +290,7 @@ class Transformer:
             check_ids("positions", positions, self.config.max_seq_len)
             positions = xp.asarray(positions)
             cos, sin = self._rope(positions) if rope else (None, None)
-        return Context(self.config, positions, cos, sin, first, last, key)
+        return Context(self.config, positions, cos, sin, first, last, key, kv_cache)
 
     def _rope(self, positions: Array) -> tuple[Array, Array]:
         c = self.config

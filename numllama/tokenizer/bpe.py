@@ -11,7 +11,7 @@ import codecs
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -89,6 +89,7 @@ class Tokenizer:
         self.merges = [checked_pair(pair, i) for i, pair in enumerate(merges)]
         self.ignore_merges = ignore_merges
         self.post_processor: dict | None = None  # of a tokenizer.json: kept for those who read ours
+        self.folder: Path | None = None  # that it was loaded from, where the chat template lies
         special_ids = set(self.special_tokens.values())
         ids = {}
         for i, token in self.vocab.items():
@@ -360,6 +361,38 @@ class Tokenizer:
     def _written(self, text: str, begins: bool = True, after_special: bool = False) -> str:
         """The text as it is split."""
         return text
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool = True,
+        tokenize: bool = True,
+        chat_template: str | None = None,
+        **values: Any,
+    ) -> list[int] | str:
+        """A conversation as the checkpoint was trained on it.
+
+        Parameters
+        ----------
+        messages : sequence of mappings
+            ``{"role": "user", "content": "..."}``, oldest first.
+        add_generation_prompt : bool
+            End with what opens the assistant's answer.
+        tokenize : bool
+            Return ids; otherwise the text.
+        chat_template : str, optional
+            In Jinja's language; default the checkpoint's own.
+        values
+            Whatever else the template asks for: see :func:`numllama.interop.chat_template.render_chat_template`.
+        """
+        from numllama.interop.chat_template import read_chat_template, render_chat_template  # needs Jinja2, an extra
+
+        own, names = read_chat_template(self.folder) if self.folder else (None, {})
+        template = chat_template or own
+        if template is None:
+            raise ValueError("this tokenizer came without a chat template: give one as chat_template")
+        text = render_chat_template(template, messages, add_generation_prompt, **names | values)
+        return self.encode(text, allowed_special="all") if tokenize else text
 
     # -------------------------------------------------------------------------------------------- to text
 

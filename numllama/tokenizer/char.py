@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +53,10 @@ class CharTokenizer:
             if not 0 <= i < self.vocab_size:
                 raise ValueError(f"id {i} is not in 0..{self.vocab_size - 1}")
         return "".join(self.characters[i] for i in ids)
+
+    def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
+        """The text of ids as they come."""
+        return (self.decode([i]) for i in ids)
 
     def save(self, folder: str | Path) -> Path:
         """Write ``tokenizer.json`` into a folder."""

@@ -73,19 +73,25 @@ def load(
     if not path.exists():
         raise DataError(f"the tokenizer {path} does not exist")
     try:
-        if path.name.endswith("vocab.json"):
-            return _read_gpt2(path, path.with_name(path.name.removesuffix("vocab.json") + "merges.txt"))
-        if path.name.endswith("merges.txt"):
-            return _read_gpt2(path.with_name(path.name.removesuffix("merges.txt") + "vocab.json"), path)
-        if path.suffix == ".json":
-            return _read_tokenizer_json(path)
-        if path.suffix == ".bin":
-            return _read_llama2c(path.read_bytes())
-        return _read_ranks(path.read_bytes(), pattern, special_tokens)
+        tokenizer = _read(path, pattern, special_tokens)
     except OSError as error:
         raise DataError(f"{error.filename or path} cannot be read: {error.strerror}") from error
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, struct.error) as error:
         raise DataError(f"{path} is not a tokenizer that can be read here: {error}") from error
+    tokenizer.folder = path.parent
+    return tokenizer
+
+
+def _read(path: Path, pattern: str | None, special_tokens: Mapping[str, int] | None) -> Tokenizer | CharTokenizer:
+    if path.name.endswith("vocab.json"):
+        return _read_gpt2(path, path.with_name(path.name.removesuffix("vocab.json") + "merges.txt"))
+    if path.name.endswith("merges.txt"):
+        return _read_gpt2(path.with_name(path.name.removesuffix("merges.txt") + "vocab.json"), path)
+    if path.suffix == ".json":
+        return _read_tokenizer_json(path)
+    if path.suffix == ".bin":
+        return _read_llama2c(path.read_bytes())
+    return _read_ranks(path.read_bytes(), pattern, special_tokens)
 
 
 def save(tokenizer: Tokenizer, folder: str | Path) -> Path:

@@ -15,12 +15,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from itertools import islice, pairwise
 from threading import Lock
 from typing import Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from numllama.backend import Array
 from numllama.dispatch import runs_here
@@ -200,6 +201,31 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+@cache
+def blas() -> ThreadpoolController:
+    """BLAS and its threads; found once, for to look for libraries takes longer than many a token."""
+    return ThreadpoolController().select(user_api="blas")
+
+
+_one = {"lock": Lock(), "users": 0, "limit": None}
+
+
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Let BLAS have one thread, where the threads are our own; put back when the last one who asked for it is done."""
+    with _one["lock"]:
+        _one["users"] += 1
+        if _one["users"] == 1:
+            _one["limit"] = blas().limit(limits=1)
+    try:
+        yield
+    finally:
+        with _one["lock"]:
+            _one["users"] -= 1
+            if _one["users"] == 0:
+                _one["limit"].restore_original_limits()
+
+
 _settings = {"lock": Lock(), "users": 0, "undo": ExitStack()}
 
 
@@ -219,7 +245,7 @@ def training_settings(device: str) -> Iterator[None]:
         _settings["users"] += 1
         if _settings["users"] == 1:
             undo = _settings["undo"] = ExitStack()
-            undo.enter_context(threadpool_limits(1, user_api="blas"))
+            undo.enter_context(one_blas_thread())
             undo.callback(sys.setswitchinterval, sys.getswitchinterval())
             sys.setswitchinterval(1e-4)
             undo.enter_context(kept_memory())
@@ -234,7 +260,9 @@ def training_settings(device: str) -> Iterator[None]:
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # glibc's malloc.h
 KEPT = {M_MMAP_THRESHOLD: 2**25, M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: 2**26}  # 2**25 is the most that glibc takes
-DEFAULTS = {M_MMAP_THRESHOLD: 2**17, M_TRIM_THRESHOLD: 2**17, M_TOP_PAD: 2**17}
+# Until they are set for the first time, glibc moves its thresholds itself: to these, once it has freed a large array. Its first
+# ones, 128 KiB, would stay, and every array of some size would from then on be faulted in page by page.
+DEFAULTS = {M_MMAP_THRESHOLD: 2**25, M_TRIM_THRESHOLD: 2**26, M_TOP_PAD: 2**17}
 
 
 @contextmanager

@@ -20,12 +20,14 @@ from numllama.model import ModelConfig, Transformer, count_parameters
 from numllama.tokenizer import CharTokenizer, Tokenizer
 from numllama.training import checkpoint
 from numllama.training.config import TrainConfig, recipe
-from numllama.training.data import Dataset, load_dataset
+from numllama.training.data import Dataset, load_dataset, text_dataset
 from numllama.training.plot import plot_losses
 from numllama.training.shakespeare import STAND_IN, shakespeare_dataset
+from numllama.training.stand_in import best_loss, write_play
 from numllama.training.trainer import StepReport, Trainer
 
 RUNS = Path("runs")
+PLAY = Path("stand-in")  # in the place of a file: needs no network, and its best possible loss is known
 SAMPLE_CHARACTERS = 400
 INTERRUPTED = 130
 
@@ -133,7 +135,8 @@ def sample(run: Path, data: Dataset, device: str) -> str:
     model = checkpoint.load_run(run, device)
     known = getattr(data.tokenizer, "characters", "\n")  # BPE knows every character
     start = "\n" if "\n" in known else known[0]
-    ids = generate(model, data.tokenizer.encode(start), SAMPLE_CHARACTERS, temperature=0.8, seed=0)
+    window = model.config.max_seq_len
+    ids = generate(model, data.tokenizer.encode(start), SAMPLE_CHARACTERS, temperature=0.8, seed=0, window=window)
     return data.tokenizer.decode(ids).strip()
 
 
@@ -158,8 +161,6 @@ def _draw(run: Path, best_possible: float | None) -> str:
 def _best_possible(trainer: Trainer) -> float | None:
     if trainer.data.name != STAND_IN or not isinstance(trainer.data.tokenizer, CharTokenizer):
         return None
-    from numllama.training.stand_in import best_loss
-
     return best_loss(trainer.data.tokenizer.decode(trainer.data.val.tolist()), trainer.config.seq_len)
 
 
@@ -167,6 +168,9 @@ def _best_possible(trainer: Trainer) -> float | None:
 
 
 def _open_data(data: Path | None, tokenizer: Tokenizer | CharTokenizer | str | None) -> Dataset:
+    if data == PLAY:
+        print("DATA: a stand-in play generated here")
+        return text_dataset(write_play(), STAND_IN, tokenizer)
     if data is not None:
         dataset = load_dataset(data, tokenizer)
         print(f"DATA: {data}, {len(dataset.train):,} tokens to train on and {len(dataset.val):,} to validate")
@@ -198,7 +202,7 @@ def _write_about(out: Path, path: Path | None, tokenizer: str | None, data: Data
         raise NumllamaError(f"the run's folder {out} cannot be written: {error.strerror}") from error
     about = {
         "version": numllama.__version__,
-        "data": str(path.resolve()) if path else None,
+        "data": str(path if path == PLAY else path.resolve()) if path else None,
         "data_name": data.name,
         "tokenizer": tokenizer,
         "model": trainer.model.config.to_dict(),

@@ -1,0 +1,241 @@
+"""How fast is generation on a CPU?  numllama against transformers, and against the memory's and the matrix products' own speed.
+
+    python benchmarks/decode.py                                   # everything; transformers where it is installed
+    python benchmarks/decode.py --rounds 3 --json out.json
+
+A model of the shape of stories15M (288 wide, hidden 768, 6 layers, 6 heads, vocabulary 32000), with random weights in float32.
+Decoding: 255 new tokens, greedily, behind a prompt of one. Prefill: 256 tokens, of which only the last one's logits are wanted.
+
+Each contestant is a child process with a clean environment, pinned to the same cores. They take turns, A B C A B C ..., and
+medians count. What they are compared with:
+
+- *memory*: two threads read as many bytes as the model has weights (`numpy.maximum.reduce` of half of them each): the least time
+  that a token can take. The same with `numpy.add.reduce`, which is a plain sum and slower.
+- *products*: the matrix products of the prefill alone, at NumPy's full speed.
+- *transformers*: `generate` with its cache, as installed and, where MKL withholds its fast kernels, "unlocked" (it needs gcc).
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from train_step import machine, unlock_library
+
+SHAPE = dict(vocab_size=32000, dim=288, n_layers=6, n_heads=6, ffn_dim=768, max_seq_len=256, tie_embeddings=True)
+NEW, PROMPT, UNCACHED, READS = 255, 256, 32, 100
+FEW = NEW // 4  # tokens with weights in two bytes
+BATCHES = (1, 4, 16, 64)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each contestant")
+    parser.add_argument("--cores", type=int, default=2)
+    parser.add_argument("--json", type=Path, help="write all figures to this file")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        child(args.child, args.cores)
+        return
+    about = machine(args.cores)
+    print(f"{about['cpu']}, {args.cores} cores\n", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        seconds = compete(args.rounds, args.cores, unlock_library(Path(folder)))
+    print(report(seconds))
+    if args.json:
+        args.json.write_text(json.dumps({"machine": about, "shape": SHAPE, "seconds": seconds}, indent=1) + "\n")
+
+
+# ------------------------------------------------------------------------------------------------ the contest
+
+
+def compete(rounds: int, cores: int, unlock: Path | None) -> dict[str, dict[str, float]]:
+    """Median seconds of every task of every contestant."""
+    contestants = {name: Contestant(name, cores) for name in ("numllama", "memory", "products", "transformers")}
+    if unlock:
+        contestants["transformers, unlocked"] = Contestant("transformers", cores, unlock)
+    for name in [name for name, contestant in contestants.items() if not contestant.tasks]:
+        print(f"{name}: not taking part ({contestants.pop(name).why})", file=sys.stderr, flush=True)
+    seconds: dict[str, dict[str, list[float]]] = {name: {} for name in contestants}
+    for _ in range(rounds):
+        for task in dict.fromkeys(task for contestant in contestants.values() for task in contestant.tasks):
+            for name, contestant in contestants.items():
+                if task in contestant.tasks:
+                    seconds[name].setdefault(task, []).append(contestant.run(task))
+    for contestant in contestants.values():
+        contestant.process.kill()
+    seconds["memory"] = {task: [value / READS for value in values] for task, values in seconds["memory"].items()}
+    return {name: {task: statistics.median(values) for task, values in tasks.items()} for name, tasks in seconds.items()}
+
+
+class Contestant:
+    """A child process that does a task when told to."""
+
+    def __init__(self, kind: str, cores: int, preload: Path | None = None) -> None:
+        settings = ("OPENBLAS_", "OMP_", "MKL_", "KMP_", "GOTO_")
+        env = {key: value for key, value in os.environ.items() if not key.startswith(settings)}
+        if preload:
+            env["LD_PRELOAD"] = str(preload)
+        command = [sys.executable, __file__, "--child", kind, "--cores", str(cores)]
+        self.process = subprocess.Popen(
+            command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        first = self.process.stdout.readline()
+        self.tasks = json.loads(first) if first.startswith("[") else []
+        self.why = "" if self.tasks else (self.process.stderr.read().strip().splitlines() or ["it died"])[-1]
+
+    def run(self, task: str) -> float:
+        self.process.stdin.write(task + "\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"a contestant died: {self.process.stderr.read()[-2000:]}")
+        return float(answer)
+
+
+def report(seconds: dict[str, dict[str, float]]) -> str:
+    """The figures as Markdown."""
+    ours, memory, products = (seconds[name] for name in ("numllama", "memory", "products"))
+    others = {name: values for name, values in seconds.items() if name.startswith("transformers")}
+    one = NEW / ours["decode 1"]
+    lines = ["| decoding | numllama tokens/s | times one sequence's |" + "".join(f" {name} |" for name in others)]
+    lines.append("|---|---|---|" + "---|" * len(others))
+    for B in BATCHES:
+        rate = B * NEW / ours[f"decode {B}"]
+        cells = [f"{B * NEW / values[f'decode {B}']:,.0f} ({values[f'decode {B}'] / ours[f'decode {B}']:.1f} x slower)"
+                 if f"decode {B}" in values else "" for values in others.values()]  # fmt: skip
+        lines.append(f"| batch of {B} | {rate:,.0f} | {rate / one:.1f} |" + "".join(f" {cell} |" for cell in cells))
+    lines.append(f"| one, without a cache | {UNCACHED / ours['uncached']:,.0f} | |" + " |" * len(others))
+    for B in (1, 16):
+        rate, plain = B * FEW / ours[f"bfloat16 {B}"], B * NEW / ours[f"decode {B}"]
+        lines.append(f"| batch of {B}, bfloat16 weights | {rate:,.0f} ({plain / rate:.1f} x slower) | |" + " |" * len(others))
+    token = ours["decode 1"] / NEW
+    lines += [
+        "",
+        f"- One token takes {1e6 * token:.0f} us; two threads read the weights in {1e6 * memory['read']:.0f} us "
+        f"({memory['read'] / token:.0%} of the bandwidth), and sum them in {1e6 * memory['sum']:.0f} us "
+        f"({memory['sum'] / token:.0%}).",
+        f"- Prefill of {PROMPT} tokens: {PROMPT / ours['prefill']:,.0f} tokens/s, {1e3 * ours['prefill']:.1f} ms; its matrix "
+        f"products alone take {1e3 * products['prefill']:.1f} ms ({products['prefill'] / ours['prefill']:.0%})."
+        + "".join(f" {name}: {1e3 * values['prefill']:.1f} ms." for name, values in others.items()),
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+# ------------------------------------------------------------------------------------------------ inside a child
+
+
+def child(kind: str, cores: int) -> None:
+    """Do each task that standard input names, and say how many seconds it took."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
+    tasks = {"numllama": numllama, "memory": memory, "products": products, "transformers": transformers}[kind](cores)
+    for task in tasks.values():
+        task()
+    print(json.dumps(list(tasks)), flush=True)
+    for line in sys.stdin:
+        time.sleep(0.1)  # threads of the one before us still look for work, and would take ours
+        start = time.perf_counter()
+        tasks[line.strip()]()
+        print(time.perf_counter() - start, flush=True)
+
+
+def numllama(cores: int) -> dict[str, Callable]:
+    import numpy as np
+
+    import numllama as nl
+
+    model = nl.Transformer(nl.ModelConfig(**SHAPE))
+    prompt = np.random.default_rng(0).integers(0, SHAPE["vocab_size"], PROMPT).tolist()
+
+    def uncached() -> None:
+        for length in range(PROMPT // UNCACHED, PROMPT + 1, PROMPT // UNCACHED):  # spread over all lengths
+            model.forward(np.array([prompt[:length]]), last=1).argmax()
+
+    tasks = {f"decode {B}": lambda B=B: nl.generate(model, [[1]] * B, NEW, temperature=0) for B in BATCHES}
+    tasks |= {"prefill": lambda: nl.generate(model, prompt, 1, temperature=0), "uncached": uncached}
+    with tempfile.TemporaryDirectory() as folder:
+        model.save(folder)
+        small = nl.load(folder, dtype="bfloat16")
+    tasks["bfloat16 1"] = lambda: nl.generate(small, [1], FEW, temperature=0)
+    tasks["bfloat16 16"] = lambda: nl.generate(small, [[1]] * 16, FEW, temperature=0)
+    return tasks
+
+
+def memory(cores: int) -> dict[str, Callable]:
+    from concurrent.futures import ThreadPoolExecutor
+
+    import numpy as np
+
+    import numllama as nl
+
+    weights = nl.Transformer(nl.ModelConfig(**SHAPE)).params.flat
+    parts = np.array_split(weights, cores)
+    pool = ThreadPoolExecutor(cores - 1)
+
+    def read(with_: Callable) -> None:
+        others = [pool.submit(with_, part) for part in parts[1:]]
+        with_(parts[0])
+        for other in others:
+            other.result()
+
+    def repeated(with_: Callable) -> Callable:
+        def task() -> None:
+            for _ in range(READS):
+                read(with_)
+
+        return task
+
+    return {"read": repeated(np.maximum.reduce), "sum": repeated(np.add.reduce)}
+
+
+def products(cores: int) -> dict[str, Callable]:
+    import numpy as np
+
+    import numllama as nl
+
+    model = nl.Transformer(nl.ModelConfig(**SHAPE))
+    matrices = [view for name, view in model.params.items() if view.ndim == 2 and name.startswith("blocks.")]
+    rng = np.random.default_rng(0)
+    rows = {C: rng.standard_normal((PROMPT, C), dtype="float32") for C in {matrix.shape[1] for matrix in matrices}}
+
+    def prefill() -> None:
+        for matrix in matrices:
+            rows[matrix.shape[1]] @ matrix.T
+        rows[SHAPE["dim"]][-1:] @ model.params["embed"].T
+
+    return {"prefill": prefill}
+
+
+def transformers(cores: int) -> dict[str, Callable]:
+    os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.set_num_threads(cores)
+    c = LlamaConfig(
+        vocab_size=SHAPE["vocab_size"], hidden_size=SHAPE["dim"], intermediate_size=SHAPE["ffn_dim"],
+        num_hidden_layers=SHAPE["n_layers"], num_attention_heads=SHAPE["n_heads"], num_key_value_heads=SHAPE["n_heads"],
+        max_position_embeddings=SHAPE["max_seq_len"], tie_word_embeddings=True, eos_token_id=None, pad_token_id=0,
+    )  # fmt: skip
+    model = LlamaForCausalLM(c).eval()
+    prompt = torch.randint(0, SHAPE["vocab_size"], (1, PROMPT), generator=torch.Generator().manual_seed(0))
+
+    def generate(tokens: "torch.Tensor", new: int) -> None:
+        settings = dict(max_new_tokens=new, min_new_tokens=new, do_sample=False)
+        with torch.inference_mode():
+            model.generate(tokens, attention_mask=torch.ones_like(tokens), **settings)
+
+    tasks = {f"decode {B}": lambda B=B: generate(torch.ones((B, 1), dtype=torch.long), NEW) for B in (1, 16)}
+    return tasks | {"prefill": lambda: generate(prompt, 1)}
+
+
+if __name__ == "__main__":
+    main()

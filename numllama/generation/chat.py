@@ -1,0 +1,83 @@
+"""A conversation: a message, an answer as it comes, the next message."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from numllama.generation.kv_cache import KVCache
+from numllama.generation.sampling import SamplingConfig
+from numllama.generation.text import TextStream, stream_text
+from numllama.model import Transformer
+from numllama.tokenizer import CharTokenizer, Tokenizer
+
+PARAGRAPH = "\n\n"  # where there is no chat template, each message is a paragraph, and so is the answer
+
+
+class Chat:
+    """A conversation with a model; what was said is not computed again.
+
+    Parameters
+    ----------
+    model : Transformer
+    tokenizer : Tokenizer or CharTokenizer
+        With the checkpoint's chat template, if it has one. Without one, message and answer are paragraphs of one text.
+    system : str, optional
+        What the model is told beforehand.
+    max_new_tokens : int, optional
+        Of an answer; see :func:`stream_text`.
+    window : int, optional
+        See :func:`generate`.
+    settings
+        See :class:`SamplingConfig`. By default the model's own stop ids end an answer.
+
+    Attributes
+    ----------
+    messages : list of dict
+        ``{"role": ..., "content": ...}``, oldest first.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer | CharTokenizer,
+        system: str | None = None,
+        max_new_tokens: int | None = None,
+        window: int | None = None,
+        **settings: Any,
+    ) -> None:
+        self.model, self.tokenizer, self.max_new_tokens = model, tokenizer, max_new_tokens
+        self.sampling = SamplingConfig(**{"stop_ids": model.stop_ids, **settings})
+        self.sampling.check(model.config.vocab_size)
+        self.messages = [{"role": "system", "content": system}] if system else []
+        self.kv_cache = KVCache(model, window=window)
+
+    def say(self, content: str) -> Iterator[str]:
+        """The answer to a message, in pieces as they come. `last` then counts its tokens and seconds."""
+        messages = [*self.messages, {"role": "user", "content": content}]
+        self.last = self._stream(messages)
+        self.messages = messages
+        return self._answer(self.last)
+
+    def _stream(self, messages: list[dict[str, str]]) -> TextStream:
+        if has_chat_template(self.tokenizer):
+            prompt, stop = self.tokenizer.apply_chat_template(messages), ()
+        else:
+            prompt, stop = "".join(message["content"] + PARAGRAPH for message in messages), PARAGRAPH
+        settings = dict(kv_cache=self.kv_cache, sampling=self.sampling)
+        return stream_text(self.model, self.tokenizer, prompt, self.max_new_tokens, stop, **settings)
+
+    def _answer(self, pieces: TextStream) -> Iterator[str]:
+        answer = {"role": "assistant", "content": ""}
+        self.messages.append(answer)
+        for piece in pieces:
+            answer["content"] += piece
+            yield piece
+
+
+def has_chat_template(tokenizer: Tokenizer | CharTokenizer) -> bool:
+    """Whether the folder that a tokenizer came from says how to write a conversation."""
+    folder = getattr(tokenizer, "folder", None)
+    if folder is None or not any((folder / name).exists() for name in ("chat_template.jinja", "tokenizer_config.json")):
+        return False
+    from numllama.interop.chat_template import read_chat_template  # needs Jinja2, an extra
+
+    return read_chat_template(folder)[0] is not None

@@ -1,0 +1,256 @@
+"""complete and stream_text: whole characters, spaces where they belong, stop strings, and what they count."""
+
+import json
+
+import pytest
+from generation.models import random_model
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizer.test_sentencepiece import MERGES, SPECIAL, VOCAB
+from training.realdata import real_data
+
+import numllama as nl
+from numllama.generation.text import TextStream, decode_behind, opening, overlap, stream_text, until
+from numllama.tokenizer.sentencepiece import SentencePieceTokenizer
+
+BYTES = nl.Tokenizer({i: bytes([i]) for i in range(256)}, [])
+WORDS = st.text("ab", min_size=1, max_size=4)
+
+
+def pieces_of(text, cuts):
+    bounds = [0, *sorted({cut % (len(text) + 1) for cut in cuts}), len(text)]
+    return [text[bounds[i] : bounds[i + 1]] for i in range(len(bounds) - 1)]
+
+
+# ------------------------------------------------------------------------------------------------ stop strings
+
+
+@given(st.text("ab", max_size=20), st.lists(st.integers(0, 50), max_size=8), st.lists(WORDS, max_size=3))
+def test_a_text_ends_before_the_first_stop_string_wherever_it_is_cut(text, cuts, words):
+    complete = [n for n in range(len(text) + 1) if any(text[:n].endswith(word) for word in words)]
+    if complete:
+        longest = max(len(word) for word in words if text[: complete[0]].endswith(word))
+        expected = text[: complete[0] - longest]
+    else:
+        expected = text
+    passed = list(until(pieces_of(text, cuts), words))
+    assert "".join(passed) == expected
+    assert "" not in passed
+
+
+def test_nothing_is_passed_on_that_may_be_the_beginning_of_a_stop_string():
+    def letters():
+        for letter in "one two three":
+            seen.append(letter)
+            yield letter
+
+    seen, passed = [], []
+    for piece in until(letters(), ["two!"]):
+        passed.append((piece, "".join(seen)))
+    assert passed[:5] == [("o", "o"), ("n", "on"), ("e", "one"), (" ", "one "), ("two ", "one two ")]
+
+
+def test_after_a_stop_string_no_more_tokens_are_made():
+    made = []
+
+    def letters():
+        for letter in "stop here":
+            made.append(letter)
+            yield letter
+
+    assert "".join(until(letters(), ["p"])) == "sto"
+    assert "".join(made) == "stop"
+
+
+@given(st.text("ab", max_size=8), WORDS)
+def test_overlap_by_its_definition(text, word):
+    lengths = [n for n in range(len(word)) if text.endswith(word[:n])]
+    assert overlap(text, word) == max(lengths)
+
+
+# ------------------------------------------------------------------------------------------------ characters
+
+
+def model_for(tokenizer, **changes):
+    return random_model("float32", vocab_size=tokenizer.vocab_size, max_seq_len=128, **changes)
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_pieces_are_whole_characters_and_together_the_text(seed):
+    """A random model of bytes writes what is hardly ever UTF-8."""
+    model = model_for(BYTES)
+    pieces = list(stream_text(model, BYTES, "ü", 30, seed=seed))
+    ids = nl.generate(model, BYTES.encode("ü"), 30, seed=seed)
+    assert "".join(pieces) == BYTES.decode(ids)
+    assert "" not in pieces
+
+
+def test_a_character_of_several_tokens_comes_when_it_is_whole():
+    ids = iter("Grüße 中 🎉".encode())
+    seen = []
+    taken = (seen.append(i) or i for i in ids)
+    for piece in decode_behind(BYTES, [], taken):
+        assert len(bytes(seen).decode()) >= 1                              # what was taken so far is whole
+        assert bytes(seen).decode().endswith(piece)
+
+
+def test_a_character_that_the_prompt_began_is_finished():
+    first, second = "ü".encode()
+    assert "".join(decode_behind(BYTES, [65, first], [second, 66])) == "üB"
+
+
+@pytest.mark.parametrize("prefix", ["always", "first unless spaced", "never"])
+def test_only_the_first_word_of_a_text_loses_its_space(prefix):
+    tokenizer = SentencePieceTokenizer(VOCAB, MERGES, SPECIAL, prefix=prefix)
+    t = tokenizer.encode("b t", "all")[-1]
+    assert tokenizer.vocab[t] == "▁t".encode()
+    assert "".join(decode_behind(tokenizer, tokenizer.encode("ab"), [t, t])) == " t t"
+    assert "".join(decode_behind(tokenizer, [], [t, t])) == (" t t" if prefix == "never" else "t t")
+
+
+# ------------------------------------------------------------------------------------------------ beginnings
+
+
+def test_a_checkpoints_own_token_begins_the_text():
+    model = model_for(BYTES)
+    assert opening(model, BYTES) == []
+    model.generation_config = {"bos_token_id": 7}
+    assert opening(model, BYTES) == [7]
+    ids = nl.generate(model, [7, *b"To be"], 20, seed=1)
+    assert nl.complete(model, BYTES, "To be", 20, seed=1) == BYTES.decode(ids)
+    assert nl.complete(model, BYTES, "", 20, seed=1) == BYTES.decode(nl.generate(model, [7], 20, seed=1))
+
+
+@pytest.mark.parametrize(("post_processor", "begins"), [
+    (None, True),
+    ({"type": "TemplateProcessing", "single": []}, True),
+    ({"type": "Sequence", "processors": [{"type": "ByteLevel"}, {"type": "TemplateProcessing", "single": []}]}, True),
+    ({"type": "ByteLevel", "add_prefix_space": False}, False),
+])  # fmt: skip
+def test_a_tokenizer_that_adds_no_such_token_has_the_last_word(post_processor, begins):
+    model = model_for(BYTES)
+    model.generation_config = {"bos_token_id": 7}
+    tokenizer = nl.Tokenizer(BYTES.vocab, [])
+    tokenizer.post_processor = post_processor
+    assert opening(model, tokenizer) == ([7] if begins else [])
+
+
+def test_ids_are_taken_as_they_are():
+    model = model_for(BYTES)
+    model.generation_config = {"bos_token_id": 7}
+    pieces = stream_text(model, BYTES, [65, 66], 10, seed=0)
+    assert "".join(pieces) == BYTES.decode(nl.generate(model, [65, 66], 10, seed=0))
+    assert pieces.prompt_tokens == 2
+
+
+def test_an_empty_prompt_needs_a_token_to_begin_with():
+    with pytest.raises(ValueError, match="the prompt is empty, but at least one token is needed to begin with"):
+        nl.complete(model_for(BYTES), BYTES, "")
+
+
+# ------------------------------------------------------------------------------------------------ limits and counts
+
+
+def test_by_default_the_models_stop_ids_end_a_text():
+    model = model_for(BYTES)
+    whole = nl.generate(model, [65], 60, seed=3)
+    model.generation_config = {"eos_token_id": [whole[20], whole[11]]}
+    first = min(whole.index(stop) for stop in model.stop_ids)
+    assert nl.complete(model, BYTES, "A", 60, seed=3) == BYTES.decode(whole[:first])
+    assert nl.complete(model, BYTES, "A", 60, seed=3, stop_ids=()) == BYTES.decode(whole)
+    assert nl.complete(model, BYTES, "A", 60, sampling=nl.SamplingConfig(seed=3)) == BYTES.decode(whole)
+
+
+def test_without_a_number_a_text_is_as_long_as_fits():
+    model = model_for(BYTES)
+    pieces = stream_text(model, BYTES, "A" * 100, seed=0)
+    assert "".join(pieces)
+    assert pieces.new_tokens == 29                                         # the last one is not looked at: 100 + 29 - 1 = 128
+    pieces = stream_text(model, BYTES, "A" * 100, seed=0, window=50)
+    assert "".join(pieces)
+    assert pieces.new_tokens == 256
+
+
+def test_a_prompt_that_is_too_long_is_named():
+    with pytest.raises(ValueError, match="a prompt of 129 tokens and 1 new ones do not fit: max_seq_len is 128"):
+        nl.complete(model_for(BYTES), BYTES, "A" * 129)
+
+
+@pytest.mark.parametrize("stop", ["", ["a", ""], [3]])
+def test_a_stop_string_that_is_none_is_named(stop):
+    with pytest.raises(ValueError, match=r"stop is .*, but must be texts of at least one character"):
+        nl.complete(model_for(BYTES), BYTES, "A", stop=stop)
+
+
+def test_tokens_and_seconds_are_counted(monkeypatch):
+    clock = iter(range(100))
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    pieces = TextStream(BYTES, [65], iter(b"abcd"), (), prompt_tokens=9)
+    assert "".join(pieces) == "abcd"
+    assert (pieces.prompt_tokens, pieces.new_tokens, pieces.prompt_seconds, pieces.seconds) == (9, 4, 1, 3)
+    assert pieces.tokens_per_second == 1.0
+
+
+def test_a_text_of_one_token_has_no_speed():
+    pieces = TextStream(BYTES, [], iter(b"a"), (), prompt_tokens=1)
+    assert "".join(pieces) == "a"
+    assert pieces.tokens_per_second == 0
+
+
+def test_characters_are_tokens_too():
+    tokenizer = nl.CharTokenizer("ab\n")
+    model = model_for(tokenizer)
+    text = nl.complete(model, tokenizer, "ab", 30, seed=0)
+    assert len(text) == 30
+    assert set(text) <= set("ab\n")
+    assert nl.complete(model, tokenizer, "ab", 30, seed=0, stop="\n") == text.partition("\n")[0]
+
+
+# ------------------------------------------------------------------------------------------------ a real model
+
+
+STORY = """\
+Once upon a time, there was a little girl named Lily. She loved to play outside in the park. One day, she saw a big, red ball. \
+She wanted to play with it, but it was too high.
+Lily's mom said, "Lily, let's go to the park." Lily was sad and didn't know what to do. She said, \
+"I want to play with your ball, but I can't find it."
+Lily was sad and didn't know what to do. She said, "I'm sorry, Lily. I didn't know what to do."
+Lily didn't want to help her mom, so she said, "I'm sorry, mom. I didn't know what to do." Her mom said, "Don't worry, Lily. \
+We can help you."""
+
+
+@pytest.fixture(scope="module")
+def stories():
+    return nl.load(real_data("stories260K.bin")), nl.Tokenizer.load(real_data("tok512.bin"))
+
+
+def test_stories_260k_tells_its_story(stories):
+    """As run.c does: `run stories260K.bin -z tok512.bin -t 0.0`."""
+    assert nl.complete(*stories, "", temperature=0) == STORY
+
+
+def test_a_story_goes_on_wherever_it_was_cut(stories):
+    model, tokenizer = stories
+    for words in (3, 12, 30):
+        prompt = " ".join(STORY.split(" ")[:words])
+        assert prompt + nl.complete(model, tokenizer, prompt, 60, temperature=0) in STORY
+
+
+def test_a_story_ends_at_a_stop_string(stories):
+    assert nl.complete(*stories, "", temperature=0, stop=["Tom", "One day"]) == STORY[: STORY.index("One day")]
+
+
+def test_a_story_comes_in_pieces_that_end_with_whole_words_or_parts_of_them(stories):
+    pieces = list(stream_text(*stories, "", temperature=0))
+    assert "".join(pieces) == STORY
+    assert len(pieces) > 200
+
+
+def test_the_post_processor_survives_saving(tmp_path):
+    tokenizer = nl.Tokenizer(BYTES.vocab, [])
+    tokenizer.post_processor = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    tokenizer.save(tmp_path)
+    assert json.loads((tmp_path / "tokenizer.json").read_text())["post_processor"]["type"] == "ByteLevel"
+    model = model_for(BYTES)
+    model.generation_config = {"bos_token_id": 7}
+    assert opening(model, nl.Tokenizer.load(tmp_path)) == []
