@@ -580,8 +580,8 @@ MISTAKES = [
     Mistake(
         "the next token's position one too late",
         "generation/kv_cache.py",
-        "positions = self.length + ahead + np.arange(T)", "positions = self.length + ahead + np.arange(1, T + 1)",
-        "generation/test_kv_cache.py::test_the_next_tokens_stand_behind_those_before",
+        "positions = self.length + ahead + np.arange(T)", "positions = self.length + (self.length > 0) + ahead + np.arange(T)",
+        "generation/test_kv_cache.py::test_logits_are_those_of_the_full_forward_at_every_position_row_and_split",
     ),
     Mistake(
         "padding in front of a shorter prompt that can be seen",

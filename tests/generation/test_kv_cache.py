@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from generation.models import assert_same_logits, cuts, models, random_model, random_tokens
+from generation.models import LLAMAS, RELATIVES, assert_same_logits, cuts, models, random_model, random_tokens
 from helpers import assert_close, assert_same_bits
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,12 +24,13 @@ def test_logits_are_those_of_the_full_forward_at_every_position_row_and_split(mo
     assert cache.length == T
 
 
-def test_the_next_tokens_stand_behind_those_before():
-    cache = KVCache(random_model(), 1)
-    assert cache.positions(3).tolist() == [0, 1, 2]
-    cache.reserve(1, 3)
-    cache.advance(np.zeros((1, 3), int))
-    assert cache.positions(2).tolist() == [3, 4]
+@pytest.mark.parametrize("kind", LLAMAS + RELATIVES)
+def test_so_it_is_for_every_kind_of_model(kind):
+    model = random_model(**kind)
+    tokens = random_tokens(model, 2, 15)
+    cache = KVCache(model, 2)
+    parts = [model.forward(tokens[:, part], kv_cache=cache) for part in cuts(15, (1, 2, 8))]
+    assert_same_logits(np.concatenate(parts, axis=1), model.forward(tokens))
 
 
 @given(models(), st.lists(st.integers(1, 12), min_size=1, max_size=4), PLACES)
