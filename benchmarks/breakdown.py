@@ -3,9 +3,9 @@
     python benchmarks/breakdown.py                     # all configurations of train_step.py
     python benchmarks/breakdown.py --configs base --workers 1
 
-Each op of `numllama.ops` is wrapped with a clock for the run: processor time of its thread, summed over the workers and
-divided by their number, so that the rows add up to the step. "Waiting" is what the threads did not use: Python's lock, each
-other, and the end of a step. The floor is that of train_step.py, for comparison.
+Each op of `numllama.ops` is wrapped with a clock for the run: its processor time in this process, which runs as many shards as
+each of the others, so that the rows add up to the step. "Waiting" is what it did not use: for its turn to add to a gradient, and
+for the others at the end of a step. The floor is that of train_step.py, for comparison.
 """
 
 import argparse
@@ -100,7 +100,7 @@ def measure(name: str, workers: int, seconds: float) -> dict:
         step()
         times.append(1e3 * (time.perf_counter() - start))
     per_step = {label: 1e3 * value / len(times) for label, value in clock.items()}
-    ops_ms = {label: value / workers for label, value in per_step.items() if not label.startswith("(")}
+    ops_ms = {label: value for label, value in per_step.items() if not label.startswith("(")}
     products, _ = floor_step(CONFIGS[name], workers)
     products()
     floor = []
@@ -111,8 +111,8 @@ def measure(name: str, workers: int, seconds: float) -> dict:
     return {
         "step": statistics.mean(times),
         "ops": dict(sorted(ops_ms.items(), key=lambda item: -item[1])),
-        "between ops": per_step["(a shard)"] / workers - sum(ops_ms.values()),
-        "waiting": per_step["(all shards)"] - per_step["(a shard)"] / workers,
+        "between ops": per_step["(a shard)"] - sum(ops_ms.values()),
+        "waiting": per_step["(all shards)"] - per_step["(a shard)"],
         "clipping": per_step["(clipping)"],
         "AdamW": per_step["(AdamW)"],
         "the floor": statistics.median(floor),
