@@ -118,7 +118,8 @@ __device__ __forceinline__ void store_rows(
   #pragma unroll
   for (int i = 0; i < 16 * M; i += 32 / CHUNKS) {
     const int row = first + i;
-    if (row < count) store(to + row * stride + column * PER_CHUNK, load<PER_CHUNK>(chunk(tile, row, column)));
+    const uint4 sixteen_bytes = *reinterpret_cast<const uint4*>(chunk(tile, row, column));
+    if (row < count) *reinterpret_cast<uint4*>(to + row * stride + column * PER_CHUNK) = sixteen_bytes;
   }
 }
 
