@@ -71,9 +71,16 @@ class Processes:
         """The children's process ids."""
         return [child.pid for child in self._children]
 
-    def submit(self, item: Any) -> Future:
-        """The function's result, some time."""
-        return self._threads.submit(self._ask, item)
+    def submit(self, item: Any, failed: Callable[[], Any] = lambda: None) -> Future:
+        """The function's result, some time; `failed` is called before the future tells of an error."""
+        return self._threads.submit(self._answer, item, failed)
+
+    def _answer(self, item: Any, failed: Callable[[], Any]) -> Any:
+        try:
+            return self._ask(item)
+        except BaseException:
+            failed()
+            raise
 
     def map(self, items: Iterable[Any]) -> Iterator[Any]:
         """The function's results, in the order of the items, of which only a few are taken ahead."""

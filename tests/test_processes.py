@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from functools import partial
 from itertools import count, islice
 from operator import mul
@@ -35,6 +36,17 @@ def test_an_error_is_raised_as_it_is_and_the_children_go_on():
         with pytest.raises(ValueError, match="'x'"):
             list(processes.map(["1", "x", "2"]))
         assert list(processes.map(["3"])) == [3]
+
+
+def test_whoever_waits_for_something_else_hears_of_an_error_before_the_future_tells():
+    heard = []
+    with Processes(int, 1) as processes:
+        future = processes.submit("x", failed=lambda: (time.sleep(0.05), heard.append(True)))
+        with pytest.raises(ValueError, match="'x'"):
+            future.result()
+        assert heard
+        assert processes.submit("3", failed=heard.clear).result() == 3
+        assert heard
 
 
 def test_what_a_function_prints_is_no_answer():

@@ -132,29 +132,21 @@ class Workers:
         """``function(model, turns, some of the items, *args)`` by every worker; the results, in the order of the items."""
         n = min(self.workers, len(items))
         waiting = [self._submit(function, items[i::n], *args) for i in range(1, n)]
-        errors = []
         try:
             parts = [function(self.model, self._turns, items[::n], *args)] + [future.result() for future in waiting]
         except BaseException as error:  # a shard's error, or Ctrl-C
-            self._fail()
+            if self._turns:
+                self._turns.fail()
             wait(waiting)  # no shard may go on writing to the buffer of the next call
-            errors = [error, *(future.exception() for future in waiting)]
-        for error in errors:
-            if error is not None and not isinstance(error, Stopped):
-                raise error
+            errors = [error, *filter(None, (future.exception() for future in waiting))]
+            first = next((e for e in errors if not isinstance(e, Stopped)), error)
+            raise first from first.__cause__  # and not from that of one who was only stopped
         return interleave(parts)
 
     def _submit(self, function: Callable, *args: Any) -> Future:
         if self._team is None:
-            future = self._pool.submit(function, self.model, self._turns, *args)
-        else:
-            future = self._team.submit(function, *args)
-        future.add_done_callback(lambda future: future.exception() and self._fail())  # a process may be gone
-        return future
-
-    def _fail(self) -> None:
-        if self._turns:
-            self._turns.fail()
+            return self._pool.submit(function, self.model, self._turns, *args)
+        return self._team.submit(function, *args)
 
     def close(self) -> None:
         """End the threads and processes."""

@@ -56,7 +56,7 @@ class Team:
 
     def submit(self, function: Callable, *args: Any) -> Future:
         """``function(model, turns, *args)`` in one of the processes; the function belongs to a module of this package."""
-        return self._processes.submit((function, args))
+        return self._processes.submit((function, args), failed=self.turns.fail)  # a process that is gone cannot say so
 
     def close(self) -> None:
         """End the processes."""
