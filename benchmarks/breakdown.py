@@ -10,7 +10,6 @@ for the others at the end of a step. The floor is that of train_step.py, for com
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -19,7 +18,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-SETTINGS = ("OPENBLAS_", "OMP_", "MKL_")
+from train_step import CONFIGS, clean_environment
 
 
 def main() -> None:
@@ -36,8 +35,8 @@ def main() -> None:
     results = {}
     for name in args.configs:
         command = [sys.executable, __file__, "--child", "--configs", name, "--workers", str(args.workers)]
-        env = {key: value for key, value in os.environ.items() if not key.startswith(SETTINGS)}
-        answer = subprocess.run([*command, "--seconds", str(args.seconds)], env=env, capture_output=True, text=True, check=True)
+        command += ["--seconds", str(args.seconds)]
+        answer = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, check=True)
         results[name] = json.loads(answer.stdout)
         print(table(name, args.workers, results[name]), flush=True)
     if args.json:
@@ -46,7 +45,6 @@ def main() -> None:
 
 def measure(name: str, workers: int, seconds: float) -> dict:
     """Milliseconds a step of everything, in one process."""
-    from train_step import CONFIGS
     from train_step_peers import floor_step, numllama_step
 
     import numllama.training.trainer as trainer
@@ -126,7 +124,6 @@ def table(name: str, workers: int, result: dict) -> str:
     lines = [f"### {name}, {workers} workers: {result['step']:.1f} ms a step", "", "| | ms | % |", "|---|---|---|"]
     lines += [f"| {label} | {value:.2f} | {100 * value / result['step']:.1f} |" for label, value in rows.items()]
     return "\n".join([*lines, ""])
-
 
 
 if __name__ == "__main__":

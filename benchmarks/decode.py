@@ -26,7 +26,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from train_step import machine, unlock_library
+from train_step import clean_environment, machine, unlock_library
 
 SHAPE = dict(vocab_size=32000, dim=288, n_layers=6, n_heads=6, ffn_dim=768, max_seq_len=256, tie_embeddings=True)
 NEW, PROMPT, UNCACHED, READS = 255, 256, 32, 100
@@ -79,8 +79,7 @@ class Contestant:
     """A child process that does a task when told to."""
 
     def __init__(self, kind: str, cores: int, preload: Path | None = None) -> None:
-        settings = ("OPENBLAS_", "OMP_", "MKL_", "KMP_", "GOTO_")
-        env = {key: value for key, value in os.environ.items() if not key.startswith(settings)}
+        env = clean_environment()
         if preload:
             env["LD_PRELOAD"] = str(preload)
         command = [sys.executable, __file__, "--child", kind, "--cores", str(cores)]

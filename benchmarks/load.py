@@ -13,7 +13,6 @@ is what the conversion at each use costs.
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -21,6 +20,8 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+
+from train_step import clean_environment
 
 LIMIT_MEMORY, LIMIT_SECONDS = 1.15, 3.0
 SHAPE = dict(vocab_size=32000, dim=2048, n_heads=32, n_kv_heads=4, ffn_dim=5632, max_seq_len=2048)  # TinyLlama's
@@ -101,10 +102,8 @@ def measure(folder: Path, stored: str, asked: str, rounds: int) -> dict:
 
 def run(*arguments: object) -> dict:
     """A child process of this script, without settings that would slow NumPy down."""
-    settings = ("OPENBLAS_", "OMP_", "MKL_", "KMP_", "GOTO_", "BLIS_")
-    env = {key: value for key, value in os.environ.items() if not key.startswith(settings)}
     command = [sys.executable, __file__, "--child", *map(str, arguments)]
-    return json.loads(subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout)
+    return json.loads(subprocess.run(command, env=clean_environment(), check=True, capture_output=True, text=True).stdout)
 
 
 # ------------------------------------------------------------------------------------------------ inside a child

@@ -77,12 +77,17 @@ def compare(name: str, peers: list[str], unlock: Path | None, rounds: int, cores
     return {variant: contestant.finish() for variant, contestant in contestants.items()}
 
 
+def clean_environment() -> dict[str, str]:
+    """What a contestant inherits: everything but settings that would slow its products down."""
+    settings = ("OPENBLAS_", "OMP_", "MKL_", "NVPL_", "KMP_", "GOTO_", "BLIS_")
+    return {key: value for key, value in os.environ.items() if not key.startswith(settings)}
+
+
 class Contestant:
     """A child process that trains when told to."""
 
     def __init__(self, variant: str, config: str, unlock: Path | None, cores: int) -> None:
-        settings = ("OPENBLAS_", "OMP_", "MKL_", "NVPL_", "KMP_", "GOTO_", "BLIS_")
-        env = {key: value for key, value in os.environ.items() if not key.startswith(settings)}
+        env = clean_environment()
         if unlock:
             env["LD_PRELOAD"] = str(unlock)
         peer = variant.removesuffix(UNLOCKED)

@@ -22,8 +22,8 @@ from numllama.errors import NumllamaError
 _CHILD = "import sys; sys.path[:] = {path!r}; from numllama.processes import serve; serve()"
 
 
-def cores() -> int:
-    """How many processes can run at once."""
+def available_cores() -> int:
+    """How many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -13,7 +13,7 @@ import pytest
 
 import numllama
 from numllama.errors import NumllamaError
-from numllama.processes import Processes, cores
+from numllama.processes import Processes, available_cores
 
 
 def test_results_come_in_the_order_of_the_items():
@@ -60,7 +60,7 @@ def test_a_child_that_dies_is_noticed():
 
 
 def test_there_is_at_least_one_core():
-    assert cores() >= 1
+    assert available_cores() >= 1
 
 
 def test_a_script_needs_no_guard(tmp_path):

@@ -26,7 +26,8 @@ from numllama import ops
 from numllama.backend import Array
 from numllama.generation.kv_cache import KVCache
 from numllama.model import Transformer
-from numllama.training.parallel import available_cores, one_blas_thread
+from numllama.processes import available_cores
+from numllama.training.parallel import one_blas_thread
 
 # Waking another thread takes some 50 microseconds, in which a core makes half as many multiplications: less is not worth it.
 SHARED_PRODUCTS = 5 * 10**6

@@ -13,7 +13,8 @@ import numpy as np
 from numllama.backend import Array
 from numllama.generation.kv_cache import KVCache
 from numllama.model import ModelConfig, Transformer
-from numllama.training.parallel import available_cores, one_blas_thread
+from numllama.processes import available_cores
+from numllama.training.parallel import one_blas_thread
 
 ROUND_TOKENS = 2048  # are computed at a time, over all sequences and cores: it bounds the memory for activations
 PIECE_TOKENS = 64  # at least: products of fewer rows are slow

@@ -65,7 +65,7 @@ def flash_attention_forward(
         m = xp.full((*qi.shape[:3], 1), 0 if small else -math.inf, q.dtype)
         z, o = xp.zeros_like(m), xp.zeros_like(qi)
         for keys, mask in pieces:
-            s = scores(qi, k[kv][:, :, keys], mask)                  # (b, g, R·t, s)
+            s = scores(qi, k[kv][:, :, keys], mask)                    # (b, g, R·t, s)
             if not small:
                 m_old, m = m, xp.maximum(m, s.max(-1, keepdims=True))
                 s -= finite(m)
@@ -95,7 +95,7 @@ def flash_attention_backward(dout: Array, cache: tuple) -> tuple[Array, Array, A
         lsei = fold(lse[where][..., None], kv, k)                      # (b, g, R·t, 1)
         dqi = xp.zeros_like(qi)
         for keys, mask in pieces:
-            s = scores(qi, k[kv][:, :, keys], mask)                  # (b, g, R·t, s)
+            s = scores(qi, k[kv][:, :, keys], mask)                    # (b, g, R·t, s)
             s -= lsei
             p = xp.exp(s, out=s)
             dv[kv][:, :, keys] += p.swapaxes(-1, -2) @ douti

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from numllama.processes import Processes, cores
+from numllama.processes import Processes, available_cores
 from numllama.tokenizer.bpe import Tokenizer
 from numllama.tokenizer.patterns import SpecialTokens, Splitter
 from numllama.tokenizer.text_files import as_paths, not_empty, read_parts
@@ -86,7 +86,7 @@ def count_words(
     """
     size = sum(path.stat().st_size for path in paths)
     if workers is None:
-        workers = max(1, min(cores(), size // WORTH_A_WORKER))
+        workers = max(1, min(available_cores(), size // WORTH_A_WORKER))
     counts: Words = {}
     count = _Count(pattern, special_tokens)
     with tqdm(total=size, unit="B", unit_scale=True, desc="counting", disable=not progress, mininterval=0.5) as bar:

@@ -9,7 +9,6 @@ each other whenever one of them needs that lock. So a run that takes more than a
 """
 
 import ctypes
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,6 +26,7 @@ from numllama.backend import Array
 from numllama.dispatch import runs_here
 from numllama.model import Parameters, Transformer
 from numllama.ops import IGNORE
+from numllama.processes import available_cores
 from numllama.training.team import Team
 from numllama.training.turns import Stopped, Turns
 
@@ -186,11 +186,6 @@ def run_windows(model: Transformer, turns: Turns | None, windows: Sequence[tuple
 
 
 # ------------------------------------------------------------------------------------------------ the machine
-
-
-def available_cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @cache

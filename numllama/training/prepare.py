@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 from tqdm import tqdm
 
 from numllama.errors import DataError
-from numllama.processes import cores
+from numllama.processes import available_cores
 from numllama.tokenizer import CharTokenizer, Tokenizer
 from numllama.tokenizer.parallel import ParallelEncoder
 from numllama.tokenizer.patterns import SpecialTokens
@@ -59,7 +59,7 @@ def prepare_texts(
     }
     state = _state(out, settings)
     if workers is None:
-        workers = max(1, min(cores(), sum(path.stat().st_size for path in paths) // WORTH_A_WORKER))
+        workers = max(1, min(available_cores(), sum(path.stat().st_size for path in paths) // WORTH_A_WORKER))
     if "characters" not in state:  # read all before anything is made: what is not UTF-8 is found now
         state["characters"] = [sum(map(len, read_parts(path, errors))) for path in paths]
         if sum(state["characters"]) < 2:

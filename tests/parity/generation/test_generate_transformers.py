@@ -1,31 +1,16 @@
 """Generation against transformers' generate: the same ids, cached, batched, and through a window."""
 
-import os
-import warnings
-
 import numpy as np
 import pytest
+from interop.peer import LLAMA_3, PARITY, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, torch
 
 import numllama as nl
 
-os.environ["HF_HUB_OFFLINE"] = "1"
-torch = pytest.importorskip("torch")
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    transformers = pytest.importorskip("transformers")
-    from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
-transformers.utils.logging.disable_progress_bar()
-transformers.utils.logging.set_verbosity_error()
-torch.set_num_threads(1)  # small products: more threads only get in each other's way
-pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")]
+pytestmark = PARITY
 
 SHAPE = dict(
     vocab_size=97, hidden_size=48, intermediate_size=80, num_hidden_layers=3, num_attention_heads=8,
     max_position_embeddings=256, attn_implementation="eager", bos_token_id=None, eos_token_id=None, pad_token_id=0,
-)  # fmt: skip
-LLAMA_3 = dict(
-    rope_type="llama3", rope_theta=5000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
-    original_max_position_embeddings=32,
 )  # fmt: skip
 
 

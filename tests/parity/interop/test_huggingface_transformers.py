@@ -1,32 +1,19 @@
 """Against transformers: random tiny checkpoints that it writes, and those that we write."""
 
 import json
-import os
-import warnings
 
 import numpy as np
 import pytest
 from helpers import assert_close, assert_same_bits
 from interop.checkpoints import LLAMAS, SHAPE, random_model
+from interop.peer import LLAMA_3, PARITY, AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM, torch
 from training.realdata import real_data
 
 import numllama as nl
 from numllama.interop.huggingface import huggingface_names
 
-os.environ["HF_HUB_OFFLINE"] = "1"
-torch = pytest.importorskip("torch")
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    transformers = pytest.importorskip("transformers")
-    from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM
-transformers.utils.logging.disable_progress_bar()
-torch.set_num_threads(1)  # small products: more threads only get in each other's way
-pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")]
+pytestmark = PARITY
 
-LLAMA_3 = dict(
-    rope_type="llama3", rope_theta=5000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
-    original_max_position_embeddings=32,
-)  # fmt: skip
 ROPES = {"default": dict(rope_type="default", rope_theta=10000.0), "llama3": LLAMA_3}
 CASES = [
     (kv_heads, tied, rope, eps)
