@@ -140,7 +140,7 @@ MISTAKES = [
     ),
     Mistake(
         "no maximum taken off, however large the scores",
-        "ops/flash_attention.py", "k_squared[kv].max() < SMALL_SCORE**2", "0 < SMALL_SCORE**2",
+        "ops/flash_attention.py", "row_dot(k, k).max() * scale**2 < SMALL_SCORE**2", "0 < SMALL_SCORE**2",
         "ops/test_flash_attention.py::test_very_large_scores_do_not_overflow",
     ),
     Mistake(
@@ -160,7 +160,7 @@ MISTAKES = [
     ),
     Mistake(
         "flash attention's backward without delta",
-        "ops/flash_attention.py", "            dp -= delta\n", "",
+        "ops/flash_attention.py", "            dp -= deltai\n", "",
         "ops/test_flash_attention.py::test_gradients",
     ),
     Mistake(

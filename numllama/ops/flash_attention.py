@@ -3,9 +3,9 @@
 Forward takes the keys of a tile of queries piece by piece and keeps three things for each query: the largest score so far
 (m), the sum of exp(s − m) so far (z), and the sum of exp(s − m)·v so far (o). When m rises to m', both sums are rescaled:
     z ← z·exp(m − m') + Σ exp(s − m')        o ← o·exp(m − m') + exp(s − m') v        at the end out = o / z
-m keeps exp from overflowing, and cancels. No score is larger than |q|·|k| (Cauchy-Schwarz): where that is small, as it mostly
-is, m stays 0 and no maximum is looked for. Only lse = m + log z is kept for backward, from which each tile of p can be made
-again:
+m keeps exp from overflowing, and cancels. No score is larger than |q|·|k|·scale (Cauchy-Schwarz): where that is small, as it
+mostly is, m stays 0 and no maximum is looked for. Only lse = m + log z is kept for backward, from which each tile of p can be
+made again:
     p  = exp(s − lse)                        dv += pᵀ dout             dp = dout vᵀ
     ds = p ⊙ (dp − δ)                        dq += ds k · scale        dk += dsᵀ q · scale
 where δ = Σ over keys of dp⊙p = Σ over D of dout⊙out, since Σₛ p[s]·(dout·v[s]) = dout·out: a sum over keys turned into a
@@ -23,11 +23,12 @@ import numpy as np
 
 from numllama.backend import Array, row_dot, xp_of
 from numllama.checks import check_shape
-from numllama.dispatch import accelerated
+from numllama.dispatch import accelerated, slices
 from numllama.ops.attention import check_heads, key_intervals
 
-QUERY_TILE, KEY_TILE = 64, 128
+QUERY_TILE, QUERY_ROWS, KEY_TILE = 64, 128, 96  # times; rows, for the heads that share keys are folded into times; keys
 TILE_ELEMENTS = 96 * 1024  # scores of one tile, over all its sequences and heads: they stay in a core's cache
+CACHE_LINE = 16  # floats
 SMALL_SCORE = 60.0  # exp(60) and exp(-60), and sums of millions of them, are well within the range of float32
 
 
@@ -57,15 +58,15 @@ def flash_attention_forward(
     B, H, T, D = q.shape
     scale = 1 / math.sqrt(D) if scale is None else float(scale)
     first, last = key_intervals(first, last, q, S)                     # (1 or B, T)
+    small = row_dot(q, q).max() * row_dot(k, k).max() * scale**2 < SMALL_SCORE**2
+    kt = transposed(k) * scale                                         # (B, K, D, S)
     out, lse = xp.empty_like(q), xp.empty((B, H, T), q.dtype)
-    k_squared = row_dot(k, k).max((2, 3))                              # (B, K)
     for where, kv, pieces in tiles(q, k, first, last):
-        qi = fold(q[where], kv, k) * scale                             # (b, g, R·t, D)
-        small = row_dot(qi, qi).max() * k_squared[kv].max() < SMALL_SCORE**2
+        qi = fold(q[where], kv, k)                                     # (b, g, R·t, D)
         m = xp.full((*qi.shape[:3], 1), 0 if small else -math.inf, q.dtype)
-        z, o = xp.zeros_like(m), xp.zeros_like(qi)
+        z, o = xp.zeros_like(m), xp.zeros(qi.shape, q.dtype)
         for keys, mask in pieces:
-            s = scores(qi, k[kv][:, :, keys], mask)                    # (b, g, R·t, s)
+            s = scores(qi, kt[kv][..., keys], mask)                    # (b, g, R·t, s)
             if not small:
                 m_old, m = m, xp.maximum(m, s.max(-1, keepdims=True))
                 s -= finite(m)
@@ -76,7 +77,7 @@ def flash_attention_forward(
             z += p @ xp.ones((p.shape[-1], 1), p.dtype)                # a sum over keys
             o += p @ v[kv][:, :, keys]
         seen = xp.where(z == 0, 1, z)                                  # a query that sees nothing: out = 0
-        out[where] = unfold(o / seen, q[where])
+        xp.divide(o.reshape(out[where].shape), seen.reshape(*lse[where].shape, 1), out=out[where])
         lse[where] = (finite(m) + xp.log(seen)).reshape(lse[where].shape)
     return out, (q, k, v, out, lse, first, last, scale)
 
@@ -87,31 +88,40 @@ def flash_attention_backward(dout: Array, cache: tuple) -> tuple[Array, Array, A
     q, k, v, out, lse, first, last, scale = cache
     check_shape("dout", dout, q.shape)
     xp = xp_of(q)
-    dq, dk, dv = xp.empty_like(q), xp.zeros_like(k), xp.zeros_like(v)
+    kt, vt = transposed(k) * scale, transposed(v)                      # (B, K, D, S)
+    delta = row_dot(dout, out)                                         # (B, H, T, 1)
+    dq, dk, dv = xp.empty_like(q), xp.zeros(k.shape, k.dtype), xp.zeros(v.shape, v.dtype)
     for where, kv, pieces in tiles(q, k, first, last):
-        qi = fold(q[where], kv, k) * scale                             # (b, g, R·t, D)
-        douti = fold(dout[where], kv, k)                               # (b, g, R·t, D)
-        delta = fold(row_dot(dout[where], out[where]), kv, k)
-        lsei = fold(lse[where][..., None], kv, k)                      # (b, g, R·t, 1)
-        dqi = xp.zeros_like(qi)
+        qi, douti = fold(q[where], kv, k), fold(dout[where], kv, k)    # (b, g, R·t, D)
+        deltai, lsei = fold(delta[where], kv, k), fold(lse[where][..., None], kv, k)                # (b, g, R·t, 1)
+        dqi = xp.zeros(qi.shape, q.dtype)
         for keys, mask in pieces:
-            s = scores(qi, k[kv][:, :, keys], mask)                    # (b, g, R·t, s)
+            s = scores(qi, kt[kv][..., keys], mask)                    # (b, g, R·t, s)
             s -= lsei
             p = xp.exp(s, out=s)
             dv[kv][:, :, keys] += p.swapaxes(-1, -2) @ douti
-            dp = douti @ v[kv][:, :, keys].swapaxes(-1, -2)
-            dp -= delta
+            dp = douti @ vt[kv][..., keys]
+            dp -= deltai
             dp *= p
             ds = dp                                                    # (b, g, R·t, s)
             dqi += ds @ k[kv][:, :, keys]
-            dk[kv][:, :, keys] += ds.swapaxes(-1, -2) @ qi             # qi carries the scale
-        dq[where] = unfold(dqi, q[where]) * scale
+            dk[kv][:, :, keys] += ds.swapaxes(-1, -2) @ qi
+        xp.multiply(dqi.reshape(dq[where].shape), scale, out=dq[where])
+    dk *= scale
     return dq, dk, dv
 
 
-def scores(q: Array, k: Array, mask: Array | None) -> Array:
+def transposed(x: Array) -> Array:
+    """The last two axes exchanged, in memory too: products of small matrices are faster so."""
+    xt = xp_of(x).empty((*x.shape[:-2], x.shape[-1], x.shape[-2]), x.dtype)
+    for rows in slices(0, x.shape[-2], CACHE_LINE if isinstance(x, np.ndarray) else x.shape[-2]):
+        xt[..., rows] = x[..., rows, :].swapaxes(-1, -2)
+    return xt
+
+
+def scores(q: Array, kt: Array, mask: Array | None) -> Array:
     """q kᵀ, and -inf where a query must not look."""
-    s = q @ k.swapaxes(-1, -2)
+    s = q @ kt
     if mask is not None:
         B, K, rows, S = s.shape
         T = mask.shape[-2]
@@ -132,11 +142,6 @@ def fold(x: Array, kv: tuple, k: Array) -> Array:
     return x.reshape(b, g, heads // g * t, n)
 
 
-def unfold(x: Array, like: Array) -> Array:
-    """And back."""
-    return x.reshape(like.shape)
-
-
 def tiles(q: Array, k: Array, first: Array, last: Array) -> Iterator[tuple]:
     """The tiles of queries, and for each the pieces of keys that some of its queries see.
 
@@ -153,7 +158,7 @@ def tiles(q: Array, k: Array, first: Array, last: Array) -> Iterator[tuple]:
     K, S = k.shape[1:3]
     R = H // K
     on_cpu = isinstance(q, np.ndarray)
-    step_t, step_s = (min(T, QUERY_TILE), min(S, KEY_TILE)) if on_cpu else (T, S)
+    step_t, step_s = (min(T, QUERY_TILE, max(1, QUERY_ROWS // R)), min(S, KEY_TILE)) if on_cpu else (T, S)
     pairs = max(1, TILE_ELEMENTS // (R * step_t * step_s)) if on_cpu else B * K      # (sequence, key head) in one tile
     step_k = min(K, pairs)
     step_b = max(1, pairs // K) if step_k == K else 1

@@ -20,7 +20,7 @@ import numllama.ops.flash_attention as module
 from numllama.gradcheck import gradcheck
 from numllama.ops import attention_backward, attention_forward, flash_attention_backward, flash_attention_forward
 
-SETTINGS = ("QUERY_TILE", "KEY_TILE", "TILE_ELEMENTS", "SMALL_SCORE")
+SETTINGS = ("QUERY_TILE", "KEY_TILE", "TILE_ELEMENTS", "SMALL_SCORE", "QUERY_ROWS")
 
 
 @pytest.fixture(autouse=True)
@@ -57,6 +57,7 @@ def cases(draw):
     ], (
         draw(st.integers(1, 6)), draw(st.integers(1, 6)), draw(st.sampled_from([1, 20, 200, 2000])),
         draw(st.sampled_from([0.0, 60.0])),  # 0: always with a maximum
+        draw(st.sampled_from([1, 5, 128])),
     )  # fmt: skip
 
 
