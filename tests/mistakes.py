@@ -42,7 +42,7 @@ MISTAKES = [
     ),
     Mistake(
         "RMSNorm without the second term of its gradient",
-        "ops/rmsnorm.py", "dx = rstd * dn - x * (rstd**3 * row_dot(dn, x) / C)", "dx = rstd * dn",
+        "ops/rmsnorm.py", "    dx -= x * (rstd**2 * row_dot(dx, x) / C)\n", "",
         "ops/test_rmsnorm.py::test_gradients",
     ),
     Mistake(
@@ -181,7 +181,7 @@ MISTAKES = [
     Mistake(
         "log-sum-exp without the maximum",
         "ops/cross_entropy.py",
-        "lse = top + xp.log(xp.exp(logits - top[..., None]).sum(-1))", "lse = xp.log(xp.exp(logits).sum(-1))",
+        "top = logits.max(-1) ", "top = 0 * logits.max(-1) ",
         "ops/test_cross_entropy.py::test_very_large_logits_stay_finite",
     ),
     Mistake(

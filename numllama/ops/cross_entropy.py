@@ -41,7 +41,8 @@ def cross_entropy_forward(
     counted = targets != ignore_index                                  # (...)
     targets = xp.where(counted, targets, -1)
     top = logits.max(-1)                                               # (...)
-    lse = top + xp.log(xp.exp(logits - top[..., None]).sum(-1))        # (...)
+    p = logits - top[..., None]
+    lse = top + xp.log(xp.exp(p, out=p).sum(-1))                       # (...)
     if count is None:
         count = xp.maximum(counted.sum(), 1)                           # nothing counted: 0 / 1
     count = xp.asarray(count, dtype=logits.dtype)                      # a count from NumPy must not widen float32

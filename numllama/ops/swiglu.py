@@ -38,15 +38,16 @@ def swiglu_backward(dout: Array, cache: tuple) -> tuple[Array, Array]:
     """Gradients of :func:`swiglu_forward`: ``dgate`` and ``dup``, each (..., F)."""
     gate, up = cache
     check_shape("dout", dout, gate.shape)
+    xp = xp_of(gate)
     half = 0.5 * gate                                                  # (..., F)
-    sigma = xp_of(gate).tanh(half)
+    sigma = xp.tanh(half)
     sigma += 1
     silu = half * sigma
     sigma *= 0.5
-    dgate = 1 - sigma
+    dgate = xp.subtract(1, sigma, out=half)
     dgate *= silu
     dgate += sigma                                                     # silu'(gate)
     dgate *= up
     dgate *= dout
-    dup = dout * silu
+    dup = xp.multiply(dout, silu, out=silu)
     return dgate, dup
