@@ -281,7 +281,7 @@ MISTAKES = [
     Mistake(
         "Adam without its bias correction",
         "optim/adamw.py",
-        "d *= lr / (1 - beta1**t)", "d *= lr",
+        "d *= lr * c / (1 - beta1**t)", "d *= lr * c",
         "optim/test_adamw.py::test_the_first_step_is_lr_times_the_sign_of_the_gradient",
     ),
     Mistake(

@@ -3,6 +3,7 @@
     m ← β₁·m + (1 − β₁)·g            v ← β₂·v + (1 − β₂)·g²
     m̂ = m / (1 − β₁ᵗ)                v̂ = v / (1 − β₂ᵗ)                     (both start at zero: undo that bias)
     w ← w − lr·λ·w − lr · m̂ / (√v̂ + eps)                                   (λ = 0 for gains and biases)
+With c = √(1 − β₂ᵗ), so √v̂ = √v / c:   m̂ / (√v̂ + eps) = c / (1 − β₁ᵗ) · m / (√v + c·eps): one pass less.    Kingma & Ba, sec. 2
 """
 
 from math import sqrt
@@ -75,10 +76,10 @@ def adamw_update(
     d *= 1 - beta2
     v += d
     xp.sqrt(v, out=d)
-    d /= sqrt(1 - beta2**t)
-    d += eps
-    xp.divide(m, d, out=d)                                             # m / (√v̂ + eps)
-    d *= lr / (1 - beta1**t)
+    c = sqrt(1 - beta2**t)
+    d += c * eps
+    xp.divide(m, d, out=d)
+    d *= lr * c / (1 - beta1**t)                                       # lr · m̂ / (√v̂ + eps)
     w *= 1 - lr * weight_decay
     w -= d
     if copy is not None:

@@ -1,6 +1,7 @@
 """Clipping by global norm:  g ← g · min(1, max_norm / |g|),   |g| over all parameters        Pascanu et al. 2013, alg. 1"""
 
 from collections.abc import Callable
+from functools import partial
 from math import sqrt
 
 import numpy as np
@@ -18,12 +19,7 @@ def grad_norm(grads: Parameters, run: Callable = map) -> float:
 @accelerated
 def euclidean_norm(flat: Array, run: Callable = map) -> float:
     """The root of the sum of squares; pieces are summed in float64, in a fixed order."""
-
-    def squares(part: slice) -> float:
-        with np.errstate(over="ignore", invalid="ignore"):  # infinity is the answer then
-            return float(flat[part] @ flat[part])
-
-    return sqrt(sum(run(squares, slices(0, flat.size, piece_size(flat)))))
+    return sqrt(sum(run(partial(square_sum, flat), slices(0, flat.size, piece_size(flat)))))
 
 
 def clip_grad_norm(grads: Parameters, max_norm: float, run: Callable = map) -> float:
@@ -46,9 +42,16 @@ def clip_grad_norm(grads: Parameters, max_norm: float, run: Callable = map) -> f
     norm = grad_norm(grads, run)
     if max_norm < norm < float("inf"):
         flat, scale = grads.flat, max_norm / (norm + 1e-6)  # the guard of PyTorch's clip_grad_norm_
-
-        def shrink(part: slice) -> None:
-            flat[part] *= scale
-
-        list(run(shrink, slices(0, flat.size, piece_size(flat))))
+        list(run(partial(shrink, flat, scale), slices(0, flat.size, piece_size(flat))))
     return norm
+
+
+def square_sum(flat: Array, part: slice) -> float:
+    """The sum of squares of a piece."""
+    with np.errstate(over="ignore", invalid="ignore"):  # infinity is the answer then
+        return float(flat[part] @ flat[part])
+
+
+def shrink(flat: Array, scale: float, part: slice) -> None:
+    """Scale a piece in place."""
+    flat[part] *= scale

@@ -1,5 +1,7 @@
 """What optimizers share: one pass over flat buffers, in pieces that stay in cache, with decay on the matrices only."""
 
+from functools import partial
+
 from numllama.dispatch import piece_size, slices
 from numllama.model.parameters import Parameters
 
@@ -41,8 +43,11 @@ class Optimizer:
         flat, matrices = self.params.flat, self.params.matrices.size
         pieces = [(part, self.weight_decay) for part in slices(0, matrices, piece_size(flat))]
         pieces += [(part, 0.0) for part in slices(matrices, flat.size, piece_size(flat))]
-        for _ in run(lambda piece: self.update(piece[0], grads, lr, piece[1]), pieces):
-            pass
+        list(run(partial(self._update_piece, grads, lr), pieces))
+
+    def _update_piece(self, grads: Parameters, lr: float, piece: tuple[slice, float]) -> None:
+        part, weight_decay = piece
+        self.update(part, grads, lr, weight_decay)
 
     def update(self, part: slice, grads: Parameters, lr: float, weight_decay: float) -> None:
         """Step the parameters ``flat[part]``."""

@@ -32,6 +32,7 @@ from numllama.training.turns import Stopped, Turns
 
 SHARD_TOKENS = 1024  # large enough for full speed of matrix products, small enough for the cache
 MAX_SHARDS = 8
+WORTH_PROCESSES = 8  # items for each of them: for fewer, threads begin sooner
 TEAM_AFTER = 2.0  # seconds of work with threads: a process takes half a second to start
 
 
@@ -59,12 +60,15 @@ class Workers:
         Go on with processes where the system can share memory with them, after TEAM_AFTER seconds of work.
     """
 
-    def __init__(self, model: Transformer, workers: int | None = None, processes: bool = False) -> None:
+    def __init__(
+        self, model: Transformer, workers: int | None = None, processes: bool = False, moments: Sequence[Parameters] = ()
+    ) -> None:
         if workers is not None and workers < 1:
             raise ValueError(f"workers is {workers}, but must be at least 1")
         self.model = model
         self.workers = 1 if model.device != "cpu" else workers or available_cores()
         self._pool = ThreadPoolExecutor(self.workers - 1) if self.workers > 1 else None
+        self._moments = moments
         self._turns: Turns | None = None
         self._team: Team | None = None
         self._may_team = processes and self.workers > 1 and Team.possible(model)
@@ -76,10 +80,11 @@ class Workers:
         return self._team.pids if self._team else []
 
     def map(self, function: Callable, items: Iterable) -> list:
-        """The function's results, by this thread and the others."""
+        """The function's results, by this worker and the others; what it holds of arrays must be shared, or only be read."""
         items, n = list(items), self.workers
-        waiting = [self._pool.submit(list, map(function, items[i::n])) for i in range(1, n)]
-        return interleave([list(map(function, items[::n])), *(future.result() for future in waiting)])
+        others = self._team if self._team and len(items) >= n * WORTH_PROCESSES else self._pool
+        waiting = [others.submit(run_all, function, items[i::n]) for i in range(1, n)]
+        return interleave([run_all(function, items[::n]), *(future.result() for future in waiting)])
 
     def loss_and_grads(
         self,
@@ -106,7 +111,7 @@ class Workers:
         parts = list(zip(range(shards), cut(tokens, shards), cut(targets, shards), strict=True))
         if self._may_team and self._team is None and self._busy > TEAM_AFTER:
             self._turns = None  # its memory is free before the team takes its own
-            self._team = Team(self.model, self.workers - 1)
+            self._team = Team(self.model, self.workers - 1, self._moments)
             self._turns = self._team.turns
         if self._turns is None:
             self._turns = Turns(self.model.params.zeros_like())
@@ -131,7 +136,7 @@ class Workers:
     def _spread(self, function: Callable, items: Sequence, *args: Any) -> list:
         """``function(model, turns, some of the items, *args)`` by every worker; the results, in the order of the items."""
         n = min(self.workers, len(items))
-        waiting = [self._submit(function, items[i::n], *args) for i in range(1, n)]
+        waiting = [self._submit(function, self.model, self._turns, items[i::n], *args) for i in range(1, n)]
         try:
             parts = [function(self.model, self._turns, items[::n], *args)] + [future.result() for future in waiting]
         except BaseException as error:  # a shard's error, or Ctrl-C
@@ -144,9 +149,7 @@ class Workers:
         return interleave(parts)
 
     def _submit(self, function: Callable, *args: Any) -> Future:
-        if self._team is None:
-            return self._pool.submit(function, self.model, self._turns, *args)
-        return self._team.submit(function, *args)
+        return (self._team or self._pool).submit(function, *args)
 
     def close(self) -> None:
         """End the threads and processes."""
@@ -154,6 +157,11 @@ class Workers:
             self._team.close()
         if self._pool:
             self._pool.shutdown(cancel_futures=True)
+
+
+def run_all(function: Callable, items: Sequence) -> list:
+    """The function's results."""
+    return list(map(function, items))
 
 
 def interleave(parts: Sequence[list]) -> list:

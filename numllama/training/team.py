@@ -1,12 +1,14 @@
 """Processes that run shards: each has the whole model, but weights and gradients lie in memory that all of them share.
 
 Threads hand the interpreter's lock around some thousand times in a step; processes have one each. What goes through pipes is
-a shard's tokens and its loss.
+a shard's tokens and its loss; what they share is sent by name.
 """
 
+import io
 import mmap
 import os
-from collections.abc import Callable
+import pickle
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from math import prod
@@ -29,6 +31,8 @@ class Team:
         Its parameters move to shared memory.
     others : int
         How many processes.
+    moments : sequence of Parameters
+        What else moves there: an optimizer's, of the model's layout.
 
     Attributes
     ----------
@@ -38,11 +42,13 @@ class Team:
         The processes.
     """
 
-    def __init__(self, model: Transformer, others: int) -> None:
-        shared = Shared(model.config, model.dtype.name, os.memfd_create("numllama"), os.getpid())
+    def __init__(self, model: Transformer, others: int, moments: Sequence[Parameters] = ()) -> None:
+        shared = Shared(model.config, model.dtype.name, os.memfd_create("numllama"), os.getpid(), len(moments))
         try:
-            params, self.turns = shared.open(create=True)
-            model.params.move(params.flat)
+            (params, *rest), self.turns = shared.open(create=True)
+            for ours, theirs in zip((model.params, *moments), (params, *rest), strict=True):
+                ours.move(theirs.flat)
+            self._known = everything(model, self.turns, moments)
             self._processes = Processes(Member(shared), others, fds=[shared.fd])
             self.pids = self._processes.pids
         finally:
@@ -55,8 +61,10 @@ class Team:
         return hasattr(os, "memfd_create") and plain and model.device == "cpu"
 
     def submit(self, function: Callable, *args: Any) -> Future:
-        """``function(model, turns, *args)`` in one of the processes; the function belongs to a module of this package."""
-        return self._processes.submit((function, args), failed=self.turns.fail)  # a process that is gone cannot say so
+        """``function(*args)`` in one of the processes; the function belongs to a module of this package."""
+        job = io.BytesIO()
+        ByName(job, self._known).dump((function, args))
+        return self._processes.submit(job.getvalue(), failed=self.turns.fail)  # a process that is gone cannot say so
 
     def close(self) -> None:
         """End the processes."""
@@ -75,24 +83,27 @@ class Shared:
         The memory, as a file descriptor.
     owner : int
         The process that made it.
+    moments : int
+        How many more buffers there are of the weights' layout.
     """
 
     config: ModelConfig
     dtype: str
     fd: int
     owner: int
+    moments: int
 
-    def open(self, create: bool = False) -> tuple[Parameters, Turns]:
-        """Weights and turns in this process."""
-        shapes = parameter_shapes(self.config)
+    def open(self, create: bool = False) -> tuple[list[Parameters], Turns]:
+        """Weights and moments, and turns, in this process."""
+        shapes, buffers = parameter_shapes(self.config), 2 + self.moments
         n, size = sum(map(prod, shapes.values())), np.dtype(self.dtype).itemsize
-        start = -(-2 * n * size // 8) * 8
+        start = -(-buffers * n * size // 8) * 8
         length = start + 8 * (len(shapes) + 1)
         if create:
             os.ftruncate(self.fd, length)
         memory = mmap.mmap(self.fd, length)
-        weights, gradients = (Parameters(shapes, np.frombuffer(memory, self.dtype, n, i * n * size)) for i in range(2))
-        return weights, Turns(gradients, np.frombuffer(memory, np.int64, offset=start), stop=self._end_with_owner)
+        gradients, *rest = (Parameters(shapes, np.frombuffer(memory, self.dtype, n, i * n * size)) for i in range(buffers))
+        return rest, Turns(gradients, np.frombuffer(memory, np.int64, offset=start), stop=self._end_with_owner)
 
     def _end_with_owner(self) -> None:
         if os.getpid() != self.owner and os.getppid() != self.owner:
@@ -104,16 +115,45 @@ class Member:
     """What a process of the team does: begins when it is first asked, then answers."""
 
     shared: Shared
-    state: tuple | None = None
+    known: list | None = None
+    settings: Any = None
 
-    def __call__(self, job: tuple[Callable, tuple]) -> Any:
-        if self.state is None:
+    def __call__(self, job: bytes) -> Any:
+        if self.known is None:
             from numllama.training.parallel import training_settings  # which knows the team
 
             settings = training_settings("cpu")
             settings.__enter__()  # until the process ends
-            params, turns = self.shared.open()
+            (params, *moments), turns = self.shared.open()
             model = Transformer(self.shared.config, dtype=self.shared.dtype, params=params)
-            self.state = model, turns, settings
-        function, args = job
-        return function(*self.state[:2], *args)
+            self.known, self.settings = everything(model, turns, moments), settings
+        function, args = Named(io.BytesIO(job), self.known).load()
+        return function(*args)
+
+
+def everything(model: Transformer, turns: Turns, moments: Sequence[Parameters]) -> list:
+    """All that is shared, in an order that both sides know."""
+    buffers = [model.params, turns.total, *moments]
+    return [model, turns, *buffers, *(buffer.flat for buffer in buffers)]
+
+
+class ByName(pickle.Pickler):
+    """Pickles things that the other side has too as their places in a list."""
+
+    def __init__(self, file: io.BytesIO, known: Sequence) -> None:
+        super().__init__(file, pickle.HIGHEST_PROTOCOL)
+        self._places = {id(thing): place for place, thing in enumerate(known)}
+
+    def persistent_id(self, thing: Any) -> int | None:
+        place = self._places.get(id(thing))
+        if place is None and isinstance(thing, Parameters):
+            raise TypeError("parameters that are not shared cannot be sent")
+        return place
+
+
+class Named(pickle.Unpickler):
+    """Reads what ByName wrote."""
+
+    def __init__(self, file: io.BytesIO, known: Sequence) -> None:
+        super().__init__(file)
+        self.persistent_load = known.__getitem__

@@ -95,7 +95,7 @@ class Trainer:
         self.optimizer = self.config.make_optimizer(model.params)
         self.step, self.best, self.skipped, self._skipped_in_a_row = 0, math.inf, 0, 0
         self.scale, self._steps_since_change = (LARGEST_SCALE if model.dtype == "float16" else 1.0), 0
-        self.workers = Workers(model, config.workers, processes=True)
+        self.workers = Workers(model, config.workers, processes=True, moments=list(self.optimizer.state.values()))
 
     # -------------------------------------------------------------------------------------------- the loop
 

@@ -15,6 +15,7 @@ import pytest
 from helpers import assert_same_bits
 
 import numllama as nl
+from numllama import dispatch
 from numllama.errors import NumllamaError
 from numllama.training import parallel
 from numllama.training.parallel import Workers
@@ -65,6 +66,8 @@ def test_processes_give_the_same_bits_as_one_worker(workers, dtype):
 def test_a_run_that_goes_over_to_processes_stays_the_same(monkeypatch):
     text = np.random.default_rng(0).integers(0, VOCAB, 500)
     settings = {"steps": 6, "batch_size": 4, "seq_len": T, "lr": 1e-2, "warmup_steps": 1, "shards": 4, "eval_every": 3}
+    monkeypatch.setattr(parallel, "WORTH_PROCESSES", 0)  # the optimizer's passes go to the processes too
+    monkeypatch.setattr(dispatch, "PIECE_ELEMENTS", 100)
     results = []
     for workers in (1, 2):
         monkeypatch.setattr(parallel, "TEAM_AFTER", 1e9)
@@ -75,8 +78,18 @@ def test_a_run_that_goes_over_to_processes_stays_the_same(monkeypatch):
                 if report.step == 2:
                     monkeypatch.setattr(parallel, "TEAM_AFTER", -1.0)
             assert len(trainer.workers.pids) == workers - 1
-            results.append((reports, hashlib.sha256(trainer.model.params.flat).hexdigest()))
+            buffers = trainer.model.params, *trainer.optimizer.state.values()
+            results.append((reports, [hashlib.sha256(buffer.flat).hexdigest() for buffer in buffers]))
     assert results[0] == results[1]
+
+
+@needs_memfd
+def test_parameters_that_are_not_shared_are_not_sent(monkeypatch):
+    monkeypatch.setattr(parallel, "WORTH_PROCESSES", 0)
+    with closing(Workers(build(), 2, processes=True)) as team:
+        _, grads = team.loss_and_grads(*batch(), 4)
+        with pytest.raises(TypeError, match="not shared"):
+            nl.AdamW(team.model.params).step(grads, run=team.map)  # whose moments the workers were not told of
 
 
 @needs_memfd
@@ -122,7 +135,8 @@ team = parallel.Workers(nl.Transformer(nl.ModelConfig(5, 4, 1, 1, max_seq_len=2)
 tokens = np.zeros((2, 2), int)
 team.loss_and_grads(tokens, tokens, 2)
 team._turns.start()
-future = team._team.submit(parallel.run_shards, [(1, tokens, tokens)], 4, None, False)  # waits for shard 0, which never comes
+# It waits for shard 0, which never comes.
+future = team._team.submit(parallel.run_shards, team.model, team._turns, [(1, tokens, tokens)], None, dict(count=4))
 time.sleep(0.2)
 print(*team.pids, flush=True)
 time.sleep(60)
