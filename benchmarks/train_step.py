@@ -2,6 +2,7 @@
 
     python benchmarks/train_step.py                               # every configuration and every peer that is installed
     python benchmarks/train_step.py --configs base --peers numllama torch-eager floor --json out.json
+    python benchmarks/train_step.py --configs T256 T512 T1024 T2048 T4096     # base's model, ever longer sequences
 
 Each contestant is a child process with a clean environment (no OPENBLAS_*, OMP_* or MKL_* settings), pinned to the same
 cores. They are all started and warmed up, then take turns, A B C A B C ..., a few steps at a time, so that a slow moment of
@@ -29,6 +30,8 @@ CONFIGS = {
     "base": dict(vocab_size=65, dim=384, n_layers=6, n_heads=6, ffn_dim=1024, max_seq_len=256, batch=16),
     "gqa": dict(vocab_size=4096, dim=512, n_layers=8, n_heads=8, n_kv_heads=2, ffn_dim=1376, max_seq_len=256, batch=4),
 }
+USUAL = list(CONFIGS)
+CONFIGS |= {f"T{T}": dict(CONFIGS["base"], max_seq_len=T, batch=8192 // T) for T in (256, 512, 1024, 2048, 4096)}
 PEERS = ("numllama", "torch-eager", "torch-compile", "torch-compile-bf16", "jax", "floor")
 UNLOCKED = "+unlocked"
 SECONDS_PER_TURN = 1.0
@@ -36,7 +39,7 @@ SECONDS_PER_TURN = 1.0
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--configs", nargs="+", default=list(CONFIGS), choices=list(CONFIGS))
+    parser.add_argument("--configs", nargs="+", default=USUAL, choices=list(CONFIGS))
     parser.add_argument("--peers", nargs="+", default=list(PEERS), choices=list(PEERS))
     parser.add_argument("--rounds", type=int, default=9, help="turns of each contestant")
     parser.add_argument("--cores", type=int, default=2)

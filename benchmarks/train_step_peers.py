@@ -128,15 +128,13 @@ def floor_step(config: dict, cores: int):
 # ------------------------------------------------------------------------------------------------ PyTorch
 
 
-def torch_step(config: dict, cores: int, compile: bool = False, bfloat16: bool = False):
+def torch_llama(c, lr: float = LR, betas: tuple = BETAS, decay: float = DECAY):
+    """The model of a configuration, with numllama's initial weights, and its AdamW."""
     import torch
     import torch.nn.functional as F
     from torch import nn
 
     import numllama as nl
-
-    torch.set_num_threads(cores)
-    c = model_config(config)
 
     class Block(nn.Module):
         def __init__(self):
@@ -189,8 +187,15 @@ def torch_step(config: dict, cores: int, compile: bool = False, bfloat16: bool =
             parameter.copy_(torch.from_numpy(weights[name.removesuffix(".weight")]))
     decayed = [p for p in model.parameters() if p.ndim == 2]
     rest = [p for p in model.parameters() if p.ndim != 2]
-    groups = [{"params": decayed, "weight_decay": DECAY}, {"params": rest, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=LR, betas=BETAS, eps=1e-8, fused=True)
+    groups = [{"params": decayed, "weight_decay": decay}, {"params": rest, "weight_decay": 0.0}]
+    return model, torch.optim.AdamW(groups, lr=lr, betas=betas, eps=1e-8, fused=True)
+
+
+def torch_step(config: dict, cores: int, compile: bool = False, bfloat16: bool = False):
+    import torch
+
+    torch.set_num_threads(cores)
+    model, optimizer = torch_llama(model_config(config))
     run = torch.compile(model) if compile else model
     source = batches(config)
 

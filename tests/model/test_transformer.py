@@ -552,6 +552,18 @@ def test_no_more_logits_exist_at_once_than_a_chunk_holds(device, monkeypatch):
         assert sizes == [4 * 23] * 5 + [23]
 
 
+def test_the_head_and_loss_of_a_large_vocabulary_need_less_than_a_quarter_of_its_logits():
+    V, rows = 128_256, 4096
+    model = nl.Transformer(nl.ModelConfig(V, 4, 1, 1, max_seq_len=64), seed=0)
+    tokens = np.random.default_rng(0).integers(0, V, (rows // 64, 65))
+    tracemalloc.start()
+    try:
+        model.loss_and_grads(tokens[:, :-1], tokens[:, 1:])
+        assert tracemalloc.get_traced_memory()[1] < 4 * V * rows / 4
+    finally:
+        tracemalloc.stop()
+
+
 def test_threads_may_share_a_model():
     model = build(MIXED["llama"], dtype="float32")
     batches = [batch(seed=seed) for seed in range(8)]
