@@ -554,7 +554,7 @@ def test_no_more_logits_exist_at_once_than_a_chunk_holds(device, monkeypatch):
 
 def test_the_head_and_loss_of_a_large_vocabulary_need_less_than_a_quarter_of_its_logits():
     V, rows = 128_256, 4096
-    model = nl.Transformer(nl.ModelConfig(V, 4, 1, 1, max_seq_len=64), seed=0)
+    model = Transformer(ModelConfig(V, 4, 1, 1, max_seq_len=64), seed=0)
     tokens = np.random.default_rng(0).integers(0, V, (rows // 64, 65))
     tracemalloc.start()
     try:
