@@ -26,6 +26,8 @@ from numllama.backend import Array
 from numllama.dispatch import runs_here
 from numllama.model import Parameters, Transformer
 from numllama.ops import IGNORE
+from numllama.optim import clip_grad_norm
+from numllama.optim.optimizer import Optimizer
 from numllama.processes import available_cores
 from numllama.training.team import Team
 from numllama.training.turns import Stopped, Turns
@@ -59,6 +61,8 @@ class Workers:
         Go on with processes where the system can share memory with them, after TEAM_AFTER seconds of work.
     """
 
+    rank = 0
+
     def __init__(self, model: Transformer, workers: int | None = None, processes: bool = False) -> None:
         if workers is not None and workers < 1:
             raise ValueError(f"workers is {workers}, but must be at least 1")
@@ -69,6 +73,11 @@ class Workers:
         self._team: Team | None = None
         self._may_team = processes and self.workers > 1 and Team.possible(model)
         self._busy = 0.0
+
+    @property
+    def params(self) -> Parameters:
+        """What an optimizer steps here: everything."""
+        return self.model.params
 
     @property
     def pids(self) -> list[int]:
@@ -119,6 +128,25 @@ class Workers:
         losses = self._spread(run_shards, parts, key, options)
         self._busy += time.perf_counter() - start
         return sum(losses), total
+
+    def clip(self, grads: Parameters, max_norm: float) -> float:
+        """As :func:`clip_grad_norm`, by all workers."""
+        return clip_grad_norm(grads, max_norm, self.map)
+
+    def step(self, optimizer: Optimizer, grads: Parameters, lr: float) -> None:
+        """A step of the optimizer, by all workers."""
+        optimizer.step(grads, lr, self.map)
+
+    def agree(self, flag: bool) -> bool:
+        """Whether any rank says yes: here is only one."""
+        return flag
+
+    def whole(self, optimizer: Optimizer) -> Optimizer:
+        """The optimizer with the moments of all parameters, as it is saved."""
+        return optimizer
+
+    def keep(self, optimizer: Optimizer, whole: Optimizer) -> None:
+        """Take over what was loaded into `whole`, which is the optimizer itself here."""
 
     def mean_loss(self, windows: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
         """Mean loss of all targets in some windows, without dropout; sums are in float64 and in order."""
