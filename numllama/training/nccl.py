@@ -1,7 +1,7 @@
 """NCCL: ranks with a GPU each. MPI starts them and carries what is on the host; gradients and weights go from GPU to GPU.
 
-Everything runs on a stream of its own, beside the one that computes: each call waits for what was computed so far, and the
-computing stream waits for a message only where its result is used. A piece for each rank, of any size, is a group of NCCL's
+Everything runs on a stream of its own, beside the one that computes: a message waits for what has been computed so far, and no
+computation waits for a message before its result is used. A piece for each rank, of any size, is a group of NCCL's
 plain reductions, or broadcasts, one to or from each rank.
 """
 
@@ -13,6 +13,8 @@ import numpy as np
 from numllama.backend import Array
 from numllama.errors import DeviceError
 from numllama.training.communicator import MPI, Communicator, Request
+
+UNIQUE_ID_BYTES = 128  # nccl.h
 
 
 class NCCL(Communicator):
@@ -37,7 +39,7 @@ class NCCL(Communicator):
         if self._device >= count:
             raise DeviceError(f"rank {self.rank} needs a GPU of its own, but this machine has {count}: start fewer ranks on it")
         cupy.cuda.Device(self._device).use()
-        name = np.array(nccl.get_unique_id() if self.rank == 0 else [0] * nccl.NCCL_UNIQUE_ID_BYTES, dtype=np.int64)
+        name = np.array(nccl.get_unique_id() if self.rank == 0 else [0] * UNIQUE_ID_BYTES, dtype=np.int64)
         self._mpi.broadcast(name)
         self._comm = nccl.NcclCommunicator(self.size, tuple(name.tolist()), self.rank)
         self._stream = cupy.cuda.Stream(non_blocking=True)
@@ -67,15 +69,14 @@ class NCCL(Communicator):
         return self._for_each_rank(array, bounds, broadcast)
 
     def _for_each_rank(self, array: Array, bounds: Sequence[int], call) -> Request:
-        computing = self._cupy.cuda.get_current_stream()
-        self._stream.wait_event(computing.record())
+        self._stream.wait_event(self._cupy.cuda.get_current_stream().record())
         self._nccl.groupStart()
         for owner, (start, stop) in enumerate(pairwise(bounds)):
             if stop > start:
                 call(owner, array[start:stop])
         self._nccl.groupEnd()
         sent = self._stream.record()
-        return Request(lambda: True, lambda: computing.wait_event(sent))
+        return Request(lambda: sent.done)
 
     def all_reduce(self, array: Array) -> None:
         if isinstance(array, np.ndarray):

@@ -60,7 +60,7 @@ def make_buckets(params: Parameters, rank: int, size: int) -> list[Bucket]:
     """
     total, piece = params.flat.size, dispatch.PIECE_ELEMENTS
     pieces = -(-total // piece)
-    many = max(size, BUCKET_PIECES)
+    many = size * -(-BUCKET_PIECES // size)
     buckets, mine = [], 0
     for first in range(0, pieces, many):
         n = min(many, pieces - first)
