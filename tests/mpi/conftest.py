@@ -17,16 +17,21 @@ ALLOW = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def mpirun():
     """``mpirun(n, script, *arguments)``: starts n ranks of a Python script; a Popen with text output."""
     if not shutil.which("mpirun") or not find_spec("mpi4py"):
         pytest.skip("needs mpirun and mpi4py")
     env = {**os.environ, **ALLOW, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
 
+    started = []
+
     def start(n, script, *arguments):
         command = ["mpirun", "-n", str(n), sys.executable, str(script), *map(str, arguments)]
-        pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        return subprocess.Popen(command, env=env, **pipes)
+        started.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        return started[-1]
 
-    return start
+    yield start
+    for process in started:
+        process.terminate()  # mpirun then ends its ranks, which a kill would leave behind
+        process.communicate()

@@ -2,7 +2,7 @@
 
     mpirun -n 3 python runs.py equal      prints what `one_process` gives elsewhere, as JSON
     mpirun -n 3 python runs.py raise      rank 1 raises after some steps
-    mpirun -n 3 python runs.py go-on F    steps without end; each rank leaves its process id in the folder F
+    mpirun -n 3 python runs.py go-on F    steps for a minute; each rank leaves its process id in the folder F
 """
 
 import hashlib
@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 import numllama as nl
@@ -49,7 +50,10 @@ def main(what, folder=None):
         if comm.rank == 0:
             print(json.dumps(results))
         return
+    end = time.monotonic() + 60
     for report in trainer(steps=10**9, parallel="mpi"):
+        if time.monotonic() > end:
+            break
         if folder and report.step == 5:
             (Path(folder) / f"{comm.rank}-{os.getpid()}").touch()
         if what == "raise" and report.step == 5 and comm.rank == 1:
