@@ -2,7 +2,7 @@
 
 For N tokens of a shard, per layer of width C, with Q = H·D, KV = K·D, F, in numbers (not bytes):
     kept for backward      N · (4C + 2Q + 2KV + 3F)      or N · C with recompute
-    while a layer is done  N · (4C + 3F)                 its gradients, beside its caches
+    while a layer is done  N · max(C + 6F, 11C)          feed-forward's or attention's gradients, beside the caches
     while the head is done 3 · rows · V                  rows of logits at once, see transformer.CHUNK_LOGITS
 FLOPs of a token, forward: 2 for each weight of a product, and 4·Q for each key that attention looks at, of which causality
 leaves half; backward: twice the products, and 5/2 of attention's (Dao et al. 2022: scores are made again).
@@ -58,7 +58,7 @@ def activation_numbers(config: ModelConfig, rows: int, seq_len: int, recompute: 
     Q, KV = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
     layer = tokens * (4 * c.dim + 2 * Q + 2 * KV + 3 * c.ffn_dim)
     kept = c.n_layers * tokens * c.dim if recompute else c.n_layers * layer
-    doing_layer = tokens * (4 * c.dim + 3 * c.ffn_dim) + c.ffn_dim * c.dim + (layer if recompute else 0)
+    doing_layer = tokens * max(c.dim + 6 * c.ffn_dim, 11 * c.dim) + c.ffn_dim * c.dim + (layer if recompute else 0)
     doing_head = 3 * min(tokens * c.vocab_size, chunk) + 2 * tokens * c.dim
     return kept + max(doing_layer, doing_head) + c.vocab_size * c.dim  # and the head's gradient
 
