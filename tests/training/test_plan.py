@@ -13,6 +13,7 @@ from numllama.model import ModelConfig, Transformer, count_parameters
 from numllama.ops import flash_attention
 from numllama.optim import AdamW
 from numllama.training import plan
+from numllama.training.parallel import Workers
 from numllama.training.plan import Plan, activation_numbers, flops_per_token, memory
 from numllama.training.ranks import Ranks
 
@@ -44,6 +45,21 @@ def test_activations_are_within_ten_percent_of_what_a_step_measures(shape, recom
         tracemalloc.stop()
     planned = 4 * activation_numbers(model.config, *tokens.shape, recompute)
     assert planned == pytest.approx(measured, rel=0.1)
+
+
+def test_accumulation_takes_the_memory_of_one_shard_however_large_the_batch_is():
+    peaks = []
+    for rows in (2, 12):
+        model, tokens, targets = build(B=rows, T=64, vocab_size=64, dim=64, n_layers=4, n_heads=2)
+        pool = Workers(model, 1)
+        pool.loss_and_grads(tokens, targets, shards=rows)
+        tracemalloc.start()
+        try:
+            pool.loss_and_grads(tokens, targets, shards=rows)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+    assert peaks[1] < 1.05 * peaks[0]
 
 
 @pytest.mark.parametrize(("gpus", "sharded"), [(1, False), (2, False), (2, True), (4, True)])
