@@ -53,7 +53,7 @@ def numllama_step(config: dict, cores: int):
 
     source = batches(config)
     trainer_module.random_batch = lambda *_: next(source)  # the benchmark's batches in place of random windows of a text
-    parallel.TEAM_AFTER = -1.0  # as after the first seconds of a run
+    parallel.TEAM_AFTER = 0.0  # as after the first seconds of a run
     model = nl.Transformer(model_config(config), seed=SEED)
     some = np.zeros(2 * config["max_seq_len"], dtype=np.int64)
     data = nl.Dataset(some, some, config["vocab_size"])

@@ -1,4 +1,4 @@
-"""The command line:  numllama train | prepare | generate | chat | doctor
+"""The command line:  numllama train | plan | prepare | generate | chat | doctor
 
 Every field of ModelConfig, TrainConfig and SamplingConfig is a flag. Exit codes: 0, 2 for what the user can mend, 130 after
 Ctrl-C.
@@ -20,6 +20,7 @@ from numllama.generation import SamplingConfig
 from numllama.generation.run import chat_run, generate_run
 from numllama.model import ModelConfig
 from numllama.training.config import TrainConfig
+from numllama.training.plan import Plan
 from numllama.training.prepare import prepare_texts
 from numllama.training.run import train_run
 
@@ -75,6 +76,33 @@ def train(
         Go on with the run in --out, or with the newest one.
     """
     return train_run(data, preset, device, out, resume, _given(model), _given(training), tokenizer)
+
+
+PlanFlags = _flags(Plan, leave_out=("config",))
+NO_PLAN_FLAGS = PlanFlags()
+
+
+@app.command
+def plan(
+    *,
+    preset: str = "llama-3-8b",
+    model: Annotated[ModelFlags, Parameter(name="*", group="Model (default: the preset's)")] = NO_MODEL_FLAGS,
+    run: Annotated[PlanFlags, Parameter(name="*", group="Run")] = NO_PLAN_FLAGS,
+) -> int:
+    """Say what a training run will take: memory by part, FLOPs, messages, time and cost.
+
+    Example: numllama plan --preset llama-3-8b --gpus 64 --tokens 160e9 --shard-optimizer --recompute
+
+    Parameters
+    ----------
+    preset
+        The model.
+    """
+    config = ModelConfig.preset(preset, **_given(model))
+    given = _given(run)
+    given.setdefault("seq_len", min(Plan.seq_len, config.max_seq_len))
+    print(Plan(config, **given).text())
+    return 0
 
 
 @app.command

@@ -639,4 +639,34 @@ MISTAKES = [
         "generation/prefill.py", "self.error or i == 0 or self.layers[i - 1] > self.layers[i]", "True",
         "generation/test_prefill.py::test_logits_and_cache_are_those_of_the_full_forward",
     ),
+    Mistake(
+        "ranks' sums that begin anew with every round of shards",
+        "training/ranks.py", "add=self._by_shard and first > 0", "add=False",
+        "training/test_ranks.py::test_any_number_of_ranks_gives_the_bits_of_one_process[2-5-False]",
+    ),
+    Mistake(
+        "the gradients of one round left in the buffer of the next",
+        "training/ranks.py", "if first == 0 or self._by_shard:", "if first == 0:",
+        "training/test_ranks.py::test_any_number_of_ranks_gives_the_bits_of_one_process[2-5-False]",
+    ),
+    Mistake(
+        "a bucket sent while backward is still at work on its layer",
+        "training/ranks.py", "self._ready[0].layer > layer", "self._ready[0].layer >= layer",
+        "training/test_ranks.py::test_a_bucket_is_sent_as_soon_as_backward_is_done_with_it_and_no_sooner",
+    ),
+    Mistake(
+        "each rank clipping by the norm of its own gradients",
+        "training/ranks.py", "norm=self._norm(grads) if self.sharded else None", "norm=None",
+        "training/test_ranks.py::test_any_number_of_ranks_gives_the_bits_of_one_process[2-5-True]",
+    ),
+    Mistake(
+        "a message that does not wait for what is computed",
+        "training/nccl.py", "self._stream.wait_event(self._cupy.cuda.get_current_stream().record())", "pass",
+        "training/test_nccl.py::test_reduce_scatter_reduces_a_part_to_each_rank_beside_the_computation[float32-7]",
+    ),
+    Mistake(
+        "every rank keeping the moments of all",
+        "training/ranks.py", "self._owned(model.params) if sharded else model.params", "model.params",
+        "training/test_ranks.py::test_a_sharded_optimizer_keeps_a_part_of_the_moments[2]",
+    ),
 ]  # fmt: skip

@@ -38,7 +38,7 @@ def save_checkpoint(run: Path, step: int, model: Transformer, optimizer: Optimiz
     CheckpointError
         If it cannot be written, a full disk, say. What was there before is still there.
     """
-    folder = run / f"step-{step:06d}"
+    folder = run / step_name(step)
     if folder.exists():  # written by a save that failed only afterwards, at a pointer
         return folder
     part = run / f".part-{folder.name}-{os.getpid()}"
@@ -64,6 +64,11 @@ def save_checkpoint(run: Path, step: int, model: Transformer, optimizer: Optimiz
         shutil.rmtree(part, ignore_errors=True)
         raise CheckpointError(f"the checkpoint of step {step} could not be saved in {run}: {error.strerror}") from error
     return folder
+
+
+def step_name(step: int) -> str:
+    """The folder of a step's checkpoint."""
+    return f"step-{step:06d}"
 
 
 def load_checkpoint(folder: Path, model: Transformer, optimizer: Optimizer | None = None) -> dict[str, Any]:

@@ -7,9 +7,14 @@ from typing import Any
 from numllama.model import Parameters
 from numllama.optim import SGD, AdamW
 from numllama.optim.optimizer import Optimizer
+from numllama.training.communicator import PARALLEL
 
-OPTIMIZERS = ("adamw", "sgd")
-COMPUTE_DTYPES = (None, "float32", "float64", "bfloat16", "float16")
+CHOICES = {
+    "optimizer": ("adamw", "sgd"),
+    "dtype": (None, "float32", "float64", "bfloat16", "float16"),
+    "parallel": PARALLEL,
+    "sum_by": (None, "shard", "rank"),
+}
 OPTIONAL = ("seq_len", "min_lr", "shards", "workers")
 COUNTS = ("steps", "batch_size", "seq_len", "shards", "workers", "eval_every", "eval_batches")
 RULES = (
@@ -54,6 +59,14 @@ class TrainConfig:
         is saved with a checkpoint. Default from the batch's shape.
     workers : int
         Threads that run the shards; does not change the result. Default one for each core.
+    parallel : str
+        Who runs the shards: ``threads`` of this process, ``mpi`` ranks as mpirun or srun has started them, or ``nccl``: such
+        ranks with a GPU each.
+    shard_optimizer : bool
+        Each rank steps its part of the parameters and keeps the moments of that part only (ZeRO-1).
+    sum_by : str
+        Gradients of ranks add up by ``shard``, in the order of one process and to the same bits, or by ``rank``: each rank adds
+        up its own shards first, and sends once a step. Default shard, with nccl rank.
     recompute : bool
         Keep less for backward and compute it again: less memory, more time.
     dtype : str
@@ -80,6 +93,9 @@ class TrainConfig:
     clip: float = 1.0
     shards: int | None = None
     workers: int | None = None
+    parallel: str = "threads"
+    shard_optimizer: bool = False
+    sum_by: str | None = None
     recompute: bool = False
     dtype: str | None = None
     eval_every: int = 250
@@ -87,10 +103,10 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.optimizer not in OPTIMIZERS:
-            raise ValueError(f"optimizer is {self.optimizer!r}, but must be one of {', '.join(OPTIMIZERS)}")
-        if self.dtype not in COMPUTE_DTYPES:
-            raise ValueError(f"dtype is {self.dtype!r}, but must be one of {', '.join(map(str, COMPUTE_DTYPES[1:]))}")
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                known = ", ".join(choice for choice in choices if choice)
+                raise ValueError(f"{name} is {getattr(self, name)!r}, but must be one of {known}")
         for names, kind, allowed, words in RULES:
             for name in names:
                 value = getattr(self, name)
@@ -98,6 +114,10 @@ class TrainConfig:
                     continue
                 if not isinstance(value, kind) or isinstance(value, bool) or not allowed(value):
                     raise ValueError(f"{name} is {value!r}, but must be {words}")
+        if self.parallel == "threads" and (self.shard_optimizer or self.sum_by):
+            raise ValueError("shard_optimizer and sum_by are for ranks: parallel must be mpi or nccl, but is 'threads'")
+        if self.parallel != "threads" and self.workers not in (None, 1):
+            raise ValueError(f"workers is {self.workers}, but each rank is one worker: start more ranks instead")
 
     def make_optimizer(self, params: Parameters) -> Optimizer:
         """The optimizer that these settings describe."""

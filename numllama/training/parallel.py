@@ -26,6 +26,8 @@ from numllama.backend import Array
 from numllama.dispatch import runs_here
 from numllama.model import Parameters, Transformer
 from numllama.ops import IGNORE
+from numllama.optim import clip_grad_norm
+from numllama.optim.optimizer import Optimizer
 from numllama.processes import available_cores
 from numllama.training.team import Team
 from numllama.training.turns import Stopped, Turns
@@ -60,19 +62,24 @@ class Workers:
         Go on with processes where the system can share memory with them, after TEAM_AFTER seconds of work.
     """
 
-    def __init__(
-        self, model: Transformer, workers: int | None = None, processes: bool = False, moments: Sequence[Parameters] = ()
-    ) -> None:
+    rank = 0
+
+    def __init__(self, model: Transformer, workers: int | None = None, processes: bool = False) -> None:
         if workers is not None and workers < 1:
             raise ValueError(f"workers is {workers}, but must be at least 1")
         self.model = model
         self.workers = 1 if model.device != "cpu" else workers or available_cores()
         self._pool = ThreadPoolExecutor(self.workers - 1) if self.workers > 1 else None
-        self._moments = moments
+        self._moments: list[Parameters] = []
         self._turns: Turns | None = None
         self._team: Team | None = None
         self._may_team = processes and self.workers > 1 and Team.possible(model)
         self._busy = 0.0
+
+    @property
+    def params(self) -> Parameters:
+        """What an optimizer steps here: everything."""
+        return self.model.params
 
     @property
     def pids(self) -> list[int]:
@@ -82,7 +89,8 @@ class Workers:
     def map(self, function: Callable, items: Iterable) -> list:
         """The function's results, by this worker and the others; what it holds of arrays must be shared, or only be read."""
         items, n = list(items), self.workers
-        others = self._team if self._team and len(items) >= n * WORTH_PROCESSES else self._pool
+        to_team = self._team and len(items) >= n * WORTH_PROCESSES and self._team.shares(self._moments)
+        others = self._team if to_team else self._pool
         waiting = [others.submit(run_all, function, items[i::n]) for i in range(1, n)]
         return interleave([run_all(function, items[::n]), *(future.result() for future in waiting)])
 
@@ -124,6 +132,26 @@ class Workers:
         losses = self._spread(run_shards, parts, key, options)
         self._busy += time.perf_counter() - start
         return sum(losses), total
+
+    def clip(self, grads: Parameters, max_norm: float) -> float:
+        """As :func:`clip_grad_norm`, by all workers."""
+        return clip_grad_norm(grads, max_norm, self.map)
+
+    def step(self, optimizer: Optimizer, grads: Parameters, lr: float) -> None:
+        """A step of the optimizer, by all workers: its moments move to the processes' memory when they start."""
+        self._moments = list(optimizer.state.values())
+        optimizer.step(grads, lr, self.map)
+
+    def agree(self, flag: bool) -> bool:
+        """Whether any rank says yes: here is only one."""
+        return flag
+
+    def whole(self, optimizer: Optimizer) -> Optimizer:
+        """The optimizer with the moments of all parameters, as it is saved."""
+        return optimizer
+
+    def keep(self, optimizer: Optimizer, whole: Optimizer) -> None:
+        """Take over what was loaded into `whole`, which is the optimizer itself here."""
 
     def mean_loss(self, windows: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
         """Mean loss of all targets in some windows, without dropout; sums are in float64 and in order."""

@@ -2,10 +2,11 @@
 
 import json
 import math
+import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from numllama.generation import generate
 from numllama.model import ModelConfig, Transformer, count_parameters
 from numllama.tokenizer import CharTokenizer, Tokenizer
 from numllama.training import checkpoint
+from numllama.training.communicator import Communicator, communicator
 from numllama.training.config import TrainConfig, recipe
 from numllama.training.data import Dataset, load_dataset, text_dataset
 from numllama.training.plot import plot_losses
@@ -58,6 +60,26 @@ def train_run(
     tokenizer : str, optional
         Of a text: ``char``, ``bpe`` or a path; default ``char``.
     """
+    comm = communicator(train_changes.get("parallel", "threads"))
+    with comm.guard(), ExitStack() as stack:
+        if comm.rank:  # rank 0 tells
+            stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w", encoding="utf-8"))))
+        code = _train_run(comm, data, preset, comm.device(device), out, resume, model_changes, train_changes, tokenizer)
+        comm.barrier()  # MPI's own end would keep the cores busy until rank 0 has drawn and written everything
+        return code
+
+
+def _train_run(
+    comm: Communicator,
+    data: Path | None,
+    preset: str | None,
+    device: str,
+    out: Path | None,
+    resume: bool,
+    model_changes: dict[str, Any],
+    train_changes: dict[str, Any],
+    tokenizer: str | None,
+) -> int:
     array_module(device)  # before any data is read or downloaded
     preset = preset or ("shakespeare-cpu" if device == "cpu" else "shakespeare")
     out = out or _default_folder(preset, resume)
@@ -68,12 +90,14 @@ def train_run(
             raise ValueError("a resumed run keeps its tokenizer, so tokenizer cannot change")
         saved_data, tokenizer, model_config, config = _read_about(out)
         data = data or saved_data
-        dataset = _open_data(data, Tokenizer.load(out) if tokenizer not in (None, "char") else tokenizer)
-        config = replace(config, **train_changes)
+        known = Tokenizer.load(out) if tokenizer not in (None, "char") else tokenizer
+        dataset = comm.rank_zero_first(lambda: _open_data(data, known))
+        alone = dict(parallel="threads", shard_optimizer=False, sum_by=None)  # a run may go on with other ranks, or with none
+        config = replace(config, **alone | train_changes)
     else:
         if (out / "config.json").exists():
             raise ValueError(f"{out} already holds a run: use --resume to go on with it, or another --out")
-        dataset = _open_data(data, tokenizer)
+        dataset = comm.rank_zero_first(lambda: _open_data(data, tokenizer))
         model_config = ModelConfig.preset(preset, **{"vocab_size": dataset.vocab_size, **model_changes})
         config = replace(recipe(preset), **train_changes)
     config = replace(config, dtype=config.dtype or default_dtype(device))
@@ -82,24 +106,30 @@ def train_run(
     trainer = Trainer(model, dataset, config, out)
     if resume and (out / "latest.json").exists():  # a run that was killed before its first checkpoint starts again
         trainer.resume()
-    _write_about(out, data, tokenizer, dataset, trainer)  # of a resumed run too: its settings may have changed
-    return _train(trainer)
+    comm.barrier()  # all have seen the folder as it was
+    if comm.rank == 0:
+        _write_about(out, data, tokenizer, dataset, trainer)  # of a resumed run too: its settings may have changed
+    return _train(trainer, comm)
 
 
-def _train(trainer: Trainer) -> int:
+def _train(trainer: Trainer, comm: Communicator) -> int:
     out, config = trainer.out, trainer.config
     print(
         f"model: {count_parameters(trainer.model.config):,} parameters, vocabulary {trainer.model.config.vocab_size}, "
-        f"on {trainer.model.device} with {trainer.workers.workers} worker(s)\n"
+        f"on {trainer.model.device} with {_hands(trainer, comm)}\n"
         f"run: {out}, steps {trainer.step + 1} to {config.steps} of {config.batch_size} x {config.seq_len} tokens",
         flush=True,
     )
     try:
-        with _interrupts() as interrupted, _Log(out / "metrics.jsonl", trainer.step) as log, _bar(trainer) as bar:
+        with _interrupts() as interrupted, ExitStack() as readers:
+            if comm.rank == 0:
+                log = readers.enter_context(_Log(out / "metrics.jsonl", trainer.step))
+                bar = readers.enter_context(_bar(trainer))
             for report in trainer:
-                log(report)
-                _show(bar, report)
-                if interrupted and trainer.step < config.steps:
+                if comm.rank == 0:
+                    log(report)
+                    _show(bar, report)
+                if trainer.workers.agree(bool(interrupted)) and trainer.step < config.steps:
                     break
         if trainer.step < config.steps:
             folder = trainer.save()
@@ -111,10 +141,21 @@ def _train(trainer: Trainer) -> int:
         trainer.close()
 
 
+def _hands(trainer: Trainer, comm: Communicator) -> str:
+    """Who does the work."""
+    if trainer.config.parallel == "threads":
+        return f"{trainer.workers.workers} worker(s)"
+    shards = min(trainer.config.shards, trainer.config.batch_size)
+    idle = f", {comm.size - shards} of them idle: a batch has {shards} shard(s), see --shards" if comm.size > shards else ""
+    return f"{comm.size} rank(s){idle}"
+
+
 def _finish(trainer: Trainer) -> None:
     """What people look at: the curve, a text, the loss."""
     out = trainer.out
     loss = trainer.evaluate()
+    if trainer.workers.rank:
+        return
     checkpoint.write_json(out / "result.json", {"step": trainer.step, "validation_loss": loss})
     if trainer.skipped:
         print(f"{trainer.skipped} step(s) were skipped because the loss or its gradient was not finite")

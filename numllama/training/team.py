@@ -60,6 +60,10 @@ class Team:
         plain = type(model) is Transformer and model.weights is model.params
         return hasattr(os, "memfd_create") and plain and model.device == "cpu"
 
+    def shares(self, moments: Sequence[Parameters]) -> bool:
+        """Whether they lie in shared memory."""
+        return all(any(one is other for other in self._known) for one in moments)
+
     def submit(self, function: Callable, *args: Any) -> Future:
         """``function(*args)`` in one of the processes; the function belongs to a module of this package."""
         job = io.BytesIO()

@@ -8,12 +8,14 @@ from pathlib import Path
 
 from numllama.errors import CheckpointError, TrainingError
 from numllama.model import Transformer
-from numllama.optim import clip_grad_norm, cosine_schedule
+from numllama.optim import cosine_schedule
 from numllama.processes import peak_memory_mb
 from numllama.training import checkpoint
+from numllama.training.communicator import communicator
 from numllama.training.config import TrainConfig
 from numllama.training.data import Dataset, all_windows, random_batch
 from numllama.training.parallel import Workers, shard_count, training_settings
+from numllama.training.ranks import Ranks
 
 MAX_SKIPPED = 5  # so many steps in a row without a finite loss end the run
 LARGEST_SCALE, STEPS_TO_GROW = 2.0**16, 2000  # of gradients in float16: see Trainer.scale
@@ -92,10 +94,13 @@ class Trainer:
         shards = config.shards or (shard_count(config.batch_size, seq_len) if on_cpu else 1)
         self.config = replace(config, seq_len=seq_len, shards=shards)
         self.model, self.data, self.out = model, data, Path(out) if out else None
-        self.optimizer = self.config.make_optimizer(model.params)
+        if config.parallel == "threads":
+            self.workers = Workers(model, config.workers, processes=True)
+        else:
+            self.workers = Ranks(model, communicator(config.parallel), config.shard_optimizer, config.sum_by)
+        self.optimizer = self.config.make_optimizer(self.workers.params)
         self.step, self.best, self.skipped, self._skipped_in_a_row = 0, math.inf, 0, 0
         self.scale, self._steps_since_change = (LARGEST_SCALE if model.dtype == "float16" else 1.0), 0
-        self.workers = Workers(model, config.workers, processes=True, moments=list(self.optimizer.state.values()))
 
     # -------------------------------------------------------------------------------------------- the loop
 
@@ -120,10 +125,10 @@ class Trainer:
         loss, grads = self.workers.loss_and_grads(tokens, targets, c.shards, **options)
         if self.scale != 1:
             grads.flat *= 1 / self.scale
-        norm = clip_grad_norm(grads, c.clip, self.workers.map)
+        norm = self.workers.clip(grads, c.clip)
         finite = math.isfinite(loss) and math.isfinite(norm)
         if finite:
-            self.optimizer.step(grads, lr, self.workers.map)
+            self.workers.step(self.optimizer, grads, lr)
         self.step = step
         self._note(finite)
         seconds = time.perf_counter() - start
@@ -184,7 +189,7 @@ class Trainer:
     # -------------------------------------------------------------------------------------------- checkpoints
 
     def save(self, val_loss: float | None = None) -> Path:
-        """Save a checkpoint; if `val_loss` is the lowest so far, it is the best one."""
+        """Save a checkpoint; if `val_loss` is the lowest so far, it is the best one. All ranks call it, and rank 0 writes."""
         out = self._folder()
         is_best = val_loss is not None and val_loss < self.best
         best = val_loss if is_best else self.best
@@ -196,7 +201,11 @@ class Trainer:
             "skipped_in_a_row": self._skipped_in_a_row,
             "scale": [self.scale, self._steps_since_change],
         }
-        folder = checkpoint.save_checkpoint(out, self.step, self.model, self.optimizer, state)
+        optimizer = self.workers.whole(self.optimizer)
+        if self.workers.rank:  # rank 0 saves
+            self.best = best
+            return out / checkpoint.step_name(self.step)
+        folder = checkpoint.save_checkpoint(out, self.step, self.model, optimizer, state)
         checkpoint.point_to(out, "latest", folder, val_loss=val_loss)
         if is_best:
             checkpoint.point_to(out, "best", folder, val_loss=val_loss)
@@ -210,12 +219,15 @@ class Trainer:
         data = checkpoint.read_state(folder)["data"]
         if data["train_tokens"] != len(self.data.train) or data["vocab_size"] != self.data.vocab_size:
             raise CheckpointError(f"{folder} was trained on other data: {data['name']}")
-        state = checkpoint.load_checkpoint(folder, self.model, self.optimizer)
+        optimizer = self.workers.whole(self.optimizer)
+        state = checkpoint.load_checkpoint(folder, self.model, optimizer)
+        self.workers.keep(self.optimizer, optimizer)
         self.step = state["step"]
         self.best = math.inf if state["best"] is None else state["best"]
         self.skipped, self._skipped_in_a_row = state["skipped"], state["skipped_in_a_row"]
         self.scale, self._steps_since_change = state.get("scale", (self.scale, 0))
-        checkpoint.prune(self.out)  # a step that a kill left unnamed must not stand for the one that is done again
+        if self.workers.rank == 0:
+            checkpoint.prune(self.out)  # a step that a kill left unnamed must not stand for the one that is done again
 
     def _folder(self) -> Path:
         if self.out is None:

@@ -459,6 +459,13 @@ def test_recompute_keeps_one_array_per_layer():
     assert kept(recompute=False) > 10
 
 
+def test_recompute_lets_the_activations_of_twelve_layers_fall_to_a_quarter():
+    model, (tokens, targets) = Transformer(ModelConfig(23, 64, 12, 4)), batch(B=8, T=64)
+    grads = model.params.zeros_like()
+    plain, less = (peak_memory(model.loss_and_grads, tokens, targets, grads=grads, recompute=r) for r in (False, True))
+    assert plain >= 4 * less
+
+
 def test_forward_and_loss_keep_nothing_for_backward():
     deep, shallow = (Transformer(ModelConfig(23, 64, n_layers, 4)) for n_layers in (9, 2))
     tokens, targets = batch(B=8, T=64)

@@ -62,6 +62,12 @@ def test_processes_give_the_same_bits_as_one_worker(workers, dtype):
         assert team.mean_loss([batch(i) for i in range(5)]) == one.mean_loss([batch(i) for i in range(5)])
 
 
+def shared(trainer: nl.Trainer) -> bool:
+    """Whether processes have the optimizer's moments."""
+    team = trainer.workers._team
+    return team is not None and team.shares(list(trainer.optimizer.state.values()))
+
+
 @needs_memfd
 def test_a_run_that_goes_over_to_processes_stays_the_same(monkeypatch):
     text = np.random.default_rng(0).integers(0, VOCAB, 500)
@@ -75,6 +81,7 @@ def test_a_run_that_goes_over_to_processes_stays_the_same(monkeypatch):
             reports = []
             for report in trainer:
                 reports.append((report.loss, report.grad_norm, report.val_loss))
+                assert shared(trainer) == (workers > 1 and report.step > 2)
                 if report.step == 2:
                     monkeypatch.setattr(parallel, "TEAM_AFTER", -1.0)
             assert len(trainer.workers.pids) == workers - 1
@@ -88,8 +95,12 @@ def test_parameters_that_are_not_shared_are_not_sent(monkeypatch):
     monkeypatch.setattr(parallel, "WORTH_PROCESSES", 0)
     with closing(Workers(build(), 2, processes=True)) as team:
         _, grads = team.loss_and_grads(*batch(), 4)
+        optimizer = nl.AdamW(team.model.params)  # which came after the processes
         with pytest.raises(TypeError, match="not shared"):
-            nl.AdamW(team.model.params).step(grads, run=team.map)  # whose moments the workers were not told of
+            optimizer.step(grads, run=team.map)
+        before = team.model.params.flat.copy()
+        team.step(optimizer, grads, 0.1)  # by threads
+        assert (team.model.params.flat != before).any()
 
 
 @needs_memfd

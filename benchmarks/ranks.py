@@ -1,0 +1,147 @@
+"""How do ranks compare with threads, and how do they scale?  Whole training steps over MPI, on this machine.
+
+    python benchmarks/ranks.py                          # small and base; 2 threads, 2 processes, 1, 2 and 4 ranks
+    python benchmarks/ranks.py --configs base --contestants threads ranks-2 ranks-2-zero --json out.json
+
+Each contestant is started once (the ranks by mpirun) in a clean environment and warmed up; then they take turns, some steps at a
+time. Medians count. Four ranks on two cores show what ranks cost beyond their number of cores.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+from train_step import CONFIGS, clean_environment
+
+CONTESTANTS = ("threads", "processes", "ranks-1", "ranks-2", "ranks-2-zero", "ranks-2-by-rank", "ranks-4", "ranks-4-zero")
+SHARDS = 4  # of every contestant, so that four ranks have one each
+SECONDS_PER_TURN = 0.7
+ALLOW = {
+    "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    "OMPI_MCA_rmaps_base_oversubscribe": "1", "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--configs", nargs="+", default=["small", "base"], choices=list(CONFIGS))
+    parser.add_argument("--contestants", nargs="+", default=list(CONTESTANTS), choices=CONTESTANTS)
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each contestant")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        child(args.child, CONFIGS[args.configs[0]])
+        return
+    results = {}
+    for name in args.configs:
+        contestants = {variant: Contestant(variant, name) for variant in args.contestants}
+        for _ in range(args.rounds):
+            for contestant in contestants.values():
+                contestant.turn()
+        results[name] = {variant: contestant.finish() for variant, contestant in contestants.items()}
+        print(table(name, results[name]), flush=True)
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=1) + "\n")
+
+
+class Contestant:
+    """A process, or mpirun with its ranks, that trains when told to."""
+
+    def __init__(self, variant: str, config: str) -> None:
+        command = [sys.executable, __file__, "--child", variant, "--configs", config]
+        if variant.startswith("ranks"):
+            command = ["mpirun", "-n", variant.split("-")[1], "--bind-to", "none", *command]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, env=clean_environment() | ALLOW, stdin=pipe, stdout=pipe, text=True)
+        self.about = json.loads(self.process.stdout.readline())
+        self.steps = max(1, round(SECONDS_PER_TURN / self.about["seconds"]))
+        self.milliseconds: list[float] = []
+
+    def turn(self) -> None:
+        self.process.stdin.write(f"{self.steps}\n")
+        self.process.stdin.flush()
+        self.milliseconds += json.loads(self.process.stdout.readline())
+
+    def finish(self) -> dict:
+        self.process.stdin.close()
+        self.process.wait()
+        about = {"losses": self.about["losses"], "steps": len(self.milliseconds)}
+        return {"median_ms": statistics.median(self.milliseconds), "fastest_ms": min(self.milliseconds), **about}
+
+
+def table(name: str, rows: dict) -> str:
+    """One configuration as Markdown."""
+    lines = [f"### {name}", "", "| | median ms | fastest ms | of two threads' speed | same losses |", "|---|---|---|---|---|"]
+    threads = rows.get("threads") or next(iter(rows.values()))
+    for variant, row in rows.items():
+        ratio = threads["median_ms"] / row["median_ms"]
+        same = "to the bit" if row["losses"] == threads["losses"] else "no"
+        lines.append(f"| {variant} | {row['median_ms']:.1f} | {row['fastest_ms']:.1f} | {ratio:.2f} | {same} |")
+    return "\n".join([*lines, ""])
+
+
+def child(variant: str, config: dict) -> None:
+    """Train as many steps as each line of rank 0's standard input says."""
+    import numpy as np
+    import train_step_peers
+
+    import numllama as nl
+    import numllama.training.trainer as trainer_module
+    from numllama.training import parallel
+    from numllama.training.communicator import communicator
+
+    source = train_step_peers.batches(config)
+    trainer_module.random_batch = lambda *_: next(source)
+    parallel.TEAM_AFTER = -1.0 if variant == "processes" else float("inf")
+    model = nl.Transformer(train_step_peers.model_config(config), seed=0)
+    some = np.zeros(2 * config["max_seq_len"], dtype=np.int64)
+    who = dict(workers=2)
+    if variant.startswith("ranks"):
+        by_rank = "rank" if variant.endswith("by-rank") else None
+        who = dict(parallel="mpi", shard_optimizer=variant.endswith("zero"), sum_by=by_rank)
+    settings = nl.TrainConfig(steps=10**9, batch_size=config["batch"], shards=SHARDS, warmup_steps=0, eval_every=10**9, **who)
+    trainer = nl.Trainer(model, nl.Dataset(some, some, config["vocab_size"]), settings)
+    comm = communicator(settings.parallel)
+    loop = ExitStack()
+    loop.enter_context(parallel.training_settings("cpu"))
+
+    def timed(n: int) -> list[float]:
+        times = []
+        for _ in range(n):
+            start = time.perf_counter()
+            losses.append(trainer._step().loss)
+            times.append(1e3 * (time.perf_counter() - start))
+        return times
+
+    def tell(answer: object) -> None:
+        if comm.rank == 0:
+            print(json.dumps(answer), flush=True)
+
+    def asked() -> int:
+        """How many steps; who waits leaves the cores to the others."""
+        number = np.zeros(1, dtype=np.int64)
+        if comm.rank == 0:
+            number[0] = int(sys.stdin.readline() or 0)
+        if comm.size > 1:
+            request = comm._comm.Ibcast(number)
+            while not request.Test():
+                time.sleep(0.01)
+        return int(number[0])
+
+    losses: list[float] = []
+    warm = timed(3)
+    tell({"losses": losses[:3], "seconds": min(warm) / 1e3})
+    while n := asked():
+        tell(timed(n))
+    trainer.close()
+    loop.close()
+
+
+if __name__ == "__main__":
+    main()

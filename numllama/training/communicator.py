@@ -1,0 +1,225 @@
+"""How ranks talk: processes, on one machine or on many, that train one model together.
+
+A `Communicator` is all that the rest of training knows of them: `Communicator` itself is a process alone, `MPI` are those that
+mpirun or srun has started, `NCCL` (nccl.py) are those with a GPU each.
+
+MPI may add up in any order, and another one tomorrow. Here sums are in the order of the ranks: each rank sends a piece of its
+array to the rank that owns the piece, which adds what has come from rank 0, 1, 2, ... That is as much traffic as any
+reduce-scatter has, and faster on one machine than MPI_Allreduce.
+"""
+
+import os
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from numllama.backend import Array
+from numllama.errors import NumllamaError
+
+PARALLEL = ("threads", "mpi", "nccl")
+POLL_SECONDS = 2e-5  # MPI's own waiting would keep a core busy that another rank may need
+LAUNCHERS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS")  # set by Open MPI, MPICH and Intel MPI
+
+
+class Request:
+    """Something that goes on by itself: ask now and then whether it is done, or wait for it.
+
+    Parameters
+    ----------
+    test : callable
+        Whether it is done; never waits.
+    finish : callable
+        Called once, when it is done.
+    """
+
+    def __init__(self, test: Callable[[], bool] = lambda: True, finish: Callable[[], Any] = lambda: None) -> None:
+        self._test, self._finish, self._done = test, finish, False
+
+    def done(self) -> bool:
+        """Whether it is done; lets it get on."""
+        if not self._done and self._test():
+            self._done = True
+            self._finish()
+        return self._done
+
+    def wait(self) -> None:
+        """Return when it is done."""
+        while not self.done():
+            time.sleep(POLL_SECONDS)
+
+
+class Communicator:
+    """One rank alone; the others say the same to more.
+
+    All ranks call the same methods in the same order. `bounds` cut an array into one piece for each rank: rank r owns
+    ``array[bounds[r]:bounds[r + 1]]``.
+
+    Attributes
+    ----------
+    rank, size : int
+        Which one this is, and of how many.
+    keeps_order : bool
+        Whether sums are in the order of the ranks.
+    """
+
+    rank, size, keeps_order = 0, 1, True
+
+    def reduce_scatter(
+        self, array: Array, bounds: Sequence[int], into: Array, add: bool = False, senders: int | None = None
+    ) -> Request:
+        """Start to put the sum of all ranks' arrays, as far as this rank owns it, into `into`.
+
+        Parameters
+        ----------
+        array : array
+            Must not change until the request is done.
+        bounds : sequence of int
+        into : array
+            Of the size of this rank's piece.
+        add : bool
+            Add to what `into` holds, one rank after another.
+        senders : int, optional
+            Only the first so many ranks have something to add; default all.
+        """
+        if add:
+            into += array
+        else:
+            into[...] = array
+        return Request()
+
+    def all_gather(self, array: Array, bounds: Sequence[int]) -> Request:
+        """Start to fill `array` with the pieces of all ranks; this rank's is there already."""
+        return Request()
+
+    def all_reduce(self, array: Array) -> None:
+        """Replace an array by the sum of all ranks' arrays."""
+        bounds = [array.size * r // self.size for r in range(self.size + 1)]
+        mine = array[bounds[self.rank] : bounds[self.rank + 1]]
+        total = mine.copy()
+        self.reduce_scatter(array, bounds, total).wait()
+        mine[...] = total
+        self.all_gather(array, bounds).wait()
+
+    def broadcast(self, array: Array) -> None:
+        """Replace an array by rank 0's."""
+
+    def barrier(self) -> None:
+        """Return when all ranks are here."""
+
+    def abort(self, message: str, code: int = 1) -> None:
+        """End all ranks at once."""
+        print(f"error: {message}", file=sys.stderr, flush=True)
+        sys.exit(code)
+
+    def device(self, device: str) -> str:
+        """This rank's own device, where the ranks of a machine share it."""
+        return device
+
+    def rank_zero_first(self, function: Callable[[], Any]) -> Any:
+        """The function's result, computed by rank 0 before the others begin: they find the file that it has downloaded."""
+        if self.rank:
+            self.barrier()
+        result = function()
+        if not self.rank:
+            self.barrier()
+        return result
+
+    @contextmanager
+    def guard(self) -> Iterator[None]:
+        """An error of one rank ends all of them, for the others would wait for it forever."""
+        try:
+            yield
+        except BaseException as error:
+            if self.size == 1 or (isinstance(error, SystemExit) and not error.code):
+                raise
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        if self.rank:
+            time.sleep(0.5)  # an error that all ranks have made is rank 0's to tell
+        known = isinstance(error, NumllamaError | ValueError | MemoryError)
+        message = str(error) if known else "".join(traceback.format_exception(error)).rstrip()
+        self.abort(message, code=2 if known else 130 if isinstance(error, KeyboardInterrupt) else 1)
+
+
+class MPI(Communicator):
+    """The processes that mpirun or srun has started."""
+
+    def __init__(self) -> None:
+        try:
+            from mpi4py import MPI as mpi
+        except (ImportError, RuntimeError) as error:  # RuntimeError: mpi4py without an MPI library
+            raise NumllamaError(
+                f"parallel 'mpi' needs MPI and mpi4py ({error}): install Open MPI (apt-get install openmpi-bin), then "
+                'pip install "numllama[mpi]"'
+            ) from error
+        self._mpi, self._comm = mpi, mpi.COMM_WORLD
+        self.rank, self.size = self._comm.rank, self._comm.size
+        if self.size > 1:
+            sys.excepthook = lambda kind, error, _: self._fail(error)  # of a script that does not use `guard`
+
+    def reduce_scatter(
+        self, array: np.ndarray, bounds: Sequence[int], into: np.ndarray, add: bool = False, senders: int | None = None
+    ) -> Request:
+        senders = self.size if senders is None else senders
+        sizes = [stop - start for start, stop in pairwise(bounds)]
+        sent = sizes if self.rank < senders else [0] * self.size
+        came = np.empty((senders, sizes[self.rank]), array.dtype)
+        counts = [came.shape[1] if r < senders else 0 for r in range(self.size)]
+        places = [came.shape[1] * min(r, senders - 1) for r in range(self.size)]
+        request = self._comm.Ialltoallv([array, (sent, bounds[:-1])], [came, (counts, places)])
+
+        def add_up() -> None:
+            if not add:
+                into[...] = came[0]
+            for part in came if add else came[1:]:
+                into.__iadd__(part)
+
+        return Request(request.Test, add_up)
+
+    def all_gather(self, array: np.ndarray, bounds: Sequence[int]) -> Request:
+        sizes = [stop - start for start, stop in pairwise(bounds)]
+        return Request(self._comm.Iallgatherv(self._mpi.IN_PLACE, [array, (sizes, bounds[:-1])]).Test)
+
+    def broadcast(self, array: np.ndarray) -> None:
+        Request(self._comm.Ibcast(array).Test).wait()
+
+    def barrier(self) -> None:
+        Request(self._comm.Ibarrier().Test).wait()
+
+    def abort(self, message: str, code: int = 1) -> None:
+        print(f"error: rank {self.rank} of {self.size} on {socket.gethostname()}: {message}", file=sys.stderr, flush=True)
+        self._comm.Abort(code)
+
+    def local_rank(self) -> int:
+        """Which one this is on its machine."""
+        return self._comm.Split_type(self._mpi.COMM_TYPE_SHARED).rank
+
+
+@cache
+def communicator(parallel: str = "threads") -> Communicator:
+    """The ranks that this process belongs to.
+
+    Parameters
+    ----------
+    parallel : str
+        ``threads`` (one process alone), ``mpi``, or ``nccl``.
+    """
+    if parallel == "mpi":
+        return MPI()
+    if parallel == "nccl":
+        from numllama.training.nccl import NCCL
+
+        return NCCL()
+    started = max(int(os.environ.get(name, 1)) for name in LAUNCHERS)
+    if started > 1:
+        raise NumllamaError(f"{started} processes were started, each of which would train alone: add --parallel mpi (or nccl)")
+    return Communicator()

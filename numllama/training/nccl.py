@@ -1,0 +1,97 @@
+"""NCCL: ranks with a GPU each. MPI starts them and carries what is on the host; gradients and weights go from GPU to GPU.
+
+Everything runs on a stream of its own, beside the one that computes: a message waits for what has been computed so far, and no
+computation waits for a message before its result is used. A piece for each rank, of any size, is a group of NCCL's
+plain reductions, or broadcasts, one to or from each rank.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from numllama.backend import Array
+from numllama.errors import DeviceError
+from numllama.training.communicator import MPI, Communicator, Request
+
+UNIQUE_ID_BYTES = 128  # nccl.h
+
+
+class NCCL(Communicator):
+    """The processes that mpirun or srun has started, one for each GPU."""
+
+    keeps_order = False  # the same sums every time, but in an order of NCCL's
+
+    def __init__(self) -> None:
+        self._mpi = MPI()
+        self.rank, self.size = self._mpi.rank, self._mpi.size
+        try:
+            import cupy
+            from cupy.cuda import nccl
+        except ImportError as error:
+            raise DeviceError(
+                f"parallel 'nccl' needs CuPy and NCCL ({error}): pip install \"numllama[cuda13,nccl]\" (or cuda12)"
+            ) from error
+        self._cupy, self._nccl = cupy, nccl
+        self._types = {np.dtype("float32"): nccl.NCCL_FLOAT32, np.dtype("float64"): nccl.NCCL_FLOAT64}
+        self._device = self._mpi.local_rank()
+        count = cupy.cuda.runtime.getDeviceCount()
+        if self._device >= count:
+            raise DeviceError(f"rank {self.rank} needs a GPU of its own, but this machine has {count}: start fewer ranks on it")
+        cupy.cuda.Device(self._device).use()
+        name = np.array(nccl.get_unique_id() if self.rank == 0 else [0] * UNIQUE_ID_BYTES, dtype=np.int64)
+        self._mpi.broadcast(name)
+        self._comm = nccl.NcclCommunicator(self.size, tuple(name.tolist()), self.rank)
+        self._stream = cupy.cuda.Stream(non_blocking=True)
+
+    def device(self, device: str) -> str:
+        if device != "cuda":
+            raise DeviceError(f"device is {device!r}, but parallel 'nccl' is for --device cuda, a GPU for each rank")
+        return f"cuda:{self._device}"
+
+    def reduce_scatter(
+        self, array: Array, bounds: Sequence[int], into: Array, add: bool = False, senders: int | None = None
+    ) -> Request:
+        if add:
+            raise ValueError("add is True, but NCCL's sums begin anew")
+
+        def reduce(owner: int, part: Array) -> None:
+            out = into if owner == self.rank else part  # which is not written to
+            where = part.data.ptr, out.data.ptr, part.size, self._types[part.dtype]
+            self._comm.reduce(*where, self._nccl.NCCL_SUM, owner, self._stream.ptr)
+
+        return self._for_each_rank(array, bounds, reduce)
+
+    def all_gather(self, array: Array, bounds: Sequence[int]) -> Request:
+        def broadcast(owner: int, part: Array) -> None:
+            self._comm.bcast(part.data.ptr, part.size, self._types[part.dtype], owner, self._stream.ptr)
+
+        return self._for_each_rank(array, bounds, broadcast)
+
+    def _for_each_rank(self, array: Array, bounds: Sequence[int], call) -> Request:
+        self._stream.wait_event(self._cupy.cuda.get_current_stream().record())
+        self._nccl.groupStart()
+        for owner, (start, stop) in enumerate(pairwise(bounds)):
+            if stop > start:
+                call(owner, array[start:stop])
+        self._nccl.groupEnd()
+        sent = self._stream.record()
+        return Request(lambda: sent.done)
+
+    def all_reduce(self, array: Array) -> None:
+        if isinstance(array, np.ndarray):
+            self._mpi.all_reduce(array)
+        else:
+            super().all_reduce(array)
+
+    def broadcast(self, array: Array) -> None:
+        if isinstance(array, np.ndarray):
+            self._mpi.broadcast(array)
+        else:
+            self.all_gather(array, [0] + self.size * [array.size]).wait()  # all of it is rank 0's
+
+    def barrier(self) -> None:
+        self._mpi.barrier()
+
+    def abort(self, message: str, code: int = 1) -> None:
+        self._mpi.abort(message, code)

@@ -1,0 +1,189 @@
+"""What a training run will take: memory by part, FLOPs, messages, time and cost; for one machine and for many.
+
+For N tokens of a shard, per layer of width C, with Q = H·D, KV = K·D, F, in numbers (not bytes):
+    kept for backward      N · (4C + 2Q + 2KV + 3F)      or N · C with recompute
+    while a layer is done  N · max(C + 6F, 11C)          feed-forward's or attention's gradients, beside the caches
+    while the head is done 3 · rows · V                  rows of logits at once, see transformer.CHUNK_LOGITS
+FLOPs of a token, forward: 2 for each weight of a product, and 4·Q for each key that attention looks at, of which causality
+leaves half; backward: twice the products, and 5/2 of attention's (Dao et al. 2022: scores are made again).
+Messages of a step, for each of n ranks: (n − 1)/n of all gradients out and as much back; ZeRO-1 sends the same.
+"""
+
+from dataclasses import dataclass
+from math import prod
+
+from numllama.model import ModelConfig, count_parameters
+from numllama.model.parameters import parameter_shapes
+from numllama.model.transformer import CHUNK_LOGITS, CHUNK_LOGITS_GPU
+from numllama.ops.flash_attention import QUERY_TILE
+
+BYTES = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
+LATENCY = 20e-6  # seconds for a message to begin
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What it can do: dense bfloat16 FLOP/s, bytes of memory, bytes/s to its neighbours, and about what an hour costs, in $."""
+
+    flops: float
+    memory: float
+    bandwidth: float
+    price: float
+
+
+GPUS = {
+    "rtx4090": Gpu(165e12, 24e9, 25e9, 0.5),
+    "a100": Gpu(312e12, 80e9, 300e9, 1.8),
+    "h100": Gpu(989e12, 80e9, 450e9, 2.5),
+    "h200": Gpu(989e12, 141e9, 450e9, 3.0),
+    "b200": Gpu(2250e12, 180e9, 900e9, 4.5),
+}
+
+
+def flops_per_token(config: ModelConfig, seq_len: int, recompute: bool = False) -> dict[str, float]:
+    """FLOPs of the products for one token, ``forward``, ``backward`` and ``recompute``."""
+    c = config
+    weights = {name: prod(shape) for name, shape in parameter_shapes(c).items() if len(shape) == 2}
+    blocks = sum(n for name, n in weights.items() if name.startswith("blocks."))
+    head = c.vocab_size * c.dim
+    keys = (seq_len + min(seq_len, QUERY_TILE)) / 2  # whole tiles are computed
+    attention = 4 * c.n_layers * c.n_heads * c.head_dim * keys
+    again = 2 * blocks + attention if recompute else 0
+    return {"forward": 2 * (blocks + head) + attention, "backward": 4 * (blocks + head) + 2.5 * attention, "recompute": again}
+
+
+def activation_numbers(config: ModelConfig, rows: int, seq_len: int, recompute: bool, chunk: int = CHUNK_LOGITS) -> int:
+    """The most numbers that forward and backward of a shard hold at once, beside weights and gradients."""
+    c, tokens = config, rows * seq_len
+    Q, KV = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
+    layer = tokens * (4 * c.dim + 2 * Q + 2 * KV + 3 * c.ffn_dim)
+    kept = c.n_layers * tokens * c.dim if recompute else c.n_layers * layer
+    doing_layer = tokens * max(c.dim + 4 * c.ffn_dim, 11 * c.dim) + c.ffn_dim * c.dim + (layer if recompute else 0)
+    logits, head = min(tokens * c.vocab_size, chunk), c.vocab_size * c.dim
+    doing_head = max(2 * logits, logits + head) + 2 * tokens * c.dim
+    return kept + max(doing_layer + head, doing_head)  # the head's gradient waits for the embedding's
+
+
+def memory(
+    config: ModelConfig,
+    rows: int,
+    seq_len: int,
+    dtype: str = "float32",
+    gpus: int = 1,
+    shard_optimizer: bool = False,
+    recompute: bool = False,
+    on_gpu: bool = True,
+) -> dict[str, float]:
+    """Bytes by part, of each rank; `rows` sequences run at once. ``cache`` is for generation, and no part of training."""
+    n, size = count_parameters(config), BYTES[dtype]
+    whole = max(4, size)  # master weights, gradients and moments are float32 where products are in two bytes
+    owned = n / gpus
+    chunk = CHUNK_LOGITS_GPU if on_gpu else CHUNK_LOGITS
+    parts = {
+        "weights": n * whole + (n * size if size < whole else 0),
+        "gradients": (n + (owned if gpus > 1 else 0)) * whole,
+        "moments": 2 * (owned if shard_optimizer else n) * whole + (owned * whole if shard_optimizer else 0),
+        "activations": activation_numbers(config, rows, seq_len, recompute, chunk) * size,
+    }
+    cache = 2 * config.n_layers * config.n_kv_heads * config.head_dim * seq_len * size
+    return {**parts, "all of it": sum(parts.values()), "cache": cache}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run to be planned.
+
+    Attributes
+    ----------
+    config : ModelConfig
+    gpus, per_machine : int
+        How many in all, and how many of them share a machine.
+    gpu : str
+        One of GPUS.
+    batch_size : int
+        Sequences in a step, of all GPUs.
+    rows : int
+        Sequences that a GPU runs at once; the rest of its part of the batch is accumulated.
+    seq_len : int
+    tokens : float
+        To train on in all.
+    dtype : str
+    shard_optimizer, recompute : bool
+    mfu : float
+        The part of a GPU's FLOP/s that a step's necessary FLOPs use while it computes.
+    network : float
+        Bytes/s between machines, for each GPU.
+    price : float, optional
+        Of a GPU for an hour; default about what is asked for it.
+    """
+
+    config: ModelConfig
+    gpus: int = 1
+    gpu: str = "h100"
+    per_machine: int = 8
+    batch_size: int = 512
+    rows: int = 1
+    seq_len: int = 2048
+    tokens: float = 20e9
+    dtype: str = "bfloat16"
+    shard_optimizer: bool = False
+    recompute: bool = False
+    mfu: float = 0.4
+    network: float = 50e9
+    price: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, choices in (("gpu", GPUS), ("dtype", BYTES)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, but must be one of {', '.join(choices)}")
+        for name in ("gpus", "per_machine", "batch_size", "rows", "seq_len", "tokens", "network"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be positive")
+        if not 0 < self.mfu <= 1:
+            raise ValueError(f"mfu is {self.mfu}, but must lie in (0, 1]")
+        if self.seq_len > self.config.max_seq_len:
+            raise ValueError(f"seq_len is {self.seq_len}, but the model's max_seq_len is {self.config.max_seq_len}")
+        if self.batch_size < self.gpus:
+            raise ValueError(f"batch_size is {self.batch_size}, but {self.gpus} GPUs need a sequence each")
+
+    def figures(self) -> dict[str, float]:
+        """What follows from it, in FLOPs, bytes, seconds and $."""
+        kind, flops = GPUS[self.gpu], flops_per_token(self.config, self.seq_len, self.recompute)
+        needed, done = flops["forward"] + flops["backward"], sum(flops.values())
+        per_step = self.batch_size * self.seq_len
+        sequences = -(-self.batch_size // self.gpus)  # of the GPU that has most of them
+        computing = sequences * self.seq_len * done / (kind.flops * self.mfu)
+        gradients = 4 * count_parameters(self.config)
+        sent = 2 * gradients * (self.gpus - 1) / self.gpus
+        bandwidth = kind.bandwidth if self.gpus <= self.per_machine else min(kind.bandwidth, self.network)
+        sending = sent / bandwidth + (2 * (self.gpus - 1) * LATENCY if self.gpus > 1 else 0)
+        hidden = min(sending / 2, computing * flops["backward"] / done * min(sequences, self.rows) / sequences)
+        step = computing + sending - hidden
+        steps = -(-self.tokens // per_step)
+        price = kind.price if self.price is None else self.price
+        return {
+            "flops per token": needed, "flops per token, done": done, "computing": computing, "sent": sent, "sending": sending,
+            "hidden": hidden, "step": step, "steps": steps, "seconds": steps * step, "tokens per second": per_step / step,
+            "cost": steps * step / 3600 * self.gpus * price,
+        }  # fmt: skip
+
+    def text(self) -> str:
+        """For people to read."""
+        f, kind, machines = self.figures(), GPUS[self.gpu], -(-self.gpus // self.per_machine)
+        parts = memory(self.config, self.rows, self.seq_len, self.dtype, self.gpus, self.shard_optimizer, self.recompute)
+        fits = "fits" if parts["all of it"] <= kind.memory else "DOES NOT FIT: see --shard-optimizer, --recompute, --rows"
+        lines = [
+            f"{count_parameters(self.config):,} parameters, {f['flops per token']:.3g} FLOPs per token "
+            f"({f['flops per token, done']:.3g} with what is computed again)",
+            f"{self.gpus} x {self.gpu} on {machines} machine(s): {self.batch_size} x {self.seq_len} tokens a step, {self.dtype}",
+            "",
+            "memory of each GPU, GB",
+            *(f"  {name:12}{value / 1e9:10.2f}" for name, value in parts.items() if name != "cache"),
+            f"  of {kind.memory / 1e9:.0f}: {fits}",
+            f"  (a cache to generate {self.seq_len} tokens: {parts['cache'] / 1e9:.2f})",
+            "",
+            f"a step: {f['step']:.3f} s = computing {f['computing']:.3f} + sending {f['sending']:.3f} - hidden {f['hidden']:.3f}",
+            f"  each GPU sends {f['sent'] / 1e9:.2f} GB; {f['tokens per second']:,.0f} tokens/s in all",
+            f"{self.tokens:.3g} tokens: {f['steps']:,.0f} steps, {f['seconds'] / 86400:.2f} days, about ${f['cost']:,.0f}",
+        ]
+        return "\n".join(lines)

@@ -1,0 +1,173 @@
+"""What is planned is what a real run measures: memory, FLOPs, messages; and the arithmetic of time and cost."""
+
+import tracemalloc
+from math import prod
+
+import numpy as np
+import pytest
+from training.ranks_in_threads import together
+
+from numllama import ops
+from numllama.cli import app
+from numllama.model import ModelConfig, Transformer, count_parameters
+from numllama.ops import flash_attention
+from numllama.optim import AdamW
+from numllama.training import plan
+from numllama.training.parallel import Workers
+from numllama.training.plan import Plan, activation_numbers, flops_per_token, memory
+from numllama.training.ranks import Ranks
+
+SHAPES = [
+    dict(vocab_size=64, dim=256, n_layers=6, n_heads=4, B=8, T=128),
+    dict(vocab_size=256, dim=256, n_layers=12, n_heads=4, n_kv_heads=1, B=4, T=256),
+    dict(vocab_size=4096, dim=256, n_layers=4, n_heads=4, B=4, T=256),
+    dict(vocab_size=64, dim=256, n_layers=3, n_heads=8, ffn_dim=1536, B=8, T=128, tie_embeddings=True),
+]
+
+
+def build(B, T, dtype="float32", **shape):
+    config = ModelConfig(**shape, max_seq_len=T)
+    tokens = np.random.default_rng(0).integers(0, config.vocab_size, (B, T + 1))
+    return Transformer(config, dtype=dtype), tokens[:, :-1], tokens[:, 1:]
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("shape", SHAPES, ids=range(len(SHAPES)))
+def test_activations_are_within_ten_percent_of_what_a_step_measures(shape, recompute):
+    model, tokens, targets = build(**shape)
+    grads = model.params.zeros_like()
+    model.loss_and_grads(tokens, targets, grads=grads)  # whatever is made once, is made
+    tracemalloc.start()
+    try:
+        model.loss_and_grads(tokens, targets, grads=grads, recompute=recompute)
+        measured = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    planned = 4 * activation_numbers(model.config, *tokens.shape, recompute)
+    assert planned == pytest.approx(measured, rel=0.1)
+
+
+def test_accumulation_takes_the_memory_of_one_shard_however_large_the_batch_is():
+    peaks = []
+    for rows in (2, 12):
+        model, tokens, targets = build(B=rows, T=64, vocab_size=64, dim=64, n_layers=4, n_heads=2)
+        pool = Workers(model, 1)
+        pool.loss_and_grads(tokens, targets, shards=rows)
+        tracemalloc.start()
+        try:
+            pool.loss_and_grads(tokens, targets, shards=rows)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+    assert peaks[1] < 1.05 * peaks[0]
+
+
+@pytest.mark.parametrize(("gpus", "sharded"), [(1, False), (2, False), (2, True), (4, True)])
+def test_weights_gradients_and_moments_are_what_ranks_keep(gpus, sharded):
+    shape = dict(vocab_size=2000, dim=256, n_layers=4, n_heads=4, B=1, T=8)
+
+    def kept(comm):
+        model, _, _ = build(**shape)
+        pool = Ranks(model, comm, sharded)
+        optimizer = AdamW(pool.params)
+        owned = pool.params.flat.nbytes if sharded else 0
+        moments = sum(state.flat.nbytes for state in optimizer.state.values())
+        return model.params.flat.nbytes, pool._total.flat.nbytes + (gpus > 1) * pool._grads.flat.nbytes, moments + owned
+
+    planned = memory(build(**shape)[0].config, 1, 8, gpus=gpus, shard_optimizer=sharded)
+    measured = np.mean(together(gpus, kept), axis=0)
+    assert [planned[name] for name in ("weights", "gradients", "moments")] == pytest.approx(measured, rel=0.1)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("shape", SHAPES, ids=range(len(SHAPES)))
+def test_flops_are_within_ten_percent_of_the_products_of_a_step(monkeypatch, shape, recompute):
+    """Every product is counted where it is made, by the shapes of its operands."""
+    model, tokens, targets = build(**shape)
+    done, factor = [0], [0]
+    plain_scores = flash_attention.scores
+
+    def scores(q, k, mask):
+        s = plain_scores(q, k, mask)
+        done[0] += factor[0] * 2 * s.size * q.shape[-1]
+        return s
+
+    def counted(name, products, of_linear):
+        plain = getattr(ops, name)
+
+        def run(*args, **kwargs):
+            if of_linear:
+                x, weight = args[:2] if name.endswith("forward") else args[1][:2]
+                done[0] += products * 2 * prod(x.shape[:-1]) * weight.size
+            factor[0] = products
+            return plain(*args, **kwargs)
+
+        monkeypatch.setattr(ops, name, run)
+
+    monkeypatch.setattr(flash_attention, "scores", scores)
+    for name, products in (("linear_forward", 1), ("linear_backward", 2)):
+        counted(name, products, True)
+    for name, products in (("flash_attention_forward", 2), ("flash_attention_backward", 5)):
+        counted(name, products, False)
+    model.loss_and_grads(tokens, targets, recompute=recompute)
+    planned = sum(flops_per_token(model.config, shape["T"], recompute).values()) * tokens.size
+    assert planned == pytest.approx(done[0], rel=0.1)
+
+
+def test_messages_are_what_ranks_send():
+    """Of what a rank has, all but its own part goes out, and all but its own part comes in."""
+    sent = {}
+
+    def run(comm):
+        model, tokens, targets = build(vocab_size=50, dim=64, n_layers=2, n_heads=2, B=3, T=8)
+        pool, plain, total = Ranks(model, comm), comm.reduce_scatter, [0]
+
+        def counting(array, bounds, into, **options):
+            total[0] += array.nbytes - into.nbytes
+            return plain(array, bounds, into, **options)
+
+        comm.reduce_scatter = counting
+        pool.loss_and_grads(tokens, targets, 3)
+        sent[comm.rank] = total[0]
+        return model.config
+
+    config, *_ = together(3, run)
+    planned = Plan(config, gpus=3, seq_len=8, batch_size=3).figures()["sent"] / 2  # as much comes back
+    assert np.mean(list(sent.values())) == pytest.approx(planned, rel=0.1)
+
+
+def test_time_and_cost_by_hand():
+    config = ModelConfig.preset("llama-3-8b")
+    p = Plan(config, gpus=64, batch_size=512, seq_len=4096, tokens=1e12, mfu=0.5, price=2.0)
+    f = p.figures()
+    per_token = f["flops per token"]
+    assert per_token == pytest.approx(6 * 7.5e9, rel=0.1)
+    assert f["computing"] == pytest.approx(8 * 4096 * per_token / (989e12 * 0.5))
+    assert f["sending"] == pytest.approx(2 * 4 * count_parameters(config) * 63 / 64 / 50e9, rel=0.01)
+    assert f["steps"] == -(-(10**12) // (512 * 4096))
+    assert f["cost"] == pytest.approx(f["seconds"] / 3600 * 64 * 2)
+    assert f["step"] == f["computing"] + f["sending"] - f["hidden"]
+
+
+def test_the_command_prints_all_of_it(capsys):
+    words = ["plan", "--preset", "llama-3-8b", "--gpus", "64", "--shard-optimizer", "--recompute"]
+    assert app(words, result_action="return_value") == 0
+    out = capsys.readouterr().out
+    parts = ["weights", "gradients", "moments", "activations"]
+    for words in ("8,030,261,248 parameters", "64 x h100 on 8 machine(s)", *parts, "days, about $"):
+        assert words in out
+
+
+IMPOSSIBLE = [
+    (dict(gpu="h1000"), "gpu is 'h1000', but must be one of rtx4090, a100"),
+    (dict(gpus=0), "gpus is 0, but must be positive"),
+    (dict(mfu=1.5), r"mfu is 1.5, but must lie in \(0, 1\]"),
+    (dict(seq_len=9000), "seq_len is 9000, but the model's max_seq_len is 8192"),
+    (dict(gpus=1024), "batch_size is 512, but 1024 GPUs need a sequence each"),
+]
+
+
+@pytest.mark.parametrize(("changes", "sentence"), IMPOSSIBLE)
+def test_an_impossible_plan_is_refused(changes, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        plan.Plan(ModelConfig.preset("llama-3-8b"), **changes)

@@ -1,0 +1,342 @@
+"""Ranks: what one process gives, to the bit, whoever runs the shards; ZeRO-1; and what is sent when."""
+
+import hashlib
+import math
+import sys
+import threading
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from helpers import assert_close, assert_same_bits
+from hypothesis import given
+from hypothesis import strategies as st
+from training.ranks_in_threads import together
+from training.test_trainer import DATA, SMALL, T, bits, go
+
+from numllama import dispatch
+from numllama.errors import NumllamaError
+from numllama.model import ModelConfig, Transformer
+from numllama.ops import IGNORE
+from numllama.optim import AdamW
+from numllama.training import Trainer, checkpoint, communicator, ranks, trainer
+from numllama.training.communicator import Communicator, Request
+from numllama.training.parallel import Workers
+from numllama.training.ranks import Ranks, make_buckets
+
+ROWS, VOCAB = 7, 13
+
+
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch):
+    """So small that every rank owns several parts of the flat buffer, and that parts end inside tensors."""
+    monkeypatch.setattr(dispatch, "PIECE_ELEMENTS", 101)
+    monkeypatch.setattr(ranks, "BUCKET_PIECES", 4)
+
+
+def build(dtype="float32", n_layers=3, **changes):
+    shape = dict(vocab_size=VOCAB, dim=16, n_layers=n_layers, n_heads=2, max_seq_len=T, init_std=0.2, dropout=0.2)
+    return Transformer(ModelConfig(**shape | changes), seed=1, dtype=dtype)
+
+
+def batch(step=0):
+    tokens, targets = np.random.default_rng(step).integers(0, VOCAB, (2, ROWS, T))
+    return tokens, np.where(np.arange(T) < np.array([8, 1, 0, 5, 8, 2, 3])[:, None], targets, IGNORE)
+
+
+def steps(pool, shards, n=3, lr=1e-2, clip=0.3):
+    """Losses, norms and parameters after some steps."""
+    optimizer, results = AdamW(pool.params), []
+    for step in range(n):
+        loss, grads = pool.loss_and_grads(*batch(step), shards, key=(0, step))
+        results.append((loss, pool.clip(grads, clip)))
+        pool.step(optimizer, grads, lr)
+    return results, pool.model.params.flat, optimizer
+
+
+def alone(shards, dtype="float32", **changes):
+    pool = Workers(build(dtype, **changes), 1)
+    return steps(pool, shards)[:2]
+
+
+# ------------------------------------------------------------------------------------------------ the same bits
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize("shards", [1, 2, 5, 7])
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_any_number_of_ranks_gives_the_bits_of_one_process(size, shards, sharded):
+    expected, params = alone(shards)
+    for results, actual, _ in together(size, lambda comm: steps(Ranks(build(), comm, sharded), shards)):
+        assert results == expected
+        assert_same_bits(actual, params)
+    assert min(norm for _, norm in expected) > 0.3  # clipping did something
+
+
+@pytest.mark.parametrize("changes", [dict(tie_embeddings=True), dict(positions="learned", norm="layernorm", bias=True)], ids=str)
+def test_so_it_is_for_other_layouts(changes):
+    expected, params = alone(4, **changes)
+    for results, actual, _ in together(3, lambda comm: steps(Ranks(build(**changes), comm, True), 4)):
+        assert results == expected
+        assert_same_bits(actual, params)
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), [("float64", 1e-12), ("float32", 1e-6)])
+@pytest.mark.parametrize("size", [2, 3, 4])
+@pytest.mark.parametrize("keeps_order", [True, False])
+def test_sums_by_rank_are_the_same_up_to_rounding_with_one_message_a_step(dtype, rtol, size, keeps_order):
+    expected, params = alone(7, dtype)
+    sum_by = "rank" if keeps_order else None
+
+    def run(comm):
+        pool = Ranks(build(dtype), comm, sharded=True, sum_by=sum_by)
+        results, actual, _ = steps(pool, 7)
+        return results, actual, comm.log.count("reduce_scatter") - 2 * 3, len(pool._buckets)
+
+    for results, actual, messages, buckets in together(size, run, keeps_order=keeps_order):
+        assert np.array(results) == pytest.approx(np.array(expected), rel=rtol)
+        assert_close(actual, params, rtol)
+        assert messages == 3 * buckets  # beside the losses' and the norms'
+
+
+def test_more_ranks_than_shards_leave_some_idle():
+    expected, params = alone(2)
+    for sum_by in ("shard", "rank"):
+        for results, actual, _ in together(4, lambda comm, by=sum_by: steps(Ranks(build(), comm, sum_by=by), 2)):
+            assert results == expected
+            assert_same_bits(actual, params)
+
+
+def test_recompute_and_accumulation_give_the_bits_of_the_plain_step():
+    """Two shards on each rank, one after the other, with less kept."""
+    tokens, targets = batch()
+    expected, grads = Workers(build(), 2).loss_and_grads(tokens, targets, 4, key=(0, 0))
+
+    def run(comm):
+        loss, sums = Ranks(build(), comm).loss_and_grads(tokens, targets, 4, key=(0, 0), recompute=True)
+        return loss, sums.flat
+
+    for loss, actual in together(2, run):
+        assert loss == expected
+        assert_same_bits(actual, grads.flat)
+
+
+def test_everybody_begins_with_the_parameters_of_rank_0():
+    expected, params = alone(3)
+
+    def run(comm):
+        model = build()
+        model.params.flat[...] += comm.rank
+        return steps(Ranks(model, comm), 3)
+
+    for results, actual, _ in together(3, run):
+        assert results == expected
+        assert_same_bits(actual, params)
+
+
+def test_an_evaluation_is_split_and_gives_the_bits_of_one_process():
+    windows = [batch(i) for i in range(75)]
+    windows.append(tuple(part[:1, :3] for part in batch(99)))
+    expected = Workers(build(), 1).mean_loss(windows)
+    seen = []
+
+    def run(comm):
+        pool = Ranks(model := build(), comm)
+        plain = model.loss
+        model.loss = lambda *args, **kwargs: (seen.append(comm.rank), plain(*args, **kwargs))[1]
+        return pool.mean_loss(windows)
+
+    assert together(3, run) == [expected] * 3
+    assert sorted(seen.count(rank) for rank in range(3)) == [25, 25, 26]
+
+
+# ------------------------------------------------------------------------------------------------ ZeRO-1
+
+
+@given(size=st.integers(1, 5), n_layers=st.integers(1, 4), piece=st.integers(1, 5000), tied=st.booleans())
+def test_each_parameter_has_one_owner_and_whole_pieces_stay_together(size, n_layers, piece, tied):
+    params = build(n_layers=n_layers, tie_embeddings=tied).params
+    dispatch.PIECE_ELEMENTS = piece
+    owners = np.full(params.flat.size, -1)
+    for rank in range(size):
+        own = 0
+        for bucket in sorted(make_buckets(params, rank, size)):
+            start, stop = (bucket.start + bucket.bounds[rank + i] for i in (0, 1))
+            assert (owners[start:stop] == -1).all()
+            assert start % piece == 0 or start == params.flat.size
+            assert bucket.own == slice(own, own := own + stop - start)
+            owners[start:stop] = rank
+    assert (owners >= 0).all()
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_a_sharded_optimizer_keeps_a_part_of_the_moments(size):
+    total = build().params.flat.size
+    kept = [o.state["m"].flat.size for _, _, o in together(size, lambda comm: steps(Ranks(build(), comm, True), 4))]
+    assert sum(kept) == total
+    assert max(kept) < 1.2 * total / size
+
+
+here = threading.local()
+
+
+def train(comm, out=None, sharded=True, **changes):
+    """A trainer with this communicator."""
+    here.comm = comm
+    model = build(vocab_size=DATA.vocab_size)
+    return Trainer(model, DATA, replace(SMALL, parallel="mpi", shard_optimizer=sharded, **changes), out)
+
+
+@pytest.mark.parametrize("sizes", [(2, 3), (4, 1), (1, 2)], ids=str)
+def test_a_run_goes_on_with_another_number_of_ranks(tmp_path, monkeypatch, sizes):
+    monkeypatch.setattr(trainer, "communicator", lambda parallel: here.comm)
+    straight = Trainer(build(vocab_size=DATA.vocab_size), DATA, SMALL)
+    expected = [(r.step, r.loss, r.grad_norm) for r in go(straight)]
+
+    def first(comm):
+        pool = train(comm, tmp_path)
+        for report in pool:
+            if report.step == 5:
+                break
+        pool.save(val_loss=1.0)
+        assert pool.best == 1.0
+
+    def second(comm):
+        pool = train(comm, tmp_path)
+        pool.resume()
+        reports = [(r.step, r.loss, r.grad_norm) for r in pool]
+        whole = pool.workers.whole(pool.optimizer)
+        return reports, pool.model.params.flat, whole.state["m"].flat, whole.state["v"].flat
+
+    for comm_size, run in zip(sizes, (first, second), strict=True):
+        results = together(comm_size, run)
+    assert checkpoint.find_step(tmp_path).name == "step-000012"
+    for reports, *arrays in results:
+        assert reports == expected[5:]
+        assert hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest() == bits(straight)
+
+
+# ------------------------------------------------------------------------------------------------ what is sent when
+
+
+def test_a_bucket_is_sent_as_soon_as_backward_is_done_with_it_and_no_sooner(monkeypatch):
+    """Backward goes from the last layer to the first; what is sent never changes afterwards."""
+    model, events = build(n_layers=4, dropout=0.0), []
+    plain = ranks._Blocks.__getitem__
+    monkeypatch.setattr(ranks._Blocks, "__getitem__", lambda self, i: (events.append(i), plain(self, i))[1])
+
+    class Recorder(Communicator):
+        def reduce_scatter(self, array, bounds, into, add=False, senders=None):
+            if array.size > 1:
+                events.append("sent")
+                copies.append((array, array.copy()))
+            return super().reduce_scatter(array, bounds, into, add, senders)
+
+    copies = []
+    pool = Ranks(model, Recorder())
+    pool.loss_and_grads(*batch(), 1)
+    sent = [events[: events.index(layer)].count("sent") for layer in (3, 2, 1, 0)]
+    assert sent[:2] == [0, 0]
+    assert 0 < sent[2] < sent[3] < events.count("sent")
+    assert events.count("sent") == len(pool._buckets)
+    for array, copy in copies:
+        assert_same_bits(array, copy)
+
+
+def test_a_request_is_finished_once_and_only_when_it_is_done():
+    answers, finished = iter([False, False, True]), []
+    request = Request(lambda: next(answers), lambda: finished.append(1))
+    assert not request.done()
+    request.wait()
+    assert request.done()
+    assert finished == [1]
+
+
+def test_ranks_agree_when_any_of_them_says_yes():
+    assert together(3, lambda comm: Ranks(build(), comm).agree(comm.rank == 1)) == [True] * 3
+    assert together(3, lambda comm: Ranks(build(), comm).agree(False)) == [False] * 3
+
+
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("length", [1, 2, 10])
+def test_all_reduce_is_the_sum_in_the_order_of_the_ranks(size, length):
+    def run(comm):
+        array = np.full(length, [1e8, 1.0, -1e8][comm.rank], dtype="float32")
+        comm.all_reduce(array)
+        return array.tolist()
+
+    expected = float(np.float32(np.float32(1e8) + np.float32(1)) - np.float32(1e8)) if size == 3 else 1e8
+    assert together(size, run) == [[expected] * length] * size
+
+
+# ------------------------------------------------------------------------------------------------ errors
+
+
+class Ended(Exception):
+    """In place of the end of all processes."""
+
+
+class Aborting(Communicator):
+    rank, size = 2, 4
+
+    def abort(self, message, code=1):
+        raise Ended(message, code)
+
+
+@pytest.mark.parametrize(("kind", "code"), [(NumllamaError, 2), (ValueError, 2), (KeyboardInterrupt, 130), (OSError, 1)])
+def test_an_error_of_one_rank_ends_all(monkeypatch, kind, code):
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    with pytest.raises(Ended, match="no data") as caught, Aborting().guard():
+        raise kind("no data")
+    assert caught.value.args[1] == code
+
+
+def test_an_error_of_a_process_alone_stays_as_it_is():
+    with pytest.raises(ValueError, match="no data"), Communicator().guard():
+        raise ValueError("no data")
+
+
+def test_without_mpi4py_one_sentence_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mpi4py", None)
+    with pytest.raises(NumllamaError, match=r'pip install "numllama\[mpi\]"'):
+        communicator.MPI()
+
+
+@pytest.mark.parametrize("name", communicator.LAUNCHERS)
+def test_processes_that_would_each_train_alone_are_refused(monkeypatch, name):
+    monkeypatch.setenv(name, "4")
+    communicator.communicator.cache_clear()
+    with pytest.raises(NumllamaError, match="4 processes were started, each of which would train alone: add --parallel mpi"):
+        communicator.communicator("threads")
+
+
+IMPOSSIBLE = [
+    (dict(parallel="mpl"), "parallel is 'mpl', but must be one of threads, mpi, nccl"),
+    (dict(parallel="mpi", sum_by="gpu"), "sum_by is 'gpu', but must be one of shard, rank"),
+    (dict(parallel="mpi", workers=2), "workers is 2, but each rank is one worker"),
+    (dict(shard_optimizer=True), "parallel must be mpi or nccl"),
+    (dict(sum_by="rank"), "parallel must be mpi or nccl"),
+]
+
+
+@pytest.mark.parametrize(("changes", "sentence"), IMPOSSIBLE)
+def test_an_impossible_setting_is_named(changes, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        replace(SMALL, **{"workers": None} | changes)
+
+
+def test_sums_by_shard_need_a_communicator_that_keeps_the_order():
+    with pytest.raises(ValueError, match="sum_by is 'shard', but these ranks can only sum by rank"):
+        together(1, lambda comm: Ranks(build(), comm, sum_by="shard"), keeps_order=False)
+
+
+def test_a_norm_that_is_not_finite_is_so_on_all_ranks():
+    def run(comm):
+        pool = Ranks(build(), comm, sharded=True)
+        _, grads = pool.loss_and_grads(*batch(), 3)
+        if comm.rank == 1:
+            grads.flat[0] = math.inf
+        return pool.clip(grads, 1.0)
+
+    assert together(3, run) == [math.inf] * 3
