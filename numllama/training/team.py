@@ -9,12 +9,14 @@ import os
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from itertools import accumulate
 from math import prod
 from typing import Any
 
 import numpy as np
 
-from numllama.model import ModelConfig, Parameters, Transformer
+from numllama.model import LoraConfig, ModelConfig, Parameters, Transformer
+from numllama.model.lora import adapter_shapes
 from numllama.model.parameters import parameter_shapes
 from numllama.processes import Processes
 from numllama.training.turns import Turns
@@ -39,10 +41,13 @@ class Team:
     """
 
     def __init__(self, model: Transformer, others: int) -> None:
-        shared = Shared(model.config, model.dtype.name, os.memfd_create("numllama"), os.getpid())
+        lora = model.adapter.config if model.adapter else None
+        shared = Shared(model.config, lora, model.dtype.name, os.memfd_create("numllama"), os.getpid())
         try:
-            params, self.turns = shared.open(create=True)
+            params, adapter, self.turns = shared.open(create=True)
             model.params.move(params.flat)
+            if model.adapter:
+                model.adapter.params.move(adapter.flat)
             self._processes = Processes(Member(shared), others, fds=[shared.fd])
             self.pids = self._processes.pids
         finally:
@@ -51,7 +56,7 @@ class Team:
     @staticmethod
     def possible(model: Transformer) -> bool:
         """Whether this system can share memory by a file descriptor, and the model is a plain Transformer on the CPU."""
-        plain = type(model) is Transformer and model.weights is model.params
+        plain = type(model) is Transformer and model.weights is model.params and model.params.flat.dtype == model.dtype
         return hasattr(os, "memfd_create") and plain and model.device == "cpu"
 
     def submit(self, function: Callable, *args: Any) -> Future:
@@ -65,11 +70,12 @@ class Team:
 
 @dataclass(frozen=True)
 class Shared:
-    """One piece of memory: weights, gradients, and whose turn it is.
+    """One piece of memory: weights, an adapter if there is one, gradients of what is learnt, and whose turn it is.
 
     Attributes
     ----------
     config : ModelConfig
+    lora : LoraConfig, optional
     dtype : str
     fd : int
         The memory, as a file descriptor.
@@ -78,21 +84,25 @@ class Shared:
     """
 
     config: ModelConfig
+    lora: LoraConfig | None
     dtype: str
     fd: int
     owner: int
 
-    def open(self, create: bool = False) -> tuple[Parameters, Turns]:
-        """Weights and turns in this process."""
-        shapes = parameter_shapes(self.config)
-        n, size = sum(map(prod, shapes.values())), np.dtype(self.dtype).itemsize
-        start = -(-2 * n * size // 8) * 8
-        length = start + 8 * (len(shapes) + 1)
+    def open(self, create: bool = False) -> tuple[Parameters, Parameters | None, Turns]:
+        """Weights, adapter and turns in this process."""
+        weights, adapter = parameter_shapes(self.config), adapter_shapes(self.config, self.lora) if self.lora else {}
+        layouts = weights, adapter, adapter or weights
+        sizes = [sum(map(prod, shapes.values())) * np.dtype(self.dtype).itemsize for shapes in layouts]
+        starts = [0, *accumulate(-(-size // 8) * 8 for size in sizes)]
+        length = starts[-1] + 8 * (len(layouts[-1]) + 1)
         if create:
             os.ftruncate(self.fd, length)
-        memory = mmap.mmap(self.fd, length)
-        weights, gradients = (Parameters(shapes, np.frombuffer(memory, self.dtype, n, i * n * size)) for i in range(2))
-        return weights, Turns(gradients, np.frombuffer(memory, np.int64, offset=start), stop=self._end_with_owner)
+        memory = memoryview(mmap.mmap(self.fd, length))
+        parts = [np.frombuffer(memory[at : at + n], self.dtype) for at, n in zip(starts, sizes, strict=False)]
+        weights, adapter, gradients = map(Parameters, layouts, parts)
+        turns = Turns(gradients, np.frombuffer(memory[starts[-1] :], np.int64), stop=self._end_with_owner)
+        return weights, adapter if self.lora else None, turns
 
     def _end_with_owner(self) -> None:
         if os.getpid() != self.owner and os.getppid() != self.owner:
@@ -112,8 +122,10 @@ class Member:
 
             settings = training_settings("cpu")
             settings.__enter__()  # until the process ends
-            params, turns = self.shared.open()
+            params, adapter, turns = self.shared.open()
             model = Transformer(self.shared.config, dtype=self.shared.dtype, params=params)
+            if adapter:
+                model.add_adapter(self.shared.lora, params=adapter)
             self.state = model, turns, settings
         function, args = job
         return function(*self.state[:2], *args)
