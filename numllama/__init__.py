@@ -9,6 +9,7 @@ from numllama.model import PRESETS, LoraConfig, ModelConfig, Transformer, count_
 from numllama.optim import SGD, AdamW, clip_grad_norm, cosine_schedule
 from numllama.tokenizer import CharTokenizer, Tokenizer
 from numllama.training import Dataset, StepReport, TrainConfig, Trainer, load_dataset, load_run
+from numllama.training.conversations import load_conversations
 
 __version__ = "0.1.0"
 
@@ -17,7 +18,7 @@ __all__ = [
     "gradcheck", "GradientError",
     "ModelConfig", "PRESETS", "LoraConfig", "Transformer", "count_parameters",
     "AdamW", "SGD", "cosine_schedule", "clip_grad_norm",
-    "Tokenizer", "CharTokenizer", "Dataset", "load_dataset",
+    "Tokenizer", "CharTokenizer", "Dataset", "load_dataset", "load_conversations",
     "Trainer", "TrainConfig", "StepReport", "load_run",
     "load", "generate", "stream", "complete", "SamplingConfig", "KVCache",
     "NumllamaError", "CheckpointError", "DataError", "DeviceError", "TrainingError",

@@ -58,6 +58,8 @@ def load(
     if _is_run(path):
         folder = path if path.is_dir() else path.parent
         model = load_run(folder, device, None if dtype == BFLOAT16.name else dtype)
+        if model.adapter is not None and dtype == BFLOAT16.name:
+            model.merge_adapter()
         return model if dtype != BFLOAT16.name else _model(model.config, model.params, dtype, device)
     refuse_pickle(path)
     if path.suffix == ".bin":

@@ -106,7 +106,12 @@ def load_run(path: str | Path, device: str = "cpu", dtype: str | None = None, wh
     folder = find_step(Path(path), which)
     state = read_state(folder)
     trained = real_dtype(compute_dtype(state["dtype"])).name if device == "cpu" else state["dtype"]
-    model = Transformer(ModelConfig.from_dict(state["model"]), device=device, dtype=dtype or trained)
+    if state.get("lora"):
+        from numllama.training.finetune import load_adapted  # which knows checkpoints
+
+        model = load_adapted(folder.parent, state["lora"], device, dtype)
+    else:
+        model = Transformer(ModelConfig.from_dict(state["model"]), device=device, dtype=dtype or trained)
     load_checkpoint(folder, model)
     return model
 

@@ -4,7 +4,7 @@ import json
 import math
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -60,7 +60,7 @@ def train_run(
     """
     array_module(device)  # before any data is read or downloaded
     preset = preset or ("shakespeare-cpu" if device == "cpu" else "shakespeare")
-    out = out or _default_folder(preset, resume)
+    out = out or default_folder(preset, resume)
     if resume:
         if model_changes:
             raise ValueError(f"a resumed run keeps its model, so {', '.join(model_changes)} cannot change")
@@ -82,11 +82,13 @@ def train_run(
     trainer = Trainer(model, dataset, config, out)
     if resume and (out / "latest.json").exists():  # a run that was killed before its first checkpoint starts again
         trainer.resume()
-    _write_about(out, data, tokenizer, dataset, trainer)  # of a resumed run too: its settings may have changed
-    return _train(trainer)
+    path = str(data if data == PLAY else data.resolve()) if data else None
+    write_about(trainer, data=path, tokenizer=tokenizer)  # of a resumed run too: its settings may have changed
+    return go_on(trainer, _finish)
 
 
-def _train(trainer: Trainer) -> int:
+def go_on(trainer: Trainer, finish: Callable[[Trainer], None]) -> int:
+    """Train to the end and `finish`, or until Ctrl-C, and save; returns the exit code."""
     out, config = trainer.out, trainer.config
     print(
         f"model: {count_parameters(trainer.model.config):,} parameters, vocabulary {trainer.model.config.vocab_size}, "
@@ -105,7 +107,7 @@ def _train(trainer: Trainer) -> int:
             folder = trainer.save()
             print(f"interrupted after step {trainer.step}: saved as {folder}; go on with --resume --out {out}")
             return INTERRUPTED
-        _finish(trainer)
+        finish(trainer)
         return 0
     finally:
         trainer.close()
@@ -180,7 +182,7 @@ def _open_data(data: Path | None, tokenizer: Tokenizer | CharTokenizer | str | N
     return dataset
 
 
-def _default_folder(preset: str, resume: bool) -> Path:
+def default_folder(preset: str, resume: bool) -> Path:
     """The first name under runs/ that is free; to resume, the last that is not."""
     names = (RUNS / (preset if i == 1 else f"{preset}-{i}") for i in range(1, sys.maxsize))
     last = None
@@ -193,7 +195,9 @@ def _default_folder(preset: str, resume: bool) -> Path:
     return last if resume else folder
 
 
-def _write_about(out: Path, path: Path | None, tokenizer: str | None, data: Dataset, trainer: Trainer) -> None:
+def write_about(trainer: Trainer, **start: Any) -> None:
+    """Write a run's tokenizer and its config.json; `start` says how to start it again."""
+    out, data = trainer.out, trainer.data
     try:
         out.mkdir(parents=True, exist_ok=True)
         if data.tokenizer:
@@ -202,9 +206,8 @@ def _write_about(out: Path, path: Path | None, tokenizer: str | None, data: Data
         raise NumllamaError(f"the run's folder {out} cannot be written: {error.strerror}") from error
     about = {
         "version": numllama.__version__,
-        "data": str(path if path == PLAY else path.resolve()) if path else None,
         "data_name": data.name,
-        "tokenizer": tokenizer,
+        **start,
         "model": trainer.model.config.to_dict(),
         "train": trainer.config.to_dict(),
     }
