@@ -195,7 +195,7 @@ def _writer(
             end = len(text) + len(message["content"]) + len(PARAGRAPH)
             spans += [(len(text), end)] if message["role"] == "assistant" else []
             text += message["content"] + PARAGRAPH
-        ids, said = _said(tokenizer, text, spans, ())
+        ids, said = said_tokens(tokenizer, text, spans, ())
         return np.concatenate([np.array(opening, dtype=np.int64), ids]), np.concatenate([np.zeros(len(opening), bool), said])
 
     if isinstance(tokenizer, CharTokenizer) or not (chat_template or has_chat_template(tokenizer)):
@@ -206,12 +206,12 @@ def _writer(
 
     def by_template(line: dict[str, Any]) -> Encoded:
         tools = {"tools": line["tools"]} if "tools" in line else {}
-        return _said(tokenizer, *render_answers(chat_template or own, line["messages"], **names, **tools), "all")
+        return said_tokens(tokenizer, *render_answers(chat_template or own, line["messages"], **names, **tools), "all")
 
     return by_template
 
 
-def _said(tokenizer: Tokenizer | CharTokenizer, text: str, answers: list[tuple[int, int]], special: Any) -> Encoded:
+def said_tokens(tokenizer: Tokenizer | CharTokenizer, text: str, answers: list[tuple[int, int]], special: Any) -> Encoded:
     """A text's ids, and which of them hold something of an answer."""
     ids, spans = encode_spans(tokenizer, text, special)
     said = np.zeros(len(ids), dtype=bool)
