@@ -58,9 +58,16 @@ def load(
     if _is_run(path):
         folder = path if path.is_dir() else path.parent
         model = load_run(folder, device, None if dtype == BFLOAT16.name else dtype)
+        run = folder.parent if folder.name.startswith("step-") else folder
+        if (run / huggingface.GENERATION).exists():
+            model.generation_config = huggingface.generation_config(run, {})
         if model.adapter is not None and dtype == BFLOAT16.name:
             model.merge_adapter()
-        return model if dtype != BFLOAT16.name else _model(model.config, model.params, dtype, device)
+        if dtype != BFLOAT16.name:
+            return model
+        small = _model(model.config, model.params, dtype, device)
+        small.generation_config = model.generation_config
+        return small
     refuse_pickle(path)
     if path.suffix == ".bin":
         config, tensors = llama2c.read(path)

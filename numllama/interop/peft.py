@@ -1,4 +1,4 @@
-"""Adapters as `peft` keeps them: adapter_config.json and adapter_model.safetensors.
+"""Adapters as `peft` keeps them: adapter_config.json and adapter_model.safetensors, and beside them how texts end.
 
 An adapter of a Llama has peft's names over Hugging Face's, and its rows are in Hugging Face's order, as the model's own would be;
 one of another model has our names. What an adapter_config.json asks for beyond plain LoRA is refused by name.
@@ -16,6 +16,8 @@ import numpy as np
 from numllama.backend import real_dtype, to_numpy
 from numllama.errors import CheckpointError
 from numllama.interop.huggingface import (
+    GENERATION,
+    generation_config,
     huggingface_names,
     is_llama,
     json_bytes,
@@ -27,7 +29,7 @@ from numllama.interop.huggingface import (
 )
 from numllama.interop.tensor_file import TensorFile, write_files, write_tensors
 from numllama.model import LoraConfig, ModelConfig, Parameters, Transformer, parameter_shapes
-from numllama.model.lora import adapter_shapes
+from numllama.model.lora import TARGETS, adapter_shapes
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -56,7 +58,7 @@ HONOURED = {
 
 
 def save_adapter(model: Transformer, path: str | PathLike, base: str | PathLike | None = None) -> None:
-    """Write a model's adapter: both files, or none.
+    """Write a model's adapter: its files, or none.
 
     Parameters
     ----------
@@ -97,6 +99,7 @@ def save_adapter(model: Transformer, path: str | PathLike, base: str | PathLike 
         {
             WEIGHTS: lambda file: write_tensors(file, params.flat.dtype, shapes, arrays),
             CONFIG: lambda file: file.write(json_bytes(values)),
+            GENERATION: lambda file: file.write(json_bytes(model.generation_config)),
         },
     )
 
@@ -130,6 +133,8 @@ def load_adapter(model: Transformer, path: str | PathLike) -> None:
     for name, view in params.items():
         view[...] = _reordered(model.config, name, tensors[names[name]], to_neighbours)
     model.add_adapter(config, params=Parameters(shapes, model.xp.asarray(params.flat)))
+    if (folder / GENERATION).exists():
+        model.generation_config = generation_config(folder, {})
 
 
 def base_of(folder: Path) -> Path:
@@ -169,9 +174,9 @@ def _target_modules(config: ModelConfig, lora: LoraConfig) -> list[str]:
 
 def _targets(config: ModelConfig, tensors: TensorFile) -> tuple[str, ...]:
     """Which of our maps the tensors are for; unknown ones are named later, as left over."""
-    ours = {module: name.split(".")[-1] for name, module in _modules(config).items()}
+    ours = {module: name.rpartition(".")[-1] for name, module in _modules(config).items()}
     found = {ours.get(name.removeprefix(PREFIX).removesuffix(KINDS["_lora_a"])) for name in tensors}
-    return tuple(sorted(found - {None}))
+    return tuple(name for name in TARGETS if name in found)
 
 
 def _check_tensors(folder: Path, wanted: Mapping[str, tuple[int, ...]], tensors: TensorFile) -> None:

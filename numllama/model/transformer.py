@@ -212,7 +212,8 @@ class Transformer:
         updates, scale = self.adapter.params, self.adapter.config.scale
         for name, weight in self.params.items():
             if f"{name}_lora_a" in updates:
-                weight += scale * (updates[f"{name}_lora_b"] @ updates[f"{name}_lora_a"])
+                update = updates[f"{name}_lora_b"].astype("float64") @ updates[f"{name}_lora_a"]
+                weight[...] = weight + scale * update                  # rounded once
         self.params.round()
         self.adapter = None
 

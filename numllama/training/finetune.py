@@ -17,7 +17,7 @@ from numllama.errors import CheckpointError, DataError, NumllamaError
 from numllama.generation.chat import has_chat_template
 from numllama.generation.run import open_model
 from numllama.generation.text import opening
-from numllama.interop.huggingface import read_json
+from numllama.interop.huggingface import GENERATION, read_json
 from numllama.model import LoraConfig, Transformer
 from numllama.tokenizer import CharTokenizer, Tokenizer
 from numllama.training import checkpoint
@@ -178,6 +178,7 @@ def _recipe(
 def _go_on(tuning: Tuning, trainer: Trainer) -> int:
     model, data, seq_len = trainer.model, trainer.data, trainer.config.seq_len
     write_about(trainer, tuning=tuning.to_dict())
+    checkpoint.write_json(trainer.out / GENERATION, model.generation_config)
     _copy_template(tuning, data.tokenizer, trainer.out)
     rows = data.train.rows(seq_len)
     print(
