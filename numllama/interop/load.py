@@ -56,18 +56,7 @@ def load(
     if not path.exists():
         raise CheckpointError(f"{path} does not exist (nothing is downloaded: name a folder or a file)")
     if _is_run(path):
-        folder = path if path.is_dir() else path.parent
-        model = load_run(folder, device, None if dtype == BFLOAT16.name else dtype)
-        run = folder.parent if folder.name.startswith("step-") else folder
-        if (run / huggingface.GENERATION).exists():
-            model.generation_config = huggingface.generation_config(run, {})
-        if model.adapter is not None and dtype == BFLOAT16.name:
-            model.merge_adapter()
-        if dtype != BFLOAT16.name:
-            return model
-        small = _model(model.config, model.params, dtype, device)
-        small.generation_config = model.generation_config
-        return small
+        return _load_run(path if path.is_dir() else path.parent, dtype, device)
     refuse_pickle(path)
     if path.suffix == ".bin":
         config, tensors = llama2c.read(path)
@@ -132,6 +121,18 @@ def _is_run(path: Path) -> bool:
         return True
     config = folder / huggingface.CONFIG  # of a run that has no checkpoint yet
     return config.exists() and {"model", "train"} <= set(huggingface.read_json(config))
+
+
+def _load_run(folder: Path, dtype: str | None, device: str) -> Transformer:
+    model = load_run(folder, device, None if dtype == BFLOAT16.name else dtype)
+    if dtype == BFLOAT16.name:
+        if model.adapter is not None:
+            model.merge_adapter()
+        model = _model(model.config, model.params, dtype, device)
+    run = folder.parent if (folder / STATE).exists() else folder
+    if (run / huggingface.GENERATION).exists():  # of a model that was fine-tuned
+        model.generation_config = huggingface.generation_config(run, {})
+    return model
 
 
 def _model(config: ModelConfig, tensors: Mapping[str, Any], dtype: str | None, device: str) -> Transformer:

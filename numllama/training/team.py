@@ -91,8 +91,8 @@ class Shared:
 
     def open(self, create: bool = False) -> tuple[Parameters, Parameters | None, Turns]:
         """Weights, adapter and turns in this process."""
-        weights, adapter = parameter_shapes(self.config), adapter_shapes(self.config, self.lora) if self.lora else {}
-        layouts = weights, adapter, adapter or weights
+        whole, update = parameter_shapes(self.config), adapter_shapes(self.config, self.lora) if self.lora else {}
+        layouts = whole, update, update or whole
         sizes = [sum(map(prod, shapes.values())) * np.dtype(self.dtype).itemsize for shapes in layouts]
         starts = [0, *accumulate(-(-size // 8) * 8 for size in sizes)]
         length = starts[-1] + 8 * (len(layouts[-1]) + 1)

@@ -167,12 +167,12 @@ class Trainer:
     # -------------------------------------------------------------------------------------------- validation
 
     def estimate(self) -> float:
-        """Mean loss over `eval_batches` random batches of the validation split, always the same ones."""
+        """Mean loss over `eval_batches` batches of the validation split, always the same ones."""
         c = self.config
         return self._mean_loss(self.data.some_of_val(c.batch_size, c.seq_len, c.seed, c.eval_batches))
 
     def evaluate(self) -> float:
-        """Mean loss over the whole validation split: neighbouring windows, every target once."""
+        """Mean loss over the whole validation split, every target once."""
         return self._mean_loss(self.data.all_of_val(self.config.batch_size, self.config.seq_len))
 
     def _mean_loss(self, windows) -> float:
