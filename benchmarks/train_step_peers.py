@@ -48,11 +48,11 @@ def blas_name() -> str:
 
 def numllama_step(config: dict, cores: int):
     import numllama as nl
-    import numllama.training.trainer as trainer_module
+    import numllama.training.data as data_module
     from numllama.training import parallel
 
     source = batches(config)
-    trainer_module.random_batch = lambda *_: next(source)  # the benchmark's batches in place of random windows of a text
+    data_module.random_batch = lambda *_: next(source)  # the benchmark's batches in place of random windows of a text
     parallel.TEAM_AFTER = 0.0  # as after the first seconds of a run
     model = nl.Transformer(model_config(config), seed=SEED)
     some = np.zeros(2 * config["max_seq_len"], dtype=np.int64)

@@ -1,4 +1,4 @@
-"""The command line:  numllama train | plan | prepare | generate | chat | doctor
+"""The command line:  numllama train | plan | prepare | finetune | generate | chat | doctor
 
 Every field of ModelConfig, TrainConfig and SamplingConfig is a flag. Exit codes: 0, 2 for what the user can mend, 130 after
 Ctrl-C.
@@ -18,8 +18,9 @@ from numllama.backend import out_of_memory
 from numllama.errors import NumllamaError
 from numllama.generation import SamplingConfig
 from numllama.generation.run import chat_run, generate_run
-from numllama.model import ModelConfig
+from numllama.model import LoraConfig, ModelConfig
 from numllama.training.config import TrainConfig
+from numllama.training.finetune import Tuning, finetune_run, resume_run
 from numllama.training.plan import Plan
 from numllama.training.prepare import prepare_texts
 from numllama.training.run import train_run
@@ -140,6 +141,79 @@ def prepare(
         Processes. Default one for each core if there is much to do.
     """
     return prepare_texts(list(texts), out, vocab_size, tokenizer, pattern, documents, errors, workers)
+
+
+@app.command
+def finetune(
+    model: Path | None = None,
+    *,
+    data: Path | None = None,
+    val_data: Path | None = None,
+    full: bool = False,
+    rank: int | None = None,
+    alpha: float | None = None,
+    targets: tuple[str, ...] = (),
+    epochs: float | None = None,
+    chat_template: Path | None = None,
+    tokenizer: Path | None = None,
+    device: str = "cpu",
+    out: Path | None = None,
+    resume: bool = False,
+    training: Annotated[TrainFlags, Parameter(name="*", group="Training")] = NO_TRAIN_FLAGS,
+) -> int:
+    """Fine-tune a model on conversations: a low-rank adapter (LoRA), or with --full all weights.
+
+    It learns to say what the assistant says, and nothing else. In the end OUT/model opens with chat, generate and transformers,
+    and OUT/adapter with peft. Ctrl-C saves.
+
+    Example: numllama finetune path/to/Llama-3.2-1B-Instruct --data chat.jsonl --out runs/mine
+
+    Parameters
+    ----------
+    model
+        A Hugging Face folder, a training run, or whatever else `generate` reads.
+    data
+        Lines of JSON: {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}
+    val_data
+        The same, to validate on. Default the last tenth of the data.
+    full
+        Learn all weights.
+    rank
+        Of the adapter's updates. Default 8.
+    alpha
+        The updates are scaled by alpha / rank. Default twice the rank.
+    targets
+        The maps that are updated, of wq, wk, wv, wo, w_gate, w_up, w_down; may be given several times. Default all.
+    epochs
+        How often all data are seen, unless --steps is given. Default 3.
+    chat_template
+        A file in Jinja's language. Default the model's own; without one, messages are paragraphs.
+    tokenizer
+        Its file or folder. Default the one beside the model.
+    device
+        cpu, cuda, or cuda:N.
+    out
+        Folder of the run. Default a new one under runs/.
+    resume
+        Go on with the run in --out.
+    """
+    given = dict(model=model, data=data, val_data=val_data, full=full or None, rank=rank, alpha=alpha, targets=targets or None)
+    given |= dict(epochs=epochs, chat_template=chat_template, tokenizer=tokenizer)
+    if resume:
+        if out is None:
+            raise ValueError("a run to resume is named with --out")
+        if known := [name.replace("_", "-") for name, value in given.items() if value is not None]:
+            raise ValueError(f"a resumed run keeps what it began with, so {', '.join(known)} cannot change")
+        return resume_run(out, device, _given(training))
+    if model is None or data is None:
+        raise ValueError("a model and --data are needed, or --resume with --out")
+    shape = {name: given[name] for name in ("rank", "alpha", "targets") if given[name] is not None}
+    if full and shape:
+        raise ValueError(f"--full learns all weights, so there is no adapter that {', '.join(shape)} could be of")
+    rank = 8 if rank is None else rank
+    lora = None if full else LoraConfig(**{"rank": rank, "alpha": 2.0 * rank, **shape})
+    tuning = Tuning(model, data, val_data, tokenizer, chat_template, lora)
+    return finetune_run(tuning, out, device, epochs, _given(training))
 
 
 @app.command

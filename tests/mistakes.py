@@ -302,8 +302,8 @@ MISTAKES = [
     Mistake(
         "clipping after the step",
         "training/trainer.py",
-        "norm = clip_grad_norm(grads, c.clip, self.workers.map)",
-        "norm = 1.0; self.optimizer.step(grads, lr, self.workers.map); clip_grad_norm(grads, c.clip); grads.flat.fill(0)",
+        "norm = self.workers.clip(grads, c.clip)",
+        "norm = 1.0; self.workers.step(self.optimizer, grads, lr); grads.flat.fill(0)",
         "training/test_trainer.py::test_a_plain_loop_gives_the_same_parameters[adamw-1-0.05]",
     ),
     Mistake(
@@ -668,5 +668,52 @@ MISTAKES = [
         "every rank keeping the moments of all",
         "training/ranks.py", "self._owned(model.params) if sharded else model.params", "model.params",
         "training/test_ranks.py::test_a_sharded_optimizer_keeps_a_part_of_the_moments[2]",
+    ),
+    Mistake(
+        "the gradient of an update's first matrix without the scale",
+        "ops/lora.py", "dh = scale * (dout @ b) ", "dh = dout @ b ",
+        "ops/test_lora.py::test_gradients",
+    ),
+    Mistake(
+        "the gradient of an update's second matrix transposed, and reshaped until it fits",
+        "ops/lora.py", "db = dout.T @ (scale * h) ", "db = ((scale * h).T @ dout).reshape(b.shape) ",
+        "ops/test_lora.py::test_gradients",
+    ),
+    Mistake(
+        "an update that x gets no gradient through",
+        "model/block.py",
+        "dx, da, db = ops.lora_backward(dout, lora_cache, dx=dx)", "_, da, db = ops.lora_backward(dout, lora_cache)",
+        "model/test_lora.py::test_gradients_are_those_of_the_merged_model_by_the_chain_rule",
+    ),
+    Mistake(
+        "an adapter merged without its scale",
+        "model/transformer.py", "weight + scale * update", "weight + update",
+        "model/test_lora.py::test_the_merged_model_is_the_model_with_its_adapter",
+    ),
+    Mistake(
+        "targets chosen by who says the token before",
+        "training/conversations.py", "np.where(said[1:], ids[1:], IGNORE)", "np.where(said[:-1], ids[1:], IGNORE)",
+        "training/test_conversations.py::test_only_the_assistants_tokens_are_targets_with_the_end_of_its_turn",
+    ),
+    Mistake(
+        "conversations of one row that see each other",
+        "training/conversations.py", "= ids[:-1], segment\n", "= ids[:-1], 0\n",
+        "training/test_conversations.py::test_packed_gradients_are_the_sum_of_each_conversations_own",
+    ),
+    Mistake(
+        "answers without the token that ends them",
+        "interop/chat_template.py",
+        "spans.append((len(before), len(after)))", 'spans.append((len(before), len(before) + len(message["content"])))',
+        "interop/test_chat_template.py::test_without_marks_an_answer_is_what_it_adds_with_its_end_of_turn",
+    ),
+    Mistake(
+        "an interleaved model's adapter written in its own order of rows",
+        "interop/peft.py", 'config.rope_layout != "interleaved"', "True",
+        "interop/test_peft.py::test_rows_of_an_interleaved_model_are_written_as_hugging_face_pairs_them",
+    ),
+    Mistake(
+        "every epoch in the same order",
+        "training/conversations.py", "default_rng([seed, epoch])", "default_rng([seed])",
+        "training/test_conversations.py::test_each_epoch_sees_every_row_once_in_an_order_of_its_own",
     ),
 ]  # fmt: skip

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import test_examples
 
+from numllama.cli import main
 from numllama.model import PRESETS, count_parameters
 
 ROOT = Path(__file__).parents[1]
@@ -88,3 +89,24 @@ def test_the_examples_about_generation_run():
     for example in examples:
         exec(example, names)
     assert len(names["endless"]) == 300
+
+
+@pytest.mark.skipif(not (ROOT / "docs").exists(), reason="tests without the documents")
+def test_the_page_about_fine_tuning_is_true(tmp_path, monkeypatch, capsys):
+    page = (ROOT / "docs" / "finetuning.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    examples = re.findall(r"```python\n(.*?)```", page, re.S)
+    assert len(examples) == 3
+    names = {}
+    for example in examples:
+        exec(example, names)
+    (commands,) = re.findall(r"```sh\n(.*?)```", page, re.S)
+    *commands, chat = [line.partition("#")[0].split()[1:] for line in commands.splitlines()]
+    quick = {"train": ["--steps", "2", "--dim", "16", "--batch-size", "2", "--eval-batches", "1"], "finetune": ["--steps", "2"]}
+    for command in commands:
+        given = [part for part in command if part not in ("--steps", "300", "--epochs", "20")]
+        with pytest.raises(SystemExit) as end:
+            main([*given, *quick[command[0]], "--workers", "1"])
+        assert end.value.code == 0, capsys.readouterr().err
+    assert chat[0] == "chat" and (tmp_path / chat[1] / "model.safetensors").exists()
+    assert {path.name for path in (tmp_path / "runs/tuned").iterdir()} >= {"model", "adapter", "step-000002"}

@@ -26,13 +26,10 @@ def linear_backward(dout: Array, cache: tuple, into: Array | None = None, dx: Ar
     real = real_dtype(x.dtype)
     if into is not None and (into.shape != (O, I) or into.dtype not in (x.dtype, real) or not into.flags.c_contiguous):
         return NotImplemented
-    if dx is not None and (dx.shape != x.shape or not takes(x, dx)):
-        return NotImplemented
+    dx = linear_backward_input(dout, cache, dx)
+    if dx is NotImplemented:
+        return dx
     dout = dout.reshape(-1, O)                                         # (N, O)
-    if dx is None:
-        dx = gemm(dout, weight).reshape(x.shape)                       # (..., I)
-    else:
-        gemm(dout, weight, dx.reshape(-1, I), beta=1.0)
     dweight = gemm(dout.T, x.reshape(-1, I), into, beta=0.0 if into is None else 1.0)
     if bias is None:
         return dx, dweight
@@ -40,3 +37,17 @@ def linear_backward(dout: Array, cache: tuple, into: Array | None = None, dx: Ar
     ones[...] = 1
     dbias = gemm(ones, dout, launch.empty(dout, (1, O), real)).reshape(O)
     return dx, dweight, dbias
+
+
+def linear_backward_input(dout: Array, cache: tuple, dx: Array | None = None) -> Array:
+    x, weight, _ = cache
+    O, I = weight.shape  # noqa: E741
+    if dout.shape != (*x.shape[:-1], O) or not takes(x, weight, dout):
+        return NotImplemented
+    dout = dout.reshape(-1, O)                                         # (N, O)
+    if dx is None:
+        return gemm(dout, weight).reshape(x.shape)                     # (..., I)
+    if dx.shape != x.shape or not takes(x, dx):
+        return NotImplemented
+    gemm(dout, weight, dx.reshape(-1, I), beta=1.0)
+    return dx

@@ -228,8 +228,10 @@ class Decoder:
 
 
 def is_plain(model: Transformer) -> bool:
-    """Whether this is a Llama, on a CPU, with weights in the dtype that it computes in."""
+    """Whether this is a Llama, on a CPU, without an adapter, with weights in the dtype that it computes in."""
     c = model.config
+    if model.adapter is not None:
+        return False
     llama = (c.norm, c.positions, c.ffn, c.qk_norm, c.bias) == ("rmsnorm", "rope", "swiglu", None, False)
     return llama and isinstance(model.params.flat, np.ndarray) and model.params.flat.dtype == model.dtype
 

@@ -5,9 +5,11 @@ immutable sandbox: it sees text, numbers, lists and dictionaries, changes none o
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ try:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 except ImportError as error:
     raise NumllamaError('chat templates need Jinja2: pip install "numllama[chat]"') from error
+
+_MARKS = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 
 
 def render_chat_template(
@@ -47,6 +51,55 @@ def render_chat_template(
     ValueError
         If it refuses these messages, or cannot make a text of them.
     """
+    return "".join(_render(template, messages, add_generation_prompt, tokens))
+
+
+def render_answers(
+    template: str, messages: Sequence[Mapping[str, Any]], **tokens: Any
+) -> tuple[str, list[tuple[int, int]]]:
+    """The text of a conversation, and where in it the assistant speaks: what a model is tuned to say.
+
+    A template may mark that with ``{% generation %}``. Without marks, an answer is what it adds to the text that asks for it:
+    the template is rendered up to each answer, with what opens it, and up to its end, and each of these must be how the next
+    begins.
+
+    Parameters
+    ----------
+    template, messages, tokens
+        See :func:`render_chat_template`.
+
+    Returns
+    -------
+    text : str
+    spans : list of (int, int)
+        The places of an answer's first character and of the one after its last, which the end-of-turn token is part of.
+
+    Raises
+    ------
+    ValueError
+        If the template writes earlier messages in another way when later ones follow.
+    """
+    pieces = _render(template, messages, False, tokens)
+    text = "".join(pieces)
+    if _MARKS.search(template):
+        ends = list(accumulate(map(len, pieces)))
+        return text, [(end - len(piece), end) for piece, end in zip(pieces, ends, strict=True) if isinstance(piece, _Answer)]
+    spans = []
+    for i, message in enumerate(messages):
+        if message.get("role") == "assistant":
+            before = render_chat_template(template, messages[:i], True, **tokens)
+            after = render_chat_template(template, messages[: i + 1], False, **tokens)
+            if not (after.startswith(before) and text.startswith(after)):
+                raise ValueError(
+                    f"the chat template changes what stands before the end of message {i + 1} when more follows, so that the "
+                    "assistant's part is not known: mark it in the template, {% generation %} ... {% endgeneration %}"
+                )
+            spans.append((len(before), len(after)))
+    return text, spans
+
+
+def _render(template: str, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool, tokens: dict) -> list[str]:
+    """The text in pieces; a marked answer is a piece, an :class:`_Answer`."""
     if isinstance(messages, str | bytes | Mapping) or not all(isinstance(message, Mapping) for message in messages):
         raise ValueError('messages must be a list of dictionaries such as {"role": "user", "content": "Hello"}')
     values = {"tools": None, "documents": None, **tokens, "messages": list(messages)}
@@ -56,7 +109,7 @@ def render_chat_template(
         raise ValueError(f"messages and tokens must be text, numbers, lists and dictionaries: {error}") from error
     compiled = _compile(template)
     try:
-        return compiled.render(**values, add_generation_prompt=add_generation_prompt)
+        return list(compiled.generate(**values, add_generation_prompt=add_generation_prompt))
     except SecurityError as error:
         raise CheckpointError(f"the chat template does what it must not: {error}") from error
     except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RecursionError) as error:
@@ -98,7 +151,15 @@ class _Generation(Extension):
 
     def parse(self, parser: Any) -> nodes.Node:
         line = next(parser.stream).lineno
-        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True)).set_lineno(line)
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("_answer"), [], [], body).set_lineno(line)
+
+    def _answer(self, caller: Callable[[], str]) -> "_Answer":
+        return _Answer(caller())
+
+
+class _Answer(str):
+    """A text that the assistant says."""
 
 
 class _Namespace(jinja2.utils.Namespace):

@@ -194,7 +194,7 @@ def read(folder: Path, file: Path | None = None) -> tuple[ModelConfig, Mapping[s
     native = values["model_type"] == "numllama"
     names = {name: name for name in parameter_shapes(config)} if native else huggingface_names(config)
     _check_tensors(folder, config, names, tensors)
-    return config, _Renamed(tensors, names), _generation_config(folder, values)
+    return config, _Renamed(tensors, names), generation_config(folder, values)
 
 
 class _Renamed(Mapping):
@@ -253,14 +253,14 @@ def _check_tensors(folder: Path, config: ModelConfig, names: Mapping[str, str], 
         raise CheckpointError(f"{folder} has tensors that this model has no place for: {listed(extra)}")
 
 
-def _generation_config(folder: Path, values: Mapping[str, Any]) -> dict[str, Any]:
-    """generation_config.json; where there is none, the special ids of config.json."""
+def generation_config(folder: Path, values: Mapping[str, Any]) -> dict[str, Any]:
+    """generation_config.json; where there is none, the special ids of config.json, whose values these are."""
     path = folder / (GENERATION if (folder / GENERATION).exists() else CONFIG)
-    config = read_json(path) if path.name == GENERATION else {name: values[name] for name in SPECIAL_IDS if name in values}
-    ids = config.get("eos_token_id")
+    values = read_json(path) if path.name == GENERATION else {name: values[name] for name in SPECIAL_IDS if name in values}
+    ids = values.get("eos_token_id")
     if not all(type(i) is int and i >= 0 for i in (ids if isinstance(ids, list) else [ids] if ids is not None else [])):
         raise CheckpointError(f"{path}: eos_token_id is {ids!r}, but must be a token or a list of tokens")
-    return config
+    return values
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -7,26 +7,31 @@ from typing import Any
 
 from numllama.backend import BFLOAT16, DTYPES, array_module, float_dtype
 from numllama.errors import CheckpointError, DeviceError
-from numllama.interop import huggingface, llama2c
+from numllama.interop import huggingface, llama2c, peft
 from numllama.interop.pickles import refuse_pickle
 from numllama.model import ModelConfig, Transformer
 from numllama.model.parameters import copied_parameters
 from numllama.training.checkpoint import STATE, load_run
 
 
-def load(path: str | PathLike, dtype: str | None = None, device: str = "cpu") -> Transformer:
+def load(
+    path: str | PathLike, dtype: str | None = None, device: str = "cpu", adapter: str | PathLike | None = None
+) -> Transformer:
     """A model from disk.
 
     Parameters
     ----------
     path : path
         A folder as Hugging Face's (``config.json`` and ``model.safetensors``, or shards with an index), such a
-        ``.safetensors`` file, a llama2.c ``.bin``, or a training run (its best checkpoint) or one step folder of it.
+        ``.safetensors`` file, a llama2.c ``.bin``, or a training run (its best checkpoint) or one step folder of it. Or the
+        folder of an adapter that says where its model lies.
     dtype : str, optional
         ``"float32"`` or ``"float64"``, or ``"bfloat16"`` to keep the weights in two bytes each and compute in float32. Default
         float32; a training run's own.
     device : str
         ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+    adapter : path, optional
+        A folder with low-rank updates, as `peft` writes them: see :mod:`numllama.interop.peft`.
 
     Raises
     ------
@@ -38,6 +43,12 @@ def load(path: str | PathLike, dtype: str | None = None, device: str = "cpu") ->
     Files are mapped into memory and copied tensor by tensor into the model, so that only the model itself takes memory.
     """
     path = Path(path)
+    if adapter is None and (path / peft.CONFIG).exists() and not (path / huggingface.CONFIG).exists():
+        path, adapter = peft.base_of(path), path
+    if adapter is not None:
+        model = load(path, dtype, device)
+        peft.load_adapter(model, adapter)
+        return model
     if dtype not in (None, BFLOAT16.name, *DTYPES):
         raise ValueError(f"dtype is {dtype!r}, but must be one of {', '.join(DTYPES)}, {BFLOAT16.name}")
     if dtype == BFLOAT16.name and device != "cpu":
@@ -45,9 +56,7 @@ def load(path: str | PathLike, dtype: str | None = None, device: str = "cpu") ->
     if not path.exists():
         raise CheckpointError(f"{path} does not exist (nothing is downloaded: name a folder or a file)")
     if _is_run(path):
-        folder = path if path.is_dir() else path.parent
-        model = load_run(folder, device, None if dtype == BFLOAT16.name else dtype)
-        return model if dtype != BFLOAT16.name else _model(model.config, model.params, dtype, device)
+        return _load_run(path if path.is_dir() else path.parent, dtype, device)
     refuse_pickle(path)
     if path.suffix == ".bin":
         config, tensors = llama2c.read(path)
@@ -89,6 +98,8 @@ def save(model: Transformer, path: str | PathLike, tokenizer: Any = None) -> Non
         If llama2.c's format cannot hold the model.
     """
     path = Path(path)
+    if model.adapter is not None:
+        raise ValueError("the model has an adapter: merge_adapter() makes it part of the weights, save_adapter() saves it alone")
     if path.suffix == ".bin":
         if tokenizer is not None:
             raise ValueError(f"a llama2.c file has no place for a tokenizer: save it beside {path.name}")
@@ -110,6 +121,18 @@ def _is_run(path: Path) -> bool:
         return True
     config = folder / huggingface.CONFIG  # of a run that has no checkpoint yet
     return config.exists() and {"model", "train"} <= set(huggingface.read_json(config))
+
+
+def _load_run(folder: Path, dtype: str | None, device: str) -> Transformer:
+    model = load_run(folder, device, None if dtype == BFLOAT16.name else dtype)
+    if dtype == BFLOAT16.name:
+        if model.adapter is not None:
+            model.merge_adapter()
+        model = _model(model.config, model.params, dtype, device)
+    run = folder.parent if (folder / STATE).exists() else folder
+    if (run / huggingface.GENERATION).exists():  # of a model that was fine-tuned
+        model.generation_config = huggingface.generation_config(run, {})
+    return model
 
 
 def _model(config: ModelConfig, tensors: Mapping[str, Any], dtype: str | None, device: str) -> Transformer:

@@ -7,7 +7,7 @@ the part that came through itself:  dx = dout + (backward of the branch)(dout).
 
 A *stage* is a pair of functions that knows its parameters by name:
     out, cache = forward(x, w, name, context)        reads w[name]
-    dx         = backward(dout, cache, g, name)      adds to g[name], once
+    dx         = backward(dout, cache, g, name)      adds to g[name], once, if it is there: what is frozen has no gradient
 What a configuration chooses, it chooses in the tables below.
 """
 
@@ -36,6 +36,8 @@ class Context:
         Names this pass's dropout masks; None drops nothing.
     kv_cache : KVCache
         Keys and values of the tokens before these; None if there are none.
+    lora_scale : float
+        Of the low-rank updates, in a model with an adapter.
     """
 
     config: ModelConfig
@@ -46,19 +48,38 @@ class Context:
     last: Array | None = None
     key: tuple[int, ...] | None = None
     kv_cache: Any = None
+    lora_scale: float = 1.0
 
 
 # ------------------------------------------------------------------------------------------------ stages
 
 
+def add_gradient(g, name, gradient):
+    if name in g:
+        g[name] += gradient
+
+
 def linear_forward(x, w, name, context):
-    return ops.linear_forward(x, w[name], w.get(f"{name}_bias"))
+    out, cache = ops.linear_forward(x, w[name], w.get(f"{name}_bias"))
+    if f"{name}_lora_a" not in w:
+        return out, (cache, None)
+    update, lora_cache = ops.lora_forward(x, w[f"{name}_lora_a"], w[f"{name}_lora_b"], context.lora_scale)
+    out += update
+    return out, (cache, lora_cache)
 
 
-def linear_backward(dout, cache, g, name, dx=None):
-    dx, _, *dbias = ops.linear_backward(dout, cache, into=g[name], dx=dx)
-    if dbias:
-        g[f"{name}_bias"] += dbias[0]
+def linear_backward(dout, caches, g, name, dx=None):
+    cache, lora_cache = caches
+    if name in g:
+        dx, _, *dbias = ops.linear_backward(dout, cache, into=g[name], dx=dx)
+        if dbias:
+            g[f"{name}_bias"] += dbias[0]
+    else:
+        dx = ops.linear_backward_input(dout, cache, dx=dx)
+    if lora_cache is not None:
+        dx, da, db = ops.lora_backward(dout, lora_cache, dx=dx)
+        g[f"{name}_lora_a"] += da
+        g[f"{name}_lora_b"] += db
     return dx
 
 
@@ -68,7 +89,7 @@ def rmsnorm_forward(x, w, name, context):
 
 def rmsnorm_backward(dout, cache, g, name):
     dx, dweight = ops.rmsnorm_backward(dout, cache)
-    g[name] += dweight
+    add_gradient(g, name, dweight)
     return dx
 
 
@@ -78,8 +99,8 @@ def layernorm_forward(x, w, name, context):
 
 def layernorm_backward(dout, cache, g, name):
     dx, dweight, dbias = ops.layernorm_backward(dout, cache)
-    g[name] += dweight
-    g[f"{name}_bias"] += dbias
+    add_gradient(g, name, dweight)
+    add_gradient(g, f"{name}_bias", dbias)
     return dx
 
 
@@ -89,7 +110,7 @@ def add_rmsnorm_forward(x, branch, w, name, context):
 
 def add_rmsnorm_backward(dx, dout, cache, g, name):
     dx, _, dweight = ops.add_rmsnorm_backward((dx, dout), cache)
-    g[name] += dweight
+    add_gradient(g, name, dweight)
     return dx
 
 

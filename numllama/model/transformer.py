@@ -17,6 +17,7 @@ from numllama.model.block import (
     layer_forward,
 )
 from numllama.model.config import ModelConfig
+from numllama.model.lora import Adapter, LoraConfig, initial_adapter
 from numllama.model.parameters import Parameters, initial_parameters
 
 # Head and loss run in chunks of rows of at most this many logits (32 MiB of float32): (N, V) never exists whole. A GPU needs
@@ -48,6 +49,8 @@ class Transformer:
     weights : Parameters
         What is computed with: `params`, or in mixed precision their copy in two bytes. An optimizer keeps it up to date;
         whoever else writes to `params` calls ``params.round()``.
+    adapter : Adapter, optional
+        Low-rank updates: see :meth:`add_adapter`.
     generation_config : dict
         What the checkpoint says about generation, as Hugging Face's ``generation_config.json``; saved with the model.
     """
@@ -64,6 +67,7 @@ class Transformer:
         self.xp, self.dtype = array_module(device), compute_dtype(dtype)
         self.params = initial_parameters(config, seed, real_dtype(self.dtype), self.xp) if params is None else params
         self.weights = self.params.rounded_to(self.dtype) if self.dtype in TWO_BYTES else self.params
+        self.adapter: Adapter | None = None
         self.generation_config: dict[str, Any] = {}
         self._table: tuple[Array, Array] | None = None  # RoPE's, for positions 0, 1, 2, ...
 
@@ -118,7 +122,7 @@ class Transformer:
         recompute: bool = False,
         scale: float = 1.0,
     ) -> tuple[Array, Parameters]:
-        """The loss and its gradient with respect to every parameter.
+        """The loss and its gradient with respect to every parameter that is learnt.
 
         Parameters
         ----------
@@ -145,19 +149,19 @@ class Transformer:
         -------
         loss : scalar array
         grads : Parameters
-            Of the same names as ``params``.
+            Of the same names as ``params``; with an adapter, as ``adapter.params``, for all else is frozen then.
         """
         tokens = self._check_tokens(tokens)
         targets = self._check_targets(targets, tokens)
-        if self.params.flat.dtype != real_dtype(self.dtype):
+        if self.learnt.flat.dtype != real_dtype(self.dtype):
             raise ValueError(f"weights kept in {self.params.flat.dtype} cannot be trained: load the model with dtype='float32'")
-        grads = self.params.zeros_like() if grads is None else grads
-        self.params.check_layout("grads", grads)
+        grads = self.learnt.zeros_like() if grads is None else grads
+        self.learnt.check_layout("grads", grads)
         context = self._context(tokens, segments=segments, key=key)
 
         x, embed_cache = self._embed_forward(tokens, context)          # (B, T, C)
-        caches = []
-        for i, w in enumerate(self.weights.blocks):
+        caches, blocks = [], self._blocks()
+        for i, w in enumerate(blocks):
             out, cache = layer_forward(x, w, context, i)
             caches.append(x if recompute else cache)
             x = out
@@ -170,11 +174,54 @@ class Transformer:
         for i in reversed(range(self.config.n_layers)):
             cache = caches.pop()
             if recompute:
-                _, cache = layer_forward(cache, self.weights.blocks[i], context, i)
+                _, cache = layer_forward(cache, blocks[i], context, i)
             dx = layer_backward(dx, cache, grads.blocks[i])
             del cache
-        self._embed_backward(dx, embed_cache, grads, dhead)
+        if self.adapter is None:
+            self._embed_backward(dx, embed_cache, grads, dhead)
         return loss, grads
+
+    # -------------------------------------------------------------------------------------------- adapters
+
+    @property
+    def learnt(self) -> Parameters:
+        """What has gradients: all parameters, or with an adapter its own alone."""
+        return self.params if self.adapter is None else self.adapter.params
+
+    def add_adapter(self, config: LoraConfig, seed: int = 0, params: Parameters | None = None) -> None:
+        """Freeze the model, and give it low-rank updates to learn instead.
+
+        Parameters
+        ----------
+        config : LoraConfig
+        seed : int
+            Of their initial values, which change nothing yet.
+        params : Parameters, optional
+            Values to use in place of new ones.
+        """
+        if self.adapter is not None:
+            raise ValueError("the model has an adapter already: merge_adapter() makes it part of the weights")
+        if params is None:
+            params = initial_adapter(self.config, config, seed, real_dtype(self.dtype), self.xp)
+        self.adapter = Adapter(config, params, self.dtype)
+
+    def merge_adapter(self) -> None:
+        """Add the adapter's updates to the weights, which are then all that there is: W + scale · b · a."""
+        if self.adapter is None:
+            raise ValueError("the model has no adapter to merge")
+        updates, scale = self.adapter.params, self.adapter.config.scale
+        for name, weight in self.params.items():
+            if f"{name}_lora_a" in updates:
+                update = updates[f"{name}_lora_b"].astype("float64") @ updates[f"{name}_lora_a"]
+                weight[...] = weight + scale * update                  # rounded once
+        self.params.round()
+        self.adapter = None
+
+    def _blocks(self) -> list[dict[str, Array]]:
+        """What each layer computes with."""
+        if self.adapter is None:
+            return self.weights.blocks
+        return [{**w, **update} for w, update in zip(self.weights.blocks, self.adapter.weights.blocks, strict=True)]
 
     # -------------------------------------------------------------------------------------------- on disk
 
@@ -189,6 +236,12 @@ class Transformer:
         from numllama.interop import save  # interop knows the model, not the other way round
 
         save(self, path, tokenizer)
+
+    def save_adapter(self, path: str | PathLike, base: str | PathLike | None = None) -> None:
+        """Write the adapter alone, as `peft` reads it: see :func:`numllama.interop.peft.save_adapter`."""
+        from numllama.interop.peft import save_adapter
+
+        save_adapter(self, path, base)
 
     # -------------------------------------------------------------------------------------------- the ends
 
@@ -219,7 +272,7 @@ class Transformer:
     def _hidden(self, tokens: Array, context: Context) -> Array:
         """The residual stream after the last layer."""
         x, _ = self._embed_forward(tokens, context)
-        for i, w in enumerate(self.weights.blocks):
+        for i, w in enumerate(self._blocks()):
             x = layer_forward(x, w, context, i)[0]
         return x
 
@@ -252,14 +305,17 @@ class Transformer:
         """Loss, dn and the head's gradient, forward and backward at once for each chunk of rows."""
         chunks, count = self._chunks(n, targets, count)
         loss, dn, dhead = 0, [], None
-        if self.weights is not self.params:                            # a gradient in float32 for a matrix in two bytes
+        if self.adapter is None and self.weights is not self.params:   # a gradient in float32 for a matrix in two bytes
             dhead = self.xp.zeros_like(self._head(self.params))
         for rows, row_targets in chunks:
             logits, head_cache = ops.linear_forward(rows, self._head(self.weights))      # (rows, V)
             with checked_ids():
                 part, loss_cache = ops.cross_entropy_forward(logits, row_targets, count=count)
             dlogits = ops.cross_entropy_backward(scale, loss_cache, out=logits)         # logits are gone
-            drows, dhead = ops.linear_backward(dlogits, head_cache, into=dhead)
+            if self.adapter is None:
+                drows, dhead = ops.linear_backward(dlogits, head_cache, into=dhead)
+            else:
+                drows = ops.linear_backward_input(dlogits, head_cache)
             loss = loss + part
             dn.append(drows)
         dn = dn[0] if len(dn) == 1 else xp_of(n).concatenate(dn)
@@ -290,7 +346,8 @@ class Transformer:
             check_ids("positions", positions, self.config.max_seq_len)
             positions = xp.asarray(positions)
             cos, sin = self._rope(positions) if rope else (None, None)
-        return Context(self.config, positions, cos, sin, first, last, key, kv_cache)
+        scale = 1.0 if self.adapter is None else self.adapter.config.scale
+        return Context(self.config, positions, cos, sin, first, last, key, kv_cache, scale)
 
     def _rope(self, positions: Array) -> tuple[Array, Array]:
         c = self.config

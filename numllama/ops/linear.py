@@ -54,14 +54,22 @@ def linear_backward(dout: Array, cache: tuple, into: Array | None = None, dx: Ar
     """
     x, weight, bias = cache
     O, I = weight.shape  # noqa: E741
-    check_shape("dout", dout, (*x.shape[:-1], O))
+    dx = linear_backward_input.reference(dout, cache, dx)              # (..., I)
     dout = dout.reshape(-1, O)                                         # (N, O)
-    if dx is None:
-        dx = (dout @ weight).reshape(x.shape)                          # (..., I)
-    else:
-        dx += (dout @ weight).reshape(x.shape)
     dweight = dout.T @ x.reshape(-1, I)                                # (O, I)
     if into is not None:
         into += dweight
         dweight = into
     return (dx, dweight) if bias is None else (dx, dweight, dout.sum(0))
+
+
+@accelerated
+def linear_backward_input(dout: Array, cache: tuple, dx: Array | None = None) -> Array:
+    """``dx`` of :func:`linear_backward` alone, for a map that is frozen: its weight and bias are constants."""
+    x, weight, _ = cache
+    check_shape("dout", dout, (*x.shape[:-1], len(weight)))
+    product = dout.reshape(-1, len(weight)) @ weight.astype(dout.dtype, copy=False)    # (N, I); a weight may be kept in two bytes
+    if dx is None:
+        return product.reshape(x.shape)                                # (..., I)
+    dx += product.reshape(x.shape)
+    return dx

@@ -42,11 +42,12 @@ def save_checkpoint(run: Path, step: int, model: Transformer, optimizer: Optimiz
     if folder.exists():  # written by a save that failed only afterwards, at a pointer
         return folder
     part = run / f".part-{folder.name}-{os.getpid()}"
-    files = {WEIGHTS: _serialise(model.params), OPTIMIZER: _serialise(_joined(optimizer.state))}
+    files = {WEIGHTS: _serialise(model.learnt), OPTIMIZER: _serialise(_joined(optimizer.state))}
     state = {
         "format": FORMAT,
         "step": step,
         "model": model.config.to_dict(),
+        "lora": model.adapter.config.to_dict() if model.adapter else None,
         "dtype": model.dtype.name,
         "optimizer_steps": optimizer.steps,
         **state,
@@ -82,12 +83,14 @@ def load_checkpoint(folder: Path, model: Transformer, optimizer: Optimizer | Non
     state = read_state(folder)
     if ModelConfig.from_dict(state["model"]) != model.config:
         raise CheckpointError(f"{folder} holds a model of another configuration")
-    views = {WEIGHTS: dict(model.params), OPTIMIZER: _joined(optimizer.state) if optimizer else {}}
+    if state.get("lora") != (model.adapter.config.to_dict() if model.adapter else None):
+        raise CheckpointError(f"{folder} holds a model with another adapter, or with none")
+    views = {WEIGHTS: dict(model.learnt), OPTIMIZER: _joined(optimizer.state) if optimizer else {}}
     read = {name: _read_tensors(folder, name, state, expected) for name, expected in views.items() if expected}
     for name, tensors in read.items():  # all files are known to be good: nothing is changed by halves
         for key, value in tensors.items():
             views[name][key][...] = model.xp.asarray(value)
-    model.params.round()
+    model.learnt.round()
     if optimizer:
         optimizer.steps = state["optimizer_steps"]
     return state
@@ -108,7 +111,12 @@ def load_run(path: str | Path, device: str = "cpu", dtype: str | None = None, wh
     folder = find_step(Path(path), which)
     state = read_state(folder)
     trained = real_dtype(compute_dtype(state["dtype"])).name if device == "cpu" else state["dtype"]
-    model = Transformer(ModelConfig.from_dict(state["model"]), device=device, dtype=dtype or trained)
+    if state.get("lora"):
+        from numllama.training.finetune import load_adapted  # which knows checkpoints
+
+        model = load_adapted(folder.parent, state["lora"], device, dtype)
+    else:
+        model = Transformer(ModelConfig.from_dict(state["model"]), device=device, dtype=dtype or trained)
     load_checkpoint(folder, model)
     return model
 

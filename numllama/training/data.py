@@ -19,6 +19,7 @@ from numllama.tokenizer import CharTokenizer, Tokenizer
 from numllama.tokenizer.train_bpe import train_on_text
 
 VAL_FRACTION = 0.1
+VAL_STREAM = 2**32  # validation estimates draw their batches apart from any training step
 BPE_VOCABULARY = 1024  # of a text of about a megabyte: each token is still seen often enough to be learnt
 
 
@@ -49,6 +50,19 @@ class Dataset:
             n = len(getattr(self, split))
             if n < least:
                 raise DataError(f"the {split} split of {self.name} has {n} tokens, but at least {least} are needed")
+
+    def batch(self, batch_size: int, seq_len: int, seed: int, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """A step's inputs and targets."""
+        return random_batch(self.train, batch_size, seq_len, seed, step)
+
+    def some_of_val(self, batch_size: int, seq_len: int, seed: int, n: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Some `n` batches of the validation split, always the same ones."""
+        seq_len = min(seq_len, len(self.val) - 1)
+        return (random_batch(self.val, batch_size, seq_len, seed, VAL_STREAM + i) for i in range(n))
+
+    def all_of_val(self, batch_size: int, seq_len: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The whole validation split, every target once."""
+        return all_windows(self.val, batch_size, seq_len)
 
 
 def load_dataset(path: str | Path, tokenizer: Tokenizer | CharTokenizer | str | None = None) -> Dataset:

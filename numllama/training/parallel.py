@@ -78,8 +78,8 @@ class Workers:
 
     @property
     def params(self) -> Parameters:
-        """What an optimizer steps here: everything."""
-        return self.model.params
+        """What an optimizer steps here: all that is learnt."""
+        return self.model.learnt
 
     @property
     def pids(self) -> list[int]:
@@ -102,6 +102,7 @@ class Workers:
         key: tuple[int, ...] | None = None,
         recompute: bool = False,
         scale: float = 1.0,
+        segments: np.ndarray | None = None,
     ) -> tuple[float, Parameters]:
         """As :meth:`Transformer.loss_and_grads`, shard by shard; the next call fills the same buffer again.
 
@@ -113,16 +114,18 @@ class Workers:
             Of the dropout masks; each shard appends its index.
         recompute : bool
         scale : float
+        segments : integer array, shape (B, T), optional
         """
         shards = min(shards, len(tokens))
         count = max(1, int((targets != IGNORE).sum()))
-        parts = list(zip(range(shards), cut(tokens, shards), cut(targets, shards), strict=True))
+        segments = [None] * shards if segments is None else cut(segments, shards)
+        parts = list(zip(range(shards), cut(tokens, shards), cut(targets, shards), segments, strict=True))
         if self._may_team and self._team is None and self._busy > TEAM_AFTER:
             self._turns = None  # its memory is free before the team takes its own
             self._team = Team(self.model, self.workers - 1, self._moments)
             self._turns = self._team.turns
         if self._turns is None:
-            self._turns = Turns(self.model.params.zeros_like())
+            self._turns = Turns(self.model.learnt.zeros_like())
         total, options = self._turns.total, dict(count=count, recompute=recompute, scale=scale)
         if runs_here((total.flat,)):  # kernels add to the buffer itself, and one shard at a time fills a GPU
             total.flat[...] = 0
@@ -153,8 +156,11 @@ class Workers:
     def keep(self, optimizer: Optimizer, whole: Optimizer) -> None:
         """Take over what was loaded into `whole`, which is the optimizer itself here."""
 
-    def mean_loss(self, windows: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
-        """Mean loss of all targets in some windows, without dropout; sums are in float64 and in order."""
+    def mean_loss(self, windows: Iterable[tuple[np.ndarray, ...]]) -> float:
+        """Mean loss of all targets in some windows, without dropout; sums are in float64 and in order.
+
+        A window is tokens, targets, and segments if it has some.
+        """
         windows, total, n = iter(windows), 0.0, 0
         while some := list(islice(windows, 4 * self.workers)):  # never the whole split at once
             for loss, counted in self._spread(run_windows, some):
@@ -210,15 +216,19 @@ def run_shards(model: Transformer, turns: Turns, parts: Sequence[tuple], key: tu
 
 
 def shard_loss(model: Transformer, grads: Any, part: tuple, key: tuple | None, options: dict) -> float:
-    """Loss of one shard, (index, tokens, targets); its gradients are added to `grads`."""
-    i, tokens, targets = part
-    loss, _ = model.loss_and_grads(tokens, targets, grads=grads, key=None if key is None else (*key, i), **options)
+    """Loss of one shard, (index, tokens, targets, segments); its gradients are added to `grads`."""
+    i, tokens, targets, segments = part
+    options = dict(options, segments=segments, key=None if key is None else (*key, i))
+    loss, _ = model.loss_and_grads(tokens, targets, grads=grads, **options)
     return float(loss)
 
 
 def run_windows(model: Transformer, turns: Turns | None, windows: Sequence[tuple]) -> list[tuple[float, int]]:
-    """Summed loss and number of targets of some windows, (tokens, targets) each."""
-    return [(float(model.loss(tokens, targets, count=1)), int((targets != IGNORE).sum())) for tokens, targets in windows]
+    """Summed loss and number of targets of some windows, (tokens, targets) or (tokens, targets, segments) each."""
+    return [
+        (float(model.loss(tokens, targets, count=1, segments=segments[0] if segments else None)), int((targets != IGNORE).sum()))
+        for tokens, targets, *segments in windows
+    ]
 
 
 # ------------------------------------------------------------------------------------------------ the machine

@@ -104,6 +104,8 @@ class Ranks:
     workers, pids = 1, ()
 
     def __init__(self, model: Transformer, comm: Communicator, sharded: bool = False, sum_by: str | None = None) -> None:
+        if model.adapter:
+            raise ValueError("an adapter is small enough for one machine: it is not trained by ranks")
         if sum_by == "shard" and not comm.keeps_order:
             raise ValueError("sum_by is 'shard', but these ranks can only sum by rank")
         self.model, self.comm, self.rank, self.sharded = model, comm, comm.rank, sharded
@@ -148,6 +150,7 @@ class Ranks:
         key: tuple[int, ...] | None = None,
         recompute: bool = False,
         scale: float = 1.0,
+        segments: np.ndarray | None = None,
     ) -> tuple[float, Parameters]:
         """As :meth:`Workers.loss_and_grads`; with a sharded optimizer, the gradients are those that this rank owns."""
         if not self._begun:
@@ -156,7 +159,8 @@ class Ranks:
             self._begun = True
         shards = min(shards, len(tokens))
         options = dict(count=max(1, int((targets != IGNORE).sum())), recompute=recompute, scale=scale)
-        parts = list(zip(range(shards), cut(tokens, shards), cut(targets, shards), strict=True))
+        segments = [None] * shards if segments is None else cut(segments, shards)
+        parts = list(zip(range(shards), cut(tokens, shards), cut(targets, shards), segments, strict=True))
         losses, rank, size = np.zeros(shards), self.comm.rank, self.comm.size
         for first in range(0, shards, size):
             is_last = first + size >= shards
@@ -260,6 +264,9 @@ class _Round:
         self._options = dict(add=add, senders=senders)
         self._ready = [] if silent else list(ranks._buckets)
         self._under_way: list[Request] = []
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.shapes
 
     def __getitem__(self, name: str) -> Array:
         return self._total[name]

@@ -5,7 +5,7 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +32,7 @@ RUNS = Path("runs")
 PLAY = Path("stand-in")  # in the place of a file: needs no network, and its best possible loss is known
 SAMPLE_CHARACTERS = 400
 INTERRUPTED = 130
+ALONE = Communicator()
 
 
 def train_run(
@@ -82,7 +83,7 @@ def _train_run(
 ) -> int:
     array_module(device)  # before any data is read or downloaded
     preset = preset or ("shakespeare-cpu" if device == "cpu" else "shakespeare")
-    out = out or _default_folder(preset, resume)
+    out = out or default_folder(preset, resume)
     if resume:
         if model_changes:
             raise ValueError(f"a resumed run keeps its model, so {', '.join(model_changes)} cannot change")
@@ -108,11 +109,13 @@ def _train_run(
         trainer.resume()
     comm.barrier()  # all have seen the folder as it was
     if comm.rank == 0:
-        _write_about(out, data, tokenizer, dataset, trainer)  # of a resumed run too: its settings may have changed
-    return _train(trainer, comm)
+        path = str(data if data == PLAY else data.resolve()) if data else None
+        write_about(trainer, data=path, tokenizer=tokenizer)  # of a resumed run too: its settings may have changed
+    return go_on(trainer, _finish, comm)
 
 
-def _train(trainer: Trainer, comm: Communicator) -> int:
+def go_on(trainer: Trainer, finish: Callable[[Trainer], None], comm: Communicator = ALONE) -> int:
+    """Train to the end and `finish`, or until Ctrl-C, and save; returns the exit code."""
     out, config = trainer.out, trainer.config
     print(
         f"model: {count_parameters(trainer.model.config):,} parameters, vocabulary {trainer.model.config.vocab_size}, "
@@ -135,7 +138,7 @@ def _train(trainer: Trainer, comm: Communicator) -> int:
             folder = trainer.save()
             print(f"interrupted after step {trainer.step}: saved as {folder}; go on with --resume --out {out}")
             return INTERRUPTED
-        _finish(trainer)
+        finish(trainer)
         return 0
     finally:
         trainer.close()
@@ -221,7 +224,7 @@ def _open_data(data: Path | None, tokenizer: Tokenizer | CharTokenizer | str | N
     return dataset
 
 
-def _default_folder(preset: str, resume: bool) -> Path:
+def default_folder(preset: str, resume: bool) -> Path:
     """The first name under runs/ that is free; to resume, the last that is not."""
     names = (RUNS / (preset if i == 1 else f"{preset}-{i}") for i in range(1, sys.maxsize))
     last = None
@@ -234,7 +237,9 @@ def _default_folder(preset: str, resume: bool) -> Path:
     return last if resume else folder
 
 
-def _write_about(out: Path, path: Path | None, tokenizer: str | None, data: Dataset, trainer: Trainer) -> None:
+def write_about(trainer: Trainer, **start: Any) -> None:
+    """Write a run's tokenizer and its config.json; `start` says how to start it again."""
+    out, data = trainer.out, trainer.data
     try:
         out.mkdir(parents=True, exist_ok=True)
         if data.tokenizer:
@@ -243,9 +248,8 @@ def _write_about(out: Path, path: Path | None, tokenizer: str | None, data: Data
         raise NumllamaError(f"the run's folder {out} cannot be written: {error.strerror}") from error
     about = {
         "version": numllama.__version__,
-        "data": str(path if path == PLAY else path.resolve()) if path else None,
         "data_name": data.name,
-        "tokenizer": tokenizer,
+        **start,
         "model": trainer.model.config.to_dict(),
         "train": trainer.config.to_dict(),
     }

@@ -11,12 +11,14 @@ import pickle
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from itertools import accumulate
 from math import prod
 from typing import Any
 
 import numpy as np
 
-from numllama.model import ModelConfig, Parameters, Transformer
+from numllama.model import LoraConfig, ModelConfig, Parameters, Transformer
+from numllama.model.lora import adapter_shapes
 from numllama.model.parameters import parameter_shapes
 from numllama.processes import Processes
 from numllama.training.turns import Turns
@@ -43,10 +45,12 @@ class Team:
     """
 
     def __init__(self, model: Transformer, others: int, moments: Sequence[Parameters] = ()) -> None:
-        shared = Shared(model.config, model.dtype.name, os.memfd_create("numllama"), os.getpid(), len(moments))
+        lora = model.adapter.config if model.adapter else None
+        shared = Shared(model.config, lora, model.dtype.name, os.memfd_create("numllama"), os.getpid(), len(moments))
         try:
-            (params, *rest), self.turns = shared.open(create=True)
-            for ours, theirs in zip((model.params, *moments), (params, *rest), strict=True):
+            buffers, self.turns = shared.open(create=True)
+            own = [model.params, *([model.adapter.params] if model.adapter else []), *moments]
+            for ours, theirs in zip(own, buffers, strict=True):
                 ours.move(theirs.flat)
             self._known = everything(model, self.turns, moments)
             self._processes = Processes(Member(shared), others, fds=[shared.fd])
@@ -57,7 +61,7 @@ class Team:
     @staticmethod
     def possible(model: Transformer) -> bool:
         """Whether this system can share memory by a file descriptor, and the model is a plain Transformer on the CPU."""
-        plain = type(model) is Transformer and model.weights is model.params
+        plain = type(model) is Transformer and model.weights is model.params and model.params.flat.dtype == model.dtype
         return hasattr(os, "memfd_create") and plain and model.device == "cpu"
 
     def shares(self, moments: Sequence[Parameters]) -> bool:
@@ -77,37 +81,42 @@ class Team:
 
 @dataclass(frozen=True)
 class Shared:
-    """One piece of memory: weights, gradients, and whose turn it is.
+    """One piece of memory: weights, an adapter if there is one, gradients of what is learnt, and whose turn it is.
 
     Attributes
     ----------
     config : ModelConfig
+    lora : LoraConfig, optional
     dtype : str
     fd : int
         The memory, as a file descriptor.
     owner : int
         The process that made it.
     moments : int
-        How many more buffers there are of the weights' layout.
+        How many more buffers there are, each of the layout of what is learnt.
     """
 
     config: ModelConfig
+    lora: LoraConfig | None
     dtype: str
     fd: int
     owner: int
     moments: int
 
     def open(self, create: bool = False) -> tuple[list[Parameters], Turns]:
-        """Weights and moments, and turns, in this process."""
-        shapes, buffers = parameter_shapes(self.config), 2 + self.moments
-        n, size = sum(map(prod, shapes.values())), np.dtype(self.dtype).itemsize
-        start = -(-buffers * n * size // 8) * 8
-        length = start + 8 * (len(shapes) + 1)
+        """Weights, the adapter if there is one, and moments; and turns, in this process."""
+        whole, adapter = parameter_shapes(self.config), adapter_shapes(self.config, self.lora) if self.lora else None
+        learnt = adapter or whole
+        layouts = [whole, *([adapter] if adapter else []), *[learnt] * self.moments, learnt]
+        sizes = [sum(map(prod, shapes.values())) * np.dtype(self.dtype).itemsize for shapes in layouts]
+        starts = [0, *accumulate(-(-size // 8) * 8 for size in sizes)]
+        length = starts[-1] + 8 * (len(learnt) + 1)
         if create:
             os.ftruncate(self.fd, length)
-        memory = mmap.mmap(self.fd, length)
-        gradients, *rest = (Parameters(shapes, np.frombuffer(memory, self.dtype, n, i * n * size)) for i in range(buffers))
-        return rest, Turns(gradients, np.frombuffer(memory, np.int64, offset=start), stop=self._end_with_owner)
+        memory = memoryview(mmap.mmap(self.fd, length))
+        parts = [np.frombuffer(memory[at : at + n], self.dtype) for at, n in zip(starts, sizes, strict=False)]
+        *buffers, gradients = map(Parameters, layouts, parts)
+        return buffers, Turns(gradients, np.frombuffer(memory[starts[-1] :], np.int64), stop=self._end_with_owner)
 
     def _end_with_owner(self) -> None:
         if os.getpid() != self.owner and os.getppid() != self.owner:
@@ -130,6 +139,9 @@ class Member:
             settings.__enter__()  # until the process ends
             (params, *moments), turns = self.shared.open()
             model = Transformer(self.shared.config, dtype=self.shared.dtype, params=params)
+            if self.shared.lora:
+                adapter, *moments = moments
+                model.add_adapter(self.shared.lora, params=adapter)
             self.known, self.settings = everything(model, turns, moments), settings
         function, args = Named(io.BytesIO(job), self.known).load()
         return function(*args)
@@ -137,7 +149,7 @@ class Member:
 
 def everything(model: Transformer, turns: Turns, moments: Sequence[Parameters]) -> list:
     """All that is shared, in an order that both sides know."""
-    buffers = [model.params, turns.total, *moments]
+    buffers = [model.params, model.learnt, turns.total, *moments]
     return [model, turns, *buffers, *(buffer.flat for buffer in buffers)]
 
 

@@ -13,13 +13,12 @@ from numllama.processes import peak_memory_mb
 from numllama.training import checkpoint
 from numllama.training.communicator import communicator
 from numllama.training.config import TrainConfig
-from numllama.training.data import Dataset, all_windows, random_batch
+from numllama.training.data import Dataset
 from numllama.training.parallel import Workers, shard_count, training_settings
 from numllama.training.ranks import Ranks
 
 MAX_SKIPPED = 5  # so many steps in a row without a finite loss end the run
 LARGEST_SCALE, STEPS_TO_GROW = 2.0**16, 2000  # of gradients in float16: see Trainer.scale
-VAL_STREAM = 2**32  # validation estimates draw their batches apart from any training step
 
 
 @dataclass(frozen=True)
@@ -120,8 +119,9 @@ class Trainer:
         c, start = self.config, time.perf_counter()
         step = self.step + 1
         lr = self.learning_rate(step)
-        tokens, targets = random_batch(self.data.train, c.batch_size, c.seq_len, c.seed, step)
+        tokens, targets, *segments = self.data.batch(c.batch_size, c.seq_len, c.seed, step)
         options = dict(key=(c.seed, step), recompute=c.recompute, scale=self.scale)
+        options |= dict(segments=segments[0]) if segments else {}
         loss, grads = self.workers.loss_and_grads(tokens, targets, c.shards, **options)
         if self.scale != 1:
             grads.flat *= 1 / self.scale
@@ -172,15 +172,13 @@ class Trainer:
     # -------------------------------------------------------------------------------------------- validation
 
     def estimate(self) -> float:
-        """Mean loss over `eval_batches` random batches of the validation split, always the same ones."""
+        """Mean loss over `eval_batches` batches of the validation split, always the same ones."""
         c = self.config
-        seq_len = min(c.seq_len, len(self.data.val) - 1)
-        batches = (random_batch(self.data.val, c.batch_size, seq_len, c.seed, VAL_STREAM + i) for i in range(c.eval_batches))
-        return self._mean_loss(batches)
+        return self._mean_loss(self.data.some_of_val(c.batch_size, c.seq_len, c.seed, c.eval_batches))
 
     def evaluate(self) -> float:
-        """Mean loss over the whole validation split: neighbouring windows, every target once."""
-        return self._mean_loss(all_windows(self.data.val, self.config.batch_size, self.config.seq_len))
+        """Mean loss over the whole validation split, every target once."""
+        return self._mean_loss(self.data.all_of_val(self.config.batch_size, self.config.seq_len))
 
     def _mean_loss(self, windows) -> float:
         with training_settings(self.model.device):

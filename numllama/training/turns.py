@@ -96,6 +96,9 @@ class ShardGradients:
         """The parts named without ``blocks.{i}.``."""
         return [ShardGradients(self._turns, self._index, f"blocks.{i}.") for i in range(len(self._turns.total.blocks))]
 
+    def __contains__(self, name: str) -> bool:
+        return self._prefix + name in self._turns.total
+
     def __getitem__(self, name: str) -> "_Turn":
         return _Turn(self._turns, self._index, self._prefix + name)
 

@@ -10,7 +10,7 @@ from kernel_checks import FLOAT32, HALVES, check_kernels, every_dtype, real
 
 from numllama.cuda import gemm as module
 from numllama.cuda.gemm import gemm
-from numllama.ops import linear_backward, linear_forward
+from numllama.ops import linear_backward, linear_backward_input, linear_forward
 
 SIZES = [(1, 1, 1), (3, 5, 7), (1, 8, 4), (8, 1, 4), (8, 4, 1), (65, 96, 33)]
 
@@ -123,6 +123,19 @@ def test_gradients_of_an_input_of_several_maps_add_up_inside_the_product(dtype):
     expected = normal(9, 8, dtype=dtype)[:4].astype(real(dtype)) + dout.astype(real(dtype)) @ weight.astype(real(dtype))
     for result in results:
         assert_close(result, expected, rtol=1e-2 if dtype in HALVES else 1e-6)
+
+
+@every_dtype
+def test_a_frozen_maps_gradient_is_one_product(dtype):
+    x, weight, dout = normal(4, 8, dtype=dtype), normal(5, 8, dtype=dtype), normal(4, 5, dtype=dtype)
+    with emulated() as emulator:
+        _, cache = linear_forward(x, weight)
+        dx = linear_backward_input(dout, cache)
+        twice = linear_backward_input(dout, cache, dx=dx.copy())
+    assert emulator.launched == ["gemm"] * 3
+    rtol = 1e-2 if dtype in HALVES else 1e-6
+    assert_close(dx.astype(real(dtype)), dout.astype(real(dtype)) @ weight.astype(real(dtype)), rtol=rtol)
+    assert_close(twice.astype(real(dtype)), 2 * dx.astype(real(dtype)), rtol=rtol)
 
 
 def test_what_the_product_does_not_take_runs_as_the_op_says(gpu):

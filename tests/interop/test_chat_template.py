@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import numllama as nl
-from numllama.interop.chat_template import read_chat_template, render_chat_template
+from numllama.interop.chat_template import read_chat_template, render_answers, render_chat_template
 
 # After Llama 3's: headers in special tokens, and a system message that may be missing.
 LLAMA_3 = """\
@@ -187,3 +187,57 @@ def test_a_checkpoints_template_is_found(tmp_path, config, file, template):
         (tmp_path / "chat_template.jinja").write_text(file)
     tokens = {} if config is None else {"bos_token": "<s>", "eos_token": "</s>"}
     assert read_chat_template(tmp_path) == (template, tokens)
+
+
+# ------------------------------------------------------------------------------------------------ what the assistant says
+
+TALK = [
+    {"role": "system", "content": "Be brief."},
+    *HELLO,
+    {"role": "assistant", "content": "Hi."},
+    {"role": "user", "content": "And now?"},
+    {"role": "assistant", "content": "Bye."},
+]
+MARKED = """\
+{% for m in messages %}{% if m.role == 'assistant' %}A: {% generation %}{{ m.content }}!{% endgeneration %}{% else %}\
+U: {{ m.content }}{% endif %};{% endfor %}"""
+
+
+def test_without_marks_an_answer_is_what_it_adds_with_its_end_of_turn():
+    text, spans = render_answers(LLAMA_3, TALK, bos_token="<s>")
+    assert text == render_chat_template(LLAMA_3, TALK, add_generation_prompt=False, bos_token="<s>")
+    assert [text[start:stop] for start, stop in spans] == ["Hi.<|eot_id|>", "Bye.<|eot_id|>"]
+
+
+def test_marks_say_what_an_answer_is():
+    text, spans = render_answers(MARKED, TALK)
+    assert text == "U: Be brief.;U:  Hello! ;A: Hi.!;U: And now?;A: Bye.!;"
+    assert [text[start:stop] for start, stop in spans] == ["Hi.!", "Bye.!"]
+
+
+def test_a_mark_in_a_loop_sees_the_loop_and_what_was_set():
+    template = (
+        "{% set ns = namespace(n=0) %}{% for m in messages %}{% set c = m.content %}{% set ns.n = ns.n + 1 %}"
+        "{% generation %}{{ loop.index }}{{ ns.n }}{{ c }};{% endgeneration %}{% endfor %}"
+    )
+    text, spans = render_answers(template, [{"role": "assistant", "content": "a"}, {"role": "assistant", "content": "b"}])
+    assert text == "11a;22b;"
+    assert spans == [(0, 4), (4, 8)]
+
+
+def test_marks_that_hold_nothing_leave_nothing():
+    assert render_answers("{% if false %}{% generation %}x{% endgeneration %}{% endif %}y", HELLO) == ("y", [])
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages %}{{ loop.revindex }}{{ m.content }}{% endfor %}",  # counts from the end
+        "{% for m in messages %}{{ m.content if loop.last else '...' }}{% endfor %}",  # forgets what was said before
+        "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}Answer:{% endif %}",
+    ],
+    ids=["counts", "forgets", "asks otherwise"],
+)
+def test_a_template_that_writes_the_past_anew_needs_marks(template):
+    with pytest.raises(ValueError, match=r"changes what stands before the end of message \d .*mark it in the template"):
+        render_answers(template, TALK)

@@ -57,6 +57,17 @@ def test_linear_with_bias(shape, formula):
     assert_matches_torch(ops.linear_forward, ops.linear_backward, formula, draw(0, shape, (6, shape[-1]), (6,)))
 
 
+@pytest.mark.parametrize("rank", [1, 4])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_lora(shape, rank):
+    assert_matches_torch(
+        lambda x, a, b: ops.lora_forward(x, a, b, 1.5),
+        ops.lora_backward,
+        lambda x, a, b: 1.5 * F.linear(F.linear(x, a), b),
+        draw(0, shape, (rank, shape[-1]), (6, rank)),
+    )
+
+
 @pytest.mark.parametrize("formula", [lambda tokens, w: w[tokens], F.embedding], ids=["plain", "torch"])
 @pytest.mark.parametrize("shape", [(1,), (40,), (3, 7), (2, 3, 4)])
 def test_embedding(shape, formula):

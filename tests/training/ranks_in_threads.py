@@ -15,7 +15,7 @@ class Group:
 
     def __init__(self, size):
         self.size, self.lock, self.messages = size, threading.Lock(), {}
-        self.barrier = threading.Barrier(size, timeout=20)
+        self.barrier, self.failed = threading.Barrier(size, timeout=20), False
 
 
 class ThreadRank(Communicator):
@@ -34,6 +34,8 @@ class ThreadRank(Communicator):
 
         def test():
             asked[0] += 1
+            if self.group.failed:
+                raise RuntimeError("another rank has failed")
             if self.rank not in taken and len(arrays) == self.size and asked[0] > SLOW:
                 take([arrays[r] for r in range(self.size)])
                 taken.add(self.rank)
@@ -69,5 +71,13 @@ class ThreadRank(Communicator):
 def together(size, function, **kwargs):
     """``function(comm)`` by every rank at once; their results in order."""
     group = Group(size)
+
+    def run(comm):
+        try:
+            return function(comm)
+        except BaseException:
+            group.failed = True  # nobody waits for this rank
+            raise
+
     with ThreadPoolExecutor(size) as pool:
-        return list(pool.map(function, [ThreadRank(group, rank, **kwargs) for rank in range(size)], timeout=60))
+        return list(pool.map(run, [ThreadRank(group, rank, **kwargs) for rank in range(size)], timeout=60))

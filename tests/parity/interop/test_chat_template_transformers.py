@@ -8,7 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from interop.test_chat_template import LLAMA_3
 
-from numllama.interop.chat_template import read_chat_template, render_chat_template
+import numllama as nl
+from numllama.interop.chat_template import read_chat_template, render_answers, render_chat_template
+from numllama.tokenizer.train_bpe import train_on_text
+from numllama.training.conversations import said_tokens
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 with warnings.catch_warnings():
@@ -98,3 +101,28 @@ def test_a_tokenizers_files_hold_the_template_and_its_tokens(tokenizer, tmp_path
     template, tokens = read_chat_template(tmp_path)
     assert template == LLAMA_2
     assert (tokens["bos_token"], tokens["eos_token"]) == ("<s>", "</s>")
+
+
+@given(
+    answers=st.lists(st.text(st.characters(codec="ascii", exclude_characters="<>")).filter(str.strip), min_size=1, max_size=3),
+)
+def test_the_tokens_that_the_assistant_says_are_those_of_transformers(bytes_tokenizers, answers):
+    ours, theirs = bytes_tokenizers
+    messages = [m for a in answers for m in ({"role": "user", "content": "Hé?"}, {"role": "assistant", "content": a})]
+    expected = theirs.apply_chat_template(messages, chat_template=LLAMA_2, return_assistant_tokens_mask=True, return_dict=True)
+    text, spans = render_answers(LLAMA_2, messages, bos_token="<s>", eos_token="</s>")
+    ids, said = said_tokens(ours, text, spans, "all")
+    assert ids.tolist() == expected["input_ids"]
+    assert said.astype(int).tolist() == expected["assistant_masks"]
+    assert 0 < said.sum() < len(said)
+
+
+@pytest.fixture(scope="module")
+def bytes_tokenizers(tmp_path_factory):
+    """A byte-level BPE that was learnt, and the same for transformers."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    learnt = train_on_text("[INST] Hello there [/INST] Hi, how are you? I am well. " * 3, 300)
+    ours = nl.Tokenizer(learnt.vocab, learnt.merges, ["<s>", "</s>"])
+    ours.save(folder)
+    theirs = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), bos_token="<s>", eos_token="</s>")
+    return ours, theirs

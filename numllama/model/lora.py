@@ -1,0 +1,99 @@
+"""LoRA adapters: which maps get a low-rank update, its parameters, and their initial values.          Hu et al. 2021
+
+A model with an adapter is frozen: only the adapter has gradients and moments, in a flat buffer of its own. Each map W of the
+blocks that is named as a target computes with  W + scale · b · a,  scale = alpha / rank  (:mod:`numllama.ops.lora`).
+"""
+
+from dataclasses import asdict, dataclass
+from math import prod, sqrt
+from numbers import Integral, Real
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from numllama.model.config import ModelConfig
+from numllama.model.parameters import Parameters, parameter_shapes
+
+TARGETS = ("wq", "wk", "wv", "wo", "w_gate", "w_up", "w_down")
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """The shape of an adapter. Checked when it is made.
+
+    Attributes
+    ----------
+    rank : int
+        R, how many directions each update has.
+    alpha : float
+        The updates are scaled by alpha / rank, so that a learning rate fits several ranks.
+    targets : tuple of str
+        The maps of every block that are updated. Default all seven of them.
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    targets: tuple[str, ...] = TARGETS
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.rank, Integral) or isinstance(self.rank, bool) or self.rank < 1:
+            raise ValueError(f"rank is {self.rank!r}, but must be a whole number of at least 1")
+        if not isinstance(self.alpha, Real) or isinstance(self.alpha, bool) or not 0 < self.alpha < float("inf"):
+            raise ValueError(f"alpha is {self.alpha!r}, but must be a positive number")
+        names = (self.targets,) if isinstance(self.targets, str) else tuple(self.targets)
+        if not names or not set(names) <= set(TARGETS):
+            raise ValueError(f"targets is {names!r}, but must be some of {', '.join(TARGETS)}")
+        object.__setattr__(self, "targets", tuple(name for name in TARGETS if name in names))
+        object.__setattr__(self, "alpha", float(self.alpha))
+
+    @property
+    def scale(self) -> float:
+        """What an update is multiplied by."""
+        return self.alpha / self.rank
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain values."""
+        return {**asdict(self), "targets": list(self.targets)}
+
+
+class Adapter:
+    """The parameters of an adapter, and what it is.
+
+    Attributes
+    ----------
+    config : LoraConfig
+    params : Parameters
+        ``blocks.{i}.{target}_lora_a`` and ``_lora_b``.
+    weights : Parameters
+        What is computed with: `params`, or in mixed precision their copy in two bytes.
+    """
+
+    def __init__(self, config: LoraConfig, params: Parameters, dtype: np.dtype) -> None:
+        self.config, self.params = config, params
+        self.weights = params if params.flat.dtype == dtype else params.rounded_to(dtype)
+
+
+def adapter_shapes(model: ModelConfig, config: LoraConfig) -> dict[str, tuple[int, int]]:
+    """Name and shape of every parameter of an adapter, in the order of its flat buffer."""
+    shapes = {}
+    for name, shape in parameter_shapes(model).items():
+        if name.rpartition(".")[-1] in config.targets:
+            shapes |= {f"{name}_lora_a": (config.rank, shape[1]), f"{name}_lora_b": (shape[0], config.rank)}
+    missing = [name for name in config.targets if f"blocks.0.{name}_lora_a" not in shapes]
+    if missing and config.targets != TARGETS:
+        raise ValueError(f"targets holds {missing[0]!r}, but a model with ffn={model.ffn!r} has no such map")
+    return shapes
+
+
+def initial_adapter(
+    model: ModelConfig, config: LoraConfig, seed: int, dtype: np.dtype, xp: ModuleType = np
+) -> Parameters:
+    """An adapter that changes nothing yet: a is uniform in ±1/√I, as in peft, and b is zero."""
+    shapes = adapter_shapes(model, config)
+    params = Parameters(shapes, np.zeros(sum(map(prod, shapes.values())), dtype))
+    for i, (name, view) in enumerate(params.items()):
+        if name.endswith("_lora_a"):
+            bound = 1 / sqrt(view.shape[1])
+            view[...] = np.random.default_rng([seed, i]).uniform(-bound, bound, view.shape)
+    return params if xp is np else Parameters(shapes, xp.asarray(params.flat))

@@ -1,0 +1,274 @@
+"""Conversations to fine-tune on: from lines of JSON to packed rows in which only the assistant's tokens are targets.
+
+    {"messages": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi."}]}
+
+Each line is a document. Documents are packed into rows, several into one where they fit, and a row says of each token which
+document it belongs to: attention does not look across, and positions start anew. All targets are -100 but those that are the
+assistant's. Rows are packed once, and each epoch goes through them in an order of its own: a batch is a function of
+(seed, step).
+"""
+
+import json
+from bisect import bisect_left, insort
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from numllama.errors import DataError, NumllamaError
+from numllama.generation.chat import PARAGRAPH, has_chat_template
+from numllama.ops import IGNORE
+from numllama.tokenizer import CharTokenizer, Tokenizer
+from numllama.tokenizer.spans import encode_spans
+from numllama.training.data import VAL_FRACTION
+
+Batch = tuple[np.ndarray, np.ndarray, np.ndarray]
+Encoded = tuple[np.ndarray, np.ndarray]  # ids, and which of them the assistant says
+
+
+class Documents:
+    """Some documents, and the rows that they are packed into.
+
+    Parameters
+    ----------
+    documents : sequence of (ids, said)
+        Integer and boolean arrays of one length: tokens, and which of them are learnt.
+    """
+
+    def __init__(self, documents: Sequence[Encoded]) -> None:
+        self.documents = documents
+        self.rows = cache(self._rows)
+
+    def __len__(self) -> int:
+        """How many tokens there are."""
+        return sum(len(ids) for ids, _ in self.documents)
+
+    def longer_than(self, seq_len: int) -> int:
+        """How many documents a row of this length cannot hold."""
+        return sum(len(ids) - 1 > seq_len for ids, _ in self.documents)
+
+    def _rows(self, seq_len: int) -> list[list[int]]:
+        """Which documents each row holds; what is longer than a row is cut off, and left out if nothing to learn remains."""
+        learnable = [i for i, (_, said) in enumerate(self.documents) if said[1 : seq_len + 1].any()]
+        lengths = [min(len(self.documents[i][0]) - 1, seq_len) for i in learnable]
+        return [[learnable[i] for i in row] for row in pack(lengths, seq_len)]
+
+    def batch(self, rows: Sequence[list[int]], seq_len: int) -> Batch:
+        """Inputs, targets and segments, shape (rows, T); T is as long as the longest row. Padding is a segment of its own."""
+        inputs, segments = np.zeros((len(rows), seq_len), dtype=np.int64), np.full((len(rows), seq_len), -1)
+        targets, longest = np.full((len(rows), seq_len), IGNORE, dtype=np.int64), 0
+        for r, row in enumerate(rows):
+            start = 0
+            for segment, document in enumerate(row):
+                ids, said = (part[: seq_len + 1] for part in self.documents[document])
+                stop = start + len(ids) - 1
+                inputs[r, start:stop], segments[r, start:stop] = ids[:-1], segment
+                targets[r, start:stop] = np.where(said[1:], ids[1:], IGNORE)
+                start = stop
+            longest = max(longest, start)
+        return inputs[:, :longest], targets[:, :longest], segments[:, :longest]
+
+
+def pack(lengths: Sequence[int], size: int) -> list[list[int]]:
+    """Pack items into as few rows of `size` as is easy: the longest first, each where the least room is left over."""
+    rows: list[list[int]] = []
+    room: list[tuple[int, int]] = []  # (what is left, row), sorted
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        at = bisect_left(room, (lengths[i], 0))
+        left, row = room.pop(at) if at < len(room) else (size, len(rows))
+        if row == len(rows):
+            rows.append([])
+        rows[row].append(i)
+        insort(room, (left - lengths[i], row))
+    return rows
+
+
+class Conversations:
+    """What a :class:`Trainer` fine-tunes on, in the place of a :class:`Dataset`.
+
+    Parameters
+    ----------
+    train, val : Documents
+    tokenizer : Tokenizer or CharTokenizer
+    name : str
+    stop_ids : tuple of int
+        The special tokens that answers end with.
+
+    Attributes
+    ----------
+    vocab_size : int
+        What a model needs at least: the largest id and one.
+    """
+
+    def __init__(
+        self, train: Documents, val: Documents, tokenizer: Tokenizer | CharTokenizer, name: str, stop_ids: tuple[int, ...] = ()
+    ) -> None:
+        self.train, self.val, self.tokenizer, self.name, self.stop_ids = train, val, tokenizer, name, stop_ids
+        self.vocab_size = 1 + max(int(ids.max()) for split in (train, val) for ids, _ in split.documents)
+
+    def check(self, vocab_size: int, seq_len: int) -> None:
+        """Raise DataError unless a model of this vocabulary can train on rows of this length."""
+        if self.vocab_size > vocab_size:
+            raise DataError(f"{self.name} holds the token {self.vocab_size - 1}, but the model's vocabulary is {vocab_size}")
+        for split in ("train", "val"):
+            if not getattr(self, split).rows(seq_len):
+                raise DataError(f"no answer in the {split} split of {self.name} begins within seq_len, which is {seq_len}")
+
+    def batch(self, batch_size: int, seq_len: int, seed: int, step: int) -> Batch:
+        """A step's inputs, targets and segments: in each epoch every row once, in an order of its own."""
+        rows, some = self.train.rows(seq_len), []
+        for epoch, first, stop in epochs(batch_size * (step - 1), batch_size * step, len(rows)):
+            order = np.random.default_rng([seed, epoch]).permutation(len(rows))
+            some += [rows[i] for i in order[first:stop]]
+        return self.train.batch(some, seq_len)
+
+    def some_of_val(self, batch_size: int, seq_len: int, seed: int, n: int) -> Iterator[Batch]:
+        """The first `n` batches of the validation split."""
+        return islice(self.all_of_val(batch_size, seq_len), n)
+
+    def all_of_val(self, batch_size: int, seq_len: int) -> Iterator[Batch]:
+        """The whole validation split."""
+        rows = self.val.rows(seq_len)
+        return (self.val.batch(rows[i : i + batch_size], seq_len) for i in range(0, len(rows), batch_size))
+
+
+def epochs(start: int, stop: int, size: int) -> Iterator[tuple[int, int, int]]:
+    """The numbers start..stop as parts of epochs of `size`: (epoch, first, one after the last)."""
+    while start < stop:
+        epoch, first = divmod(start, size)
+        end = min(stop, (epoch + 1) * size)
+        yield epoch, first, first + end - start
+        start = end
+
+
+# ------------------------------------------------------------------------------------------------ reading
+
+
+def load_conversations(
+    path: str | Path,
+    tokenizer: Tokenizer | CharTokenizer,
+    val_path: str | Path | None = None,
+    chat_template: str | None = None,
+    opening: Sequence[int] = (),
+) -> Conversations:
+    """Read conversations, one to a line.
+
+    Parameters
+    ----------
+    path : path
+        Lines of JSON with ``messages``, and ``tools`` where the template knows them; what else they hold is not looked at.
+    tokenizer : Tokenizer or CharTokenizer
+    val_path : path, optional
+        Conversations to validate on; default the last tenth of `path`.
+    chat_template : str, optional
+        Default the one that came with the tokenizer. Without one messages are paragraphs of one text, as in ``numllama chat``.
+    opening : sequence of int
+        Tokens that such a text begins with; a template writes its own.
+
+    Raises
+    ------
+    DataError
+        If a file cannot be read or a line cannot be learnt from, which is named by its number.
+    """
+    write = _writer(tokenizer, chat_template, opening)
+    train = _read(Path(path), write)
+    if val_path is None and len(train) < 2:
+        raise DataError(f"{path} holds a single conversation, but one to learn from and one to validate on are needed")
+    kept = len(train) if val_path else min(len(train) - 1, int(len(train) * (1 - VAL_FRACTION)))
+    train, val = train[:kept], _read(Path(val_path), write) if val_path else train[kept:]
+    return Conversations(Documents(train), Documents(val), tokenizer, str(path), _stop_ids(train, tokenizer))
+
+
+def _writer(
+    tokenizer: Tokenizer | CharTokenizer, chat_template: str | None, opening: Sequence[int]
+) -> Callable[[dict[str, Any]], Encoded]:
+    """From a conversation to its tokens and those that the assistant says."""
+    if isinstance(tokenizer, CharTokenizer) and chat_template is not None:
+        raise ValueError("chat_template is given, but a tokenizer of characters has no special tokens to write one with")
+
+    def as_paragraphs(line: dict[str, Any]) -> Encoded:
+        text, spans = "", []
+        for message in line["messages"]:
+            end = len(text) + len(message["content"]) + len(PARAGRAPH)
+            spans += [(len(text), end)] if message["role"] == "assistant" else []
+            text += message["content"] + PARAGRAPH
+        ids, said = said_tokens(tokenizer, text, spans, ())
+        return np.concatenate([np.array(opening, dtype=np.int64), ids]), np.concatenate([np.zeros(len(opening), bool), said])
+
+    if isinstance(tokenizer, CharTokenizer) or not (chat_template or has_chat_template(tokenizer)):
+        return as_paragraphs
+    from numllama.interop.chat_template import read_chat_template, render_answers  # needs Jinja2, an extra
+
+    own, names = read_chat_template(tokenizer.folder) if tokenizer.folder else (None, {})
+
+    def by_template(line: dict[str, Any]) -> Encoded:
+        tools = {"tools": line["tools"]} if "tools" in line else {}
+        return said_tokens(tokenizer, *render_answers(chat_template or own, line["messages"], **names, **tools), "all")
+
+    return by_template
+
+
+def said_tokens(tokenizer: Tokenizer | CharTokenizer, text: str, answers: list[tuple[int, int]], special: Any) -> Encoded:
+    """A text's ids, and which of them hold something of an answer."""
+    ids, spans = encode_spans(tokenizer, text, special)
+    said = np.zeros(len(ids), dtype=bool)
+    for start, stop in answers:
+        said |= (spans[:, 0] < stop) & (spans[:, 1] > start)
+    return ids, said
+
+
+def _stop_ids(documents: Sequence[Encoded], tokenizer: Tokenizer | CharTokenizer) -> tuple[int, ...]:
+    """The last special token of each answer."""
+    special, found = np.array(sorted(getattr(tokenizer, "special_tokens", {}).values()), dtype=np.int64), set()
+    for ids, said in documents:
+        for answer in np.split(np.arange(len(ids)), np.flatnonzero(np.diff(said)) + 1):
+            ends = ids[answer][np.isin(ids[answer], special)] if len(answer) and said[answer[0]] else []
+            found |= {int(ends[-1])} if len(ends) else set()
+    return tuple(sorted(found))
+
+
+def _read(path: Path, write: Callable[[dict[str, Any]], Encoded]) -> list[Encoded]:
+    """The conversations of a file; an error names the line."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    documents = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            ids, said = write(_checked(line))
+            if not said[1:].any():
+                raise ValueError("there is nothing that the assistant says")
+        except RecursionError as error:
+            raise DataError(f"{path}, line {number}: it is nested too deeply") from error
+        except (ValueError, NumllamaError) as error:
+            raise DataError(f"{path}, line {number}: {error}") from error
+        documents.append((ids, said))
+    if not documents:
+        raise DataError(f"{path} holds no conversations")
+    return documents
+
+
+def _checked(line: bytes) -> dict[str, Any]:
+    """A line's JSON, once its messages are what they should be."""
+    try:
+        values = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"it is not UTF-8: byte {error.start} is 0x{line[error.start]:02x}") from error
+    except ValueError as error:
+        raise ValueError(f"it is not JSON: {error}") from error
+    messages = values.get("messages") if isinstance(values, dict) else None
+    if not isinstance(messages, list) or not messages:
+        raise ValueError('it must be an object with a list of "messages", each with a "role" and a "content"')
+    for i, message in enumerate(messages, start=1):
+        for key in ("role", "content"):
+            if not isinstance(message, dict) or not isinstance(message.get(key), str):
+                raise ValueError(f'message {i} must be an object whose "{key}" is a text')
+    if not any(message["role"] == "assistant" for message in messages):
+        raise ValueError('none of its messages has the role "assistant"')
+    return values

@@ -1,0 +1,233 @@
+"""Fine-tuning on conversations, as the command line does it: all weights, or an adapter.
+
+    OUT/step-000060/ ...    checkpoints, as of any training run; with an adapter, of the adapter alone
+    OUT/adapter/            the best one, as `peft` keeps it
+    OUT/model/              the best model, merged if there is an adapter, with tokenizer and chat template
+"""
+
+import shutil
+from dataclasses import dataclass, replace
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import numllama
+from numllama.backend import TWO_BYTES, array_module, compute_dtype, default_dtype
+from numllama.errors import CheckpointError, DataError, NumllamaError
+from numllama.generation.chat import has_chat_template
+from numllama.generation.run import open_model
+from numllama.generation.text import opening
+from numllama.interop.huggingface import GENERATION, read_json
+from numllama.model import LoraConfig, Transformer
+from numllama.tokenizer import CharTokenizer, Tokenizer
+from numllama.training import checkpoint
+from numllama.training.config import TrainConfig
+from numllama.training.conversations import Conversations, load_conversations
+from numllama.training.run import default_folder, go_on, write_about
+from numllama.training.trainer import Trainer
+
+BATCH_SIZE, SEQ_LEN, WARMUP, EPOCHS = 8, 1024, 0.1, 3.0
+LR = {"full": 2e-5, "lora": 2e-4}
+TEMPLATE_FILES = ("tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What is tuned, and on what.
+
+    Attributes
+    ----------
+    model : path
+        Whatever :func:`numllama.load` reads.
+    data, val_data : path
+        See :func:`numllama.training.conversations.load_conversations`.
+    tokenizer : path, optional
+        Default the one beside the model.
+    chat_template : path, optional
+        A file in Jinja's language; default the model's own.
+    lora : LoraConfig, optional
+        The adapter to learn; without one, all weights are.
+    """
+
+    model: Path
+    data: Path
+    val_data: Path | None = None
+    tokenizer: Path | None = None
+    chat_template: Path | None = None
+    lora: LoraConfig | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        paths = {name: value for name, value in vars(self).items() if name != "lora"}
+        paths = {name: None if path is None else str(path.resolve()) for name, path in paths.items()}
+        return paths | {"lora": self.lora.to_dict() if self.lora else None}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Tuning":
+        """The inverse of :meth:`to_dict`."""
+        paths = {name: None if path is None else Path(path) for name, path in values.items() if name != "lora"}
+        return cls(**paths, lora=LoraConfig(**values["lora"]) if values["lora"] else None)
+
+
+def finetune_run(
+    tuning: Tuning, out: Path | None, device: str, epochs: float | None, train_changes: dict[str, Any]
+) -> int:
+    """Fine-tune from the beginning; returns the exit code.
+
+    Parameters
+    ----------
+    tuning : Tuning
+    out : path, optional
+        The run's folder; default a new one under runs/.
+    device : str
+    epochs : float, optional
+        How often each row is seen, where ``steps`` is not given; default 3.
+    train_changes : dict
+        Fields of TrainConfig that differ from the defaults of fine-tuning.
+    """
+    if epochs is not None and not epochs > 0:
+        raise ValueError(f"epochs is {epochs}, but must be a positive number")
+    out = out or default_folder(f"{tuning.model.resolve().name}-tuned", resume=False)
+    if (out / "config.json").exists():
+        raise ValueError(f"{out} already holds a run: use --resume to go on with it, or another --out")
+    model, data = _open(tuning, device, train_changes.get("dtype"), train_changes.get("seed", 0))
+    config = _recipe(tuning, model, data, epochs or EPOCHS, train_changes)
+    return _go_on(tuning, Trainer(model, data, config, out))
+
+
+def resume_run(out: Path, device: str, train_changes: dict[str, Any]) -> int:
+    """Go on with a fine-tuning that was interrupted."""
+    about = read_json(out / "config.json")
+    try:
+        tuning, config = Tuning.from_dict(about["tuning"]), TrainConfig(**about["train"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{out} holds no fine-tuning to resume: its config.json lacks or mistakes {error}") from error
+    config = replace(config, **train_changes)
+    trainer = Trainer(*_open(tuning, device, config.dtype, config.seed), config, out)
+    if (out / "latest.json").exists():  # a run that was killed before its first checkpoint starts again
+        trainer.resume()
+    return _go_on(tuning, trainer)
+
+
+def load_adapted(run: Path, lora: dict[str, Any], device: str, dtype: str | None) -> Transformer:
+    """The model below a run's adapter, with an adapter that is yet to be filled."""
+    about = read_json(run / "config.json")
+    base = about.get("tuning", {}).get("model")
+    if not isinstance(base, str) or not Path(base).exists():
+        raise CheckpointError(f"{run} holds an adapter for the model {base}, which is not there")
+    model = numllama.load(base, dtype, device)
+    model.add_adapter(LoraConfig(**lora))
+    return model
+
+
+def _open(tuning: Tuning, device: str, dtype: str | None, seed: int) -> tuple[Transformer, Conversations]:
+    """The model, with a new adapter if there is to be one, and the conversations as its tokens."""
+    array_module(device)  # before anything is read
+    if not tuning.data.exists():
+        raise DataError(f"{tuning.data} does not exist")
+    template = None
+    if tuning.chat_template is not None:
+        try:
+            template = tuning.chat_template.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"the chat template {tuning.chat_template} cannot be read: {error}") from error
+    dtype = dtype or (default_dtype(device) if device != "cpu" else None)
+    two_bytes = dtype is not None and compute_dtype(dtype) in TWO_BYTES
+    mixed = two_bytes and device != "cpu"
+    model, tokenizer = open_model(tuning.model, tuning.tokenizer, device, "float32" if mixed else dtype)
+    if model.adapter is not None:
+        model.merge_adapter()
+    if two_bytes and not mixed and tuning.lora is None:
+        raise ValueError(f"dtype is {dtype!r}, which on a CPU keeps the weights in two bytes: then only an adapter can be learnt")
+    if mixed:
+        about = model.generation_config
+        model = Transformer(model.config, device=device, dtype=dtype, params=model.params)
+        model.generation_config = about
+    data = load_conversations(tuning.data, tokenizer, tuning.val_data, template, opening(model, tokenizer))
+    new_stops = [i for i in data.stop_ids if i not in model.stop_ids]
+    if new_stops:  # an answer ends there, whatever the checkpoint said
+        model.generation_config = {**model.generation_config, "eos_token_id": [*model.stop_ids, *new_stops]}
+    if tuning.lora:
+        model.add_adapter(tuning.lora, seed)
+    return model, data
+
+
+def _recipe(
+    tuning: Tuning, model: Transformer, data: Conversations, epochs: float, changes: dict[str, Any]
+) -> TrainConfig:
+    """The settings of fine-tuning: few steps, small ones, no pull towards zero."""
+    seq_len = changes.get("seq_len") or min(model.config.max_seq_len, SEQ_LEN)
+    data.check(model.config.vocab_size, seq_len)
+    rows = len(data.train.rows(seq_len))
+    batch_size = changes.get("batch_size") or min(BATCH_SIZE, rows)
+    steps = changes.get("steps") or max(1, ceil(epochs * rows / batch_size))
+    defaults = dict(
+        steps=steps,
+        batch_size=batch_size,
+        seq_len=seq_len,
+        lr=LR["lora" if tuning.lora else "full"],
+        warmup_steps=int(WARMUP * steps),
+        weight_decay=0.0,
+        beta2=0.999,
+        eval_every=max(1, ceil(rows / batch_size)),
+        dtype=model.params.flat.dtype.name if model.params.flat.dtype in TWO_BYTES else model.dtype.name,
+    )
+    return TrainConfig(**{**defaults, **changes})
+
+
+def _go_on(tuning: Tuning, trainer: Trainer) -> int:
+    model, data, seq_len = trainer.model, trainer.data, trainer.config.seq_len
+    write_about(trainer, tuning=tuning.to_dict())
+    checkpoint.write_json(trainer.out / GENERATION, model.generation_config)
+    _copy_template(tuning, data.tokenizer, trainer.out)
+    rows = data.train.rows(seq_len)
+    print(
+        f"DATA: {tuning.data}, {len(data.train.documents):,} conversations in {len(rows):,} rows to learn from "
+        f"and {len(data.val.documents):,} to validate"
+    )
+    if cut := data.train.longer_than(seq_len) + data.val.longer_than(seq_len):
+        print(f"{cut} of them are longer than seq_len, which is {seq_len}, and are cut off there")
+    if model.adapter:
+        print(f"learnt: {model.learnt.flat.size:,} parameters of an adapter, {len(model.adapter.config.targets)} maps a layer")
+    return go_on(trainer, lambda trainer: _finish(tuning, trainer))
+
+
+def _finish(tuning: Tuning, trainer: Trainer) -> None:
+    """Evaluate the best checkpoint, and write it as others read it."""
+    model, tokenizer, out = trainer.model, trainer.data.tokenizer, trainer.out
+    best = checkpoint.find_step(out, "best")
+    checkpoint.load_checkpoint(best, model)
+    loss = trainer.evaluate()
+    checkpoint.write_json(out / "result.json", {"step": trainer.step, "validation_loss": loss})
+    if trainer.skipped:
+        print(f"{trainer.skipped} step(s) were skipped because the loss or its gradient was not finite")
+    if model.adapter:
+        model.save_adapter(out / "adapter", base=tuning.model.resolve())
+        _save_tokenizer(tuning, tokenizer, out / "adapter")
+        print(f"adapter: {out / 'adapter'}")
+        model.merge_adapter()
+    model.save(out / "model")
+    _save_tokenizer(tuning, tokenizer, out / "model")
+    print(f"model: {out / 'model'}, from the best checkpoint, {best.name}\nvalidation loss: {loss:.4f}", flush=True)
+
+
+def _save_tokenizer(tuning: Tuning, tokenizer: Tokenizer | CharTokenizer, folder: Path) -> None:
+    try:
+        tokenizer.save(folder)
+    except OSError as error:
+        raise NumllamaError(f"the tokenizer could not be written to {folder}: {error.strerror}") from error
+    _copy_template(tuning, tokenizer, folder)
+
+
+def _copy_template(tuning: Tuning, tokenizer: Tokenizer | CharTokenizer, folder: Path) -> None:
+    """The files that say how a conversation is written."""
+    try:
+        if has_chat_template(tokenizer) or tuning.chat_template:
+            for name in TEMPLATE_FILES:
+                source = tokenizer.folder / name if tokenizer.folder else None
+                if source and source.exists() and source.resolve() != (folder / name).resolve():
+                    shutil.copyfile(source, folder / name)
+        if tuning.chat_template:
+            shutil.copyfile(tuning.chat_template, folder / "chat_template.jinja")
+    except OSError as error:
+        raise NumllamaError(f"the chat template could not be written to {folder}: {error.strerror}") from error

@@ -1,0 +1,164 @@
+"""Adapter files: written and read again, and what is refused by name."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+from helpers import assert_close, assert_same_bits
+from interop.checkpoints import LLAMAS, OTHERS, random_model, tokens
+from safetensors.numpy import load_file, save_file
+
+import numllama as nl
+from numllama.errors import CheckpointError, NumllamaError
+from numllama.interop.huggingface import to_halves
+from numllama.interop.peft import load_adapter
+
+NAME = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+
+
+def adapted(dtype="float32", rank=3, targets=("wq", "wk", "w_down"), **changes):
+    """A model with an adapter whose parameters are all random."""
+    model = random_model(dtype, **changes)
+    model.add_adapter(nl.LoraConfig(rank, 5.0, targets))
+    model.adapter.params.flat[...] = np.random.default_rng(1).standard_normal(model.adapter.params.flat.size)
+    return model
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """A model, and an adapter for it that does not know where it lies."""
+    adapted().save_adapter(tmp_path / "adapter")
+    random_model().save(tmp_path / "base")
+    return tmp_path
+
+
+def edit(folder, **changes):
+    """Change some keys of adapter_config.json."""
+    path = folder / "adapter_config.json"
+    values = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({key: value for key, value in values.items() if value != "absent"}))
+
+
+def edit_tensors(folder, change):
+    path = folder / "adapter_model.safetensors"
+    values = {name: tensor.copy() for name, tensor in load_file(path).items()}
+    change(values)
+    save_file(values, path)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", [*LLAMAS, *OTHERS])
+def test_an_adapter_comes_back_bit_for_bit(tmp_path, name, dtype):
+    changes = {**LLAMAS, **OTHERS}[name]
+    model = adapted(dtype, **changes)
+    random_model(dtype, **changes).save(tmp_path / "base")
+    model.generation_config = {"eos_token_id": [3, 4]}
+    model.save_adapter(tmp_path / "adapter", base=tmp_path / "base")
+    for again in (nl.load(tmp_path / "adapter", dtype), nl.load(tmp_path / "base", dtype, adapter=tmp_path / "adapter")):
+        assert again.adapter.config == model.adapter.config
+        assert again.stop_ids == (3, 4)
+        if model.config == again.config:  # an interleaved Llama is read as Hugging Face has it
+            assert_same_bits(again.adapter.params.flat, model.adapter.params.flat)
+        assert_close(again.forward(tokens()), model.forward(tokens()), rtol=1e-4 if dtype == "float32" else 1e-12)
+
+
+def test_rows_of_an_interleaved_model_are_written_as_hugging_face_pairs_them(tmp_path):
+    model = adapted(**LLAMAS["interleaved"])
+    model.save_adapter(tmp_path)
+    written = load_file(tmp_path / "adapter_model.safetensors")
+    b = model.adapter.params["blocks.0.wk_lora_b"]
+    expected = to_halves(b, model.config.n_kv_heads)
+    assert_same_bits(written["base_model.model.model.layers.0.self_attn.k_proj.lora_B.weight"], np.ascontiguousarray(expected))
+    assert not np.array_equal(expected, b)
+    again = random_model(**LLAMAS["interleaved"])
+    load_adapter(again, tmp_path)
+    assert_same_bits(again.adapter.params.flat, model.adapter.params.flat)
+
+
+def test_the_files_are_those_of_peft(folders):
+    values = json.loads((folders / "adapter" / "adapter_config.json").read_text())
+    assert (values["peft_type"], values["task_type"], values["r"], values["lora_alpha"]) == ("LORA", "CAUSAL_LM", 3, 5)
+    assert values["target_modules"] == ["down_proj", "k_proj", "q_proj"]
+    written = load_file(folders / "adapter" / "adapter_model.safetensors")
+    assert written[NAME].shape == (3, 24)
+    assert len(written) == 2 * 2 * 3
+
+
+def test_an_adapter_may_be_stored_in_two_bytes(folders):
+    edit_tensors(folders / "adapter", lambda values: values.update({k: v.astype("float16") for k, v in values.items()}))
+    model = nl.load(folders / "base", adapter=folders / "adapter")
+    assert model.adapter.params.flat.dtype == np.float32
+
+
+REFUSED = {
+    "kind": (dict(peft_type="IA3"), 'peft_type is "IA3", but only "LORA" is supported'),
+    "dora": (dict(use_dora=True), "use_dora is true, but only false is supported"),
+    "bias": (dict(bias="all"), 'bias is "all", but only "none" is supported'),
+    "modules": (dict(modules_to_save=["lm_head"]), r'modules_to_save is \["lm_head"\], but only null is supported'),
+    "ranks": (dict(rank_pattern={"q_proj": 2}), r'rank_pattern is {"q_proj": 2}, but only {} is supported'),
+    "pissa": (dict(init_lora_weights="pissa"), 'init_lora_weights is "pissa", but only true is supported'),
+    "layers": (dict(layer_replication=[[0, 1]]), r"layer_replication is \[\[0, 1\]\], but only null is supported"),
+    "no_rank": (dict(r="absent"), "adapter_config.json lacks r$"),
+    "rank": (dict(r="many"), "is no adapter for this model: rank is 'many', but must be a whole number"),
+    "alpha": (dict(lora_alpha=None), "is no adapter for this model: alpha is None, but must be a positive number"),
+    "another_rank": (dict(r=4), r"q_proj.lora_A.weight has shape \(3, 24\), but \(4, 24\) is needed"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_honoured_is_refused_by_name(folders, name):
+    changes, message = REFUSED[name]
+    edit(folders / "adapter", **changes)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        nl.load(folders / "base", adapter=folders / "adapter")
+    assert "\n" not in str(caught.value)
+
+
+DAMAGE = {
+    "missing": (lambda values: values.pop(NAME), f"lacks {NAME}"),
+    "extra": (lambda values: values.update(x=np.ones(2)), "has tensors that this model has no place for: x"),
+    "embedding": (
+        lambda values: values.update({"base_model.model.model.embed_tokens.lora_A.weight": np.ones((3, 23))}),
+        "has tensors that this model has no place for: base_model.model.model.embed_tokens",
+    ),
+    "shape": (lambda values: values.update({NAME: np.ones((3, 20))}), r"q_proj.lora_A.weight has shape \(3, 20\)"),
+    "nothing": (lambda values: values.clear(), r"is no adapter for this model: targets is \(\)"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_tensors_that_do_not_fit_are_named(folders, name):
+    change, message = DAMAGE[name]
+    edit_tensors(folders / "adapter", change)
+    with pytest.raises(CheckpointError, match=message):
+        nl.load(folders / "base", adapter=folders / "adapter")
+
+
+def test_an_adapter_needs_its_model(folders):
+    with pytest.raises(CheckpointError, match=r"is an adapter for None, which is not a folder or file here: load that"):
+        nl.load(folders / "adapter")
+    edit(folders / "adapter", base_model_name_or_path="meta-llama/Llama-3.2-1B")
+    with pytest.raises(CheckpointError, match=r"is an adapter for 'meta-llama/Llama-3.2-1B', which is not a folder"):
+        nl.load(folders / "adapter")
+
+
+def test_files_that_are_not_there_are_named(folders):
+    with pytest.raises(CheckpointError, match=r"base has no adapter_config\.json$"):
+        nl.load(folders / "base", adapter=folders / "base")
+    (folders / "adapter" / "adapter_model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"adapter_model\.safetensors cannot be read: No such file"):
+        nl.load(folders / "base", adapter=folders / "adapter")
+
+
+def test_a_model_without_an_adapter_has_none_to_save(tmp_path):
+    with pytest.raises(ValueError, match="the model has no adapter to save"):
+        random_model().save_adapter(tmp_path)
+
+
+def test_a_save_that_fails_leaves_what_was_there(folders, monkeypatch):
+    before = {path.name: path.read_bytes() for path in (folders / "adapter").iterdir()}
+    monkeypatch.setattr(os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(NumllamaError, match="could not be written: No space left on device"):
+        adapted(rank=2).save_adapter(folders / "adapter")
+    assert {path.name: path.read_bytes() for path in (folders / "adapter").iterdir()} == before

@@ -1,0 +1,293 @@
+"""Fine-tuning from the command line: what is learnt, what lies on the disk, stopped and gone on with."""
+
+import io
+import json
+import os
+import re
+import signal
+from contextlib import closing, redirect_stderr, redirect_stdout
+
+import numpy as np
+import pytest
+from helpers import assert_close, assert_same_bits
+from interop.test_chat_template import LLAMA_3
+
+import numllama as nl
+from numllama.cli import main
+from numllama.errors import CheckpointError
+from numllama.generation.chat import Chat, has_chat_template
+from numllama.training import checkpoint, parallel
+from numllama.training.conversations import Conversations
+from numllama.training.parallel import Workers
+
+NAMES = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|end_of_text|>"]
+EOT, END_OF_TEXT = 259, 260
+SHAPE = dict(vocab_size=261, dim=32, n_layers=1, n_heads=2, max_seq_len=96, init_std=0.2)
+QUICK = ("--workers", 1, "--batch-size", 3)
+
+
+def numllama(*arguments):
+    """Run a command in this process: its exit code, and what it printed."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as end:
+        main([*map(str, arguments)])
+    return end.value.code, out.getvalue(), err.getvalue()
+
+
+def finetune(*arguments, code=0):
+    """The command's standard output; it ends with this exit code."""
+    actual, out, err = numllama("finetune", *arguments)
+    assert actual == code, err
+    assert "Traceback" not in err
+    return out if code in (0, 130) else err
+
+
+def write(path, n=12):
+    """Conversations in which a letter is said, and answered with "and"."""
+    with open(path, "w", encoding="utf-8") as file:
+        for i in range(n):
+            messages = [{"role": "user", "content": "abcd"[i % 4]}, {"role": "assistant", "content": "and"}]
+            file.write(json.dumps({"messages": messages}) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A Hugging Face folder with a chat template, whose generation config does not know the end of a turn."""
+    folder = tmp_path_factory.mktemp("base")
+    model = nl.Transformer(nl.ModelConfig(**SHAPE), seed=1)
+    model.generation_config = {"eos_token_id": END_OF_TEXT}
+    model.save(folder, tokenizer=nl.Tokenizer({i: bytes([i]) for i in range(256)}, [], NAMES))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": NAMES[0], "chat_template": LLAMA_3}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("data") / "chat.jsonl")
+
+
+@pytest.fixture(scope="module")
+def tuned(base, data, tmp_path_factory):
+    """The folder of a finished run with an adapter, and what it printed."""
+    out = tmp_path_factory.mktemp("tuned") / "run"
+    return out, finetune(base, "--data", data, "--out", out, *QUICK, "--steps", 40, "--lr", "1e-2", "--rank", 4)
+
+
+def answers(model, folder):
+    """What a chat says to each letter."""
+    tokenizer = nl.Tokenizer.load(folder)
+    assert has_chat_template(tokenizer)
+    return ["".join(Chat(model, tokenizer, temperature=0, max_new_tokens=5).say(letter)) for letter in "abc"]
+
+
+def files(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+# ------------------------------------------------------------------------------------------------ what comes out
+
+
+def test_the_model_says_what_it_was_taught_and_stops(tuned, base):
+    out, printed = tuned
+    assert re.search(r"\nvalidation loss: 0\.\d{4}\n$", printed)
+    model = nl.load(out / "model")
+    assert answers(model, out / "model") == ["and"] * 3
+    assert model.stop_ids == (END_OF_TEXT, EOT)  # the base model's own, and the one that the data end answers with
+    assert answers(nl.load(base), base) != ["and"] * 3
+
+
+def test_the_adapter_the_merged_model_and_the_run_are_one_model(tuned, base):
+    out, _ = tuned
+    paths = dict(path=out / "model"), dict(path=out / "adapter"), dict(path=base, adapter=out / "adapter"), dict(path=out)
+    models = [nl.load(**path, dtype="float64") for path in paths]
+    assert [model.adapter is None for model in models] == [True, False, False, False]
+    tokens = np.arange(90)[None]
+    for model in models[1:]:
+        assert_close(model.forward(tokens), models[0].forward(tokens), rtol=1e-6)
+        assert_same_bits(model.params.flat, nl.load(base, "float64").params.flat)  # frozen
+    assert answers(models[1], out / "adapter") == answers(models[3], out) == ["and"] * 3
+    kept = nl.load(out, dtype="bfloat16")
+    assert kept.adapter is None and kept.params.flat.dtype == "bfloat16"
+
+
+def test_chat_and_generate_open_all_of_them(tuned, monkeypatch):
+    out, _ = tuned
+    for folder in (out / "model", out / "adapter", out):
+        monkeypatch.setattr("sys.stdin", io.StringIO("a\n"))
+        code, said, _ = numllama("chat", folder, "--temperature", "0.01", "--seed", 0, "--max-new-tokens", 5)
+        assert code == 0 and said == "> and\n> \n"
+        assert numllama("generate", folder, "--prompt", "a", "--max-new-tokens", 1)[0] == 0
+
+
+def test_checkpoints_hold_the_adapter_alone(tuned, base):
+    out, printed = tuned
+    folder = checkpoint.find_step(out)
+    adapter = nl.load(out / "adapter").adapter.params.flat
+    assert (folder / "weights.safetensors").stat().st_size < 1.2 * adapter.nbytes + 4000
+    assert (folder / "optimizer.safetensors").stat().st_size < 2.2 * adapter.nbytes + 8000
+    assert f"learnt: {adapter.size:,} parameters of an adapter, 7 maps a layer" in printed
+
+
+def test_all_weights_are_learnt_with_full(base, data, tmp_path):
+    printed = finetune(base, "--data", data, "--out", tmp_path / "run", *QUICK, "--steps", 30, "--lr", "3e-3", "--full")
+    assert "adapter" not in printed
+    assert not (tmp_path / "run" / "adapter").exists()
+    assert answers(nl.load(tmp_path / "run" / "model"), tmp_path / "run" / "model") == ["and"] * 3
+    assert not np.array_equal(nl.load(tmp_path / "run").params["embed"], nl.load(base).params["embed"])
+
+
+def test_a_run_of_our_own_is_tuned_with_paragraphs(data, tmp_path):
+    (tmp_path / "book.txt").write_text("a, b, c and d.\n\n" * 40)
+    shape = ("--dim", 32, "--n-layers", 1, "--n-heads", 2, "--max-seq-len", 16, "--init-std", 0.2)
+    assert numllama("train", "--data", tmp_path / "book.txt", *shape, "--steps", 2, *QUICK, "--out", tmp_path / "base")[0] == 0
+    out = tmp_path / "run"
+    finetune(tmp_path / "base", "--data", data, "--out", out, *QUICK, "--steps", 40, "--lr", "1e-2")
+    model, tokenizer = nl.load(out / "model"), nl.Tokenizer.load(out / "model")
+    assert not has_chat_template(tokenizer)
+    assert "".join(Chat(model, tokenizer, temperature=0, max_new_tokens=6).say("a")) == "and"
+    assert nl.load(out / "adapter").config == nl.load(tmp_path / "base").config
+
+
+def test_a_template_of_ones_own_goes_with_the_model(base, data, tmp_path):
+    template = tmp_path / "mine.jinja"
+    template.write_text(
+        "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}<|eot_id|>{% endfor %}{% if add_generation_prompt %}a:{% endif %}"
+    )
+    out = tmp_path / "run"
+    finetune(base, "--data", data, "--chat-template", template, "--out", out, *QUICK, "--steps", 1)
+    for folder in (out, out / "model", out / "adapter"):
+        ids = nl.Tokenizer.load(folder).apply_chat_template([{"role": "user", "content": "x"}])
+        assert ids == [*b"u:x", EOT, *b"a:"]
+
+
+def test_an_adapter_can_be_tuned_further_and_is_then_part_of_the_model_below(tuned, data, tmp_path):
+    out, _ = tuned
+    finetune(out / "adapter", "--data", data, "--out", tmp_path / "run", *QUICK, "--steps", 1, "--lr", "1e-9", "--full")
+    tokens = np.arange(90)[None]
+    assert_close(nl.load(tmp_path / "run" / "model").forward(tokens), nl.load(out / "model").forward(tokens), rtol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------ how it goes
+
+
+def test_defaults_are_three_epochs_of_rows_and_nothing_that_pulls_towards_zero(base, data, tmp_path):
+    finetune(base, "--data", data, "--out", tmp_path / "run", "--batch-size", 2, "--workers", 1, "--seq-len", 30)
+    settings = json.loads((tmp_path / "run" / "config.json").read_text())["train"]
+    assert (settings["steps"], settings["eval_every"]) == (15, 5)  # ten conversations, of which no two fit a row
+    assert (settings["lr"], settings["weight_decay"], settings["seq_len"]) == (2e-4, 0.0, 30)
+    lora = json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text())
+    assert (lora["r"], lora["lora_alpha"], len(lora["target_modules"])) == (8, 16, 7)
+
+
+def test_what_is_too_long_is_cut_off_and_said(base, data, tmp_path):
+    printed = finetune(base, "--data", data, "--out", tmp_path / "run", *QUICK, "--steps", 1, "--seq-len", 26)
+    assert "12 of them are longer than seq_len, which is 26, and are cut off there" in printed
+
+
+@pytest.mark.parametrize("how", ["lora", "full"])
+def test_ctrl_c_saves_and_resume_comes_to_the_same_end(base, data, tmp_path, monkeypatch, how):
+    arguments = (base, "--data", data, *QUICK, "--steps", 6, "--lr", "1e-2", *(["--full"] if how == "full" else []))
+    finetune(*arguments, "--out", tmp_path / "straight")
+    plain = Conversations.batch
+
+    def batch(self, batch_size, seq_len, seed, step):
+        if step == 3:
+            signal.raise_signal(signal.SIGINT)
+        return plain(self, batch_size, seq_len, seed, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Conversations, "batch", batch)
+        printed = finetune(*arguments, "--out", tmp_path / "stopped", code=130)
+    assert f"interrupted after step 3: saved as {tmp_path / 'stopped' / 'step-000003'}" in printed
+    assert not (tmp_path / "stopped" / "model").exists()
+    finetune("--resume", "--out", tmp_path / "stopped")
+    for folder in ("model", "step-000006") + (("adapter",) if how == "lora" else ()):
+        assert files(tmp_path / "stopped" / folder) == files(tmp_path / "straight" / folder)
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="this system shares no memory by file descriptors")
+def test_processes_give_an_adapter_the_same_bits_as_one_worker(monkeypatch):
+    monkeypatch.setattr(parallel, "TEAM_AFTER", -1.0)
+    rng = np.random.default_rng(0)
+    tokens, segments = rng.integers(0, 50, (2, 5, 12)), np.sort(rng.integers(0, 3, (5, 12)), 1)
+    results = []
+    for workers in (1, 2):
+        model = nl.Transformer(nl.ModelConfig(50, 16, 2, 2, max_seq_len=12, dropout=0.2))
+        model.add_adapter(nl.LoraConfig(rank=3), seed=2)
+        with closing(Workers(model, workers, processes=True)) as team:
+            for step in range(2):
+                loss, grads = team.loss_and_grads(*tokens, 4, key=(0, step), segments=segments)
+                nl.AdamW(model.learnt, lr=0.1).step(grads)
+            assert len(team.pids) == workers - 1
+            results.append((loss, team.mean_loss([(*tokens, segments)]), grads.flat.copy(), model.learnt.flat.copy()))
+    assert results[0][:2] == results[1][:2]
+    for one, many in zip(results[0][2:], results[1][2:], strict=True):
+        assert_same_bits(one, many)
+
+
+# ------------------------------------------------------------------------------------------------ what cannot be
+
+
+def test_a_checkpoint_is_of_an_adapter_or_of_a_model(tuned, base):
+    out, _ = tuned
+    model = nl.load(base)
+    with pytest.raises(CheckpointError, match="holds a model with another adapter, or with none"):
+        checkpoint.load_checkpoint(checkpoint.find_step(out), model)
+
+
+def test_a_run_whose_model_has_gone_says_so(base, data, tmp_path):
+    moved = tmp_path / "base"
+    moved.mkdir()
+    for name, content in files(base).items():
+        (moved / name).write_bytes(content)
+    finetune(moved, "--data", data, "--out", tmp_path / "run", *QUICK, "--steps", 1)
+    moved.rename(tmp_path / "elsewhere")
+    for folder in ("run", "run/adapter"):
+        with pytest.raises(CheckpointError, match=r"adapter for (the model )?'?.*base'?, which is not"):
+            nl.load(tmp_path / folder)
+    assert nl.load(tmp_path / "elsewhere", adapter=tmp_path / "run" / "adapter").adapter
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["MODEL"], "a model and --data are needed, or --resume with --out"),
+        (["--data", "DATA"], "a model and --data are needed, or --resume with --out"),
+        (["none", "--data", "DATA"], "none does not exist"),
+        (["MODEL", "--data", "none.jsonl"], "none.jsonl does not exist"),
+        (["MODEL", "--data", "DATA", "--full", "--rank", 8], "--full learns all weights, so there is no adapter that rank"),
+        (["MODEL", "--data", "DATA", "--rank", 0], "rank is 0, but must be a whole number of at least 1"),
+        (["MODEL", "--data", "DATA", "--targets", "head"], "targets is ('head',), but must be some of wq, wk"),
+        (["MODEL", "--data", "DATA", "--epochs", 0], "epochs is 0.0, but must be a positive number"),
+        (["MODEL", "--data", "DATA", "--chat-template", "none.jinja"], "the chat template none.jinja cannot be read"),
+        (["MODEL", "--data", "DATA", "--full", "--dtype", "bfloat16"], "then only an adapter can be learnt"),
+        (["MODEL", "--data", "DATA", "--seq-len", 3], "no answer in the train split of"),
+        (["MODEL", "--data", "DATA", "--seq-len", 500], "seq_len is 500, but the model's max_seq_len is 96"),
+        (["--resume"], "a run to resume is named with --out"),
+        (["--resume", "--out", "none"], "none has no config.json"),
+        (["MODEL", "--resume", "--out", "none"], "a resumed run keeps what it began with, so model cannot change"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence(base, data, tmp_path, monkeypatch, arguments, sentence):
+    monkeypatch.chdir(tmp_path)
+    known = {"MODEL": base, "DATA": data}
+    err = finetune(*(known.get(argument, argument) for argument in arguments), code=2)
+    assert err.startswith("error: ") and err.count("\n") == 1
+    assert sentence in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_is_not_written_over(tuned, base, data):
+    assert "already holds a run: use --resume" in finetune(base, "--data", data, "--out", tuned[0], code=2)
+
+
+def test_a_bad_line_is_named_on_the_command_line(base, tmp_path):
+    (tmp_path / "chat.jsonl").write_text('{"messages": [{"role": "user"}]}\n')
+    err = finetune(base, "--data", tmp_path / "chat.jsonl", "--out", tmp_path / "run", code=2)
+    assert err == f'error: {tmp_path / "chat.jsonl"}, line 1: message 1 must be an object whose "content" is a text\n'
+
+
+def test_weights_in_two_bytes_can_be_below_an_adapter(base, data, tmp_path):
+    finetune(base, "--data", data, "--out", tmp_path / "run", *QUICK, "--steps", 2, "--dtype", "bfloat16")
+    assert nl.load(tmp_path / "run" / "adapter").adapter.params.flat.any()
