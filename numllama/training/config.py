@@ -10,8 +10,9 @@ from numllama.optim.optimizer import Optimizer
 
 OPTIMIZERS = ("adamw", "sgd")
 COMPUTE_DTYPES = (None, "float32", "float64", "bfloat16", "float16")
+SAMPLING = (None, "random", "epochs")
 OPTIONAL = ("seq_len", "min_lr", "shards", "workers")
-COUNTS = ("steps", "batch_size", "seq_len", "shards", "workers", "eval_every", "eval_batches")
+COUNTS = ("steps", "batch_size", "seq_len", "shards", "workers", "eval_every", "eval_batches", "keep")
 RULES = (
     (COUNTS, Integral, lambda value: value >= 1, "a whole number of at least 1"),
     (("warmup_steps", "seed"), Integral, lambda value: value >= 0, "a whole number that is not negative"),
@@ -65,6 +66,12 @@ class TrainConfig:
         Batches of such a quick estimate. The whole split is evaluated at the end.
     seed : int
         Of the initial weights, the batches and dropout.
+    sampling : str
+        Where a batch's windows lie: ``random`` places, or ``epochs``, in which each window comes once. Default ``epochs`` for
+        data of several files, else ``random``.
+    keep : int
+        So many checkpoints are kept, the newest ones, and the best one besides. From two on there is one to go back to if the
+        newest is damaged.
     """
 
     steps: int = 2000
@@ -85,12 +92,16 @@ class TrainConfig:
     eval_every: int = 250
     eval_batches: int = 20
     seed: int = 0
+    sampling: str | None = None
+    keep: int = 2
 
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"optimizer is {self.optimizer!r}, but must be one of {', '.join(OPTIMIZERS)}")
         if self.dtype not in COMPUTE_DTYPES:
             raise ValueError(f"dtype is {self.dtype!r}, but must be one of {', '.join(map(str, COMPUTE_DTYPES[1:]))}")
+        if self.sampling not in SAMPLING:
+            raise ValueError(f"sampling is {self.sampling!r}, but must be one of {', '.join(SAMPLING[1:])}")
         for names, kind, allowed, words in RULES:
             for name in names:
                 value = getattr(self, name)
