@@ -249,7 +249,7 @@ class TokenShards:
         start, stop, step = part.indices(len(self))
         if step != 1:
             raise ValueError(f"the step of a slice is {step}, but must be 1")
-        pieces = [np.empty(0, self._files[0][1])]
+        stop, pieces = max(start, stop), [np.empty(0, self._files[0][1])]
         for i in range(bisect_right(self._starts, start) - 1, len(self._files)):
             first = self._starts[i]
             if first >= stop:

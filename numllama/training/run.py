@@ -12,6 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+import numllama
 from numllama.backend import array_module, default_dtype
 from numllama.errors import CheckpointError, NumllamaError
 from numllama.generation import generate
@@ -50,7 +51,6 @@ def _handling(handler: Callable[[int, Any], None], *numbers: int) -> Iterator[No
 
 
 @_handling(_exit, signal.SIGTERM)  # outside of the loop there is nothing to save
-
 def train_run(
     data: Path | None,
     preset: str | None,
@@ -232,7 +232,7 @@ def _write_about(out: Path, path: Path | None, tokenizer: str | None, data: Data
     except OSError as error:
         raise NumllamaError(f"the run's folder {out} cannot be written: {error.strerror}") from error
     about = {
-        "versions": checkpoint.versions(),
+        "version": numllama.__version__,
         "data": str(path if path == PLAY else path.resolve()) if path else None,
         "data_name": data.name,
         "tokenizer": tokenizer,

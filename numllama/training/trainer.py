@@ -112,14 +112,13 @@ class Trainer:
         self._losses: deque[float] = deque(maxlen=SPIKE_STEPS)
         self._loader = Prefetched(self._epoch_batch, config.batch_size) if sampling == "epochs" else None
         self._writing: Future | None = None
-        self._began = False
         self.scale, self._steps_since_change = (LARGEST_SCALE if model.dtype == "float16" else 1.0), 0
         self.workers = Workers(model, config.workers, processes=True)
 
     # -------------------------------------------------------------------------------------------- the loop
 
     def __iter__(self) -> Iterator[StepReport]:
-        if self.out:
+        if self.out and self.step == 0:
             self._begin_folder()
         try:
             with training_settings(self.model.device):
@@ -234,7 +233,7 @@ class Trainer:
         """Copy everything, and let a thread write it; of two saves the second waits for the first."""
         self._end_save()
         out = self._folder()
-        if self._began and not out.is_dir():
+        if self.step and not out.is_dir():
             raise CheckpointError(f"the checkpoint of step {self.step} could not be saved: the folder {out} is gone")
         is_best = val_loss is not None and val_loss < self.best
         best, best_step = (val_loss, self.step) if is_best else (self.best, self._best_step)
@@ -324,13 +323,12 @@ class Trainer:
         return {"name": data.name, "vocab_size": data.vocab_size, "train_tokens": len(data.train), "sha256": sums}
 
     def _begin_folder(self) -> None:
-        if self.step == 0 and checkpoint.step_folders(self.out):
+        if checkpoint.step_folders(self.out):
             raise CheckpointError(f"{self.out} already holds a run: resume it, or choose another folder")
         try:
             self.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise CheckpointError(f"the run's folder {self.out} cannot be made: {error.strerror}") from error
-        self._began = True
 
     def _folder(self) -> Path:
         if self.out is None:
