@@ -192,8 +192,9 @@ class Trainer:
             )
 
     def _last_good(self) -> str:
-        try:
+        with suppress(CheckpointError):  # one that failed is not the last good one
             self._end_save()
+        try:
             return f"the last good checkpoint is {checkpoint.find_step(self._folder())}"
         except (CheckpointError, ValueError):  # ValueError: there is no folder
             return "there is no checkpoint yet"
@@ -283,7 +284,7 @@ class Trainer:
         """
         out = self._folder()
         folders, damaged = checkpoint.step_folders(out), {}
-        if not fall_back:
+        if not fall_back and (not folders or (out / "latest.json").exists()):
             checkpoint.find_step(out)  # which says what is wrong, if something is
         for folder in folders:
             try:
@@ -295,8 +296,8 @@ class Trainer:
                 damaged[folder] = str(error)
         for folder in damaged:
             checkpoint.set_aside(folder)
-        if self.step:
-            checkpoint.point(out, out / checkpoint.step_name(self.step), self._best_step)
+        if len(damaged) < len(folders):
+            checkpoint.point(out, folders[len(damaged)], self._best_step)
         return list(damaged.values())
 
     def _restore(self, folder: Path) -> None:

@@ -172,7 +172,10 @@ def test_sigterm_to_all_processes_of_a_run_saves_and_exits_with_0(tmp_path):
     run = Run(tmp_path, "terminated", team_after=-1.0, steps=100_000, eval_every=1000)
     process = run.start()
     run.after_progress(process, 5)
-    os.killpg(process.pid, signal.SIGTERM)
+    for pid in children(process.pid):  # first, and the run needs them to the end of its step
+        os.kill(pid, signal.SIGTERM)
+    run.after_progress(process, 2)
+    process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     assert newest(run.out) == run.steps_logged() > 0
