@@ -17,7 +17,7 @@ class CheckpointError(NumllamaError):
     """A checkpoint is missing, damaged, or belongs to another model."""
 
 
-class DamagedCheckpoint(CheckpointError):
+class DamagedError(CheckpointError):
     """A file of a checkpoint is missing, or is not what was written."""
 
 

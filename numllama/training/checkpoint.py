@@ -29,7 +29,7 @@ from threadpoolctl import threadpool_info
 
 import numllama
 from numllama.backend import compute_dtype, real_dtype, to_numpy
-from numllama.errors import CheckpointError, DamagedCheckpoint
+from numllama.errors import CheckpointError, DamagedError
 from numllama.model import ModelConfig, Parameters, Transformer
 from numllama.optim.optimizer import Optimizer
 
@@ -120,7 +120,7 @@ def load_checkpoint(folder: Path, model: Transformer, optimizer: Optimizer | Non
 
     Raises
     ------
-    DamagedCheckpoint
+    DamagedError
         If a file is missing or damaged; nothing was changed then.
     CheckpointError
         If it belongs to another model or cannot be read; nothing was changed then.
@@ -195,7 +195,7 @@ def read_state(folder: Path) -> dict[str, Any]:
         state["seal"]  # a pointer may lack it, a state may not
         state = unsealed(state)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedCheckpoint(f"{path} is damaged: {error}") from error
+        raise DamagedError(f"{path} is damaged: {error}") from error
     if state.get("format") != FORMAT:
         raise CheckpointError(f"{path} has format {state.get('format')}, but this version reads format {FORMAT}")
     return state
@@ -292,7 +292,7 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError as error:
-        raise DamagedCheckpoint(f"{path} is not there") from error
+        raise DamagedError(f"{path} is not there") from error
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
 
@@ -301,11 +301,11 @@ def _read_tensors(folder: Path, name: str, state: dict, expected: Any) -> dict:
     path = folder / name
     content = _read(path)
     if hashlib.sha256(content).hexdigest() != state["sha256"].get(name):
-        raise DamagedCheckpoint(f"{path} is damaged: its checksum is wrong")
+        raise DamagedError(f"{path} is damaged: its checksum is wrong")
     try:
         tensors = load_tensors(content)
     except SafetensorError as error:
-        raise DamagedCheckpoint(f"{path} is damaged: {error}") from error
+        raise DamagedError(f"{path} is damaged: {error}") from error
     for key, view in expected.items():
         if key not in tensors or tensors[key].shape != view.shape:
             raise CheckpointError(f"{path} lacks {key} of shape {tuple(view.shape)}")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from numllama.errors import CheckpointError, DamagedCheckpoint, TrainingError
+from numllama.errors import CheckpointError, DamagedError, TrainingError
 from numllama.model import Transformer
 from numllama.optim import clip_grad_norm, cosine_schedule
 from numllama.processes import peak_memory_mb
@@ -290,7 +290,7 @@ class Trainer:
             try:
                 self._restore(folder)
                 break
-            except DamagedCheckpoint as error:
+            except DamagedError as error:
                 if not fall_back:
                     raise
                 damaged[folder] = str(error)
