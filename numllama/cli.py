@@ -52,7 +52,7 @@ def train(
     preset: str | None = None,
     device: str = "cpu",
     out: Path | None = None,
-    resume: bool = False,
+    resume: bool | Literal["auto"] = False,
     model: Annotated[ModelFlags, Parameter(name="*", group="Model (default: the preset's)")] = NO_MODEL_FLAGS,
     training: Annotated[TrainFlags, Parameter(name="*", group="Training (default: the preset's)")] = NO_TRAIN_FLAGS,
 ) -> int:
@@ -74,7 +74,8 @@ def train(
     out
         Folder of the run. Default a new one under runs/.
     resume
-        Go on with the run in --out, or with the newest one.
+        Go on with the run in --out, or with the newest one. auto: begin if there is none, and if the newest checkpoint is
+        damaged go on from the one before it; settings may be given again.
     """
     return train_run(data, preset, device, out, resume, _given(model), _given(training), tokenizer)
 

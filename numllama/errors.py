@@ -17,5 +17,9 @@ class CheckpointError(NumllamaError):
     """A checkpoint is missing, damaged, or belongs to another model."""
 
 
+class DamagedError(CheckpointError):
+    """A file of a checkpoint is missing, or is not what was written."""
+
+
 class TrainingError(NumllamaError):
     """Training cannot go on."""

@@ -128,7 +128,8 @@ class Processes:
 
 def serve() -> None:
     """Be a child: read a function, then answer each argument that comes, until no more can come."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
+    for number in (signal.SIGINT, signal.SIGTERM):  # for the parent: a scheduler sends them to all, and it may want us to the end
+        signal.signal(number, signal.SIG_IGN)
     questions, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what the function prints is no answer
     with suppress(EOFError, BrokenPipeError):

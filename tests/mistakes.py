@@ -716,4 +716,45 @@ MISTAKES = [
         "training/conversations.py", "default_rng([seed, epoch])", "default_rng([seed])",
         "training/test_conversations.py::test_each_epoch_sees_every_row_once_in_an_order_of_its_own",
     ),
+    Mistake(
+        "a checkpoint that shares its memory with the steps that follow",
+        "training/checkpoint.py", "flat.copy() if flat is params.flat else flat ", "flat ",
+        "training/test_trainer_survives.py::test_steps_are_done_while_a_checkpoint_is_written_and_it_is_of_its_own_step",
+    ),
+    Mistake(
+        "a save that failed on its thread, and nobody told",
+        "training/trainer.py", "if self._writing and self._writing.done():", "if False:",
+        "training/test_trainer_survives.py::test_a_save_that_failed_ends_the_loop_at_the_next_step_with_the_last_good_checkpoint_intact",
+    ),
+    Mistake(
+        "a whole checkpoint that a kill left without a pointer, passed over",
+        "training/trainer.py", "folders, damaged = checkpoint.step_folders(out), {}",
+        "folders, damaged = [checkpoint.find_step(out)], {}",
+        "training/test_trainer_survives.py::test_a_checkpoint_that_was_whole_but_not_yet_named_when_the_kill_came_is_used",
+    ),
+    Mistake(
+        "a damaged checkpoint that stays where its step will be saved again",
+        "training/trainer.py", "            checkpoint.set_aside(folder)\n", "            pass\n",
+        "training/test_trainer_survives.py::test_where_all_checkpoints_are_damaged_the_run_begins_anew_and_deletes_nothing",
+    ),
+    Mistake(
+        "a permutation that is not led back, so that a window comes twice",
+        "training/epochs.py", "        wanted = result >= n\n", "        result %= n\n        wanted = result >= n\n",
+        "training/test_epochs.py::test_a_permutation_leads_everywhere_once",
+    ),
+    Mistake(
+        "the same order in every epoch",
+        "training/epochs.py", "(seed, int(epoch))", "(seed, 0)",
+        "training/test_trainer_survives.py::test_each_window_comes_once_in_an_epoch",
+    ),
+    Mistake(
+        "the place in the data counted in steps, whatever their size was",
+        "training/trainer.py", 'data.get("windows", self.step * self.config.batch_size)', "self.step * self.config.batch_size",
+        "training/test_trainer_survives.py::test_a_run_that_goes_on_with_another_batch_size_leaves_out_no_window_and_takes_none_twice",
+    ),
+    Mistake(
+        "processes that a scheduler's SIGTERM ends before their run has saved",
+        "processes.py", "(signal.SIGINT, signal.SIGTERM)", "(signal.SIGINT,)",
+        "training/test_run.py::test_sigterm_to_all_processes_of_a_run_saves_and_exits_with_0",
+    ),
 ]  # fmt: skip

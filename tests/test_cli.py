@@ -23,7 +23,7 @@ import pytest
 import numllama
 from numllama.backend import array_module
 from numllama.cli import main
-from numllama.errors import DeviceError
+from numllama.errors import CheckpointError, DeviceError
 from numllama.model import ModelConfig
 from numllama.tokenizer import CharTokenizer, Tokenizer
 from numllama.tokenizer.train_bpe import train_on_text
@@ -152,10 +152,10 @@ def test_the_validation_loss_is_that_of_the_latest_checkpoint(done, book):
 
 def test_a_run_leaves_everything_that_people_look_at(done):
     out, _ = done
-    steps = {find_step(out, which).name for which in ("latest", "best")}
+    steps = {"step-000004", "step-000008"}
     files = {"config.json", "metrics.jsonl", "result.json", "tokenizer.json", "loss.png", "latest.json", "best.json"}
     assert {path.name for path in out.iterdir()} == files | steps
-    assert steps <= {"step-000004", "step-000008"}
+    assert {find_step(out, which).name for which in ("latest", "best")} <= steps
 
 
 def test_there_is_one_line_in_the_log_for_each_step(done):
@@ -354,6 +354,9 @@ def test_ctrl_c_saves_and_resume_comes_to_the_same_end(book, tmp_path):
 def test_a_second_ctrl_c_does_not_wait():
     before = signal.getsignal(signal.SIGINT)
     with run._interrupts() as caught:
+        signal.raise_signal(signal.SIGTERM)  # however often it comes, the step in hand is finished
+        signal.raise_signal(signal.SIGTERM)
+        caught.clear()
         signal.raise_signal(signal.SIGINT)
         assert caught
         with pytest.raises(KeyboardInterrupt):
@@ -361,16 +364,91 @@ def test_a_second_ctrl_c_does_not_wait():
     assert signal.getsignal(signal.SIGINT) == before
 
 
-def interrupt_after(step, monkeypatch):
-    """Press Ctrl-C in a step of every run from now on."""
+def interrupt_after(step, monkeypatch, number=signal.SIGINT):
+    """Press Ctrl-C, or send another signal, in a step of every run from now on."""
     plain = Workers.loss_and_grads
 
     def pressing(*args, key, **kwargs):
         if key[1] == step:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
         return plain(*args, key=key, **kwargs)
 
     monkeypatch.setattr(Workers, "loss_and_grads", pressing)
+
+
+def test_sigterm_saves_and_exits_with_0(copy, book, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        interrupt_after(10, patch, signal.SIGTERM)
+        result = numllama_train("--resume", "--steps", 12, "--out", copy)
+    assert result.code == 0
+    assert "interrupted after step 10: saved as" in result.out
+    assert "validation loss:" not in result.out
+    assert find_step(copy).name == "step-000010"
+    finished(numllama_train("--resume", "auto", "--out", copy))
+    finished(numllama_train("--data", book, *tiny(steps=12), "--out", tmp_path / "straight"))
+    assert weights(copy) == weights(tmp_path / "straight")
+
+
+@pytest.mark.parametrize("moment", ["load_dataset", "sample"])
+def test_sigterm_where_there_is_nothing_to_save_exits_with_0_too(copy, monkeypatch, moment):
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(run, moment, lambda *args: signal.raise_signal(signal.SIGTERM))
+    assert numllama_train("--resume", "--steps", 9, "--out", copy).code == 0
+    assert find_step(copy).name == ("step-000008" if moment == "load_dataset" else "step-000009")
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_auto_begins_where_there_is_no_run_and_goes_on_where_there_is_one(book, tmp_path):
+    out = tmp_path / "run"
+    arguments = ("--data", book, "--out", out, "--resume", "auto")
+    finished(numllama_train(*arguments, *tiny(steps=5)))
+    finished(numllama_train(*arguments, *tiny(steps=8)))  # the same model is no change
+    finished(numllama_train("--data", book, *tiny(steps=8), "--out", tmp_path / "straight"))
+    assert steps_in(out) == list(range(1, 9))
+    assert weights(out) == weights(tmp_path / "straight")
+    refused(numllama_train(*arguments, *tiny(dim=24)), "a resumed run keeps its model, so dim cannot change")
+    refused(numllama_train(*arguments, "--tokenizer", "bpe"), "keeps its tokenizer")
+
+
+def test_auto_without_a_folder_takes_the_newest_run_or_a_new_one(book, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for steps in (1, 2):
+        finished(numllama_train("--data", book, *tiny(steps=steps), "--resume", "auto"))
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["shakespeare-cpu"]
+    assert steps_in(tmp_path / "runs" / "shakespeare-cpu") == [1, 2]
+
+
+def test_auto_names_what_is_damaged_and_goes_on_from_the_checkpoint_before_it(copy, done):
+    path = copy / "step-000008" / "optimizer.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[:-3] + b"???")
+    result = finished(numllama_train("--resume", "auto", "--out", copy))
+    assert f"{path} is damaged: its checksum is wrong; going on from step 4\n" in result.out
+    assert weights(copy) == weights(done[0])
+    assert steps_in(copy) == list(range(1, 9))
+
+
+def test_a_wrong_byte_in_the_config_is_noticed_or_harmless(copy):
+    path = copy / "config.json"
+    content, expected = path.read_bytes(), run._read_about(copy)
+    rng, noticed = np.random.default_rng(0), 0
+    for at in rng.integers(0, len(content), 300):
+        flipped = bytearray(content)
+        flipped[at] ^= int(rng.integers(1, 256))
+        path.write_bytes(flipped)
+        try:
+            assert run._read_about(copy) == expected
+        except CheckpointError as error:
+            assert "config.json is damaged" in str(error)
+            noticed += 1
+    assert noticed > 150
+
+
+def test_the_keep_flag_says_how_many_checkpoints_stay(book, tmp_path):
+    finished(numllama_train("--data", book, *tiny(steps=8, eval_every=1), "--keep", 3, "--out", tmp_path / "run"))
+    best = find_step(tmp_path / "run", "best").name
+    kept = {path.name for path in (tmp_path / "run").glob("step-*")}
+    assert kept == {"step-000006", "step-000007", "step-000008", best}
 
 
 def test_changes_of_a_resumed_run_hold_when_it_is_resumed_again(copy, monkeypatch):
@@ -599,6 +677,13 @@ def test_a_step_that_is_not_finite_is_told_and_survived(book, tmp_path, monkeypa
     result = finished(numllama_train("--data", book, *tiny(steps=5), "--out", tmp_path / "run"))
     assert "step 3: skipped" in result.err
     assert "1 step(s) were skipped" in result.out
+
+
+def test_a_spike_is_told(book, tmp_path, monkeypatch):
+    loss_at(30, 99.0, monkeypatch)
+    result = finished(numllama_train("--data", book, *tiny(steps=32), "--out", tmp_path / "run"))
+    assert re.search(r"step 30: a spike, its loss of 99\.0000 lies \d+\.\d standard deviations above the mean", result.err)
+    assert [line["step"] for line in log_of(tmp_path / "run") if "spike" in line] == [30]
 
 
 def test_a_picture_that_cannot_be_written_does_not_hide_the_validation_loss(copy):

@@ -6,23 +6,30 @@
     RUN/latest.json, best.json    which step folder; small files, replaced atomically
 
 A step folder is written under a temporary name, flushed to the disk, and renamed once. Nothing is ever written over.
+
+What is written is a `Snapshot`, a copy taken between two steps, so that a thread can write it while the next steps are done.
 """
 
 import hashlib
 import json
 import os
+import platform
 import re
 import shutil
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
-from safetensors.numpy import save as save_tensors
+from threadpoolctl import threadpool_info
 
+import numllama
 from numllama.backend import compute_dtype, real_dtype, to_numpy
-from numllama.errors import CheckpointError
+from numllama.errors import CheckpointError, DamagedError
 from numllama.model import ModelConfig, Parameters, Transformer
 from numllama.optim.optimizer import Optimizer
 
@@ -30,46 +37,83 @@ FORMAT = 1
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
 
 
-def save_checkpoint(run: Path, step: int, model: Transformer, optimizer: Optimizer, state: dict[str, Any]) -> Path:
-    """Write ``RUN/step-NNNNNN`` as a whole or not at all.
+@dataclass(frozen=True)
+class Snapshot:
+    """All that a checkpoint will hold, as it was at one moment.
 
-    Raises
-    ------
-    CheckpointError
-        If it cannot be written, a full disk, say. What was there before is still there.
+    Attributes
+    ----------
+    step : int
+    state : dict
+        What `state.json` will say.
+    tensors : dict
+        For each file the shapes of its tensors, and the buffers in which they lie one after another.
     """
-    folder = run / step_name(step)
-    if folder.exists():  # written by a save that failed only afterwards, at a pointer
+
+    step: int
+    state: dict[str, Any]
+    tensors: dict[str, tuple[dict[str, tuple[int, ...]], list[np.ndarray]]]
+
+    @classmethod
+    def take(cls, step: int, model: Transformer, optimizer: Optimizer, state: dict[str, Any]) -> "Snapshot":
+        """Copy everything; training may go on as soon as this returns."""
+        about = {
+            "format": FORMAT,
+            "step": step,
+            "model": model.config.to_dict(),
+            "lora": model.adapter.config.to_dict() if model.adapter else None,
+            "dtype": model.dtype.name,
+            "optimizer_steps": optimizer.steps,
+            "versions": versions(),
+        }
+        moments = optimizer.state.values()
+        shapes = {WEIGHTS: model.learnt.shapes, OPTIMIZER: {name: view.shape for name, view in _joined(optimizer.state).items()}}
+        buffers = {WEIGHTS: [_copy(model.learnt)], OPTIMIZER: [_copy(moment) for moment in moments]}
+        return cls(step, about | state, {name: (shapes[name], buffers[name]) for name in shapes})
+
+    def write(self, run: Path) -> Path:
+        """Write ``RUN/step-NNNNNN`` as a whole or not at all.
+
+        Raises
+        ------
+        CheckpointError
+            If it cannot be written, a full disk, say. What was there before is still there.
+        """
+        folder = run / step_name(self.step)
+        if folder.exists():  # written by a save that failed only afterwards, at a pointer
+            return folder
+        part = run / f".part-{folder.name}-{os.getpid()}"
+        try:
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
+            sums = {name: _write_tensors(part / name, *tensors) for name, tensors in self.tensors.items()}
+            _write_through(part / STATE, _json(sealed({**self.state, "sha256": sums})))
+            _flush_folder(part)
+            os.replace(part, folder)
+            _flush_folder(run)
+        except OSError as error:
+            shutil.rmtree(part, ignore_errors=True)
+            raise CheckpointError(f"the checkpoint of step {self.step} could not be saved in {run}: {error.strerror}") from error
         return folder
-    part = run / f".part-{folder.name}-{os.getpid()}"
-    files = {WEIGHTS: _serialise(model.learnt), OPTIMIZER: _serialise(_joined(optimizer.state))}
-    state = {
-        "format": FORMAT,
-        "step": step,
-        "model": model.config.to_dict(),
-        "lora": model.adapter.config.to_dict() if model.adapter else None,
-        "dtype": model.dtype.name,
-        "optimizer_steps": optimizer.steps,
-        **state,
-        "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
+
+
+def save_checkpoint(run: Path, step: int, model: Transformer, optimizer: Optimizer, state: dict[str, Any]) -> Path:
+    """Write ``RUN/step-NNNNNN`` as a whole or not at all: see :meth:`Snapshot.write`."""
+    return Snapshot.take(step, model, optimizer, state).write(run)
+
+
+@cache
+def versions() -> dict[str, str]:
+    """What the last bits of a result depend on, besides the configuration, the seed and the data."""
+    libraries = [library for library in threadpool_info() if library["user_api"] == "blas"]
+    blas = {f"{library['internal_api']} {library['version']} {library.get('architecture', '')}" for library in libraries}
+    return {
+        "numllama": numllama.__version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "blas": ", ".join(sorted(blas)),
+        "system": f"{platform.system()} {platform.machine()}",
     }
-    files[STATE] = _sealed_json(state)
-    try:
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        for name, content in files.items():
-            _write_through(part / name, content)
-        os.replace(part, folder)
-        _flush_folder(run)
-    except OSError as error:
-        shutil.rmtree(part, ignore_errors=True)
-        raise CheckpointError(f"the checkpoint of step {step} could not be saved in {run}: {error.strerror}") from error
-    return folder
-
-
-def step_name(step: int) -> str:
-    """The folder of a step's checkpoint."""
-    return f"step-{step:06d}"
 
 
 def load_checkpoint(folder: Path, model: Transformer, optimizer: Optimizer | None = None) -> dict[str, Any]:
@@ -77,8 +121,10 @@ def load_checkpoint(folder: Path, model: Transformer, optimizer: Optimizer | Non
 
     Raises
     ------
+    DamagedError
+        If a file is missing or damaged; nothing was changed then.
     CheckpointError
-        If a file is missing or damaged, or belongs to another model; nothing was changed then.
+        If it belongs to another model or cannot be read; nothing was changed then.
     """
     state = read_state(folder)
     if ModelConfig.from_dict(state["model"]) != model.config:
@@ -129,7 +175,7 @@ def find_step(path: Path, which: str = "latest") -> Path:
     if not pointer.exists():
         raise CheckpointError(f"{path} is not a training run with a checkpoint: it has no {pointer.name}")
     try:
-        folder = path / json.loads(pointer.read_text(encoding="utf-8"))["folder"]
+        folder = path / unsealed(json.loads(pointer.read_text(encoding="utf-8")))["folder"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{pointer} is damaged: {error}") from error
     if not folder.is_dir():
@@ -137,37 +183,85 @@ def find_step(path: Path, which: str = "latest") -> Path:
     return folder
 
 
+def step_name(step: int) -> str:
+    """The name of a step's folder."""
+    return f"step-{step:06d}"
+
+
+def step_folders(run: Path) -> list[Path]:
+    """The step folders of a run, the newest first."""
+    found = [path for path in run.glob("step-*") if re.fullmatch(r"step-\d{6,}", path.name) and path.is_dir()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
+
+
 def read_state(folder: Path) -> dict[str, Any]:
     """``state.json``, verified."""
     path = folder / STATE
+    content = _read(path)
     try:
-        state = json.loads(path.read_bytes().decode("utf-8"))
-        seal = state.pop("seal")
-        whole = seal == _seal(state)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+        state = json.loads(content.decode("utf-8"))
+        state["seal"]  # a pointer may lack it, a state may not
+        state = unsealed(state)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} is damaged") from error
-    if not whole:
-        raise CheckpointError(f"{path} is damaged: its checksum is wrong")
+        raise DamagedError(f"{path} is damaged: {error}") from error
     if state.get("format") != FORMAT:
         raise CheckpointError(f"{path} has format {state.get('format')}, but this version reads format {FORMAT}")
     return state
 
 
+def sealed(values: dict[str, Any]) -> dict[str, Any]:
+    """The values with a checksum of them all."""
+    return {**values, "seal": _seal(values)}
+
+
+def unsealed(values: dict[str, Any]) -> dict[str, Any]:
+    """The values without their checksum, if they have one; ValueError if it is wrong."""
+    values = dict(values)
+    if "seal" in values and values.pop("seal") != _seal(values):
+        raise ValueError("its checksum is wrong")
+    return values
+
+
 def point_to(run: Path, name: str, folder: Path, **about: Any) -> None:
     """Let ``RUN/{name}.json`` name a step folder, atomically."""
-    write_json(run / f"{name}.json", {"folder": folder.name, **about})
+    write_json(run / f"{name}.json", sealed({"folder": folder.name, **about}))
 
 
-def prune(run: Path) -> None:
-    """Delete the step folders that neither ``latest.json`` nor ``best.json`` names, and what a kill left half-written."""
+def point(run: Path, folder: Path, best_step: int | None) -> None:
+    """Let the pointers name the latest folder, and the best one if it is there; what they name already is not written again."""
+    best = run / step_name(best_step) if best_step is not None else None
+    for name, target in (("latest", folder), ("best", best)):
+        if target is not None and target.is_dir() and _pointed(run, name) != target:
+            point_to(run, name, target)
+
+
+def _pointed(run: Path, name: str) -> Path | None:
+    with suppress(CheckpointError):
+        return find_step(run, name)
+    return None
+
+
+def set_aside(folder: Path) -> Path:
+    """Rename a damaged step folder, so that its step can be saved again; nothing of it is deleted."""
+    names = (folder.with_name(f"damaged-{folder.name}{suffix}") for suffix in ("", *(f"-{i}" for i in range(2, 1000))))
+    aside = next(path for path in names if not path.exists())
     try:
-        named = {find_step(run, which).name for which in ("latest", "best") if (run / f"{which}.json").exists()}
+        return folder.rename(aside)
+    except OSError as error:
+        raise CheckpointError(f"{folder} is damaged and cannot be renamed: {error.strerror}") from error
+
+
+def prune(run: Path, keep: int = 1) -> None:
+    """Delete old step folders, and what a kill left half-written.
+
+    The newest `keep` ones stay, and those that ``latest.json`` and ``best.json`` name.
+    """
+    try:
+        kept = {find_step(run, which).name for which in ("latest", "best") if (run / f"{which}.json").exists()}
     except CheckpointError:  # whatever a damaged pointer named is not for us to delete
         return
-    for folder in run.iterdir():
-        if re.fullmatch(r"step-\d{6,}", folder.name) and folder.is_dir() and folder.name not in named:
+    for folder in step_folders(run)[keep:]:
+        if folder.name not in kept:
             with suppress(OSError):
                 folder.rename(run / f".old-{folder.name}")  # half-deleted, it must not look like a step folder
     for pattern in (".part-*", ".old-*"):
@@ -181,7 +275,7 @@ def prune(run: Path) -> None:
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
     """Write a small file whole or not at all."""
-    write_text(path, json.dumps(values, indent=1) + "\n")
+    write_text(path, _json(values).decode())
 
 
 def write_text(path: Path, text: str) -> None:
@@ -197,22 +291,29 @@ def write_text(path: Path, text: str) -> None:
         raise CheckpointError(f"{path} could not be written: {error.strerror}") from error
 
 
-def _serialise(tensors: Any) -> bytes:
-    return save_tensors({name: to_numpy(view) for name, view in tensors.items()})
+def _copy(params: Parameters) -> np.ndarray:
+    flat = to_numpy(params.flat)
+    return flat.copy() if flat is params.flat else flat  # from a GPU it is a copy already
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise DamagedError(f"{path} is not there") from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def _read_tensors(folder: Path, name: str, state: dict, expected: Any) -> dict:
     path = folder / name
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    content = _read(path)
     if hashlib.sha256(content).hexdigest() != state["sha256"].get(name):
-        raise CheckpointError(f"{path} is damaged: its checksum is wrong")
+        raise DamagedError(f"{path} is damaged: its checksum is wrong")
     try:
         tensors = load_tensors(content)
     except SafetensorError as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
+        raise DamagedError(f"{path} is damaged: {error}") from error
     for key, view in expected.items():
         if key not in tensors or tensors[key].shape != view.shape:
             raise CheckpointError(f"{path} lacks {key} of shape {tuple(view.shape)}")
@@ -223,19 +324,46 @@ def _joined(buffers: dict[str, Parameters]) -> dict:
     return {f"{name}.{key}": view for name, params in buffers.items() for key, view in params.items()}
 
 
-def _sealed_json(state: dict) -> bytes:
-    return (json.dumps({**state, "seal": _seal(state)}, indent=1) + "\n").encode()
+def _json(values: dict) -> bytes:
+    return (json.dumps(values, indent=1) + "\n").encode()
 
 
-def _seal(state: dict) -> str:
-    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+def _seal(values: dict) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+class _Summed:
+    """A file that knows the checksum of what is written to it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self.sum = file, hashlib.sha256()
+
+    def write(self, content: bytes | memoryview) -> None:
+        self.sum.update(content)
+        self._file.write(content)
+
+
+def _write_tensors(path: Path, shapes: dict[str, tuple[int, ...]], buffers: list[np.ndarray]) -> str:
+    """Write a safetensors file; returns its checksum."""
+    from numllama.interop.tensor_file import write_tensors  # whose package imports this module
+
+    dtype = buffers[0].dtype if buffers else np.dtype("float32")
+    with open(path, "wb") as file:
+        summed = _Summed(file)
+        write_tensors(summed, dtype, shapes, buffers)
+        _flush(file)
+    return summed.sum.hexdigest()
 
 
 def _write_through(path: Path, content: bytes) -> None:
     with open(path, "wb") as file:
         file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+        _flush(file)
+
+
+def _flush(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _flush_folder(folder: Path) -> None:

@@ -14,9 +14,10 @@ CHOICES = {
     "dtype": (None, "float32", "float64", "bfloat16", "float16"),
     "parallel": PARALLEL,
     "sum_by": (None, "shard", "rank"),
+    "sampling": (None, "random", "epochs"),
 }
 OPTIONAL = ("seq_len", "min_lr", "shards", "workers")
-COUNTS = ("steps", "batch_size", "seq_len", "shards", "workers", "eval_every", "eval_batches")
+COUNTS = ("steps", "batch_size", "seq_len", "shards", "workers", "eval_every", "eval_batches", "keep")
 RULES = (
     (COUNTS, Integral, lambda value: value >= 1, "a whole number of at least 1"),
     (("warmup_steps", "seed"), Integral, lambda value: value >= 0, "a whole number that is not negative"),
@@ -78,6 +79,12 @@ class TrainConfig:
         Batches of such a quick estimate. The whole split is evaluated at the end.
     seed : int
         Of the initial weights, the batches and dropout.
+    sampling : str
+        Where a batch's windows lie: ``random`` places, or ``epochs``, in which each window comes once. Default ``epochs`` for
+        data of several files, else ``random``.
+    keep : int
+        So many checkpoints are kept, the newest ones, and the best one besides. From two on there is one to go back to if the
+        newest is damaged.
     """
 
     steps: int = 2000
@@ -101,6 +108,8 @@ class TrainConfig:
     eval_every: int = 250
     eval_batches: int = 20
     seed: int = 0
+    sampling: str | None = None
+    keep: int = 2
 
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():

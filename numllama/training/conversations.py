@@ -23,7 +23,7 @@ from numllama.generation.chat import PARAGRAPH, has_chat_template
 from numllama.ops import IGNORE
 from numllama.tokenizer import CharTokenizer, Tokenizer
 from numllama.tokenizer.spans import encode_spans
-from numllama.training.data import VAL_FRACTION
+from numllama.training.data import VAL_FRACTION, checksum
 
 Batch = tuple[np.ndarray, np.ndarray, np.ndarray]
 Encoded = tuple[np.ndarray, np.ndarray]  # ids, and which of them the assistant says
@@ -124,6 +124,11 @@ class Conversations:
             order = np.random.default_rng([seed, epoch]).permutation(len(rows))
             some += [rows[i] for i in order[first:stop]]
         return self.train.batch(some, seq_len)
+
+    def checksums(self) -> dict[str, str]:
+        """What tells these conversations from others: their tokens, and who says them."""
+        splits = {"train": self.train, "val": self.val}
+        return {name: checksum(np.concatenate([part for d in split.documents for part in d])) for name, split in splits.items()}
 
     def some_of_val(self, batch_size: int, seq_len: int, seed: int, n: int) -> Iterator[Batch]:
         """The first `n` batches of the validation split."""

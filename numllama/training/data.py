@@ -2,12 +2,15 @@
 
 A token file is a plain array of ids, memory-mapped, so that it may be larger than memory: `NAME.bin` of little-endian
 uint16 or uint32 with `NAME.json` beside it, which says the dtype, the count, the vocabulary and the tokenizer; or a
-one-dimensional integer `.npy`.
+one-dimensional integer `.npy`. Many of them, `NAME-00000.bin`, `NAME-00001.bin` and so on, are read as one.
 """
 
+import hashlib
 import json
 import os
-from collections.abc import Iterator
+import re
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ from numllama.tokenizer.train_bpe import train_on_text
 
 VAL_FRACTION = 0.1
 VAL_STREAM = 2**32  # validation estimates draw their batches apart from any training step
+CHECKED_PIECES, CHECKED_PIECE = 1024, 2**14  # all of 16 million tokens; of more, so many places with so many tokens each
 BPE_VOCABULARY = 1024  # of a text of about a megabyte: each token is still seen often enough to be learnt
 
 
@@ -29,15 +33,15 @@ class Dataset:
 
     Attributes
     ----------
-    train, val : integer array, shape (n,)
+    train, val : integer array, shape (n,), or TokenShards
     vocab_size : int
     tokenizer : CharTokenizer or Tokenizer, optional
     name : str
         Where it came from, for people to read.
     """
 
-    train: np.ndarray
-    val: np.ndarray
+    train: "np.ndarray | TokenShards"
+    val: "np.ndarray | TokenShards"
     vocab_size: int
     tokenizer: CharTokenizer | Tokenizer | None = None
     name: str = "data"
@@ -60,6 +64,10 @@ class Dataset:
         seq_len = min(seq_len, len(self.val) - 1)
         return (random_batch(self.val, batch_size, seq_len, seed, VAL_STREAM + i) for i in range(n))
 
+    def checksums(self) -> dict[str, str]:
+        """What tells these tokens from others."""
+        return {"train": checksum(self.train), "val": checksum(self.val)}
+
     def all_of_val(self, batch_size: int, seq_len: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The whole validation split, every target once."""
         return all_windows(self.val, batch_size, seq_len)
@@ -72,7 +80,8 @@ def load_dataset(path: str | Path, tokenizer: Tokenizer | CharTokenizer | str | 
     ----------
     path : path
         A text file; a token file (`.bin` or `.npy`); or a folder with ``train`` and ``val`` token files, as ``numllama prepare``
-        makes it. Of a single file the last tenth is the validation split.
+        makes it, each whole or in many parts (``train-00000.bin``, ``train-00001.bin``, ...). Of a single file the last tenth
+        is the validation split.
     tokenizer : tokenizer or str, optional
         Of a text file: see :func:`text_dataset`.
 
@@ -96,12 +105,18 @@ def _load_folder(path: Path) -> Dataset:
     tokens, sizes, known = [], [], []
     for name in ("train", "val"):
         file = next((path / f"{name}{suffix}" for suffix in (".bin", ".npy") if (path / f"{name}{suffix}").exists()), None)
-        if file is None:
-            raise DataError(f"{path} has neither {name}.bin nor {name}.npy")
-        ids, about = read_tokens(file)
+        parts = [] if file else _numbered(path, name)
+        if not file and not parts:
+            raise DataError(f"{path} has neither {name}.bin nor {name}.npy nor {name}-00000.bin")
+        if parts:
+            ids = TokenShards(parts)
+            vocab_sizes = ids.vocab_sizes
+        else:
+            ids, about = read_tokens(file)
+            vocab_sizes = {about["vocab_size"]}
         tokens.append(ids)
-        sizes.append(about["vocab_size"])
-        known += [about["vocab_size"]] if file.suffix == ".bin" else []  # an .npy file shows only its largest id
+        sizes += vocab_sizes
+        known += vocab_sizes if parts or file.suffix == ".bin" else []  # an .npy file shows only its largest id
     tokenizer = Tokenizer.load(path) if (path / "tokenizer.json").exists() else None
     known += [tokenizer.vocab_size] if tokenizer else []
     if len(set(known)) > 1 or (known and max(sizes) > known[0]):
@@ -209,6 +224,75 @@ def read_tokens(path: str | Path) -> tuple[np.ndarray, dict]:
     if n == 0:
         raise DataError(f"{path} is empty")
     return np.memmap(path, dtype=np.dtype(dtype).newbyteorder("<"), mode="r"), about
+
+
+def _numbered(folder: Path, name: str) -> list[Path]:
+    """``NAME-00000.bin``, ``NAME-00001.bin``, ...; DataError if one of them is missing."""
+    found = {int(match[1]): path for path in folder.glob(f"{name}-*.bin") if (match := re.fullmatch(rf"{name}-(\d+)", path.stem))}
+    missing = set(range(max(found, default=-1) + 1)) - found.keys()
+    if missing:
+        raise DataError(f"{folder} has {len(found)} files {name}-*.bin, but number {min(missing)} is missing")
+    return [found[i] for i in range(len(found))]
+
+
+class TokenShards:
+    """Many token files, read as one array of ids; only slices of it are ever in memory.
+
+    None of them is kept open or mapped, for a system lets a program have only so many.
+
+    Parameters
+    ----------
+    paths : sequence of path
+        `.bin` files, each with its `.json`.
+
+    Attributes
+    ----------
+    vocab_sizes : set of int
+        Of the files; they should agree.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._files: list[tuple[Path, np.dtype]] = []
+        self._starts, self.vocab_sizes = [0], set()
+        for path in paths:
+            tokens, about = read_tokens(path)
+            self._files.append((path, tokens.dtype))
+            self._starts.append(self._starts[-1] + len(tokens))
+            self.vocab_sizes.add(about["vocab_size"])
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        start, stop, step = part.indices(len(self))
+        if step != 1:
+            raise ValueError(f"the step of a slice is {step}, but must be 1")
+        stop, pieces = max(start, stop), [np.empty(0, self._files[0][1])]
+        for i in range(bisect_right(self._starts, start) - 1, len(self._files)):
+            first = self._starts[i]
+            if first >= stop:
+                break
+            pieces.append(self._read(*self._files[i], max(start - first, 0), min(stop, self._starts[i + 1]) - max(start, first)))
+        return np.concatenate(pieces)
+
+    def _read(self, path: Path, dtype: np.dtype, start: int, count: int) -> np.ndarray:
+        try:
+            tokens = np.fromfile(path, dtype, count, offset=start * dtype.itemsize)
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror}") from error
+        if len(tokens) < count:
+            raise DataError(f"{path} is shorter than when it was opened")
+        return tokens
+
+
+def checksum(tokens: "np.ndarray | TokenShards") -> str:
+    """SHA-256 of ids; of very many, of pieces spread over all of them and of their number."""
+    n = len(tokens)
+    everything, some = range(0, n, CHECKED_PIECE), np.linspace(0, n - CHECKED_PIECE, CHECKED_PIECES)
+    digest = hashlib.sha256(str(n).encode())
+    for start in map(int, everything if len(everything) <= CHECKED_PIECES else some):
+        digest.update(np.ascontiguousarray(tokens[start : start + CHECKED_PIECE], dtype="<u4"))
+    return digest.hexdigest()
 
 
 def _read_npy(path: Path) -> tuple[np.ndarray, dict]:

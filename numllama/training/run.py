@@ -35,12 +35,31 @@ INTERRUPTED = 130
 ALONE = Communicator()
 
 
+def _exit(number: int, frame: Any) -> None:
+    raise SystemExit(0)
+
+
+@contextmanager
+def _handling(handler: Callable[[int, Any], None], *numbers: int) -> Iterator[None]:
+    """Let `handler` take some signals, then whoever took them before."""
+    try:
+        old = {number: signal.signal(number, handler) for number in numbers}
+    except ValueError:  # not in the main thread: whoever runs us there handles signals
+        old = {}
+    try:
+        yield
+    finally:
+        for number, before in old.items():
+            signal.signal(number, before)
+
+
+@_handling(_exit, signal.SIGTERM)  # outside of the loop there is nothing to save
 def train_run(
     data: Path | None,
     preset: str | None,
     device: str,
     out: Path | None,
-    resume: bool,
+    resume: bool | str,
     model_changes: dict[str, Any],
     train_changes: dict[str, Any],
     tokenizer: str | None = None,
@@ -55,7 +74,9 @@ def train_run(
     device : str
     out : path, optional
         The run's folder.
-    resume : bool
+    resume : bool or "auto"
+        ``"auto"``: go on with the run if there is one, from its newest checkpoint that is whole; else begin. Settings may be
+        given again, as by a scheduler that runs the same command again and again.
     model_changes, train_changes : dict
         Fields of ModelConfig and TrainConfig that differ from the preset's.
     tokenizer : str, optional
@@ -84,12 +105,19 @@ def _train_run(
     array_module(device)  # before any data is read or downloaded
     preset = preset or ("shakespeare-cpu" if device == "cpu" else "shakespeare")
     out = out or default_folder(preset, resume)
+    auto = resume == "auto"
+    if auto and not (out / "config.json").exists():
+        resume = False
     if resume:
+        saved_data, saved_tokenizer, model_config, config = _read_about(out)
+        if auto:  # what is said again is no change
+            model_changes = {name: value for name, value in model_changes.items() if getattr(model_config, name) != value}
+            tokenizer = None if tokenizer == (saved_tokenizer or "char") else tokenizer
         if model_changes:
             raise ValueError(f"a resumed run keeps its model, so {', '.join(model_changes)} cannot change")
         if tokenizer:
             raise ValueError("a resumed run keeps its tokenizer, so tokenizer cannot change")
-        saved_data, tokenizer, model_config, config = _read_about(out)
+        tokenizer = saved_tokenizer
         data = data or saved_data
         known = Tokenizer.load(out) if tokenizer not in (None, "char") else tokenizer
         dataset = comm.rank_zero_first(lambda: _open_data(data, known))
@@ -105,8 +133,11 @@ def _train_run(
 
     model = Transformer(model_config, seed=config.seed, device=device, dtype=config.dtype)
     trainer = Trainer(model, dataset, config, out)
-    if resume and (out / "latest.json").exists():  # a run that was killed before its first checkpoint starts again
-        trainer.resume()
+    saved = checkpoint.step_folders(out) or (out / "latest.json").exists()
+    if resume and saved:  # a run that was killed before its first checkpoint starts again
+        for damage in trainer.resume(fall_back=auto):
+            where = f"going on from step {trainer.step}" if trainer.step else "beginning anew"
+            print(f"{damage}; {where}", flush=True)
     comm.barrier()  # all have seen the folder as it was
     if comm.rank == 0:
         path = str(data if data == PLAY else data.resolve()) if data else None
@@ -124,20 +155,21 @@ def go_on(trainer: Trainer, finish: Callable[[Trainer], None], comm: Communicato
         flush=True,
     )
     try:
-        with _interrupts() as interrupted, ExitStack() as readers:
-            if comm.rank == 0:
-                log = readers.enter_context(_Log(out / "metrics.jsonl", trainer.step))
-                bar = readers.enter_context(_bar(trainer))
-            for report in trainer:
+        with _interrupts() as interrupted:
+            with ExitStack() as readers:
                 if comm.rank == 0:
-                    log(report)
-                    _show(bar, report)
-                if trainer.workers.agree(bool(interrupted)) and trainer.step < config.steps:
-                    break
-        if trainer.step < config.steps:
-            folder = trainer.save()
-            print(f"interrupted after step {trainer.step}: saved as {folder}; go on with --resume --out {out}")
-            return INTERRUPTED
+                    log = readers.enter_context(_Log(out / "metrics.jsonl", trainer.step))
+                    bar = readers.enter_context(_bar(trainer))
+                for report in trainer:
+                    if comm.rank == 0:
+                        log(report)
+                        _show(bar, report)
+                    if trainer.workers.agree(bool(interrupted)) and trainer.step < config.steps:
+                        break
+            if trainer.step < config.steps:
+                folder = trainer.save()
+                print(f"interrupted after step {trainer.step}: saved as {folder}; go on with --resume --out {out}")
+                return 0 if trainer.workers.agree(signal.SIGTERM in interrupted) else INTERRUPTED
         finish(trainer)
         return 0
     finally:
@@ -186,7 +218,7 @@ def sample(run: Path, data: Dataset, device: str) -> str:
 
 def _tokens_per_byte(data: Dataset) -> float:
     """What makes the losses of different vocabularies comparable."""
-    return len(data.val) / len(data.tokenizer.decode_bytes(data.val))
+    return len(data.val) / len(data.tokenizer.decode_bytes(data.val[:]))
 
 
 def _draw(run: Path, best_possible: float | None) -> str:
@@ -224,7 +256,7 @@ def _open_data(data: Path | None, tokenizer: Tokenizer | CharTokenizer | str | N
     return dataset
 
 
-def default_folder(preset: str, resume: bool) -> Path:
+def default_folder(preset: str, resume: bool | str) -> Path:
     """The first name under runs/ that is free; to resume, the last that is not."""
     names = (RUNS / (preset if i == 1 else f"{preset}-{i}") for i in range(1, sys.maxsize))
     last = None
@@ -232,9 +264,9 @@ def default_folder(preset: str, resume: bool) -> Path:
         if not (folder / "config.json").exists():
             break
         last = folder
-    if resume and last is None:
+    if resume is True and last is None:
         raise CheckpointError(f"there is no run to resume under {RUNS}{'/'}{preset}: name one with --out")
-    return last if resume else folder
+    return (last if resume else None) or folder
 
 
 def write_about(trainer: Trainer, **start: Any) -> None:
@@ -253,14 +285,14 @@ def write_about(trainer: Trainer, **start: Any) -> None:
         "model": trainer.model.config.to_dict(),
         "train": trainer.config.to_dict(),
     }
-    checkpoint.write_json(out / "config.json", about)
+    checkpoint.write_json(out / "config.json", checkpoint.sealed(about))
 
 
 def _read_about(out: Path) -> tuple[Path | None, str | None, ModelConfig, TrainConfig]:
     """How a run was started: its data, tokenizer, model and training settings."""
     path = out / "config.json"
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
+        about = checkpoint.unsealed(json.loads(path.read_text(encoding="utf-8")))
         data = Path(about["data"]) if about["data"] else None
         return data, about.get("tokenizer"), ModelConfig.from_dict(about["model"]), TrainConfig(**about["train"])
     except OSError as error:
@@ -326,26 +358,22 @@ def _show(bar: tqdm, report: StepReport) -> None:
     bar.update(1)
     if report.val_loss is not None:
         bar.write(f"step {report.step}: loss {report.loss:.4f}, validation estimate {report.val_loss:.4f}", file=sys.stderr)
+    if report.spike is not None:
+        words = f"its loss of {report.loss:.4f} lies {report.spike:.1f} standard deviations above the mean of the steps before"
+        bar.write(f"step {report.step}: a spike, {words}", file=sys.stderr)
     if report.skipped:
         bar.write(f"step {report.step}: skipped, its loss or gradient was not finite", file=sys.stderr)
 
 
 @contextmanager
 def _interrupts() -> Iterator[list]:
-    """Ctrl-C lets the step in hand finish: the yielded list is then no longer empty. A second one interrupts at once."""
+    """Ctrl-C and SIGTERM let the step in hand finish: the yielded list then holds which. A second Ctrl-C interrupts at once."""
     caught: list[int] = []
 
     def handler(number: int, frame: Any) -> None:
-        if caught:
+        if number == signal.SIGINT and caught:
             raise KeyboardInterrupt
         caught.append(number)
 
-    try:
-        old = signal.signal(signal.SIGINT, handler)
-    except ValueError:  # not in the main thread: whoever runs us there handles signals
+    with _handling(handler, signal.SIGINT, signal.SIGTERM):
         yield caught
-        return
-    try:
-        yield caught
-    finally:
-        signal.signal(signal.SIGINT, old)

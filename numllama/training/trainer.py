@@ -2,22 +2,30 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
-from numllama.errors import CheckpointError, TrainingError
+import numpy as np
+
+from numllama.errors import CheckpointError, DamagedError, TrainingError
 from numllama.model import Transformer
 from numllama.optim import cosine_schedule
 from numllama.processes import peak_memory_mb
 from numllama.training import checkpoint
 from numllama.training.communicator import communicator
 from numllama.training.config import TrainConfig
-from numllama.training.data import Dataset
+from numllama.training.data import Dataset, TokenShards
+from numllama.training.epochs import Prefetched, epoch_batch
 from numllama.training.parallel import Workers, shard_count, training_settings
 from numllama.training.ranks import Ranks
 
 MAX_SKIPPED = 5  # so many steps in a row without a finite loss end the run
+SPIKE_STEPS, SPIKE_LEAST, SPIKE_HEIGHT = 50, 20, 6.0  # steps that a loss is compared with; their fewest; standard deviations
 LARGEST_SCALE, STEPS_TO_GROW = 2.0**16, 2000  # of gradients in float16: see Trainer.scale
 
 
@@ -40,6 +48,8 @@ class StepReport:
         The most memory that the workers have used so far (of the GPU's, on a GPU).
     skipped : bool
         The loss or the gradient was not finite, and no step was taken.
+    spike : float, optional
+        The loss lies so many standard deviations above the mean of the steps before; only where it is a spike: see :func:`spike`.
     val_loss : float, optional
         Estimate on the validation split, at the steps where there is one.
     """
@@ -52,6 +62,7 @@ class StepReport:
     ms_per_step: float
     memory_mb: float
     skipped: bool = False
+    spike: float | None = None
     val_loss: float | None = None
 
     def to_dict(self) -> dict:
@@ -75,8 +86,10 @@ class Trainer:
     ----------
     step : int
         How many steps were done.
+    windows : int
+        How many windows of the data were taken: the place where the next batch begins.
     best : float
-        The lowest validation estimate so far.
+        The lowest validation estimate of a checkpoint so far.
     skipped : int
         How many steps were skipped because something was not finite.
     scale : float
@@ -91,35 +104,49 @@ class Trainer:
         data.check(model.config.vocab_size, seq_len)
         on_cpu = model.device == "cpu"
         shards = config.shards or (shard_count(config.batch_size, seq_len) if on_cpu else 1)
-        self.config = replace(config, seq_len=seq_len, shards=shards)
+        sampling = config.sampling or ("epochs" if isinstance(data.train, TokenShards) else "random")
+        self.config = replace(config, seq_len=seq_len, shards=shards, sampling=sampling)
         self.model, self.data, self.out = model, data, Path(out) if out else None
         if config.parallel == "threads":
             self.workers = Workers(model, config.workers, processes=True)
         else:
             self.workers = Ranks(model, communicator(config.parallel), config.shard_optimizer, config.sum_by)
         self.optimizer = self.config.make_optimizer(self.workers.params)
-        self.step, self.best, self.skipped, self._skipped_in_a_row = 0, math.inf, 0, 0
+        self.step, self.windows, self.skipped, self._skipped_in_a_row = 0, 0, 0, 0
+        self.best, self._best_step = math.inf, None
+        self._losses: deque[float] = deque(maxlen=SPIKE_STEPS)
+        in_epochs = sampling == "epochs" and isinstance(data, Dataset)
+        self._loader = Prefetched(self._epoch_batch, config.batch_size) if in_epochs else None
+        self._writing: Future | None = None
         self.scale, self._steps_since_change = (LARGEST_SCALE if model.dtype == "float16" else 1.0), 0
 
     # -------------------------------------------------------------------------------------------- the loop
 
     def __iter__(self) -> Iterator[StepReport]:
-        if self.out and self.step == 0 and (self.out / "latest.json").exists():
-            raise CheckpointError(f"{self.out} already holds a run: resume it, or choose another folder")
-        with training_settings(self.model.device):
-            while self.step < self.config.steps:
-                report = self._step()
-                if self.step % self.config.eval_every == 0 or self.step == self.config.steps:
-                    report = replace(report, val_loss=self.estimate())
-                    if self.out and math.isfinite(report.val_loss):  # broken weights are no checkpoint
-                        self.save(report.val_loss)
-                yield report
+        if self.out and self.step == 0:
+            self._begin_folder()
+        try:
+            with training_settings(self.model.device):
+                while self.step < self.config.steps:
+                    report = self._step()
+                    if self._writing and self._writing.done():
+                        self._end_save()
+                    if self.step % self.config.eval_every == 0 or self.step == self.config.steps:
+                        report = replace(report, val_loss=self.estimate())
+                        if self.out and math.isfinite(report.val_loss):  # broken weights are no checkpoint
+                            self._begin_save(report.val_loss)
+                            if self.step == self.config.steps:
+                                self._end_save()
+                    yield report
+        finally:  # whoever leaves the loop finds the checkpoint; an error of it waits for the next save, or close()
+            if self._writing:
+                wait([self._writing])
 
     def _step(self) -> StepReport:
         c, start = self.config, time.perf_counter()
         step = self.step + 1
         lr = self.learning_rate(step)
-        tokens, targets, *segments = self.data.batch(c.batch_size, c.seq_len, c.seed, step)
+        tokens, targets, *segments = self._batch(step)
         options = dict(key=(c.seed, step), recompute=c.recompute, scale=self.scale)
         options |= dict(segments=segments[0]) if segments else {}
         loss, grads = self.workers.loss_and_grads(tokens, targets, c.shards, **options)
@@ -129,10 +156,23 @@ class Trainer:
         finite = math.isfinite(loss) and math.isfinite(norm)
         if finite:
             self.workers.step(self.optimizer, grads, lr)
-        self.step = step
+        self.step, self.windows = step, self.windows + c.batch_size
         self._note(finite)
+        height = spike(loss, self._losses) if finite else None
+        if finite:
+            self._losses.append(float(loss))
         seconds = time.perf_counter() - start
-        return StepReport(step, loss, lr, norm, tokens.size / seconds, 1e3 * seconds, self._memory_mb(), skipped=not finite)
+        speed = (tokens.size / seconds, 1e3 * seconds)
+        return StepReport(step, loss, lr, norm, *speed, self._memory_mb(), skipped=not finite, spike=height)
+
+    def _batch(self, step: int) -> tuple[np.ndarray, ...]:
+        """A step's inputs and targets, and segments if there are some."""
+        c = self.config
+        return self._loader(self.windows) if self._loader else self.data.batch(c.batch_size, c.seq_len, c.seed, step)
+
+    def _epoch_batch(self, start: int) -> tuple[np.ndarray, np.ndarray]:
+        c = self.config
+        return epoch_batch(self.data.train, c.batch_size, c.seq_len, c.seed, start)
 
     def learning_rate(self, step: int) -> float:
         """The rate of a step, from 1."""
@@ -159,6 +199,8 @@ class Trainer:
             )
 
     def _last_good(self) -> str:
+        with suppress(CheckpointError):  # one that failed is not the last good one
+            self._end_save()
         try:
             return f"the last good checkpoint is {checkpoint.find_step(self._folder())}"
         except (CheckpointError, ValueError):  # ValueError: there is no folder
@@ -187,45 +229,122 @@ class Trainer:
     # -------------------------------------------------------------------------------------------- checkpoints
 
     def save(self, val_loss: float | None = None) -> Path:
-        """Save a checkpoint; if `val_loss` is the lowest so far, it is the best one. All ranks call it, and rank 0 writes."""
+        """Save a checkpoint, and wait until it is on the disk; if `val_loss` is the lowest so far, it is the best one.
+
+        All ranks call it, and rank 0 writes.
+        """
+        with suppress(CheckpointError):  # of the save before, which this one makes up for
+            self._end_save()
+        self._begin_save(val_loss)
+        return self._end_save() or self._folder() / checkpoint.step_name(self.step)
+
+    def _begin_save(self, val_loss: float | None) -> None:
+        """Copy everything, and let a thread write it; of two saves the second waits for the first."""
+        self._end_save()
         out = self._folder()
+        if self.step and self.workers.rank == 0 and not out.is_dir():
+            raise CheckpointError(f"the checkpoint of step {self.step} could not be saved: the folder {out} is gone")
         is_best = val_loss is not None and val_loss < self.best
-        best = val_loss if is_best else self.best
+        best, best_step = (val_loss, self.step) if is_best else (self.best, self._best_step)
         state = {
             "train": self.config.to_dict(),
-            "data": {"name": self.data.name, "vocab_size": self.data.vocab_size, "train_tokens": len(self.data.train)},
+            "data": {**self._about_data, "windows": self.windows},
+            "val_loss": val_loss,
             "best": best if math.isfinite(best) else None,
+            "best_step": best_step,
+            "losses": list(self._losses),
             "skipped": self.skipped,
             "skipped_in_a_row": self._skipped_in_a_row,
             "scale": [self.scale, self._steps_since_change],
         }
         optimizer = self.workers.whole(self.optimizer)
         if self.workers.rank:  # rank 0 saves
-            self.best = best
-            return out / checkpoint.step_name(self.step)
-        folder = checkpoint.save_checkpoint(out, self.step, self.model, optimizer, state)
-        checkpoint.point_to(out, "latest", folder, val_loss=val_loss)
-        if is_best:
-            checkpoint.point_to(out, "best", folder, val_loss=val_loss)
-        self.best = best  # only now: a save that failed is tried again as a whole
-        checkpoint.prune(out)
+            self.best, self._best_step = best, best_step
+            return
+        snapshot = checkpoint.Snapshot.take(self.step, self.model, optimizer, state)
+        thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing = thread.submit(self._write, snapshot, best, best_step)
+        thread.shutdown(wait=False)  # it ends when it is done
+
+    def _write(self, snapshot: checkpoint.Snapshot, best: float, best_step: int | None) -> tuple[Path, float, int | None]:
+        folder = snapshot.write(self.out)
+        checkpoint.point(self.out, folder, best_step)
+        checkpoint.prune(self.out, self.config.keep)
+        return folder, best, best_step
+
+    def _end_save(self) -> Path | None:
+        """Wait for the save that goes on, if there is one; its error is raised here."""
+        writing, self._writing = self._writing, None
+        if writing is None:
+            return None
+        folder, self.best, self._best_step = writing.result()  # only now: a save that failed is tried again as a whole
         return folder
 
-    def resume(self) -> None:
-        """Go on from the latest checkpoint in `out`, as if there had been no interruption."""
-        folder = checkpoint.find_step(self._folder())
-        data = checkpoint.read_state(folder)["data"]
-        if data["train_tokens"] != len(self.data.train) or data["vocab_size"] != self.data.vocab_size:
+    def resume(self, fall_back: bool = False) -> list[str]:
+        """Go on from the newest checkpoint in `out`, as if there had been no interruption.
+
+        Parameters
+        ----------
+        fall_back : bool
+            A checkpoint that is damaged is renamed, and the one before it is used; if there is none, the trainer stays at its
+            beginning. Otherwise damage is an error.
+
+        Returns
+        -------
+        list of str
+            What was damaged, a sentence each.
+        """
+        out = self._folder()
+        folders, damaged = checkpoint.step_folders(out), {}
+        if not fall_back and (not folders or (out / "latest.json").exists()):
+            checkpoint.find_step(out)  # which says what is wrong, if something is
+        for folder in folders:
+            try:
+                self._restore(folder)
+                break
+            except DamagedError as error:
+                if not fall_back:
+                    raise
+                damaged[folder] = str(error)
+        self.workers.agree(False)  # all ranks have read
+        if self.workers.rank == 0:
+            for folder in damaged:
+                checkpoint.set_aside(folder)
+            if len(damaged) < len(folders):
+                checkpoint.point(out, folders[len(damaged)], self._best_step)
+        return list(damaged.values())
+
+    def _restore(self, folder: Path) -> None:
+        state = checkpoint.read_state(folder)
+        data, mine = state["data"], self._about_data
+        if any(data.get(name, mine[name]) != mine[name] for name in ("train_tokens", "vocab_size", "sha256")):
             raise CheckpointError(f"{folder} was trained on other data: {data['name']}")
         optimizer = self.workers.whole(self.optimizer)
-        state = checkpoint.load_checkpoint(folder, self.model, optimizer)
+        checkpoint.load_checkpoint(folder, self.model, optimizer)
         self.workers.keep(self.optimizer, optimizer)
         self.step = state["step"]
-        self.best = math.inf if state["best"] is None else state["best"]
+        self.windows = data.get("windows", self.step * self.config.batch_size)
+        self.best, self._best_step = state["best"], state.get("best_step")
+        if self._best_step and not (self._folder() / checkpoint.step_name(self._best_step)).is_dir():
+            self.best, self._best_step = state["val_loss"], self.step  # the best of those that are there
+        self.best = math.inf if self.best is None else self.best
+        self._losses = deque(state.get("losses", ()), maxlen=SPIKE_STEPS)
         self.skipped, self._skipped_in_a_row = state["skipped"], state["skipped_in_a_row"]
         self.scale, self._steps_since_change = state.get("scale", (self.scale, 0))
-        if self.workers.rank == 0:
-            checkpoint.prune(self.out)  # a step that a kill left unnamed must not stand for the one that is done again
+
+    @cached_property
+    def _about_data(self) -> dict:
+        """What tells these data from others."""
+        data = self.data
+        return {"name": data.name, "vocab_size": data.vocab_size, "train_tokens": len(data.train), "sha256": data.checksums()}
+
+    def _begin_folder(self) -> None:
+        if checkpoint.step_folders(self.out):
+            raise CheckpointError(f"{self.out} already holds a run: resume it, or choose another folder")
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"the run's folder {self.out} cannot be made: {error.strerror}") from error
 
     def _folder(self) -> Path:
         if self.out is None:
@@ -233,5 +352,23 @@ class Trainer:
         return self.out
 
     def close(self) -> None:
-        """End the workers."""
+        """Wait for a save that goes on, and end the workers; an error of the save is raised here."""
         self.workers.close()
+        if self._loader:
+            self._loader.close()
+        self._end_save()
+
+
+def spike(loss: float, before: Sequence[float]) -> float | None:
+    """By how many standard deviations a loss lies above the mean of those before it, if that is a spike: more than six.
+
+    A deviation counts as at least a hundredth of the mean, so that a loss that hardly moves has no spikes; and of fewer than
+    twenty losses nothing is said.
+    """
+    n = len(before)
+    if n < SPIKE_LEAST:
+        return None
+    mean = sum(before) / n
+    deviation = max(math.sqrt(sum((x - mean) ** 2 for x in before) / n), abs(mean) / 100)
+    height = (loss - mean) / deviation if deviation else 0.0
+    return height if height > SPIKE_HEIGHT else None

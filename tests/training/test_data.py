@@ -2,7 +2,7 @@
 
 import json
 import os
-from itertools import chain
+from itertools import chain, pairwise
 
 import numpy as np
 import pytest
@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from numllama.errors import DataError
 from numllama.model import ModelConfig, Transformer
 from numllama.tokenizer import CharTokenizer
-from numllama.training import TrainConfig, Trainer, load_dataset, read_tokens, text_dataset, write_tokens
-from numllama.training.data import all_windows, random_batch
+from numllama.training import TrainConfig, Trainer, data, load_dataset, read_tokens, text_dataset, write_tokens
+from numllama.training.data import TokenShards, all_windows, checksum, random_batch
 
 IDS = np.array([5, 0, 3, 3, 1, 5, 2, 4, 0, 1, 2, 3])
 
@@ -314,3 +314,93 @@ def test_windows_are_neighbours_and_only_the_last_may_be_shorter(n, batch, seq_l
     rows = [row for inputs, _ in all_windows(np.arange(n), batch, seq_len) for row in inputs.tolist()]
     assert [row[0] for row in rows] == list(range(0, n - 1, seq_len))
     assert {len(row) for row in rows[:-1]} <= {seq_len}
+
+
+# ------------------------------------------------------------------------------------------------ many files
+
+
+def write_parts(folder, name, ids, bounds, vocab_size=6):
+    """`NAME-00000.bin` and so on, cut at some places."""
+    folder.mkdir(exist_ok=True)
+    cuts = [0, *bounds, len(ids)]
+    for i, (start, stop) in enumerate(pairwise(cuts)):
+        write_tokens(folder / f"{name}-{i:05d}.bin", ids[start:stop], vocab_size)
+
+
+@given(bounds=st.sets(st.integers(1, 11), max_size=6), start=st.integers(-13, 13), stop=st.integers(-13, 13))
+def test_many_files_are_read_as_one(tmp_path_factory, bounds, start, stop):
+    folder = tmp_path_factory.mktemp("parts")
+    write_parts(folder, "train", IDS, sorted(bounds))
+    tokens = TokenShards(sorted(folder.glob("*.bin")))
+    assert len(tokens) == len(IDS)
+    assert tokens[start:stop].tolist() == IDS[start:stop].tolist()
+    assert tokens[:].dtype == np.uint16
+
+
+def test_a_folder_of_many_files_is_a_dataset(tmp_path):
+    write_parts(tmp_path, "train", IDS, [3, 4, 9])
+    write_tokens(tmp_path / "val.bin", IDS, 6)
+    data = load_dataset(tmp_path)
+    assert isinstance(data.train, TokenShards)
+    assert (data.train[:].tolist(), data.val.tolist(), data.vocab_size) == (IDS.tolist(), IDS.tolist(), 6)
+    parts, whole = random_batch(data.train, 3, 4, 0, 1), random_batch(IDS, 3, 4, 0, 1)
+    assert np.array_equal(parts, whole)
+    assert [t.tolist() for _, t in all_windows(data.train, 2, 3)] == [t.tolist() for _, t in all_windows(IDS, 2, 3)]
+
+
+def test_a_file_that_is_missing_among_many_is_named(tmp_path):
+    write_parts(tmp_path, "train", IDS, [3, 6, 9])
+    write_tokens(tmp_path / "val.bin", IDS, 6)
+    (tmp_path / "train-00002.bin").unlink()
+    assert "has 3 files train-*.bin, but number 2 is missing" in error_of(tmp_path)
+
+
+def test_files_of_different_vocabularies_are_refused(tmp_path):
+    write_parts(tmp_path, "train", IDS, [6])
+    write_tokens(tmp_path / "train-00001.bin", IDS, 7)
+    write_tokens(tmp_path / "val.bin", IDS, 6)
+    assert "disagree on the size of the vocabulary" in error_of(tmp_path)
+
+
+@pytest.mark.parametrize("change", [lambda path: os.truncate(path, 2), lambda path: path.unlink()], ids=["short", "gone"])
+def test_a_file_that_changes_while_it_is_trained_on_is_named(tmp_path, change):
+    write_parts(tmp_path, "train", IDS, [6])
+    tokens = TokenShards(sorted(tmp_path.glob("*.bin")))
+    change(tmp_path / "train-00001.bin")
+    assert tokens[:6].tolist() == IDS[:6].tolist()
+    with pytest.raises(DataError, match=r"train-00001\.bin (is shorter|cannot be read)"):
+        tokens[4:9]
+
+
+def test_many_files_are_never_open_for_longer_than_a_slice_takes(tmp_path):
+    resource = pytest.importorskip("resource", reason="no limits on this system")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    write_parts(tmp_path, "train", np.arange(600) % 6, range(1, 600))
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (128, hard))
+        tokens = TokenShards(sorted(tmp_path.glob("*.bin")))
+        assert tokens[:].tolist() == (np.arange(600) % 6).tolist()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_the_checksum_of_tokens_is_that_of_their_values(tmp_path):
+    write_parts(tmp_path, "train", IDS, [5])
+    same = [IDS, IDS.astype("uint16"), TokenShards(sorted(tmp_path.glob("*.bin")))]
+    assert len({checksum(tokens) for tokens in same}) == 1
+    others = [IDS[:-1], np.append(IDS, 0), np.where(np.arange(12) == 7, 1, IDS)]
+    assert len({checksum(tokens) for tokens in (IDS, *others)}) == 4
+
+
+def test_of_very_many_tokens_the_checksum_reads_pieces_that_are_spread_over_all(monkeypatch):
+    monkeypatch.setattr(data, "CHECKED_PIECES", 8)
+    monkeypatch.setattr(data, "CHECKED_PIECE", 10)
+    tokens = np.zeros(1000, dtype="uint16")
+    noticed = []
+    for i in range(1000):
+        changed = tokens.copy()
+        changed[i] = 1
+        noticed.append(checksum(changed) != checksum(tokens))
+    assert sum(noticed) == 80
+    assert noticed[0] and noticed[-1]
+    assert checksum(tokens) != checksum(tokens[:-1])
