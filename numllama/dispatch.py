@@ -69,6 +69,15 @@ def accelerated(op: Callable | None = None, *, by_rows: bool = False, by_outputs
     return run
 
 
+def training_step(model: Any, optimizer: Any, **settings: Any) -> Any | None:
+    """A faster way to run a whole training step, numllama.cuda.graph.TrainingStep; None where there is none."""
+    if not runs_here((model.params.flat,)):
+        return None
+    from numllama.cuda.graph import TrainingStep
+
+    return TrainingStep(model, optimizer, **settings) if TrainingStep.takes(model, optimizer) else None
+
+
 @cache
 def _launcher(op: Callable) -> Callable | None:
     """The function of the same file and name in numllama.cuda, if there is one."""

@@ -2,10 +2,13 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
+from numllama.dispatch import training_step
 from numllama.errors import CheckpointError, TrainingError
 from numllama.model import Transformer
 from numllama.optim import clip_grad_norm, cosine_schedule
@@ -96,6 +99,13 @@ class Trainer:
         self.step, self.best, self.skipped, self._skipped_in_a_row = 0, math.inf, 0, 0
         self.scale, self._steps_since_change = (LARGEST_SCALE if model.dtype == "float16" else 1.0), 0
         self.workers = Workers(model, config.workers, processes=True)
+        self._whole_step: Callable | None = None
+        if not on_cpu:
+            c = self.config
+            sizes = dict(batch_size=c.batch_size, seq_len=seq_len, clip=c.clip, shards=shards)
+            self._whole_step = training_step(
+                model, self.optimizer, **sizes, recompute=c.recompute, seed=c.seed, graph=c.graph
+            )
 
     # -------------------------------------------------------------------------------------------- the loop
 
@@ -116,18 +126,27 @@ class Trainer:
         step = self.step + 1
         lr = self.learning_rate(step)
         tokens, targets = random_batch(self.data.train, c.batch_size, c.seq_len, c.seed, step)
+        if self._whole_step:
+            loss, norm = self._whole_step(tokens, targets, step, lr)
+        else:
+            loss, norm = self._plain_step(tokens, targets, step, lr)
+        finite = math.isfinite(loss) and math.isfinite(norm)
+        self.step = step
+        self._note(finite)
+        seconds = time.perf_counter() - start
+        return StepReport(step, loss, lr, norm, tokens.size / seconds, 1e3 * seconds, self._memory_mb(), skipped=not finite)
+
+    def _plain_step(self, tokens: np.ndarray, targets: np.ndarray, step: int, lr: float) -> tuple[float, float]:
+        """Loss and norm of the gradients; unless both are finite, no parameter has changed."""
+        c = self.config
         options = dict(key=(c.seed, step), recompute=c.recompute, scale=self.scale)
         loss, grads = self.workers.loss_and_grads(tokens, targets, c.shards, **options)
         if self.scale != 1:
             grads.flat *= 1 / self.scale
         norm = clip_grad_norm(grads, c.clip, self.workers.map)
-        finite = math.isfinite(loss) and math.isfinite(norm)
-        if finite:
+        if math.isfinite(loss) and math.isfinite(norm):
             self.optimizer.step(grads, lr, self.workers.map)
-        self.step = step
-        self._note(finite)
-        seconds = time.perf_counter() - start
-        return StepReport(step, loss, lr, norm, tokens.size / seconds, 1e3 * seconds, self._memory_mb(), skipped=not finite)
+        return loss, norm
 
     def learning_rate(self, step: int) -> float:
         """The rate of a step, from 1."""
@@ -161,7 +180,8 @@ class Trainer:
 
     def _memory_mb(self) -> float:
         if self.model.device != "cpu":
-            return self.model.xp.get_default_memory_pool().total_bytes() / 1e6
+            own = self._whole_step.memory_bytes() if self._whole_step else 0
+            return (self.model.xp.get_default_memory_pool().total_bytes() + own) / 1e6
         return peak_memory_mb(self.workers.pids)
 
     # -------------------------------------------------------------------------------------------- validation

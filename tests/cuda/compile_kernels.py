@@ -53,7 +53,8 @@ DEFINES = {
         for dtype, D, interval in product(("float", "bfloat16", "half"), (64, 128), ("int", "long long"))
     ],
 }
-NARROW = {"embedding_sort", "rmsnorm_dweight", "add_rmsnorm_dweight", "cross_entropy_sum", "root_of_sums"}  # not 16 bytes
+SUMS = {"rmsnorm_dweight", "add_rmsnorm_dweight", "cross_entropy_sum", "root_of_sums", "clip_factor"}
+NARROW = SUMS | {"embedding_sort"}  # not 16 bytes
 
 
 class Compiler:
