@@ -1,6 +1,6 @@
 // AdamW over a flat buffer                                                                  numllama/optim/adamw.py
-//     m += (g - m) (1 - beta1)        v += (g^2 - v) (1 - beta2)        w = w (1 - lr decay) - rate m / (sqrt(v) / root + eps)
-// What changes from step to step may come from memory: `numbers` (root, rate, keep), and the `factor` that clips the gradients;
+//     m += (g - m) (1 - beta1)        v += (g^2 - v) (1 - beta2)        w = w (1 - lr decay) - rate m / (sqrt(v) unbias + eps)
+// What changes from step to step may come from memory: `numbers` (unbias, rate, keep), and the `factor` that clips the gradients;
 // a factor of 0 says that the gradients are not finite, and that there is no step.
 //
 // Rows:    none: a thread takes WIDTH elements anywhere.
@@ -15,21 +15,21 @@ __device__ __forceinline__ double product(double a, double b) { return __dmul_rn
 
 extern "C" __global__ void __launch_bounds__(256) adamw(
     Real* __restrict__ w, const Real* __restrict__ g, Real* __restrict__ m, Real* __restrict__ v, Copy* __restrict__ copy,
-    Index n, Real gain1, Real gain2, Real eps, Real root, Real rate, Real keep, const Real* numbers, const double* factor) {
+    Index n, Real gain1, Real gain2, Real eps, Real unbias, Real rate, Real keep, const Real* numbers, const double* factor) {
   const Index at = (Index(blockIdx.x) * blockDim.x + threadIdx.x) * WIDTH, left = n - at;
   if (left <= 0) return;
   const Real clip = factor ? Real(factor[0]) : Real(1);
   if (clip == 0) return;
-  if (numbers) root = numbers[0], rate = numbers[1], keep = numbers[2];
-  Vector<Real, WIDTH> gs = load<WIDTH>(g + at, 0, left, Real(0));
+  if (numbers) unbias = numbers[0], rate = numbers[1], keep = numbers[2];
+  const Vector<Real, WIDTH> gs = load<WIDTH>(g + at, 0, left, Real(0));
   Vector<Real, WIDTH> ws = load<WIDTH>(w + at, 0, left, Real(0)), ms = load<WIDTH>(m + at, 0, left, Real(0));
   Vector<Real, WIDTH> vs = load<WIDTH>(v + at, 0, left, Real(0));
 #pragma unroll
   for (int i = 0; i < WIDTH; i++) {
-    gs.at[i] = product(gs.at[i], clip);
-    ms.at[i] += (gs.at[i] - ms.at[i]) * gain1;
-    vs.at[i] += (gs.at[i] * gs.at[i] - vs.at[i]) * gain2;
-    ws.at[i] = ws.at[i] * keep - ms.at[i] / (sqrt(vs.at[i]) / root + eps) * rate;
+    const Real grad = product(gs.at[i], clip);
+    ms.at[i] += (grad - ms.at[i]) * gain1;
+    vs.at[i] += (grad * grad - vs.at[i]) * gain2;
+    ws.at[i] = ws.at[i] * keep - ms.at[i] / (sqrt(vs.at[i]) * unbias + eps) * rate;
   }
   store(w + at, ws, 0, left);
   store(m + at, ms, 0, left);

@@ -32,8 +32,8 @@ def takes(w: Array, g: Array, m: Array, v: Array, copy: Array | None) -> bool:
 
 
 def step_numbers(t: int, lr: float, betas: tuple[float, float], weight_decay: float) -> tuple[float, float, float]:
-    """What is different in each step: the root of v's bias, the rate with that of m, and what decay keeps."""
-    return sqrt(1 - betas[1] ** t), lr / (1 - betas[0] ** t), 1 - lr * weight_decay
+    """What is different in each step: what undoes the bias of √v, the rate that undoes m's, what decay keeps."""
+    return 1 / sqrt(1 - betas[1] ** t), lr / (1 - betas[0] ** t), 1 - lr * weight_decay
 
 
 def adamw_update_by(
