@@ -220,6 +220,9 @@ class Module:
     def broadcast_to(self, x, shape):
         return ndarray(np.broadcast_to(plain(x), shape))
 
+    def copyto(self, to, from_):
+        to[...] = from_
+
     def put_along_axis(self, x, indices, values, axis):
         x, indices, values = plain((x, indices, values))
         change(lambda: np.put_along_axis(x, indices, values, axis))
@@ -280,11 +283,23 @@ class Device:
         host("synchronize")
 
 
+class Event:
+    def record(self):
+        pass
+
+    def synchronize(self):
+        host("synchronize")
+
+
 class Cuda:
-    Stream, Device, MemoryPool = Stream, Device, MemoryPool
+    Stream, Device, MemoryPool, Event = Stream, Device, MemoryPool, Event
     runtime = SimpleNamespace(
-        getDevice=lambda: 0, getDeviceCount=lambda: 1, CUDARuntimeError=RuntimeError, memGetInfo=lambda: (10**9, 10**10)
-    )
+        getDevice=lambda: 0, getDeviceCount=lambda: 1, CUDARuntimeError=RuntimeError, memGetInfo=lambda: (10**9, 10**10),
+        getDeviceProperties=lambda i: {"name": b"NVIDIA H200"}, driverGetVersion=lambda: 13000,
+    )  # fmt: skip
+
+    def get_elapsed_time(self, start, stop):
+        return 1e3
 
     @contextmanager
     def using_allocator(self, malloc):
