@@ -87,7 +87,8 @@ import json, sys, time
 part, rows = sys.argv[2], sys.argv[4]
 with open(rows, "a") as file:
     for name, value in json.loads(part.split()[1]).items():
-        file.write(json.dumps({"name": name, "value": value}) + "\\n")
+        for better in (0, value):
+            file.write(json.dumps({"name": name, "value": better}) + "\\n")
     if part.startswith("cut"):
         file.write('{"name": "half a li')
 if part.startswith("crash"):
