@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 
 import numpy as np
 
@@ -128,7 +129,12 @@ def floor_step(config: dict, cores: int):
 # ------------------------------------------------------------------------------------------------ PyTorch
 
 
-def torch_llama(c, lr: float = LR, betas: tuple = BETAS, decay: float = DECAY):
+def torch_on_gpu(config, batch: int, compile: bool, cudnn: bool = False) -> Callable[[], float]:
+    """The step on a GPU, in bfloat16 where PyTorch's autocast says so; attention by FlashAttention-2 or by cuDNN."""
+    return torch_step({**config.to_dict(), "batch": batch}, 1, compile, bfloat16=True, device="cuda", cudnn=cudnn)[0]
+
+
+def torch_llama(c, lr: float = LR, betas: tuple = BETAS, decay: float = DECAY, device: str = "cpu"):
     """The model of a configuration, with numllama's initial weights, and its AdamW."""
     import torch
     import torch.nn.functional as F
@@ -169,6 +175,8 @@ def torch_llama(c, lr: float = LR, betas: tuple = BETAS, decay: float = DECAY):
             self.blocks = nn.ModuleList(Block() for _ in range(c.n_layers))
             self.norm = nn.RMSNorm(c.dim, c.norm_eps)
             self.head = nn.Linear(c.dim, c.vocab_size, bias=False)
+            if c.tie_embeddings:
+                self.head.weight = self.embed.weight
             cos, sin = nl.ops.rope_table(np.arange(c.max_seq_len), c.head_dim, c.rope_theta)
             self.register_buffer("cos", torch.from_numpy(cos))
             self.register_buffer("sin", torch.from_numpy(sin))
@@ -185,23 +193,32 @@ def torch_llama(c, lr: float = LR, betas: tuple = BETAS, decay: float = DECAY):
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(torch.from_numpy(weights[name.removesuffix(".weight")]))
+    model.to(device)
     decayed = [p for p in model.parameters() if p.ndim == 2]
     rest = [p for p in model.parameters() if p.ndim != 2]
     groups = [{"params": decayed, "weight_decay": decay}, {"params": rest, "weight_decay": 0.0}]
     return model, torch.optim.AdamW(groups, lr=lr, betas=betas, eps=1e-8, fused=True)
 
 
-def torch_step(config: dict, cores: int, compile: bool = False, bfloat16: bool = False):
+def torch_step(
+    config: dict, cores: int, compile: bool = False, bfloat16: bool = False, device: str = "cpu", cudnn: bool = False
+):
+    from contextlib import nullcontext
+
     import torch
 
     torch.set_num_threads(cores)
-    model, optimizer = torch_llama(model_config(config))
+    model, optimizer = torch_llama(model_config(config), device=device)
     run = torch.compile(model) if compile else model
-    source = batches(config)
+    source, attention = batches(config), nullcontext
+    if cudnn:
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+
+        attention = partial(sdpa_kernel, SDPBackend.CUDNN_ATTENTION)
 
     def step():
-        tokens, targets = (torch.from_numpy(np.ascontiguousarray(a)) for a in next(source))
-        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        tokens, targets = (torch.from_numpy(np.ascontiguousarray(a)).to(device) for a in next(source))
+        with torch.autocast(device, torch.bfloat16, enabled=bfloat16), attention():
             loss = run(tokens, targets)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

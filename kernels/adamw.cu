@@ -1,25 +1,35 @@
 // AdamW over a flat buffer                                                                  numllama/optim/adamw.py
-//     m += (g - m) (1 - beta1)        v += (g^2 - v) (1 - beta2)        w = w (1 - lr decay) - rate m / (sqrt(v) / root + eps)
+//     m += (g - m) (1 - beta1)        v += (g^2 - v) (1 - beta2)        w = w (1 - lr decay) - rate m / (sqrt(v) unbias + eps)
+// What changes from step to step may come from memory: `numbers` (unbias, rate, keep), and the `factor` that clips the gradients;
+// a factor of 0 says that the gradients are not finite, and that there is no step.
 //
 // Rows:    none: a thread takes WIDTH elements anywhere.
-// Fused:   moments, bias correction, decay, step, and the weights once more in the type that the model computes with.
+// Fused:   clipping, moments, bias correction, decay, step, and the weights once more in the type that the model computes with.
 // Floor:   reads w, g, m, v, writes w, m, v: 7 n floats, and n elements of `copy` if there is one.
 
 typedef COPY Copy;
 
+// Rounded before anything is added to it, as if it had been stored: clipped beforehand or here, the result is the same.
+__device__ __forceinline__ float product(float a, float b) { return __fmul_rn(a, b); }
+__device__ __forceinline__ double product(double a, double b) { return __dmul_rn(a, b); }
+
 extern "C" __global__ void __launch_bounds__(256) adamw(
     Real* __restrict__ w, const Real* __restrict__ g, Real* __restrict__ m, Real* __restrict__ v, Copy* __restrict__ copy,
-    Index n, Real gain1, Real gain2, Real root, Real eps, Real rate, Real keep) {
+    Index n, Real gain1, Real gain2, Real eps, Real unbias, Real rate, Real keep, const Real* numbers, const double* factor) {
   const Index at = (Index(blockIdx.x) * blockDim.x + threadIdx.x) * WIDTH, left = n - at;
   if (left <= 0) return;
+  const Real clip = factor ? Real(factor[0]) : Real(1);
+  if (clip == 0) return;
+  if (numbers) unbias = numbers[0], rate = numbers[1], keep = numbers[2];
   const Vector<Real, WIDTH> gs = load<WIDTH>(g + at, 0, left, Real(0));
   Vector<Real, WIDTH> ws = load<WIDTH>(w + at, 0, left, Real(0)), ms = load<WIDTH>(m + at, 0, left, Real(0));
   Vector<Real, WIDTH> vs = load<WIDTH>(v + at, 0, left, Real(0));
 #pragma unroll
   for (int i = 0; i < WIDTH; i++) {
-    ms.at[i] += (gs.at[i] - ms.at[i]) * gain1;
-    vs.at[i] += (gs.at[i] * gs.at[i] - vs.at[i]) * gain2;
-    ws.at[i] = ws.at[i] * keep - ms.at[i] / (sqrt(vs.at[i]) / root + eps) * rate;
+    const Real grad = product(gs.at[i], clip);
+    ms.at[i] += (grad - ms.at[i]) * gain1;
+    vs.at[i] += (grad * grad - vs.at[i]) * gain2;
+    ws.at[i] = ws.at[i] * keep - ms.at[i] / (sqrt(vs.at[i]) * unbias + eps) * rate;
   }
   store(w + at, ws, 0, left);
   store(m + at, ms, 0, left);

@@ -11,10 +11,11 @@ __device__ __forceinline__ unsigned mix(unsigned h) {  // lowbias32
 }
 
 extern "C" __global__ void __launch_bounds__(256) dropout(
-    Element* __restrict__ out, const Element* __restrict__ x, Index n, unsigned low, unsigned high, unsigned threshold,
-    Real scale) {
+    Element* __restrict__ out, const Element* __restrict__ x, Index n, const unsigned* key, unsigned low, unsigned high,
+    unsigned threshold, Real scale) {
   const Index at = (Index(blockIdx.x) * blockDim.x + threadIdx.x) * WIDTH, left = n - at;
   if (left <= 0) return;
+  if (key) low = key[0], high = key[1];  // from memory, where it changes from step to step
   Vector<Element, WIDTH> v = load<WIDTH>(x + at, 0, left, Element());
 #pragma unroll
   for (int i = 0; i < WIDTH; i++) {

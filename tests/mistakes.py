@@ -18,6 +18,7 @@ class Mistake(NamedTuple):
 
 
 MODEL = "model/test_transformer.py"
+GRAPH = "cuda/test_graph.py::test_ten_replayed_steps_are_ten_plain_steps_bit_for_bit[float32]"
 
 MISTAKES = [
     Mistake(
@@ -504,6 +505,48 @@ MISTAKES = [
         "bfloat16 cut off where it should be rounded",
         "../kernels/common.cuh", "(bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16", "bits >> 16",
         "cuda/test_emulator.py::test_numbers_in_two_bytes_round_to_nearest_even[bfloat16]",
+    ),
+    Mistake(
+        "a graph whose bias correction is a step ahead",
+        "cuda/graph.py", "step_numbers(optimizer.steps + 1, lr,", "step_numbers(optimizer.steps + 2, lr,",
+        GRAPH,
+    ),
+    Mistake(
+        "a graph that adds to the gradients of the step before",
+        "cuda/graph.py", "        grads.flat[...] = 0\n", "",
+        GRAPH,
+    ),
+    Mistake(
+        "a graph that looks at the ids of its batch",
+        "cuda/graph.py", "with self._stream.entered(), checked_ids():", "with self._stream.entered():",
+        GRAPH,
+    ),
+    Mistake(
+        "one key for all the masks of a graph",
+        "model/block.py", "key = context.key[site] if", "key = context.key[0] if",
+        GRAPH,
+    ),
+    Mistake(
+        "a kernel that clips the short gradients",
+        "../kernels/clip.cu", "norm[0] > max_norm ?", "norm[0] < max_norm ?",
+        GRAPH,
+    ),
+    Mistake(
+        "a kernel that steps although the gradients are not finite",
+        "../kernels/adamw.cu", "  if (clip == 0) return;\n", "",
+        "cuda/test_graph.py::test_nothing_changes_where_a_gradient_is_not_finite[plain]",
+    ),
+    Mistake(
+        "a workspace that is taken away again",
+        "cuda/cublas.py",
+        '        call("cublasSetWorkspace_v2", made, workspace.ptr, WORKSPACE_BYTES)',
+        '        call("cublasSetWorkspace_v2", made, workspace.ptr, WORKSPACE_BYTES); call("cublasSetStream_v2", made, key[1])',
+        "cuda/test_gemm.py::test_what_cublas_itself_is_called_with_gives_the_product[()-False-float32]",
+    ),
+    Mistake(
+        "a kernel of LayerNorm's gradient without the mean's part",
+        "../kernels/layernorm.cu", "* w.at[i] - sum - n * dot", "* w.at[i] - n * dot",
+        "cuda/test_layernorm.py::test_layernorm[(65, 8)-float32]",
     ),
     Mistake(
         "a kernel that is chosen and its refusal taken for a result",

@@ -1,5 +1,6 @@
-"""Launcher of AdamW's kernel."""
+"""Launchers of AdamW's kernel."""
 
+from collections.abc import Sequence
 from math import sqrt
 
 from numllama.backend import Array, real_dtype
@@ -18,12 +19,33 @@ def adamw_update(
     weight_decay: float,
     copy: Array | None = None,
 ) -> None:
-    real = real_dtype(w.dtype)
-    if w.dtype != real or not launch.is_plain(w, g, m, v) or not (copy is None or launch.is_plain(copy)):
+    if not takes(w, g, m, v, copy):
         return NotImplemented
-    beta1, beta2 = betas
-    widest = w.dtype if copy is None else copy.dtype
-    numbers = (1 - beta1, 1 - beta2, sqrt(1 - beta2**t), eps, lr / (1 - beta1**t), 1 - lr * weight_decay)
-    arrays, values = [w, g, m, v, copy], [real.type(number) for number in numbers]
-    launch.elementwise("adamw", "adamw", arrays, values, width_of=widest, DTYPE=w.dtype, COPY=widest)
+    numbers = map(w.dtype.type, step_numbers(t, lr, betas, weight_decay))
+    _launch(w, g, m, v, copy, betas, eps, [*numbers, None, None])
     return None
+
+
+def takes(w: Array, g: Array, m: Array, v: Array, copy: Array | None) -> bool:
+    """Whether the kernel steps these."""
+    return w.dtype == real_dtype(w.dtype) and launch.is_plain(w, g, m, v) and (copy is None or launch.is_plain(copy))
+
+
+def step_numbers(t: int, lr: float, betas: tuple[float, float], weight_decay: float) -> tuple[float, float, float]:
+    """What is different in each step: what undoes the bias of √v, the rate that undoes m's, what decay keeps."""
+    return 1 / sqrt(1 - betas[1] ** t), lr / (1 - betas[0] ** t), 1 - lr * weight_decay
+
+
+def adamw_update_by(
+    numbers: Array, factor: Array, w: Array, g: Array, m: Array, v: Array, copy: Array | None, betas: tuple, eps: float
+) -> None:
+    """One step by numbers on the device: those of :func:`step_numbers`, and what gradients are multiplied by (0: no step)."""
+    _launch(w, g, m, v, copy, betas, eps, [*map(w.dtype.type, (0, 0, 0)), numbers, factor])
+
+
+def _launch(
+    w: Array, g: Array, m: Array, v: Array, copy: Array | None, betas: tuple[float, float], eps: float, values: Sequence
+) -> None:
+    widest = w.dtype if copy is None else copy.dtype
+    constants = map(w.dtype.type, (1 - betas[0], 1 - betas[1], eps))
+    launch.elementwise("adamw", "adamw", [w, g, m, v, copy], [*constants, *values], width_of=widest, DTYPE=w.dtype, COPY=widest)

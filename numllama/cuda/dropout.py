@@ -23,8 +23,9 @@ def _masked(x: Array, p: float, key: Sequence[int]) -> Array:
     if not 0 <= p < 1 or not launch.is_plain(x):
         return NotImplemented
     out = launch.empty(x, x.shape, x.dtype)
-    low, high = fold_key(key)
+    on_device = launch.backend.owns(key)
+    low, high = (0, 0) if on_device else fold_key(key)
     scale = real_dtype(x.dtype).type(1 / (1 - p))
-    values = [np.uint32(low), np.uint32(high), np.uint32(int(p * 2**32)), scale]
+    values = [key if on_device else None, np.uint32(low), np.uint32(high), np.uint32(int(p * 2**32)), scale]
     launch.elementwise("dropout", "dropout", [out, x], values)
     return out

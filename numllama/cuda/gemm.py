@@ -9,14 +9,14 @@ cuBLAS counts columns first. Read that way, a row-major matrix is its transpose,
 is ever turned around in memory.
 """
 
+import ctypes
 import os
-import sys
 from typing import NamedTuple
 
 import numpy as np
 
 from numllama.backend import BFLOAT16, Array, real_dtype
-from numllama.cuda import launch
+from numllama.cuda import cublas, launch
 
 # cublas_api.h and library_types.h
 KINDS = {np.dtype(np.float32): 0, np.dtype(np.float64): 1, np.dtype(np.float16): 2, BFLOAT16: 14}    # cudaDataType
@@ -103,29 +103,19 @@ def takes(*matrices: Array) -> bool:
 
 def cublas_gemm(left: Operand, right: Operand, result: Operand, M: int, N: int, K: int, batch: int, beta: float) -> None:
     """The call on a GPU, with cuBLAS's names: M columns of `left`, N rows of `right`, on the current stream."""
-    from cupy_backends.cuda.libs import cublas
-
     dtype = left.array.dtype
     double = dtype == np.float64
     compute = COMPUTE_64F if double else COMPUTE_TF32 if TF32 and dtype == np.float32 else COMPUTE_32F
-    factors = np.array([1.0, beta], np.float64 if double else np.float32)  # on the host, read before the call returns
-    alpha_at, beta_at = factors.ctypes.data, factors.ctypes.data + factors.itemsize
-    handle = sys.modules["cupy"].cuda.device.get_cublas_handle()
-    kind, kind_out = KINDS[dtype], KINDS[result.array.dtype]
-    at = [operand.array.data.ptr for operand in (left, right, result)]
-    mode = cublas.getPointerMode(handle)
-    cublas.setPointerMode(handle, cublas.CUBLAS_POINTER_MODE_HOST)
-    try:
-        if batch == 1:
-            cublas.gemmEx(
-                handle, left.flag, right.flag, M, N, K, alpha_at, at[0], kind, left.leading, at[1], kind, right.leading,
-                beta_at, at[2], kind_out, result.leading, compute, ANY_ALGORITHM,
-            )  # fmt: skip
-        else:
-            cublas.gemmStridedBatchedEx(
-                handle, left.flag, right.flag, M, N, K, alpha_at, at[0], kind, left.leading, left.stride,
-                at[1], kind, right.leading, right.stride, beta_at, at[2], kind_out, result.leading, result.stride,
-                batch, compute, ANY_ALGORITHM,
-            )  # fmt: skip
-    finally:
-        cublas.setPointerMode(handle, mode)
+    number = ctypes.c_double if double else ctypes.c_float  # on the host, read before the call returns
+    alpha, beta = (ctypes.byref(number(value)) for value in (1.0, beta))
+    (a, b, c), kind, kind_out = (left, right, result), KINDS[dtype], KINDS[result.array.dtype]
+    a_at, b_at, c_at = (operand.array.data.ptr for operand in (a, b, c))
+    start = cublas.handle(), a.flag, b.flag, M, N, K, alpha
+    if batch == 1:
+        operands = a_at, kind, a.leading, b_at, kind, b.leading, beta, c_at, kind_out, c.leading
+        cublas.call("cublasGemmEx", *start, *operands, compute, ANY_ALGORITHM)
+    else:
+        operands = (
+            a_at, kind, a.leading, a.stride, b_at, kind, b.leading, b.stride, beta, c_at, kind_out, c.leading, c.stride, batch,
+        )  # fmt: skip
+        cublas.call("cublasGemmStridedBatchedEx", *start, *operands, compute, ANY_ALGORITHM)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from numllama.backend import Array, xp_of
+from numllama.backend import Array, real_dtype, xp_of
 
 
 @dataclass(frozen=True)
@@ -142,9 +142,14 @@ def softmax(logits: Array) -> Array:
 
 def log_softmax(logits: Array) -> Array:
     """Their logarithms."""
-    xp = xp_of(logits)
+    xp, logits = xp_of(logits), widened(logits)
     shifted = logits - logits.max(-1, keepdims=True)
     return shifted - xp.log(xp.exp(shifted).sum(-1, keepdims=True))
+
+
+def widened(logits: Array) -> Array:
+    """Two-byte numbers as float32: CuPy cannot sort them, and probabilities need more digits."""
+    return logits.astype(real_dtype(logits.dtype), copy=False)
 
 
 # ------------------------------------------------------------------------------------------------ the next token
@@ -175,6 +180,7 @@ def next_tokens(logits: Array, config: SamplingConfig, generators: Sequence[np.r
     -------
     integer array, shape (B,)
     """
+    logits = widened(logits)
     if config.repetition_penalty != 1 and seen is not None:
         logits = penalise_repetition(logits, seen, config.repetition_penalty)
     if config.temperature < 1e-6:                                          # dividing by less may overflow

@@ -32,8 +32,8 @@ class Context:
         RoPE's table, if there is one.
     first, last : array, shape (T,) or (B, T)
         Query t sees the keys ``first <= s < last``; None is causal.
-    key : tuple of int
-        Names this pass's dropout masks; None drops nothing.
+    key : tuple of int, or uint32 array, shape (sites, 2)
+        Names this pass's dropout masks, or is the key of each; None drops nothing.
     kv_cache : KVCache
         Keys and values of the tokens before these; None if there are none.
     lora_scale : float
@@ -145,7 +145,8 @@ def dropout_forward(x, site, context):
     """Dropout with a mask for each site; the identity, with no cache, outside training."""
     if context.key is None or context.config.dropout == 0:
         return x, None
-    return ops.dropout_forward(x, context.config.dropout, (*context.key, site))
+    key = context.key[site] if hasattr(context.key, "dtype") else (*context.key, site)
+    return ops.dropout_forward(x, context.config.dropout, key)
 
 
 def dropout_backward(dout, cache):

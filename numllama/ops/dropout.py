@@ -25,7 +25,7 @@ def dropout_forward(x: Array, p: float, key: Sequence[int]) -> tuple[Array, tupl
     p : float
         Probability of a zero, in [0, 1).
     key : sequence of int
-        Names the mask: (seed, step, site), say. Another key, another mask.
+        Names the mask: (seed, step, site), say. Another key, another mask. An array of two uint32 is what :func:`fold_key` made.
 
     Returns
     -------
@@ -61,7 +61,9 @@ def mix(h: Array) -> Array:
 
 
 def fold_key(key: Sequence[int]) -> tuple[int, int]:
-    """A tuple of integers of any length as two 32-bit words (the mixer of splitmix64, Steele et al. 2014)."""
+    """A tuple of integers of any length as two 32-bit words (the mixer of splitmix64, Steele et al. 2014); an array is folded."""
+    if hasattr(key, "dtype"):
+        return key[0], key[1]
     h = len(key)
     for part in key:
         h = (h + int(part) + 0x9E3779B97F4A7C15) % 2**64

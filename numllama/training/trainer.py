@@ -3,7 +3,7 @@
 import math
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from numllama.dispatch import training_step
 from numllama.errors import CheckpointError, DamagedError, TrainingError
 from numllama.model import Transformer
 from numllama.optim import cosine_schedule
@@ -119,6 +120,13 @@ class Trainer:
         self._loader = Prefetched(self._epoch_batch, config.batch_size) if in_epochs else None
         self._writing: Future | None = None
         self.scale, self._steps_since_change = (LARGEST_SCALE if model.dtype == "float16" else 1.0), 0
+        self._whole_step: Callable | None = None
+        if not on_cpu and config.parallel == "threads" and model.adapter is None and isinstance(data, Dataset):
+            c = self.config
+            sizes = dict(batch_size=c.batch_size, seq_len=seq_len, clip=c.clip, shards=shards)
+            self._whole_step = training_step(
+                model, self.optimizer, **sizes, recompute=c.recompute, seed=c.seed, graph=c.graph
+            )
 
     # -------------------------------------------------------------------------------------------- the loop
 
@@ -147,15 +155,11 @@ class Trainer:
         step = self.step + 1
         lr = self.learning_rate(step)
         tokens, targets, *segments = self._batch(step)
-        options = dict(key=(c.seed, step), recompute=c.recompute, scale=self.scale)
-        options |= dict(segments=segments[0]) if segments else {}
-        loss, grads = self.workers.loss_and_grads(tokens, targets, c.shards, **options)
-        if self.scale != 1:
-            grads.flat *= 1 / self.scale
-        norm = self.workers.clip(grads, c.clip)
+        if self._whole_step:
+            loss, norm = self._whole_step(tokens, targets, step, lr)
+        else:
+            loss, norm = self._plain_step(tokens, targets, *segments, step=step, lr=lr)
         finite = math.isfinite(loss) and math.isfinite(norm)
-        if finite:
-            self.workers.step(self.optimizer, grads, lr)
         self.step, self.windows = step, self.windows + c.batch_size
         self._note(finite)
         height = spike(loss, self._losses) if finite else None
@@ -164,6 +168,21 @@ class Trainer:
         seconds = time.perf_counter() - start
         speed = (tokens.size / seconds, 1e3 * seconds)
         return StepReport(step, loss, lr, norm, *speed, self._memory_mb(), skipped=not finite, spike=height)
+
+    def _plain_step(
+        self, tokens: np.ndarray, targets: np.ndarray, segments: np.ndarray | None = None, *, step: int, lr: float
+    ) -> tuple[float, float]:
+        """Loss and norm of the gradients; unless both are finite, no parameter has changed."""
+        c = self.config
+        options = dict(key=(c.seed, step), recompute=c.recompute, scale=self.scale)
+        options |= {} if segments is None else dict(segments=segments)
+        loss, grads = self.workers.loss_and_grads(tokens, targets, c.shards, **options)
+        if self.scale != 1:
+            grads.flat *= 1 / self.scale
+        norm = self.workers.clip(grads, c.clip)
+        if math.isfinite(loss) and math.isfinite(norm):
+            self.workers.step(self.optimizer, grads, lr)
+        return loss, norm
 
     def _batch(self, step: int) -> tuple[np.ndarray, ...]:
         """A step's inputs and targets, and segments if there are some."""
@@ -208,7 +227,8 @@ class Trainer:
 
     def _memory_mb(self) -> float:
         if self.model.device != "cpu":
-            return self.model.xp.get_default_memory_pool().total_bytes() / 1e6
+            own = self._whole_step.memory_bytes() if self._whole_step else 0
+            return (self.model.xp.get_default_memory_pool().total_bytes() + own) / 1e6
         return peak_memory_mb(self.workers.pids)
 
     # -------------------------------------------------------------------------------------------- validation

@@ -37,6 +37,8 @@ DEFINES = {
     "add_rmsnorm": list(variants()),
     "rope": list(variants(INTERLEAVED=[1, 0])),
     "swiglu": list(variants()),
+    "gelu": list(variants()),
+    "layernorm": list(variants()),
     "embedding": list(variants(TOKEN=["int", "long long"])),
     "cross_entropy": list(variants(TARGET=["int", "long long"])),
     "dropout": list(variants()),
@@ -53,7 +55,8 @@ DEFINES = {
         for dtype, D, interval in product(("float", "bfloat16", "half"), (64, 128), ("int", "long long"))
     ],
 }
-NARROW = {"embedding_sort", "rmsnorm_dweight", "add_rmsnorm_dweight", "cross_entropy_sum", "root_of_sums"}  # not 16 bytes
+SUMS = {"rmsnorm_dweight", "layernorm_dweight", "add_rmsnorm_dweight", "cross_entropy_sum", "root_of_sums", "clip_factor"}
+NARROW = SUMS | {"embedding_sort"}  # not 16 bytes
 
 
 class Compiler:

@@ -1,15 +1,19 @@
 """The product and the linear map, with a stand-in for cuBLAS that takes the same flags, leading dimensions and strides."""
 
+import ctypes
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from emulator import emulated
+from emulator import build_cublas, emulated
 from helpers import assert_close, assert_same_bits
 from kernel_checks import FLOAT32, HALVES, check_kernels, every_dtype, real
 
+from numllama.cuda import cublas, launch
 from numllama.cuda import gemm as module
 from numllama.cuda.gemm import gemm
+from numllama.errors import DeviceError
 from numllama.ops import linear_backward, linear_backward_input, linear_forward
 
 SIZES = [(1, 1, 1), (3, 5, 7), (1, 8, 4), (8, 1, 4), (8, 4, 1), (65, 96, 33)]
@@ -146,61 +150,58 @@ def test_what_the_product_does_not_take_runs_as_the_op_says(gpu):
         linear_forward(normal(3, 7), weight)
 
 
-class Cublas:
-    """Records what cupy_backends.cuda.libs.cublas is called with."""
-
-    CUBLAS_POINTER_MODE_HOST = 0
-
-    def __init__(self):
-        self.calls, self.mode = [], 1
-
-    def getPointerMode(self, handle):
-        return self.mode
-
-    def setPointerMode(self, handle, mode):
-        self.mode = mode
-
-    def __getattr__(self, name):
-        return lambda *args: self.calls.append((name, self.mode, args))
-
-
 class FakeArray(np.ndarray):
     @property
     def data(self):
         return type("Memory", (), {"ptr": self.ctypes.data})
 
 
-def test_the_call_of_cublas_itself(monkeypatch):
-    """Its types and places of arguments, which only a GPU could check; pointers to factors are read while they live."""
-    cublas = Cublas()
-    handles = type("Cuda", (), {"device": type("Device", (), {"get_cublas_handle": staticmethod(lambda: 77)})})
-    for name, fake in {
-        "cupy": type("CuPy", (), {"cuda": handles}),
-        "cupy_backends": type("P", (), {}), "cupy_backends.cuda": type("P", (), {}),
-        "cupy_backends.cuda.libs": type("P", (), {"cublas": cublas}),
-    }.items():  # fmt: skip
-        monkeypatch.setitem(module.sys.modules, name, fake)
-    for dtype, out_dtype, tf32, kinds, compute in (
-        ("float32", "float32", False, (0, 0), 68), ("float32", "float32", True, (0, 0), 77),
-        ("float64", "float64", True, (1, 1), 70), ("bfloat16", "float32", True, (14, 0), 68),
-        ("float16", "float16", False, (2, 2), 68),
-    ):  # fmt: skip
-        monkeypatch.setattr(module, "TF32", tf32)
-        a, b = (normal(*shape, dtype=dtype).view(FakeArray) for shape in ((3, 4), (5, 4)))
-        out = normal(3, 5, dtype=out_dtype).view(FakeArray)
-        operands = [module._operand(name, x) for name, x in (("b", b.T), ("a", a), ("out", out))]
-        module.cublas_gemm(*operands, 5, 3, 4, 1, 1.0)
-        name, mode, args = cublas.calls.pop()
-        assert (name, mode, cublas.mode) == ("gemmEx", 0, 1)
-        assert args[:6] == (77, 1, 0, 5, 3, 4)
-        assert args[7:13] == (b.ctypes.data, kinds[0], 4, a.ctypes.data, kinds[0], 4)
-        assert args[13] - args[6] == (8 if dtype == "float64" else 4)
-        assert args[14:] == (out.ctypes.data, kinds[1], 5, compute, -1)
-    a, b, out = (normal(6, *shape).view(FakeArray) for shape in ((3, 4), (4, 5), (3, 5)))
-    operands = [module._operand(name, x) for name, x in (("b", b), ("a", a), ("out", out))]
-    module.cublas_gemm(*operands, 5, 3, 4, 6, 0.0)
-    name, _, args = cublas.calls.pop()
-    assert name == "gemmStridedBatchedEx"
-    assert args[:6] == (77, 0, 0, 5, 3, 4)
-    assert args[7:15] == (b.ctypes.data, 0, 5, 20, a.ctypes.data, 0, 4, 12)
-    assert args[16:] == (out.ctypes.data, 0, 5, 15, 6, 68, -1)
+@pytest.fixture
+def library(monkeypatch):
+    """cuBLAS's functions, with its prototypes and what it says of them, compiled for the CPU; streams and memory by hand."""
+    library = cublas.typed(build_cublas())
+    memory = np.zeros(64 * 2**20, np.uint8)
+    cuda = SimpleNamespace(
+        runtime=SimpleNamespace(getDevice=lambda: 0), get_current_stream=lambda: SimpleNamespace(ptr=library.stream),
+        alloc=lambda n: SimpleNamespace(ptr=memory[:n].ctypes.data),
+    )  # fmt: skip
+    library.stream, library.failing = 0, ctypes.c_int.in_dll(library, "failing")
+    monkeypatch.setitem(module.cublas.sys.modules, "cupy", SimpleNamespace(cuda=cuda, ndarray=FakeArray))
+    monkeypatch.setattr(cublas, "library", lambda: library)
+    monkeypatch.setattr(cublas, "_handles", {})
+    monkeypatch.setattr(launch, "backend", launch.CuPy())
+    monkeypatch.setattr(launch.CuPy, "empty", lambda self, like, shape, dtype: np.full(shape, np.nan, dtype).view(FakeArray))
+    yield library
+    library.failing.value = 0
+
+
+@every_dtype
+@pytest.mark.parametrize("tf32", [False, True])
+@pytest.mark.parametrize("batch", [(), (4,)], ids=str)
+def test_what_cublas_itself_is_called_with_gives_the_product(library, monkeypatch, batch, tf32, dtype):
+    monkeypatch.setattr(module, "TF32", tf32)
+    a, b = normal(*batch, 3, 4, dtype=dtype), normal(*batch, 4, 5, dtype=dtype)
+    expected = a.astype(real(dtype)) @ b.astype(real(dtype))
+    for how_a in ("rows", "transposed", "columns"):
+        for how_b in ("rows", "transposed", "columns"):
+            left, right = laid_out(a, how_a).view(FakeArray), laid_out(b, how_b).view(FakeArray)
+            out = gemm(left, right)
+            assert_close(np.asarray(out, real(dtype)), expected, rtol=1e-2 if dtype in HALVES else 1e-6)
+            wide = np.full(expected.shape, 2, real(dtype)).view(FakeArray)
+            gemm(left, right, wide, beta=0.5)
+            assert_close(np.asarray(wide), expected + 1, rtol=1e-6)
+
+
+def test_each_stream_has_a_handle_with_a_workspace_of_its_own(library):
+    a = normal(3, 4).view(FakeArray)
+    for library.stream in (0, 77, 0):
+        gemm(a, a.T)
+    assert set(cublas._handles) == {(0, 0), (0, 77)}
+    assert len({handle for handle, _ in cublas._handles.values()}) == 2
+
+
+def test_a_product_that_fails_says_why(library):
+    a = normal(3, 4).view(FakeArray)
+    library.failing.value = 13
+    with pytest.raises(DeviceError, match=r"^cublasGemmEx failed: the product failed \(13\)$"):
+        gemm(a, a.T)

@@ -155,6 +155,12 @@ def build(program):
     return library
 
 
+def build_cublas():
+    """A library with the functions of cuBLAS that we call, as cublas.cc computes them."""
+    objects = [_compiled((HERE / f"{name}.cc").read_text(encoding="utf-8"), ["-c"], ".o", []) for name in ("cublas", "runtime")]
+    return ctypes.CDLL(str(_compiled("", ["-shared"], ".so", objects)))
+
+
 def _invoker(name, parameters):
     """The function that calls a kernel with the arguments that `void*`s point to, as cuLaunchKernel takes them."""
     values = (f"*({p.c_type}{'*' if p.is_pointer else ''}*)a[{i}]" for i, p in enumerate(parameters))

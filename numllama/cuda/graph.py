@@ -1,0 +1,196 @@
+"""A whole training step on a GPU that needs the host only to be told its batch: recorded once as a CUDA graph, then replayed.
+
+A step of a small model is some hundred launches, and the host takes longer to make them than the GPU to run them. A graph is
+launched at once. What is recorded are addresses and numbers. So whatever changes from step to step lies in device memory, and is
+written there before the step:
+
+    tokens and targets, the keys of the dropout masks, and AdamW's numbers (learning rate, bias corrections, decay)
+and what the host would decide between the kernels is decided by them: clipping, and whether there is a step at all.
+
+Memory comes from a pool of its own, in which the first step, not recorded, has left room for everything; nothing else may use
+what a graph has addresses of. Where a step cannot be recorded, it runs launch by launch: the same kernels, the same losses.
+"""
+
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from itertools import pairwise
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from numllama.backend import Array, real_dtype
+from numllama.checks import checked_ids
+from numllama.cuda import launch
+from numllama.cuda.adamw import adamw_update_by, step_numbers, takes
+from numllama.cuda.clip import clip_factor
+from numllama.ops.dropout import fold_key
+
+ALIGNED = 256  # bytes; as CuPy aligns arrays
+
+
+class TrainingStep:
+    """Forward, backward, clipping and AdamW, for batches of one shape.
+
+    Parameters
+    ----------
+    model : Transformer
+    optimizer : AdamW
+    batch_size, seq_len : int
+    clip : float
+    shards : int
+        Parts of a batch, one after another.
+    recompute : bool
+    seed : int
+        Of the dropout masks.
+    graph : bool
+        Record the second step, and replay it from then on.
+
+    Attributes
+    ----------
+    launches : int
+        How many graphs were launched.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        optimizer: Any,
+        batch_size: int,
+        seq_len: int,
+        clip: float,
+        shards: int = 1,
+        recompute: bool = False,
+        seed: int = 0,
+        graph: bool = True,
+    ) -> None:
+        self.model, self.optimizer, self.clip, self.recompute, self.seed = model, optimizer, clip, recompute, seed
+        self.shards = min(shards, batch_size)
+        self.grads = model.params.zeros_like()
+        self.sites = 2 * model.config.n_layers + 1 if model.config.dropout else 0
+        self.told = Told(
+            model.params.flat,
+            tokens=((batch_size, seq_len), np.int32),
+            targets=((batch_size, seq_len), np.int32),
+            keys=((self.shards, self.sites, 2), np.uint32),
+            numbers=((2, 3), real_dtype(model.dtype)),
+        )
+        self.result: Array = None
+        self._table = model._rope_table(seq_len) if model.config.positions == "rope" else None  # a graph has its address
+        self.launches = 0
+        self._stream = Stream()
+        self._run, self._is_warm, self._may_record = self._launch_all, False, graph
+
+    @staticmethod
+    def takes(model: Any, optimizer: Any) -> bool:
+        """Whether such a step can be run like this."""
+        state, flat = getattr(optimizer, "state", {}), model.params.flat
+        is_adamw = set(state) == {"m", "v"} and model.dtype != np.float16  # whose scale of gradients the host decides about
+        return is_adamw and takes(flat, flat, state["m"].flat, state["v"].flat, None)
+
+    def __call__(self, tokens: np.ndarray, targets: np.ndarray, step: int, lr: float) -> tuple[float, float]:
+        """Loss and norm of the gradients, before clipping. Unless both are finite, no parameter has changed."""
+        optimizer, told = self.optimizer, self.told.host
+        told["tokens"][...], told["targets"][...] = tokens, targets
+        for row, decay in enumerate((optimizer.weight_decay, 0.0)):
+            told["numbers"][row] = step_numbers(optimizer.steps + 1, lr, optimizer.betas, decay)
+        for shard, site in np.ndindex(self.shards, self.sites):
+            told["keys"][shard, site] = fold_key((self.seed, step, shard, site))
+        with self._stream.entered(), checked_ids():
+            self.told.send()
+            if self._is_warm and self._may_record:
+                self._record()
+            self._run()
+            loss, norm, factor = self.result.get()
+        self._is_warm = True
+        optimizer.steps += bool(factor)
+        return float(loss), float(norm)
+
+    def memory_bytes(self) -> int:
+        """What the step's own pool holds."""
+        return self._stream.pool.total_bytes()
+
+    def _record(self) -> None:
+        self._may_record = False
+        try:
+            replay = self._stream.record(self._launch_all)
+        except Exception as error:
+            message = f"a training step could not be recorded as a CUDA graph, and runs launch by launch: {error}"
+            warnings.warn(message, stacklevel=2)
+            return
+
+        def run() -> None:
+            self.launches += 1
+            replay()
+
+        self._run = run
+
+    def _launch_all(self) -> None:
+        """The step: launches only, none of which the host waits for."""
+        model, told, grads = self.model, self.told.device, self.grads
+        B = len(told["tokens"])
+        grads.flat[...] = 0
+        losses = launch.empty(grads.flat, (self.shards,), grads.flat.dtype)
+        for i, (start, stop) in enumerate(pairwise(B * i // self.shards for i in range(self.shards + 1))):
+            losses[i], _ = model.loss_and_grads(
+                told["tokens"][start:stop], told["targets"][start:stop], grads=grads, count=told["tokens"].size,
+                key=told["keys"][i] if self.sites else None, recompute=self.recompute,
+            )  # fmt: skip
+        self.result = clip_factor(grads.flat, losses, self.clip)
+        params, state, optimizer = model.params, self.optimizer.state, self.optimizer
+        for row, part in enumerate((slice(0, params.matrices.size), slice(params.matrices.size, params.flat.size))):
+            arrays = (buffer.flat[part] for buffer in (params, grads, state["m"], state["v"]))
+            copy = params.rounded_part(part)
+            adamw_update_by(told["numbers"][row], self.result[2:], *arrays, copy, optimizer.betas, optimizer.eps)
+
+
+class Told:
+    """Arrays that the host writes and the device reads, sent in one piece.
+
+    Attributes
+    ----------
+    host, device : dict of str to array
+    """
+
+    def __init__(self, like: Array, **arrays: tuple[tuple[int, ...], np.dtype]) -> None:
+        sizes = [prod(shape) * np.dtype(dtype).itemsize for shape, dtype in arrays.values()]
+        starts = np.cumsum([0, *(-(-size // ALIGNED) * ALIGNED for size in sizes)]).tolist()
+        self._host, self._device = np.zeros(starts[-1], np.uint8), launch.empty(like, (starts[-1],), np.uint8)
+        self.host, self.device = (
+            {
+                name: memory[start : start + size].view(dtype).reshape(shape)
+                for (name, (shape, dtype)), start, size in zip(arrays.items(), starts, sizes, strict=False)
+            }
+            for memory in (self._host, self._device)
+        )
+
+    def send(self) -> None:
+        """Let the device have what the host has written."""
+        self._device.set(self._host)
+
+
+class Stream:
+    """A stream that can be recorded, with a pool of memory of its own. It waits for CuPy's default stream, and that for it."""
+
+    def __init__(self) -> None:
+        cuda = sys.modules["cupy"].cuda
+        self.stream, self.pool = cuda.Stream(), cuda.MemoryPool()
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """Within it, CuPy launches on this stream and allocates from this pool."""
+        with self.stream, sys.modules["cupy"].cuda.using_allocator(self.pool.malloc):
+            yield
+
+    def record(self, run: Callable[[], None]) -> Callable[[], None]:
+        """What launches all that `run` would have launched, at once."""
+        self.stream.begin_capture()
+        try:
+            run()
+        except BaseException:
+            with suppress(Exception):  # of the capture that has just failed
+                self.stream.end_capture()
+            raise
+        return self.stream.end_capture().launch

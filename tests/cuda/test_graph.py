@@ -1,0 +1,117 @@
+"""A training step that is recorded and replayed gives what its launches give one by one, and what the host decides."""
+
+import numpy as np
+import pytest
+from fake_cupy import Stream, fake_gpu
+from helpers import assert_same_bits
+from tiny import CONFIG, TOKENS, trainer
+
+from numllama import ModelConfig
+from numllama.training.data import random_batch
+
+LLAMA = dict(max_seq_len=16)
+GPT2 = dict(max_seq_len=16, norm="layernorm", ffn="gelu", positions="learned", bias=True, tie_embeddings=True)
+
+
+@pytest.fixture
+def gpu(compiler):
+    with fake_gpu() as backend:
+        yield backend
+
+
+def run(steps=10, variant=LLAMA, by_host=False, **changes):
+    """Losses, norms and parameters of a run, and what the optimizer has counted."""
+    config = ModelConfig.from_dict({**CONFIG.to_dict(), "n_layers": 1, **variant})
+    made = trainer(config=config, steps=steps, eval_every=steps, **changes)
+    if by_host:
+        made._whole_step = None
+    return [(report.loss, report.grad_norm) for report in made], made.model.params.flat, made.optimizer.steps
+
+
+def assert_same_run(one, other):
+    assert one[0] == other[0]
+    assert_same_bits(one[1], other[1])
+    assert one[2] == other[2]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_ten_replayed_steps_are_ten_plain_steps_bit_for_bit(gpu, dtype):
+    replayed = run(dtype=dtype)
+    assert (Stream.graphs, Stream.launched) == (1, 9)
+    plain = run(dtype=dtype, graph=False)
+    assert (Stream.graphs, Stream.launched) == (1, 9)
+    assert_same_run(replayed, plain)
+    assert_same_run(plain, run(dtype=dtype, by_host=True))
+    assert len({loss for loss, _ in plain[0]}) == 10
+
+
+@pytest.mark.parametrize("changes", [dict(shards=2), dict(recompute=True), dict(clip=1e9)], ids=str)
+def test_whatever_a_step_consists_of(gpu, changes):
+    assert_same_run(run(steps=4, **changes), run(steps=4, by_host=True, **changes))
+    assert Stream.launched == 3
+
+
+def test_a_gpt2_is_recorded_too(gpu):
+    assert_same_run(run(steps=4, variant=GPT2), run(steps=4, variant=GPT2, by_host=True))
+    assert Stream.launched == 3
+
+
+def test_a_step_that_cannot_be_recorded_runs_launch_by_launch(gpu):
+    Stream.broken = True
+    with pytest.warns(UserWarning, match=r"^a training step could not be recorded as a CUDA graph, and runs launch by launch: "):
+        plain = run(steps=4)
+    assert Stream.launched == 0
+    Stream.broken = False
+    assert_same_run(plain, run(steps=4))
+    assert Stream.launched == 3
+
+
+def test_a_step_that_looks_at_a_number_cannot_be_recorded(gpu, monkeypatch):
+    made = trainer(steps=3, eval_every=3)
+    plain = made.model.loss_and_grads
+
+    def nosy(*args, **kwargs):
+        loss, grads = plain(*args, **kwargs)
+        assert np.isfinite(float(loss))
+        return loss, grads
+
+    monkeypatch.setattr(made.model, "loss_and_grads", nosy)
+    with pytest.warns(UserWarning, match="__float__ while a stream is captured"):
+        assert len(list(made)) == 3
+    assert Stream.launched == 0
+
+
+@pytest.mark.parametrize("where", [(), (0,)], ids=["plain", "replayed"])
+def test_nothing_changes_where_a_gradient_is_not_finite(gpu, where):
+    made = trainer(steps=9)
+    batch = random_batch(TOKENS, 3, 24, 0, 1)
+    for _ in where:
+        made._whole_step(*batch, 1, 1e-2)
+        made._whole_step(*batch, 2, 1e-2)
+    steps, flat = made.optimizer.steps, made.model.params.flat
+    good = float(flat[5])
+    before = [state.flat.copy() for state in made.optimizer.state.values()]
+    flat[5] = np.inf
+    loss, norm = made._whole_step(*batch, 3, 1e-2)
+    assert not (np.isfinite(loss) and np.isfinite(norm))
+    assert made.optimizer.steps == steps
+    for old, state in zip(before, made.optimizer.state.values(), strict=True):
+        assert_same_bits(old, state.flat)
+    flat[5] = good
+    assert np.isfinite(made._whole_step(*batch, 4, 1e-2)).all()
+    assert made.optimizer.steps == steps + 1
+
+
+def test_what_the_host_tells_is_all_that_changes(gpu):
+    """The learning rate, the bias correction and the masks of a replayed step are its own."""
+    rates = run(steps=6, lr=1e-2)
+    assert_same_run(rates, run(steps=6, lr=1e-2, by_host=True))
+    other = run(steps=6, lr=2e-2)
+    assert rates[0][0] == other[0][0] and rates[0][2] != other[0][2]
+
+
+@pytest.mark.parametrize("changes", [dict(optimizer="sgd"), dict(dtype="float16")], ids=str)
+def test_what_the_host_has_to_decide_about_is_not_recorded(gpu, changes):
+    made = trainer(steps=2, **changes)
+    assert made._whole_step is None
+    assert len(list(made)) == 2
