@@ -182,9 +182,9 @@ def torch_llama(c, lr: float = LR, betas: tuple = BETAS, decay: float = DECAY, d
             self.register_buffer("sin", torch.from_numpy(sin))
 
         def forward(self, tokens, targets):
-            x = self.embed(tokens)
+            x, T = self.embed(tokens), tokens.shape[1]
             for block in self.blocks:
-                x = block(x, self.cos, self.sin)
+                x = block(x, self.cos[:T], self.sin[:T])
             logits = self.head(self.norm(x))
             return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 

@@ -1,0 +1,125 @@
+"""How long does the whole default run take?  2000 steps on tinyshakespeare, evaluation included, against the same run in PyTorch.
+
+    python benchmarks/whole_run.py --data tinyshakespeare.txt
+
+The same model, initial weights, batches, learning rates, clipping, AdamW and evaluations; each contestant is a child process with
+a clean environment on the same two cores, one after another. PyTorch is eager, as installed and, where that matters, with MKL
+unlocked (see train_step.py). What is timed is everything from the first step to the last evaluation.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from train_step import clean_environment, machine, unlock_library
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="tinyshakespeare as a text file")
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--cores", type=int, default=2)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--child", choices=["numllama", "torch"], help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])
+        print(json.dumps({"numllama": numllama_run, "torch": torch_run}[args.child](args.data, args.steps, args.cores)))
+        return
+    results = {"machine": machine(args.cores), "steps": args.steps, "runs": {}}
+    with tempfile.TemporaryDirectory() as folder:
+        unlock = unlock_library(Path(folder))
+        contestants = {"numllama": ("numllama", None), "torch-eager": ("torch", None)}
+        contestants |= {"torch-eager+unlocked": ("torch", unlock)} if unlock else {}
+        for _ in range(args.rounds):
+            for name, (kind, preload) in contestants.items():
+                env = clean_environment() | ({"LD_PRELOAD": str(preload)} if preload else {})
+                command = [sys.executable, __file__, "--child", kind, "--data", str(args.data)]
+                command += ["--steps", str(args.steps), "--cores", str(args.cores)]
+                answer = subprocess.run(command, env=env, check=True, stdout=subprocess.PIPE, text=True)
+                results["runs"].setdefault(name, []).append(json.loads(answer.stdout))
+    print(table(results))
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def table(results: dict) -> str:
+    """As Markdown."""
+    medians = {name: statistics.median(run["seconds"] for run in runs) for name, runs in results["runs"].items()}
+    lines = ["| | seconds | numllama takes | validation loss |", "|---|---|---|---|"]
+    for name, runs in results["runs"].items():
+        loss = ", ".join(f"{run['validation_loss']:.4f}" for run in runs)
+        lines.append(f"| {name} | {medians[name]:.1f} | {medians['numllama'] / medians[name]:.2f} x | {loss} |")
+    return "\n".join(lines)
+
+
+# ------------------------------------------------------------------------------------------------ inside a child
+
+
+def trainer_of(path: Path, steps: int, cores: int):
+    """The default run of examples/train_shakespeare.py, without checkpoints."""
+    from dataclasses import replace
+
+    import numllama as nl
+    from numllama.training import recipe
+
+    data = nl.load_dataset(path)
+    config = nl.ModelConfig.preset("shakespeare-cpu", vocab_size=data.vocab_size)
+    return nl.Trainer(nl.Transformer(config, seed=0), data, replace(recipe("shakespeare-cpu"), steps=steps, workers=cores))
+
+
+def numllama_run(path: Path, steps: int, cores: int) -> dict:
+    trainer = trainer_of(path, steps, cores)
+    start = time.perf_counter()
+    for _ in trainer:
+        continue
+    loss = trainer.evaluate()
+    seconds = time.perf_counter() - start
+    trainer.close()
+    return {"seconds": seconds, "validation_loss": loss}
+
+
+def torch_run(path: Path, steps: int, cores: int) -> dict:
+    import numpy as np
+    import torch
+    from train_step_peers import torch_llama
+
+    torch.set_num_threads(cores)
+    trainer = trainer_of(path, steps, cores)  # for its data, its settings and its initial weights
+    c, data = trainer.config, trainer.data
+    model, optimizer = torch_llama(trainer.model.config, c.lr, (c.beta1, c.beta2), c.weight_decay)
+
+    def loss_of(tokens, targets):
+        return model(*(torch.from_numpy(np.ascontiguousarray(part)) for part in (tokens, targets)))
+
+    def mean_loss(batches) -> float:
+        with torch.no_grad():
+            parts = [(loss_of(*batch).item(), batch[1].size) for batch in batches]
+        return sum(loss * n for loss, n in parts) / sum(n for _, n in parts)
+
+    start = time.perf_counter()
+    for step in range(1, steps + 1):
+        for group in optimizer.param_groups:
+            group["lr"] = trainer.learning_rate(step)
+        loss = loss_of(*data.batch(c.batch_size, c.seq_len, c.seed, step))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), c.clip)
+        optimizer.step()
+        loss.item()
+        if step % c.eval_every == 0 or step == steps:
+            mean_loss(data.some_of_val(c.batch_size, c.seq_len, c.seed, c.eval_batches))
+    loss = mean_loss(data.all_of_val(c.batch_size, c.seq_len))
+    return {"seconds": time.perf_counter() - start, "validation_loss": loss}
+
+
+if __name__ == "__main__":
+    main()
