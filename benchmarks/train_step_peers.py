@@ -19,6 +19,11 @@ def make(peer: str, config: dict, cores: int) -> tuple[Callable[[], float], str]
         "torch-compile-bf16": lambda c, n: torch_step(c, n, compile=True, bfloat16=True),
         "jax": jax_step,
     }
+    peer, _, technique = peer.partition("-without-")
+    if technique:
+        from techniques import leave_out
+
+        leave_out(technique)
     return makers[peer](config, cores)
 
 

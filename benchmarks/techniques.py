@@ -1,0 +1,130 @@
+"""What does each technique gain?  A whole training step with all of them, against steps in which one is left out.
+
+    python benchmarks/techniques.py
+    python benchmarks/techniques.py --configs base --rounds 9 --json out.json
+
+Contestants take turns as in train_step.py, whose configurations these are.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+import train_step
+
+WITHOUT = "numllama-without-"
+
+
+def processes() -> None:
+    """Threads all the way."""
+    from numllama.training.team import Team
+
+    Team.possible = staticmethod(lambda model: False)
+
+
+def workers() -> None:
+    """One worker, whose products BLAS spreads over all cores."""
+    from numllama.training import parallel
+
+    processes()
+    parallel.one_blas_thread = nullcontext
+    begin = parallel.Workers.__init__
+    parallel.Workers.__init__ = lambda self, model, workers=None, **options: begin(self, model, 1, **options)
+
+
+def kept_memory() -> None:
+    """The C library gives large arrays back to the system."""
+    from numllama.training import parallel
+
+    parallel.kept_memory = nullcontext
+
+
+def flash_attention() -> None:
+    """Dense attention."""
+    from numllama import ops
+
+    def forward(q, k, v, first=None, last=None, scale=None):
+        return ops.attention_forward(q, k, v, first, last, None, scale)
+
+    ops.flash_attention_forward, ops.flash_attention_backward = forward, ops.attention_backward
+
+
+def bounded_scores() -> None:
+    """A maximum is looked for in every tile of scores."""
+    from numllama.ops import flash_attention
+
+    flash_attention.SMALL_SCORE = 0.0
+
+
+def one_gradient_buffer() -> None:
+    """Each shard clears a buffer of its own and adds it to the total when it is done."""
+    from contextlib import contextmanager
+
+    from numllama.training.turns import Turns
+
+    @contextmanager
+    def shard(self, index):
+        own = self.total.zeros_like()
+        yield own
+        for name in self.total:
+            view = self.begin(name, index)
+            view[...] = own[name] if index == 0 else view + own[name]
+            self.end(name)
+
+    Turns.shard = shard
+
+
+def optimizer_in_pieces() -> None:
+    """AdamW in one piece, by one worker."""
+    from numllama import dispatch
+
+    dispatch.PIECE_ELEMENTS = 2**40
+
+
+TECHNIQUES: dict[str, Callable[[], None]] = {
+    f.__name__: f
+    for f in (workers, processes, kept_memory, flash_attention, bounded_scores, one_gradient_buffer, optimizer_in_pieces)
+}
+
+
+def leave_out(name: str) -> None:
+    """Do without a technique, here and in the worker processes that are started from here."""
+    from numllama import processes as module
+
+    TECHNIQUES[name]()
+    also = f"import techniques; techniques.TECHNIQUES[{name!r}](); from numllama.processes"
+    module._CHILD = module._CHILD.replace("from numllama.processes", also)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--configs", nargs="+", default=train_step.USUAL, choices=list(train_step.CONFIGS))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--cores", type=int, default=2)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    peers = ["numllama", *(WITHOUT + name for name in TECHNIQUES)]
+    results = {"machine": train_step.machine(args.cores), "configs": {}}
+    for name in args.configs:
+        results["configs"][name] = train_step.compare(name, peers, None, args.rounds, args.cores)
+    print(table(results["configs"]))
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def table(configs: dict) -> str:
+    """Time and memory of a step without each technique, as multiples of those with all, as Markdown."""
+    lines = [f"| without | {' | '.join(configs)} |", "|---" * (1 + len(configs)) + "|"]
+    for technique in TECHNIQUES:
+        cells = []
+        for rows in configs.values():
+            ours, row = rows["numllama"], rows[WITHOUT + technique]
+            cells.append(f"{row['median_ms'] / ours['median_ms']:.2f} x, {row['peak_mb'] / ours['peak_mb']:.1f} x memory")
+        lines.append(f"| {technique.replace('_', ' ')} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
