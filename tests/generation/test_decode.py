@@ -52,6 +52,17 @@ def test_a_window_slides_as_it_does_for_the_model(model, B, window):
     assert_same_logits(steps(decoder, tokens), expected)
 
 
+@given(models("float32", kinds=LLAMAS), st.integers(1, 6))
+def test_a_product_by_complex_numbers_is_the_same_product(model, n):
+    tokens = random_tokens(model, 1, n)
+    decoder = Decoder(model, KVCache(model))
+    decoder.paired = True
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decode, "COMPLEX_PRODUCTS", 0)
+        decoder._prepare_products()
+    assert_same_logits(steps(decoder, tokens), model.forward(tokens))
+
+
 class shared:
     """Cores share all that is larger than this; with more cores than there are."""
 
