@@ -620,6 +620,11 @@ MISTAKES = [
         "generation/test_decode.py::test_any_number_of_cores_gives_the_same_logits",
     ),
     Mistake(
+        "queries at a prompt's end turned by the angles of its beginning",
+        "model/block.py", "else table[..., -n:, :]", "else table[..., :n, :]",
+        "generation/test_prefill.py::test_only_the_last_tokens_logits_where_no_more_are_asked_for",
+    ),
+    Mistake(
         "a nucleus without the token that reaches top_p",
         "generation/sampling.py", "dropped = below <= 1 - p", "dropped = below <= 1 - p + 0.1",
         "generation/test_sampling.py::test_top_p_keeps_the_fewest_likeliest_that_sum_to_p",
