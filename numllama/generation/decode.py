@@ -33,8 +33,8 @@ from numllama.model.parameters import count_parameters
 from numllama.processes import available_cores
 from numllama.training.parallel import one_blas_thread
 
-# To meet takes some 30 microseconds, in which a core makes a million multiplications: between two meetings there must be more.
-SHARED_PRODUCTS = 2 * 10**6
+# To meet takes some 50 microseconds, in which a core makes a million multiplications; and threads wait for Python's lock, too.
+SHARED_PRODUCTS = 10**7  # between two meetings, at least
 TABLE = 256  # positions of RoPE's table that are computed at a time
 
 
