@@ -605,6 +605,26 @@ MISTAKES = [
         "generation/test_decode.py::test_each_step_is_the_full_forwards_last_place",
     ),
     Mistake(
+        "neighbours multiplied as complex numbers without the conjugate",
+        "generation/products.py", "np.conjugate(x, conjugate)", "np.copyto(conjugate, x)",
+        "generation/test_decode.py::test_products_by_complex_numbers_are_the_same_products",
+    ),
+    Mistake(
+        "parts of a step that do not wait for each other's branch",
+        "generation/decode.py", "        meeting.wait(self.i)\n", "",
+        "generation/test_decode.py::test_parts_wait_for_each_other",
+    ),
+    Mistake(
+        "a part with the columns of another part's heads",
+        "generation/decode.py", 'product(w["wo"][:, of_q], self.mixed', 'product(w["wo"][:, : len(self.mixed)], self.mixed',
+        "generation/test_decode.py::test_any_number_of_cores_gives_the_same_logits",
+    ),
+    Mistake(
+        "queries at a prompt's end turned by the angles of its beginning",
+        "model/block.py", "else table[..., -n:, :]", "else table[..., :n, :]",
+        "generation/test_prefill.py::test_only_the_last_tokens_logits_where_no_more_are_asked_for",
+    ),
+    Mistake(
         "a nucleus without the token that reaches top_p",
         "generation/sampling.py", "dropped = below <= 1 - p", "dropped = below <= 1 - p + 0.1",
         "generation/test_sampling.py::test_top_p_keeps_the_fewest_likeliest_that_sum_to_p",

@@ -184,7 +184,8 @@ def _steps(model, prompts, max_new_tokens, config, generators, n, logprobs, wind
     for left in reversed(range(max_new_tokens)):
         chosen = next_tokens(logits, config, generators, seen)             # (B,)
         ids = to_numpy(chosen)
-        alive &= ~np.isin(ids, config.stop_ids)
+        if config.stop_ids:
+            alive &= ~np.isin(ids, config.stop_ids)
         if not alive.any():
             return
         chances = to_numpy(log_softmax(logits)[xp.arange(len(rows)), chosen])[alive] if logprobs else None
