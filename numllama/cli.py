@@ -5,32 +5,31 @@ Ctrl-C.
 """
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, fields, make_dataclass
+from inspect import cleandoc
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
 from numllama import __version__
-from numllama.backend import out_of_memory
 from numllama.errors import NumllamaError
 from numllama.generation import SamplingConfig
-from numllama.generation.run import chat_run, generate_run
 from numllama.model import ModelConfig
-from numllama.training.config import TrainConfig
-from numllama.training.prepare import prepare_texts
-from numllama.training.run import train_run
+from numllama.training import TrainConfig
 
-app = App(name="numllama", version=__version__, help="A Llama language model in pure NumPy, every gradient by hand.")
+app = App(name="numllama", version=__version__, help="A Llama language model in pure NumPy, every gradient by hand.", help_format="plaintext")
 
 
 def _flags(config: type, leave_out: Sequence[str]) -> type:
     """The fields of a configuration as optional flags: None means "as the preset says"."""
     names = [(f.name, f.type | None, None) for f in fields(config) if f.name not in leave_out]
     made = make_dataclass(config.__name__, names, frozen=True)
-    made.__doc__, made.__module__ = config.__doc__, __name__
+    made.__doc__ = re.sub(r"(?m)((?:^ {4}.*\n)+)", lambda text: f"    {' '.join(text[0].split())}\n", cleandoc(config.__doc__) + "\n")
+    made.__module__ = __name__
     return made
 
 
@@ -74,6 +73,8 @@ def train(
     resume
         Go on with the run in --out, or with the newest one.
     """
+    from numllama.training.run import train_run  # each command imports what it needs: help is there at once
+
     return train_run(data, preset, device, out, resume, _given(model), _given(training), tokenizer)
 
 
@@ -111,6 +112,8 @@ def prepare(
     workers
         Processes. Default one for each core if there is much to do.
     """
+    from numllama.training.prepare import prepare_texts
+
     return prepare_texts(list(texts), out, vocab_size, tokenizer, pattern, documents, errors, workers)
 
 
@@ -171,6 +174,8 @@ def generate(
     sampling
         How the next token is drawn; the temperature is 0.8 by default.
     """
+    from numllama.generation.run import generate_run
+
     settings = {"temperature": TEMPERATURE, **_given(sampling)}
     limits = dict(max_new_tokens=max_new_tokens, stop=stop, window=window, seed=seed)
     return generate_run(model, tokenizer, device, dtype, prompt, **limits, **settings)
@@ -216,6 +221,8 @@ def chat(
     sampling
         How the next token is drawn; the temperature is 0.8 by default.
     """
+    from numllama.generation.run import chat_run
+
     settings = {"temperature": TEMPERATURE, **_given(sampling)}
     return chat_run(model, tokenizer, device, dtype, system, max_new_tokens=max_new_tokens, window=window, seed=seed, **settings)
 
@@ -236,6 +243,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except MemoryError as error:
+        from numllama.backend import out_of_memory
+
         print(f"error: {out_of_memory(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

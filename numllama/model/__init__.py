@@ -1,7 +1,11 @@
 """The model: its configuration, its parameters, its blocks, and the whole."""
 
-from numllama.model.config import PRESETS, ModelConfig
-from numllama.model.parameters import Parameters, count_parameters, initial_parameters, parameter_shapes
-from numllama.model.transformer import Transformer
+from numllama.lazy import lazy
 
 __all__ = ["ModelConfig", "PRESETS", "Parameters", "Transformer", "count_parameters", "initial_parameters", "parameter_shapes"]
+
+lazy(__name__, {
+    "numllama.model.config": "ModelConfig PRESETS",
+    "numllama.model.parameters": "Parameters count_parameters initial_parameters parameter_shapes",
+    "numllama.model.transformer": "Transformer",
+})  # fmt: skip

@@ -2,11 +2,11 @@
 
 from dataclasses import asdict, dataclass, replace
 from numbers import Integral, Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from numllama.model import Parameters
-from numllama.optim import SGD, AdamW
-from numllama.optim.optimizer import Optimizer
+if TYPE_CHECKING:
+    from numllama.model import Parameters
+    from numllama.optim.optimizer import Optimizer
 
 OPTIMIZERS = ("adamw", "sgd")
 COMPUTE_DTYPES = (None, "float32", "float64", "bfloat16", "float16")
@@ -99,8 +99,10 @@ class TrainConfig:
                 if not isinstance(value, kind) or isinstance(value, bool) or not allowed(value):
                     raise ValueError(f"{name} is {value!r}, but must be {words}")
 
-    def make_optimizer(self, params: Parameters) -> Optimizer:
+    def make_optimizer(self, params: "Parameters") -> "Optimizer":
         """The optimizer that these settings describe."""
+        from numllama.optim import SGD, AdamW  # settings alone need no NumPy
+
         if self.optimizer == "sgd":
             return SGD(params, self.lr, momentum=self.beta1, weight_decay=self.weight_decay)
         return AdamW(params, self.lr, (self.beta1, self.beta2), weight_decay=self.weight_decay)
