@@ -38,7 +38,7 @@ def token_span(text: str, place: int, chance: float | None = None, others: Seque
     rows = "".join(_row(name, math.exp(other), name == text) for name, other in others)
     if all(name != text for name, _ in others):
         rows += _row(text, p, True)
-    tip = f'<span class="tip"><b>{_visible(text)}</b> had {percent(p)}<span class="rows">{rows}</span></span>'
+    tip = f'<span class="tip"><b>{_name(text)}</b> had {percent(p)}<span class="rows">{rows}</span></span>'
     return f'<span class="{look}" tabindex="0" style="--p:{p:.3f}">{_visible(text)}{tip}</span>'
 
 
@@ -49,9 +49,14 @@ def percent(p: float) -> str:
 
 def _row(name: str, p: float, chosen: bool) -> str:
     return (
-        f'<span class="row{" chosen" if chosen else ""}"><span class="name">{_visible(name)}</span>'
+        f'<span class="row{" chosen" if chosen else ""}"><span class="name">{_name(name)}</span>'
         f'<span class="bar"><i style="width:{100 * p:.1f}%"></i></span><span class="p">{percent(p)}</span></span>'
     )
+
+
+def _name(text: str) -> str:
+    """A token alone: its spaces are seen."""
+    return _visible(text.replace(" ", "␣")).rstrip("\n")
 
 
 def _visible(text: str) -> str:
@@ -69,12 +74,12 @@ def attention_map(weights: np.ndarray, labels: Sequence[str]) -> str:
     size = margin + cell * T
     parts = [f'<svg class="map" viewBox="0 0 {size} {size}" style="min-width:{min(size, 15 * T + margin)}px;max-width:{size}px">']
     for i, label in enumerate(labels):
-        at, name = margin + cell * (i + 0.72), _visible(_short(label))
+        at, name = margin + cell * (i + 0.72), _name(_short(label))
         parts.append(f'<text x="{margin - 6}" y="{at:.1f}" text-anchor="end">{name}</text>')
         parts.append(f'<text transform="translate({at:.1f} {margin - 6}) rotate(-90)">{name}</text>')
     for t, row in enumerate(weights):
         for s, weight in enumerate(row[: t + 1]):
-            title = f"{escape(labels[t])!s} looks at {escape(labels[s])!s}: {percent(float(weight))}"
+            title = f"{_name(labels[t])} looks at {_name(labels[s])}: {percent(float(weight))}"
             place = f'x="{margin + cell * s}" y="{margin + cell * t}" width="{cell - 1}" height="{cell - 1}"'
             parts.append(f'<rect {place} fill-opacity="{0.04 + 0.96 * float(weight):.3f}"><title>{title}</title></rect>')
     return "".join([*parts, "</svg>"])
@@ -149,8 +154,9 @@ def loss_curve(lines: Sequence[dict]) -> str:
 def running_mean(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
     """Each point the mean of what came before it, the latest counting most."""
     mean, out = points[0][1], []
-    for n, (step, loss) in enumerate(points, start=1):
-        mean += (loss - mean) * max(1 / n, 0.05)
+    weight = min(1.0, 80 / len(points))  # about a hundredth of the curve: smooth, and hardly late
+    for step, loss in points:
+        mean += (loss - mean) * weight
         out.append((step, mean))
     return out
 

@@ -85,7 +85,7 @@ def build(engine: Engine, name: str, runs: Path) -> gr.Blocks:
                     inside = _inside_tab(engine)
                 with gr.Tab("Training") as training_tab:
                     training = _training_tab(runs)
-            with gr.Column(scale=1, min_width=260), gr.Accordion("Settings", open=True):
+            with gr.Column(scale=1, min_width=330), gr.Accordion("Settings", open=True):
                 settings = _settings(engine)
         _connect(page, blocks, settings, generate, chat, inside, training, training_tab)
         del inside_tab
@@ -106,7 +106,7 @@ def _generate_tab() -> dict[str, Any]:
 
 def _chat_tab(page: "Page") -> dict[str, Any]:
     talk = gr.Chatbot(label="Conversation", height=420, render_markdown=False, allow_tags=False, elem_id="talk", buttons=["copy"])
-    with gr.Row():
+    with gr.Row(equal_height=True):
         message = gr.Textbox(show_label=False, placeholder=page.invitation(), lines=1, scale=4, min_width=160, elem_id="message")
         send = gr.Button("Send", variant="primary", scale=1, min_width=80, elem_id="send")
     with gr.Row():
@@ -139,11 +139,11 @@ def _settings(engine: Engine) -> list[Any]:
     """In the order of the fields of :class:`Settings`."""
     most = engine.new_tokens
     return [
-        gr.Slider(0, 2, 0.8, step=0.05, label="Temperature", info="0: always the likeliest token", elem_id="temperature"),
-        gr.Slider(0, min(TOP_K, engine.model.config.vocab_size), 0, step=1, label="Top-k", info="0: all tokens", elem_id="top-k"),
-        gr.Slider(0.05, 1, 1, step=0.05, label="Top-p", info="1: all tokens", elem_id="top-p"),
-        gr.Slider(0, 1, 0, step=0.01, label="Min-p", info="0: all tokens", elem_id="min-p"),
-        gr.Slider(0.5, 2, 1, step=0.05, label="Repetition penalty", info="1: none", elem_id="repetition-penalty"),
+        gr.Slider(0, 2, 0.8, step=0.05, label="Temperature (0: the likeliest)", elem_id="temperature"),
+        gr.Slider(0, min(TOP_K, engine.model.config.vocab_size), 0, step=1, label="Top-k (0: all)", elem_id="top-k"),
+        gr.Slider(0.05, 1, 1, step=0.05, label="Top-p (1: all)", elem_id="top-p"),
+        gr.Slider(0, 1, 0, step=0.01, label="Min-p (0: all)", elem_id="min-p"),
+        gr.Slider(0.5, 2, 1, step=0.05, label="Repetition penalty (1: none)", elem_id="repetition-penalty"),
         gr.Slider(1, most, min(256, most), step=1, label="Max new tokens", elem_id="max-new-tokens"),
         gr.Number(None, label="Seed", info="empty: another text each time", precision=0, elem_id="seed"),
         gr.Textbox("", label="Stop at", info="a text that ends it; \\n is a new line", elem_id="stop-at", max_lines=1),
@@ -156,7 +156,7 @@ def _connect(page, blocks, settings, generate, chat, inside, training, training_
     gr.on([g["go"].click, g["prompt"].submit], page.generate, [g["prompt"], *settings], [g["text"], g["status"], g["kept"]], **HIDDEN)
     said = [c["message"], c["talk"], c["status"], c["kept"]]
     gr.on([c["send"].click, c["message"].submit], page.chat, [c["message"], c["kept"], *settings], said, **HIDDEN)
-    c["clear"].click(page.forget, None, [c["talk"], c["status"], c["kept"]], **HIDDEN)
+    gr.on([c["clear"].click, c["talk"].clear], page.forget, None, [c["talk"], c["status"], c["kept"]], **HIDDEN)
     look = gr.on([i["go"].click, i["prompt"].submit], page.look, [i["prompt"], *settings], [i["tokens"], i["status"], i["ids"]], **HIDDEN)
     draw = dict(fn=page.attention, inputs=[i["ids"], i["layer"], i["head"]], outputs=[i["picture"]], **HIDDEN)
     look.then(**draw)
