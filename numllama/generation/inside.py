@@ -13,8 +13,8 @@ from numllama.model.block import layer_forward
 def attention_weights(model: Transformer, ids: Sequence[int], layer: int) -> np.ndarray:
     """How much each token looks at each one up to itself, in one layer.
 
-    Computing needs no such matrix, for it runs tile by tile. So the layers are run as in training, where each keeps its queries and
-    keys for backward, and :func:`numllama.ops.attention_forward`, the definition, is asked for its weights.
+    Computing needs no such matrix, for it runs tile by tile. So the layers are run as in training, where each keeps its queries
+    and keys for backward, and :func:`numllama.ops.attention_forward`, the definition, is asked for its weights.
 
     Parameters
     ----------
@@ -37,6 +37,6 @@ def attention_weights(model: Transformer, ids: Sequence[int], layer: int) -> np.
     for i in range(layer + 1):
         x, (attention_cache, _) = layer_forward(x, model.weights.blocks[i], context, i)
     _, (*_, flash, _, _) = attention_cache
-    q, k, v = flash[:3]                                                # (1, H, T, D), (1, K, T, D)
+    q, k, v = flash[:3]  # (1, H, T, D), (1, K, T, D)
     _, (_, _, _, weights, _) = ops.attention_forward(q, k, v)
-    return to_numpy(weights[0]).astype("float32")                      # (H, T, T)
+    return to_numpy(weights[0]).astype("float32")  # (H, T, T)

@@ -61,7 +61,7 @@ class Api:
 
     async def _write(self, http: HttpRequest, read: Callable[..., Asked], shape: type["Completion"]) -> Response:
         body = requests.parse(await _body(http))
-        asked = await asyncio.to_thread(read, body, self.engine, self.model_name)      # a long conversation takes its time
+        asked = await asyncio.to_thread(read, body, self.engine, self.model_name)  # a long conversation takes its time
         texts = await self.engine.submit(asked.requests)
         written = shape(self.engine.tokenizer, self.model_name, texts, asked)
         if asked.stream:
@@ -190,7 +190,7 @@ def token_bytes(tokenizer: Any, i: int) -> bytes:
     try:
         if not hasattr(tokenizer, "decode_bytes"):
             return tokenizer.decode([i]).encode("utf-8")
-        return tokenizer.decode_bytes([i, i])[len(tokenizer.decode_bytes([i])) :]      # the first word may lose its space
+        return tokenizer.decode_bytes([i, i])[len(tokenizer.decode_bytes([i])) :]  # the first word may lose its space
     except ValueError:  # a model may have more ids than its tokenizer
         return f"<{i}>".encode()
 

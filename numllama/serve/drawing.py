@@ -1,4 +1,4 @@
-"""Pictures for the page, as HTML and SVG: tokens with their chances, attention maps, loss curves. Nothing here needs a browser."""
+"""Pictures for the page, as HTML and SVG: tokens with their chances, attention maps, loss curves."""
 
 import math
 import struct
@@ -142,10 +142,14 @@ def loss_curve(lines: Sequence[dict]) -> str:
         for t in ticks
     )
     grid += "".join(
-        f'<text x="{x(t):.1f}" y="{HEIGHT - 8}" text-anchor="middle">{t:g}</text>' for t in nice_ticks(first, last) if first <= t <= last
+        f'<text x="{x(t):.1f}" y="{HEIGHT - 8}" text-anchor="middle">{t:g}</text>'
+        for t in nice_ticks(first, last)
+        if first <= t <= last
     )
     points = list(zip(steps, losses, strict=True))
-    dots = "".join(f'<circle class="val" cx="{x(s):.1f}" cy="{y(v):.1f}" r="4"><title>step {s}: {v:.4f}</title></circle>' for s, v in val)
+    dots = "".join(
+        f'<circle class="val" cx="{x(s):.1f}" cy="{y(v):.1f}" r="4"><title>step {s}: {v:.4f}</title></circle>' for s, v in val
+    )
     curves = path(thinned(points), "each") + path(thinned(running_mean(points)), "mean") + path(val, "valline") + dots
     legend = '<p class="legend"><i class="mean"></i> loss, running mean <i class="val"></i> validation estimate</p>'
     return f'<svg class="curve" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="loss curve">{grid}{curves}</svg>{legend}'

@@ -97,7 +97,7 @@ class Engine:
         A prompt cannot be longer than the model's max_seq_len either.
     """
 
-    def __init__(self, model: Transformer, tokenizer: Any, limits: Limits = Limits()) -> None:  # noqa: B008 - frozen
+    def __init__(self, model: Transformer, tokenizer: Any, limits: Limits = Limits()) -> None:
         self.model, self.tokenizer, self.limits = model, tokenizer, limits
         c = model.config
         # Beyond max_seq_len each token sees a window; a table of learned positions has an end.
@@ -172,7 +172,9 @@ class Engine:
             raise ValueError("the prompt is empty, but at least one token is needed to begin with")
         if len(ids) > longest:
             raise ValueError(f"the prompt has {len(ids):,} tokens, but {longest:,} are the most that are taken here")
-        begin(model, [np.asarray(ids)], request.max_new_tokens, request.sampling, 1, False, self._window(model, ids, request), None)
+        begin(
+            model, [np.asarray(ids)], request.max_new_tokens, request.sampling, 1, False, self._window(model, ids, request), None
+        )
         return request, context, ids
 
     def _window(self, model: Transformer, ids: Sequence[int], request: Request) -> int | None:
@@ -370,7 +372,9 @@ class _Text:
 
     def push(self, piece: str) -> None:
         c = self.model.config
-        self.cache_bytes = 2 * c.n_layers * c.n_kv_heads * c.head_dim * self.model.dtype.itemsize * (len(self.ids) + self.new_tokens)
+        self.cache_bytes = (
+            2 * c.n_layers * c.n_kv_heads * c.head_dim * self.model.dtype.itemsize * (len(self.ids) + self.new_tokens)
+        )
         self.texts.push(Piece(self.index, piece, self._take()))
 
     def end(self, reason: str, error: Exception | None = None) -> None:

@@ -1,4 +1,4 @@
-"""The page: generate, chat, look inside, training. What is written and drawn comes from elsewhere; here it is put in its place."""
+"""The page: generate, chat, look inside, training. What is written and drawn comes from elsewhere and is put in its place here."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -99,9 +99,19 @@ def _generate_tab() -> dict[str, Any]:
     with gr.Row():
         prompt = gr.Textbox(label="Prompt", lines=3, max_lines=12, placeholder="Once upon a time", elem_id="prompt")
     with gr.Row():
-        go, stop = gr.Button("Generate", variant="primary", elem_id="go"), gr.Button("Stop", elem_id="stop")
+        go, stop = (
+            gr.Button("Generate", min_width=110, variant="primary", elem_id="go"),
+            gr.Button("Stop", min_width=110, elem_id="stop"),
+        )
     text = gr.Textbox(label="Text", lines=12, max_lines=24, interactive=False, buttons=["copy"], elem_id="text")
-    return dict(prompt=prompt, go=go, stop=stop, text=text, status=gr.HTML(_note(), elem_id="status"), kept=gr.BrowserState(None, "numllama-text", "numllama"))
+    return dict(
+        prompt=prompt,
+        go=go,
+        stop=stop,
+        text=text,
+        status=gr.HTML(_note(), elem_id="status"),
+        kept=gr.BrowserState(None, "numllama-text", "numllama"),
+    )
 
 
 def _chat_tab(page: "Page") -> dict[str, Any]:
@@ -110,29 +120,60 @@ def _chat_tab(page: "Page") -> dict[str, Any]:
         message = gr.Textbox(show_label=False, placeholder=page.invitation(), lines=1, scale=4, min_width=160, elem_id="message")
         send = gr.Button("Send", variant="primary", scale=1, min_width=80, elem_id="send")
     with gr.Row():
-        stop, clear = gr.Button("Stop", elem_id="stop-chat"), gr.Button("New conversation", elem_id="clear")
-    return dict(talk=talk, message=message, send=send, stop=stop, clear=clear, status=gr.HTML(_note(), elem_id="chat-status"), kept=gr.BrowserState([], "numllama-chat", "numllama"))
+        stop, clear = (
+            gr.Button("Stop", min_width=110, elem_id="stop-chat"),
+            gr.Button("New conversation", min_width=110, elem_id="clear"),
+        )
+    return dict(
+        talk=talk,
+        message=message,
+        send=send,
+        stop=stop,
+        clear=clear,
+        status=gr.HTML(_note(), elem_id="chat-status"),
+        kept=gr.BrowserState([], "numllama-chat", "numllama"),
+    )
 
 
 def _inside_tab(engine: Engine) -> dict[str, Any]:
     c = engine.model.config
     prompt = gr.Textbox(label="Prompt", lines=2, max_lines=8, elem_id="inside-prompt")
     with gr.Row():
-        go, stop = gr.Button("Generate and look", variant="primary", elem_id="look"), gr.Button("Stop", elem_id="stop-look")
+        go, stop = (
+            gr.Button("Generate and look", min_width=110, variant="primary", elem_id="look"),
+            gr.Button("Stop", min_width=110, elem_id="stop-look"),
+        )
     status = gr.HTML(_note("Point at a token, or tap it: what it was chosen from."), elem_id="inside-status")
     tokens = gr.HTML(elem_id="tokens")
     gr.Markdown("### Attention\nEach row is a token that looks, each column one that it looks at.")
     with gr.Row():
         layer = gr.Slider(0, c.n_layers - 1, 0, step=1, label="Layer", elem_id="layer", interactive=c.n_layers > 1)
         head = gr.Slider(0, c.n_heads - 1, 0, step=1, label="Head", elem_id="head", interactive=c.n_heads > 1)
-    return dict(prompt=prompt, go=go, stop=stop, status=status, tokens=tokens, layer=layer, head=head, picture=gr.HTML(elem_id="attention"), ids=gr.State([]))
+    return dict(
+        prompt=prompt,
+        go=go,
+        stop=stop,
+        status=status,
+        tokens=tokens,
+        layer=layer,
+        head=head,
+        picture=gr.HTML(elem_id="attention"),
+        ids=gr.State([]),
+    )
 
 
 def _training_tab(runs: Path) -> dict[str, Any]:
     names = runs_in(runs)
     with gr.Row():
         run = gr.Dropdown(names, value=names[0] if names else None, label=f"Run in {runs}", elem_id="run")
-    return dict(run=run, status=gr.HTML(_note(), elem_id="train-status"), curve=gr.HTML(elem_id="curve"), samples=gr.HTML(elem_id="samples"), timer=gr.Timer(1, active=False), shown=gr.State(None))
+    return dict(
+        run=run,
+        status=gr.HTML(_note(), elem_id="train-status"),
+        curve=gr.HTML(elem_id="curve"),
+        samples=gr.HTML(elem_id="samples"),
+        timer=gr.Timer(1, active=False),
+        shown=gr.State(None),
+    )
 
 
 def _settings(engine: Engine) -> list[Any]:
@@ -153,11 +194,19 @@ def _settings(engine: Engine) -> list[Any]:
 def _connect(page, blocks, settings, generate, chat, inside, training, training_tab) -> None:
     """Which control does what."""
     g, c, i, t = generate, chat, inside, training
-    gr.on([g["go"].click, g["prompt"].submit], page.generate, [g["prompt"], *settings], [g["text"], g["status"], g["kept"]], **HIDDEN)
+    gr.on(
+        [g["go"].click, g["prompt"].submit],
+        page.generate,
+        [g["prompt"], *settings],
+        [g["text"], g["status"], g["kept"]],
+        **HIDDEN,
+    )
     said = [c["message"], c["talk"], c["status"], c["kept"]]
     gr.on([c["send"].click, c["message"].submit], page.chat, [c["message"], c["kept"], *settings], said, **HIDDEN)
     gr.on([c["clear"].click, c["talk"].clear], page.forget, None, [c["talk"], c["status"], c["kept"]], **HIDDEN)
-    look = gr.on([i["go"].click, i["prompt"].submit], page.look, [i["prompt"], *settings], [i["tokens"], i["status"], i["ids"]], **HIDDEN)
+    look = gr.on(
+        [i["go"].click, i["prompt"].submit], page.look, [i["prompt"], *settings], [i["tokens"], i["status"], i["ids"]], **HIDDEN
+    )
     draw = dict(fn=page.attention, inputs=[i["ids"], i["layer"], i["head"]], outputs=[i["picture"]], **HIDDEN)
     look.then(**draw)
     gr.on([i["layer"].release, i["head"].release, i["layer"].change, i["head"].change], trigger_mode="always_last", **draw)
@@ -240,7 +289,11 @@ class Page:
                 for token in piece.tokens:
                     others = [(name(i), chance) for i, chance in token.runners_up]
                     spans.append(drawing.token_span(name(token.id), len(spans), token.logprob, others))
-                yield f'<div class="tokens">{"".join(spans)}</div>', status, [*part.ids, *part.new_ids] if piece.finish else gr.skip()
+                yield (
+                    f'<div class="tokens">{"".join(spans)}</div>',
+                    status,
+                    [*part.ids, *part.new_ids] if piece.finish else gr.skip(),
+                )
         except REFUSED as error:
             yield gr.skip(), _note(str(error), refused=True), gr.skip()
 

@@ -1,6 +1,6 @@
 """What a program asks for: from the bytes of a request to texts to write, or one sentence that says what is wrong.
 
-The fields are OpenAI's, with their defaults but for the number of tokens; top_k, min_p and repetition_penalty are ours beside them.
+The fields are OpenAI's, with their defaults but for the number of tokens; top_k, min_p and repetition_penalty are ours.
 """
 
 import json
@@ -29,7 +29,7 @@ class BadRequest(ValueError):
 
 @dataclass(frozen=True)
 class Asked:
-    """A whole request: texts to write, n for each prompt, and how to answer. `logprobs` is the number of runners-up, None for none of it."""
+    """A whole request: texts to write, n for each prompt, and how to answer. `logprobs` is the number of runners-up, or None."""
 
     requests: list[Request]
     n: int = 1
@@ -63,7 +63,9 @@ RULES = {
     "n": _number(1, MOST_TEXTS, Integral),
     "model": Rule(str, lambda value: True, "a text"),
     "stream": Rule(bool, lambda value: True, "true or false"),
-    "stream_options": Rule(Mapping, lambda value: set(value) <= {"include_usage", "include_obfuscation"}, "{include_usage: true or false}"),
+    "stream_options": Rule(
+        Mapping, lambda value: set(value) <= {"include_usage", "include_obfuscation"}, "{include_usage: true or false}"
+    ),
     "top_logprobs": _number(0, MOST_RUNNERS_UP, Integral),
 }
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
@@ -100,7 +102,9 @@ def completion(body: Mapping[str, Any], engine: Engine, model_name: str) -> Aske
     prompts = _prompts(body.get("prompt"))
     n = body.get("n", 1)
     if len(prompts) * n > MOST_TEXTS:
-        raise BadRequest(f"{len(prompts)} prompts with n = {n} are {len(prompts) * n} texts, but {MOST_TEXTS} are the most", "prompt")
+        raise BadRequest(
+            f"{len(prompts)} prompts with n = {n} are {len(prompts) * n} texts, but {MOST_TEXTS} are the most", "prompt"
+        )
     return _asked(body, [(prompt, ()) for prompt in prompts], n, settings, logprobs, engine)
 
 
@@ -143,7 +147,7 @@ def _common(body: Mapping[str, Any], own: Sequence[str], model_name: str) -> dic
     """Check all fields but those of one route; returns the settings for sampling."""
     for name, value in body.items():
         if name in NEUTRAL:
-            if not any(type(value) is type(v) and value == v or value == v == 0 for v in NEUTRAL[name]):
+            if not any((type(value) is type(v) and value == v) or value == v == 0 for v in NEUTRAL[name]):
                 raise BadRequest(f"{name} is {_shown(value)}, but this server does not do that", name)
         elif name in RULES and (name not in ("max_completion_tokens", "top_logprobs") or name in own):
             _check(name, value, RULES[name])

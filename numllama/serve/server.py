@@ -59,7 +59,10 @@ def serve_run(
         try:
             app = application(engine, model_name(model), runs if page else None, _local_names(host))
             shown = f"[{host}]" if ":" in host else host.replace("127.0.0.1", "localhost")
-            print(f"{model_name(model)}: http://{shown}:{port}  (OpenAI's routes: http://{shown}:{port}/v1; Ctrl-C ends)", flush=True)
+            print(
+                f"{model_name(model)}: http://{shown}:{port}  (OpenAI's routes: http://{shown}:{port}/v1; Ctrl-C ends)",
+                flush=True,
+            )
             Server(app, engine).serve_on(listener)
         finally:
             engine.close()
@@ -150,7 +153,9 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.bind(address)
         listener.listen(128)
     except OSError as error:
-        raise NumllamaError(f"{host}:{port} cannot be listened on: {error.strerror or error}; choose another with --port") from error
+        raise NumllamaError(
+            f"{host}:{port} cannot be listened on: {error.strerror or error}; choose another with --port"
+        ) from error
     return listener
 
 

@@ -43,7 +43,7 @@ class Log:
         try:
             with open(self.path, "rb") as file:
                 about = os.fstat(file.fileno())
-                if about.st_ino != self._file or about.st_size < self._position:       # another run, or steps are done again
+                if about.st_ino != self._file or about.st_size < self._position:  # another run, or steps are done again
                     self.lines, self._position, self._file = [], 0, about.st_ino
                 file.seek(self._position)
                 new = file.read()

@@ -42,7 +42,20 @@ def asked(prompt="abc", n=20, stop=(), runners_up=None, **settings) -> Request:
 
 
 def test_each_of_many_texts_is_what_complete_writes(engine):
-    prompts = ["abc", "a", "no\nop", "abc", "dad d", "hhh", "f", "pm", "mid", "k k", "abc abc abc abc abc abc abc", "abc abc abc abc abc abc"]
+    prompts = [
+        "abc",
+        "a",
+        "no\nop",
+        "abc",
+        "dad d",
+        "hhh",
+        "f",
+        "pm",
+        "mid",
+        "k k",
+        "abc abc abc abc abc abc abc",
+        "abc abc abc abc abc abc",
+    ]
     requests = [asked(prompt, 30, seed=i, temperature=0.9) for i, prompt in enumerate(prompts)]
     for request, written in zip(requests, write(engine, *requests), strict=True):
         expected = nl.complete(engine.model, engine.tokenizer, request.prompt, 30, sampling=request.sampling)
