@@ -1,4 +1,4 @@
-"""The page: generate, chat, look inside, training. What is written and drawn comes from elsewhere and is put in its place here."""
+"""The page: generate, chat, look inside, training. What it shows is written and drawn elsewhere."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -25,10 +25,13 @@ RUNNERS_UP = 6
 MAP_TOKENS = 40  # of an attention map: more cannot be read
 TOP_K = 200
 REFUSED = (NumllamaError, ValueError)
-THEME = gr.themes.Default(primary_hue="indigo", neutral_hue="slate")
-MOUNTED = {
-    "theme": THEME, "css_paths": Path(__file__).with_name("style.css"), "footer_links": [], "show_error": False, "max_file_size": 1,
-}  # fmt: skip
+MOUNTED = dict(
+    theme=gr.themes.Default(primary_hue="indigo", neutral_hue="slate"),
+    css_paths=Path(__file__).with_name("style.css"),
+    footer_links=[],
+    show_error=False,
+    max_file_size=1,
+)
 HIDDEN = {"api_visibility": "private", "show_progress": "hidden"}
 
 
@@ -234,8 +237,8 @@ class Page:
     def about(self) -> str:
         """The model in one line."""
         c, model = self.engine.model.config, self.engine.model
-        layers = f"{c.n_layers} layers, {c.n_heads} heads, {c.dim} wide, context {c.max_seq_len:,}"
-        return f"{count_parameters(c):,} parameters, vocabulary {c.vocab_size:,}, {layers}, {model.params.flat.dtype} on {model.device}"
+        shape = f"{c.n_layers} layers, {c.n_heads} heads, {c.dim} wide, vocabulary {c.vocab_size:,}, context {c.max_seq_len:,}"
+        return f"{count_parameters(c):,} parameters, {shape}, {model.params.flat.dtype} on {model.device}"
 
     def invitation(self) -> str:
         """What to say to this model."""
