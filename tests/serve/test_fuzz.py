@@ -2,8 +2,8 @@
 
 import gc
 import json
-import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -11,13 +11,16 @@ from serve.served import client, served, small_engine, until
 
 REQUESTS, AT_ONCE = 2000, 6
 ODD = [
-    None, True, False, 0, 1, -1, 10**400, -(10**30), 1e308, -0.0, 1e-320, 0.5, "", "a", "abc", "é", "\x00\x1b\u202e", "\ud800", "a" * 5000,
-    [], {}, [[]], [None], [1, 2], ["a", 1], [["a"]], {"a": {"b": []}}, [1e9], {"type": "text"}, "NaN", [True], [-1], [99999999999999999999],
+    None, True, False, 0, 1, -1, 10**400, -(10**30), 1e308, -0.0, 1e-320, 0.5, "", "a", "abc", "é", "\x00\x1b\u202e", "\ud800",
+    "a" * 5000, [], {}, [[]], [None], [1, 2], ["a", 1], [["a"]], {"a": {"b": []}}, [1e9], {"type": "text"}, "NaN", [True], [-1],
+    [99999999999999999999],
 ]  # fmt: skip
 FIELDS = [
-    "prompt", "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "n",
-    "stop", "stream", "stream_options", "logprobs", "top_logprobs", "model", "user", "echo", "logit_bias", "tools", "nonsense", "",
+    "prompt", "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty",
+    "seed", "n", "stop", "stream", "stream_options", "logprobs", "top_logprobs", "model", "user", "echo", "logit_bias", "tools",
+    "nonsense", "",
 ]  # fmt: skip
+NO_JSON = [b"[" * 50_000, b'{"a":' * 50_000, bytes(range(256)), b"9" * 10_000, b"NaN", b'{"prompt": Infinity}']
 PATHS = ["completions", "chat/completions", "models", "models/a%00b", "", "nothing/..", "completions/"]
 
 
@@ -44,7 +47,7 @@ def spoilt(random: Random, path: str) -> bytes:
         at = random.randint(0, len(content))
         return content[:at] + random.randbytes(random.randint(1, 20)) + content[at:]
     if kind < 0.22:
-        return random.choice([b"[" * 50_000, b'{"a":' * 50_000, random.randbytes(1000), b"9" * 10_000, b"NaN", b'{"prompt": Infinity}'])
+        return random.choice(NO_JSON)
     return content
 
 
@@ -62,6 +65,13 @@ def ask(url: str, seed: int) -> list[int]:
     return statuses
 
 
+def memory() -> int:
+    """What this process holds, in bytes; 0 where nobody says."""
+    gc.collect()
+    statm = Path("/proc/self/statm")
+    return int(statm.read_text().split()[1]) * 4096 if statm.exists() else 0
+
+
 @pytest.fixture(scope="module")
 def engine():
     return small_engine(waiting=1000)
@@ -70,21 +80,18 @@ def engine():
 def test_no_request_is_a_500_and_nothing_is_left_behind(engine):
     with served(engine) as url:
         ask(url, 0)  # what is imported and cached once is there
-        gc.collect()
-        tracemalloc.start()
+        before = memory()
         with ThreadPoolExecutor(AT_ONCE) as pool:
             statuses = [status for some in pool.map(lambda i: ask(url, i + 1), range(AT_ONCE)) for status in some]
         until(lambda: engine.texts == 0)
-        gc.collect()
-        left, _ = tracemalloc.get_traced_memory()
-        tracemalloc.stop()
+        left = memory() - before
         with client(url) as http:
             assert http.post("/v1/completions", json=dict(prompt="abc", max_tokens=3)).status_code == 200
     assert len(statuses) >= REQUESTS
     assert not [status for status in statuses if status >= 500]
     assert statuses.count(200) > REQUESTS // 20  # some do make sense
     assert statuses.count(400) > REQUESTS // 3
-    assert left < 2e6
+    assert left < 20e6
 
 
 def test_prompts_of_a_megabyte_are_refused_one_after_another_and_take_no_memory():
@@ -92,13 +99,9 @@ def test_prompts_of_a_megabyte_are_refused_one_after_another_and_take_no_memory(
     body = json.dumps(dict(prompt="abc " * 250_000)).encode()
     with served(engine) as url, client(url) as http:
         http.post("/v1/completions", content=body)
-        gc.collect()
-        tracemalloc.start()
+        before = memory()
         for _ in range(10):
             response = http.post("/v1/completions", content=body)
             assert response.status_code == 400
             assert "1,000,000 tokens" in response.json()["error"]["message"]
-        gc.collect()
-        left, _ = tracemalloc.get_traced_memory()
-        tracemalloc.stop()
-    assert left < 2e6
+        assert memory() - before < 20e6
