@@ -1,7 +1,8 @@
-"""2,000 requests that make no sense, or nearly: each is answered, none with a 500, and memory is where it was."""
+"""Requests that make no sense, or nearly: each is answered, none with a 500, and memory is where it was."""
 
 import gc
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
@@ -9,7 +10,7 @@ from random import Random
 import pytest
 from serve.served import client, served, small_engine, until
 
-REQUESTS, AT_ONCE = 2000, 6
+REQUESTS, AT_ONCE = int(os.environ.get("NUMLLAMA_FUZZ", 200)), 6  # CI asks for 2000
 ODD = [
     None, True, False, 0, 1, -1, 10**400, -(10**30), 1e308, -0.0, 1e-320, 0.5, "", "a", "abc", "é", "\x00\x1b\u202e", "\ud800",
     "a" * 5000, [], {}, [[]], [None], [1, 2], ["a", 1], [["a"]], {"a": {"b": []}}, [1e9], {"type": "text"}, "NaN", [True], [-1],
@@ -100,7 +101,7 @@ def test_prompts_of_a_megabyte_are_refused_one_after_another_and_take_no_memory(
     with served(engine) as url, client(url) as http:
         http.post("/v1/completions", content=body)
         before = memory()
-        for _ in range(10):
+        for _ in range(4):
             response = http.post("/v1/completions", content=body)
             assert response.status_code == 400
             assert "1,000,000 tokens" in response.json()["error"]["message"]
