@@ -19,7 +19,7 @@ from numllama.serve.requests import Asked, BadRequest
 
 BODY_BYTES = 2 * 2**20
 BODY_SECONDS = 30  # for a body to arrive
-PAUSE = 0.015  # between two events of a stream: what is written meanwhile comes as one, and writing goes on undisturbed
+PAUSE = 0.04  # between two events of a stream: what is written meanwhile comes as one, and writing goes on undisturbed
 
 
 def routes(engine: Engine, model_name: str) -> list[Route]:
