@@ -7,9 +7,9 @@ from numllama.lazy import lazy
 if TYPE_CHECKING:  # the public API; each name is imported when it is first asked for
     from numllama import ops
     from numllama.errors import CheckpointError, DataError, DeviceError, NumllamaError, TrainingError
+    from numllama.generation.config import SamplingConfig
     from numllama.generation.generate import generate, stream
     from numllama.generation.kv_cache import KVCache
-    from numllama.generation.sampling import SamplingConfig
     from numllama.generation.text import complete
     from numllama.gradcheck import GradientError, gradcheck
     from numllama.interop.load import load

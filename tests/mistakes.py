@@ -651,7 +651,7 @@ MISTAKES = [
     ),
     Mistake(
         "all rows of a batch drawn with one seed",
-        "generation/sampling.py", "self.seed + row) for row in range(rows)]", "self.seed) for row in range(rows)]",
+        "generation/config.py", "self.seed + row) for row in range(rows)]", "self.seed) for row in range(rows)]",
         "generation/test_generate.py::test_a_row_is_drawn_as_it_would_be_alone",
     ),
     Mistake(

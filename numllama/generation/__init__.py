@@ -7,6 +7,6 @@ __all__ = ["KVCache", "SamplingConfig", "generate", "stream", "complete", "strea
 lazy(__name__, {
     "numllama.generation.generate": "generate stream",
     "numllama.generation.kv_cache": "KVCache",
-    "numllama.generation.sampling": "SamplingConfig",
+    "numllama.generation.config": "SamplingConfig",
     "numllama.generation.text": "complete stream_text",
 })  # fmt: skip
