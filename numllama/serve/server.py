@@ -145,6 +145,7 @@ def _listen(host: str, port: int) -> socket.socket:
     """A socket that listens, so that two servers never share a port."""
     if not 0 <= port <= 65535:
         raise ValueError(f"port is {port}, but must lie in 0..65535")
+    listener = None
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family)
@@ -153,9 +154,10 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.bind(address)
         listener.listen(128)
     except OSError as error:
-        raise NumllamaError(
-            f"{host}:{port} cannot be listened on: {error.strerror or error}; choose another with --port"
-        ) from error
+        if listener is not None:
+            listener.close()
+        why = error.strerror or error
+        raise NumllamaError(f"{host}:{port} cannot be listened on: {why}; choose another with --port") from error
     return listener
 
 
