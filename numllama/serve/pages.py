@@ -44,20 +44,21 @@ class Settings(NamedTuple):
     min_p: float
     repetition_penalty: float
     max_new_tokens: int
-    seed: float | None
+    seed: str
     stop: str
 
     def request(self, engine: Engine, prompt: Any, stop: tuple[str, ...] = (), runners_up: int | None = None) -> Request:
         """What the engine is asked for; a control at its neutral end is no filter."""
-        if self.seed is not None and not (0 <= self.seed < 2**63 and self.seed == int(self.seed)):
-            raise ValueError(f"seed is {self.seed}, but must be a whole number that is not negative")
+        seed = self.seed.strip()
+        if seed and not (seed.isdecimal() and int(seed[:20]) < 2**63):
+            raise ValueError(f"seed is {seed[:30]!r}, but must be a whole number that is not negative")
         sampling = SamplingConfig(
             temperature=self.temperature,
             top_k=int(self.top_k) or None,
             top_p=None if self.top_p == 1 else self.top_p,
             min_p=self.min_p or None,
             repetition_penalty=self.repetition_penalty,
-            seed=None if self.seed is None else int(self.seed),
+            seed=int(seed) if seed else None,
             stop_ids=engine.model.stop_ids,
         )
         own = (self.stop.replace("\\n", "\n"),) if self.stop else ()
@@ -189,7 +190,7 @@ def _settings(engine: Engine) -> list[Any]:
         gr.Slider(0, 1, 0, step=0.01, label="Min-p (0: all)", elem_id="min-p"),
         gr.Slider(0.5, 2, 1, step=0.05, label="Repetition penalty (1: none)", elem_id="repetition-penalty"),
         gr.Slider(1, most, min(256, most), step=1, label="Max new tokens", elem_id="max-new-tokens"),
-        gr.Number(None, label="Seed", info="empty: another text each time", precision=0, elem_id="seed"),
+        gr.Textbox("", label="Seed", info="empty: another text each time", elem_id="seed", max_lines=1),
         gr.Textbox("", label="Stop at", info="a text that ends it; \\n is a new line", elem_id="stop-at", max_lines=1),
     ]
 
@@ -249,6 +250,7 @@ class Page:
     async def generate(self, request: gr.Request, prompt: str, *settings: Any) -> AsyncIterator[tuple]:
         """Prompt and text, as it is written; at the end it is kept in the browser."""
         text = prompt
+        yield gr.skip(), _note("…"), gr.skip()
         try:
             async for piece, status in self._write(Settings(*settings).request(self.engine, prompt), request):
                 text += piece.text

@@ -96,7 +96,10 @@ class Tab:
         for name, value in settings.items():
             self.set(name.replace("_", "-"), value)
         self.page.fill("#prompt textarea", prompt)
+        before = self.page.locator("#status .note").inner_text()
         self.page.click("#go")
+        script = "before => document.querySelector('#status .note').innerText !== before"
+        self.page.wait_for_function(script, arg=before)
         return self.wait("#status", ENDS)
 
     def close(self):
