@@ -21,6 +21,36 @@ MODEL = "model/test_transformer.py"
 
 MISTAKES = [
     Mistake(
+        "a text that nobody waits for is written to its end",
+        "serve/engine.py", "        self.cancelled = True", "        self.cancelled = False",
+        "serve/test_engine.py::test_a_text_that_nobody_waits_for_ends_at_once",
+    ),
+    Mistake(
+        "two texts of one prompt drawn with the same seed",
+        "serve/requests.py", "None if seed is None else seed + i", "seed",
+        "serve/test_api.py::test_the_client_gets_several_texts_of_several_prompts",
+    ),
+    Mistake(
+        "a kept cache that belongs to another prompt",
+        "serve/engine.py", "if best is None or common(best) < WORTH_KEEPING:", "if best is None:",
+        "serve/test_engine.py::test_only_a_few_caches_are_kept",
+    ),
+    Mistake(
+        "another person's page may ask",
+        "serve/guard.py", "if origin and _host(origin) != host and", "if origin and _host(origin) == host and",
+        "serve/test_api.py::test_other_peoples_pages_are_kept_out",
+    ),
+    Mistake(
+        "the last window of a text is not evaluated",
+        "training/evaluate.py", "if rest.shape[1] > 1:", "if rest.shape[1] > seq_len:",
+        "test_commands.py::test_eval_is_the_mean_over_every_token_but_the_first",
+    ),
+    Mistake(
+        "a token's text is markup",
+        "serve/drawing.py", "return escape(shown)", "return (shown)",
+        "serve/test_drawing.py::test_texts_stay_texts",
+    ),
+    Mistake(
         "the weight's gradient transposed, and reshaped until it fits",
         "ops/linear.py", "dweight = dout.T @ x.reshape(-1, I) ", "dweight = (x.reshape(-1, I).T @ dout).reshape(O, I) ",
         "ops/test_linear.py::test_gradients",
@@ -641,7 +671,7 @@ MISTAKES = [
     ),
     Mistake(
         "all rows of a batch drawn with one seed",
-        "generation/sampling.py", "self.seed + row) for row in range(rows)]", "self.seed) for row in range(rows)]",
+        "generation/config.py", "self.seed + row) for row in range(rows)]", "self.seed) for row in range(rows)]",
         "generation/test_generate.py::test_a_row_is_drawn_as_it_would_be_alone",
     ),
     Mistake(
