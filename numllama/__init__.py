@@ -1,15 +1,29 @@
 """numllama: a Llama language model in pure NumPy, every forward and every backward written by hand."""
 
-from numllama import ops
-from numllama.errors import CheckpointError, DataError, DeviceError, NumllamaError, TrainingError
-from numllama.generation import KVCache, SamplingConfig, complete, generate, stream
-from numllama.gradcheck import GradientError, gradcheck
-from numllama.interop import load
-from numllama.model import PRESETS, LoraConfig, ModelConfig, Transformer, count_parameters
-from numllama.optim import SGD, AdamW, clip_grad_norm, cosine_schedule
-from numllama.tokenizer import CharTokenizer, Tokenizer
-from numllama.training import Dataset, StepReport, TrainConfig, Trainer, load_dataset, load_run
-from numllama.training.conversations import load_conversations
+from typing import TYPE_CHECKING
+
+from numllama.lazy import lazy
+
+if TYPE_CHECKING:  # the public API; each name is imported when it is first asked for
+    from numllama import ops
+    from numllama.errors import CheckpointError, DataError, DeviceError, NumllamaError, TrainingError
+    from numllama.generation.config import SamplingConfig
+    from numllama.generation.generate import generate, stream
+    from numllama.generation.kv_cache import KVCache
+    from numllama.generation.text import complete
+    from numllama.gradcheck import GradientError, gradcheck
+    from numllama.interop.load import load
+    from numllama.model.config import PRESETS, ModelConfig
+    from numllama.model.lora import LoraConfig
+    from numllama.model.parameters import count_parameters
+    from numllama.model.transformer import Transformer
+    from numllama.optim import SGD, AdamW, clip_grad_norm, cosine_schedule
+    from numllama.tokenizer import CharTokenizer, Tokenizer
+    from numllama.training.checkpoint import load_run
+    from numllama.training.config import TrainConfig
+    from numllama.training.conversations import load_conversations
+    from numllama.training.data import Dataset, load_dataset
+    from numllama.training.trainer import StepReport, Trainer
 
 __version__ = "0.1.0"
 
@@ -23,3 +37,16 @@ __all__ = [
     "load", "generate", "stream", "complete", "SamplingConfig", "KVCache",
     "NumllamaError", "CheckpointError", "DataError", "DeviceError", "TrainingError",
 ]
+
+lazy(__name__, {
+    "numllama.ops": "",
+    "numllama.gradcheck": "gradcheck GradientError",
+    "numllama.model": "ModelConfig PRESETS LoraConfig Transformer count_parameters",
+    "numllama.optim": "AdamW SGD cosine_schedule clip_grad_norm",
+    "numllama.tokenizer": "Tokenizer CharTokenizer",
+    "numllama.training": "Dataset load_dataset Trainer TrainConfig StepReport load_run",
+    "numllama.training.conversations": "load_conversations",
+    "numllama.interop": "load",
+    "numllama.generation": "generate stream complete SamplingConfig KVCache",
+    "numllama.errors": "NumllamaError CheckpointError DataError DeviceError TrainingError",
+})  # fmt: skip

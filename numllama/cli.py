@@ -1,38 +1,55 @@
-"""The command line:  numllama train | plan | prepare | finetune | generate | chat | doctor
+"""The command line:
+    numllama train | plan | prepare | finetune | generate | chat | serve | eval | inspect | convert | bench | doctor
 
-Every field of ModelConfig, TrainConfig and SamplingConfig is a flag. Exit codes: 0, 2 for what the user can mend, 130 after
-Ctrl-C.
+Every field of ModelConfig, TrainConfig and SamplingConfig is a flag. Exit codes: 0; 2 for what the user can mend; 1 for what
+only we can, with a traceback; 130 after Ctrl-C. Each command imports what it needs itself, so that help is there at once.
 """
 
+import json
 import os
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, make_dataclass
+from inspect import cleandoc
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from cyclopts import App, Parameter
+from cyclopts import App, CycloptsError, Parameter
 
 from numllama import __version__
-from numllama.backend import out_of_memory
 from numllama.errors import NumllamaError
 from numllama.generation import SamplingConfig
-from numllama.generation.run import chat_run, generate_run
-from numllama.model import LoraConfig, ModelConfig
-from numllama.training.config import TrainConfig
-from numllama.training.finetune import Tuning, finetune_run, resume_run
+from numllama.model import ModelConfig
+from numllama.training import TrainConfig
 from numllama.training.plan import Plan
-from numllama.training.prepare import prepare_texts
-from numllama.training.run import train_run
 
-app = App(name="numllama", version=__version__, help="A Llama language model in pure NumPy, every gradient by hand.")
+ABOUT = "A Llama language model in pure NumPy, every gradient by hand."
+app = App(name="numllama", version=__version__, help=ABOUT, help_format="plaintext")
+
+
+def _flowing(doc: str) -> str:
+    """A docstring whose descriptions are one line each: the terminal knows better where to break them."""
+    doc = re.sub(r"(?m)((?:^ {4}.*\n)+)", lambda text: f"    {' '.join(text[0].split())}\n", cleandoc(doc) + "\n")
+    return doc.replace("``", "")
+
+
+def _command(name: str) -> Callable[[Callable], Callable]:
+    """Register a command, described by its docstring."""
+
+    def register(function: Callable) -> Callable:
+        function.__doc__ = _flowing(function.__doc__)
+        return app.command(function, name=name)
+
+    return register
 
 
 def _flags(config: type, leave_out: Sequence[str]) -> type:
     """The fields of a configuration as optional flags: None means "as the preset says"."""
     names = [(f.name, f.type | None, None) for f in fields(config) if f.name not in leave_out]
     made = make_dataclass(config.__name__, names, frozen=True)
-    made.__doc__, made.__module__ = config.__doc__, __name__
+    made.__doc__ = _flowing(config.__doc__)
+    made.__module__ = __name__
     return made
 
 
@@ -41,10 +58,11 @@ TrainFlags = _flags(TrainConfig, leave_out=())
 SamplingFlags = _flags(SamplingConfig, leave_out=("seed", "stop_ids"))
 NO_MODEL_FLAGS, NO_TRAIN_FLAGS, NO_SAMPLING_FLAGS = ModelFlags(), TrainFlags(), SamplingFlags()
 Sampling = Annotated[SamplingFlags, Parameter(name="*", group="Sampling")]
+JsonFlag = Annotated[bool, Parameter(name="--json", negative=())]
 TEMPERATURE = 0.8  # on the command line: a text rather than a sample of the distribution
 
 
-@app.command
+@_command("train")
 def train(
     *,
     data: Path | None = None,
@@ -77,6 +95,8 @@ def train(
         Go on with the run in --out, or with the newest one. auto: begin if there is none, and if the newest checkpoint is
         damaged go on from the one before it; settings may be given again.
     """
+    from numllama.training.run import train_run
+
     return train_run(data, preset, device, out, resume, _given(model), _given(training), tokenizer)
 
 
@@ -84,7 +104,7 @@ PlanFlags = _flags(Plan, leave_out=("config",))
 NO_PLAN_FLAGS = PlanFlags()
 
 
-@app.command
+@_command("plan")
 def plan(
     *,
     preset: str = "llama-3-8b",
@@ -107,7 +127,7 @@ def plan(
     return 0
 
 
-@app.command
+@_command("prepare")
 def prepare(
     *texts: Path,
     out: Path,
@@ -141,10 +161,12 @@ def prepare(
     workers
         Processes. Default one for each core if there is much to do.
     """
+    from numllama.training.prepare import prepare_texts
+
     return prepare_texts(list(texts), out, vocab_size, tokenizer, pattern, documents, errors, workers)
 
 
-@app.command
+@_command("finetune")
 def finetune(
     model: Path | None = None,
     *,
@@ -198,6 +220,9 @@ def finetune(
     resume
         Go on with the run in --out.
     """
+    from numllama.model import LoraConfig
+    from numllama.training.finetune import Tuning, finetune_run, resume_run
+
     given = dict(model=model, data=data, val_data=val_data, full=full or None, rank=rank, alpha=alpha, targets=targets or None)
     given |= dict(epochs=epochs, chat_template=chat_template, tokenizer=tokenizer)
     if resume:
@@ -217,23 +242,31 @@ def finetune(
     return finetune_run(tuning, out, device, epochs, _given(training))
 
 
-@app.command
-def doctor() -> int:
+@_command("doctor")
+def doctor(*, as_json: JsonFlag = False) -> int:
     """Say what training on a GPU needs, what of it is here, and which command mends what is not.
 
     Exit code 0 if a GPU can be used, else 2. Training on a CPU needs none of it.
+
+    Example: numllama doctor --json
+
+    Parameters
+    ----------
+    as_json
+        Print JSON, for a program to read.
     """
     from numllama.cuda.doctor import examine, first_problem
 
     findings = examine()
-    for part, found, mend in findings:
-        print(f"{part:9} {found}" if found else f"{part:9} MISSING: {mend}")
     problem = first_problem(findings)
-    print(f"\ndevice 'cuda' cannot be used yet, mend first: {problem.part}" if problem else "\ndevice 'cuda' can be used")
+    verdict = f"device 'cuda' cannot be used yet, mend first: {problem.part}" if problem else "device 'cuda' can be used"
+    lines = [f"{part:9} {found}" if found else f"{part:9} MISSING: {mend}" for part, found, mend in findings]
+    values = {"cuda": problem is None, "findings": [finding._asdict() for finding in findings]}
+    _print(values, "\n".join([*lines, "", verdict]), as_json)
     return 2 if problem else 0
 
 
-@app.command
+@_command("generate")
 def generate(
     model: Path,
     *,
@@ -274,12 +307,14 @@ def generate(
     sampling
         How the next token is drawn; the temperature is 0.8 by default.
     """
+    from numllama.generation.run import generate_run
+
     settings = {"temperature": TEMPERATURE, **_given(sampling)}
     limits = dict(max_new_tokens=max_new_tokens, stop=stop, window=window, seed=seed)
     return generate_run(model, tokenizer, device, dtype, prompt, **limits, **settings)
 
 
-@app.command
+@_command("chat")
 def chat(
     model: Path,
     *,
@@ -319,8 +354,207 @@ def chat(
     sampling
         How the next token is drawn; the temperature is 0.8 by default.
     """
+    from numllama.generation.run import chat_run
+
     settings = {"temperature": TEMPERATURE, **_given(sampling)}
     return chat_run(model, tokenizer, device, dtype, system, max_new_tokens=max_new_tokens, window=window, seed=seed, **settings)
+
+
+@_command("serve")
+def serve(
+    model: Path,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    runs: Path = Path("runs"),
+    page: bool = True,
+    prompt_tokens: int = 4096,
+    new_tokens: int = 1024,
+    running: int = 8,
+    waiting: int = 32,
+    device: str = "cpu",
+    dtype: str | None = None,
+    tokenizer: Path | None = None,
+) -> int:
+    """Open a page to generate, chat, look inside and watch a training, with OpenAI's routes on the same port. Ctrl-C ends it.
+
+    Only this machine can reach it, and nothing is sent anywhere.
+
+    Example: numllama serve runs/shakespeare-cpu
+
+    Parameters
+    ----------
+    model
+        A training run, a Hugging Face folder, a .safetensors or a llama2.c .bin.
+    host
+        Where to listen; 0.0.0.0 lets other machines in, and asks nobody for a password.
+    port
+        Of the page and of /v1; 0 for any that is free.
+    runs
+        Folder of the training runs that the page shows.
+    page
+        Serve the page too, which needs Gradio.
+    prompt_tokens
+        The longest prompt.
+    new_tokens
+        The longest text.
+    running
+        Texts that are written at the same time.
+    waiting
+        Texts that wait for their turn; more are refused.
+    device
+        cpu, cuda, or cuda:N.
+    dtype
+        float32, float64, or bfloat16: weights in two bytes.
+    tokenizer
+        Its file or folder. Default the one beside the model.
+    """
+    from numllama.serve.engine import Limits
+    from numllama.serve.server import serve_run
+
+    limits = Limits(prompt_tokens, new_tokens, running, waiting)
+    return serve_run(model, tokenizer, device, dtype, host, port, runs, page, limits)
+
+
+@_command("eval")
+def evaluate(
+    model: Path,
+    file: Path,
+    *,
+    seq_len: int | None = None,
+    as_json: JsonFlag = False,
+    device: str = "cpu",
+    dtype: str | None = None,
+    tokenizer: Path | None = None,
+) -> int:
+    """Say how well a model predicts a text: loss, perplexity, bits for each byte.
+
+    Example: numllama eval runs/shakespeare-cpu play.txt
+
+    Parameters
+    ----------
+    model
+        A training run, a Hugging Face folder, a .safetensors or a llama2.c .bin.
+    file
+        A UTF-8 text, or a token file (.bin, .npy).
+    seq_len
+        Tokens in a window: each sees those before it in its own. Default the model's max_seq_len.
+    as_json
+        Print JSON, for a program to read.
+    device
+        cpu, cuda, or cuda:N.
+    dtype
+        float32, float64, or bfloat16: weights in two bytes.
+    tokenizer
+        Its file or folder. Default the one beside the model.
+    """
+    from numllama.generation.run import open_model
+    from numllama.training.evaluate import evaluate_file
+
+    found = evaluate_file(*open_model(model, tokenizer, device, dtype), file, seq_len)
+    bits = "unknown" if found["bits_per_byte"] is None else f"{found['bits_per_byte']:.4f}"
+    text = f"loss            {found['loss']:.4f}\nperplexity      {found['perplexity']:.4g}\nbits per byte   {bits}"
+    _print(found, f"{text}\ntokens          {found['tokens']:,}", as_json)
+    return 0
+
+
+@_command("inspect")
+def inspect(model: Path, *, as_json: JsonFlag = False, dtype: str | None = None) -> int:
+    """Say what a model is made of: its configuration, parameters part by part, dtype and size.
+
+    Example: numllama inspect path/to/Llama-3.2-1B --json
+
+    Parameters
+    ----------
+    model
+        A training run, a Hugging Face folder, a .safetensors or a llama2.c .bin.
+    as_json
+        Print JSON, for a program to read; it lists every tensor too.
+    dtype
+        As what to load it: float32, float64 or bfloat16.
+    """
+    import numllama
+    from numllama.interop.inspect import as_text
+    from numllama.interop.inspect import inspect as look
+
+    found = look(numllama.load(model, dtype))
+    _print(found, as_text(found), as_json)
+    return 0
+
+
+@_command("convert")
+def convert(source: Path, target: Path, *, dtype: str | None = None, tokenizer: Path | None = None) -> int:
+    """Write a model as others read it: as a Hugging Face folder, or as llama2.c's .bin.
+
+    Example: numllama convert stories15M.bin stories15M --tokenizer tokenizer.bin
+
+    Parameters
+    ----------
+    source
+        A training run, a Hugging Face folder, a .safetensors or a llama2.c .bin.
+    target
+        A new folder, or a name that ends in .bin.
+    dtype
+        Of the weights: float32, float64 or bfloat16.
+    tokenizer
+        Goes into the folder. Default the one beside the source.
+    """
+    from numllama.interop.convert import convert as write
+
+    print(write(source, target, dtype, tokenizer))
+    return 0
+
+
+@_command("bench")
+def bench(
+    model: Path,
+    *,
+    prompt_tokens: int = 64,
+    new_tokens: int = 64,
+    batch_size: int = 1,
+    rounds: int = 3,
+    as_json: JsonFlag = False,
+    device: str = "cpu",
+    dtype: str | None = None,
+) -> int:
+    """Measure how fast a model is on this machine: the prompt, and one token after another.
+
+    Example: numllama bench stories15M.bin --new-tokens 200
+
+    Parameters
+    ----------
+    model
+        A training run, a Hugging Face folder, a .safetensors or a llama2.c .bin.
+    prompt_tokens
+        Random ones.
+    new_tokens
+        Behind them.
+    batch_size
+        Sequences at the same time.
+    rounds
+        The medians of so many are printed.
+    as_json
+        Print JSON, for a program to read.
+    device
+        cpu, cuda, or cuda:N.
+    dtype
+        float32, float64, or bfloat16: weights in two bytes.
+    """
+    import numllama
+    from numllama.generation.bench import bench as measure
+
+    found = measure(numllama.load(model, dtype, device), prompt_tokens, new_tokens, batch_size, rounds)
+    first, later = found["prefill_tokens_per_second"], found["decode_tokens_per_second"]
+    text = f"prompt          {first:,.0f} tokens/s\nnew tokens      {later:,.0f} tokens/s, {found['ms_per_token']:.2f} ms each"
+    _print(found, text, as_json)
+    return 0
+
+
+app.register_install_completion_command(help="Let this shell complete commands and flags.")
+
+
+def _print(values: dict[str, Any], text: str, as_json: bool) -> None:
+    print(json.dumps(values, indent=1, ensure_ascii=False, default=str) if as_json else text)
 
 
 def _given(flags: Any) -> dict[str, Any]:
@@ -334,11 +568,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
-        sys.exit(app(arguments))
+        sys.exit(app(arguments, exit_on_error=False))
+    except CycloptsError:  # it has been printed
+        sys.exit(2)
     except (NumllamaError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except MemoryError as error:
+        from numllama.backend import out_of_memory
+
         print(f"error: {out_of_memory(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -22,6 +22,36 @@ GRAPH = "cuda/test_graph.py::test_ten_replayed_steps_are_ten_plain_steps_bit_for
 
 MISTAKES = [
     Mistake(
+        "a text that nobody waits for is written to its end",
+        "serve/engine.py", "        self.cancelled = True", "        self.cancelled = False",
+        "serve/test_engine.py::test_a_text_that_nobody_waits_for_ends_at_once",
+    ),
+    Mistake(
+        "two texts of one prompt drawn with the same seed",
+        "serve/requests.py", "None if seed is None else seed + i", "seed",
+        "serve/test_api.py::test_the_client_gets_several_texts_of_several_prompts",
+    ),
+    Mistake(
+        "a kept cache that belongs to another prompt",
+        "serve/engine.py", "if best is None or common(best) < WORTH_KEEPING:", "if best is None:",
+        "serve/test_engine.py::test_only_a_few_caches_are_kept",
+    ),
+    Mistake(
+        "another person's page may ask",
+        "serve/guard.py", "if origin and _host(origin) != host and", "if origin and _host(origin) == host and",
+        "serve/test_api.py::test_other_peoples_pages_are_kept_out",
+    ),
+    Mistake(
+        "the last window of a text is not evaluated",
+        "training/evaluate.py", "if rest.shape[1] > 1:", "if rest.shape[1] > seq_len:",
+        "test_commands.py::test_eval_is_the_mean_over_every_token_but_the_first",
+    ),
+    Mistake(
+        "a token's text is markup",
+        "serve/drawing.py", "return escape(shown)", "return (shown)",
+        "serve/test_drawing.py::test_texts_stay_texts",
+    ),
+    Mistake(
         "the weight's gradient transposed, and reshaped until it fits",
         "ops/linear.py", "dweight = dout.T @ x.reshape(-1, I) ", "dweight = (x.reshape(-1, I).T @ dout).reshape(O, I) ",
         "ops/test_linear.py::test_gradients",
@@ -648,6 +678,26 @@ MISTAKES = [
         "generation/test_decode.py::test_each_step_is_the_full_forwards_last_place",
     ),
     Mistake(
+        "neighbours multiplied as complex numbers without the conjugate",
+        "generation/products.py", "np.conjugate(x, conjugate)", "np.copyto(conjugate, x)",
+        "generation/test_decode.py::test_products_by_complex_numbers_are_the_same_products",
+    ),
+    Mistake(
+        "parts of a step that do not wait for each other's branch",
+        "generation/decode.py", "        meeting.wait(self.i)\n", "",
+        "generation/test_decode.py::test_parts_wait_for_each_other",
+    ),
+    Mistake(
+        "a part with the columns of another part's heads",
+        "generation/decode.py", 'product(w["wo"][:, of_q], self.mixed', 'product(w["wo"][:, : len(self.mixed)], self.mixed',
+        "generation/test_decode.py::test_any_number_of_cores_gives_the_same_logits",
+    ),
+    Mistake(
+        "queries at a prompt's end turned by the angles of its beginning",
+        "model/block.py", "else table[..., -n:, :]", "else table[..., :n, :]",
+        "generation/test_prefill.py::test_only_the_last_tokens_logits_where_no_more_are_asked_for",
+    ),
+    Mistake(
         "a nucleus without the token that reaches top_p",
         "generation/sampling.py", "dropped = below <= 1 - p", "dropped = below <= 1 - p + 0.1",
         "generation/test_sampling.py::test_top_p_keeps_the_fewest_likeliest_that_sum_to_p",
@@ -664,7 +714,7 @@ MISTAKES = [
     ),
     Mistake(
         "all rows of a batch drawn with one seed",
-        "generation/sampling.py", "self.seed + row) for row in range(rows)]", "self.seed) for row in range(rows)]",
+        "generation/config.py", "self.seed + row) for row in range(rows)]", "self.seed) for row in range(rows)]",
         "generation/test_generate.py::test_a_row_is_drawn_as_it_would_be_alone",
     ),
     Mistake(

@@ -1,8 +1,12 @@
 """Generation: from a model to text."""
 
-from numllama.generation.generate import generate, stream
-from numllama.generation.kv_cache import KVCache
-from numllama.generation.sampling import SamplingConfig
-from numllama.generation.text import complete, stream_text
+from numllama.lazy import lazy
 
 __all__ = ["KVCache", "SamplingConfig", "generate", "stream", "complete", "stream_text"]
+
+lazy(__name__, {
+    "numllama.generation.generate": "generate stream",
+    "numllama.generation.kv_cache": "KVCache",
+    "numllama.generation.config": "SamplingConfig",
+    "numllama.generation.text": "complete stream_text",
+})  # fmt: skip

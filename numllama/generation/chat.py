@@ -58,10 +58,7 @@ class Chat:
         return self._answer(self.last)
 
     def _stream(self, messages: list[dict[str, str]]) -> TextStream:
-        if has_chat_template(self.tokenizer):
-            prompt, stop = self.tokenizer.apply_chat_template(messages), ()
-        else:
-            prompt, stop = "".join(message["content"] + PARAGRAPH for message in messages), PARAGRAPH
+        prompt, stop = chat_prompt(self.tokenizer, messages)
         settings = dict(kv_cache=self.kv_cache, sampling=self.sampling)
         return stream_text(self.model, self.tokenizer, prompt, self.max_new_tokens, stop, **settings)
 
@@ -71,6 +68,13 @@ class Chat:
         for piece in pieces:
             answer["content"] += piece
             yield piece
+
+
+def chat_prompt(tokenizer: Tokenizer | CharTokenizer, messages: list[dict[str, str]]) -> tuple[list[int] | str, tuple[str, ...]]:
+    """What a model is given to answer, and the texts that end its answer."""
+    if has_chat_template(tokenizer):
+        return tokenizer.apply_chat_template(messages), ()
+    return "".join(message["content"] + PARAGRAPH for message in messages), (PARAGRAPH,)
 
 
 def has_chat_template(tokenizer: Tokenizer | CharTokenizer) -> bool:

@@ -1,23 +1,25 @@
 """One new token for each sequence: the model's forward pass, on a CPU as few calls as possible.
 
 Decoding one sequence is a pass over all weights, and the speed of memory is the limit, as long as nothing is in the way. A small
-model's products take microseconds, and so does each call from Python. So `Decoder` runs the very formulas of `ops` in place, in
+model's products take microseconds, and so does each call from Python. So a `Part` runs the very formulas of `ops` in place, in
 buffers and on views that are made once:
 
 - A sequence is a *column*: activations are (C, B), and a product, weight @ x, reads the weight in the order in which it lies.
 - wq|wk|wv and w_gate|w_up lie next to each other: each is one product.
-- One column is left to BLAS, whose threads share every product: they wait for the next one, and are there at once.
-- For several columns a weight is cut into blocks of rows (`blocks`): BLAS multiplies a small matrix as it is, where it would
-  first copy all of a large one into another order, which takes longer than the few columns' products. Blocks of what is large,
-  such as the head, are shared out to one thread of ours for each core.
+- One column is left to BLAS, whose threads wait for the next product, and are there at once (`products.complex_product`).
+- For several columns a weight is cut into blocks of rows (`products.blocks`): BLAS multiplies a small matrix as it is, where it
+  would first copy all of a large one into another order, which takes longer than the few columns' products.
+- Cores share several columns as Shoeybi et al. 2019 share a model among GPUs: each has some heads, some hidden units and some of
+  the vocabulary, and computes its part of both branches of a layer, which then add up. They meet twice in a layer.
 
 What `Decoder` does not know (anything but a Llama on a CPU), the model's own forward does. Both give the same logits.
 """
 
 import math
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from queue import SimpleQueue
+from threading import Lock
 from types import SimpleNamespace
 
 import numpy as np
@@ -25,14 +27,14 @@ import numpy as np
 from numllama import ops
 from numllama.backend import Array
 from numllama.generation.kv_cache import KVCache
-from numllama.model import Transformer
+from numllama.generation.products import product, products
+from numllama.model import ModelConfig, Transformer
+from numllama.model.parameters import count_parameters
 from numllama.processes import available_cores
 from numllama.training.parallel import one_blas_thread
 
-# Waking another thread takes some 50 microseconds, in which a core makes half as many multiplications: less is not worth it.
-SHARED_PRODUCTS = 5 * 10**6
-# OpenBLAS multiplies matrices as they are up to a million multiplications, and rows by the dozen.
-SMALL_PRODUCT, FEWEST_ROWS, MOST_ROWS = 10**6, 16, 200
+# To meet takes some 50 microseconds, in which a core makes a million multiplications; and threads wait for Python's lock, too.
+SHARED_PRODUCTS = 10**7  # between two meetings, at least
 TABLE = 256  # positions of RoPE's table that are computed at a time
 
 
@@ -49,156 +51,167 @@ class Decoder:
     def __init__(self, model: Transformer, kv_cache: KVCache) -> None:
         self.model, self.cache = model, kv_cache
         self.plain = is_plain(model)
-        if self.plain:
-            self._prepare()
+        if not self.plain:
+            return
+        c, B = model.config, kv_cache.batch_size
+        n = part_count(c, B)
+        self.logits = np.empty((B, c.vocab_size), model.dtype)
+        branches = np.empty((2, n, c.dim, B), model.dtype)
+        self.parts = [Part(model, kv_cache, i, n, branches, self.logits) for i in range(n)]
+        self.pool = ThreadPoolExecutor(n - 1) if n > 1 else None
 
     def step(self, tokens: np.ndarray) -> Array:
         """Logits (B, V) after one more token in each sequence, (B,). The next step may overwrite them."""
         if not self.plain:
             return self.model.forward(tokens[:, None], kv_cache=self.cache, last=1)[:, 0]
         self.cache.reserve(len(tokens), 1)
+        meeting = Meeting(len(self.parts))
         with one_blas_thread() if len(tokens) > 1 else nullcontext():
-            self._forward(tokens)
+            others = [self.pool.submit(part.run, tokens, meeting) for part in self.parts[1:]]
+            self.parts[0].run(tokens, meeting)
+            for other in others:
+                other.result()
+        if meeting.error:
+            raise meeting.error
         self.cache.advance(tokens[:, None])
         return self.logits
 
-    # -------------------------------------------------------------------------------------------- made once
 
-    def _prepare(self) -> None:
-        c, B, params, dtype = self.model.config, self.cache.batch_size, self.model.params, self.model.dtype
-        C, D, H, K, F = c.dim, c.head_dim, c.n_heads, c.n_kv_heads, c.ffn_dim
-        R = H // K
-        self.helpers = available_cores() - 1
-        self.pool = ThreadPoolExecutor(max(1, self.helpers))
+class Part:
+    """What one core does for a token: some key heads and their queries, some hidden units, some of the vocabulary.
+
+    Parameters
+    ----------
+    model : Transformer
+    kv_cache : KVCache
+    i, n : int
+        Which part, and of how many.
+    branches : array, shape (2, n, C, B)
+        What the parts of attention and of the feed-forward block add to the residual stream.
+    logits : array, shape (B, V)
+    """
+
+    def __init__(self, model: Transformer, kv_cache: KVCache, i: int, n: int, branches: Array, logits: Array) -> None:
+        c, B, params, dtype = model.config, kv_cache.batch_size, model.params, model.dtype
+        self.model, self.cache, self.i, self.branches = model, kv_cache, i, branches
+        sizes = c.n_kv_heads, c.ffn_dim, c.vocab_size
+        self.heads, units, tokens = (slice(size * i // n, size * (i + 1) // n) for size in sizes)
+        C, D, R, F, V = c.dim, c.head_dim, c.n_heads // c.n_kv_heads, units.stop - units.start, tokens.stop - tokens.start
+        K = self.heads.stop - self.heads.start
+        H, of_k, of_q = R * K, rows(self.heads, D), rows(self.heads, R * D)
         buffer = lambda *shape: np.empty(shape, dtype)  # noqa: E731
+        number = lambda value: np.array(value, dtype)  # noqa: E731      a Python number is converted again at each call
 
-        self.x, self.n, self.branch, self.rms = buffer(C, B), buffer(C, B), buffer(C, B), buffer(1, B)
-        self.qkv, self.mixed = buffer((H + 2 * K) * D, B), buffer(H * D, B)
-        self.gate_up, self.hidden = buffer(2 * F, B), buffer(F, B)
-        self.gate, self.up = self.gate_up[:F], self.gate_up[F:]
-        self.q, self.out = buffer(B, K, R, D), buffer(B, K, R, D)
-        self.columns, self.logits = buffer(c.vocab_size, B), buffer(B, c.vocab_size)
+        self.x, self.n, self.rms = buffer(C, B), buffer(C, B), buffer(B)
+        self.sequences, self.eps, self.per_row = self.x.T, number(c.norm_eps), number(1 / C)
+        self.qkv, self.gate_up, self.hidden = buffer((H + 2 * K) * D, B), buffer(2 * F, B), buffer(F, B)
+        self.gate, self.up, self.half, self.one = self.gate_up[:F], self.gate_up[F:], number(0.5), number(1)
+        self.columns, self.logits = buffer(V, B), logits[:, tokens]
 
-        # Of q and k: views of the projection, with their pairs of components as an axis, and with each pair turned around.
+        # Queries and keys, one behind the other, with their pairs of components as an axis, and with each pair turned around.
         pairs, axis = ((2, D // 2), -3) if c.rope_layout == "half" else ((D // 2, 2), -2)
-        q, k, v = np.split(self.qkv, [H * D, (H + K) * D])
-        self.q_pairs, self.k_pairs = q.reshape(H, *pairs, B), k.reshape(K, *pairs, B)
-        self.q_turned, self.k_turned = np.flip(self.q_pairs, axis), np.flip(self.k_pairs, axis)
-        self.v = v.reshape(K, D, B).transpose(2, 0, 1)                     # (B, K, D)
-        self.table = slice(0, 0)
-
-        def weight(first: str, last: str, out: Array) -> tuple[Array, Array]:
-            cut = blocks(params.joined(first, last), B)
-            return cut, out.reshape(*cut.shape[:2], B)
+        self.qk = self.qkv[: (H + K) * D].reshape(H + K, *pairs, B)
+        self.qk_turned = np.flip(self.qk, axis)
+        self.rotated, self.term = buffer(*self.qk.shape), buffer(*self.qk.shape)
+        q, k = np.split(self.rotated.reshape(-1, B), [H * D])
+        self.k, self.v = (x.reshape(K, D, B).transpose(2, 0, 1) for x in (k, self.qkv[(H + K) * D :]))         # (B, K, D)
+        self.q_rows, self.q, self.out, self.mixed = q.T, buffer(B, K, R, D), buffer(B, K, R, D), buffer(H * D, B)
+        if B == 1:                                                         # a column is a row as well
+            self.q, self.mixed = q.reshape(1, K, R, D), self.out.reshape(H * D, 1)
+        scale = np.repeat([1 / math.sqrt(D), 1], [H, K])                   # the scores' scale is part of the queries' turn
+        self.scale, self.turn, self.table = scale.astype(dtype).reshape(-1, 1, 1, 1), buffer(2, *self.qk.shape), range(0)
 
         self.layers = []
-        for i in range(c.n_layers):
-            name = f"blocks.{i}."
-            layer = SimpleNamespace(
-                attn_norm=params[name + "attn_norm"][:, None],
-                qkv=weight(name + "wq", name + "wv", self.qkv),
-                wo=weight(name + "wo", name + "wo", self.branch),
-                ffn_norm=params[name + "ffn_norm"][:, None],
-                gate_up=weight(name + "w_gate", name + "w_up", self.gate_up),
-                w_down=weight(name + "w_down", name + "w_down", self.branch),
+        for layer, w in enumerate(params.blocks):
+            name, whole = f"blocks.{layer}.", n == 1
+            qkv = [params.joined(name + "wq", name + "wv")] if whole else [w["wq"][of_q], w["wk"][of_k], w["wv"][of_k]]
+            gate_up = [params.joined(name + "w_gate", name + "w_up")] if whole else [w["w_gate"][units], w["w_up"][units]]
+            self.layers.append(
+                SimpleNamespace(
+                    attn_norm=w["attn_norm"][:, None],
+                    qkv=products(qkv, self.n, self.qkv),
+                    wo=product(w["wo"][:, of_q], self.mixed, branches[0, i]),
+                    ffn_norm=w["ffn_norm"][:, None],
+                    gate_up=products(gate_up, self.n, self.gate_up),
+                    w_down=product(w["w_down"][:, units], self.hidden, branches[1, i]),
+                )
             )
-            self.layers.append(layer)
-        head = "embed" if c.tie_embeddings else "head"
-        self.head, self.norm = weight(head, head, self.columns), params["norm"][:, None]
+        head = params["embed" if c.tie_embeddings else "head"]
+        self.head, self.norm = product(head[tokens], self.n, self.columns), params["norm"][:, None]
 
-    # -------------------------------------------------------------------------------------------- each step
+    def run(self, tokens: np.ndarray, meeting: "Meeting") -> None:
+        """This part of a step; an error is the whole meeting's."""
+        try:
+            self._forward(tokens, meeting)
+        except BaseException as error:
+            meeting.fail(error)
 
-    def _forward(self, tokens: np.ndarray) -> None:
+    def _forward(self, tokens: np.ndarray, meeting: "Meeting") -> None:
         """The model, line by line as in `model.block`, from tokens to logits."""
-        turn, keys, hidden, x = self._rope(), *self._visible(), self.x
+        x, cache = self.x, self.cache
+        mixed, fed = self.branches
+        self._rope()
+        slots, hidden = self._visible()
         x[...] = self.model.params["embed"][tokens].T
-        for layer, w in enumerate(self.layers):
+        stored = cache.keys[:, :, self.heads, slots], cache.values[:, :, self.heads, slots]            # (L, B, K, S, D)
+        for w, k, v in zip(self.layers, *stored, strict=True):
             self._rmsnorm(w.attn_norm)
-            self._product(*w.qkv, self.n)
-            self._attention(layer, turn, keys, hidden)
-            self._product(*w.wo, self.mixed)
-            np.add(x, self.branch, x)
+            w.qkv()
+            self._attention(k, v, hidden)
+            w.wo()
+            self._add(mixed, meeting)
             self._rmsnorm(w.ffn_norm)
-            self._product(*w.gate_up, self.n)
+            w.gate_up()
             self._swiglu()
-            self._product(*w.w_down, self.hidden)
-            np.add(x, self.branch, x)
+            w.w_down()
+            self._add(fed, meeting)
         self._rmsnorm(self.norm)
-        self._product(*self.head, self.n)
-        self._share(self._turn, len(self.columns), 16 * self.columns.size)                         # each a step through memory
+        self.head()
+        np.copyto(self.logits, self.columns.T)
+
+    def _add(self, branches: Array, meeting: "Meeting") -> None:
+        """Add all parts of a branch to the residual stream, each of us to its own copy, once all have theirs."""
+        meeting.wait(self.i)
+        for branch in branches:
+            np.add(self.x, branch, self.x)
 
     def _rmsnorm(self, weight: Array) -> None:
         """n = weight · x / rms(x), column by column."""
-        x, n, rms = self.x, self.n, self.rms
-        np.multiply(x, x, n)
-        np.add.reduce(n, 0, None, rms, True)
-        np.multiply(rms, 1 / len(x), rms)
-        np.add(rms, self.model.config.norm_eps, rms)
+        n, rms = self.n, self.rms
+        np.vecdot(self.sequences, self.sequences, rms)
+        np.multiply(rms, self.per_row, rms)
+        np.add(rms, self.eps, rms)
         np.sqrt(rms, rms)
-        np.divide(x, rms, n)
+        np.divide(self.x, rms, n)
         np.multiply(n, weight, n)
 
     def _swiglu(self) -> None:
         """hidden = silu(gate) · up, with g = gate/2:  silu(2g) = g·(1 + tanh g)."""
         gate, hidden = self.gate, self.hidden
-        np.multiply(gate, 0.5, gate)
+        np.multiply(gate, self.half, gate)
         np.tanh(gate, hidden)
-        np.add(hidden, 1, hidden)
+        np.add(hidden, self.one, hidden)
         np.multiply(hidden, gate, hidden)
         np.multiply(hidden, self.up, hidden)
 
-    def _product(self, weight: Array, out: Array, x: Array) -> None:
-        """out = weight @ x, block by block."""
-        products = weight.size * x.shape[1]
-        if x.shape[1] == 1:
-            np.matmul(weight, x, out)
-        elif len(weight) > self.helpers:
-            self._share(lambda rows: np.matmul(weight[rows], x, out[rows]), len(weight), products)
-        else:
-            self._share(lambda rows: np.matmul(weight[:, rows], x, out[:, rows]), weight.shape[1], products)
-
-    def _turn(self, tokens: slice) -> None:
-        """Logits by rows, one for each sequence."""
-        np.copyto(self.logits[:, tokens], self.columns[tokens].T)
-
-    def _attention(self, layer: int, turn: tuple, keys: slice, hidden: Array | None) -> None:
-        """Store this step's keys and values, and mix the values that each query sees."""
-        slot, cos, sin, q_cos, q_sin = self.cache.used, *turn
+    def _attention(self, k: Array, v: Array, hidden: Array | None) -> None:
+        """Store this step's key and value as the last of k and v (B, K, S, D), and mix the values that each query sees."""
         B, K, R, D = self.q.shape
-        k_cache, v_cache = self.cache.keys[layer], self.cache.values[layer]
-        k = self.k_pairs * cos
-        k += self.k_turned * sin
-        k_cache[:, :, slot] = k.reshape(K, D, B).transpose(2, 0, 1)
-        v_cache[:, :, slot] = self.v
-        q = self.q_pairs * q_cos
-        q += self.q_turned * q_sin
-        self.q.reshape(B, K * R, D)[...] = q.reshape(K * R, D, B).transpose(2, 0, 1)
-        k, v = k_cache[:, :, keys], v_cache[:, :, keys]
-
-        def attend(rows: slice) -> None:
-            p = np.matmul(self.q[rows], k[rows].swapaxes(2, 3))            # (b, K, R, S): scores
-            if hidden is not None:
-                np.copyto(p, -math.inf, where=hidden[rows])
-            np.subtract(p, np.maximum.reduce(p, -1, keepdims=True), p)
-            np.exp(p, p)
-            out = self.out[rows]
-            np.matmul(p, v[rows], out)
-            np.divide(out, np.add.reduce(p, -1, keepdims=True), out)
-
-        self._share(attend, B, 8 * R * (k.size + v.size))                  # small products are slow
-        self.mixed[...] = self.out.reshape(B, -1).T
-
-    def _share(self, work: Callable[[slice], None], n: int, products: int) -> None:
-        """Let each core do a part of n, if it is as much work as that many multiplications."""
-        parts = min(n, self.helpers + 1) if products >= SHARED_PRODUCTS else 1
-        if parts == 1:
-            work(slice(0, n))
-            return
-        bounds = [n * i // parts for i in range(parts + 1)]
-        waiting = [self.pool.submit(work, slice(*bounds[i : i + 2])) for i in range(1, parts)]
-        work(slice(*bounds[:2]))
-        for part in waiting:
-            part.result()
+        np.multiply(self.qk, self.turn[0], self.rotated)
+        np.multiply(self.qk_turned, self.turn[1], self.term)
+        np.add(self.rotated, self.term, self.rotated)
+        k[:, :, -1], v[:, :, -1] = self.k, self.v
+        if B > 1:
+            self.q.reshape(B, K * R * D)[...] = self.q_rows
+        p = np.matmul(self.q, k.swapaxes(2, 3))                            # (B, K, R, S): scores
+        if hidden is not None:
+            np.copyto(p, -math.inf, where=hidden)
+        np.subtract(p, np.maximum.reduce(p, -1, keepdims=True), p)
+        np.exp(p, p)
+        np.matmul(p, v, self.out)
+        np.divide(self.out, np.add.reduce(p, -1, keepdims=True), self.out)
+        if B > 1:
+            self.mixed[...] = self.out.reshape(B, K * R * D).T
 
     # -------------------------------------------------------------------------------------------- where it stands
 
@@ -212,19 +225,54 @@ class Decoder:
         hidden = np.arange(begin, stop) < first                            # (B, S); all see up to `stop`
         return slice(begin, stop), hidden[:, None, None] if hidden.any() else None
 
-    def _rope(self) -> tuple[Array, Array, Array, Array]:
-        """Cosines and sines for keys, and for queries with the scale of the scores: (..., 1 or B), in the order of the pairs."""
+    def _rope(self) -> None:
+        """What turns queries and keys at this step: cosines and sines (2, H + K, pairs, B)."""
+        positions = self.cache.positions(1).ravel().tolist()               # 1 or B
+        table = self.table
+        if not table.start <= min(positions) <= max(positions) < table.stop:
+            table = self.table = range(min(positions), max(positions) + TABLE)
+            self.turns = self._turns(np.array(table))
+        turns = self.turns[..., [position - table.start for position in positions]]     # (2, 1, pairs, 1 or B)
+        np.multiply(turns, self.scale, self.turn)
+
+    def _turns(self, positions: np.ndarray) -> Array:
+        """Cosines and sines in the order of the pairs, (2, 1, pairs, positions)."""
         c = self.model.config
-        positions = self.cache.positions(1).reshape(-1)                    # (1,) or (B,)
-        if not self.table.start <= positions.min() <= positions.max() < self.table.stop:
-            self.table = slice(int(positions.min()), int(positions.max()) + TABLE)
-            every = np.arange(self.table.start, self.table.stop)
-            self.cos, self.sin = ops.rope_table(every, c.head_dim, c.rope_theta, c.rope_scaling, self.model.dtype)
-        cos, sin = (table[positions - self.table.start].T for table in (self.cos, self.sin))       # (D/2, 1 or B)
+        table = ops.rope_table(positions, c.head_dim, c.rope_theta, c.rope_scaling, self.model.dtype)
+        cos, sin = (part.T for part in table)                              # (D/2, positions)
         axis = 0 if c.rope_layout == "half" else 1
-        cos, sin = np.stack([cos, cos], axis), np.stack([-sin, sin], axis)
-        scale = 1 / math.sqrt(c.head_dim)
-        return cos, sin, cos * scale, sin * scale
+        return np.stack([np.stack([cos, cos], axis), np.stack([-sin, sin], axis)])[:, None]
+
+
+class Meeting:
+    """Where the parts of one step wait for each other."""
+
+    def __init__(self, n: int) -> None:
+        self.n, self.arrived, self.error = n, 0, None
+        self.lock, self.gates = Lock(), [SimpleQueue() for _ in range(n)]
+
+    def wait(self, i: int) -> None:
+        """Part i is here; go on when all are."""
+        if self.n == 1:
+            return
+        with self.lock:
+            self.arrived = (self.arrived + 1) % self.n
+            is_last = self.arrived == 0
+        if is_last:
+            self._open(True, but=i)
+        elif not self.gates[i].get():
+            raise RuntimeError("another part of the step failed")
+
+    def fail(self, error: BaseException) -> None:
+        """A part has failed: no other waits for it."""
+        with self.lock:
+            self.error = self.error or error
+        self._open(False)
+
+    def _open(self, all_are_here: bool, but: int | None = None) -> None:
+        for i, gate in enumerate(self.gates):
+            if i != but:
+                gate.put(all_are_here)
 
 
 def is_plain(model: Transformer) -> bool:
@@ -236,11 +284,13 @@ def is_plain(model: Transformer) -> bool:
     return llama and isinstance(model.params.flat, np.ndarray) and model.params.flat.dtype == model.dtype
 
 
-def blocks(weight: Array, B: int) -> Array:
-    """A weight (O, I) as blocks of rows (n, O/n, I), a view: small enough for products with B columns as they lie."""
-    O, I = weight.shape  # noqa: E741
-    if B == 1:
-        return weight[None]
-    most = min(MOST_ROWS, SMALL_PRODUCT // (I * B))
-    rows = max((rows for rows in range(FEWEST_ROWS, most + 1) if O % rows == 0), default=O)
-    return weight.reshape(-1, rows, I)
+def part_count(config: ModelConfig, B: int) -> int:
+    """Into how many parts a step is cut: one for each core, if there is enough to do between two meetings."""
+    if B == 1 or count_parameters(config) * B < SHARED_PRODUCTS * 2 * config.n_layers:
+        return 1
+    return min(available_cores(), config.n_kv_heads, config.ffn_dim, config.vocab_size)
+
+
+def rows(heads: slice, size: int) -> slice:
+    """Where some heads' rows stand in a matrix."""
+    return slice(heads.start * size, heads.stop * size)

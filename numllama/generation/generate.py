@@ -67,7 +67,7 @@ def generate(
     rows = len(prompts) * (n if isinstance(n, Integral) and n > 0 else 1)
     ids: list[list[int]] = [[] for _ in range(rows)]
     chances: list[list[float]] = [[] for _ in range(rows)]
-    for step in _begin(model, prompts, max_new_tokens, config, n, logprobs, window, kv_cache):
+    for step in begin(model, prompts, max_new_tokens, config, n, logprobs, window, kv_cache):
         for place, row in enumerate(step.rows):
             ids[row].append(int(step.ids[place]))
             if logprobs:
@@ -100,7 +100,7 @@ def stream(
     """
     config = _settings(sampling, **settings)
     prompts, is_batch = _prompts(prompt_ids)
-    steps = _begin(model, prompts, max_new_tokens, config, 1, False, window, kv_cache)
+    steps = begin(model, prompts, max_new_tokens, config, 1, False, window, kv_cache)
     return _each(steps, len(prompts), is_batch)  # what is wrong is said by now, not with the first token
 
 
@@ -119,14 +119,18 @@ def _each(steps: Iterator["Step"], rows: int, is_batch: bool) -> Iterator[Any]:
 
 
 class Step(NamedTuple):
-    """New tokens: of the rows that have not ended, their ids and, if asked for, log-probabilities."""
+    """New tokens: of the rows that have not ended, their ids and, if asked for, log-probabilities.
+
+    `logits` (B, V) is what they were drawn from, before any filter, of all rows; the next step may overwrite them.
+    """
 
     rows: np.ndarray
     ids: np.ndarray
     logprobs: np.ndarray | None
+    logits: Array
 
 
-def _begin(
+def begin(
     model: Transformer,
     prompts: list[np.ndarray],
     max_new_tokens: int,
@@ -184,11 +188,12 @@ def _steps(model, prompts, max_new_tokens, config, generators, n, logprobs, wind
     for left in reversed(range(max_new_tokens)):
         chosen = next_tokens(logits, config, generators, seen)             # (B,)
         ids = to_numpy(chosen)
-        alive &= ~np.isin(ids, config.stop_ids)
+        if config.stop_ids:
+            alive &= ~np.isin(ids, config.stop_ids)
         if not alive.any():
             return
         chances = to_numpy(log_softmax(logits)[xp.arange(len(rows)), chosen])[alive] if logprobs else None
-        yield Step(rows[alive], ids[alive], chances)
+        yield Step(rows[alive], ids[alive], chances, logits)
         if left == 0:
             return
         if owned and alive.mean() <= 0.5:                                  # half of the batch has ended: go on without it

@@ -17,7 +17,7 @@ from numllama.processes import available_cores
 from numllama.training.parallel import one_blas_thread
 
 ROUND_TOKENS = 2048  # are computed at a time, over all sequences and cores: it bounds the memory for activations
-PIECE_TOKENS = 64  # at least: products of fewer rows are slow
+PIECE_TOKENS = 256  # at least: up to there the threads of BLAS are better at sharing a product than ours at sharing all
 
 
 def prefill(model: Transformer, tokens: np.ndarray, kv_cache: KVCache) -> Array:

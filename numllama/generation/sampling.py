@@ -7,94 +7,12 @@ Each filter is a pure function of logits (B, V) that sets to −inf what must no
 """
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from numbers import Integral, Real
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
 from numllama.backend import Array, real_dtype, xp_of
-
-
-@dataclass(frozen=True)
-class SamplingConfig:
-    """How the next token is drawn. Checked when it is made.
-
-    Attributes
-    ----------
-    temperature : float
-        Divides the logits: below 1 bolder on what is likely; 0 takes the likeliest token always.
-    top_k : int
-        Draw from the k likeliest tokens only. Default all.
-    top_p : float
-        Draw from the likeliest tokens that together have this probability (Holtzman et al. 2020). Default all.
-    min_p : float
-        Leave out tokens less likely than this fraction of the likeliest (Nguyen et al. 2024). Default none.
-    repetition_penalty : float
-        Above 1, makes tokens of the prompt and of the text so far less likely (Keskar et al. 2019, section 4.1).
-    seed : int or sequence of int
-        The same seed gives the same text. Row r of a batch is drawn with ``seed + r``, as it would be alone; or with its own
-        seed of a sequence. Default a new one each time.
-    stop_ids : int or sequence of int
-        Tokens that end a text; they are not part of it.
-    """
-
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    repetition_penalty: float = 1.0
-    seed: int | Sequence[int] | None = None
-    stop_ids: Sequence[int] = ()
-
-    def __post_init__(self) -> None:
-        for name, kind, allowed, words in RULES:
-            value = getattr(self, name)
-            if value is None and name in OPTIONAL:
-                continue
-            if not isinstance(value, kind) or isinstance(value, bool) or not allowed(value):
-                raise ValueError(f"{name} is {value!r}, but must be {words}")
-        stop_ids, seed = whole_numbers(self.stop_ids), whole_numbers(self.seed)
-        if stop_ids is None:
-            raise ValueError(f"stop_ids is {self.stop_ids!r}, but must be token ids")
-        if self.seed is not None and (seed is None or min(seed, default=0) < 0):
-            raise ValueError(f"seed is {self.seed!r}, but must be a whole number that is not negative, or one for each row")
-        object.__setattr__(self, "stop_ids", stop_ids)
-        object.__setattr__(self, "seed", seed[0] if isinstance(self.seed, Integral) else seed)
-
-    def check(self, vocab_size: int) -> None:
-        """Raise ValueError for what a model with so many tokens cannot do."""
-        if self.top_k is not None and self.top_k > vocab_size:
-            raise ValueError(f"top_k is {self.top_k}, but the vocabulary has only {vocab_size} tokens")
-        outside = [i for i in self.stop_ids if not 0 <= i < vocab_size]
-        if outside:
-            raise ValueError(f"stop_ids holds {outside[0]}, but must lie in 0..{vocab_size - 1}")
-
-    def generators(self, rows: int) -> list[np.random.Generator]:
-        """A source of random numbers for each row."""
-        if isinstance(self.seed, tuple) and len(self.seed) != rows:
-            raise ValueError(f"seed has {len(self.seed)} numbers, but there are {rows} rows to draw")
-        if not isinstance(self.seed, tuple):
-            return [np.random.default_rng(None if self.seed is None else self.seed + row) for row in range(rows)]
-        return [np.random.default_rng(seed) for seed in self.seed]
-
-
-def whole_numbers(values: Any) -> tuple[int, ...] | None:
-    """One whole number, or some, as a tuple; None if they are anything else."""
-    values = (values,) if isinstance(values, Integral) else tuple(values) if isinstance(values, Iterable) else (None,)
-    return tuple(map(int, values)) if all(isinstance(value, Integral) for value in values) else None
-
-
-OPTIONAL = ("top_k", "top_p", "min_p")
-RULES = (
-    ("temperature", Real, lambda value: 0 <= value < math.inf, "a number that is not negative"),
-    ("top_k", Integral, lambda value: value >= 1, "a whole number of at least 1"),
-    ("top_p", Real, lambda value: 0 < value <= 1, "a number in (0, 1]"),
-    ("min_p", Real, lambda value: 0 <= value <= 1, "a number in [0, 1]"),
-    ("repetition_penalty", Real, lambda value: 0 < value < math.inf, "a positive number"),
-)
-
+from numllama.generation.config import SamplingConfig
 
 # ------------------------------------------------------------------------------------------------ filters
 

@@ -12,7 +12,7 @@ What a configuration chooses, it chooses in the tables below.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from numllama import ops
@@ -38,6 +38,8 @@ class Context:
         Keys and values of the tokens before these; None if there are none.
     lora_scale : float
         Of the low-rank updates, in a model with an adapter.
+    asked : int
+        Only so many tokens at the end are asked for: of those before, keys and values are all that is needed. None is all.
     """
 
     config: ModelConfig
@@ -49,6 +51,14 @@ class Context:
     key: tuple[int, ...] | None = None
     kv_cache: Any = None
     lora_scale: float = 1.0
+    asked: int | None = None
+
+    def tail(self) -> "Context":
+        """What the tokens that are asked for share."""
+        n = self.asked
+        cos, sin = (None if table is None else table[..., -n:, :] for table in (self.cos, self.sin))
+        first, last = (None if ends is None else ends[..., -n:] for ends in (self.first, self.last))
+        return replace(self, positions=self.positions[..., -n:], cos=cos, sin=sin, first=first, last=last)
 
 
 # ------------------------------------------------------------------------------------------------ stages
@@ -178,11 +188,13 @@ def attention_block_forward(x: Array, w: dict[str, Array], context: Context, lay
     """The branch dropout(wo · attention(...)), to be added to x (B, T, C)."""
     c = context.config
     n, norm_cache = NORM[c.norm][0](x, w, "attn_norm", context)        # (B, T, C)
-    q, q_cache = linear_forward(n, w, "wq", context)                   # (B, T, H·D)
     k, k_cache = linear_forward(n, w, "wk", context)                   # (B, T, K·D)
     v, v_cache = linear_forward(n, w, "wv", context)                   # (B, T, K·D)
-    q, q_stages = stages_forward(split_heads(q, c.n_heads), w, "q_norm", context)       # (B, H, T, D)
     k, k_stages = stages_forward(split_heads(k, c.n_kv_heads), w, "k_norm", context)    # (B, K, T, D)
+    if context.asked is not None:
+        n, context = n[:, -context.asked :], context.tail()            # T is their number from here on
+    q, q_cache = linear_forward(n, w, "wq", context)                   # (B, T, H·D)
+    q, q_stages = stages_forward(split_heads(q, c.n_heads), w, "q_norm", context)       # (B, H, T, D)
     v = split_heads(v, c.n_kv_heads)                                   # (B, K, T, D)
     if context.kv_cache is not None:
         k, v = context.kv_cache.append(layer, k, v)                    # (B, K, S, D): those before, and these
@@ -292,6 +304,7 @@ def ffn_block_backward(dout: Array, cache: tuple, g: dict[str, Array]) -> Array:
 def layer_forward(x: Array, w: dict[str, Array], context: Context, layer: int) -> tuple[Array, tuple]:
     """Attention, then feed-forward. Dropout's site 0 is the embedding."""
     branch, attention_cache = attention_block_forward(x, w, context, layer)
+    x = x[:, -branch.shape[1] :]                                       # all, unless fewer were asked for
     x, ffn_cache = ffn_block_forward(x, branch, w, context, site=2 * layer + 2)
     return x, (attention_cache, ffn_cache)
 

@@ -1,5 +1,6 @@
 """The model: tokens -> embedding -> layers -> norm -> logits -> loss, and back."""
 
+from dataclasses import replace
 from os import PathLike
 from typing import Any
 
@@ -96,7 +97,7 @@ class Transformer:
         if kv_cache is not None:
             kv_cache.reserve(*tokens.shape)
         context = self._context(tokens, positions=positions, kv_cache=kv_cache)
-        x = self._hidden(tokens, context)
+        x = self._hidden(tokens, context, last)
         if kv_cache is not None:
             kv_cache.advance(to_numpy(tokens))
         n, _ = self._norm(x if last is None else x[:, max(0, x.shape[1] - last) :], context)
@@ -269,10 +270,12 @@ class Transformer:
             ops.embedding_backward(dx, embed_cache, into=grads["embed"])
             grads["head"] += dhead
 
-    def _hidden(self, tokens: Array, context: Context) -> Array:
-        """The residual stream after the last layer."""
+    def _hidden(self, tokens: Array, context: Context, last: int | None = None) -> Array:
+        """The residual stream after the last layer: of all tokens, or of `last` at the end, but at least one."""
         x, _ = self._embed_forward(tokens, context)
         for i, w in enumerate(self._blocks()):
+            if last is not None and i == self.config.n_layers - 1:
+                context = replace(context, asked=max(1, last))
             x = layer_forward(x, w, context, i)[0]
         return x
 

@@ -186,7 +186,7 @@ class Tokenizer:
         return load(path, pattern, special_tokens)
 
     def save(self, folder: str | Path) -> Path:
-        """Write ``tokenizer.json`` into a folder, as the `tokenizers` and `transformers` packages read it."""
+        """Write ``tokenizer.json`` and the chat template into a folder, as `tokenizers` and `transformers` read them."""
         from numllama.tokenizer.formats import save
 
         return save(self, folder)

@@ -33,6 +33,7 @@ CL100K_SPECIAL = {
     "<|endoftext|>": 100257, "<|fim_prefix|>": 100258, "<|fim_middle|>": 100259, "<|fim_suffix|>": 100260,
     "<|endofprompt|>": 100276,
 }  # fmt: skip
+CHAT_FILES = ("chat_template.jinja", "tokenizer_config.json")  # the template itself, and the special tokens that it speaks of
 # A rank file says neither how to split nor which special tokens there are; its length tells the well-known ones.
 KNOWN_RANKS = {
     50_256: ("gpt2", {"<|endoftext|>": 50_256}),
@@ -95,19 +96,26 @@ def _read(path: Path, pattern: str | None, special_tokens: Mapping[str, int] | N
 
 
 def save(tokenizer: Tokenizer, folder: str | Path) -> Path:
-    """Write ``tokenizer.json`` into a folder, whole or not at all."""
+    """Write ``tokenizer.json`` into a folder, and the chat template that the tokenizer came with: each whole or not at all."""
     path = Path(folder) / "tokenizer.json"
     text = json.dumps(_tokenizer_json(tokenizer), ensure_ascii=False, indent=1) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write(path, text.encode())
+    for name in CHAT_FILES if tokenizer.folder else ():
+        with suppress(FileNotFoundError):
+            _write(path.with_name(name), (tokenizer.folder / name).read_bytes())
+    return path
+
+
+def _write(path: Path, data: bytes) -> None:
     part = path.with_name(f".part-{path.name}-{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text, encoding="utf-8")
+        part.write_bytes(data)
         part.replace(path)
     except OSError:
         with suppress(OSError):
             part.unlink(missing_ok=True)
         raise
-    return path
 
 
 # ------------------------------------------------------------------------------------------------ Hugging Face

@@ -24,7 +24,6 @@ import numpy as np
 from numllama.backend import Array
 from numllama.errors import NumllamaError
 
-PARALLEL = ("threads", "mpi", "nccl")
 POLL_SECONDS = 2e-5  # MPI's own waiting would keep a core busy that another rank may need
 LAUNCHERS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS")  # set by Open MPI, MPICH and Intel MPI
 

@@ -2,17 +2,16 @@
 
 from dataclasses import asdict, dataclass, replace
 from numbers import Integral, Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from numllama.model import Parameters
-from numllama.optim import SGD, AdamW
-from numllama.optim.optimizer import Optimizer
-from numllama.training.communicator import PARALLEL
+if TYPE_CHECKING:
+    from numllama.model import Parameters
+    from numllama.optim.optimizer import Optimizer
 
 CHOICES = {
     "optimizer": ("adamw", "sgd"),
     "dtype": (None, "float32", "float64", "bfloat16", "float16"),
-    "parallel": PARALLEL,
+    "parallel": ("threads", "mpi", "nccl"),
     "sum_by": (None, "shard", "rank"),
     "sampling": (None, "random", "epochs"),
 }
@@ -131,8 +130,10 @@ class TrainConfig:
         if self.parallel != "threads" and self.workers not in (None, 1):
             raise ValueError(f"workers is {self.workers}, but each rank is one worker: start more ranks instead")
 
-    def make_optimizer(self, params: Parameters) -> Optimizer:
+    def make_optimizer(self, params: "Parameters") -> "Optimizer":
         """The optimizer that these settings describe."""
+        from numllama.optim import SGD, AdamW  # settings alone need no NumPy
+
         if self.optimizer == "sgd":
             return SGD(params, self.lr, momentum=self.beta1, weight_decay=self.weight_decay)
         return AdamW(params, self.lr, (self.beta1, self.beta2), weight_decay=self.weight_decay)

@@ -12,10 +12,7 @@ Messages of a step, for each of n ranks: (n − 1)/n of all gradients out and as
 from dataclasses import dataclass
 from math import prod
 
-from numllama.model import ModelConfig, count_parameters
-from numllama.model.parameters import parameter_shapes
-from numllama.model.transformer import CHUNK_LOGITS, CHUNK_LOGITS_GPU
-from numllama.ops.flash_attention import QUERY_TILE
+from numllama.model import ModelConfig
 
 BYTES = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
 LATENCY = 20e-6  # seconds for a message to begin
@@ -42,6 +39,9 @@ GPUS = {
 
 def flops_per_token(config: ModelConfig, seq_len: int, recompute: bool = False) -> dict[str, float]:
     """FLOPs of the products for one token, ``forward``, ``backward`` and ``recompute``."""
+    from numllama.model.parameters import parameter_shapes  # here, because the fields of a plan are the command line's flags
+    from numllama.ops.flash_attention import QUERY_TILE
+
     c = config
     weights = {name: prod(shape) for name, shape in parameter_shapes(c).items() if len(shape) == 2}
     blocks = sum(n for name, n in weights.items() if name.startswith("blocks."))
@@ -52,14 +52,16 @@ def flops_per_token(config: ModelConfig, seq_len: int, recompute: bool = False) 
     return {"forward": 2 * (blocks + head) + attention, "backward": 4 * (blocks + head) + 2.5 * attention, "recompute": again}
 
 
-def activation_numbers(config: ModelConfig, rows: int, seq_len: int, recompute: bool, chunk: int = CHUNK_LOGITS) -> int:
+def activation_numbers(config: ModelConfig, rows: int, seq_len: int, recompute: bool, on_gpu: bool = False) -> int:
     """The most numbers that forward and backward of a shard hold at once, beside weights and gradients."""
+    from numllama.model.transformer import CHUNK_LOGITS, CHUNK_LOGITS_GPU
+
     c, tokens = config, rows * seq_len
     Q, KV = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
     layer = tokens * (4 * c.dim + 2 * Q + 2 * KV + 3 * c.ffn_dim)
     kept = c.n_layers * tokens * c.dim if recompute else c.n_layers * layer
     doing_layer = tokens * max(c.dim + 4 * c.ffn_dim, 11 * c.dim) + c.ffn_dim * c.dim + (layer if recompute else 0)
-    logits, head = min(tokens * c.vocab_size, chunk), c.vocab_size * c.dim
+    logits, head = min(tokens * c.vocab_size, CHUNK_LOGITS_GPU if on_gpu else CHUNK_LOGITS), c.vocab_size * c.dim
     doing_head = max(2 * logits, logits + head) + 2 * tokens * c.dim
     return kept + max(doing_layer + head, doing_head)  # the head's gradient waits for the embedding's
 
@@ -75,15 +77,16 @@ def memory(
     on_gpu: bool = True,
 ) -> dict[str, float]:
     """Bytes by part, of each rank; `rows` sequences run at once. ``cache`` is for generation, and no part of training."""
+    from numllama.model import count_parameters
+
     n, size = count_parameters(config), BYTES[dtype]
     whole = max(4, size)  # master weights, gradients and moments are float32 where products are in two bytes
     owned = n / gpus
-    chunk = CHUNK_LOGITS_GPU if on_gpu else CHUNK_LOGITS
     parts = {
         "weights": n * whole + (n * size if size < whole else 0),
         "gradients": (n + (owned if gpus > 1 else 0)) * whole,
         "moments": 2 * (owned if shard_optimizer else n) * whole + (owned * whole if shard_optimizer else 0),
-        "activations": activation_numbers(config, rows, seq_len, recompute, chunk) * size,
+        "activations": activation_numbers(config, rows, seq_len, recompute, on_gpu) * size,
     }
     cache = 2 * config.n_layers * config.n_kv_heads * config.head_dim * seq_len * size
     return {**parts, "all of it": sum(parts.values()), "cache": cache}
@@ -96,19 +99,26 @@ class Plan:
     Attributes
     ----------
     config : ModelConfig
-    gpus, per_machine : int
-        How many in all, and how many of them share a machine.
+    gpus : int
+        How many in all.
     gpu : str
-        One of GPUS.
+        rtx4090, a100, h100, h200 or b200.
+    per_machine : int
+        GPUs that share a machine.
     batch_size : int
         Sequences in a step, of all GPUs.
     rows : int
         Sequences that a GPU runs at once; the rest of its part of the batch is accumulated.
     seq_len : int
+        Tokens in a sequence.
     tokens : float
         To train on in all.
     dtype : str
-    shard_optimizer, recompute : bool
+        What is computed in: float32, float64, bfloat16 or float16.
+    shard_optimizer : bool
+        Each GPU keeps the moments of its part of the parameters only (ZeRO-1).
+    recompute : bool
+        Keep less for backward and compute it again.
     mfu : float
         The part of a GPU's FLOP/s that a step's necessary FLOPs use while it computes.
     network : float
@@ -148,6 +158,8 @@ class Plan:
 
     def figures(self) -> dict[str, float]:
         """What follows from it, in FLOPs, bytes, seconds and $."""
+        from numllama.model import count_parameters
+
         kind, flops = GPUS[self.gpu], flops_per_token(self.config, self.seq_len, self.recompute)
         needed, done = flops["forward"] + flops["backward"], sum(flops.values())
         per_step = self.batch_size * self.seq_len
@@ -169,6 +181,8 @@ class Plan:
 
     def text(self) -> str:
         """For people to read."""
+        from numllama.model import count_parameters
+
         f, kind, machines = self.figures(), GPUS[self.gpu], -(-self.gpus // self.per_machine)
         parts = memory(self.config, self.rows, self.seq_len, self.dtype, self.gpus, self.shard_optimizer, self.recompute)
         fits = "fits" if parts["all of it"] <= kind.memory else "DOES NOT FIT: see --shard-optimizer, --recompute, --rows"

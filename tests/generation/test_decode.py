@@ -1,5 +1,9 @@
 """Decoder: the model's own logits, by another way."""
 
+import gc
+import threading
+import time
+
 import numpy as np
 import pytest
 from generation.models import LLAMAS, RELATIVES, assert_same_logits, models, random_model, random_tokens
@@ -9,8 +13,8 @@ from hypothesis import strategies as st
 
 from numllama import KVCache
 from numllama.backend import BFLOAT16
-from numllama.generation import decode
-from numllama.generation.decode import Decoder, blocks, is_plain
+from numllama.generation import decode, products
+from numllama.generation.decode import Decoder, is_plain
 from numllama.generation.generate import padded
 from numllama.model import Transformer
 from numllama.model.parameters import copied_parameters
@@ -52,6 +56,16 @@ def test_a_window_slides_as_it_does_for_the_model(model, B, window):
     assert_same_logits(steps(decoder, tokens), expected)
 
 
+@given(models(kinds=LLAMAS), st.integers(1, 6))
+def test_products_by_complex_numbers_are_the_same_products(model, n):
+    tokens = random_tokens(model, 1, n)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(products, "COMPLEX_PRODUCTS", 0)
+        patch.setattr(products, "openblas_threads", lambda: 2)
+        decoder = Decoder(model, KVCache(model))
+    assert_same_logits(steps(decoder, tokens), model.forward(tokens))
+
+
 class shared:
     """Cores share all that is larger than this; with more cores than there are."""
 
@@ -72,13 +86,58 @@ class shared:
 
 @pytest.mark.parametrize("B", [1, 3])
 def test_any_number_of_cores_gives_the_same_logits(B):
-    model = random_model("float32", dim=32, vocab_size=96, ffn_dim=64)
+    model = random_model("float32", dim=32, vocab_size=96, ffn_dim=64, n_heads=6, n_kv_heads=3)
     tokens = random_tokens(model, B, 6)
     results = []
     for shared_products in (0, 2**30):
         with shared(shared_products):
             results.append(steps(Decoder(model, KVCache(model, B)), tokens))
     assert_same_logits(*results)
+
+
+@pytest.mark.parametrize("failing", [0, 1, 2])
+def test_a_part_that_fails_is_an_error_and_not_a_wait_without_end(monkeypatch, failing):
+    model = random_model(n_heads=6, n_kv_heads=3)
+    tokens, cache = random_tokens(model, 2, 3), KVCache(model, 2)
+    with shared(0):
+        decoder = Decoder(model, cache)
+    assert len(decoder.parts) == 3
+    monkeypatch.setattr(decoder.parts[failing], "_swiglu", lambda: [][1])
+    with pytest.raises(IndexError):
+        decoder.step(tokens[:, 0])
+    assert cache.length == 0
+    monkeypatch.undo()
+    assert_same_logits(steps(decoder, tokens), model.forward(tokens))
+
+
+@pytest.mark.parametrize("slow", [0, 1, 2])
+def test_parts_wait_for_each_other(monkeypatch, slow):
+    model = random_model(n_heads=6, n_kv_heads=3)
+    tokens = random_tokens(model, 2, 2)
+    with shared(0):
+        decoder = Decoder(model, KVCache(model, 2))
+    swiglu = decoder.parts[slow]._swiglu
+    monkeypatch.setattr(decoder.parts[slow], "_swiglu", lambda: time.sleep(0.02) or swiglu())
+    assert_same_logits(steps(decoder, tokens), model.forward(tokens))
+
+
+def test_parts_see_new_weights_too():
+    model = random_model(n_heads=6, n_kv_heads=3)
+    with shared(0):
+        decoder = Decoder(model, KVCache(model, 2))
+    model.params.flat[...] = random_model(seed=9, n_heads=6, n_kv_heads=3).params.flat
+    assert_same_logits(decoder.step(np.array([3, 1])), model.forward(np.array([[3], [1]]))[:, -1])
+
+
+def test_threads_do_not_stay():
+    model = random_model()
+    before = set(threading.enumerate())
+    with shared(0):
+        Decoder(model, KVCache(model, 2)).step(np.array([1, 2]))
+    gc.collect()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(10)
+        assert not thread.is_alive()
 
 
 def test_it_goes_on_when_the_cache_grows_or_goes_back():
@@ -148,6 +207,6 @@ def test_weights_in_two_bytes_are_decoded_as_the_model_computes_them():
 @given(st.integers(1, 400), st.integers(1, 400), st.integers(1, 64))
 def test_blocks_are_a_weight_cut_along_its_rows(O, I, B):  # noqa: E741
     weight = np.arange(O * I).reshape(O, I)
-    cut = blocks(weight, B)
+    cut = products.blocks(weight, B)
     assert cut.base is not None
     assert (cut.reshape(O, I) == weight).all()

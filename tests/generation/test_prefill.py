@@ -48,6 +48,15 @@ def test_behind_what_a_cache_holds(before, length):
     assert_same_logits(module.prefill(model, tokens[:, before:], cache), model.forward(tokens)[:, -1])
 
 
+@given(models(), st.integers(1, 3), st.integers(1, 12), st.integers(0, 15))
+def test_only_the_last_tokens_logits_where_no_more_are_asked_for(model, B, T, last):
+    tokens = random_tokens(model, B, T)
+    logits = model.forward(tokens, last=last)
+    assert logits.shape == (B, min(T, last), model.config.vocab_size)
+    if last:
+        assert_same_logits(logits, model.forward(tokens)[:, max(0, T - last) :])
+
+
 def test_a_prompt_longer_than_the_model_slides_through_its_window():
     model = random_model(max_seq_len=16)
     tokens = random_tokens(model, 2, 100)

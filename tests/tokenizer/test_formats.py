@@ -97,6 +97,20 @@ def test_a_save_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"tokenizer.json": old}
 
 
+def test_a_chat_template_goes_along(tmp_path):
+    pytest.importorskip("jinja2")
+    came, went = tmp_path / "came", tmp_path / "went"
+    Tokenizer(VOCAB, MERGES, SPECIAL).save(came)
+    (came / "tokenizer_config.json").write_text('{"bos_token": "<s>"}', encoding="utf-8")
+    (came / "chat_template.jinja").write_text("{{ bos_token }}é{{ messages[0].content }}", encoding="utf-8")
+    made = Tokenizer.load(came)
+    assert {path.name for path in came.iterdir()} == {path.name for path in made.save(went).parent.iterdir()}
+    talk = [{"role": "user", "content": "the cat"}]
+    for saved in (Tokenizer.load(went), Tokenizer.load(made.save(came))):
+        assert saved.apply_chat_template(talk, tokenize=False) == "<s>éthe cat"
+        assert saved.apply_chat_template(talk) == made.apply_chat_template(talk)
+
+
 # ------------------------------------------------------------------------------------------------ the others
 
 

@@ -1,0 +1,71 @@
+"""How fast a model is on this machine: the prompt, and one token after another."""
+
+import time
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from numllama.generation.decode import Decoder
+from numllama.generation.kv_cache import KVCache
+from numllama.generation.prefill import prefill
+from numllama.model import Transformer
+
+
+def bench(
+    model: Transformer, prompt_tokens: int = 64, new_tokens: int = 64, batch_size: int = 1, rounds: int = 3
+) -> dict[str, Any]:
+    """Medians of some rounds, after one that is not counted.
+
+    Parameters
+    ----------
+    model : Transformer
+    prompt_tokens, new_tokens : int
+        Random ids; together at most the model's max_seq_len.
+    batch_size : int
+        Sequences at the same time.
+    rounds : int
+
+    Returns
+    -------
+    dict
+        ``prefill_tokens_per_second``, ``decode_tokens_per_second`` (of all sequences together), ``ms_per_token``, and what was
+        measured.
+    """
+    for name, value in (
+        ("prompt_tokens", prompt_tokens),
+        ("new_tokens", new_tokens),
+        ("batch_size", batch_size),
+        ("rounds", rounds),
+    ):
+        if value < 1:
+            raise ValueError(f"{name} is {value}, but must be a whole number of at least 1")
+    most = model.config.max_seq_len
+    if prompt_tokens + new_tokens > most:
+        raise ValueError(f"{prompt_tokens} + {new_tokens} tokens are more than the model's max_seq_len, {most}")
+    tokens = np.random.default_rng(0).integers(0, model.config.vocab_size, (batch_size, prompt_tokens + new_tokens))
+    times = [_round(model, tokens, prompt_tokens) for _ in range(rounds + 1)][1:]
+    first, later = (median(column) for column in zip(*times, strict=True))
+    return {
+        "prefill_tokens_per_second": batch_size * prompt_tokens / first,
+        "decode_tokens_per_second": batch_size * new_tokens / later,
+        "ms_per_token": 1e3 * later / new_tokens,
+        "prompt_tokens": prompt_tokens,
+        "new_tokens": new_tokens,
+        "batch_size": batch_size,
+        "rounds": rounds,
+    }
+
+
+def _round(model: Transformer, tokens: np.ndarray, prompt: int) -> tuple[float, float]:
+    """Seconds for the prompt, and for the tokens behind it."""
+    cache = KVCache(model, len(tokens), tokens.shape[1])
+    begin = time.perf_counter()
+    logits = prefill(model, tokens[:, :prompt], cache)
+    float(logits[0, 0])  # a GPU is asked for its answer
+    middle = time.perf_counter()
+    decoder = Decoder(model, cache)
+    for column in tokens[:, prompt:].T:
+        logits = decoder.step(column)
+    float(logits[0, 0])
+    return middle - begin, time.perf_counter() - middle

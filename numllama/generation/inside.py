@@ -1,0 +1,42 @@
+"""What a model looks at: its attention weights, for people to see."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from numllama import ops
+from numllama.backend import to_numpy
+from numllama.model import Transformer
+from numllama.model.block import layer_forward
+
+
+def attention_weights(model: Transformer, ids: Sequence[int], layer: int) -> np.ndarray:
+    """How much each token looks at each one up to itself, in one layer.
+
+    Computing needs no such matrix, for it runs tile by tile. So the layers are run as in training, where each keeps its queries
+    and keys for backward, and :func:`numllama.ops.attention_forward`, the definition, is asked for its weights.
+
+    Parameters
+    ----------
+    model : Transformer
+    ids : sequence of T ints
+        At most the model's max_seq_len.
+    layer : int
+        From 0.
+
+    Returns
+    -------
+    array, shape (H, T, T)
+        Row t of a head is the distribution of token t over the tokens before it and itself.
+    """
+    if not 0 <= layer < model.config.n_layers:
+        raise ValueError(f"layer is {layer!r}, but must lie in 0..{model.config.n_layers - 1}")
+    tokens = model._check_tokens(np.asarray([ids]))
+    context = model._context(tokens)
+    x, _ = model._embed_forward(tokens, context)
+    for i in range(layer + 1):
+        x, (attention_cache, _) = layer_forward(x, model.weights.blocks[i], context, i)
+    _, (*_, flash, _, _) = attention_cache
+    q, k, v = flash[:3]  # (1, H, T, D), (1, K, T, D)
+    _, (_, _, _, weights, _) = ops.attention_forward(q, k, v)
+    return to_numpy(weights[0]).astype("float32")  # (H, T, T)

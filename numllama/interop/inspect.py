@@ -1,0 +1,67 @@
+"""What is in a model: its shape, its parameters part by part, and what they weigh."""
+
+from math import prod
+from typing import Any
+
+from numllama.generation.kv_cache import KVCache
+from numllama.model import Transformer
+
+PARTS = {
+    "embedding": ("embed", "pos_embed"),
+    "attention": ("wq", "wk", "wv", "wo", "q_norm", "k_norm"),
+    "feed-forward": ("w_gate", "w_up", "w_down"),
+    "norms": ("attn_norm", "ffn_norm", "norm"),
+    "head": ("head",),
+}
+
+
+def inspect(model: Transformer) -> dict[str, Any]:
+    """A model as plain values.
+
+    Returns
+    -------
+    dict
+        ``config``; ``parameters`` of each part and their ``total``; ``dtype`` and ``bytes`` of the weights;
+        ``kv_cache_bytes_per_token``; ``tensors``, name to shape; ``generation``, what the checkpoint says of it.
+    """
+    counts = dict.fromkeys(PARTS, 0)
+    for name, shape in model.params.shapes.items():
+        counts[part_of(name)] += prod(shape)
+    one = KVCache(model, capacity=1)
+    return {
+        "config": model.config.to_dict(),
+        "parameters": {**counts, "total": sum(counts.values())},
+        "dtype": str(model.params.flat.dtype),
+        "bytes": int(model.params.flat.nbytes),
+        "kv_cache_bytes_per_token": int(one.keys.nbytes + one.values.nbytes),
+        "tensors": {name: list(shape) for name, shape in model.params.shapes.items()},
+        "generation": dict(model.generation_config),
+    }
+
+
+def part_of(name: str) -> str:
+    """The part of a model that a parameter belongs to, a bias to that of its weight."""
+    last = name.rpartition(".")[2].removesuffix("_bias")
+    return next(part for part, names in PARTS.items() if last in names)
+
+
+def as_text(found: dict[str, Any]) -> str:
+    """For people to read."""
+    total = found["parameters"]["total"]
+    settings = {name: value for name, value in found["config"].items() if value is not None}
+    lines = [f"{name:24} {value}" for name, value in settings.items()]
+    lines += ["", *(f"{part:24} {n:>15,}  {100 * n / total:5.1f} %" for part, n in found["parameters"].items() if n)]
+    lines += ["", f"{'weights':24} {found['dtype']}, {size(found['bytes'])}"]
+    lines += [f"{'cache for each token':24} {size(found['kv_cache_bytes_per_token'])}"]
+    if found["generation"]:
+        lines += [f"{name:24} {value}" for name, value in found["generation"].items()]
+    return "\n".join(lines)
+
+
+def size(n: int) -> str:
+    """Bytes as people read them."""
+    for unit in ("bytes", "KB", "MB", "GB"):
+        if n < 1000 or unit == "GB":
+            return f"{n:,} {unit}" if unit == "bytes" else f"{n:,.1f} {unit}"
+        n /= 1000
+    raise AssertionError

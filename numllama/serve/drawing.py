@@ -1,0 +1,181 @@
+"""Pictures for the page, as HTML and SVG: tokens with their chances, attention maps, loss curves."""
+
+import math
+import struct
+import zlib
+from base64 import b64encode
+from collections.abc import Sequence
+from html import escape
+from itertools import pairwise
+
+import numpy as np
+
+COLOURS = 6  # of neighbouring tokens, see style.css
+WIDTH, HEIGHT, LEFT, BELOW = 720, 300, 52, 30  # of a curve, in its own units
+MOST_POINTS = 600  # of a curve: more cannot be seen
+
+
+# ------------------------------------------------------------------------------------------------ tokens
+
+
+def token_span(text: str, place: int, chance: float | None = None, others: Sequence[tuple[str, float]] = ()) -> str:
+    """A token as a coloured piece; with a chance, what it was and what else might have come, shown when it is pointed at.
+
+    Parameters
+    ----------
+    text : str
+    place : int
+        In the text, for its colour.
+    chance : float, optional
+        Its log-probability.
+    others : sequence of (str, float)
+        The likeliest tokens in its place and their log-probabilities.
+    """
+    look = f"token c{place % COLOURS}"
+    if chance is None:
+        return f'<span class="{look} given">{_visible(text)}</span>'
+    p = math.exp(chance)
+    rows = "".join(_row(name, math.exp(other), name == text) for name, other in others)
+    if all(name != text for name, _ in others):
+        rows += _row(text, p, True)
+    tip = f'<span class="tip"><b>{_name(text)}</b> had {percent(p)}<span class="rows">{rows}</span></span>'
+    return f'<span class="{look}" tabindex="0" style="--p:{p:.3f}">{_visible(text)}{tip}</span>'
+
+
+def percent(p: float) -> str:
+    """A probability as people read it."""
+    return f"{100 * p:.0f} %" if p > 0.1 else f"{100 * p:.1f} %" if p > 0.0005 else "&lt; 0.1 %"
+
+
+def _row(name: str, p: float, chosen: bool) -> str:
+    return (
+        f'<span class="row{" chosen" if chosen else ""}"><span class="name">{_name(name)}</span>'
+        f'<span class="bar"><i style="width:{100 * p:.1f}%"></i></span><span class="p">{percent(p)}</span></span>'
+    )
+
+
+def _name(text: str) -> str:
+    """A token alone: its spaces are seen."""
+    return _visible(text.replace(" ", "␣")).rstrip("\n")
+
+
+def _visible(text: str) -> str:
+    """A line's end is shown and kept; other characters without a shape are shown as their codes."""
+    shown = "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
+    return escape(shown).replace("\n", "↵\n").replace("\t", "⇥") or "∅"
+
+
+# ------------------------------------------------------------------------------------------------ attention
+
+
+def attention_map(weights: np.ndarray, labels: Sequence[str]) -> str:
+    """One head's weights (T, T) as a picture: a row for each token that looks, a column for each that is looked at."""
+    T, cell, margin = len(labels), 18, 76
+    size = margin + cell * T
+    parts = [f'<svg class="map" viewBox="0 0 {size} {size}" style="min-width:{min(size, 15 * T + margin)}px;max-width:{size}px">']
+    for i, label in enumerate(labels):
+        at, name = margin + cell * (i + 0.72), _name(_short(label))
+        parts.append(f'<text x="{margin - 6}" y="{at:.1f}" text-anchor="end">{name}</text>')
+        parts.append(f'<text transform="translate({at:.1f} {margin - 6}) rotate(-90)">{name}</text>')
+    for t, row in enumerate(weights):
+        for s, weight in enumerate(row[: t + 1]):
+            title = f"{_name(labels[t])} looks at {_name(labels[s])}: {percent(float(weight))}"
+            place = f'x="{margin + cell * s}" y="{margin + cell * t}" width="{cell - 1}" height="{cell - 1}"'
+            parts.append(f'<rect {place} fill-opacity="{0.04 + 0.96 * float(weight):.3f}"><title>{title}</title></rect>')
+    return "".join([*parts, "</svg>"])
+
+
+def head_strip(weights: np.ndarray, chosen: int) -> str:
+    """All heads (H, T, T), small, side by side."""
+    heads = (
+        f'<span class="{"head chosen" if h == chosen else "head"}"><img alt="head {h}" src="{png(1 - np.sqrt(head))}">{h}</span>'
+        for h, head in enumerate(weights)
+    )
+    return f'<div class="heads">{"".join(heads)}</div>'
+
+
+def png(values: np.ndarray) -> str:
+    """A picture of numbers from 0, black, to 1, white, as an address."""
+    grey = (np.asarray(values).clip(0, 1) * 255).round().astype(np.uint8)
+    rows = b"".join(b"\0" + row.tobytes() for row in grey)
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", grey.shape[1], grey.shape[0], 8, 0, 0, 0, 0)
+    content = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return f"data:image/png;base64,{b64encode(content).decode()}"
+
+
+def _short(label: str) -> str:
+    return label if len(label) <= 8 else f"{label[:7]}…"
+
+
+# ------------------------------------------------------------------------------------------------ a loss curve
+
+
+def loss_curve(lines: Sequence[dict]) -> str:
+    """The lines of a metrics.jsonl as a picture: each step's loss, its running mean, and the validation estimates."""
+    lines = [line for line in lines if math.isfinite(line["loss"])]
+    if not lines:
+        return '<p class="note">No step has been logged yet.</p>'
+    steps, losses = [line["step"] for line in lines], [line["loss"] for line in lines]
+    val = [(line["step"], line["val_loss"]) for line in lines if math.isfinite(line.get("val_loss", math.nan))]
+    every = [*losses, *(loss for _, loss in val)]
+    low, high = min(every), max(every)
+    ticks = nice_ticks(low, high)
+    low, high = min(low, ticks[0]), max(high, ticks[-1])
+    first, last = steps[0], max(steps[-1], steps[0] + 1)
+
+    def x(step: float) -> float:
+        return LEFT + (step - first) / (last - first) * (WIDTH - LEFT - 10)
+
+    def y(loss: float) -> float:
+        return 10 + (high - loss) / max(high - low, 1e-9) * (HEIGHT - BELOW - 10)
+
+    def path(points: Sequence[tuple[float, float]], look: str) -> str:
+        return f'<polyline class="{look}" points="{" ".join(f"{x(s):.1f},{y(v):.1f}" for s, v in points)}"/>'
+
+    grid = "".join(
+        f'<line class="grid" x1="{LEFT}" x2="{WIDTH - 10}" y1="{y(t):.1f}" y2="{y(t):.1f}"/>'
+        f'<text x="{LEFT - 8}" y="{y(t) + 4:.1f}" text-anchor="end">{t:g}</text>'
+        for t in ticks
+    )
+    grid += "".join(
+        f'<text x="{x(t):.1f}" y="{HEIGHT - 8}" text-anchor="middle">{t:g}</text>'
+        for t in nice_ticks(first, last)
+        if first <= t <= last
+    )
+    points = list(zip(steps, losses, strict=True))
+    dots = "".join(
+        f'<circle class="val" cx="{x(s):.1f}" cy="{y(v):.1f}" r="4"><title>step {s}: {v:.4f}</title></circle>' for s, v in val
+    )
+    curves = path(thinned(points), "each") + path(thinned(running_mean(points)), "mean") + path(val, "valline") + dots
+    legend = '<p class="legend"><i class="mean"></i> loss, running mean <i class="val"></i> validation estimate</p>'
+    return f'<svg class="curve" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="loss curve">{grid}{curves}</svg>{legend}'
+
+
+def running_mean(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    """Each point the mean of what came before it, the latest counting most."""
+    mean, out = points[0][1], []
+    weight = min(1.0, 80 / len(points))  # about a hundredth of the curve: smooth, and hardly late
+    for step, loss in points:
+        mean += (loss - mean) * weight
+        out.append((step, mean))
+    return out
+
+
+def thinned(points: Sequence[tuple[int, float]]) -> Sequence[tuple[int, float]]:
+    """As many points as can be seen, the last one among them."""
+    if len(points) <= MOST_POINTS:
+        return points
+    bounds = [len(points) * i // MOST_POINTS for i in range(MOST_POINTS + 1)]
+    return [points[stop - 1] for _, stop in pairwise(bounds)]
+
+
+def nice_ticks(low: float, high: float, about: int = 5) -> list[float]:
+    """Round numbers that span low..high."""
+    span = max(high - low, 1e-9)
+    unit = 10.0 ** math.floor(math.log10(span / about))
+    step = next(unit * m for m in (1, 2, 5, 10) if span / (unit * m) <= about)
+    return [round(step * i, 10) for i in range(math.floor(low / step), math.ceil(high / step) + 1)]

@@ -1,0 +1,88 @@
+"""What stands before every request: who may ask, how much, and what a page may reach.
+
+Listening on localhost keeps other machines out, but not other people's pages in the browser of this one. Such a page can name its
+own host as 127.0.0.1, or post to localhost outright; its host or its origin gives it away.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+from numllama.serve.api import BODY_BYTES, answer
+
+Message = dict[str, Any]
+# Scripts and styles are Gradio's own, which writes them into the page. Nothing is loaded from or sent to anywhere else.
+POLICY = (
+    "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; object-src 'none'; base-uri 'self'; form-action 'self'; "
+    "frame-ancestors 'self'"
+)
+HEADERS = [
+    (b"content-security-policy", POLICY.encode()),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-content-type-options", b"nosniff"),
+]
+
+
+class Guard:
+    """An ASGI application around another.
+
+    Parameters
+    ----------
+    app : ASGI application
+    hosts : set of str, optional
+        The names that this server may be asked for by; default any.
+    """
+
+    def __init__(self, app: Callable, hosts: frozenset[str] | None = None) -> None:
+        self.app, self.hosts = app, hosts
+
+    async def __call__(self, scope: Message, receive: Callable[[], Awaitable[Message]], send: Callable) -> None:
+        """Answer what is refused, pass on the rest."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        if refused := self._refused(headers):
+            status, sentence = refused
+            body = {"error": {"message": sentence, "type": "invalid_request_error", "param": None, "code": None}}
+            await answer(body, status)(scope, receive, send)
+            return
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message.get("headers", []), *HEADERS]}
+            await send(message)
+
+        await self.app(scope, _bounded(receive), send_with_headers)
+
+    def _refused(self, headers: dict[str, str]) -> tuple[int, str] | None:
+        host = _host(f"//{headers.get('host', '')}")
+        if self.hosts is not None and host not in self.hosts:
+            return 403, f"this server is asked for as {', '.join(sorted(self.hosts))}, not as {host!r}"
+        origin = headers.get("origin")
+        if origin and _host(origin) != host and _host(origin) not in (self.hosts or ()):
+            return 403, f"a page of {origin!r} may not use this server"
+        length = headers.get("content-length", "0")
+        if not length.isdecimal() or len(length) > 12 or int(length) > BODY_BYTES:
+            return 413, f"the request is longer than {BODY_BYTES // 2**20} MiB"
+        return None
+
+
+def _host(url: str) -> str | None:
+    try:
+        return urlsplit(url).hostname
+    except ValueError:
+        return None
+
+
+def _bounded(receive: Callable[[], Awaitable[Message]]) -> Callable[[], Awaitable[Message]]:
+    """A body without a stated length ends, as if the client had gone, where it becomes too long."""
+    seen = 0
+
+    async def run() -> Message:
+        nonlocal seen
+        message = await receive()
+        seen += len(message.get("body", b""))
+        return message if seen <= 2 * BODY_BYTES else {"type": "http.disconnect"}
+
+    return run

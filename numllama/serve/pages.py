@@ -1,0 +1,395 @@
+"""The page: generate, chat, look inside, training. What it shows is written and drawn elsewhere."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from html import escape
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gradio as gr
+import numpy as np
+
+from numllama.errors import NumllamaError
+from numllama.generation import SamplingConfig
+from numllama.generation.chat import chat_prompt, has_chat_template
+from numllama.generation.inside import attention_weights
+from numllama.model import count_parameters
+from numllama.serve import drawing
+from numllama.serve.api import token_text
+from numllama.serve.engine import Engine, Piece, Request, Texts
+from numllama.serve.training import Watch, runs_in
+
+PAUSE = 0.05  # between two changes of the page
+RUNNERS_UP = 6
+MAP_TOKENS = 40  # of an attention map: more cannot be read
+TOP_K = 200
+REFUSED = (NumllamaError, ValueError)
+MOUNTED = dict(
+    theme=gr.themes.Default(primary_hue="indigo", neutral_hue="slate"),
+    css_paths=Path(__file__).with_name("style.css"),
+    footer_links=[],
+    show_error=False,
+    max_file_size=1,
+)
+HIDDEN = {"api_visibility": "private", "show_progress": "hidden"}
+
+
+class Settings(NamedTuple):
+    """The controls' values, in the order in which they stand."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    max_new_tokens: int
+    seed: str
+    stop: str
+
+    def request(self, engine: Engine, prompt: Any, stop: tuple[str, ...] = (), runners_up: int | None = None) -> Request:
+        """What the engine is asked for; a control at its neutral end is no filter."""
+        seed = self.seed.strip()
+        if seed and not (seed.isdecimal() and int(seed[:20]) < 2**63):
+            raise ValueError(f"seed is {seed[:30]!r}, but must be a whole number that is not negative")
+        sampling = SamplingConfig(
+            temperature=self.temperature,
+            top_k=int(self.top_k) or None,
+            top_p=None if self.top_p == 1 else self.top_p,
+            min_p=self.min_p or None,
+            repetition_penalty=self.repetition_penalty,
+            seed=int(seed) if seed else None,
+            stop_ids=engine.model.stop_ids,
+        )
+        own = (self.stop.replace("\\n", "\n"),) if self.stop else ()
+        return Request(prompt, int(self.max_new_tokens), sampling, (*own, *stop), runners_up)
+
+
+def build(engine: Engine, name: str, runs: Path) -> gr.Blocks:
+    """The whole page.
+
+    Parameters
+    ----------
+    engine : Engine
+    name : str
+        What the model is called.
+    runs : path
+        Folder of training runs.
+    """
+    page = Page(engine, runs)
+    with gr.Blocks(title=f"{name} · numllama", analytics_enabled=False) as blocks:
+        gr.Markdown(f"# {escape(name)}\n{page.about()}", elem_id="title")
+        with gr.Row():
+            with gr.Column(scale=3, min_width=320), gr.Tabs():
+                with gr.Tab("Generate"):
+                    generate = _generate_tab()
+                with gr.Tab("Chat"):
+                    chat = _chat_tab(page)
+                with gr.Tab("Look inside") as inside_tab:
+                    inside = _inside_tab(engine)
+                with gr.Tab("Training") as training_tab:
+                    training = _training_tab(runs)
+            with gr.Column(scale=1, min_width=330), gr.Accordion("Settings", open=True):
+                settings = _settings(engine)
+        generate["kept"] = gr.BrowserState(None, "numllama-text", "numllama")  # here: what is in a tab is read when it is opened
+        chat["kept"] = gr.BrowserState([], "numllama-chat", "numllama")
+        _connect(page, blocks, settings, generate, chat, inside, training, training_tab)
+        del inside_tab
+    return blocks.queue(max_size=64, default_concurrency_limit=None, api_open=False)
+
+
+# ------------------------------------------------------------------------------------------------ what stands where
+
+
+def _generate_tab() -> dict[str, Any]:
+    with gr.Row():
+        prompt = gr.Textbox(label="Prompt", lines=3, max_lines=12, placeholder="Once upon a time", elem_id="prompt")
+    with gr.Row():
+        go, stop = (
+            gr.Button("Generate", min_width=110, variant="primary", elem_id="go"),
+            gr.Button("Stop", min_width=110, elem_id="stop"),
+        )
+    text = gr.Textbox(label="Text", lines=12, max_lines=24, interactive=False, buttons=["copy"], elem_id="text")
+    return dict(
+        prompt=prompt,
+        go=go,
+        stop=stop,
+        text=text,
+        status=gr.HTML(_note(), elem_id="status"),
+    )
+
+
+def _chat_tab(page: "Page") -> dict[str, Any]:
+    talk = gr.Chatbot(label="Conversation", height=420, render_markdown=False, allow_tags=False, elem_id="talk", buttons=["copy"])
+    with gr.Row(equal_height=True):
+        message = gr.Textbox(show_label=False, placeholder=page.invitation(), lines=1, scale=4, min_width=160, elem_id="message")
+        send = gr.Button("Send", variant="primary", scale=1, min_width=80, elem_id="send")
+    with gr.Row():
+        stop, clear = (
+            gr.Button("Stop", min_width=110, elem_id="stop-chat"),
+            gr.Button("New conversation", min_width=110, elem_id="clear"),
+        )
+    return dict(
+        talk=talk,
+        message=message,
+        send=send,
+        stop=stop,
+        clear=clear,
+        status=gr.HTML(_note(), elem_id="chat-status"),
+    )
+
+
+def _inside_tab(engine: Engine) -> dict[str, Any]:
+    c = engine.model.config
+    prompt = gr.Textbox(label="Prompt", lines=2, max_lines=8, elem_id="inside-prompt")
+    with gr.Row():
+        go, stop = (
+            gr.Button("Generate and look", min_width=110, variant="primary", elem_id="look"),
+            gr.Button("Stop", min_width=110, elem_id="stop-look"),
+        )
+    status = gr.HTML(_note("Point at a token, or tap it: what it was chosen from."), elem_id="inside-status")
+    tokens = gr.HTML(elem_id="tokens")
+    gr.Markdown("### Attention\nEach row is a token that looks, each column one that it looks at.")
+    with gr.Row():
+        layer = gr.Slider(0, c.n_layers - 1, 0, step=1, label="Layer", elem_id="layer", interactive=c.n_layers > 1)
+        head = gr.Slider(0, c.n_heads - 1, 0, step=1, label="Head", elem_id="head", interactive=c.n_heads > 1)
+    return dict(
+        prompt=prompt,
+        go=go,
+        stop=stop,
+        status=status,
+        tokens=tokens,
+        layer=layer,
+        head=head,
+        picture=gr.HTML(elem_id="attention"),
+        ids=gr.State([]),
+    )
+
+
+def _training_tab(runs: Path) -> dict[str, Any]:
+    names = runs_in(runs)
+    with gr.Row():
+        run = gr.Dropdown(names, value=names[0] if names else None, label=f"Run in {runs}", elem_id="run")
+    return dict(
+        run=run,
+        status=gr.HTML(_note(), elem_id="train-status"),
+        curve=gr.HTML(elem_id="curve"),
+        samples=gr.HTML(elem_id="samples"),
+        timer=gr.Timer(1, active=False),
+        shown=gr.State(None),
+    )
+
+
+def _settings(engine: Engine) -> list[Any]:
+    """In the order of the fields of :class:`Settings`."""
+    most = engine.new_tokens
+    return [
+        gr.Slider(0, 2, 0.8, step=0.05, label="Temperature (0: the likeliest)", elem_id="temperature"),
+        gr.Slider(0, min(TOP_K, engine.model.config.vocab_size), 0, step=1, label="Top-k (0: all)", elem_id="top-k"),
+        gr.Slider(0.05, 1, 1, step=0.05, label="Top-p (1: all)", elem_id="top-p"),
+        gr.Slider(0, 1, 0, step=0.01, label="Min-p (0: all)", elem_id="min-p"),
+        gr.Slider(0.5, 2, 1, step=0.05, label="Repetition penalty (1: none)", elem_id="repetition-penalty"),
+        gr.Slider(1, most, min(256, most), step=1, label="Max new tokens", elem_id="max-new-tokens"),
+        gr.Textbox("", label="Seed", info="empty: another text each time", elem_id="seed", max_lines=1),
+        gr.Textbox("", label="Stop at", info="a text that ends it; \\n is a new line", elem_id="stop-at", max_lines=1),
+    ]
+
+
+def _connect(page, blocks, settings, generate, chat, inside, training, training_tab) -> None:
+    """Which control does what."""
+    g, c, i, t = generate, chat, inside, training
+    gr.on(
+        [g["go"].click, g["prompt"].submit],
+        page.generate,
+        [g["prompt"], *settings],
+        [g["text"], g["status"], g["kept"]],
+        **HIDDEN,
+    )
+    said = [c["message"], c["talk"], c["status"], c["kept"]]
+    gr.on([c["send"].click, c["message"].submit], page.chat, [c["message"], c["kept"], *settings], said, **HIDDEN)
+    gr.on([c["clear"].click, c["talk"].clear], page.forget, None, [c["talk"], c["status"], c["kept"]], **HIDDEN)
+    look = gr.on(
+        [i["go"].click, i["prompt"].submit], page.look, [i["prompt"], *settings], [i["tokens"], i["status"], i["ids"]], **HIDDEN
+    )
+    draw = dict(fn=page.attention, inputs=[i["ids"], i["layer"], i["head"]], outputs=[i["picture"]], **HIDDEN)
+    look.then(**draw)
+    gr.on([i["layer"].release, i["head"].release, i["layer"].change, i["head"].change], trigger_mode="always_last", **draw)
+    for tab in (g, c, i):
+        tab["stop"].click(page.stop, queue=False, **HIDDEN)
+    shown = [t["run"], t["status"], t["curve"], t["samples"], t["shown"]]
+    gr.on([t["timer"].tick, t["run"].change], page.training, [t["run"], t["shown"]], shown, trigger_mode="once", **HIDDEN)
+    training_tab.select(lambda: gr.Timer(active=True), None, t["timer"], **HIDDEN)
+    blocks.load(page.restore, [g["kept"], c["kept"]], [g["prompt"], g["text"], g["status"], c["talk"]], **HIDDEN)
+    blocks.unload(page.stop)
+
+
+# ------------------------------------------------------------------------------------------------ what they do
+
+
+class Page:
+    """What the controls do. Each takes what stands in them, and yields what is to be shown."""
+
+    def __init__(self, engine: Engine, runs: Path) -> None:
+        self.engine, self.runs = engine, runs
+        self._texts: dict[str, list[Texts]] = {}  # of each open page
+        self._watches: dict[str, Watch] = {}
+        self._tasks: set[asyncio.Task] = set()
+
+    def about(self) -> str:
+        """The model in one line."""
+        c, model = self.engine.model.config, self.engine.model
+        shape = f"{c.n_layers} layers, {c.n_heads} heads, {c.dim} wide, vocabulary {c.vocab_size:,}, context {c.max_seq_len:,}"
+        return f"{count_parameters(c):,} parameters, {shape}, {model.params.flat.dtype} on {model.device}"
+
+    def invitation(self) -> str:
+        """What to say to this model."""
+        if has_chat_template(self.engine.tokenizer):
+            return "Say something"
+        return "This model was not trained to talk: it goes on with your words to the end of a paragraph"
+
+    async def generate(self, request: gr.Request, prompt: str, *settings: Any) -> AsyncIterator[tuple]:
+        """Prompt and text, as it is written; at the end it is kept in the browser."""
+        text = prompt
+        yield gr.skip(), _note("…"), gr.skip()
+        try:
+            async for piece, status in self._write(Settings(*settings).request(self.engine, prompt), request):
+                text += piece.text
+                kept = {"prompt": prompt, "text": text, "status": status} if piece.finish else gr.skip()
+                yield text, status, kept
+        except REFUSED as error:
+            yield gr.skip(), _note(str(error), refused=True), gr.skip()
+
+    async def chat(self, request: gr.Request, message: str, kept: list | None, *settings: Any) -> AsyncIterator[tuple]:
+        """The conversation with one more answer, as it is written."""
+        said = list(kept or [])
+        if not message.strip():
+            yield gr.skip(), gr.skip(), _note("Write something first."), gr.skip()
+            return
+        messages = [*said, {"role": "user", "content": message}]
+        answer = ""
+        try:
+            prompt, stop = chat_prompt(self.engine.tokenizer, messages)
+            yield "", _as_text(messages), gr.skip(), gr.skip()
+            async for piece, status in self._write(Settings(*settings).request(self.engine, prompt, stop), request):
+                answer += piece.text
+                talk = [*messages, {"role": "assistant", "content": answer}]
+                yield gr.skip(), _as_text(talk), status, talk if piece.finish else gr.skip()
+        except REFUSED as error:
+            yield message, _as_text(said), _note(str(error), refused=True), gr.skip()
+
+    def forget(self) -> tuple:
+        """A new conversation."""
+        return [], _note(), []
+
+    async def look(self, request: gr.Request, prompt: str, *settings: Any) -> AsyncIterator[tuple]:
+        """The text as coloured tokens, each with what it was chosen from."""
+        name = lambda i: token_text(self.engine.tokenizer, i)  # noqa: E731
+        try:
+            asked = Settings(*settings).request(self.engine, prompt, runners_up=RUNNERS_UP)
+            spans: list[str] = []
+            async for piece, status in self._write(asked, request):
+                part = self._last(request)
+                if not spans:
+                    spans = [drawing.token_span(name(i), place) for place, i in enumerate(part.ids)]
+                for token in piece.tokens:
+                    others = [(name(i), chance) for i, chance in token.runners_up]
+                    spans.append(drawing.token_span(name(token.id), len(spans), token.logprob, others))
+                yield (
+                    f'<div class="tokens">{"".join(spans)}</div>',
+                    status,
+                    [*part.ids, *part.new_ids] if piece.finish else gr.skip(),
+                )
+        except REFUSED as error:
+            yield gr.skip(), _note(str(error), refused=True), gr.skip()
+
+    async def attention(self, ids: list[int], layer: int, head: int) -> str:
+        """One head's map of the end of the text, and all heads of the layer beside it."""
+        if not ids:
+            return _note("Generate a text first.")
+        model = self.engine.model
+        ids = ids[-model.config.max_seq_len :]
+        try:
+            work = self.engine.call(lambda: attention_weights(model, ids, int(layer)))
+            weights = (await asyncio.wrap_future(work))[:, -MAP_TOKENS:, -MAP_TOKENS:]
+        except REFUSED as error:
+            return _note(str(error), refused=True)
+        labels = [token_text(self.engine.tokenizer, i) for i in ids[-MAP_TOKENS:]]
+        large = drawing.attention_map(weights[int(head)], labels)
+        return f'{drawing.head_strip(weights, int(head))}<div class="scroll">{large}</div>'
+
+    async def training(self, run: str | None, shown: Any) -> tuple:
+        """The run's curve and what its checkpoints wrote, if anything is new."""
+        names = runs_in(self.runs)
+        if not names:
+            return gr.Dropdown([], value=None), _note(f"There is no training run in {self.runs} yet."), "", "", None
+        run = run if run in names else names[0]
+        if run not in self._watches:
+            self._watches[run] = Watch(self.runs / run)
+        watch = self._watches[run]
+        await asyncio.to_thread(watch.log.read)
+        if watch.is_due:
+            task = asyncio.ensure_future(watch.sample(self.engine))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        lines = watch.log.lines
+        now = [run, names, lines[-1] if lines else None, [step for step, _ in watch.samples]]
+        if now == shown:
+            return (gr.skip(),) * 5
+        samples = "".join(f'<b>after step {step:,}</b><div class="sample">{escape(text)}</div>' for step, text in watch.samples)
+        return gr.Dropdown(names, value=run), _note(_progress(lines)), drawing.loss_curve(lines), samples, now
+
+    def restore(self, text: dict | None, talk: list | None) -> tuple:
+        """What was finished before the page was loaded again."""
+        said = _as_text(talk or [])
+        if not isinstance(text, dict):
+            return gr.skip(), gr.skip(), gr.skip(), said
+        return text.get("prompt", ""), text.get("text", ""), text.get("status", _note()), said
+
+    def stop(self, request: gr.Request) -> None:
+        """End what this page waits for; what was written stays."""
+        for texts in self._texts.pop(request.session_hash, []):
+            texts.cancel()
+
+    async def _write(self, request: Request, page: gr.Request) -> AsyncIterator[tuple[Piece, str]]:
+        """Each piece, and what to say about it."""
+        texts = await self.engine.submit([request])
+        mine = self._texts.setdefault(page.session_hash, [])
+        mine.append(texts)
+        try:
+            async for piece in texts.pieces(PAUSE):
+                yield piece, _note(_speed(texts.parts[0], piece.finish, texts.cancelled))
+        finally:
+            texts.cancel()
+            with suppress(ValueError):
+                mine.remove(texts)
+            if not mine:
+                self._texts.pop(page.session_hash, None)
+
+    def _last(self, page: gr.Request) -> Any:
+        return self._texts[page.session_hash][-1].parts[0]
+
+
+def _as_text(messages: list[dict]) -> list[dict]:
+    """Messages as the conversation shows them, which takes them for HTML."""
+    return [{**message, "content": escape(message["content"], quote=False)} for message in messages]
+
+
+def _note(text: str = "", refused: bool = False) -> str:
+    return f'<p class="note{" refused" if refused else ""}">{escape(text)}</p>'
+
+
+def _speed(part: Any, finish: str | None, cancelled: bool) -> str:
+    rate = f", {part.tokens_per_second:,.0f} tokens/s" if part.new_tokens > 1 else ""
+    first = f", the first after {1e3 * part.first_token:.0f} ms"
+    end = {None: "…", "length": ", as many as were asked for", "stop": ", stopped" if cancelled else ", ended by itself"}[finish]
+    return f"{part.prompt_tokens} + {part.new_tokens} tokens{rate}{first}, cache {part.cache_bytes / 1e6:.2f} MB{end}"
+
+
+def _progress(lines: list[dict]) -> str:
+    if not lines:
+        return "No step has been logged yet."
+    last = lines[-1]
+    val = next((line["val_loss"] for line in reversed(lines) if "val_loss" in line), None)
+    best = f", validation estimate {val:.3f}" if isinstance(val, float) else ""
+    rate = f", {last['tokens_per_second']:,.0f} tokens/s" if isinstance(last.get("tokens_per_second"), float) else ""
+    return f"step {last['step']:,}: loss {np.mean([line['loss'] for line in lines[-20:]]):.3f}{best}{rate}"

@@ -1,0 +1,252 @@
+"""What a visitor of the page does and sees. Every test ends with: no complaint on the console, no request to elsewhere."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from serve.served import until
+
+import numllama as nl
+from numllama.generation.inside import attention_weights
+from numllama.serve.pages import Page
+from numllama.training import TrainConfig, Trainer, load_dataset
+
+MANY = 20_000
+
+
+def completed(engine, prompt, n, **settings):
+    return nl.complete(engine.model, engine.tokenizer, prompt, n, window=128, **settings)
+
+
+def test_generate_streams_text(tab, engine):
+    tab.set("max-new-tokens", 3000)
+    tab.set("seed", 5)
+    tab.page.fill("#prompt textarea", "abc")
+    tab.page.click("#go")
+    lengths = set()
+    while not re.search("asked for", tab.page.locator("#status").inner_text()):
+        lengths.add(len(tab.text()))
+        tab.page.wait_for_timeout(20)
+    assert len(lengths - {0}) > 3
+    assert tab.text() == "abc" + completed(engine, "abc", 3000, seed=5, temperature=0.8)
+    status = tab.page.locator("#status").inner_text()
+    assert re.search(r"3 \+ 3000 tokens, [\d,]+ tokens/s, the first after \d+ ms, cache \d+\.\d\d MB", status)
+
+
+SETTINGS = {
+    "temperature": 0.35, "top-k": 7, "top-p": 0.65, "min-p": 0.07, "repetition-penalty": 1.25,
+    "max-new-tokens": 12, "seed": 42, "stop-at": "\\nb",
+}  # fmt: skip
+
+
+def test_each_control_changes_the_request(tab, engine):
+    tab.generate("ab", max_new_tokens=5)
+    before = engine.asked[-1]
+    for name, value in SETTINGS.items():
+        tab.set(name, value)
+    tab.generate("ab")
+    request = engine.asked[-1]
+    sampling = request.sampling
+    found = (sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p, sampling.repetition_penalty, sampling.seed)
+    assert found == (0.35, 7, 0.65, 0.07, 1.25, 42)
+    assert (request.prompt, request.max_new_tokens, request.stop) == ("ab", 12, ("\nb",))
+    neutral = before.sampling
+    assert (neutral.top_k, neutral.top_p, neutral.min_p, neutral.repetition_penalty, neutral.seed) == (None, None, None, 1, None)
+
+
+def test_stop_stops_and_keeps_what_was_written(tab, engine):
+    tab.set("max-new-tokens", MANY)
+    tab.page.fill("#prompt textarea", "abc")
+    tab.page.click("#go")
+    tab.page.wait_for_function("document.querySelector('#text textarea').value.length > 50")
+    tab.page.click("#stop")
+    status = tab.wait("#status", ENDED)
+    assert "stopped" in status
+    until(lambda: engine.texts == 0)
+    written = tab.text()
+    assert 50 < len(written) < MANY
+    tab.page.wait_for_timeout(200)
+    assert tab.text() == written
+    assert "asked for" in tab.generate("abc", max_new_tokens=5)
+
+
+ENDED = "asked for|by itself|stopped"
+
+
+@pytest.mark.parametrize("prompt, sentence", [
+    ("a" * 129, "the prompt has 129 tokens, but 128 are the most that are taken here"),
+    ("", "the prompt is empty"),
+    ("é", "'é' at position 0 is not among the 18"),
+])  # fmt: skip
+def test_what_cannot_be_done_is_said_kindly(tab, engine, prompt, sentence):
+    assert sentence in tab.generate(prompt)
+    assert tab.page.locator("#status .refused").count() == 1
+    assert "asked for" in tab.generate("abc", max_new_tokens=5)
+
+
+def test_two_users_at_once_get_their_own_texts(tab, another, engine):
+    for visitor, prompt, seed in ((tab, "aaa", 1), (another, "ppp", 2)):
+        visitor.set("max-new-tokens", 1500)
+        visitor.set("seed", seed)
+        visitor.page.fill("#prompt textarea", prompt)
+    tab.page.click("#go")
+    another.page.click("#go")
+    for visitor, prompt, seed in ((tab, "aaa", 1), (another, "ppp", 2)):
+        visitor.wait("#status", "asked for")
+        assert visitor.text() == prompt + completed(engine, prompt, 1500, seed=seed, temperature=0.8)
+
+
+def test_a_reload_loses_nothing_that_was_finished(tab):
+    tab.generate("abc", max_new_tokens=30)
+    text = tab.text()
+    tab.tab("Chat")
+    tab.page.fill("#message textarea", "dad")
+    tab.page.click("#send")
+    tab.wait("#chat-status", ENDED)
+    talk = tab.page.locator("#talk .message").all_inner_texts()
+    tab.open()
+    tab.page.wait_for_function("document.querySelector('#text textarea').value.length > 0")
+    assert tab.text() == text
+    assert tab.page.locator("#prompt textarea").input_value() == "abc"
+    tab.tab("Chat")
+    tab.page.wait_for_selector("#talk .message")
+    assert tab.page.locator("#talk .message").all_inner_texts() == talk
+
+
+def test_a_page_that_is_closed_ends_its_text(tab, engine):
+    tab.set("max-new-tokens", MANY)
+    tab.page.fill("#prompt textarea", "abc")
+    tab.page.click("#go")
+    until(lambda: engine.texts == 1)
+    tab.page.close()
+    until(lambda: engine.texts == 0, seconds=20)
+
+
+def test_a_conversation_goes_on_and_begins_anew(tab, engine):
+    tab.set("seed", 3)
+    tab.set("max-new-tokens", 8)
+    tab.tab("Chat")
+    for message in ("abc", "def"):
+        tab.page.fill("#message textarea", message)
+        tab.page.click("#send")
+        tab.wait("#chat-status", ENDED)
+        until(lambda: engine.texts == 0)
+        tab.page.wait_for_timeout(200)
+    first = completed(engine, "abc\n\n", 8, seed=3, temperature=0.8, stop="\n\n")
+    assert engine.asked[-1].prompt == f"abc\n\n{first}\n\ndef\n\n"
+    assert tab.page.locator("#message textarea").input_value() == ""
+    tab.page.click("#clear")
+    tab.page.wait_for_function("document.querySelectorAll('#talk .message').length === 0")
+    tab.page.fill("#message textarea", "mom")
+    tab.page.click("#send")
+    tab.wait("#chat-status", ENDED)
+    assert engine.asked[-1].prompt == "mom\n\n"
+
+
+def test_look_inside_shows_each_tokens_chance_and_what_else_might_have_come(tab, engine):
+    tab.set("seed", 1)
+    tab.set("max-new-tokens", 20)
+    tab.tab("Look inside")
+    tab.page.fill("#inside-prompt textarea", "abc")
+    tab.page.click("#look")
+    tab.page.wait_for_selector("#attention svg.map")
+    tokens = tab.page.locator("#tokens .token[tabindex]")
+    assert tab.page.locator("#tokens .token.given").count() == 3
+    assert tokens.count() == 20
+    ids = nl.generate(engine.model, engine.tokenizer.encode("abc"), 20, temperature=0.8, seed=1)
+    logits = engine.model.forward(np.array([[*engine.tokenizer.encode("abc"), *ids[:4]]]))[0, -1]
+    p = np.exp(logits - logits.max())
+    p /= p.sum()
+    tokens.nth(4).hover()
+    tip = tokens.nth(4).locator(".tip")
+    assert tip.is_visible()
+    assert not tokens.nth(3).locator(".tip").is_visible()
+    chosen = tip.locator(".row.chosen")
+    assert float(chosen.locator(".p").inner_text().split()[0]) == pytest.approx(100 * p[ids[4]], abs=0.51)
+    rows = tip.locator(".row .p").all_inner_texts()
+    assert len(rows) >= 6
+    assert float(rows[0].split()[0]) == pytest.approx(100 * p.max(), abs=0.51)
+    assert re.search(r"3 \+ 20 tokens.*tokens/s.*cache", tab.page.locator("#inside-status").inner_text())
+
+
+def test_an_attention_map_is_the_models_and_changes_with_layer_and_head(tab, engine):
+    tab.set("seed", 1)
+    tab.set("max-new-tokens", 6)
+    tab.tab("Look inside")
+    tab.page.fill("#inside-prompt textarea", "abc")
+    tab.page.click("#look")
+    tab.page.wait_for_selector("#attention svg.map")
+    assert tab.page.locator("#attention .head img").count() == 4
+    first = tab.page.locator("#attention svg.map").inner_html()
+    tab.set("layer", 1)
+    tab.set("head", 2)
+    tab.page.wait_for_function("document.querySelector('#attention .head.chosen')?.innerText.trim() === '2'")
+    tab.page.wait_for_timeout(300)
+    assert tab.page.locator("#attention svg.map").inner_html() != first
+    ids = [
+        *engine.tokenizer.encode("abc"),
+        *nl.generate(engine.model, engine.tokenizer.encode("abc"), 6, temperature=0.8, seed=1),
+    ]
+    weights = attention_weights(engine.model, ids, 1)[2]
+    shown = [
+        float(value)
+        for value in tab.page.eval_on_selector_all("#attention rect", "all => all.map(r => r.getAttribute('fill-opacity'))")
+    ]
+    rows, columns = np.tril_indices(len(ids))
+    assert shown == pytest.approx(list(0.04 + 0.96 * weights[rows, columns]), abs=1e-3)
+
+
+def test_text_is_text_and_no_markup(tab):
+    tab.tab("Chat")
+    tab.page.fill("#message textarea", "<img src=x onerror=alert(1)> ![a](http://example.com/a.png) ${1+1}")
+    tab.page.click("#send")
+    assert "is not among" in tab.wait("#chat-status", "not among")
+    assert tab.page.locator("#talk img, #chat-status img").count() == 0
+
+
+def test_a_conversation_that_was_kept_is_no_markup():
+    *_, talk = Page(None, None).restore(None, [{"role": "user", "content": "<img src=x> & 1"}])
+    assert talk == [{"role": "user", "content": "&lt;img src=x&gt; &amp; 1"}]
+
+
+def test_a_training_in_progress_is_shown_live(tab, runs, engine):
+    (runs / "book.txt").write_text("abc abd abe\n" * 200, encoding="utf-8")
+    data = load_dataset(runs / "book.txt")
+    config = nl.ModelConfig(data.vocab_size, dim=16, n_layers=1, n_heads=2, max_seq_len=16)
+    trainer = Trainer(nl.Transformer(config), data, TrainConfig(steps=40, batch_size=4, eval_every=20, workers=1), runs / "a run")
+    (runs / "a run").mkdir()
+    data.tokenizer.save(runs / "a run")
+    with open(runs / "a run" / "metrics.jsonl", "w", encoding="utf-8", buffering=1) as log:
+        steps = iter(trainer)
+        for _ in range(20):
+            log.write(json.dumps(next(steps).to_dict()) + "\n")
+        tab.tab("Training")
+        tab.wait("#train-status", "step 20: loss")
+        tab.wait("#samples", "after step 20")
+        assert tab.page.locator("#curve svg circle").count() == 1
+        for report in steps:
+            log.write(json.dumps(report.to_dict()) + "\n")
+        tab.wait("#train-status", "step 40: loss")
+        tab.wait("#samples", "after step 40")
+    trainer.close()
+    assert tab.page.locator("#curve svg circle").count() == 2
+    assert tab.page.locator("#samples .sample").count() == 2
+
+
+def test_it_works_at_phone_width(phone, engine):
+    assert "asked for" in phone.generate("abc", max_new_tokens=20, seed=1)
+    assert len(phone.text()) == 23
+    for name in ("Chat", "Look inside", "Training", "Generate"):
+        phone.tab(name)
+        phone.page.wait_for_timeout(150)
+        width = phone.page.evaluate("document.documentElement.scrollWidth")
+        assert width <= 390, f"{name} is {width} wide"
+    phone.tab("Look inside")
+    phone.page.fill("#inside-prompt textarea", "abc")
+    phone.page.click("#look")
+    phone.page.wait_for_selector("#attention svg.map")
+    token = phone.page.locator("#tokens .token[tabindex]").nth(2)
+    token.tap()
+    assert token.locator(".tip").is_visible()
+    assert phone.page.evaluate("document.documentElement.scrollWidth") <= 390

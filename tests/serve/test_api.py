@@ -1,0 +1,316 @@
+"""OpenAI's routes, asked over HTTP by plain requests and by the official client."""
+
+import json
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import urlsplit
+
+import numpy as np
+import openai
+import pytest
+from generation.models import random_model
+from generation.test_run import TEMPLATE
+from serve.served import LETTERS, client, events, served, small_engine, until
+
+import numllama as nl
+from numllama.generation.sampling import log_softmax
+from numllama.serve.engine import Engine, Limits
+
+
+@pytest.fixture(scope="module")
+def engine():
+    return small_engine()
+
+
+@pytest.fixture(scope="module")
+def url(engine):
+    with served(engine) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def http(url):
+    with client(url) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def official(url):
+    return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+
+
+def completed(engine, prompt, n=20, **settings) -> str:
+    return nl.complete(engine.model, engine.tokenizer, prompt, n, **settings)
+
+
+# ------------------------------------------------------------------------------------------------ the official client
+
+
+def test_the_client_lists_the_model(official):
+    assert [model.id for model in official.models.list()] == ["small"]
+    assert official.models.retrieve("small").owned_by == "numllama"
+    with pytest.raises(openai.NotFoundError, match="no model 'large'"):
+        official.models.retrieve("large")
+
+
+def test_the_client_completes_a_text(official, engine):
+    settings = dict(temperature=0.7, top_p=0.9, seed=4)
+    done = official.completions.create(model="small", prompt="abc", max_tokens=20, **settings)
+    assert done.choices[0].text == completed(engine, "abc", **settings)
+    assert done.choices[0].finish_reason == "length"
+    assert (done.usage.prompt_tokens, done.usage.completion_tokens, done.usage.total_tokens) == (3, 20, 23)
+
+
+def test_the_client_streams_the_same_text():
+    n, engine = 1500, small_engine(new_tokens=1500)  # several of the pauses between two pieces
+    options = dict(model="small", prompt="abc", max_tokens=n, seed=4, stream_options={"include_usage": True})
+    with served(engine) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as official:
+        chunks = list(official.completions.create(stream=True, **options))
+    assert "".join(chunk.choices[0].text for chunk in chunks[:-1]) == completed(engine, "abc", n, seed=4, window=64)
+    assert chunks[-2].choices[0].finish_reason == "length"
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage.completion_tokens == n
+    assert len(chunks) > 3
+    assert len({chunk.id for chunk in chunks}) == 1
+
+
+def test_the_client_talks(official, engine):
+    messages = [{"role": "system", "content": "a"}, {"role": "user", "content": "bcd"}]
+    done = official.chat.completions.create(model="small", messages=messages, max_completion_tokens=30, seed=1)
+    expected = completed(engine, "a\n\nbcd\n\n", 30, seed=1, stop="\n\n")
+    assert done.choices[0].message.content == expected
+    chunks = list(official.chat.completions.create(model="small", messages=messages, max_tokens=30, seed=1, stream=True))
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == expected
+    assert chunks[-1].choices[0].finish_reason == done.choices[0].finish_reason
+
+
+def test_the_clients_parts_of_a_message_are_one_text(official):
+    parts = [{"type": "text", "text": "ab"}, {"type": "text", "text": "c"}]
+    one, other = (
+        official.chat.completions.create(model="small", messages=[{"role": "user", "content": c}], max_tokens=9, seed=1)
+        for c in (parts, "abc")
+    )
+    assert one.choices[0].message.content == other.choices[0].message.content
+
+
+def test_the_client_gets_several_texts_of_several_prompts(official, engine):
+    done = official.completions.create(model="small", prompt=["abc", "def"], n=2, max_tokens=10, seed=3)
+    expected = [completed(engine, prompt, 10, seed=seed) for prompt in ("abc", "def") for seed in (3, 4)]
+    assert [choice.text for choice in done.choices] == expected
+    assert (done.usage.prompt_tokens, done.usage.completion_tokens) == (6, 40)
+    texts = [""] * 4
+    for chunk in official.completions.create(model="small", prompt=["abc", "def"], n=2, max_tokens=10, seed=3, stream=True):
+        texts[chunk.choices[0].index] += chunk.choices[0].text
+    assert texts == expected
+
+
+def test_the_client_reads_logprobs(official, engine):
+    ids = engine.tokenizer.encode("abc")
+    done = official.completions.create(model="small", prompt=ids, max_tokens=5, seed=2, logprobs=2)
+    found = done.choices[0].logprobs
+    new = engine.tokenizer.encode(done.choices[0].text)
+    chances = log_softmax(engine.model.forward(np.array([[*ids, *new]]))[0])
+    assert found.tokens == list(done.choices[0].text)
+    assert found.text_offset == [0, 1, 2, 3, 4]
+    assert found.token_logprobs == pytest.approx([chances[2 + i, token] for i, token in enumerate(new)], abs=1e-5)
+    assert [len(top) for top in found.top_logprobs] == [2] * 5
+    messages = [{"role": "user", "content": "abc"}]
+    talk = official.chat.completions.create(model="small", messages=messages, max_tokens=5, logprobs=True, top_logprobs=3)
+    content = talk.choices[0].logprobs.content
+    assert [bytes(token.bytes).decode() for token in content] == [token.token for token in content]
+    assert all(len(token.top_logprobs) == 3 for token in content)
+    assert "".join(token.token for token in content).startswith(talk.choices[0].message.content)
+
+
+def test_the_client_raises_what_it_raises_for_openai(official):
+    with pytest.raises(openai.BadRequestError, match="temperature is 3") as error:
+        official.completions.create(model="small", prompt="a", temperature=3)
+    assert error.value.param == "temperature"
+    with pytest.raises(openai.NotFoundError, match="this server has 'small'"):
+        official.completions.create(model="large", prompt="a")
+    with pytest.raises(openai.BadRequestError, match="the prompt has 65 tokens, but 64 are the most"):
+        official.completions.create(model="small", prompt="a" * 65)
+
+
+def test_a_tuned_model_gets_its_own_template(tmp_path):
+    names = ["<|begin|>", "<|user|>", "<|assistant|>", "<|end|>", "<|pause|>"]
+    random_model("float32", vocab_size=261, max_seq_len=300).save(
+        tmp_path, nl.Tokenizer({i: bytes([i]) for i in range(256)}, [], names)
+    )
+    (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "<|begin|>"}', encoding="utf-8")
+    (tmp_path / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
+    model, tokenizer = nl.load(tmp_path), nl.Tokenizer.load(tmp_path)
+    with served(Engine(model, tokenizer, Limits()), "chatty") as url:
+        talk = openai.OpenAI(base_url=f"{url}/v1", api_key="none")
+        done = talk.chat.completions.create(model="chatty", messages=[{"role": "user", "content": "hi"}], max_tokens=12, seed=5)
+    prompt = tokenizer.apply_chat_template([{"role": "user", "content": "hi"}])
+    assert done.choices[0].message.content == tokenizer.decode(nl.generate(model, prompt, 12, seed=5))
+    assert done.usage.prompt_tokens == len(prompt)
+
+
+# ------------------------------------------------------------------------------------------------ many at once
+
+
+def test_eight_people_at_once_all_finish_and_none_are_mixed_up(url, engine):
+    def one(i):
+        with client(url) as http, http.stream("POST", "/v1/completions", json=question(i)) as response:
+            return "".join(event["choices"][0]["text"] for event in events(response)[:-1])
+
+    def question(i):
+        return dict(prompt=LETTERS[i] * 5, max_tokens=60, seed=i, stream=True)
+
+    with ThreadPoolExecutor(8) as pool:
+        texts = list(pool.map(one, range(8)))
+    assert texts == [completed(engine, LETTERS[i] * 5, 60, seed=i, window=64) for i in range(8)]
+
+
+def test_more_people_than_there_is_place_for_are_told_so_and_nobody_else_is_hurt():
+    engine = small_engine(running=1, waiting=1, new_tokens=4000)
+    with served(engine) as url, client(url) as http:
+        long = dict(prompt="a", max_tokens=4000, stream=True)
+        with http.stream("POST", "/v1/completions", json=long) as one, http.stream("POST", "/v1/completions", json=long) as two:
+            until(lambda: engine.texts == 2)
+            refused = http.post("/v1/completions", json=dict(prompt="a", max_tokens=1))
+            assert refused.status_code == 429
+            assert refused.headers["retry-after"] == "1"
+            assert "busy" in refused.json()["error"]["message"]
+            assert next(one.iter_lines()).startswith("data: ")
+            del two
+        until(lambda: engine.texts == 0)
+        assert http.post("/v1/completions", json=dict(prompt="a", max_tokens=1)).status_code == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_ends_its_text(stream):
+    engine = small_engine(new_tokens=10**6)
+    with served(engine) as url:
+        address = urlsplit(url)
+        body = json.dumps(dict(prompt="a", max_tokens=10**6, stream=stream)).encode()
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Length: {len(body)}\r\n\r\n"
+        with socket.create_connection((address.hostname, address.port)) as connection:
+            connection.sendall(head.encode() + body)
+            until(lambda: engine.texts == 1)
+            if stream:
+                assert connection.recv(100).startswith(b"HTTP/1.1 200")
+        until(lambda: engine.texts == 0)
+
+
+def test_at_the_end_of_the_server_streams_end_and_its_port_is_free():
+    engine = small_engine(new_tokens=10**6)
+    seen = []
+    with served(engine) as url:
+        port = urlsplit(url).port
+
+        def listen():
+            with (
+                client(url) as http,
+                http.stream("POST", "/v1/completions", json=dict(prompt="a", max_tokens=10**6, stream=True)) as r,
+            ):
+                seen.extend(events(r))
+
+        thread = threading.Thread(target=listen)
+        thread.start()
+        until(lambda: engine.texts == 1)
+    thread.join(10)
+    assert not thread.is_alive()
+    assert "shutting down" in seen[-1]["error"]["message"]
+    with socket.socket() as again:
+        again.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        again.bind(("127.0.0.1", port))
+    assert not [t for t in threading.enumerate() if t.name == "numllama engine" and t is engine._thread]
+
+
+# ------------------------------------------------------------------------------------------------ what is refused
+
+
+@pytest.mark.parametrize("path, body, sentence", [
+    ("completions", {}, "prompt is missing"),
+    ("completions", {"prompt": 3}, "prompt must be a text"),
+    ("completions", {"prompt": [1, 2.5]}, "prompt must be a text"),
+    ("completions", {"prompt": [True]}, "prompt must be a text"),
+    ("completions", {"prompt": []}, "the prompt is empty"),
+    ("completions", {"prompt": ["a"] * 9}, "9 texts"),
+    ("completions", {"prompt": ["a", "b", "c"], "n": 3}, "9 texts"),
+    ("completions", {"prompt": [99]}, "99"),
+    ("completions", {"prompt": "a", "max_tokens": 0}, "max_tokens is 0"),
+    ("completions", {"prompt": "a", "max_tokens": 10**30}, "200 are the most"),
+    ("completions", {"prompt": "a", "max_tokens": True}, "max_tokens is True"),
+    ("completions", {"prompt": "a", "temperature": -1}, "temperature is -1, but must be a number from 0 to 2"),
+    ("completions", {"prompt": "a", "top_p": 0}, "top_p is 0"),
+    ("completions", {"prompt": "a", "top_k": 10**6}, "top_k is 1000000"),
+    ("completions", {"prompt": "a", "seed": -1}, "seed is -1"),
+    ("completions", {"prompt": "a", "stop": ["a"] * 5}, "up to 4"),
+    ("completions", {"prompt": "a", "stop": {"a": 1}}, "stop must be"),
+    ("completions", {"prompt": "a", "stream": "yes"}, "stream is 'yes'"),
+    ("completions", {"prompt": "a", "logprobs": 99}, "logprobs is 99"),
+    ("completions", {"prompt": "a", "frequency_penalty": 1}, "frequency_penalty is 1, but this server does not do that"),
+    ("completions", {"prompt": "a", "echo": True}, "echo"),
+    ("completions", {"prompt": "a", "max_completion_tokens": 3}, "no field 'max_completion_tokens'"),
+    ("completions", {"prompt": "a", "temprature": 1}, "no field 'temprature' here, but"),
+    ("chat/completions", {}, "messages must be a list"),
+    ("chat/completions", {"messages": [{"role": "robot", "content": "a"}]}, "messages[0] must have a role"),
+    ("chat/completions", {"messages": [{"role": "user", "content": 1}]}, "messages[0]'s content must be a text"),
+    ("chat/completions", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "content must be a text"),
+    ("chat/completions", {"messages": [{"role": "user", "content": "a"}], "top_logprobs": 2}, "needs logprobs: true"),
+    ("chat/completions", {"messages": [{"role": "user", "content": "a"}], "tools": [{}]}, "tools"),
+])  # fmt: skip
+def test_what_cannot_be_answered_is_one_sentence(http, path, body, sentence):
+    response = http.post(f"/v1/{path}", json=body)
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert sentence in error["message"]
+    assert error["type"] == "invalid_request_error"
+
+
+def test_a_field_that_asks_for_nothing_may_stand_there(http, engine):
+    neutral = dict(frequency_penalty=0.0, presence_penalty=0, logit_bias={}, best_of=1, echo=False, user="me", stop=None, n=1)
+    response = http.post("/v1/completions", json=dict(prompt="abc", max_tokens=5, seed=1, **neutral))
+    assert response.json()["choices"][0]["text"] == completed(engine, "abc", 5, seed=1)
+
+
+@pytest.mark.parametrize("content, status", [
+    (b"", 400), (b"{", 400), (b"[]", 400), (b"null", 400), (b'"\xff"', 400), (b"[" * 100_000, 400),
+    (b'{"prompt": "a", "temperature": NaN}', 400), (b'{"prompt": "a", "seed": ' + b"9" * 5000 + b"}", 400),
+    (b'{"prompt": "\\ud800"}', 400), (b'{"prompt": "' + b"a" * 10**6 + b'"}', 400), (b" " * (2 * 2**20 + 1), 413),
+])  # fmt: skip
+def test_what_is_no_request_is_said_too(http, content, status):
+    response = http.post("/v1/completions", content=content)
+    assert response.status_code == status
+    assert response.json()["error"]["message"]
+
+
+def test_other_addresses_and_methods_are_answered_in_the_same_form(http):
+    for method, path, status in [("GET", "/v1/nothing", 404), ("DELETE", "/v1/models", 404), ("GET", "/v1/completions", 404)]:
+        response = http.request(method, path)
+        assert response.status_code == status
+        assert "/v1/completions" in response.json()["error"]["message"]
+
+
+def test_a_body_without_a_length_is_bounded_too(url):
+    address = urlsplit(url)
+    with socket.create_connection((address.hostname, address.port), timeout=20) as connection:
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: {address.netloc}\r\nTransfer-Encoding: chunked\r\n\r\n"
+        connection.sendall(head.encode())
+        answer = b""
+        try:
+            for _ in range(100):
+                connection.sendall(b"10000\r\n" + b" " * 65536 + b"\r\n")
+            answer = connection.recv(1000)
+        except OSError:  # it has hung up already
+            pass
+    assert answer == b"" or b" 413 " in answer or b" 400 " in answer
+
+
+def test_other_peoples_pages_are_kept_out(http, url):
+    assert http.get("/v1/models", headers={"Host": "evil.example"}).status_code == 403
+    assert http.get("/v1/models", headers={"Origin": "http://evil.example"}).status_code == 403
+    assert http.get("/v1/models", headers={"Origin": "null"}).status_code == 403
+    assert http.get("/v1/models", headers={"Origin": url}).status_code == 200
+
+
+def test_a_page_may_load_nothing_from_elsewhere(http):
+    policy = http.get("/v1/models").headers["content-security-policy"]
+    assert "default-src 'self'" in policy
+    assert "http" not in policy

@@ -1,0 +1,259 @@
+"""Many texts at once, each as if it were alone."""
+
+import asyncio
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from generation.models import random_model
+from serve.served import LETTERS, small_engine, until
+
+import numllama as nl
+from numllama.generation.sampling import log_softmax
+from numllama.serve import engine as module
+from numllama.serve.engine import Busy, Engine, Limits, Request
+
+
+@pytest.fixture
+def engine():
+    made = small_engine()
+    yield made
+    made.close()
+
+
+def write(engine, *requests, pause=0.0):
+    """The texts, their tokens and why they ended, all asked for at once by one listener each."""
+
+    async def one(request):
+        texts = await engine.submit([request])
+        pieces = [piece async for piece in texts.pieces(pause)]
+        joined = SimpleNamespace(text="".join(p.text for p in pieces), tokens=[t for p in pieces for t in p.tokens])
+        joined.finish, joined.part, joined.pieces = pieces[-1].finish, texts.parts[0], pieces
+        return joined
+
+    async def every():
+        return await asyncio.gather(*map(one, requests))
+
+    return asyncio.run(every())
+
+
+def asked(prompt="abc", n=20, stop=(), runners_up=None, **settings) -> Request:
+    return Request(prompt, n, nl.SamplingConfig(**settings), stop, runners_up)
+
+
+def test_each_of_many_texts_is_what_complete_writes(engine):
+    prompts = [
+        "abc",
+        "a",
+        "no\nop",
+        "abc",
+        "dad d",
+        "hhh",
+        "f",
+        "pm",
+        "mid",
+        "k k",
+        "abc abc abc abc abc abc abc",
+        "abc abc abc abc abc abc",
+    ]
+    requests = [asked(prompt, 30, seed=i, temperature=0.9) for i, prompt in enumerate(prompts)]
+    for request, written in zip(requests, write(engine, *requests), strict=True):
+        expected = nl.complete(engine.model, engine.tokenizer, request.prompt, 30, sampling=request.sampling)
+        assert written.text == expected
+        assert written.finish == "length"
+
+
+def test_eight_texts_grow_at_the_same_pace(engine):
+    order = []
+
+    async def one(i):
+        texts = await engine.submit([asked("ab", 40, seed=i)])
+        async for piece in texts.pieces():
+            order.extend([i] * len(piece.text))
+
+    async def every():
+        await asyncio.gather(*map(one, range(8)))
+
+    asyncio.run(every())
+    assert sorted(order) == sorted([*range(8)] * 40)
+    half = order[: len(order) // 2]
+    assert min(half.count(i) for i in range(8)) >= 5
+
+
+def test_a_text_beyond_the_context_goes_on_as_with_a_window(engine):
+    (written,) = write(engine, asked("abc", 100, seed=3))
+    assert written.text == nl.complete(engine.model, engine.tokenizer, "abc", 100, seed=3, window=64)
+
+
+def test_a_prompt_is_found_again_in_what_was_written_and_says_the_same(engine):
+    first = write(engine, asked("abcdefghijklmnop", 30, seed=1))[0].text
+    prompt = "abcdefghijklmnop" + first
+    kept = engine._caches[-1]
+    (again,) = write(engine, asked(prompt, 10, seed=2))
+    assert engine._caches[-1] is not kept or kept.length >= len(prompt)
+    assert again.text == nl.complete(engine.model, engine.tokenizer, prompt, 10, seed=2)
+    (short,) = write(engine, asked(prompt, 3, seed=2))
+    (same,) = write(engine, asked(prompt, 3, seed=2))
+    assert short.text == same.text == again.text[:3]
+
+
+def test_only_a_few_caches_are_kept(engine):
+    for i in range(5):
+        write(engine, asked("abcdefghij"[i:] * 3, 5, seed=i))
+    assert len(engine._caches) == 2
+
+
+def test_a_stop_word_ends_a_text_and_is_not_part_of_it(engine):
+    whole = nl.complete(engine.model, engine.tokenizer, "abc", 40, seed=5)
+    word = whole[12:14]
+    (written,) = write(engine, asked("abc", 40, (word,), seed=5))
+    assert written.text == whole[: whole.index(word)]
+    assert written.finish == "stop"
+
+
+def test_a_stop_id_ends_a_text(engine):
+    ids = nl.generate(engine.model, engine.tokenizer.encode("abc"), 40, seed=5)
+    (written,) = write(engine, asked("abc", 40, seed=5, stop_ids=(ids[7],)))
+    assert written.text == engine.tokenizer.decode(ids[: ids.index(ids[7])])
+    assert written.finish == "stop"
+
+
+def test_chances_are_the_models_own(engine):
+    (written,) = write(engine, asked("abc", 12, runners_up=3, seed=1, temperature=0.3, top_k=2))
+    ids = [*engine.tokenizer.encode("abc"), *(token.id for token in written.tokens)]
+    chances = log_softmax(engine.model.forward(np.array([ids]))[0])
+    for place, token in enumerate(written.tokens, start=2):
+        assert token.logprob == pytest.approx(chances[place, token.id], abs=1e-5)
+        best = np.argsort(-chances[place])[:3]
+        assert [i for i, _ in token.runners_up] == list(best)
+        assert [c for _, c in token.runners_up] == pytest.approx(list(chances[place, best]), abs=1e-5)
+    assert "".join(LETTERS_BY_ID[token.id] for token in written.tokens) == written.text
+
+
+LETTERS_BY_ID = nl.CharTokenizer(LETTERS).characters
+
+
+def test_what_it_took_is_counted(engine):
+    (written,) = write(engine, asked("abcd", 10, seed=0))
+    part, c = written.part, engine.model.config
+    assert (part.prompt_tokens, part.new_tokens) == (4, 10)
+    assert 0 < part.first_token <= part.seconds
+    assert part.cache_bytes == 2 * c.n_layers * c.n_kv_heads * c.head_dim * 4 * 14
+
+
+def test_pieces_between_two_pauses_come_as_one(engine):
+    (written,) = write(engine, asked("abc", 60, seed=0), pause=0.5)
+    assert len(written.pieces) <= 3
+    assert len(written.text) == 60
+
+
+@pytest.mark.parametrize("wrong, sentence", [
+    (asked("a" * 65), "the prompt has 65 tokens, but 64 are the most that are taken here"),
+    (asked(""), "the prompt is empty"),
+    (asked([3, 18]), "tokens"),
+    (asked("é"), "'é'"),
+    (asked("a", top_k=19), "top_k is 19"),
+    (asked("a", n=-1), "max_new_tokens is -1"),
+])  # fmt: skip
+def test_what_cannot_be_written_is_said_at_once(engine, wrong, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        write(engine, wrong)
+    assert engine.texts == 0
+
+
+def test_more_texts_than_there_is_place_for_are_refused_and_the_others_finish():
+    engine = small_engine(running=2, waiting=1)
+
+    async def every():
+        texts = [await engine.submit([asked("a", 150, seed=i)]) for i in range(3)]
+        with pytest.raises(Busy, match="busy"):
+            await engine.submit([asked("a", 5)])
+        return [len("".join([p.text async for p in one.pieces()])) for one in texts]
+
+    assert asyncio.run(every()) == [150] * 3
+    assert len(write(engine, asked("a", 5))[0].text) == 5
+    engine.close()
+
+
+def test_a_text_that_nobody_waits_for_ends_at_once(engine):
+    async def leave():
+        texts = await engine.submit([asked("a", 200, seed=0), asked("b", 200, seed=0)])
+        async for _ in texts.pieces():
+            break
+        texts.cancel()
+        return texts
+
+    texts = asyncio.run(leave())
+    until(lambda: engine.texts == 0)
+    assert all(part.new_tokens < 200 for part in texts.parts)
+
+
+def test_an_error_ends_its_own_text_only(engine, monkeypatch):
+    real = module._token
+
+    def failing(i, logits, runners_up):
+        if runners_up == 5:
+            raise FloatingPointError("broken")
+        return real(i, logits, runners_up)
+
+    monkeypatch.setattr(module, "_token", failing)
+
+    async def every():
+        good, bad = await engine.submit([asked("a", 30, seed=0)]), await engine.submit([asked("a", 30, seed=0, runners_up=5)])
+        with pytest.raises(FloatingPointError):
+            [piece async for piece in bad.pieces()]
+        return "".join([piece.text async for piece in good.pieces()])
+
+    assert asyncio.run(every()) == nl.complete(engine.model, engine.tokenizer, "a", 30, seed=0)
+
+
+def test_at_the_end_texts_end_too():
+    engine = small_engine()
+
+    async def cut():
+        texts = await engine.submit([asked("a", 200)])
+        pieces = texts.pieces()
+        await anext(pieces)
+        await asyncio.to_thread(engine.close)
+        with pytest.raises(nl.NumllamaError, match="shutting down"):
+            [piece async for piece in pieces]
+        with pytest.raises(Busy, match="shutting down"):
+            await engine.submit([asked("a", 5)])
+
+    asyncio.run(cut())
+    assert not engine._thread.is_alive()
+
+
+def test_other_work_is_done_between_two_tokens(engine):
+    assert engine.call(lambda: 6 * 7).result(10) == 42
+    with pytest.raises(ZeroDivisionError):
+        engine.call(lambda: 1 // 0).result(10)
+    assert write(engine, asked("a", 3))[0].finish == "length"
+
+
+def test_another_model_may_write_too(engine):
+    other = small_engine(seed=7)
+
+    async def both():
+        texts = await engine.submit([asked("abc", 20, seed=1)], other.model, other.tokenizer)
+        return "".join([piece.text async for piece in texts.pieces()])
+
+    assert asyncio.run(both()) == nl.complete(other.model, other.tokenizer, "abc", 20, seed=1)
+    other.close()
+
+
+def test_a_model_of_learned_positions_ends_where_its_table_does():
+    tokenizer = nl.CharTokenizer(LETTERS)
+    model = random_model("float32", vocab_size=len(LETTERS), positions="learned", max_seq_len=16)
+    engine = Engine(model, tokenizer)
+    assert engine.new_tokens == 16
+    assert len(write(engine, asked("abc", 14, seed=0))[0].text) == 14
+    with pytest.raises(ValueError, match="do not fit"):
+        write(engine, asked("abc", 15, seed=0))
+    engine.close()
+
+
+@pytest.mark.parametrize("limits", [dict(running=0), dict(waiting=-1), dict(new_tokens=2.5)])
+def test_limits_that_cannot_be_are_named(limits):
+    with pytest.raises(ValueError, match=next(iter(limits))):
+        Limits(**limits)
