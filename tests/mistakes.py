@@ -46,6 +46,16 @@ MISTAKES = [
         "ops/test_rmsnorm.py::test_gradients",
     ),
     Mistake(
+        "the stream's own gradient forgotten",
+        "ops/add_rmsnorm.py", "    dx += dtotal\n", "",
+        "ops/test_add_rmsnorm.py::test_gradients",
+    ),
+    Mistake(
+        "the branch normalised instead of the sum",
+        "ops/add_rmsnorm.py", "rmsnorm_forward(total, weight, eps)", "rmsnorm_forward(branch, weight, eps)",
+        "ops/test_add_rmsnorm.py::test_it_is_the_sum_and_the_norm_of_the_sum",
+    ),
+    Mistake(
         "eps added outside the root",
         "ops/rmsnorm.py",
         "1.0 / xp.sqrt(row_dot(x, x) / x.shape[-1] + eps)", "1.0 / (xp.sqrt(row_dot(x, x) / x.shape[-1]) + eps)",
@@ -133,6 +143,16 @@ MISTAKES = [
         "ops/test_attention.py::test_gradients",
     ),
     Mistake(
+        "exp without the maximum taken off",
+        "ops/softmax.py", "p = x - xp.where(top == -math.inf, 0, top)", "p = x - 0 * xp.where(top == -math.inf, 0, top)",
+        "ops/test_softmax.py::test_large_numbers_do_not_overflow",
+    ),
+    Mistake(
+        "a row that is hidden wholly, divided by its sum of zero",
+        "ops/softmax.py", "p /= xp.where(total == 0, 1, total)", "p /= total",
+        "ops/test_softmax.py::test_masked_places_have_no_probability_and_no_gradient",
+    ),
+    Mistake(
         "dk transposed, and hidden by a reshape",
         "ops/attention.py",
         "dk = ds.swapaxes(-1, -2) @ fold_groups(q, K)", "dk = (fold_groups(q, K).swapaxes(-1, -2) @ ds).reshape(k.shape)",
@@ -169,8 +189,18 @@ MISTAKES = [
         "ops/test_swiglu.py::test_gradients",
     ),
     Mistake(
+        "the gate's gradient without up",
+        "ops/swiglu.py", "    dgate *= up\n", "",
+        "ops/test_swiglu.py::test_gradients",
+    ),
+    Mistake(
         "a derivative of x³ without the 3",
         "ops/gelu.py", "du = SLOPE * (1 + 3 * CUBIC * x * x)", "du = SLOPE * (1 + CUBIC * x * x)",
+        "ops/test_gelu.py::test_gradients",
+    ),
+    Mistake(
+        "tanh's derivative without the square",
+        "ops/gelu.py", "(1 - tanh * tanh)", "(1 - tanh)",
         "ops/test_gelu.py::test_gradients",
     ),
     Mistake(
