@@ -1,4 +1,4 @@
-"""The command line:  numllama train | prepare | generate | chat | doctor
+"""The command line:  numllama train | prepare | generate | chat | doctor | exercises
 
 Every field of ModelConfig, TrainConfig and SamplingConfig is a flag. Exit codes: 0, 2 for what the user can mend, 130 after
 Ctrl-C.
@@ -16,6 +16,7 @@ from cyclopts import App, Parameter
 from numllama import __version__
 from numllama.backend import out_of_memory
 from numllama.errors import NumllamaError
+from numllama.exercises import check_exercises, write_exercises
 from numllama.generation import SamplingConfig
 from numllama.generation.run import chat_run, generate_run
 from numllama.model import ModelConfig
@@ -218,6 +219,32 @@ def chat(
     """
     settings = {"temperature": TEMPERATURE, **_given(sampling)}
     return chat_run(model, tokenizer, device, dtype, system, max_new_tokens=max_new_tokens, window=window, seed=seed, **settings)
+
+
+@app.command
+def exercises(
+    op: str | None = None,
+    *,
+    check: bool = False,
+    blank: Literal["backward", "forward"] = "backward",
+    out: Path = Path("exercises"),
+) -> int:
+    """Write an op's backward yourself: a file with a blank and a test, and a check of what you wrote.
+
+    Example: numllama exercises rmsnorm, and then: numllama exercises --check rmsnorm
+
+    Parameters
+    ----------
+    op
+        The op: linear, rmsnorm, attention, ... Default all, from linear to flash_attention.
+    check
+        Say which results are right, and of a wrong one by how much, with a hint. Exit code 0 if all are right, else 2.
+    blank
+        What is left blank.
+    out
+        Folder of the files.
+    """
+    return check_exercises(op, out) if check else write_exercises(op, blank, out)
 
 
 def _given(flags: Any) -> dict[str, Any]:

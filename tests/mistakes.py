@@ -669,4 +669,19 @@ MISTAKES = [
         "generation/prefill.py", "self.error or i == 0 or self.layers[i - 1] > self.layers[i]", "True",
         "generation/test_prefill.py::test_logits_and_cache_are_those_of_the_full_forward",
     ),
+    Mistake(
+        "a check of exercises that finds everything right",
+        "exercises.py", "RIGHT = 1e-9", "RIGHT = 1e9",
+        "test_exercises.py::test_the_check_finds_each_mistake_of_a_backward_with_a_hint[RMSNorm_without_the_second_term_of_its_gradient]",
+    ),
+    Mistake(
+        "an exercise that is written over",
+        "exercises.py", "        if not path.exists():\n", "        if True:\n",
+        "test_exercises.py::test_the_command_writes_all_that_are_missing_and_checks_all_that_are_there",
+    ),
+    Mistake(
+        "an exercise that shows its solution",
+        "exercises.py", 'node.name == f"{op}_{blank}"', "node.name == op",
+        "test_exercises.py::test_a_file_has_a_blank_and_the_librarys_own_lines_fill_it[rmsnorm]",
+    ),
 ]  # fmt: skip
