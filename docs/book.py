@@ -1,6 +1,8 @@
 """What the pages of the book share: they print alike, check gradients alike, and make the test-suite's mistakes."""
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -8,7 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from IPython.display import Markdown, display
 from matplotlib_inline.backend_inline import set_matplotlib_formats
-from mistakes import MISTAKES
+from mistakes import MISTAKES, Mistake
 
 import numllama
 from numllama.gradcheck import GradientError, gradcheck
@@ -45,12 +47,39 @@ def check(forward: Callable, backward: Callable, args: Sequence, names: Sequence
 
 def mistake(what: str) -> ModuleType:
     """A module with one of the mistakes of `tests/mistakes.py` made in it; shows what was changed."""
+    entry = find_mistake(what)
+    lines = [f"{sign} {line}" for sign, text in (("-", entry.right), ("+", entry.wrong)) for line in text.strip().splitlines()]
+    display(Markdown("\n".join(["```diff", *lines, "```"])))
+    return made(entry)
+
+
+def find_mistake(what: str) -> Mistake:
     (entry,) = [entry for entry in MISTAKES if entry.what == what]
+    return entry
+
+
+def made(entry: Mistake) -> ModuleType:
+    """The module, with the mistake."""
     source = (PACKAGE / entry.file).read_text(encoding="utf-8")
     assert source.count(entry.right) == 1
-    name = "numllama." + entry.file.removesuffix(".py").replace("/", ".")
-    module = ModuleType(name)
+    module = ModuleType("numllama." + entry.file.removesuffix(".py").replace("/", "."))
     exec(compile(source.replace(entry.right, entry.wrong), entry.file, "exec"), module.__dict__)
-    lines = [f"- {line}" for line in entry.right.strip().splitlines()] + [f"+ {line}" for line in entry.wrong.strip().splitlines()]
-    display(Markdown("```diff\n" + "\n".join(lines) + "\n```"))
     return module
+
+
+@contextmanager
+def making(what: str) -> Iterator[None]:
+    """Within it, the whole package runs with a mistake of `tests/mistakes.py` made in one of its ops."""
+    wrong = made(find_mistake(what))
+    right = sys.modules[wrong.__name__]
+    changed = []
+    for module in [module for name, module in sys.modules.items() if name.startswith("numllama")]:
+        for name, value in list(vars(module).items()):
+            if callable(value) and getattr(value, "__module__", "") == right.__name__ and hasattr(wrong, name):
+                changed.append((module, name, value))
+                setattr(module, name, getattr(wrong, name))
+    try:
+        yield
+    finally:
+        for module, name, value in changed:
+            setattr(module, name, value)

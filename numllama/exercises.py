@@ -8,7 +8,6 @@ import ast
 import math
 import runpy
 from collections.abc import Callable
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,7 +34,7 @@ EXERCISES = {  # in the order in which they are easiest to learn
         "dbias": "the bias was added to every row: sum over all rows.",
     }),
     "embedding": Exercise("np.array([[2, 0, 2], [4, 2, 0]]), normal(5, 3)", (1,), {
-        "dweight": "a token that occurs several times collects all of its gradients; `dweight[tokens] += dout` keeps one of them.",
+        "dweight": "a token that occurs several times collects all of its gradients; dweight[tokens] += dout keeps one.",
     }),
     "softmax": Exercise("normal(2, 3, 5)", (0,), {
         "dx": "every x[j] is in the sum that all p[i] are divided by: dp[i]/dx[j] = p[i] (delta_ij - p[j]).",
@@ -90,8 +89,8 @@ Write {op}_{blank}, then ask which results are right:
     numllama exercises --check {op}
 
 Forward returns its output and a cache, which backward is given; dout is the gradient of the loss with respect to the output, and
-backward returns one gradient for each input. The derivation is on the page docs/ops/{op}. Buffers that an op may be given to write
-or add to may be ignored here.
+backward returns one gradient for each input. The derivation is on the page docs/ops/{op}. Buffers that an op may be given
+to write or add to may be ignored here.
 """
 
 {source}

@@ -676,7 +676,7 @@ MISTAKES = [
     ),
     Mistake(
         "an exercise that is written over",
-        "exercises.py", "        if not path.exists():\n", "        if True:\n",
+        "exercises.py", "if not path.exists():\n            path.write", "if True:\n            path.write",
         "test_exercises.py::test_the_command_writes_all_that_are_missing_and_checks_all_that_are_there",
     ),
     Mistake(

@@ -19,11 +19,13 @@ needs_the_book = pytest.mark.skipif(not DOCS.exists(), reason="tests without the
 
 
 def evaluations() -> dict:
+    """By label. A name that Python has already, or the module, ends with an underscore that the label lacks."""
     found = {}
     for name in MODULES:
         module = importlib.import_module(f"docs.equations.{name}")
         for what, function in inspect.getmembers(module, inspect.isgeneratorfunction):
-            found[f"{name}-{what.rstrip('_')}".replace("_", "-")] = function
+            if function.__module__ == module.__name__:
+                found[f"{name}-{what.rstrip('_')}".replace("_", "-")] = function
     return found
 
 

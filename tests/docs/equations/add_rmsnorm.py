@@ -3,6 +3,7 @@
 from math import sqrt
 
 from docs.equations.common import delta, normal
+
 from numllama.ops import add_rmsnorm_backward, add_rmsnorm_forward
 
 N, C, EPS = 3, 5, 0.1

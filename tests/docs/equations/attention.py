@@ -3,8 +3,8 @@
 from math import exp, sqrt
 
 import numpy as np
-
 from docs.equations.common import normal
+
 from numllama.ops import attention_backward, attention_forward
 
 H, K, T, S, D = 4, 2, 3, 5, 6
@@ -81,6 +81,9 @@ def groups():
         for g in range(K)
     ], dk
     yield [
-        [[sum(P[g * R + r, t, s] * DOUT[g * R + r, t, d] for r in range(R) for t in range(T)) for d in range(D)] for s in range(S)]
+        [
+            [sum(P[g * R + r, t, s] * DOUT[g * R + r, t, d] for r in range(R) for t in range(T)) for d in range(D)]
+            for s in range(S)
+        ]
         for g in range(K)
     ], dv

@@ -3,8 +3,8 @@
 from math import exp, log
 
 import numpy as np
-
 from docs.equations.common import delta, derivative, normal
+
 from numllama.ops import IGNORE, cross_entropy_backward, cross_entropy_forward, softmax_forward
 
 N, V = 4, 6

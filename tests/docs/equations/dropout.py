@@ -3,8 +3,8 @@
 from math import floor
 
 import numpy as np
-
 from docs.equations.common import delta, normal
+
 from numllama.ops import dropout_backward, dropout_forward
 from numllama.ops.dropout import fold_key
 

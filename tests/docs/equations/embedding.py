@@ -1,8 +1,8 @@
 """docs/ops/embedding.md"""
 
 import numpy as np
-
 from docs.equations.common import delta, normal
+
 from numllama.ops import embedding_backward, embedding_forward
 
 V, N, C = 5, 7, 3

@@ -3,8 +3,8 @@
 from math import exp, log, sqrt
 
 import numpy as np
-
 from docs.equations.common import normal
+
 from numllama.ops import attention_backward, attention_forward, flash_attention_backward, flash_attention_forward
 
 T, S, D = 3, 5, 4

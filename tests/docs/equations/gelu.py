@@ -3,6 +3,7 @@
 from math import erf, exp, pi, sqrt, tanh
 
 from docs.equations.common import derivative, normal
+
 from numllama.ops import gelu_backward, gelu_forward
 
 F = 6

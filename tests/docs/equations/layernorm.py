@@ -3,8 +3,8 @@
 from math import sqrt
 
 import numpy as np
-
 from docs.equations.common import delta, derivative, normal
+
 from numllama.ops import layernorm_backward, layernorm_forward
 
 N, C, EPS = 3, 5, 0.1

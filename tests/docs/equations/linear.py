@@ -1,6 +1,7 @@
 """docs/ops/linear.md"""
 
 from docs.equations.common import delta, derivative, normal
+
 from numllama.ops import linear_backward, linear_forward
 
 N, I, O = 3, 2, 4  # noqa: E741

@@ -3,8 +3,8 @@
 import math
 
 import numpy as np
-
 from docs.equations.common import delta, derivative, normal
+
 from numllama.ops import rmsnorm_backward, rmsnorm_forward
 
 N, C, EPS = 3, 5, 0.1  # an eps that shows
@@ -48,12 +48,14 @@ def dx():
             return W[i] * (delta(i, j) * R[t] - R[t] ** 3 * X[t, i] * X[t, j] / C)
 
         yield [sum(DOUT[t, i] * jacobian(i, j) for i in range(C)) for j in range(C)], DX[t]
-        yield [sum(DN[t][i] * (delta(i, j) * R[t] - R[t] ** 3 * X[t, i] * X[t, j] / C) for i in range(C)) for j in range(C)], DX[t]
+        yield [
+            sum(DN[t][i] * (delta(i, j) * R[t] - R[t] ** 3 * X[t, i] * X[t, j] / C) for i in range(C)) for j in range(C)
+        ], DX[t]
         yield [R[t] * DN[t][j] - X[t, j] * R[t] ** 3 / C * sum(DN[t][i] * X[t, i] for i in range(C)) for j in range(C)], DX[t]
 
 
 def dweight():
-    doutdw = [derivative(lambda w: rmsnorm_forward(X, w, EPS)[0][:, i], W, (i,)) for i in range(C)]
+    doutdw = [derivative(lambda w: rmsnorm_forward(X, w, EPS)[0], W, (i,))[:, i] for i in range(C)]
     yield [sum(DOUT[t, i] * doutdw[i][t] for t in range(N)) for i in range(C)], DW, 1e-9
     yield [sum(DOUT[t, i] * X[t, i] * R[t] for t in range(N)) for i in range(C)], DW
 

@@ -3,8 +3,8 @@
 from math import cos, pi, sin
 
 import numpy as np
-
 from docs.equations.common import normal
+
 from numllama.ops import rope_backward, rope_forward, rope_table
 
 T, D, THETA = 5, 6, 100.0

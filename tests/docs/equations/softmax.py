@@ -3,8 +3,8 @@
 from math import exp
 
 import numpy as np
-
 from docs.equations.common import delta, normal
+
 from numllama.ops import softmax_backward, softmax_forward
 
 n = 5

@@ -1,6 +1,7 @@
 """docs/start.md"""
 
 from docs.equations.common import delta, derivative, normal
+
 from numllama.ops import rmsnorm_backward, rmsnorm_forward
 
 C, T = 4, 3

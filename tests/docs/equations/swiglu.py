@@ -3,8 +3,8 @@
 from math import exp, tanh
 
 import numpy as np
-
 from docs.equations.common import derivative, normal
+
 from numllama.ops import swiglu_backward, swiglu_forward
 
 F = 6
