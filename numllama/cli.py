@@ -1,4 +1,5 @@
-"""The command line:  numllama train | prepare | generate | chat | doctor | exercises
+"""The command line:  numllama train | prepare | generate | chat | doctor | exercises |
+trace
 
 Every field of ModelConfig, TrainConfig and SamplingConfig is a flag. Exit codes: 0, 2 for what the user can mend, 130 after
 Ctrl-C.
@@ -20,6 +21,7 @@ from numllama.exercises import check_exercises, write_exercises
 from numllama.generation import SamplingConfig
 from numllama.generation.run import chat_run, generate_run
 from numllama.model import ModelConfig
+from numllama.trace_report import trace_run
 from numllama.training.config import TrainConfig
 from numllama.training.prepare import prepare_texts
 from numllama.training.run import train_run
@@ -245,6 +247,35 @@ def exercises(
         Folder of the files.
     """
     return check_exercises(op, out) if check else write_exercises(op, blank, out)
+
+
+@app.command
+def trace(
+    *,
+    text: str = "the king shall sing",
+    steps: int = 0,
+    seed: int = 0,
+    json: Path | None = None,
+    html: Path | None = None,
+) -> int:
+    """Show every intermediate of a small model, and its gradient: a text through two layers, and back.
+
+    Example: numllama trace --steps 300 --html trace.html
+
+    Parameters
+    ----------
+    text
+        What goes through it, in characters of the play that the model is made for.
+    steps
+        Train the model for so many steps first.
+    seed
+        Of the model.
+    json
+        Also write all numbers to this file.
+    html
+        Also write a page with heat maps to this file; it needs nothing else.
+    """
+    return trace_run(text, steps, seed, json, html)
 
 
 def _given(flags: Any) -> dict[str, Any]:

@@ -684,4 +684,19 @@ MISTAKES = [
         "exercises.py", 'node.name == f"{op}_{blank}"', "node.name == op",
         "test_exercises.py::test_a_file_has_a_blank_and_the_librarys_own_lines_fill_it[rmsnorm]",
     ),
+    Mistake(
+        "a trace whose stream forgets the branch's gradient",
+        "tracing.py", "return dx + through_norm", "return dx",
+        "test_tracing.py::test_loss_and_gradients_are_those_of_the_model",
+    ),
+    Mistake(
+        "a trace that leaves softmax's backward out",
+        "tracing.py", 'd["scores"] = ops.softmax_backward(d["attention"], (p,))', 'd["scores"] = d["attention"]',
+        "test_tracing.py::test_the_gradients_inside_attention_belong_together[0]",
+    ),
+    Mistake(
+        "a page with a tag left open",
+        "trace_report.py", "return f\"<tr>{''.join(cells)}</tr>\"", "return f\"<tr>{''.join(cells)}\"",
+        "test_tracing.py::test_the_page_is_well_formed_and_needs_no_other_file",
+    ),
 ]  # fmt: skip
