@@ -28,8 +28,8 @@ def test_a_whole_book_has_no_problems(tmp_path):
     "name, content, problem",
     [
         ("index.html", '<a href="gone.html">x</a>', "index.html links to gone.html, which is not there"),
-        ("index.html", '<a href="notebooks/one.html#no">x</a>', "index.html links to notebooks/one.html#no, but that page has no such "
-         "place"),
+        ("index.html", '<a href="notebooks/one.html#no">x</a>', "index.html links to notebooks/one.html#no, but that page has no "
+         "such place"),
         ("index.html", '<img src="_images/gone.png">', "index.html links to _images/gone.png, which is not there"),
         ("index.html", '<script src="https://cdn.org/a.js"></script>', "index.html loads https://cdn.org/a.js"),
         ("index.html", '<link href="//fonts.org/a.css">', "index.html loads //fonts.org/a.css"),
