@@ -1,5 +1,4 @@
-"""The command line:  numllama train | prepare | generate | chat | doctor | exercises |
-trace
+"""The command line:  numllama train | prepare | generate | chat | doctor | exercises | trace
 
 Every field of ModelConfig, TrainConfig and SamplingConfig is a flag. Exit codes: 0, 2 for what the user can mend, 130 after
 Ctrl-C.
