@@ -30,7 +30,8 @@ class Page(HTMLParser):
 
 def problems(folder: Path) -> list[str]:
     """What is wrong with the book, a sentence each."""
-    pages = {path: Page(path) for path in sorted(folder.rglob("*.html"))}
+    paths = (path for path in sorted(folder.rglob("*.html")) if "_static" not in path.parts)  # there lie the theme's templates
+    pages = {path: Page(path) for path in paths}
     found = [] if pages else [f"there are no pages in {folder}"]
     for path, page in pages.items():
         where = path.relative_to(folder).as_posix()

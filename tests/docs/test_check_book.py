@@ -11,6 +11,7 @@ def book(folder, **changes):
         "notebooks/one.html": '<p id="here"></p><a href="../index.html">x</a><a href="#here">y</a>'
         '<img src="data:image/png;base64,AA==">',
         "_static/tex-svg.js": "",
+        "_static/template.html": '<script src="{{ pathto(file) }}"></script>',
         "_downloads/abc/one.ipynb": "{}",
     } | changes
     for name, content in files.items():
