@@ -388,7 +388,7 @@ MISTAKES = [
     ),
     Mistake(
         "weights and gradients in the same memory",
-        "training/team.py", "np.frombuffer(memory, self.dtype, n, i * n * size)", "np.frombuffer(memory, self.dtype, n, 0)",
+        "training/team.py", "np.frombuffer(memory[at : at + n], self.dtype)", "np.frombuffer(memory[:n], self.dtype)",
         "training/test_team.py::test_processes_give_the_same_bits_as_one_worker",
     ),
     Mistake(
