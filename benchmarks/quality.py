@@ -32,16 +32,24 @@ def main() -> None:
         config = nl.ModelConfig.preset(args.preset, vocab_size=data.vocab_size)
         trainer = nl.Trainer(nl.Transformer(config, seed, args.device), data, replace(recipe(args.preset), seed=seed))
         start = time.perf_counter()
-        for _ in trainer:
-            continue
+        reports = list(trainer)
         seconds = time.perf_counter() - start
-        rows.append({"seed": seed, "validation_loss": trainer.evaluate(), "seconds": seconds})
+        rows.append({"seed": seed, "validation_loss": trainer.evaluate(), "seconds": seconds, "curve": curve(reports)})
         print(f"| {seed} | {rows[-1]['validation_loss']:.4f} | {seconds:.1f} |", flush=True)
         trainer.close()
     mean = statistics.mean(row["validation_loss"] for row in rows)
     print(f"| mean | {mean:.4f} | |")
     if args.json:
         args.json.write_text(json.dumps({"preset": args.preset, "data": data.name, "mean": mean, "runs": rows}, indent=1) + "\n")
+
+
+def curve(reports: list[nl.StepReport], every: int = 20) -> list[dict]:
+    """Means over so many steps each: what the book draws as the normal band (docs/chapters/training_curve.md)."""
+    parts = [reports[i : i + every] for i in range(0, len(reports), every)]
+    return [
+        {name: round(statistics.mean(getattr(report, name) for report in part), 4) for name in ("step", "loss", "grad_norm")}
+        for part in parts
+    ]
 
 
 if __name__ == "__main__":

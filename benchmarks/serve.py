@@ -27,7 +27,10 @@ import numllama as nl
 
 SHAPE = dict(vocab_size=32000, dim=288, n_layers=6, n_heads=6, ffn_dim=768, max_seq_len=256, tie_embeddings=True)
 PROMPT, NEW = "word " * 3, 200
-COMMANDS = ("train", "prepare", "generate", "chat", "serve", "eval", "inspect", "convert", "bench", "doctor")
+COMMANDS = (
+    "train", "plan", "prepare", "finetune", "generate", "chat", "serve", "eval", "inspect", "convert", "bench", "doctor",
+    "exercises", "trace",
+)  # fmt: skip
 FIRST_TOKEN_MS, STREAMING, HELP_MS, IMPORT_MS = 200, 0.9, 300, 250  # what is promised
 
 

@@ -1,5 +1,6 @@
 """The command line:
-    numllama train | plan | prepare | finetune | generate | chat | serve | eval | inspect | convert | bench | doctor
+    numllama train | plan | prepare | finetune | generate | chat | serve | eval | inspect | convert | bench | doctor |
+             exercises | trace
 
 Every field of ModelConfig, TrainConfig and SamplingConfig is a flag. Exit codes: 0; 2 for what the user can mend; 1 for what
 only we can, with a traceback; 130 after Ctrl-C. Each command imports what it needs itself, so that help is there at once.
@@ -548,6 +549,65 @@ def bench(
     text = f"prompt          {first:,.0f} tokens/s\nnew tokens      {later:,.0f} tokens/s, {found['ms_per_token']:.2f} ms each"
     _print(found, text, as_json)
     return 0
+
+
+@_command("exercises")
+def exercises(
+    op: str | None = None,
+    *,
+    check: bool = False,
+    blank: Literal["backward", "forward"] = "backward",
+    out: Path = Path("exercises"),
+) -> int:
+    """Write an op's backward yourself: a file with a blank and a test, and a check of what you wrote.
+
+    Example: numllama exercises rmsnorm, and then: numllama exercises --check rmsnorm
+
+    Parameters
+    ----------
+    op
+        The op: linear, rmsnorm, attention, ... Default all, from linear to flash_attention.
+    check
+        Say which results are right, and of a wrong one by how much, with a hint. Exit code 0 if all are right, else 2.
+    blank
+        What is left blank.
+    out
+        Folder of the files.
+    """
+    from numllama.exercises import check_exercises, write_exercises
+
+    return check_exercises(op, out) if check else write_exercises(op, blank, out)
+
+
+@_command("trace")
+def trace(
+    *,
+    text: str = "the king shall sing",
+    steps: int = 0,
+    seed: int = 0,
+    json: Path | None = None,
+    html: Path | None = None,
+) -> int:
+    """Show every intermediate of a small model, and its gradient: a text through two layers, and back.
+
+    Example: numllama trace --steps 300 --html trace.html
+
+    Parameters
+    ----------
+    text
+        What goes through it, in characters of the play that the model is made for.
+    steps
+        Train the model for so many steps first.
+    seed
+        Of the model.
+    json
+        Also write all numbers to this file.
+    html
+        Also write a page with heat maps to this file; it needs nothing else.
+    """
+    from numllama.trace_report import trace_run
+
+    return trace_run(text, steps, seed, json, html)
 
 
 app.register_install_completion_command(help="Let this shell complete commands and flags.")

@@ -77,6 +77,16 @@ MISTAKES = [
         "ops/test_rmsnorm.py::test_gradients",
     ),
     Mistake(
+        "the stream's own gradient forgotten",
+        "ops/add_rmsnorm.py", "    dx += dtotal\n", "",
+        "ops/test_add_rmsnorm.py::test_gradients",
+    ),
+    Mistake(
+        "the branch normalised instead of the sum",
+        "ops/add_rmsnorm.py", "rmsnorm_forward(total, weight, eps)", "rmsnorm_forward(branch, weight, eps)",
+        "ops/test_add_rmsnorm.py::test_it_is_the_sum_and_the_norm_of_the_sum",
+    ),
+    Mistake(
         "eps added outside the root",
         "ops/rmsnorm.py",
         "1.0 / xp.sqrt(row_dot(x, x) / x.shape[-1] + eps)", "1.0 / (xp.sqrt(row_dot(x, x) / x.shape[-1]) + eps)",
@@ -164,6 +174,16 @@ MISTAKES = [
         "ops/test_attention.py::test_gradients",
     ),
     Mistake(
+        "exp without the maximum taken off",
+        "ops/softmax.py", "p = x - xp.where(top == -math.inf, 0, top)", "p = x - 0 * xp.where(top == -math.inf, 0, top)",
+        "ops/test_softmax.py::test_large_numbers_do_not_overflow",
+    ),
+    Mistake(
+        "a row that is hidden wholly, divided by its sum of zero",
+        "ops/softmax.py", "p /= xp.where(total == 0, 1, total)", "p /= total",
+        "ops/test_softmax.py::test_masked_places_have_no_probability_and_no_gradient",
+    ),
+    Mistake(
         "dk transposed, and hidden by a reshape",
         "ops/attention.py",
         "dk = ds.swapaxes(-1, -2) @ fold_groups(q, K)", "dk = (fold_groups(q, K).swapaxes(-1, -2) @ ds).reshape(k.shape)",
@@ -200,8 +220,18 @@ MISTAKES = [
         "ops/test_swiglu.py::test_gradients",
     ),
     Mistake(
+        "the gate's gradient without up",
+        "ops/swiglu.py", "    dgate *= up\n", "",
+        "ops/test_swiglu.py::test_gradients",
+    ),
+    Mistake(
         "a derivative of x³ without the 3",
         "ops/gelu.py", "du = SLOPE * (1 + 3 * CUBIC * x * x)", "du = SLOPE * (1 + CUBIC * x * x)",
+        "ops/test_gelu.py::test_gradients",
+    ),
+    Mistake(
+        "tanh's derivative without the square",
+        "ops/gelu.py", "(1 - tanh * tanh)", "(1 - tanh)",
         "ops/test_gelu.py::test_gradients",
     ),
     Mistake(
@@ -849,5 +879,35 @@ MISTAKES = [
         "processes that a scheduler's SIGTERM ends before their run has saved",
         "processes.py", "(signal.SIGINT, signal.SIGTERM)", "(signal.SIGINT,)",
         "training/test_run.py::test_sigterm_to_all_processes_of_a_run_saves_and_exits_with_0",
+    ),
+    Mistake(
+        "a check of exercises that finds everything right",
+        "exercises.py", "RIGHT = 1e-9", "RIGHT = 1e9",
+        "test_exercises.py::test_the_check_finds_each_mistake_of_a_backward_with_a_hint[RMSNorm_without_the_second_term_of_its_gradient]",
+    ),
+    Mistake(
+        "an exercise that is written over",
+        "exercises.py", "if not path.exists():\n            path.write", "if True:\n            path.write",
+        "test_exercises.py::test_the_command_writes_all_that_are_missing_and_checks_all_that_are_there",
+    ),
+    Mistake(
+        "an exercise that shows its solution",
+        "exercises.py", 'node.name == f"{op}_{blank}"', "node.name == op",
+        "test_exercises.py::test_a_file_has_a_blank_and_the_librarys_own_lines_fill_it[rmsnorm]",
+    ),
+    Mistake(
+        "a trace whose stream forgets the branch's gradient",
+        "tracing.py", "return dx + through_norm", "return dx",
+        "test_tracing.py::test_loss_and_gradients_are_those_of_the_model",
+    ),
+    Mistake(
+        "a trace that leaves softmax's backward out",
+        "tracing.py", 'd["scores"] = ops.softmax_backward(d["attention"], (p,))', 'd["scores"] = d["attention"]',
+        "test_tracing.py::test_the_gradients_inside_attention_belong_together[0]",
+    ),
+    Mistake(
+        "a page with a tag left open",
+        "trace_report.py", "return f\"<tr>{''.join(cells)}</tr>\"", "return f\"<tr>{''.join(cells)}\"",
+        "test_tracing.py::test_the_page_is_well_formed_and_needs_no_other_file",
     ),
 ]  # fmt: skip

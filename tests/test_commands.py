@@ -29,6 +29,7 @@ from numllama.training import write_tokens
 
 COMMANDS = (
     "train", "plan", "prepare", "finetune", "generate", "chat", "serve", "eval", "inspect", "convert", "bench", "doctor",
+    "exercises", "trace",
 )  # fmt: skip
 LETTERS = "abcdefghijklmnop \n"
 

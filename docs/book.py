@@ -1,0 +1,85 @@
+"""What the pages of the book share: they print alike, check gradients alike, and make the test-suite's mistakes."""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+
+import matplotlib.pyplot as plt
+import numpy as np
+from IPython.display import Markdown, display
+from matplotlib_inline.backend_inline import set_matplotlib_formats
+from mistakes import MISTAKES, Mistake
+
+import numllama
+from numllama.gradcheck import GradientError, gradcheck
+
+PACKAGE = Path(numllama.__file__).parent
+
+np.set_printoptions(precision=4, suppress=True, linewidth=100)
+set_matplotlib_formats("svg")
+plt.rcParams.update({
+    "figure.figsize": (6.4, 2.8), "figure.constrained_layout.use": True, "svg.fonttype": "path",
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3, "legend.frameon": False,
+})  # fmt: skip
+
+
+def show(**arrays) -> None:
+    """Print each array below its name and shape."""
+    for name, value in arrays.items():
+        value = np.asarray(value)
+        shape = f" {value.shape}" if value.shape else ""
+        print(f"{name}{shape}\n{value}" if value.ndim > 1 else f"{name}{shape} = {value}")
+
+
+def check(forward: Callable, backward: Callable, args: Sequence, names: Sequence[str]) -> None:
+    """A gradient check, with one line for each argument and direction; a wrong gradient ends it with its sentence."""
+    wrt = [i for i, arg in enumerate(args) if getattr(arg, "dtype", None) == np.float64]
+    name_of = dict(zip(wrt, names, strict=True))
+    try:
+        for result in gradcheck(forward, backward, args):
+            print(f"{name_of[result.argument]:8} differences {result.numeric:+.12f}   backward {result.analytic:+.12f}   "
+                  f"error {result.error:.0e}, allowed {result.bound:.0e}")  # fmt: skip
+    except GradientError as error:
+        print(f"GradientError: {error}")
+
+
+def mistake(what: str) -> ModuleType:
+    """A module with one of the mistakes of `tests/mistakes.py` made in it; shows what was changed."""
+    entry = find_mistake(what)
+    lines = [f"{sign} {line}" for sign, text in (("-", entry.right), ("+", entry.wrong)) for line in text.strip().splitlines()]
+    display(Markdown("\n".join(["```diff", *lines, "```"])))
+    return made(entry)
+
+
+def find_mistake(what: str) -> Mistake:
+    (entry,) = [entry for entry in MISTAKES if entry.what == what]
+    return entry
+
+
+def made(entry: Mistake) -> ModuleType:
+    """The module, with the mistake."""
+    source = (PACKAGE / entry.file).read_text(encoding="utf-8")
+    assert source.count(entry.right) == 1
+    module = ModuleType("numllama." + entry.file.removesuffix(".py").replace("/", "."))
+    exec(compile(source.replace(entry.right, entry.wrong), entry.file, "exec"), module.__dict__)
+    return module
+
+
+@contextmanager
+def making(what: str) -> Iterator[None]:
+    """Within it, the whole package runs with a mistake of `tests/mistakes.py` made in one of its ops."""
+    wrong = made(find_mistake(what))
+    right = sys.modules[wrong.__name__]
+    changed = []
+    for module in [module for name, module in sys.modules.items() if name.startswith("numllama")]:
+        for name, value in list(vars(module).items()):
+            if callable(value) and getattr(value, "__module__", "") == right.__name__ and hasattr(wrong, name):
+                changed.append((module, name, value))
+                setattr(module, name, getattr(wrong, name))
+    try:
+        yield
+    finally:
+        for module, name, value in changed:
+            setattr(module, name, value)

@@ -1,0 +1,67 @@
+"""How Sphinx makes the book:  sphinx-build -W docs docs/_build"""
+
+import os
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+DOCS = Path(__file__).resolve().parent
+ROOT = DOCS.parent
+sys.path.insert(0, str(ROOT))
+# Pages run in processes of their own: they use this checkout, `book.py`, and the test-suite's table of mistakes.
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # several pages run at once, and all their matrices are small
+os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(DOCS), str(ROOT / "tests")])
+
+from numllama import __version__  # noqa: E402
+
+project, author, release = "numllama", "the numllama authors", __version__
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "numpydoc", "sphinx.ext.mathjax"]
+exclude_patterns = ["_build", "jupyter_execute", "**.ipynb_checkpoints"]
+nitpicky = False
+
+# Pages are text notebooks, and run whenever they or the sources that they show have changed. No output is kept in them.
+nb_execution_mode = "force"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 120
+nb_execution_show_tb = True
+nb_merge_streams = True
+myst_enable_extensions = ["dollarmath", "colon_fence", "attrs_inline"]
+myst_heading_anchors = 3
+
+# MathJax travels with the pages, as one file that needs no fonts: math shows without a network.
+MATHJAX = Path(find_spec("sphinx-mathjax-offline").origin).parent / "static" / "mathjax" / "tex-svg.js"
+mathjax_path = MATHJAX.name
+mathjax3_config = {
+    "tex": {
+        "macros": {
+            "g": [r"\mathrm{d}#1", 1],                                 # \g{x}: the gradient of the loss with respect to x
+            "pd": [r"\frac{\partial #1}{\partial #2}", 2],
+            "rows": r"\text{rows}",
+        }
+    },
+    "options": {"enableMenu": False},
+    "svg": {"mtextInheritFont": True},
+}
+
+autosummary_generate = True
+autodoc_typehints = "none"
+numpydoc_show_class_members = False
+numpydoc_class_members_toctree = False
+
+html_theme = "pydata_sphinx_theme"
+html_title = "numllama"
+html_static_path = ["_static", str(MATHJAX)]
+html_css_files = ["book.css"]
+html_copy_source = False
+html_show_sourcelink = False
+html_theme_options = {
+    "navigation_with_keys": False,
+    "show_toc_level": 2,
+    "show_prev_next": True,
+    "header_links_before_dropdown": 7,
+    "secondary_sidebar_items": ["page-toc"],
+    "footer_start": [],
+    "footer_end": [],
+    "pygments_light_style": "tango",
+}
+html_sidebars = {"index": []}

@@ -1,0 +1,60 @@
+"""Is a book that was built whole?  python tests/docs/check_book.py FOLDER
+
+Every link inside it leads somewhere, nothing is loaded from a network, and MathJax and the notebooks to download are there.
+"""
+
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+
+class Page(HTMLParser):
+    """The links of a page, what it loads, and the places that can be linked to."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.loads: list[str] = []
+        self.places: set[str] = set()
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attributes: list) -> None:
+        given = dict(attributes)
+        self.places |= {given[name] for name in ("id", "name") if given.get(name)}
+        if tag == "a" and given.get("href"):
+            self.links.append(given["href"])
+        elif tag in ("script", "img", "link", "iframe", "source"):
+            self.loads += [given[name] for name in ("src", "href") if given.get(name)]
+
+
+def problems(folder: Path) -> list[str]:
+    """What is wrong with the book, a sentence each."""
+    paths = (path for path in sorted(folder.rglob("*.html")) if "_static" not in path.parts)  # there lie the theme's templates
+    pages = {path: Page(path) for path in paths}
+    found = [] if pages else [f"there are no pages in {folder}"]
+    for path, page in pages.items():
+        where = path.relative_to(folder).as_posix()
+        for link in page.links + page.loads:
+            parts = urlsplit(link)
+            if parts.scheme or parts.netloc:
+                if link in page.loads and parts.scheme != "data":
+                    found.append(f"{where} loads {link}")
+                continue
+            target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            if not target.exists():
+                found.append(f"{where} links to {link}, which is not there")
+            elif parts.fragment and target in pages and unquote(parts.fragment) not in pages[target].places:
+                found.append(f"{where} links to {link}, but that page has no such place")
+    if not (folder / "_static" / "tex-svg.js").exists():
+        found.append("MathJax is not there")
+    downloads = {path.name for path in folder.glob("_downloads/*/*.ipynb")}
+    notebooks = {f"{path.stem}.ipynb" for path in (folder / "notebooks").glob("*.html")} - {"index.ipynb"}
+    found += [f"{name} cannot be downloaded" for name in sorted(notebooks - downloads)]
+    return found
+
+
+if __name__ == "__main__":
+    wrong = problems(Path(sys.argv[1]).resolve())
+    print("\n".join(wrong) or "every link resolves, and nothing comes from a network")
+    sys.exit(bool(wrong))

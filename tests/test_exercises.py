@@ -1,0 +1,163 @@
+"""The exercises: files with a blank, and a check that says what is right."""
+
+import inspect
+import runpy
+from importlib import import_module
+
+import numpy as np
+import pytest
+from mistakes import MISTAKES
+
+from numllama import ops
+from numllama.cli import main
+from numllama.exercises import EXERCISES, check_file, exercise_text
+
+RMSNORM_DX = "dx -= x * (rstd**2 * row_dot(dx, x) / C)\n    dx *= rstd"
+
+
+def backward_source(op):
+    """The library's own, with the parts that it is made of."""
+    names = [name for name in ops.__all__ if name.startswith(f"{op}_backward")]
+    sources = [inspect.getsource(getattr(ops, name).reference).split("\n", 1)[1] for name in names]
+    return "\n\n".join(sources).replace(".reference(", "(")
+
+
+BACKWARDS = {op: backward_source(op) for op in EXERCISES}
+
+
+def run(*arguments):
+    with pytest.raises(SystemExit) as exit:
+        main(["exercises", *map(str, arguments)])
+    return exit.value.code
+
+
+def solved(op, backward=None):
+    """The exercise's file with the blank filled in; by default by what the library has there."""
+    text = exercise_text(op)
+    start = text.index(f"def {op}_backward")
+    blank = 'raise NotImplementedError("your turn")\n'
+    stop = text.index(blank) + len(blank)
+    return text[:start] + (backward or BACKWARDS[op]) + text[stop:]
+
+
+def verdicts(tmp_path, op, text):
+    (tmp_path / f"{op}.py").write_text(text, encoding="utf-8")
+    return check_file(tmp_path / f"{op}.py", op)
+
+
+def test_every_op_has_an_exercise_from_linear_to_flash_attention():
+    assert {f"{op}_backward" for op in EXERCISES} == {name for name in ops.__all__ if name.endswith("_backward")}
+    assert (next(iter(EXERCISES)), list(EXERCISES)[-1]) == ("linear", "flash_attention")
+
+
+@pytest.mark.parametrize("op", EXERCISES)
+def test_a_file_has_a_blank_and_the_librarys_own_lines_fill_it(op, tmp_path):
+    blank = verdicts(tmp_path, op, exercise_text(op))
+    assert blank.pop("out") == "right"
+    assert list(blank) == list(EXERCISES[op].hints) and set(blank.values()) == {"blank"}
+    assert set(verdicts(tmp_path, op, solved(op)).values()) == {"right"}
+
+
+@pytest.mark.parametrize("op", EXERCISES)
+def test_the_test_in_the_file_fails_on_the_blank_and_passes_on_the_solution(op, tmp_path):
+    for text, fails in ((exercise_text(op), True), (solved(op), False)):
+        (tmp_path / "file.py").write_text(text, encoding="utf-8")
+        test = runpy.run_path(str(tmp_path / "file.py"))["test_gradients"]
+        if fails:
+            with pytest.raises(NotImplementedError, match="your turn"):
+                test()
+        else:
+            test()
+
+
+@pytest.mark.parametrize("op", EXERCISES)
+def test_a_blank_forward_is_checked_too(op, tmp_path):
+    text = exercise_text(op, "forward")
+    assert verdicts(tmp_path, op, text) == {"out": "blank"}
+    parameters = inspect.signature(getattr(ops, f"{op}_forward")).parameters
+    filled = text.replace('raise NotImplementedError("your turn")', f"return ops.{op}_forward({', '.join(parameters)})")
+    assert set(verdicts(tmp_path, op, filled).values()) == {"right"}
+    module = runpy.run_path(str(tmp_path / f"{op}.py"))
+    module["test_forward"]()
+    module["test_gradients"]()
+
+
+UNSEEN = {"the buffer written to instead of added to"}  # there is no buffer in an exercise
+IN_BACKWARD = [
+    mistake for mistake in MISTAKES
+    if mistake.what not in UNSEEN and mistake.right in BACKWARDS.get(mistake.file.removeprefix("ops/").removesuffix(".py"), "")
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", IN_BACKWARD, ids=lambda mistake: mistake.what.replace(" ", "_"))
+def test_the_check_finds_each_mistake_of_a_backward_with_a_hint(mistake, tmp_path):
+    op = mistake.file[4:-3]
+    found = verdicts(tmp_path, op, solved(op, BACKWARDS[op].replace(mistake.right, mistake.wrong)))
+    assert found["out"] == "right"
+    wrong = [verdict for verdict in found.values() if verdict.startswith("wrong")]
+    assert wrong and all(". Hint: " in verdict for verdict in wrong)
+
+
+@pytest.mark.parametrize(
+    "written, verdict",
+    [
+        ("dx *= rstd", "wrong: off by 72.7% of its norm"),
+        (f"{RMSNORM_DX}; dx = -dx", "wrong: the sign"),
+        (f"{RMSNORM_DX}; dx /= C", "wrong: 0.166667 times what it should be"),
+        ("dx = (rstd * dx).reshape(-1, C)", "wrong: shape (6, 6), but (2, 3, 6) is needed"),
+        ("dx = dx / 0", "wrong: it holds infinities or not-a-numbers"),
+        ("dx = None", "wrong: a NoneType, not an array"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_verdict_says_which_gradient_and_how_it_differs(written, verdict, tmp_path):
+    found = verdicts(tmp_path, "rmsnorm", solved("rmsnorm", BACKWARDS["rmsnorm"].replace(RMSNORM_DX, written)))
+    assert found["dweight"] == found["out"] == "right"
+    assert found["dx"] == f"{verdict}. Hint: {EXERCISES['rmsnorm'].hints['dx']}"
+
+
+def test_a_file_that_cannot_be_run_says_why(tmp_path):
+    assert verdicts(tmp_path, "rmsnorm", "def") == {"file": "cannot be run: SyntaxError: invalid syntax (rmsnorm.py, line 1)"}
+    found = verdicts(tmp_path, "rmsnorm", solved("rmsnorm", "def rmsnorm_backward(dout, cache):\n    return dout[7]\n"))
+    assert found["dx"].startswith("raises IndexError: ")
+    found = verdicts(tmp_path, "rmsnorm", solved("rmsnorm", "def rmsnorm_backward(dout, cache):\n    return dout\n"))
+    assert found["dx"] == "backward returns 1 gradients, but must return dx, dweight"
+
+
+def test_the_command_writes_all_that_are_missing_and_checks_all_that_are_there(tmp_path, capsys):
+    folder = tmp_path / "exercises"
+    assert run("--out", folder) == 0
+    assert [path.stem for path in sorted(folder.iterdir())] == sorted(EXERCISES)
+    for op in EXERCISES:
+        (folder / f"{op}.py").write_text(solved(op), encoding="utf-8")
+    assert run("--out", folder) == 0  # none is written over
+    capsys.readouterr()
+    assert run("--check", "--out", folder) == 0
+    assert "blank" not in capsys.readouterr().out
+    (folder / "rope.py").unlink()
+    assert run("rope", "--out", folder) == 0
+    assert run("--check", "rope", "--out", folder) == 2
+    assert capsys.readouterr().out.endswith("rope\n  out       right\n  dx        blank\n")
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (["rmsnorm"], "is there already, and is not written over"),
+        (["norm"], "op is 'norm', but must be one of linear, lora"),
+        (["--check", "linear"], "is not there: numllama exercises linear writes it"),
+    ],
+)
+def test_what_cannot_be_done_is_one_sentence(arguments, sentence, tmp_path, capsys):
+    assert run("rmsnorm", "--out", tmp_path) == 0
+    assert run(*arguments, "--out", tmp_path) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and sentence in error and error.count("\n") == 1
+
+
+def test_an_example_is_the_same_each_time_and_in_float64():
+    for op in EXERCISES:
+        assert import_module(f"numllama.ops.{op}")
+        names = {"np": np, "ops": ops, "normal": lambda *shape: np.random.default_rng(0).standard_normal(shape)}
+        args = eval(f"[{EXERCISES[op].arguments}]", names)
+        assert all(args[i].dtype == np.float64 for i in EXERCISES[op].wrt)
