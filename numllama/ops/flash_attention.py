@@ -58,7 +58,7 @@ def flash_attention_forward(
     B, H, T, D = q.shape
     scale = 1 / math.sqrt(D) if scale is None else float(scale)
     first, last = key_intervals(first, last, q, S)                     # (1 or B, T)
-    small = not (q.size and k.size) or row_dot(q, q).max() * row_dot(k, k).max() * scale**2 < SMALL_SCORE**2
+    small = q.size == 0 or row_dot(q, q).max() * row_dot(k, k).max() * scale**2 < SMALL_SCORE**2
     kt = transposed(k) * scale                                         # (B, K, D, S)
     out, lse = xp.empty_like(q), xp.empty((B, H, T), q.dtype)
     for where, kv, pieces in tiles(q, k, first, last):
