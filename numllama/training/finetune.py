@@ -85,6 +85,7 @@ def finetune_run(
     train_changes : dict
         Fields of TrainConfig that differ from the defaults of fine-tuning.
     """
+    _check_alone(train_changes)
     if epochs is not None and not epochs > 0:
         raise ValueError(f"epochs is {epochs}, but must be a positive number")
     out = out or default_folder(f"{tuning.model.resolve().name}-tuned", resume=False)
@@ -97,6 +98,7 @@ def finetune_run(
 
 def resume_run(out: Path, device: str, train_changes: dict[str, Any]) -> int:
     """Go on with a fine-tuning that was interrupted."""
+    _check_alone(train_changes)
     about = read_json(out / "config.json")
     try:
         tuning, config = Tuning.from_dict(about["tuning"]), TrainConfig(**about["train"])
@@ -107,6 +109,12 @@ def resume_run(out: Path, device: str, train_changes: dict[str, Any]) -> int:
     if (out / "latest.json").exists():  # a run that was killed before its first checkpoint starts again
         trainer.resume()
     return _go_on(tuning, trainer)
+
+
+def _check_alone(train_changes: dict[str, Any]) -> None:
+    parallel = train_changes.get("parallel", "threads")
+    if parallel != "threads":
+        raise ValueError(f"parallel is {parallel!r}, but fine-tuning is done by one process: it must be 'threads'")
 
 
 def load_adapted(run: Path, lora: dict[str, Any], device: str, dtype: str | None) -> Transformer:
