@@ -8,12 +8,12 @@ extern "C" float emulator_half_to_float(unsigned short);
 extern "C" unsigned short emulator_float_to_half(float);
 
 struct Handle { void* stream; void* workspace; size_t bytes; int math; };
-static Handle handles[16];
+static Handle handles[1024];
 static int made;
 extern "C" {
 int failing = 0;  // the status that every product returns
 
-int cublasCreate_v2(Handle** handle) { *handle = &handles[made++]; return 0; }
+int cublasCreate_v2(Handle** handle) { *handle = &handles[made++ % 1024]; return 0; }
 int cublasSetStream_v2(Handle* h, void* stream) { h->stream = stream; h->workspace = nullptr; h->bytes = 0; return 0; }
 int cublasSetWorkspace_v2(Handle* h, void* workspace, size_t bytes) { h->workspace = workspace; h->bytes = bytes; return 0; }
 int cublasSetMathMode(Handle* h, int mode) { h->math = mode; return 0; }
