@@ -12,7 +12,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -40,6 +40,20 @@ def peak_memory_mb(others: Sequence[int] = ()) -> float:
             kilobytes = {name: int(value.split()[0]) for name, value in (line.split(":", 1) for line in lines) if "kB" in value}
             peak += (kilobytes["VmHWM"] - kilobytes["RssShmem"]) / 1e3
     return peak
+
+
+@contextmanager
+def handling(handler: Callable[[int, Any], None], *numbers: int) -> Iterator[None]:
+    """Let `handler` take some signals, then whoever took them before."""
+    try:
+        old = {number: signal.signal(number, handler) for number in numbers}
+    except ValueError:  # not in the main thread: whoever runs us there handles signals
+        old = {}
+    try:
+        yield
+    finally:
+        for number, before in old.items():
+            signal.signal(number, before)
 
 
 class Processes:

@@ -12,6 +12,7 @@ from typing import Any
 
 from numllama.errors import NumllamaError
 from numllama.generation.run import open_model
+from numllama.processes import handling
 from numllama.serve.engine import Engine, Limits
 
 NOT_INSTALLED = 'the server needs its extra: pip install "numllama[app]"'
@@ -126,15 +127,8 @@ class Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """As uvicorn's, but a signal that has been obeyed is not raised again."""
         signals = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name)]
-        try:
-            old = {number: signal.signal(number, self.handle_exit) for number in signals}
-        except ValueError:  # not in the main thread: whoever runs us there says when to end
-            old = {}
-        try:
+        with handling(self.handle_exit, *signals):
             yield
-        finally:
-            for number, handler in old.items():
-                signal.signal(number, handler)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Texts end first, so that no stream holds its connection."""

@@ -241,61 +241,72 @@ def blas() -> ThreadpoolController:
     return ThreadpoolController().select(user_api="blas")
 
 
-_one = {"lock": Lock(), "users": 0, "undo": ExitStack()}
+class Held:
+    """Settings of the process: made for the first who asks for them, and put back when the last one who asked is done."""
+
+    def __init__(self) -> None:
+        self._lock, self._users, self._undo = Lock(), 0, ExitStack()
+
+    @contextmanager
+    def by_one_more(self, make: Callable[[ExitStack], Any]) -> Iterator[None]:
+        """``make(undo)`` makes the settings, and tells `undo` how to put them back."""
+        with self._lock:
+            self._users += 1
+            if self._users == 1:
+                self._undo = ExitStack()
+                make(self._undo)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+                if self._users == 0:
+                    self._undo.close()
+
+
+_one, _settings = Held(), Held()
+
+
+def _switch_after(undo: ExitStack, seconds: float) -> None:
+    undo.callback(sys.setswitchinterval, sys.getswitchinterval())
+    sys.setswitchinterval(seconds)
 
 
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """Let BLAS have one thread, where the threads are our own; put back when the last one who asked for it is done.
+    """Let BLAS have one thread, where the threads are our own.
 
     Ours wait for Python's lock between calls of some 20 microseconds: whoever holds it passes it on after two or three of them.
     """
-    with _one["lock"]:
-        _one["users"] += 1
-        if _one["users"] == 1:
-            undo = _one["undo"] = ExitStack()
-            undo.callback(blas().limit(limits=1).restore_original_limits)
-            undo.callback(sys.setswitchinterval, sys.getswitchinterval())
-            sys.setswitchinterval(SWITCH_SECONDS)
-    try:
+
+    def make(undo: ExitStack) -> None:
+        undo.callback(blas().limit(limits=1).restore_original_limits)
+        _switch_after(undo, SWITCH_SECONDS)
+
+    with _one.by_one_more(make):
         yield
-    finally:
-        with _one["lock"]:
-            _one["users"] -= 1
-            if _one["users"] == 0:
-                _one["undo"].close()
-
-
-_settings = {"lock": Lock(), "users": 0, "undo": ExitStack()}
 
 
 @contextmanager
 def training_settings(device: str) -> Iterator[None]:
-    """Settings of the process that make threads run well; put back when the last one who asked for them is done.
+    """Settings of the process that make threads run well.
 
     BLAS gets one thread, for the workers are the parallelism and its sums must not depend on the number of cores.
     Python passes its lock on sooner than every 5 ms, for our calls into NumPy are much shorter than that.
     The C library keeps freed memory, where by default it gives large arrays back to the system at once, only to have
     every page of the next array faulted in again.
     """
+
+    def make(undo: ExitStack) -> None:
+        undo.enter_context(one_blas_thread())
+        _switch_after(undo, 1e-4)
+        undo.enter_context(kept_memory())
+
     if device != "cpu":
         yield
         return
-    with _settings["lock"]:
-        _settings["users"] += 1
-        if _settings["users"] == 1:
-            undo = _settings["undo"] = ExitStack()
-            undo.enter_context(one_blas_thread())
-            undo.callback(sys.setswitchinterval, sys.getswitchinterval())
-            sys.setswitchinterval(1e-4)
-            undo.enter_context(kept_memory())
-    try:
+    with _settings.by_one_more(make):
         yield
-    finally:
-        with _settings["lock"]:
-            _settings["users"] -= 1
-            if _settings["users"] == 0:
-                _settings["undo"].close()
 
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # glibc's malloc.h

@@ -18,6 +18,7 @@ from numllama.backend import array_module, default_dtype
 from numllama.errors import CheckpointError, NumllamaError
 from numllama.generation import generate
 from numllama.model import ModelConfig, Transformer, count_parameters
+from numllama.processes import handling
 from numllama.tokenizer import CharTokenizer, Tokenizer
 from numllama.training import checkpoint
 from numllama.training.communicator import Communicator, communicator
@@ -39,21 +40,7 @@ def _exit(number: int, frame: Any) -> None:
     raise SystemExit(0)
 
 
-@contextmanager
-def _handling(handler: Callable[[int, Any], None], *numbers: int) -> Iterator[None]:
-    """Let `handler` take some signals, then whoever took them before."""
-    try:
-        old = {number: signal.signal(number, handler) for number in numbers}
-    except ValueError:  # not in the main thread: whoever runs us there handles signals
-        old = {}
-    try:
-        yield
-    finally:
-        for number, before in old.items():
-            signal.signal(number, before)
-
-
-@_handling(_exit, signal.SIGTERM)  # outside of the loop there is nothing to save
+@handling(_exit, signal.SIGTERM)  # outside of the loop there is nothing to save
 def train_run(
     data: Path | None,
     preset: str | None,
@@ -375,5 +362,5 @@ def _interrupts() -> Iterator[list]:
             raise KeyboardInterrupt
         caught.append(number)
 
-    with _handling(handler, signal.SIGINT, signal.SIGTERM):
+    with handling(handler, signal.SIGINT, signal.SIGTERM):
         yield caught
