@@ -213,17 +213,18 @@ class Engine:
             text.push(next(text.stream))
             return
         except StopIteration:
-            text.end(text.reason)
+            ended = text.reason, None
             if text.own and text.cache is not None:
                 self._caches = [*self._caches, text.cache][-KEPT_CACHES:]
         except MemoryError as error:
+            ended = "stop", NumllamaError(out_of_memory(error))
             self._caches = []
-            text.end("stop", NumllamaError(out_of_memory(error)))
         except Exception as error:  # of this text alone: the others go on
-            text.end("stop", error)
+            ended = "stop", error
         text.stream = text.cache = None  # buffers go with them
         with self._changed:
             self._running.remove(text)
+        text.end(*ended)  # last: whoever hears of it may ask for the next text, and finds its place and its cache
 
     def _cache(self, text: "_Text") -> KVCache | None:
         """The cache that has most in common with a prompt; a new one if it is not worth it."""

@@ -167,9 +167,9 @@ def test_eight_people_at_once_all_finish_and_none_are_mixed_up(url, engine):
 
 
 def test_more_people_than_there_is_place_for_are_told_so_and_nobody_else_is_hurt():
-    engine = small_engine(running=1, waiting=1, new_tokens=4000)
+    engine = small_engine(running=1, waiting=1, new_tokens=10**6)
     with served(engine) as url, client(url) as http:
-        long = dict(prompt="a", max_tokens=4000, stream=True)
+        long = dict(prompt="a", max_tokens=10**6, stream=True)
         with http.stream("POST", "/v1/completions", json=long) as one, http.stream("POST", "/v1/completions", json=long) as two:
             until(lambda: engine.texts == 2)
             refused = http.post("/v1/completions", json=dict(prompt="a", max_tokens=1))
