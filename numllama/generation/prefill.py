@@ -14,7 +14,7 @@ from numllama.backend import Array
 from numllama.generation.kv_cache import KVCache
 from numllama.model import ModelConfig, Transformer
 from numllama.processes import available_cores
-from numllama.training.parallel import one_blas_thread
+from numllama.training.parallel import keep_more_memory, one_blas_thread
 
 ROUND_TOKENS = 2048  # are computed at a time, over all sequences and cores: it bounds the memory for activations
 PIECE_TOKENS = 256  # at least: up to there the threads of BLAS are better at sharing a product than ours at sharing all
@@ -23,6 +23,7 @@ PIECE_TOKENS = 256  # at least: up to there the threads of BLAS are better at sh
 def prefill(model: Transformer, tokens: np.ndarray, kv_cache: KVCache) -> Array:
     """Bring tokens (B, T) into a cache, behind what it holds; returns the logits after the last, (B, V)."""
     B, T = tokens.shape
+    keep_more_memory()  # a layer's activations are the next one's buffers
     step = max(1, min(ROUND_TOKENS // B, model.config.max_seq_len))
     for begin in range(0, T, step):
         logits = _round(model, tokens[:, begin : begin + step], kv_cache)

@@ -316,6 +316,12 @@ KEPT = {M_MMAP_THRESHOLD: 2**25, M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: 2**26} 
 DEFAULTS = {M_MMAP_THRESHOLD: 2**25, M_TRIM_THRESHOLD: 2**26, M_TOP_PAD: 2**17}
 
 
+@cache
+def keep_more_memory() -> None:
+    """Have glibc's malloc keep what is freed up to 64 MiB, for good: free an array as large as those that move its thresholds."""
+    np.empty(DEFAULTS[M_MMAP_THRESHOLD] - 2**16, np.uint8)
+
+
 @contextmanager
 def kept_memory() -> Iterator[None]:
     """Let glibc's malloc keep what is freed; elsewhere, do nothing."""

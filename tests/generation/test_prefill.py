@@ -1,5 +1,8 @@
 """Prefill: a prompt in pieces on several cores, the same as in one piece on one."""
 
+import platform
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -7,6 +10,7 @@ import pytest
 from generation.models import assert_same_logits, models, random_model, random_tokens
 from hypothesis import given
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_info
 
 from numllama import KVCache
 from numllama.generation import prefill as module
@@ -129,11 +133,29 @@ def test_threads_do_not_stay():
 
 
 def test_the_settings_of_the_process_are_put_back():
-    import sys
-
-    from threadpoolctl import threadpool_info
-
     model = random_model(max_seq_len=64)
     before = sys.getswitchinterval(), [pool["num_threads"] for pool in threadpool_info()]
     module.prefill(model, random_tokens(model, 1, 40), KVCache(model))
     assert (sys.getswitchinterval(), [pool["num_threads"] for pool in threadpool_info()]) == before
+
+
+FAULTS = """
+import resource
+import numpy as np
+import numllama as nl
+
+model = nl.Transformer(nl.ModelConfig(vocab_size=300, dim=288, n_layers=6, n_heads=6, ffn_dim=768, max_seq_len=256))
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    nl.generate(model, np.arange(256), 1)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+print([faults() for _ in range(4)][-1])
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is another")
+def test_the_memory_of_one_prompt_is_there_for_the_next():
+    faults = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True).stdout
+    assert int(faults) < 500  # pages; 2,500 of them where each is faulted in again
