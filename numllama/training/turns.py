@@ -8,6 +8,7 @@ Workers may be threads or processes. All that they tell each other is how many s
 integers, in shared memory if need be, which a worker that must wait looks at again and again.
 """
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ import numpy as np
 from numllama.backend import Array
 from numllama.model import Parameters
 
-POLL_SECONDS = 2e-5
+LOOKS, POLL_SECONDS = 300, 2e-5  # most waits are over after a few looks, but even the shortest sleep takes 0.1 ms
 
 
 class Stopped(RuntimeError):
@@ -72,8 +73,10 @@ class Turns:
         i = self._places[name]
         if self._state[i] > index:
             raise ValueError(f"shard {index} adds to {name} for a second time")
+        looks = 0
         while self._state[i] < index and not self._state[-1]:
-            time.sleep(POLL_SECONDS)
+            give_way(looks)
+            looks += 1
             self._stop()
         if self._state[-1]:
             raise Stopped("another shard has failed")
@@ -82,6 +85,14 @@ class Turns:
     def end(self, name: str) -> None:
         """The tensor is the next shard's."""
         self._state[self._places[name]] += 1
+
+
+def give_way(looks: int) -> None:
+    """Let others run, for longer if it has taken many looks."""
+    if looks < LOOKS and hasattr(os, "sched_yield"):
+        os.sched_yield()
+    else:
+        time.sleep(POLL_SECONDS)
 
 
 class ShardGradients:
