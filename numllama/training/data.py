@@ -55,9 +55,11 @@ class Dataset:
             if n < least:
                 raise DataError(f"the {split} split of {self.name} has {n} tokens, but at least {least} are needed")
 
-    def batch(self, batch_size: int, seq_len: int, seed: int, step: int) -> tuple[np.ndarray, np.ndarray]:
+    def batch(
+        self, batch_size: int, seq_len: int, seed: int, step: int, rows: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """A step's inputs and targets."""
-        return random_batch(self.train, batch_size, seq_len, seed, step)
+        return random_batch(self.train, batch_size, seq_len, seed, step, rows)
 
     def some_of_val(self, batch_size: int, seq_len: int, seed: int, n: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Some `n` batches of the validation split, always the same ones."""
@@ -315,17 +317,32 @@ def _read_npy(path: Path) -> tuple[np.ndarray, dict]:
 # ------------------------------------------------------------------------------------------------ batches
 
 
-def random_batch(tokens: np.ndarray, batch_size: int, seq_len: int, seed: int, step: int) -> tuple[np.ndarray, np.ndarray]:
+def random_batch(
+    tokens: "np.ndarray | TokenShards", batch_size: int, seq_len: int, seed: int, step: int, rows: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Windows at random places: a function of (seed, step) alone, so that any step can be done again.
 
     Returns
     -------
-    inputs, targets : int64 arrays, shape (batch_size, seq_len)
-        ``targets[b, t]`` is the token that follows ``inputs[b, t]``.
+    inputs, targets : int64 arrays, shape (batch_size, seq_len), or of some rows only
+        See :func:`windows`.
     """
     starts = np.random.default_rng([seed, step]).integers(0, len(tokens) - seq_len, size=batch_size)
-    windows = np.stack([tokens[start : start + seq_len + 1] for start in starts]).astype(np.int64)
-    return windows[:, :-1], windows[:, 1:]
+    return windows(tokens, starts[slice(None) if rows is None else rows], seq_len)
+
+
+def windows(tokens: "np.ndarray | TokenShards", starts: np.ndarray, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
+    """Windows that begin at some places; nothing else is read.
+
+    Returns
+    -------
+    inputs, targets : int64 arrays, shape (len(starts), seq_len)
+        ``targets[b, t]`` is the token that follows ``inputs[b, t]``.
+    """
+    read = np.empty((len(starts), seq_len + 1), dtype=np.int64)
+    for row, start in zip(read, starts.tolist(), strict=True):
+        row[:] = tokens[start : start + seq_len + 1]
+    return read[:, :-1], read[:, 1:]
 
 
 def all_windows(tokens: np.ndarray, batch_size: int, seq_len: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -70,6 +70,7 @@ def train_run(
         Of a text: ``char``, ``bpe`` or a path; default ``char``.
     """
     comm = communicator(train_changes.get("parallel", "threads"))
+    comm.timeout = train_changes.get("timeout", comm.timeout)
     with comm.guard(), ExitStack() as stack:
         if comm.rank:  # rank 0 tells
             stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w", encoding="utf-8"))))
