@@ -1,0 +1,107 @@
+"""Kills and signals of a job of several ranks: `--resume auto`, with any number of ranks, comes to the end of one process."""
+
+import os
+import random
+import signal
+import subprocess
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from training.test_run import Run, children, learnt, newest
+
+RUNS = Path(__file__).with_name("runs.py")
+pytestmark = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds a job's ranks under /proc")
+
+
+class Job(Run):
+    """A run whose steps are done by ranks; how many, each start may choose anew."""
+
+    def __init__(self, folder, name, mpirun, **changes):
+        super().__init__(folder, name, 1e9, shards=4, **changes)
+        self.mpirun = mpirun
+        at = self.command.index("--workers")
+        self.arguments = [*self.command[3:at], *self.command[at + 2 :], "--parallel", "mpi"]
+        self.alone = self.command
+
+    def start(self, ranks=2, *more):
+        self.process = self.mpirun(ranks, RUNS, *self.arguments, *more)
+        return self.process
+
+    def finish_alone(self):
+        subprocess.run(self.alone, check=True, capture_output=True)
+        return learnt(self.out)
+
+
+def ended(process, pids, seconds=30):
+    """Standard error of a job, whose ranks are all gone after at most so many seconds."""
+    _, err = process.communicate(timeout=seconds)
+    deadline = time.monotonic() + 10
+    while any(map(runs_on, pids)):  # mpirun ends a moment before the last of them
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return err
+
+
+def runs_on(pid):
+    with suppress(OSError):
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+    return False
+
+
+def kill_a_rank(job, moments, ranks, *more):
+    """Kill one of the ranks at some moment; whether there was one. What was saved stays."""
+    process = job.start(ranks, *more)
+    if moments.random() < 0.2:
+        time.sleep(moments.uniform(0.3, 2))
+    else:
+        job.after_progress(process, moments.randrange(1, 30))
+        time.sleep(moments.uniform(0, 0.05))
+    pids = children(process.pid)
+    before = newest(job.out)
+    if process.poll() is not None or not pids:
+        process.terminate()
+        ended(process, pids)
+        return False
+    with suppress(ProcessLookupError):
+        os.kill(moments.choice(pids), signal.SIGKILL)
+    ended(process, pids)
+    assert newest(job.out) >= before
+    if process.returncode == 0:  # its ranks had come to their end
+        return False
+    job.kills += 1
+    job.saves_hit += any(job.out.glob(".part-step-*"))
+    return True
+
+
+def test_a_job_whose_ranks_are_killed_comes_to_the_end_of_one_process(tmp_path, mpirun):
+    settings = dict(steps=60, eval_every=3)
+    expected = Job(tmp_path, "straight", mpirun, **settings).finish_alone()
+    job, moments = Job(tmp_path, "killed", mpirun, **settings), random.Random(0)
+    for ranks, more in ((3, ["--shard-optimizer"]), (2, [])):
+        process = job.start(ranks, *more)
+        job.after_progress(process, moments.randrange(4, 20))
+        pids, before = children(process.pid), newest(job.out)
+        os.kill(moments.choice(pids), signal.SIGKILL)
+        ended(process, pids)
+        assert process.returncode != 0
+        assert newest(job.out) >= before
+    assert job.finish() == expected
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(2))
+def test_fifty_kills_of_ranks_leave_no_trace(tmp_path, mpirun, seed):
+    """Twenty-five for each seed: of any of one to four ranks, with ZeRO-1 or without, also while they start and save."""
+    settings = dict(steps=600, eval_every=1)
+    expected = Job(tmp_path, "straight", mpirun, **settings).finish_alone()
+    moments, kills, saves_hit, jobs = random.Random(seed), 0, 0, 0
+    while kills < 25:
+        job = Job(tmp_path, f"killed-{jobs}", mpirun, **settings)
+        while kills + job.kills < 25:
+            if not kill_a_rank(job, moments, moments.randint(1, 4), *moments.choice([[], ["--shard-optimizer"]])):
+                break
+        assert job.finish() == expected
+        kills, saves_hit, jobs = kills + job.kills, saves_hit + job.saves_hit, jobs + 1
+    print(f"\n{kills} kills of a rank, {saves_hit} of them in the middle of a save, in {jobs} run(s)")
