@@ -877,7 +877,7 @@ MISTAKES = [
     ),
     Mistake(
         "processes that a scheduler's SIGTERM ends before their run has saved",
-        "processes.py", "(signal.SIGINT, signal.SIGTERM)", "(signal.SIGINT,)",
+        "processes.py", "(signal.SIGINT, *TO_END)", "(signal.SIGINT,)",
         "training/test_run.py::test_sigterm_to_all_processes_of_a_run_saves_and_exits_with_0",
     ),
     Mistake(

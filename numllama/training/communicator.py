@@ -155,13 +155,15 @@ class Communicator:
         try:
             yield
         except BaseException as error:
-            if self.size == 1 or (isinstance(error, SystemExit) and not error.code):
+            if self.size == 1:
                 raise
             self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
         if self.rank:
             time.sleep(0.5)  # an error that all ranks have made is rank 0's to tell
+        if isinstance(error, SystemExit):
+            self.abort("ended by a signal", code=error.code or 0)
         known = isinstance(error, NumllamaError | ValueError | MemoryError)
         message = str(error) if known else "".join(traceback.format_exception(error)).rstrip()
         self.abort(message, code=2 if known else 130 if isinstance(error, KeyboardInterrupt) else 1)

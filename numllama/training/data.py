@@ -229,11 +229,15 @@ def read_tokens(path: str | Path) -> tuple[np.ndarray, dict]:
 
 
 def _numbered(folder: Path, name: str) -> list[Path]:
-    """``NAME-00000.bin``, ``NAME-00001.bin``, ...; DataError if one of them is missing."""
+    """``NAME-00000.bin``, ``NAME-00001.bin``, ...; DataError if one of them is missing, of as many as their `.json` says."""
     found = {int(match[1]): path for path in folder.glob(f"{name}-*.bin") if (match := re.fullmatch(rf"{name}-(\d+)", path.stem))}
-    missing = set(range(max(found, default=-1) + 1)) - found.keys()
+    if not found:
+        return []
+    _, about = read_tokens(found[min(found)])
+    missing = set(range(max(max(found) + 1, about.get("shards", 0)))) - found.keys()
     if missing:
-        raise DataError(f"{folder} has {len(found)} files {name}-*.bin, but number {min(missing)} is missing")
+        what = f"number {min(missing)} is missing: {name}-{min(missing):05}.bin"
+        raise DataError(f"{folder} has {len(found)} files {name}-*.bin, but {what}")
     return [found[i] for i in range(len(found))]
 
 

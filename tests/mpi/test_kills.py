@@ -90,6 +90,44 @@ def test_a_job_whose_ranks_are_killed_comes_to_the_end_of_one_process(tmp_path, 
     assert job.finish() == expected
 
 
+def to_ranks(process):
+    """As srun does."""
+    for pid in children(process.pid):
+        os.kill(pid, signal.SIGTERM)
+
+
+def to_one_rank(process):
+    os.kill(children(process.pid)[1], signal.SIGTERM)
+
+
+def to_mpirun(process):
+    process.send_signal(signal.SIGUSR1)
+
+
+@pytest.mark.parametrize("send", [to_ranks, to_one_rank, to_mpirun])
+def test_a_signal_to_end_saves_and_exits_with_0(tmp_path, mpirun, send):
+    job = Job(tmp_path, "terminated", mpirun, steps=100_000, eval_every=100_000)
+    process = job.start(3)
+    job.after_progress(process, 5)
+    pids = children(process.pid)
+    send(process)
+    err = ended(process, pids, seconds=60)
+    assert process.returncode == 0, err
+    assert newest(job.out) == job.steps_logged() > 0
+
+
+def test_sigterm_to_mpirun_ends_everything_and_loses_nothing_that_was_saved(tmp_path, mpirun):
+    """It hands the signal on, and a second later it kills: who saves in less has saved."""
+    job = Job(tmp_path, "terminated", mpirun, steps=100_000, eval_every=10)
+    process = job.start(3)
+    job.after_progress(process, 25)
+    pids, before = children(process.pid), newest(job.out)
+    process.terminate()
+    ended(process, pids)
+    assert process.returncode != 0  # that is mpirun's own
+    assert newest(job.out) >= before > 0
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("seed", range(2))
 def test_fifty_kills_of_ranks_leave_no_trace(tmp_path, mpirun, seed):

@@ -292,6 +292,13 @@ def test_an_error_of_one_rank_ends_all(monkeypatch, kind, code):
     assert caught.value.args[1] == code
 
 
+def test_a_signal_to_one_rank_where_there_is_nothing_to_save_ends_all(monkeypatch):
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    with pytest.raises(Ended, match="signal") as caught, Aborting().guard():
+        raise SystemExit(0)
+    assert caught.value.args[1] == 0
+
+
 def test_an_error_of_a_process_alone_stays_as_it_is():
     with pytest.raises(ValueError, match="no data"), Communicator().guard():
         raise ValueError("no data")
