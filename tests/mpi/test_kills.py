@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import signal
 import subprocess
 import time
@@ -35,19 +36,20 @@ class Job(Run):
 
 
 def ended(process, pids, seconds=30):
-    """Standard error of a job, whose ranks are all gone after at most so many seconds."""
-    _, err = process.communicate(timeout=seconds)
-    deadline = time.monotonic() + 10
-    while any(map(runs_on, pids)):  # mpirun ends a moment before the last of them
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    return err
+    """Standard error of a job that is over, all of its ranks included, after at most so many seconds."""
+    for _ in range(seconds * 20):  # moments in which this process runs: a pause of the whole machine is no hang
+        if process.poll() is not None and not any(map(state, pids)):  # mpirun ends a moment before the last of them
+            return process.communicate()[1]
+        time.sleep(0.05)
+    raise AssertionError(f"after {seconds} s mpirun is at {process.poll()}, its ranks {[state(pid) for pid in pids]}")
 
 
-def runs_on(pid):
+def state(pid):
+    """What a process does; nothing if it is gone, or if only nobody has buried it."""
     with suppress(OSError):
-        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
-    return False
+        found = re.search(r"State:\t(.*)", Path(f"/proc/{pid}/status").read_text(encoding="utf-8"))[1]
+        return "" if found.startswith("Z") else found
+    return ""
 
 
 def kill_a_rank(job, moments, ranks, *more):

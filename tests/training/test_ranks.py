@@ -135,6 +135,41 @@ def test_everybody_begins_with_the_parameters_of_rank_0():
         assert_same_bits(actual, params)
 
 
+class Counted:
+    """Tokens that count how many were read."""
+
+    def __init__(self, tokens):
+        self.tokens, self.read = tokens, 0
+
+    def __len__(self):
+        return len(self.tokens)
+
+    def __getitem__(self, part):
+        self.read += part.stop - part.start
+        return self.tokens[part]
+
+
+@pytest.mark.parametrize("sampling", ["random", "epochs"])
+@pytest.mark.parametrize(("size", "rows"), [(1, [6]), (2, [4, 2]), (3, [2, 2, 2]), (4, [2, 2, 2, 0])])
+def test_each_rank_reads_the_rows_that_it_computes_and_no_others(monkeypatch, sampling, size, rows):
+    monkeypatch.setattr(trainer, "communicator", lambda parallel: here.comm)
+    changes = dict(sampling=sampling, steps=5)
+    straight = Trainer(build(vocab_size=DATA.vocab_size), DATA, replace(SMALL, **changes))
+    expected = [(r.step, r.loss, r.grad_norm) for r in go(straight)]
+
+    def run(comm):
+        data = replace(DATA, train=Counted(DATA.train))
+        pool = train(comm, data=data, **changes)
+        reports = list(pool)
+        assert all(r.tokens_per_second == pytest.approx(6 * T / (r.ms_per_step / 1e3)) for r in reports)  # of all ranks
+        pool.close()
+        return [(r.step, r.loss, r.grad_norm) for r in reports], data.train.read / (T + 1)
+
+    for rank, (reports, read) in enumerate(together(size, run)):
+        assert reports == expected
+        assert read in (5 * rows[rank], 6 * rows[rank] if sampling == "epochs" else 0)  # one batch may have been read ahead
+
+
 def test_an_evaluation_is_split_and_gives_the_bits_of_one_process():
     windows = [batch(i) for i in range(75)]
     windows.append(tuple(part[:1, :3] for part in batch(99)))
@@ -181,11 +216,11 @@ def test_a_sharded_optimizer_keeps_a_part_of_the_moments(size):
 here = threading.local()
 
 
-def train(comm, out=None, sharded=True, **changes):
+def train(comm, out=None, sharded=True, data=DATA, **changes):
     """A trainer with this communicator."""
     here.comm = comm
     model = build(vocab_size=DATA.vocab_size)
-    return Trainer(model, DATA, replace(SMALL, parallel="mpi", shard_optimizer=sharded, **changes), out)
+    return Trainer(model, data, replace(SMALL, parallel="mpi", shard_optimizer=sharded, **changes), out)
 
 
 @pytest.mark.parametrize("sizes", [(2, 3), (4, 1), (1, 2)], ids=str)
