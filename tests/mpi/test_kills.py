@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from training.test_run import Run, children, learnt, newest
+from training.test_run import Run, children, errors_of, learnt, newest
 
 RUNS = Path(__file__).with_name("runs.py")
 pytestmark = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds a job's ranks under /proc")
@@ -37,11 +37,15 @@ class Job(Run):
 
 def ended(process, pids, seconds=30):
     """Standard error of a job that is over, all of its ranks included, after at most so many seconds."""
-    for _ in range(seconds * 20):  # moments in which this process runs: a pause of the whole machine is no hang
-        if process.poll() is not None and not any(map(state, pids)):  # mpirun ends a moment before the last of them
-            return process.communicate()[1]
-        time.sleep(0.05)
-    raise AssertionError(f"after {seconds} s mpirun is at {process.poll()}, its ranks {[state(pid) for pid in pids]}")
+    try:
+        err = errors_of(process, seconds)
+        for _ in range(100):  # mpirun ends a moment before the last of them
+            if not any(map(state, pids)):
+                return err
+            time.sleep(0.05)
+        raise AssertionError("some ranks go on")
+    except AssertionError as error:
+        raise AssertionError(f"{error}: mpirun {state(process.pid)}, ranks {[state(pid) for pid in pids]}") from error
 
 
 def state(pid):
