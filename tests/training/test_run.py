@@ -94,7 +94,7 @@ class Run:
 
     def finish(self) -> str:
         process = self.start()
-        err = errors_of(process, 120)
+        err = errors_of(process, 600)
         assert process.returncode == 0, err
         lines = (self.out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         assert [json.loads(line)["step"] for line in lines] == list(range(1, len(lines) + 1))
