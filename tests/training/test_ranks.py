@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import re
 import sys
 import threading
 import time
@@ -332,6 +333,46 @@ def test_a_signal_to_one_rank_where_there_is_nothing_to_save_ends_all(monkeypatc
     with pytest.raises(Ended, match="signal") as caught, Aborting().guard():
         raise SystemExit(0)
     assert caught.value.args[1] == 0
+
+
+class Silence(communicator.MPI):
+    """Rank 1 of 4, whose messages never arrive; the others have told what `mail` says: (rank, messages begun)."""
+
+    def __init__(self, *mail):
+        self.rank, self.size, self.timeout = 1, 4, 0.2
+        self.mail, self.sent = list(mail), []
+        self._hosts, self._begun, self._told, self._heard, self._telling = [f"node{r}" for r in range(4)], 0, 0, [0] * 4, []
+        self._comm, self._mpi = self, self
+        self.Status = lambda: self
+
+    def isend(self, begun, rank, tag):
+        self.sent.append((begun, rank))
+
+    def iprobe(self, tag):
+        return bool(self.mail)
+
+    def recv(self, tag, status):
+        self.source, begun = self.mail.pop(0)
+        return begun
+
+
+@pytest.mark.parametrize(
+    ("mail", "blamed"),
+    [
+        ([], "no answer from rank 0 on node0, rank 2 on node2, rank 3 on node3 for 0.2 seconds"),
+        ([(0, 3), (3, 5), (2, 1)], "no answer from rank 2 on node2 for"),  # it last waited long ago
+        ([(0, 3), (2, 3), (3, 3), (3, 1)], "though all ranks wait for it"),
+    ],
+)
+def test_who_does_not_wait_as_well_is_blamed_for_a_message_that_does_not_arrive(mail, blamed):
+    comm = Silence(*mail)
+    for _ in range(2):
+        comm.request(lambda: True).wait()
+    start = time.monotonic()
+    with pytest.raises(NumllamaError, match=re.escape(blamed)):
+        comm.request(lambda: False).wait()
+    assert 0.2 < time.monotonic() - start < 5
+    assert comm.sent == [(3, 0), (3, 2), (3, 3)]  # once, though it asked again and again
 
 
 def test_an_error_of_a_process_alone_stays_as_it_is():
