@@ -237,7 +237,7 @@ class MPI(Communicator):
                 self._heard[status.source] = max(begun, self._heard[status.source])
             silent = [r for r in range(self.size) if r != self.rank and self._heard[r] < number]
             names = ", ".join(f"rank {r} on {self._hosts[r]}" for r in silent)
-            about = f"no answer from {names}" if silent else "a message does not arrive, though all ranks wait for it"
+            about = f"no answer from {names}" if silent else "a message that all ranks wait for has not come"
             raise NumllamaError(f"{about} for {self.timeout:g} seconds (--timeout): the job ends")
 
     def abort(self, message: str, code: int = 1) -> None:
