@@ -15,6 +15,7 @@ import pytest
 
 import numllama
 from numllama.cli import main
+from numllama.errors import DamagedError
 from numllama.training.checkpoint import read_state, step_folders
 
 TEXT = "The quick brown fox jumps over the lazy dog.\n" * 30
@@ -105,11 +106,14 @@ def newest(out: Path) -> int:
     """The newest step that can be gone on from; all step folders are whole, at whatever moment a kill came."""
     steps = [0]
     for folder in step_folders(out):
-        with suppress(FileNotFoundError):  # what is old is deleted meanwhile
-            sums = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.safetensors")}
-            state = read_state(folder) if len(sums) == 2 else None
-            assert state is None or state["sha256"] == sums
-            steps.append(state["step"] if state else 0)
+        try:
+            state = read_state(folder)
+            sums = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in state["sha256"]}
+        except (FileNotFoundError, DamagedError):
+            assert not folder.exists()  # what is old is deleted meanwhile
+            continue
+        assert state["sha256"] == sums
+        steps.append(state["step"])
     return max(steps)
 
 
