@@ -192,11 +192,6 @@ def _between(texts: Iterator[str], begin: int, end: int) -> Iterator[str]:
         done += len(text)
 
 
-def _names(split: str, n: int) -> list[str]:
-    """The files of a split of which there are `n`."""
-    return [f"{split}.bin"] if n == 1 else [f"{split}-{i:05}.bin" for i in range(n)]
-
-
 class _Shards:
     """The token files of a split, while they are written.
 
