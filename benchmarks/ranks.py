@@ -2,9 +2,12 @@
 
     python benchmarks/ranks.py                          # small and base; 2 threads, 2 processes, 1, 2 and 4 ranks
     python benchmarks/ranks.py --configs base --contestants threads ranks-2 ranks-2-zero --json out.json
+    python benchmarks/ranks.py --configs base --contestants ranks-2 ranks-2-afterwards --network 0.125     # a gigabit Ethernet
 
 Each contestant is started once (the ranks by mpirun) in a clean environment and warmed up; then they take turns, some steps at a
-time. Medians count. Four ranks on two cores show what ranks cost beyond their number of cores.
+time. Medians count. Four ranks on two cores show what ranks cost beyond their number of cores. "afterwards" sends gradients only
+when backward is over, not each bucket as soon as backward is done with it: the difference is what overlapping gains. With
+--network a message takes as long as it would on a link of so many GB/s, on which one goes after another.
 """
 
 import argparse
@@ -13,12 +16,16 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
 from train_step import CONFIGS, clean_environment
 
-CONTESTANTS = ("threads", "processes", "ranks-1", "ranks-2", "ranks-2-zero", "ranks-2-by-rank", "ranks-4", "ranks-4-zero")
+CONTESTANTS = (
+    "threads", "processes", "ranks-1", "ranks-2", "ranks-2-afterwards", "ranks-2-zero", "ranks-2-zero-afterwards",
+    "ranks-2-by-rank", "ranks-4", "ranks-4-zero",
+)  # fmt: skip
 SHARDS = 4  # of every contestant, so that four ranks have one each
 SECONDS_PER_TURN = 0.7
 ALLOW = {
@@ -33,14 +40,15 @@ def main() -> None:
     parser.add_argument("--contestants", nargs="+", default=list(CONTESTANTS), choices=CONTESTANTS)
     parser.add_argument("--rounds", type=int, default=7, help="turns of each contestant")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--network", type=float, help="GB/s that a rank sends; default as fast as memory is")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        child(args.child, CONFIGS[args.configs[0]])
+        child(args.child, CONFIGS[args.configs[0]], args.network)
         return
     results = {}
     for name in args.configs:
-        contestants = {variant: Contestant(variant, name) for variant in args.contestants}
+        contestants = {variant: Contestant(variant, name, args.network) for variant in args.contestants}
         for _ in range(args.rounds):
             for contestant in contestants.values():
                 contestant.turn()
@@ -53,8 +61,9 @@ def main() -> None:
 class Contestant:
     """A process, or mpirun with its ranks, that trains when told to."""
 
-    def __init__(self, variant: str, config: str) -> None:
+    def __init__(self, variant: str, config: str, network: float | None) -> None:
         command = [sys.executable, __file__, "--child", variant, "--configs", config]
+        command += ["--network", str(network)] if network else []
         if variant.startswith("ranks"):
             command = ["mpirun", "-n", variant.split("-")[1], "--bind-to", "none", *command]
         pipe = subprocess.PIPE
@@ -86,28 +95,54 @@ def table(name: str, rows: dict) -> str:
     return "\n".join([*lines, ""])
 
 
-def child(variant: str, config: dict) -> None:
+def slow_down(comm: object, network: float) -> None:
+    """Let the large messages of a communicator take their time."""
+    free = [0.0]
+
+    def delayed(method: Callable) -> Callable:
+        def call(array: object, *args: object, **kwargs: object) -> object:
+            request = method(array, *args, **kwargs)
+            seconds = array.nbytes * (comm.size - 1) / comm.size / (1e9 * network)
+            due = free[0] = max(time.monotonic(), free[0]) + seconds
+            test, request._test = request._test, lambda: time.monotonic() >= due and test()
+            return request
+
+        return call
+
+    comm.reduce_scatter, comm.all_gather = delayed(comm.reduce_scatter), delayed(comm.all_gather)
+
+
+def child(variant: str, config: dict, network: float | None) -> None:
     """Train as many steps as each line of rank 0's standard input says."""
     import numpy as np
     import train_step_peers
 
     import numllama as nl
-    import numllama.training.trainer as trainer_module
-    from numllama.training import parallel
+    import numllama.training.data as data_module
+    from numllama.training import parallel, ranks
     from numllama.training.communicator import communicator
 
     source = train_step_peers.batches(config)
-    trainer_module.random_batch = lambda *_: next(source)
+
+    def random_batch(*about: object) -> tuple:
+        *_, rows = about
+        return tuple(part[slice(None) if rows is None else rows] for part in next(source))
+
+    data_module.random_batch = random_batch
+    if variant.endswith("afterwards"):
+        ranks.first_layer = lambda *_: -1
     parallel.TEAM_AFTER = -1.0 if variant == "processes" else float("inf")
     model = nl.Transformer(train_step_peers.model_config(config), seed=0)
     some = np.zeros(2 * config["max_seq_len"], dtype=np.int64)
     who = dict(workers=2)
     if variant.startswith("ranks"):
         by_rank = "rank" if variant.endswith("by-rank") else None
-        who = dict(parallel="mpi", shard_optimizer=variant.endswith("zero"), sum_by=by_rank)
+        who = dict(parallel="mpi", shard_optimizer="zero" in variant, sum_by=by_rank)
     settings = nl.TrainConfig(steps=10**9, batch_size=config["batch"], shards=SHARDS, warmup_steps=0, eval_every=10**9, **who)
     trainer = nl.Trainer(model, nl.Dataset(some, some, config["vocab_size"]), settings)
     comm = communicator(settings.parallel)
+    if network:
+        slow_down(comm, network)
     loop = ExitStack()
     loop.enter_context(parallel.training_settings("cpu"))
 

@@ -138,6 +138,7 @@ def prepare(
     documents: bool = False,
     errors: Literal["strict", "replace"] = "strict",
     workers: int | None = None,
+    shard_tokens: int = 100_000_000,
 ) -> int:
     """Turn texts into token files that `train --data` reads. Run again, it goes on where it was stopped.
 
@@ -148,7 +149,7 @@ def prepare(
     texts
         UTF-8 text files. The last tenth of their characters is the validation split.
     out
-        Folder for train.bin, val.bin and tokenizer.json.
+        Folder for train.bin, val.bin and tokenizer.json; a split of several files has train-00000.bin and so on.
     vocab_size
         Learn a byte-level BPE of this size from the texts.
     tokenizer
@@ -161,10 +162,12 @@ def prepare(
         What to do with bytes that are not UTF-8: strict stops and says where, replace puts U+FFFD.
     workers
         Processes. Default one for each core if there is much to do.
+    shard_tokens
+        A split of more tokens than this is cut into files of so many tokens each.
     """
     from numllama.training.prepare import prepare_texts
 
-    return prepare_texts(list(texts), out, vocab_size, tokenizer, pattern, documents, errors, workers)
+    return prepare_texts(list(texts), out, vocab_size, tokenizer, pattern, documents, errors, workers, shard_tokens)
 
 
 @_command("finetune")

@@ -19,6 +19,8 @@ from typing import Any
 
 from numllama.errors import NumllamaError
 
+# What ends a run in good order: SIGTERM, and SIGUSR1, which mpirun hands on to its ranks without an end of its own.
+TO_END = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 _CHILD = "import sys; sys.path[:] = {path!r}; from numllama.processes import serve; serve()"
 
 
@@ -142,7 +144,7 @@ class Processes:
 
 def serve() -> None:
     """Be a child: read a function, then answer each argument that comes, until no more can come."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # for the parent: a scheduler sends them to all, and it may want us to the end
+    for number in (signal.SIGINT, *TO_END):  # for the parent: a scheduler sends them to all, and it may want us to the end
         signal.signal(number, signal.SIG_IGN)
     questions, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what the function prints is no answer

@@ -474,7 +474,7 @@ MISTAKES = [
     ),
     Mistake(
         "a stopped preparation that keeps what came after its last save",
-        "training/prepare.py", "self._files[split].truncate(size)", "size",
+        "training/prepare.py", "self._file.truncate(written)", "written",
         "training/test_prepare.py::test_what_was_stopped_goes_on_and_ends_with_the_same_bytes",
     ),
     Mistake(
@@ -763,6 +763,36 @@ MISTAKES = [
         "generation/test_prefill.py::test_logits_and_cache_are_those_of_the_full_forward",
     ),
     Mistake(
+        "a shard lost from the end of a folder that nobody misses",
+        "training/prepare.py", 'more = {"shards": len(paths)} if len(paths) > 1 else {}', "more = {}",
+        "training/test_prepare.py::test_a_missing_shard_is_named",
+    ),
+    Mistake(
+        "a shard that takes what belongs to the next one",
+        "training/prepare.py", "room = self._limit - written", "room = self._limit",
+        "training/test_prepare.py::test_shards_of_any_size_are_the_one_file[97]",
+    ),
+    Mistake(
+        "every rank reading the rows of all",
+        "training/ranks.py", "*parts[self.rank :: self.comm.size]", "*parts",
+        "training/test_ranks.py::test_each_rank_reads_the_rows_that_it_computes_and_no_others[2-rows1-random]",
+    ),
+    Mistake(
+        "the tokens of one rank told as those of all",
+        "training/trainer.py", "c.batch_size * tokens.shape[1] / seconds", "tokens.size / seconds",
+        "training/test_ranks.py::test_each_rank_reads_the_rows_that_it_computes_and_no_others[2-rows1-random]",
+    ),
+    Mistake(
+        "a silent rank excused by what it said of an earlier message",
+        "training/communicator.py", "self._heard[r] < number]", "self._heard[r] < 1]",
+        "training/test_ranks.py::test_who_does_not_wait_as_well_is_blamed_for_a_message_that_does_not_arrive",
+    ),
+    Mistake(
+        "a rank that ends in good order while the others wait for it",
+        "training/communicator.py", "if self.size == 1:\n", "if self.size == 1 or isinstance(error, SystemExit):\n",
+        "training/test_ranks.py::test_a_signal_to_one_rank_where_there_is_nothing_to_save_ends_all",
+    ),
+    Mistake(
         "ranks' sums that begin anew with every round of shards",
         "training/ranks.py", "add=self._by_shard and first > 0", "add=False",
         "training/test_ranks.py::test_any_number_of_ranks_gives_the_bits_of_one_process[2-5-False]",
@@ -877,7 +907,7 @@ MISTAKES = [
     ),
     Mistake(
         "processes that a scheduler's SIGTERM ends before their run has saved",
-        "processes.py", "(signal.SIGINT, signal.SIGTERM)", "(signal.SIGINT,)",
+        "processes.py", "(signal.SIGINT, *TO_END)", "(signal.SIGINT,)",
         "training/test_run.py::test_sigterm_to_all_processes_of_a_run_saves_and_exits_with_0",
     ),
     Mistake(

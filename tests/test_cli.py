@@ -25,6 +25,7 @@ from numllama.backend import array_module
 from numllama.cli import main
 from numllama.errors import CheckpointError, DeviceError
 from numllama.model import ModelConfig
+from numllama.processes import TO_END
 from numllama.tokenizer import CharTokenizer, Tokenizer
 from numllama.tokenizer.train_bpe import train_on_text
 from numllama.training import TrainConfig, Trainer, load_dataset, load_run, run, shakespeare, stand_in, write_tokens
@@ -376,9 +377,10 @@ def interrupt_after(step, monkeypatch, number=signal.SIGINT):
     monkeypatch.setattr(Workers, "loss_and_grads", pressing)
 
 
-def test_sigterm_saves_and_exits_with_0(copy, book, tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", TO_END)
+def test_sigterm_saves_and_exits_with_0(copy, book, tmp_path, monkeypatch, number):
     with monkeypatch.context() as patch:
-        interrupt_after(10, patch, signal.SIGTERM)
+        interrupt_after(10, patch, number)
         result = numllama_train("--resume", "--steps", 12, "--out", copy)
     assert result.code == 0
     assert "interrupted after step 10: saved as" in result.out

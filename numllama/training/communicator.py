@@ -25,6 +25,8 @@ from numllama.backend import Array
 from numllama.errors import NumllamaError
 
 POLL_SECONDS = 2e-5  # MPI's own waiting would keep a core busy that another rank may need
+TIMEOUT_SECONDS = 600.0
+HERE = 1  # the tag of "I am still here"
 LAUNCHERS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS")  # set by Open MPI, MPICH and Intel MPI
 
 
@@ -37,10 +39,17 @@ class Request:
         Whether it is done; never waits.
     finish : callable
         Called once, when it is done.
+    watch : callable
+        Called again and again while somebody waits, with the seconds since they began to.
     """
 
-    def __init__(self, test: Callable[[], bool] = lambda: True, finish: Callable[[], Any] = lambda: None) -> None:
-        self._test, self._finish, self._done = test, finish, False
+    def __init__(
+        self,
+        test: Callable[[], bool] = lambda: True,
+        finish: Callable[[], Any] = lambda: None,
+        watch: Callable[[float], Any] = lambda waited: None,
+    ) -> None:
+        self._test, self._finish, self._watch, self._done = test, finish, watch, False
 
     def done(self) -> bool:
         """Whether it is done; lets it get on."""
@@ -51,7 +60,9 @@ class Request:
 
     def wait(self) -> None:
         """Return when it is done."""
+        start = time.monotonic()
         while not self.done():
+            self._watch(time.monotonic() - start)
             time.sleep(POLL_SECONDS)
 
 
@@ -67,9 +78,12 @@ class Communicator:
         Which one this is, and of how many.
     keeps_order : bool
         Whether sums are in the order of the ranks.
+    timeout : float
+        So many seconds others are waited for before they are given up, and the job ends.
     """
 
     rank, size, keeps_order = 0, 1, True
+    timeout = TIMEOUT_SECONDS
 
     def reduce_scatter(
         self, array: Array, bounds: Sequence[int], into: Array, add: bool = False, senders: int | None = None
@@ -113,6 +127,10 @@ class Communicator:
     def barrier(self) -> None:
         """Return when all ranks are here."""
 
+    def request(self, test: Callable[[], bool], finish: Callable[[], Any] = lambda: None) -> Request:
+        """A message that has begun; who waits for it longer than `timeout` ends the job with a NumllamaError."""
+        return Request(test, finish)
+
     def abort(self, message: str, code: int = 1) -> None:
         """End all ranks at once."""
         print(f"error: {message}", file=sys.stderr, flush=True)
@@ -137,13 +155,15 @@ class Communicator:
         try:
             yield
         except BaseException as error:
-            if self.size == 1 or (isinstance(error, SystemExit) and not error.code):
+            if self.size == 1:
                 raise
             self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
         if self.rank:
             time.sleep(0.5)  # an error that all ranks have made is rank 0's to tell
+        if isinstance(error, SystemExit):
+            self.abort("ended by a signal", code=error.code or 0)
         known = isinstance(error, NumllamaError | ValueError | MemoryError)
         message = str(error) if known else "".join(traceback.format_exception(error)).rstrip()
         self.abort(message, code=2 if known else 130 if isinstance(error, KeyboardInterrupt) else 1)
@@ -162,6 +182,8 @@ class MPI(Communicator):
             ) from error
         self._mpi, self._comm = mpi, mpi.COMM_WORLD
         self.rank, self.size = self._comm.rank, self._comm.size
+        self._hosts = self._comm.allgather(socket.gethostname())
+        self._begun, self._told, self._heard, self._telling = 0, 0, [0] * self.size, []
         if self.size > 1:
             sys.excepthook = lambda kind, error, _: self._fail(error)  # of a script that does not use `guard`
 
@@ -182,17 +204,41 @@ class MPI(Communicator):
             for part in came if add else came[1:]:
                 into.__iadd__(part)
 
-        return Request(request.Test, add_up)
+        return self.request(request.Test, add_up)
 
     def all_gather(self, array: np.ndarray, bounds: Sequence[int]) -> Request:
         sizes = [stop - start for start, stop in pairwise(bounds)]
-        return Request(self._comm.Iallgatherv(self._mpi.IN_PLACE, [array, (sizes, bounds[:-1])]).Test)
+        return self.request(self._comm.Iallgatherv(self._mpi.IN_PLACE, [array, (sizes, bounds[:-1])]).Test)
 
     def broadcast(self, array: np.ndarray) -> None:
-        Request(self._comm.Ibcast(array).Test).wait()
+        self.request(self._comm.Ibcast(array).Test).wait()
 
     def barrier(self) -> None:
-        Request(self._comm.Ibarrier().Test).wait()
+        self.request(self._comm.Ibarrier().Test).wait()
+
+    def request(self, test: Callable[[], bool], finish: Callable[[], Any] = lambda: None) -> Request:
+        self._begun += 1
+        number = self._begun
+        return Request(test, finish, lambda waited: self._watch(waited, number))
+
+    def _watch(self, waited: float, number: int) -> None:
+        """Give up the number-th message when it has been waited for too long, and say whose fault it is.
+
+        Who has waited for a quarter of the timeout tells the others how many messages it has begun. So in the end each of them
+        knows who waits as well: whoever has not begun this message is busy elsewhere, or gone.
+        """
+        if waited > self.timeout / 4 and self._told < number:
+            self._told = self._begun
+            self._telling += [self._comm.isend(self._told, rank, HERE) for rank in range(self.size) if rank != self.rank]
+        if waited > self.timeout:
+            while self._comm.iprobe(tag=HERE):
+                status = self._mpi.Status()
+                begun = self._comm.recv(tag=HERE, status=status)
+                self._heard[status.source] = max(begun, self._heard[status.source])
+            silent = [r for r in range(self.size) if r != self.rank and self._heard[r] < number]
+            names = ", ".join(f"rank {r} on {self._hosts[r]}" for r in silent)
+            about = f"no answer from {names}" if silent else "a message that all ranks wait for has not come"
+            raise NumllamaError(f"{about} for {self.timeout:g} seconds (--timeout): the job ends")
 
     def abort(self, message: str, code: int = 1) -> None:
         print(f"error: rank {self.rank} of {self.size} on {socket.gethostname()}: {message}", file=sys.stderr, flush=True)

@@ -20,7 +20,7 @@ COUNTS = ("steps", "batch_size", "seq_len", "shards", "workers", "eval_every", "
 RULES = (
     (COUNTS, Integral, lambda value: value >= 1, "a whole number of at least 1"),
     (("warmup_steps", "seed"), Integral, lambda value: value >= 0, "a whole number that is not negative"),
-    (("lr", "clip"), Real, lambda value: value > 0, "a positive number"),
+    (("lr", "clip", "timeout"), Real, lambda value: value > 0, "a positive number"),
     (("min_lr", "weight_decay"), Real, lambda value: value >= 0, "a number that is not negative"),
     (("beta1", "beta2"), Real, lambda value: 0 <= value < 1, "a number in [0, 1)"),
 )
@@ -67,6 +67,8 @@ class TrainConfig:
     sum_by : str
         Gradients of ranks add up by ``shard``, in the order of one process and to the same bits, or by ``rank``: each rank adds
         up its own shards first, and sends once a step. Default shard, with nccl rank.
+    timeout : float
+        Seconds for which ranks wait for one another; a rank that has not answered by then is named, and the job ends.
     recompute : bool
         Keep less for backward and compute it again: less memory, more time.
     dtype : str
@@ -104,6 +106,7 @@ class TrainConfig:
     parallel: str = "threads"
     shard_optimizer: bool = False
     sum_by: str | None = None
+    timeout: float = 600.0
     recompute: bool = False
     dtype: str | None = None
     graph: bool = True

@@ -55,9 +55,11 @@ class Dataset:
             if n < least:
                 raise DataError(f"the {split} split of {self.name} has {n} tokens, but at least {least} are needed")
 
-    def batch(self, batch_size: int, seq_len: int, seed: int, step: int) -> tuple[np.ndarray, np.ndarray]:
+    def batch(
+        self, batch_size: int, seq_len: int, seed: int, step: int, rows: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """A step's inputs and targets."""
-        return random_batch(self.train, batch_size, seq_len, seed, step)
+        return random_batch(self.train, batch_size, seq_len, seed, step, rows)
 
     def some_of_val(self, batch_size: int, seq_len: int, seed: int, n: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Some `n` batches of the validation split, always the same ones."""
@@ -227,11 +229,15 @@ def read_tokens(path: str | Path) -> tuple[np.ndarray, dict]:
 
 
 def _numbered(folder: Path, name: str) -> list[Path]:
-    """``NAME-00000.bin``, ``NAME-00001.bin``, ...; DataError if one of them is missing."""
+    """``NAME-00000.bin``, ``NAME-00001.bin``, ...; DataError if one of them is missing, of as many as their `.json` says."""
     found = {int(match[1]): path for path in folder.glob(f"{name}-*.bin") if (match := re.fullmatch(rf"{name}-(\d+)", path.stem))}
-    missing = set(range(max(found, default=-1) + 1)) - found.keys()
+    if not found:
+        return []
+    _, about = read_tokens(found[min(found)])
+    missing = set(range(max(max(found) + 1, about.get("shards", 0)))) - found.keys()
     if missing:
-        raise DataError(f"{folder} has {len(found)} files {name}-*.bin, but number {min(missing)} is missing")
+        what = f"number {min(missing)} is missing: {name}-{min(missing):05}.bin"
+        raise DataError(f"{folder} has {len(found)} files {name}-*.bin, but {what}")
     return [found[i] for i in range(len(found))]
 
 
@@ -315,17 +321,32 @@ def _read_npy(path: Path) -> tuple[np.ndarray, dict]:
 # ------------------------------------------------------------------------------------------------ batches
 
 
-def random_batch(tokens: np.ndarray, batch_size: int, seq_len: int, seed: int, step: int) -> tuple[np.ndarray, np.ndarray]:
+def random_batch(
+    tokens: "np.ndarray | TokenShards", batch_size: int, seq_len: int, seed: int, step: int, rows: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Windows at random places: a function of (seed, step) alone, so that any step can be done again.
 
     Returns
     -------
-    inputs, targets : int64 arrays, shape (batch_size, seq_len)
-        ``targets[b, t]`` is the token that follows ``inputs[b, t]``.
+    inputs, targets : int64 arrays, shape (batch_size, seq_len), or of some rows only
+        See :func:`windows`.
     """
     starts = np.random.default_rng([seed, step]).integers(0, len(tokens) - seq_len, size=batch_size)
-    windows = np.stack([tokens[start : start + seq_len + 1] for start in starts]).astype(np.int64)
-    return windows[:, :-1], windows[:, 1:]
+    return windows(tokens, starts[slice(None) if rows is None else rows], seq_len)
+
+
+def windows(tokens: "np.ndarray | TokenShards", starts: np.ndarray, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
+    """Windows that begin at some places; nothing else is read.
+
+    Returns
+    -------
+    inputs, targets : int64 arrays, shape (len(starts), seq_len)
+        ``targets[b, t]`` is the token that follows ``inputs[b, t]``.
+    """
+    read = np.empty((len(starts), seq_len + 1), dtype=np.int64)
+    for row, start in zip(read, starts.tolist(), strict=True):
+        row[:] = tokens[start : start + seq_len + 1]
+    return read[:, :-1], read[:, 1:]
 
 
 def all_windows(tokens: np.ndarray, batch_size: int, seq_len: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

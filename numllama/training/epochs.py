@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from numllama.ops.dropout import fold_key, mix
+from numllama.training.data import windows
 
 ROUNDS = 6
 
@@ -55,7 +56,7 @@ def permuted(places: np.ndarray, n: int, key: Sequence[int]) -> np.ndarray:
 
 
 def epoch_batch(
-    tokens: Any, batch_size: int, seq_len: int, seed: int, start: int, rows: slice = slice(None)
+    tokens: Any, batch_size: int, seq_len: int, seed: int, start: int, rows: slice | np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """The windows at the places `start` to ``start + batch_size - 1``: a function of its arguments alone.
 
@@ -65,22 +66,20 @@ def epoch_batch(
     batch_size, seq_len, seed : int
     start : int
         How many windows were taken before.
-    rows : slice
+    rows : slice or integer array, optional
         The part of the batch that is wanted; only its tokens are read. So ranks share a batch and read nothing twice.
 
     Returns
     -------
     inputs, targets : int64 arrays, shape (batch_size, seq_len), or fewer rows
-        ``targets[b, t]`` is the token that follows ``inputs[b, t]``.
+        See :func:`numllama.training.data.windows`.
     """
     n = (len(tokens) - 1) // seq_len
-    epochs, places = np.divmod(np.arange(start, start + batch_size)[rows], n)
-    windows = np.empty(len(places), dtype=np.int64)
+    epochs, places = np.divmod(np.arange(start, start + batch_size)[slice(None) if rows is None else rows], n)
+    drawn = np.empty(len(places), dtype=np.int64)
     for epoch in np.unique(epochs):
-        windows[epochs == epoch] = permuted(places[epochs == epoch], n, (seed, int(epoch)))
-    starts = (windows * seq_len).tolist()
-    batch = np.stack([tokens[start : start + seq_len + 1] for start in starts]).astype(np.int64)
-    return batch[:, :-1], batch[:, 1:]
+        drawn[epochs == epoch] = permuted(places[epochs == epoch], n, (seed, int(epoch)))
+    return windows(tokens, drawn * seq_len, seq_len)
 
 
 class Prefetched:

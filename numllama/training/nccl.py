@@ -44,6 +44,14 @@ class NCCL(Communicator):
         self._comm = nccl.NcclCommunicator(self.size, tuple(name.tolist()), self.rank)
         self._stream = cupy.cuda.Stream(non_blocking=True)
 
+    @property
+    def timeout(self) -> float:
+        return self._mpi.timeout
+
+    @timeout.setter
+    def timeout(self, seconds: float) -> None:
+        self._mpi.timeout = seconds
+
     def device(self, device: str) -> str:
         if device != "cuda":
             raise DeviceError(f"device is {device!r}, but parallel 'nccl' is for --device cuda, a GPU for each rank")
@@ -76,7 +84,7 @@ class NCCL(Communicator):
                 call(owner, array[start:stop])
         self._nccl.groupEnd()
         sent = self._stream.record()
-        return Request(lambda: sent.done)
+        return self._mpi.request(lambda: sent.done)
 
     def all_reduce(self, array: Array) -> None:
         if isinstance(array, np.ndarray):

@@ -87,6 +87,9 @@ class Workers:
         """The processes that work beside this one."""
         return self._team.pids if self._team else []
 
+    def rows(self, batch_size: int, shards: int) -> None:
+        """The rows of a batch that are computed here: all, which the workers share."""
+
     def map(self, function: Callable, items: Iterable) -> list:
         """The function's results, by this worker and the others; what it holds of arrays must be shared, or only be read."""
         items, n = list(items), self.workers

@@ -1,12 +1,15 @@
 """Texts of any size to token files: ``train.bin``, ``val.bin``, and the tokenizer beside them.
 
+A split that is too large for one file is cut into shards, ``train-00000.bin``, ``train-00001.bin`` and so on, all of one size but
+the last. No file has its name before all are written, and each file's ``.json`` says of how many it is one.
+
 The folder's ``prepare.json`` says what it is made of, and how far that has come: whatever stops the work, running it again goes
 on from there, and ends with the same bytes.
 """
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
@@ -29,6 +32,7 @@ SPLITS = ("train", "val")
 END_OF_TEXT = "<|endoftext|>"
 ENDS_OF_TEXT = (END_OF_TEXT, "<|end_of_text|>", "</s>")  # GPT-2's and ours, Llama 3's, Llama 2's
 PARTS_BETWEEN_SAVES = 16
+SHARD_TOKENS = 100_000_000
 
 
 def prepare_texts(
@@ -40,6 +44,7 @@ def prepare_texts(
     documents: bool = False,
     errors: str = "strict",
     workers: int | None = None,
+    shard_tokens: int = SHARD_TOKENS,
 ) -> int:
     """Learn or load a tokenizer, encode the texts, print the exact counts; returns the exit code.
 
@@ -47,6 +52,8 @@ def prepare_texts(
     """
     if (vocab_size is None) == (tokenizer is None):
         raise ValueError("either vocab_size or tokenizer is needed: a vocabulary to learn, or one that is there already")
+    if shard_tokens < 1:
+        raise ValueError(f"shard_tokens is {shard_tokens}, but must be at least 1")
     paths = as_paths(texts)
     not_empty(paths)
     settings = {
@@ -56,6 +63,7 @@ def prepare_texts(
         "pattern": pattern,
         "documents": documents,
         "errors": errors,
+        "shard_tokens": shard_tokens,
     }
     state = _state(out, settings)
     if workers is None:
@@ -71,7 +79,7 @@ def prepare_texts(
         write_json(out / ABOUT, state)
     with ParallelEncoder(made, workers) as encoder, _Writer(out, state, made) as writer:
         _encode(paths, errors, encoder, end, writer)
-    _finish(out, state, made, end)
+    writer.finish(made, end)
     return 0
 
 
@@ -87,9 +95,9 @@ def _state(out: Path, settings: dict[str, Any]) -> dict[str, Any]:
             changed = ", ".join(name for name in settings if state["settings"].get(name) != settings[name])
             raise DataError(f"{out} is made from other settings ({changed} differ): choose another --out, or delete it")
         return state
-    taken = next((name for name in ("train.bin", "val.bin", "tokenizer.json") if (out / name).exists()), None)
+    taken = sorted(path.name for pattern in ("train*.bin", "val*.bin", "tokenizer.json") for path in out.glob(pattern))
     if taken:
-        raise DataError(f"{out} holds a {taken} already: choose another --out")
+        raise DataError(f"{out} holds a {taken[0]} already: choose another --out")
     return {"settings": settings, "done": 0, "tokens": dict.fromkeys(SPLITS, 0)}
 
 
@@ -184,6 +192,77 @@ def _between(texts: Iterator[str], begin: int, end: int) -> Iterator[str]:
         done += len(text)
 
 
+class _Shards:
+    """The token files of a split, while they are written.
+
+    Parameters
+    ----------
+    out : path
+    split : str
+    limit : int
+        Bytes of a file, of all but the last.
+    size : int
+        Bytes that are safely on the disk; what came after them may be half a part, and is written again.
+    """
+
+    def __init__(self, out: Path, split: str, limit: int, size: int) -> None:
+        self._out, self._split, self._limit, self._size = out, split, limit, size
+        self._file: BinaryIO | None = None
+        for i, path in enumerate(self.paths()):
+            part, needed = self._part(i), min(limit, size - i * limit)
+            if not path.exists() and needed > (part.stat().st_size if part.exists() else 0):
+                raise DataError(f"{part} is shorter than {ABOUT} says: delete the folder, or choose another --out")
+
+    def paths(self) -> list[Path]:
+        """The files' names in the end."""
+        n = max(1, -(-self._size // self._limit))
+        names = [self._split] if n == 1 else [f"{self._split}-{i:05}" for i in range(n)]
+        return [self._out / f"{name}.bin" for name in names]
+
+    def _part(self, i: int) -> Path:
+        return self._out / f"{self._split}-{i:05}.bin.part"
+
+    def write(self, content: bytes) -> None:
+        """Append to the file in hand, and to another one when it is full."""
+        while content:
+            i, written = divmod(self._size, self._limit)
+            if self._file is None:
+                self._file = open(self._part(i), "ab")  # noqa: SIM115
+                self._file.truncate(written)
+            room = self._limit - written
+            some, content = content[:room], content[room:]
+            self._file.write(some)
+            self._size += len(some)
+            if len(some) == room:
+                self.close()
+
+    def flush(self) -> None:
+        """Return when all of it is on the disk."""
+        if self._file:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """End the file in hand."""
+        file, self._file = self._file, None
+        if file:
+            with file:
+                file.flush()
+                os.fsync(file.fileno())
+
+    def name(self, describe: Callable[..., None]) -> None:
+        """Give the files their names; each is described before, by ``describe(path, bytes, shards=number of files)``."""
+        paths = self.paths()
+        more = {"shards": len(paths)} if len(paths) > 1 else {}
+        for i, path in enumerate(paths):
+            if not path.exists():
+                size = min(self._limit, self._size - i * self._limit)
+                with open(self._part(i), "ab") as file:  # of a split without tokens there is none yet
+                    file.truncate(size)
+                describe(path, size, **more)
+                self._part(i).replace(path)
+
+
 class _Writer:
     """Appends to the token files, and keeps `prepare.json` at what is safely on the disk."""
 
@@ -193,7 +272,8 @@ class _Writer:
         self._size = tokenizer.dtype.itemsize
         self._written = state["done"], state["tokens"]  # one value: an interrupt sees it as it was or as it will be
         self._unsaved = 0
-        self._files: dict[str, BinaryIO] = {}
+        limit = state["settings"]["shard_tokens"] * self._size
+        self._files = {split: _Shards(out, split, limit, n * self._size) for split, n in state["tokens"].items()}
 
     @property
     def done(self) -> int:
@@ -201,14 +281,6 @@ class _Writer:
         return self._written[0]
 
     def __enter__(self) -> "_Writer":
-        missing = [split for split in SPLITS if not (self.out / f"{split}.bin").exists()]
-        sizes = {self.out / f"{split}.bin.part": self.state["tokens"][split] * self._size for split in missing}
-        for path, size in sizes.items():
-            if size > (path.stat().st_size if path.exists() else 0):
-                raise DataError(f"{path} is shorter than {ABOUT} says: delete the folder, or choose another --out")
-        for split, (path, size) in zip(missing, sizes.items(), strict=True):
-            self._files[split] = open(path, "ab")
-            self._files[split].truncate(size)  # what came after the last save may be half a part
         total = sum(self.state["characters"])
         self._bar = tqdm(total=total, initial=self.done, unit=" characters", unit_scale=True, desc="encoding")
         return self
@@ -229,9 +301,8 @@ class _Writer:
 
     def _save(self) -> None:
         try:
-            for file in self._files.values():
-                file.flush()
-                os.fsync(file.fileno())
+            for files in self._files.values():
+                files.flush()
         except OSError as error:
             raise self._failed(error) from error
         self.state["done"], self.state["tokens"] = self._written
@@ -246,18 +317,20 @@ class _Writer:
         try:
             self._save()
         finally:
-            for file in self._files.values():
+            for files in self._files.values():
                 with suppress(OSError):
-                    file.close()
+                    files.close()
 
+    def finish(self, tokenizer: Tokenizer, end: str | None) -> None:
+        """Give the files their names, and say what they hold."""
+        more = {"tokenizer": "tokenizer.json"} | ({"end_of_text": tokenizer.special_tokens[end]} if end else {})
 
-def _finish(out: Path, state: dict[str, Any], tokenizer: Tokenizer, end: str | None) -> None:
-    """Give the files their names, and say what they hold."""
-    more = {"tokenizer": "tokenizer.json"} | ({"end_of_text": tokenizer.special_tokens[end]} if end else {})
-    for split in SPLITS:
-        path = out / f"{split}.bin"
-        if not path.exists():
-            describe_tokens(path, state["tokens"][split], tokenizer.vocab_size, **more)
-            path.with_suffix(".bin.part").replace(path)
-        print(f"{path}: {state['tokens'][split]:,} tokens of {tokenizer.dtype.name}")
-    print(f"vocabulary: {tokenizer.vocab_size:,}; from {sum(state['characters']):,} characters", flush=True)
+        def describe(path: Path, size: int, **shards: int) -> None:
+            describe_tokens(path, size // self._size, tokenizer.vocab_size, **more, **shards)
+
+        for split, files in self._files.items():
+            files.name(describe)
+            first, *others = files.paths()
+            many = f" to {others[-1].name}" if others else ""
+            print(f"{first}{many}: {self.state['tokens'][split]:,} tokens of {tokenizer.dtype.name}")
+        print(f"vocabulary: {tokenizer.vocab_size:,}; from {sum(self.state['characters']):,} characters", flush=True)

@@ -142,6 +142,11 @@ class Ranks:
 
     # -------------------------------------------------------------------------------------------- a step
 
+    def rows(self, batch_size: int, shards: int) -> np.ndarray:
+        """The rows of a batch that are computed here, shard after shard."""
+        parts = cut(np.arange(batch_size), min(shards, batch_size))
+        return np.concatenate([np.arange(0), *parts[self.rank :: self.comm.size]])
+
     def loss_and_grads(
         self,
         tokens: np.ndarray,
@@ -151,17 +156,31 @@ class Ranks:
         recompute: bool = False,
         scale: float = 1.0,
         segments: np.ndarray | None = None,
+        batch_size: int | None = None,
     ) -> tuple[float, Parameters]:
-        """As :meth:`Workers.loss_and_grads`; with a sharded optimizer, the gradients are those that this rank owns."""
+        """As :meth:`Workers.loss_and_grads`; with a sharded optimizer, the gradients are those that this rank owns.
+
+        Parameters
+        ----------
+        batch_size : int, optional
+            The rows of the whole batch, where `tokens`, `targets` and `segments` are :meth:`rows` of it alone; all targets of
+            the batch count then. Default: they are the whole batch.
+        """
         if not self._begun:
             self.comm.broadcast(self.model.params.flat)
             self.model.params.round()
             self._begun = True
-        shards = min(shards, len(tokens))
-        options = dict(count=max(1, int((targets != IGNORE).sum())), recompute=recompute, scale=scale)
-        segments = [None] * shards if segments is None else cut(segments, shards)
-        parts = list(zip(range(shards), cut(tokens, shards), cut(targets, shards), segments, strict=True))
-        losses, rank, size = np.zeros(shards), self.comm.rank, self.comm.size
+        if batch_size is None:
+            batch_size, count = len(tokens), int((targets != IGNORE).sum())
+            mine = self.rows(batch_size, shards)
+            tokens, targets, segments = tokens[mine], targets[mine], None if segments is None else segments[mine]
+        else:
+            count = batch_size * tokens.shape[1]
+        shards, rank, size = min(shards, batch_size), self.comm.rank, self.comm.size
+        ends = np.cumsum([len(rows) for rows in cut(np.arange(batch_size), shards)[rank::size]])[:-1]
+        segments = [None] * shards if segments is None else np.split(segments, ends)
+        parts = list(zip(range(rank, shards, size), np.split(tokens, ends), np.split(targets, ends), segments, strict=False))
+        losses, options = np.zeros(shards), dict(count=max(1, count), recompute=recompute, scale=scale)
         for first in range(0, shards, size):
             is_last = first + size >= shards
             if first == 0 or self._by_shard:
@@ -169,7 +188,7 @@ class Ranks:
             senders = min(size, shards - first) if self._by_shard else size
             step = _Round(self, add=self._by_shard and first > 0, senders=senders, silent=not (is_last or self._by_shard))
             if first + rank < shards:
-                losses[first + rank] = shard_loss(self.model, step, parts[first + rank], key, options)
+                losses[first + rank] = shard_loss(self.model, step, parts[first // size], key, options)
             step.finish()
         self.comm.all_reduce(losses)
         if self.sharded:

@@ -18,7 +18,7 @@ from numllama.backend import array_module, default_dtype
 from numllama.errors import CheckpointError, NumllamaError
 from numllama.generation import generate
 from numllama.model import ModelConfig, Transformer, count_parameters
-from numllama.processes import handling
+from numllama.processes import TO_END, handling
 from numllama.tokenizer import CharTokenizer, Tokenizer
 from numllama.training import checkpoint
 from numllama.training.communicator import Communicator, communicator
@@ -40,7 +40,7 @@ def _exit(number: int, frame: Any) -> None:
     raise SystemExit(0)
 
 
-@handling(_exit, signal.SIGTERM)  # outside of the loop there is nothing to save
+@handling(_exit, *TO_END)  # outside of the loop there is nothing to save
 def train_run(
     data: Path | None,
     preset: str | None,
@@ -70,6 +70,7 @@ def train_run(
         Of a text: ``char``, ``bpe`` or a path; default ``char``.
     """
     comm = communicator(train_changes.get("parallel", "threads"))
+    comm.timeout = train_changes.get("timeout", comm.timeout)
     with comm.guard(), ExitStack() as stack:
         if comm.rank:  # rank 0 tells
             stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w", encoding="utf-8"))))
@@ -156,7 +157,7 @@ def go_on(trainer: Trainer, finish: Callable[[Trainer], None], comm: Communicato
             if trainer.step < config.steps:
                 folder = trainer.save()
                 print(f"interrupted after step {trainer.step}: saved as {folder}; go on with --resume --out {out}")
-                return 0 if trainer.workers.agree(signal.SIGTERM in interrupted) else INTERRUPTED
+                return 0 if trainer.workers.agree(any(number in TO_END for number in interrupted)) else INTERRUPTED
         finish(trainer)
         return 0
     finally:
@@ -354,7 +355,7 @@ def _show(bar: tqdm, report: StepReport) -> None:
 
 @contextmanager
 def _interrupts() -> Iterator[list]:
-    """Ctrl-C and SIGTERM let the step in hand finish: the yielded list then holds which. A second Ctrl-C interrupts at once."""
+    """Ctrl-C and TO_END let the step in hand finish: the yielded list then holds which. A second Ctrl-C interrupts at once."""
     caught: list[int] = []
 
     def handler(number: int, frame: Any) -> None:
@@ -362,5 +363,5 @@ def _interrupts() -> Iterator[list]:
             raise KeyboardInterrupt
         caught.append(number)
 
-    with handling(handler, signal.SIGINT, signal.SIGTERM):
+    with handling(handler, signal.SIGINT, *TO_END):
         yield caught

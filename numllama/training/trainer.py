@@ -111,7 +111,10 @@ class Trainer:
         if config.parallel == "threads":
             self.workers = Workers(model, config.workers, processes=True)
         else:
-            self.workers = Ranks(model, communicator(config.parallel), config.shard_optimizer, config.sum_by)
+            comm = communicator(config.parallel)
+            comm.timeout = config.timeout
+            self.workers = Ranks(model, comm, config.shard_optimizer, config.sum_by)
+        self._rows = self.workers.rows(config.batch_size, shards) if isinstance(data, Dataset) else None
         self.optimizer = self.config.make_optimizer(self.workers.params)
         self.step, self.windows, self.skipped, self._skipped_in_a_row = 0, 0, 0, 0
         self.best, self._best_step = math.inf, None
@@ -166,7 +169,7 @@ class Trainer:
         if finite:
             self._losses.append(float(loss))
         seconds = time.perf_counter() - start
-        speed = (tokens.size / seconds, 1e3 * seconds)
+        speed = (c.batch_size * tokens.shape[1] / seconds, 1e3 * seconds)
         return StepReport(step, loss, lr, norm, *speed, self._memory_mb(), skipped=not finite, spike=height)
 
     def _plain_step(
@@ -176,6 +179,7 @@ class Trainer:
         c = self.config
         options = dict(key=(c.seed, step), recompute=c.recompute, scale=self.scale)
         options |= {} if segments is None else dict(segments=segments)
+        options |= {} if self._rows is None else dict(batch_size=c.batch_size)
         loss, grads = self.workers.loss_and_grads(tokens, targets, c.shards, **options)
         if self.scale != 1:
             grads.flat *= 1 / self.scale
@@ -185,13 +189,16 @@ class Trainer:
         return loss, norm
 
     def _batch(self, step: int) -> tuple[np.ndarray, ...]:
-        """A step's inputs and targets, and segments if there are some."""
+        """A step's inputs and targets, and segments if there are some; on ranks, the rows that this one computes."""
+        if self._loader:
+            return self._loader(self.windows)
         c = self.config
-        return self._loader(self.windows) if self._loader else self.data.batch(c.batch_size, c.seq_len, c.seed, step)
+        rows = () if self._rows is None else (self._rows,)
+        return self.data.batch(c.batch_size, c.seq_len, c.seed, step, *rows)
 
     def _epoch_batch(self, start: int) -> tuple[np.ndarray, np.ndarray]:
         c = self.config
-        return epoch_batch(self.data.train, c.batch_size, c.seq_len, c.seed, start)
+        return epoch_batch(self.data.train, c.batch_size, c.seq_len, c.seed, start, self._rows)
 
     def learning_rate(self, step: int) -> float:
         """The rate of a step, from 1."""

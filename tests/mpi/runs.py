@@ -2,7 +2,8 @@
 
     mpirun -n 3 python runs.py equal      prints what `one_process` gives elsewhere, as JSON
     mpirun -n 3 python runs.py raise      rank 1 raises after some steps
-    mpirun -n 3 python runs.py go-on F    steps for a minute; each rank leaves its process id in the folder F
+    mpirun -n 3 python runs.py go-on F T  steps for a minute, with a timeout of T; each rank leaves its process id in the folder F
+    mpirun -n 3 python runs.py train ...  as from the command line
 """
 
 import hashlib
@@ -14,7 +15,7 @@ import time
 from pathlib import Path
 
 import numllama as nl
-from numllama import dispatch
+from numllama import cli, dispatch
 from numllama.training import ranks
 from numllama.training.communicator import communicator
 
@@ -42,7 +43,10 @@ def run(**changes):
     return {"reports": reports, "digest": digest}
 
 
-def main(what, folder=None):
+def main(what, folder=None, timeout=600, *arguments):
+    if what == "train":
+        sys.modules["matplotlib"] = None  # a run that draws nothing ends a second sooner
+        cli.main(sys.argv[1:])
     comm = communicator("mpi")
     if what == "equal":
         ways = [*WAYS, dict(dtype="float64", sum_by="rank"), dict(dtype="float32", sum_by="rank", shard_optimizer=True)]
@@ -51,7 +55,7 @@ def main(what, folder=None):
             print(json.dumps(results))
         return
     end = time.monotonic() + 60
-    for report in trainer(steps=10**9, parallel="mpi"):
+    for report in trainer(steps=10**9, parallel="mpi", timeout=float(timeout)):
         if time.monotonic() > end:
             break
         if folder and report.step == 5:

@@ -64,12 +64,17 @@ def runs_on(pid):
         return False
 
 
+def ranks_begun(process, folder, n):
+    """The process id of each rank, as soon as all have begun."""
+    while len(list(folder.iterdir())) < n and process.poll() is None:
+        time.sleep(0.05)
+    return dict(map(int, path.name.split("-")) for path in folder.iterdir())
+
+
 @pytest.mark.parametrize("victim", [0, 2])
 def test_a_rank_that_is_killed_ends_the_job_and_is_named(mpirun, tmp_path, victim):
     process = mpirun(3, HERE / "runs.py", "go-on", tmp_path)
-    while len(list(tmp_path.iterdir())) < 3 and process.poll() is None:
-        time.sleep(0.05)
-    pids = dict(map(int, path.name.split("-")) for path in tmp_path.iterdir())
+    pids = ranks_begun(process, tmp_path, 3)
     start = time.monotonic()
     os.kill(pids[victim], signal.SIGKILL)
     code, _, err = finished(process, seconds=30)
@@ -77,6 +82,22 @@ def test_a_rank_that_is_killed_ends_the_job_and_is_named(mpirun, tmp_path, victi
     assert time.monotonic() - start < 30
     assert re.search(rf"rank {victim} .*(killed|signal 9)", err, re.IGNORECASE | re.DOTALL), err
     while any(map(runs_on, pids.values())):  # mpirun ends a moment before the last of them
+        assert time.monotonic() - start < 30
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("victim", [0, 2])
+def test_a_rank_that_stands_still_ends_the_job_and_is_named(mpirun, tmp_path, victim):
+    """As one on a machine that has vanished: no message tells of its end."""
+    process = mpirun(3, HERE / "runs.py", "go-on", tmp_path, 2)
+    pids = ranks_begun(process, tmp_path, 3)
+    start = time.monotonic()
+    os.kill(pids[victim], signal.SIGSTOP)
+    code, _, err = finished(process, seconds=30)
+    assert code != 0
+    assert 2 < time.monotonic() - start < 30
+    assert re.search(rf"error: rank [012] of 3 on \S+: no answer from rank {victim} on \S+ for 2 seconds", err), err
+    while any(map(runs_on, pids.values())):
         assert time.monotonic() - start < 30
         time.sleep(0.02)
 

@@ -10,6 +10,7 @@ from training.ranks_in_threads import Group, ThreadRank, together
 
 from numllama.errors import DeviceError
 from numllama.training import nccl
+from numllama.training.communicator import Request
 
 SIZE = 3
 here = threading.local()
@@ -173,6 +174,19 @@ def test_what_is_on_the_host_goes_by_mpi(gpus):
         return numbers.tolist(), word.tolist(), here.log
 
     assert together(SIZE, run) == [([6.0] * 4, [0], [])] * SIZE
+
+
+def test_messages_between_gpus_are_watched_by_mpi(gpus):
+    """Which can ask who still answers, when one of them does not arrive."""
+
+    def run(comm):
+        made, begun = gpus(comm), []
+        made.timeout = 5.0
+        here.mpi.request = lambda test: begun.append("message") or Request(test)
+        made.all_gather(array(comm.rank, 10), [0, 3, 8, 10]).wait()
+        return here.mpi.timeout, begun
+
+    assert together(SIZE, run) == [(5.0, ["message"])] * SIZE
 
 
 def test_more_ranks_than_gpus_are_refused(gpus):

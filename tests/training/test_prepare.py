@@ -6,13 +6,15 @@ import os
 import re
 from contextlib import redirect_stderr, redirect_stdout
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import pytest
 from training.realdata import real_data
 
-from numllama import CharTokenizer, Tokenizer, load_dataset
+from numllama import CharTokenizer, ModelConfig, Tokenizer, TrainConfig, Trainer, Transformer, load_dataset
 from numllama.cli import main
+from numllama.errors import DataError
 from numllama.tokenizer import parallel
 from numllama.training import prepare
 
@@ -117,6 +119,96 @@ def test_any_number_of_workers_gives_the_same_bytes(book, tmp_path, small_parts)
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
+# ------------------------------------------------------------------------------------------------ many files
+
+FIT = dict(dim=16, n_layers=1, n_heads=2, max_seq_len=16)
+TRAINING = dict(steps=6, batch_size=4, warmup_steps=2, sampling="epochs", eval_every=3, eval_batches=2, workers=1)
+
+
+def reports(data):
+    model = Transformer(ModelConfig(data.vocab_size, **FIT), seed=1)
+    trainer = Trainer(model, data, TrainConfig(**TRAINING))
+    losses = [(report.loss, report.grad_norm, report.val_loss) for report in trainer]
+    trainer.close()
+    return losses
+
+
+@pytest.mark.parametrize("size", [97, 500, 10**6])
+def test_shards_of_any_size_are_the_one_file(book, tmp_path, small_parts, size):
+    one, many = tmp_path / "one", tmp_path / "many"
+    prepared(book, "--vocab-size", 285, "--out", one)
+    printed = prepared(book, "--vocab-size", 285, "--out", many, "--shard-tokens", size)
+    whole, cut = load_dataset(one), load_dataset(many)
+    for split in ("train", "val"):
+        tokens = getattr(whole, split)
+        n = -(-len(tokens) // size)
+        files = sorted(many.glob(f"{split}*.bin"))
+        names = [f"{split}-{i:05}.bin" for i in range(n)] if n > 1 else [f"{split}.bin"]
+        assert [file.name for file in files] == names
+        assert [file.stat().st_size // 2 for file in files[:-1]] == [size] * (n - 1)
+        assert b"".join(file.read_bytes() for file in files) == (one / f"{split}.bin").read_bytes()
+        assert f"{names[0]}{f' to {names[-1]}' if n > 1 else ''}: {len(tokens):,} tokens of uint16" in printed
+    assert not list(many.glob("*.part"))
+    assert cut.checksums() == whole.checksums()
+    assert reports(cut) == reports(whole)
+
+
+def test_a_missing_shard_is_named(book, tmp_path):
+    prepared(book, "--vocab-size", 285, "--out", tmp_path / "tokens", "--shard-tokens", 200)
+    shards = sorted((tmp_path / "tokens").glob("train-*.bin"))
+    for lost in (shards[-1], shards[0], shards[2]):
+        kept = lost.rename(tmp_path / "kept")
+        with pytest.raises(DataError, match=rf"has {len(shards) - 1} files .* is missing: {lost.name}"):
+            load_dataset(tmp_path / "tokens")
+        kept.rename(lost)
+    load_dataset(tmp_path / "tokens")
+
+
+@pytest.mark.parametrize("after", [1, 9, 26])
+def test_a_folder_of_shards_that_was_stopped_is_no_data_until_it_is_gone_on_with(book, tmp_path, small_parts, monkeypatch, after):
+    arguments = (book, "--vocab-size", 285, "--shard-tokens", 100, "--out")
+    prepared(*arguments, tmp_path / "straight")
+    write, calls = prepare._Writer.write, []
+
+    def stop(self, text, packed):
+        calls.append(text)
+        write(self, text, packed)
+        if len(calls) == after:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(prepare._Writer, "write", stop)
+    assert numllama_prepare(*arguments, tmp_path / "stopped")[0] == 130
+    with pytest.raises(DataError, match=r"has neither train\.bin"):
+        load_dataset(tmp_path / "stopped")
+    monkeypatch.setattr(prepare._Writer, "write", write)
+    prepared(*arguments, tmp_path / "stopped")
+    assert contents(tmp_path / "stopped") == contents(tmp_path / "straight")
+
+
+def test_a_kill_between_two_names_leaves_no_data_and_is_gone_on_from(book, tmp_path, monkeypatch):
+    arguments = (book, "--vocab-size", 285, "--shard-tokens", 100, "--out")
+    prepared(*arguments, tmp_path / "straight")
+    n = len(list((tmp_path / "straight").glob("*-*.bin")))
+    replace, left = Path.replace, 0
+
+    def killed(self, target):
+        nonlocal left
+        if self.suffix == ".part":
+            left -= 1
+            if left < 0:
+                raise KeyboardInterrupt
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", killed)
+    for left in (1, 4, n // 2):  # noqa: B007, `killed` counts it down
+        assert numllama_prepare(*arguments, tmp_path / "stopped")[0] == 130
+        with pytest.raises(DataError, match=r"is missing|has neither"):
+            load_dataset(tmp_path / "stopped")
+    left = n
+    prepared(*arguments, tmp_path / "stopped")
+    assert contents(tmp_path / "stopped") == contents(tmp_path / "straight")
+
+
 # ------------------------------------------------------------------------------------------------ documents
 
 
@@ -179,7 +271,7 @@ def test_what_was_stopped_goes_on_and_ends_with_the_same_bytes(book, tmp_path, s
 
     monkeypatch.setattr(prepare._Writer, "write", stop_after_a_while)
     assert numllama_prepare(*arguments, tmp_path / "stopped")[0] in (2, 130)
-    assert not (tmp_path / "stopped" / "train.bin").exists()
+    assert not list((tmp_path / "stopped").glob("*.bin"))
     monkeypatch.setattr(prepare._Writer, "write", write)
     prepared(*arguments, tmp_path / "stopped")
     same = contents(tmp_path / "stopped") == contents(tmp_path / "straight")
@@ -236,7 +328,7 @@ def test_a_full_disk_is_one_sentence_and_can_be_gone_on_from(book, tmp_path, sma
     assert contents(tmp_path / "tokens") == contents(tmp_path / "straight")
 
 
-DAMAGE = {"train.bin.part": lambda path: os.truncate(path, 3), "prepare.json": lambda path: path.write_text("{")}
+DAMAGE = {"train-00000.bin.part": lambda path: os.truncate(path, 3), "prepare.json": lambda path: path.write_text("{")}
 
 
 @pytest.mark.parametrize(("name", "damage"), DAMAGE.items())

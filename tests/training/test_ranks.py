@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import re
 import sys
 import threading
 import time
@@ -135,6 +136,41 @@ def test_everybody_begins_with_the_parameters_of_rank_0():
         assert_same_bits(actual, params)
 
 
+class Counted:
+    """Tokens that count how many were read."""
+
+    def __init__(self, tokens):
+        self.tokens, self.read = tokens, 0
+
+    def __len__(self):
+        return len(self.tokens)
+
+    def __getitem__(self, part):
+        self.read += part.stop - part.start
+        return self.tokens[part]
+
+
+@pytest.mark.parametrize("sampling", ["random", "epochs"])
+@pytest.mark.parametrize(("size", "rows"), [(1, [6]), (2, [4, 2]), (3, [2, 2, 2]), (4, [2, 2, 2, 0])])
+def test_each_rank_reads_the_rows_that_it_computes_and_no_others(monkeypatch, sampling, size, rows):
+    monkeypatch.setattr(trainer, "communicator", lambda parallel: here.comm)
+    changes = dict(sampling=sampling, steps=5)
+    straight = Trainer(build(vocab_size=DATA.vocab_size), DATA, replace(SMALL, **changes))
+    expected = [(r.step, r.loss, r.grad_norm) for r in go(straight)]
+
+    def run(comm):
+        data = replace(DATA, train=Counted(DATA.train))
+        pool = train(comm, data=data, **changes)
+        reports = list(pool)
+        assert all(r.tokens_per_second == pytest.approx(6 * T / (r.ms_per_step / 1e3)) for r in reports)  # of all ranks
+        pool.close()
+        return [(r.step, r.loss, r.grad_norm) for r in reports], data.train.read / (T + 1)
+
+    for rank, (reports, read) in enumerate(together(size, run)):
+        assert reports == expected
+        assert read in (5 * rows[rank], 6 * rows[rank] if sampling == "epochs" else 0)  # one batch may have been read ahead
+
+
 def test_an_evaluation_is_split_and_gives_the_bits_of_one_process():
     windows = [batch(i) for i in range(75)]
     windows.append(tuple(part[:1, :3] for part in batch(99)))
@@ -181,11 +217,11 @@ def test_a_sharded_optimizer_keeps_a_part_of_the_moments(size):
 here = threading.local()
 
 
-def train(comm, out=None, sharded=True, **changes):
+def train(comm, out=None, sharded=True, data=DATA, **changes):
     """A trainer with this communicator."""
     here.comm = comm
     model = build(vocab_size=DATA.vocab_size)
-    return Trainer(model, DATA, replace(SMALL, parallel="mpi", shard_optimizer=sharded, **changes), out)
+    return Trainer(model, data, replace(SMALL, parallel="mpi", shard_optimizer=sharded, **changes), out)
 
 
 @pytest.mark.parametrize("sizes", [(2, 3), (4, 1), (1, 2)], ids=str)
@@ -290,6 +326,53 @@ def test_an_error_of_one_rank_ends_all(monkeypatch, kind, code):
     with pytest.raises(Ended, match="no data") as caught, Aborting().guard():
         raise kind("no data")
     assert caught.value.args[1] == code
+
+
+def test_a_signal_to_one_rank_where_there_is_nothing_to_save_ends_all(monkeypatch):
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    with pytest.raises(Ended, match="signal") as caught, Aborting().guard():
+        raise SystemExit(0)
+    assert caught.value.args[1] == 0
+
+
+class Silence(communicator.MPI):
+    """Rank 1 of 4, whose messages never arrive; the others have told what `mail` says: (rank, messages begun)."""
+
+    def __init__(self, *mail):
+        self.rank, self.size, self.timeout = 1, 4, 0.2
+        self.mail, self.sent = list(mail), []
+        self._hosts, self._begun, self._told, self._heard, self._telling = [f"node{r}" for r in range(4)], 0, 0, [0] * 4, []
+        self._comm, self._mpi = self, self
+        self.Status = lambda: self
+
+    def isend(self, begun, rank, tag):
+        self.sent.append((begun, rank))
+
+    def iprobe(self, tag):
+        return bool(self.mail)
+
+    def recv(self, tag, status):
+        self.source, begun = self.mail.pop(0)
+        return begun
+
+
+@pytest.mark.parametrize(
+    ("mail", "blamed"),
+    [
+        ([], "no answer from rank 0 on node0, rank 2 on node2, rank 3 on node3 for 0.2 seconds"),
+        ([(0, 3), (3, 5), (2, 1)], "no answer from rank 2 on node2 for"),  # it last waited long ago
+        ([(0, 3), (2, 3), (3, 3), (3, 1)], "a message that all ranks wait for has not come for"),
+    ],
+)
+def test_who_does_not_wait_as_well_is_blamed_for_a_message_that_does_not_arrive(mail, blamed):
+    comm = Silence(*mail)
+    for _ in range(2):
+        comm.request(lambda: True).wait()
+    start = time.monotonic()
+    with pytest.raises(NumllamaError, match=re.escape(blamed)):
+        comm.request(lambda: False).wait()
+    assert 0.2 < time.monotonic() - start < 5
+    assert comm.sent == [(3, 0), (3, 2), (3, 3)]  # once, though it asked again and again
 
 
 def test_an_error_of_a_process_alone_stays_as_it_is():

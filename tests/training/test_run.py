@@ -15,6 +15,7 @@ import pytest
 
 import numllama
 from numllama.cli import main
+from numllama.errors import DamagedError
 from numllama.training.checkpoint import read_state, step_folders
 
 TEXT = "The quick brown fox jumps over the lazy dog.\n" * 30
@@ -32,6 +33,17 @@ main()
 """
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="no SIGKILL")
+
+
+def errors_of(process: subprocess.Popen, seconds: int = 60) -> str:
+    """What a process has written to standard error, as soon as it is over.
+
+    Of the seconds that it may take only those count in which this process runs too: that a machine pauses is no hang.
+    """
+    for _ in range(4 * seconds):
+        with suppress(subprocess.TimeoutExpired):
+            return process.communicate(timeout=0.25)[1]
+    raise AssertionError(f"it goes on after {seconds} s")
 
 
 class Run:
@@ -83,7 +95,7 @@ class Run:
 
     def finish(self) -> str:
         process = self.start()
-        _, err = process.communicate(timeout=120)
+        err = errors_of(process, 600)
         assert process.returncode == 0, err
         lines = (self.out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         assert [json.loads(line)["step"] for line in lines] == list(range(1, len(lines) + 1))
@@ -94,11 +106,14 @@ def newest(out: Path) -> int:
     """The newest step that can be gone on from; all step folders are whole, at whatever moment a kill came."""
     steps = [0]
     for folder in step_folders(out):
-        with suppress(FileNotFoundError):  # what is old is deleted meanwhile
-            sums = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.safetensors")}
-            state = read_state(folder) if len(sums) == 2 else None
-            assert state is None or state["sha256"] == sums
-            steps.append(state["step"] if state else 0)
+        try:
+            state = read_state(folder)
+            sums = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in state["sha256"]}
+        except (FileNotFoundError, DamagedError):
+            assert not folder.exists()  # what is old is deleted meanwhile
+            continue
+        assert state["sha256"] == sums
+        steps.append(state["step"])
     return max(steps)
 
 
@@ -153,7 +168,7 @@ def test_a_hundred_kills_at_any_moment_leave_no_trace(tmp_path, seed):
             if kind == "worker" and (pids := children(process.pid)):
                 before = newest(run.out)
                 os.kill(moments.choice(pids), signal.SIGKILL)
-                _, err = process.communicate(timeout=30)
+                err = errors_of(process, 30)
                 assert process.returncode == 2
                 assert "error: a worker process ended (code -9)" in err
                 assert newest(run.out) >= before
@@ -176,6 +191,6 @@ def test_sigterm_to_all_processes_of_a_run_saves_and_exits_with_0(tmp_path):
         os.kill(pid, signal.SIGTERM)
     run.after_progress(process, 2)
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
+    err = errors_of(process)
     assert process.returncode == 0, err
     assert newest(run.out) == run.steps_logged() > 0
