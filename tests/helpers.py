@@ -3,7 +3,11 @@
 A case is drawn on the CPU, by NumPy, and moved to the device with `xp.asarray`; independent formulas run in NumPy.
 """
 
+import importlib.util
+import sys
 from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 from hypothesis import strategies as st
@@ -12,6 +16,7 @@ from numllama.backend import to_numpy, xp_of
 
 SIZES = st.sampled_from([1, 2, 3, 4, 5, 7])                      # of an axis: one, even, odd
 LEADS = st.lists(SIZES, min_size=1, max_size=3).map(tuple)       # the axes before the last
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 RNGS = st.integers(0, 2**32 - 1).map(lambda seed: np.random.default_rng([1, seed]))  # never gradcheck's own numbers
 
 
@@ -97,3 +102,12 @@ def check_dtype(forward, backward, args, dtype):
     floats = [leaf.dtype.name for leaf in leaves((out, cache, gradients)) if leaf.dtype.kind == "f"]
     assert floats
     assert set(floats) == {dtype}
+
+
+@cache
+def example(name):
+    """An example as a module."""
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look for their module there
+    spec.loader.exec_module(module)
+    return module
