@@ -30,7 +30,7 @@ from numllama.model.block import merge_heads, split_heads
 from numllama.training.shakespeare import shakespeare_dataset
 
 PARAMETERS = 460_000                                                   # of every rung
-SEQ_LEN, BATCH_SIZE, LEARNING_RATE = 64, 16, 3e-3
+SEQ_LEN, BATCH_SIZE, LEARNING_RATE = 64, 16, 6e-3
 
 
 # ------------------------------------------------------------------------------------------------ bigram
@@ -325,7 +325,7 @@ def main() -> None:
     names = [rung.name for rung in RUNGS]
     parser.add_argument("--data", type=Path, help="a text; default tinyshakespeare, cached or downloaded")
     parser.add_argument("--rungs", nargs="+", choices=names, default=names, help="default all")
-    parser.add_argument("--steps", type=int, default=1200, help=f"of {BATCH_SIZE} x {SEQ_LEN} tokens; default 1200")
+    parser.add_argument("--steps", type=int, default=800, help=f"of {BATCH_SIZE} x {SEQ_LEN} tokens; default 800")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="default 0")
     parser.add_argument("--lr", type=float, default=LEARNING_RATE, help=f"the highest learning rate; default {LEARNING_RATE}")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")

@@ -189,7 +189,7 @@ def draw(runs: list[dict], law: Law) -> Any:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="a text; default tinyshakespeare, cached or downloaded")
-    parser.add_argument("--steps", type=int, default=1500, help=f"of {BATCH_SIZE} x {SEQ_LEN} tokens; default 1500, at least 16")
+    parser.add_argument("--steps", type=int, default=1000, help=f"of {BATCH_SIZE} x {SEQ_LEN} tokens; default 1000, at least 16")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument("--out", type=Path, default=Path("runs/scaling"), help="default runs/scaling")
     args = parser.parse_args()

@@ -8,12 +8,11 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from helpers import EXAMPLES, assert_close, example, normal
+from helpers import assert_close, example, normal
 
 import numllama as nl
 from numllama.training.stand_in import write_play
 
-pytestmark = pytest.mark.skipif(not EXAMPLES.exists(), reason="tests without the examples")
 V = 65  # characters of Shakespeare
 NAMES = ["bigram", "rnn", "head", "heads", "block", "gpt2", "rmsnorm", "rope", "swiglu", "gqa", "qk-norm"]
 SMALL = ["Bigram", "Rnn", "Heads"]
@@ -38,7 +37,7 @@ def run(monkeypatch, name, *args):
 @pytest.fixture
 def play(tmp_path):
     path = tmp_path / "play.txt"
-    path.write_text(write_play(20_000), encoding="utf-8")
+    path.write_text(write_play(8_000), encoding="utf-8")
     return path
 
 

@@ -5,12 +5,11 @@ import sys
 
 import numpy as np
 import pytest
-from helpers import EXAMPLES, assert_close, example
+from helpers import assert_close, example
 
 import numllama as nl
 from numllama.training.stand_in import write_play
 
-pytestmark = pytest.mark.skipif(not EXAMPLES.exists(), reason="tests without the examples")
 LAWS = [(1.69, 406.4, 410.7, 0.34, 0.28), (1.2, 40.0, 300.0, 0.35, 0.45), (0.5, 8.0, 2000.0, 0.2, 0.6)]
 
 
@@ -70,7 +69,7 @@ def test_the_best_size_for_a_cost_has_the_lowest_loss():
 def test_the_command_line_measures_fits_and_draws(tmp_path, monkeypatch, capsys):
     laws = example("scaling_laws")
     play = tmp_path / "play.txt"
-    play.write_text(write_play(20_000), encoding="utf-8")
+    play.write_text(write_play(8_000), encoding="utf-8")
     monkeypatch.setattr(laws, "SIZES", [(16, 1), (16, 2), (32, 1)])
     monkeypatch.setattr(sys, "argv", ["scaling_laws.py", "--data", str(play), "--steps", "16", "--out", str(tmp_path)])
     laws.main()
