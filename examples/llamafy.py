@@ -316,7 +316,7 @@ def climb(names: list[str], data: nl.Dataset, seeds: list[int], settings: dict[s
             result["runs"].append(run)
             print(f"{rung.name}, seed {config.seed}: {run['validation_loss']:.4f}", flush=True)
             whole = {"data": data.name, "settings": settings, "rungs": [one for one in results if one["runs"]]}
-            (out / "ladder.json").write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+            (out / "ladder.json").write_text(json.dumps(whole) + "\n", encoding="utf-8")
     return results
 
 

@@ -212,7 +212,7 @@ def main() -> None:
     law = fit(*points(runs))
     args.out.mkdir(parents=True, exist_ok=True)
     whole = {"data": data.name, "settings": settings, "runs": runs}
-    (args.out / "scaling.json").write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+    (args.out / "scaling.json").write_text(json.dumps(whole) + "\n", encoding="utf-8")
     print(f"{table(runs, law)}\n{summary(runs, law)}")
     try:
         draw(runs, law).savefig(args.out / "scaling.png")
