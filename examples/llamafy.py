@@ -340,7 +340,7 @@ def main() -> None:
         data, line = (nl.load_dataset(args.data), f"DATA: {args.data}") if args.data else shakespeare_dataset()
         print(line, flush=True)
         results = climb(args.rungs, data, args.seeds, settings, args.device, args.out)
-    except (nl.NumllamaError, ValueError) as error:
+    except (nl.NumllamaError, ValueError, OSError) as error:
         sys.exit(print(f"llamafy.py: {error}", file=sys.stderr) or 2)
     print(table(results))
     try:

@@ -207,7 +207,7 @@ def main() -> None:
         for dim, layers in SIZES:
             runs.append(train(dim, layers, data, nl.TrainConfig(**settings), args.device))
             print(f"{runs[-1]['parameters']:,} parameters: {runs[-1]['losses'][-1][1]}", flush=True)
-    except (nl.NumllamaError, ValueError) as error:
+    except (nl.NumllamaError, ValueError, OSError) as error:
         sys.exit(print(f"scaling_laws.py: {error}", file=sys.stderr) or 2)
     law = fit(*points(runs))
     args.out.mkdir(parents=True, exist_ok=True)

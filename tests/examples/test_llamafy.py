@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from helpers import assert_close, example, normal
+from helpers import EXAMPLES, assert_close, example, normal
 
 import numllama as nl
 from numllama.training.stand_in import write_play
@@ -80,6 +80,20 @@ def test_the_bytes_of_the_cache_are_those_of_the_cache():
     assert [ladder.cache_bytes(*rungs()[name]) for name in ("bigram", "rnn")] == [0, 0]
     assert ladder.cache_bytes(*rungs()["heads"]) == 2 * 4 * rungs()["heads"][1].dim
     assert 2 * ladder.cache_bytes(*rungs()["gqa"]) == ladder.cache_bytes(*rungs()["swiglu"])
+
+
+def test_what_the_book_shows_is_of_these_rungs_and_its_llamas_end_below_gpt2():
+    path = EXAMPLES.parent / "docs" / "chapters" / "ladder.json"
+    if not path.exists():
+        pytest.skip("tests without the documents")
+    shown = json.loads(path.read_text(encoding="utf-8"))["rungs"]
+    losses = {}
+    for rung in shown:
+        assert dict(rung, runs=[]) == example("llamafy").about(rungs()[rung["name"]][0], V)
+        assert [run["seed"] for run in rung["runs"]] == [0, 1, 2]
+        losses[rung["name"]] = np.mean([run["validation_loss"] for run in rung["runs"]])
+    assert list(losses) == NAMES
+    assert max(losses[name] for name in ("swiglu", "gqa", "qk-norm")) < losses["gpt2"]
 
 
 # ------------------------------------------------------------------------------------------------ gradients

@@ -87,11 +87,3 @@ def far():
             for s in reversed(range(t + 1, T)):
                 d = W_H.T @ np.diag(1 - h[b, s] ** 2) @ d
             yield W_X.T @ np.diag(1 - h[b, t] ** 2) @ d, dx[b, t]
-
-
-def cache():
-    ladder = example("llamafy")
-    for rung in ladder.RUNGS[4:]:
-        config = ladder.config_of(rung, 65)
-        kv = nl.KVCache(nl.Transformer(config), capacity=8)
-        yield 2.0 * config.n_layers * config.n_kv_heads * config.head_dim * 4, (kv.keys.nbytes + kv.values.nbytes) / kv.capacity
