@@ -180,6 +180,7 @@ def draw(runs: list[dict], law: Law) -> Any:
         axes.set(xlabel="tokens (D)" if x is d else "parameters without embeddings (N)")
         axes.legend(frameon=False, fontsize=7, title="parameters" if x is d else "tokens", title_fontsize=7)
         axes.spines[["top", "right"]].set_visible(False)
+        axes.xaxis.set_minor_formatter("")
         axes.yaxis.set_major_formatter("{x:.1f}")
         axes.yaxis.set_minor_formatter("{x:.1f}")
     figure.axes[0].set_ylabel("validation loss")
