@@ -27,6 +27,7 @@ from numllama import ops
 from numllama.backend import Array, array_module, xp_of
 from numllama.model import Parameters
 from numllama.model.block import merge_heads, split_heads
+from numllama.training.checkpoint import write_text
 from numllama.training.shakespeare import shakespeare_dataset
 
 PARAMETERS = 460_000                                                   # of every rung
@@ -309,6 +310,8 @@ def climb(names: list[str], data: nl.Dataset, seeds: list[int], settings: dict[s
     array_module(device)                                               # both before anything is written
     chosen = [rung for rung in RUNGS if rung.name in names]
     results = [about(rung, data.vocab_size) for rung in chosen]
+    if (out / "ladder.json").exists():
+        raise ValueError(f"{out} already holds results: choose another --out")
     out.mkdir(parents=True, exist_ok=True)
     for config in configs:
         for rung, result in zip(chosen, results, strict=True):
@@ -316,7 +319,7 @@ def climb(names: list[str], data: nl.Dataset, seeds: list[int], settings: dict[s
             result["runs"].append(run)
             print(f"{rung.name}, seed {config.seed}: {run['validation_loss']:.4f}", flush=True)
             whole = {"data": data.name, "settings": settings, "rungs": [one for one in results if one["runs"]]}
-            (out / "ladder.json").write_text(json.dumps(whole) + "\n", encoding="utf-8")
+            write_text(out / "ladder.json", json.dumps(whole) + "\n")
     return results
 
 
@@ -341,7 +344,8 @@ def main() -> None:
         print(line, flush=True)
         results = climb(args.rungs, data, args.seeds, settings, args.device, args.out)
     except (nl.NumllamaError, ValueError, OSError) as error:
-        sys.exit(print(f"llamafy.py: {error}", file=sys.stderr) or 2)
+        print(f"llamafy.py: {error}", file=sys.stderr)
+        sys.exit(2)
     print(table(results))
     try:
         draw(results).savefig(args.out / "ladder.png")

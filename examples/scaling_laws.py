@@ -23,6 +23,7 @@ import numpy as np
 
 import numllama as nl
 from numllama.backend import array_module
+from numllama.training.checkpoint import write_text
 from numllama.training.shakespeare import shakespeare_dataset
 
 SIZES = [(16, 2), (32, 2), (48, 3), (80, 3), (112, 4), (144, 4)]       # (dim, layers): 6 thousand parameters to a million
@@ -202,6 +203,9 @@ def main() -> None:
             warmup_steps=min(50, args.steps // 16), eval_every=args.steps, eval_batches=1,
         )  # fmt: skip
         array_module(args.device)
+        if (args.out / "scaling.json").exists():
+            raise ValueError(f"{args.out} already holds results: choose another --out")
+        args.out.mkdir(parents=True, exist_ok=True)
         data, line = (nl.load_dataset(args.data), f"DATA: {args.data}") if args.data else shakespeare_dataset()
         print(line, flush=True)
         runs = []
@@ -209,11 +213,10 @@ def main() -> None:
             runs.append(train(dim, layers, data, nl.TrainConfig(**settings), args.device))
             print(f"{runs[-1]['parameters']:,} parameters: {runs[-1]['losses'][-1][1]}", flush=True)
     except (nl.NumllamaError, ValueError, OSError) as error:
-        sys.exit(print(f"scaling_laws.py: {error}", file=sys.stderr) or 2)
+        print(f"scaling_laws.py: {error}", file=sys.stderr)
+        sys.exit(2)
     law = fit(*points(runs))
-    args.out.mkdir(parents=True, exist_ok=True)
-    whole = {"data": data.name, "settings": settings, "runs": runs}
-    (args.out / "scaling.json").write_text(json.dumps(whole) + "\n", encoding="utf-8")
+    write_text(args.out / "scaling.json", json.dumps({"data": data.name, "settings": settings, "runs": runs}) + "\n")
     print(f"{table(runs, law)}\n{summary(runs, law)}")
     try:
         draw(runs, law).savefig(args.out / "scaling.png")

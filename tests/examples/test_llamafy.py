@@ -201,6 +201,15 @@ def test_what_cannot_be_is_one_sentence_and_exit_code_two(tmp_path, monkeypatch,
     assert not (tmp_path / "ladder").exists()
 
 
+def test_results_are_not_written_over(tmp_path, monkeypatch, capsys, play):
+    (tmp_path / "ladder.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(SystemExit) as end:
+        run(monkeypatch, "llamafy", "--data", play, "--out", tmp_path, "--steps", 1)
+    assert end.value.code == 2
+    assert capsys.readouterr().err == f"llamafy.py: {tmp_path} already holds results: choose another --out\n"
+    assert (tmp_path / "ladder.json").read_text(encoding="utf-8") == "{}"
+
+
 def test_without_matplotlib_there_is_a_table_and_a_line_that_says_what_is_missing(tmp_path, monkeypatch, capsys, play):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     run(monkeypatch, "llamafy", "--data", play, "--out", tmp_path, "--steps", 1, "--rungs", "bigram")

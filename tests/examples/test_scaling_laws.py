@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from helpers import assert_close, example
+from helpers import EXAMPLES, assert_close, example
 
 import numllama as nl
 from numllama.training.stand_in import write_play
@@ -85,8 +85,22 @@ def test_the_command_line_measures_fits_and_draws(tmp_path, monkeypatch, capsys)
     assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_law_fits_what_the_book_shows():
+    path = EXAMPLES.parent / "docs" / "chapters" / "scaling_laws.json"
+    if not path.exists():
+        pytest.skip("tests without the documents")
+    laws, runs = example("scaling_laws"), json.loads(path.read_text(encoding="utf-8"))["runs"]
+    assert [(run["dim"], run["layers"]) for run in runs] == laws.SIZES
+    n, d, losses = laws.points(runs)
+    law = laws.fit(n, d, losses)
+    assert np.median(abs(law(n, d) / losses - 1)) < 0.01
+    assert 1 < law.E < losses.min()
+
+
 def test_what_cannot_be_is_one_sentence_and_exit_code_two(tmp_path, monkeypatch, capsys):
+    (tmp_path / "scaling.json").write_text("{}", encoding="utf-8")
     for args, says in (
+        (["--out", str(tmp_path)], f"{tmp_path} already holds results: choose another --out"),
         (["--steps", "0"], "steps is 0, but must be at least 16, for losses are read at sixteenths of them"),
         (["--device", "tpu"], "device is 'tpu', but must be 'cpu', 'cuda' or 'cuda:N'"),
     ):
@@ -96,3 +110,4 @@ def test_what_cannot_be_is_one_sentence_and_exit_code_two(tmp_path, monkeypatch,
         assert end.value.code == 2
         assert capsys.readouterr().err == f"scaling_laws.py: {says}\n"
     assert not (tmp_path / "out").exists()
+    assert (tmp_path / "scaling.json").read_text(encoding="utf-8") == "{}"
