@@ -8,9 +8,9 @@ from pathlib import Path
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
 sys.path.insert(0, str(ROOT))
-# Pages run in processes of their own: they use this checkout, `book.py`, and the test-suite's table of mistakes.
+# Pages run in processes of their own: they use this checkout, `book.py`, the examples, and the test-suite's table of mistakes.
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # several pages run at once, and all their matrices are small
-os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(DOCS), str(ROOT / "tests")])
+os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(DOCS), str(ROOT / "examples"), str(ROOT / "tests")])
 
 from numllama import __version__  # noqa: E402
 

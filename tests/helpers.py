@@ -3,15 +3,20 @@
 A case is drawn on the CPU, by NumPy, and moved to the device with `xp.asarray`; independent formulas run in NumPy.
 """
 
+import importlib.util
 from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import strategies as st
 
 from numllama.backend import to_numpy, xp_of
 
 SIZES = st.sampled_from([1, 2, 3, 4, 5, 7])                      # of an axis: one, even, odd
 LEADS = st.lists(SIZES, min_size=1, max_size=3).map(tuple)       # the axes before the last
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 RNGS = st.integers(0, 2**32 - 1).map(lambda seed: np.random.default_rng([1, seed]))  # never gradcheck's own numbers
 
 
@@ -97,3 +102,14 @@ def check_dtype(forward, backward, args, dtype):
     floats = [leaf.dtype.name for leaf in leaves((out, cache, gradients)) if leaf.dtype.kind == "f"]
     assert floats
     assert set(floats) == {dtype}
+
+
+@cache
+def example(name):
+    """An example as a module; where there are none, the test that asks for it is skipped."""
+    if not EXAMPLES.exists():
+        pytest.skip("tests without the examples")
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,25 +1,15 @@
 """The examples that print something: what they print is true."""
 
-import importlib.util
 import runpy
 import sys
-from pathlib import Path
 
 import pytest
 from generation.models import random_model
+from helpers import EXAMPLES, example
 
 import numllama as nl
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 pytestmark = pytest.mark.skipif(not EXAMPLES.exists(), reason="tests without the examples")
-
-
-def example(name):
-    """An example as a module."""
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_bpe_steps_shows_each_merge_of_a_word():

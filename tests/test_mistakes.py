@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 def copy(tmp_path_factory):
     """A copy of the project, to make mistakes in."""
     copy = tmp_path_factory.mktemp("mistakes")
-    for name in ("numllama", "kernels", "tests"):
+    for name in ("numllama", "kernels", "examples", "tests"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", copy)
     return copy
