@@ -409,7 +409,7 @@ MISTAKES = [
     ),
     Mistake(
         "targets that are the inputs",
-        "training/data.py", "return windows[:, :-1], windows[:, 1:]", "return windows[:, :-1], windows[:, :-1]",
+        "training/data.py", "return read[:, :-1], read[:, 1:]", "return read[:, :-1], read[:, :-1]",
         "training/test_data.py::test_targets_are_the_tokens_that_follow_the_inputs",
     ),
     Mistake(

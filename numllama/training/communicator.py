@@ -161,7 +161,7 @@ class Communicator:
 
     def _fail(self, error: BaseException) -> None:
         if self.rank:
-            time.sleep(0.5)  # an error that all ranks have made is rank 0's to tell
+            time.sleep(2)  # an error that all ranks have made is rank 0's to tell
         if isinstance(error, SystemExit):
             self.abort("ended by a signal", code=error.code or 0)
         known = isinstance(error, NumllamaError | ValueError | MemoryError)
