@@ -49,6 +49,8 @@ class Settings(NamedTuple):
 
     def request(self, engine: Engine, prompt: Any, stop: tuple[str, ...] = (), runners_up: int | None = None) -> Request:
         """What the engine is asked for; a control at its neutral end is no filter."""
+        if empty := [name for name, value in self._asdict().items() if value is None]:
+            raise ValueError(f"{empty[0].replace('_', ' ')} is empty, but must be a number")
         seed = self.seed.strip()
         if seed and not (seed.isdecimal() and int(seed[:20]) < 2**63):
             raise ValueError(f"seed is {seed[:30]!r}, but must be a whole number that is not negative")
@@ -249,20 +251,20 @@ class Page:
 
     async def generate(self, request: gr.Request, prompt: str, *settings: Any) -> AsyncIterator[tuple]:
         """Prompt and text, as it is written; at the end it is kept in the browser."""
-        text = prompt
+        prompt = text = prompt or ""
         yield gr.skip(), _note("…"), gr.skip()
         try:
             async for piece, status in self._write(Settings(*settings).request(self.engine, prompt), request):
                 text += piece.text
                 kept = {"prompt": prompt, "text": text, "status": status} if piece.finish else gr.skip()
-                yield text, status, kept
+                yield text, _note(status), kept
         except REFUSED as error:
             yield gr.skip(), _note(str(error), refused=True), gr.skip()
 
-    async def chat(self, request: gr.Request, message: str, kept: list | None, *settings: Any) -> AsyncIterator[tuple]:
+    async def chat(self, request: gr.Request, message: str, kept: Any, *settings: Any) -> AsyncIterator[tuple]:
         """The conversation with one more answer, as it is written."""
-        said = list(kept or [])
-        if not message.strip():
+        said = _messages(kept)
+        if not (message or "").strip():
             yield gr.skip(), gr.skip(), _note("Write something first."), gr.skip()
             return
         messages = [*said, {"role": "user", "content": message}]
@@ -273,7 +275,7 @@ class Page:
             async for piece, status in self._write(Settings(*settings).request(self.engine, prompt, stop), request):
                 answer += piece.text
                 talk = [*messages, {"role": "assistant", "content": answer}]
-                yield gr.skip(), _as_text(talk), status, talk if piece.finish else gr.skip()
+                yield gr.skip(), _as_text(talk), _note(status), talk if piece.finish else gr.skip()
         except REFUSED as error:
             yield message, _as_text(said), _note(str(error), refused=True), gr.skip()
 
@@ -285,7 +287,7 @@ class Page:
         """The text as coloured tokens, each with what it was chosen from."""
         name = lambda i: token_text(self.engine.tokenizer, i)  # noqa: E731
         try:
-            asked = Settings(*settings).request(self.engine, prompt, runners_up=RUNNERS_UP)
+            asked = Settings(*settings).request(self.engine, prompt or "", runners_up=RUNNERS_UP)
             spans: list[str] = []
             async for piece, status in self._write(asked, request):
                 part = self._last(request)
@@ -296,7 +298,7 @@ class Page:
                     spans.append(drawing.token_span(name(token.id), len(spans), token.logprob, others))
                 yield (
                     f'<div class="tokens">{"".join(spans)}</div>',
-                    status,
+                    _note(status),
                     [*part.ids, *part.new_ids] if piece.finish else gr.skip(),
                 )
         except REFUSED as error:
@@ -338,12 +340,13 @@ class Page:
         samples = "".join(f'<b>after step {step:,}</b><div class="sample">{escape(text)}</div>' for step, text in watch.samples)
         return gr.Dropdown(names, value=run), _note(_progress(lines)), drawing.loss_curve(lines), samples, now
 
-    def restore(self, text: dict | None, talk: list | None) -> tuple:
+    def restore(self, text: Any, talk: Any) -> tuple:
         """What was finished before the page was loaded again."""
-        said = _as_text(talk or [])
+        said = _as_text(_messages(talk))
         if not isinstance(text, dict):
             return gr.skip(), gr.skip(), gr.skip(), said
-        return text.get("prompt", ""), text.get("text", ""), text.get("status", _note()), said
+        prompt, written, status = (str(text.get(name, "")) for name in ("prompt", "text", "status"))
+        return prompt, written, _note(status), said
 
     def stop(self, request: gr.Request) -> None:
         """End what this page waits for; what was written stays."""
@@ -357,7 +360,7 @@ class Page:
         mine.append(texts)
         try:
             async for piece in texts.pieces(PAUSE):
-                yield piece, _note(_speed(texts.parts[0], piece.finish, texts.cancelled))
+                yield piece, _speed(texts.parts[0], piece.finish, texts.cancelled)
         finally:
             texts.cancel()
             with suppress(ValueError):
@@ -367,6 +370,15 @@ class Page:
 
     def _last(self, page: gr.Request) -> Any:
         return self._texts[page.session_hash][-1].parts[0]
+
+
+def _messages(kept: Any) -> list[dict]:
+    """A conversation that a browser kept; what was none is forgotten."""
+    try:
+        said = [{"role": message["role"], "content": message["content"]} for message in kept or []]
+    except (TypeError, KeyError):
+        return []
+    return said if all(m["role"] in ("user", "assistant") and isinstance(m["content"], str) for m in said) else []
 
 
 def _as_text(messages: list[dict]) -> list[dict]:

@@ -21,7 +21,7 @@ try:
     from starlette.applications import Starlette
 
     from numllama.serve import api
-    from numllama.serve.guard import Guard
+    from numllama.serve.guard import Guard, PageGuard
 except ImportError as error:
     raise NumllamaError(NOT_INSTALLED) from error
 
@@ -102,7 +102,8 @@ def _with_page(engine: Engine, name: str, runs: Path) -> Any:
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.router.routes.extend(api.routes(engine, name))
     page = pages.build(engine, name, runs)
-    return mount_gradio_app(app, page, path="/", ssr_mode=False, run_history=False, pwa=False, mcp_server=False, **pages.MOUNTED)
+    options = dict(path="/", ssr_mode=False, run_history=False, pwa=False, mcp_server=False, **pages.MOUNTED)
+    return PageGuard(mount_gradio_app(app, page, **options), {i: len(event.inputs) for i, event in page.fns.items()})
 
 
 def model_name(path: Path) -> str:
