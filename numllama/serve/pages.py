@@ -129,7 +129,7 @@ def _chat_tab(page: "Page") -> dict[str, Any]:
     with gr.Row():
         stop, clear = (
             gr.Button("Stop", min_width=110, elem_id="stop-chat"),
-            gr.Button("New conversation", min_width=110, elem_id="clear"),
+            gr.Button("Clear", min_width=110, elem_id="clear"),
         )
     return dict(
         talk=talk,
@@ -146,7 +146,7 @@ def _inside_tab(engine: Engine) -> dict[str, Any]:
     prompt = gr.Textbox(label="Prompt", lines=2, max_lines=8, elem_id="inside-prompt")
     with gr.Row():
         go, stop = (
-            gr.Button("Generate and look", min_width=110, variant="primary", elem_id="look"),
+            gr.Button("Look", min_width=110, variant="primary", elem_id="look"),
             gr.Button("Stop", min_width=110, elem_id="stop-look"),
         )
     status = gr.HTML(_note("Point at a token, or tap it: what it was chosen from."), elem_id="inside-status")
@@ -186,7 +186,7 @@ def _settings(engine: Engine) -> list[Any]:
     """In the order of the fields of :class:`Settings`."""
     most = engine.new_tokens
     return [
-        gr.Slider(0, 2, 0.8, step=0.05, label="Temperature (0: the likeliest)", elem_id="temperature"),
+        gr.Slider(0, 2, 0.8, step=0.05, label="Temperature (0: greedy)", elem_id="temperature"),
         gr.Slider(0, min(TOP_K, engine.model.config.vocab_size), 0, step=1, label="Top-k (0: all)", elem_id="top-k"),
         gr.Slider(0.05, 1, 1, step=0.05, label="Top-p (1: all)", elem_id="top-p"),
         gr.Slider(0, 1, 0, step=0.01, label="Min-p (0: all)", elem_id="min-p"),

@@ -16,8 +16,10 @@ JOIN, PREDICT = "/gradio_api/queue/join", "/gradio_api/run/predict"
 JSON = {"Content-Type": "application/json"}
 GENERATE, CHAT = 0, 1
 SETTINGS = [0.8, 0, 1, 0, 1, 5, "", ""]
-PLACES = ["queue/data", "heartbeat/a", "file=/etc/passwd", "proxy=http://a.b", "info", "call/a/b", "upload", "reset", "cancel", "",
-          "component_server", "stream/a/b/c/d", "startup-events", "deep_link", "queue/status", "vibe-edit", "login", "%00"]  # fmt: skip
+PLACES = [
+    "queue/data", "heartbeat/a", "file=/etc/passwd", "proxy=http://a.b", "info", "call/a/b", "upload", "reset", "cancel", "",
+    "component_server", "stream/a/b/c/d", "startup-events", "deep_link", "queue/status", "vibe-edit", "login", "%00",
+]  # fmt: skip
 
 
 def elsewhere(coroutine):
@@ -80,7 +82,8 @@ def ask(url: str, seed: int) -> list[int]:
             if random.random() < 0.15:
                 place = f"/gradio_api/{random.choice(PLACES)}"
                 method = random.choice(["GET", "POST", "PUT", "DELETE", "HEAD"])
-                with http.stream(method, place, content=None if method == "GET" else spoilt(random, session), headers=JSON) as response:
+                content = None if method == "GET" else spoilt(random, session)
+                with http.stream(method, place, content=content, headers=JSON) as response:
                     statuses.append(response.status_code)
                 continue
             response = http.post(random.choice([JOIN, JOIN, PREDICT]), content=spoilt(random, session), headers=JSON)
