@@ -4,6 +4,7 @@ Listening on localhost keeps other machines out, but not other people's pages in
 own host as 127.0.0.1, or post to localhost outright; its host or its origin gives it away.
 """
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -41,6 +42,7 @@ class Guard:
 
     def __init__(self, app: Callable, hosts: frozenset[str] | None = None) -> None:
         self.app, self.hosts = app, hosts
+        self.closing = asyncio.Event()  # once it is set, everybody is taken for gone
 
     async def __call__(self, scope: Message, receive: Callable[[], Awaitable[Message]], send: Callable) -> None:
         """Answer what is refused, pass on the rest."""
@@ -59,7 +61,27 @@ class Guard:
                 message = {**message, "headers": [*message.get("headers", []), *HEADERS]}
             await send(message)
 
-        await self.app(scope, _bounded(receive), send_with_headers)
+        await self.app(scope, self._received(receive), send_with_headers)
+
+    def _received(self, receive: Callable[[], Awaitable[Message]]) -> Callable[[], Awaitable[Message]]:
+        """What a client sends. A body without a stated length ends, as if the client had gone, where it becomes too long."""
+        seen = 0
+
+        async def run() -> Message:
+            nonlocal seen
+            tasks = [asyncio.ensure_future(receive()), asyncio.ensure_future(self.closing.wait())]
+            try:
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for task in tasks:
+                    task.cancel()
+            if not tasks[0].done():
+                return {"type": "http.disconnect"}
+            message = tasks[0].result()
+            seen += len(message.get("body", b""))
+            return message if seen <= 2 * BODY_BYTES else {"type": "http.disconnect"}
+
+        return run
 
     def _refused(self, headers: dict[str, str]) -> tuple[int, str] | None:
         host = _host(f"//{headers.get('host', '')}")
@@ -136,16 +158,3 @@ def _host(url: str) -> str | None:
         return urlsplit(url).hostname
     except ValueError:
         return None
-
-
-def _bounded(receive: Callable[[], Awaitable[Message]]) -> Callable[[], Awaitable[Message]]:
-    """A body without a stated length ends, as if the client had gone, where it becomes too long."""
-    seen = 0
-
-    async def run() -> Message:
-        nonlocal seen
-        message = await receive()
-        seen += len(message.get("body", b""))
-        return message if seen <= 2 * BODY_BYTES else {"type": "http.disconnect"}
-
-    return run

@@ -25,7 +25,7 @@ try:
 except ImportError as error:
     raise NumllamaError(NOT_INSTALLED) from error
 
-LAST_SECONDS = 2  # that open connections have when the server ends: a page holds one for as long as it is open
+LAST_WORDS, LAST_SECONDS = 0.3, 2  # when the server ends: a page holds a connection for as long as it is open
 
 
 def serve_run(
@@ -132,8 +132,9 @@ class Server(uvicorn.Server):
             yield
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Texts end first, so that no stream holds its connection."""
+        """Texts end first, so that no stream holds its connection; once that has been said, pages are left."""
         await asyncio.to_thread(self.engine.close)
+        asyncio.get_running_loop().call_later(LAST_WORDS, self.config.app.closing.set)
         await super().shutdown(sockets)
 
 

@@ -112,27 +112,6 @@ def test_no_request_of_the_page_is_a_500_and_nothing_is_left_behind(own):
     assert left < 30e6
 
 
-@pytest.mark.parametrize("body, sentence", [
-    ({"fn_index": 999}, "fn_index must be"), ({"fn_index": "0"}, "fn_index must be"), ({"fn_index": True}, "fn_index must be"),
-    ({"data": []}, "a list of 9 values"), ({"data": {}}, "a list of 9 values"), ({"session_hash": ""}, "session_hash must be"),
-    ({"data": ["\ud800", *SETTINGS]}, "no text"),
-])  # fmt: skip
-def test_what_no_control_could_have_sent_is_one_sentence(own, body, sentence):
-    whole = dict(fn_index=GENERATE, data=["abc", *SETTINGS], session_hash="a") | body
-    with client(own[0]) as http:
-        response = http.post(JOIN, content=json.dumps(whole).encode())
-    assert response.status_code == 400
-    assert sentence in response.json()["error"]["message"]
-
-
-@pytest.mark.parametrize("place", ["upload", "component_server", "vibe-edit", "call/generate", "reset", "api/predict"])
-def test_routes_that_the_page_does_not_use_are_closed(own, place):
-    with client(own[0]) as http:
-        response = http.post(f"/gradio_api/{place}", json={})
-    assert response.status_code == 404
-    assert "the page has no" in response.json()["error"]["message"]
-
-
 def test_a_control_without_a_value_is_named():
     engine = small_engine()
     with pytest.raises(ValueError, match="max new tokens is empty, but must be a number"):
