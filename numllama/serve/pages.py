@@ -24,6 +24,7 @@ PAUSE = 0.05  # between two changes of the page
 RUNNERS_UP = 6
 MAP_TOKENS = 40  # of an attention map: more cannot be read
 TOP_K = 200
+SESSIONS = 64  # pages of which Gradio remembers what stands in their controls; of a closed one it forgets it
 REFUSED = (NumllamaError, ValueError)
 MOUNTED = dict(
     theme=gr.themes.Default(primary_hue="indigo", neutral_hue="slate"),
@@ -87,7 +88,7 @@ def build(engine: Engine, name: str, runs: Path) -> gr.Blocks:
                     generate = _generate_tab()
                 with gr.Tab("Chat"):
                     chat = _chat_tab(page)
-                with gr.Tab("Look inside") as inside_tab:
+                with gr.Tab("Look inside"):
                     inside = _inside_tab(engine)
                 with gr.Tab("Training") as training_tab:
                     training = _training_tab(runs)
@@ -96,7 +97,7 @@ def build(engine: Engine, name: str, runs: Path) -> gr.Blocks:
         generate["kept"] = gr.BrowserState(None, "numllama-text", "numllama")  # here: what is in a tab is read when it is opened
         chat["kept"] = gr.BrowserState([], "numllama-chat", "numllama")
         _connect(page, blocks, settings, generate, chat, inside, training, training_tab)
-        del inside_tab
+    blocks.state_session_capacity = SESSIONS
     return blocks.queue(max_size=64, default_concurrency_limit=None, api_open=False)
 
 
