@@ -11,7 +11,7 @@ class Tab:
         size = dict(width=width, height=height)
         self.context = browser.new_context(viewport=size, has_touch=width < 600, color_scheme=scheme)
         self.page = self.context.new_page()
-        self.page.set_default_timeout(20_000)
+        self.page.set_default_timeout(40_000)
         self.page.on("console", lambda message: self.complaints.append(message.text) if message.type == "error" else None)
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.context.on("request", self._note)
