@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 
 COLOURS = 6  # of neighbouring tokens, see style.css
-WIDTH, HEIGHT, LEFT, RIGHT, BELOW = 720, 300, 52, 24, 30  # of a curve, in its own units
+WIDTH, HEIGHT, LEFT, RIGHT, ABOVE, BELOW = 720, 300, 52, 24, 16, 30  # of a curve, in its own units
 MOST_POINTS = 600  # of a curve: more cannot be seen
 
 
@@ -132,7 +132,7 @@ def loss_curve(lines: Sequence[dict]) -> str:
         return LEFT + (step - first) / (last - first) * (WIDTH - LEFT - RIGHT)
 
     def y(loss: float) -> float:
-        return 10 + (high - loss) / max(high - low, 1e-9) * (HEIGHT - BELOW - 10)
+        return ABOVE + (high - loss) / max(high - low, 1e-9) * (HEIGHT - ABOVE - BELOW)
 
     def path(points: Sequence[tuple[float, float]], look: str) -> str:
         return f'<polyline class="{look}" points="{" ".join(f"{x(s):.1f},{y(v):.1f}" for s, v in points)}"/>'
