@@ -64,4 +64,4 @@ html_theme_options = {
     "footer_end": [],
     "pygments_light_style": "tango",
 }
-html_sidebars = {"index": []}
+html_sidebars = {page: [] for page in ("index", "start", "exercises", "trace", "references")}    # nothing is below them

@@ -109,6 +109,7 @@ NO_PLAN_FLAGS = PlanFlags()
 def plan(
     *,
     preset: str = "llama-3-8b",
+    as_json: JsonFlag = False,
     model: Annotated[ModelFlags, Parameter(name="*", group="Model (default: the preset's)")] = NO_MODEL_FLAGS,
     run: Annotated[PlanFlags, Parameter(name="*", group="Run")] = NO_PLAN_FLAGS,
 ) -> int:
@@ -120,11 +121,14 @@ def plan(
     ----------
     preset
         The model.
+    as_json
+        Print JSON, for a program to read.
     """
     config = ModelConfig.preset(preset, **_given(model))
     given = _given(run)
     given.setdefault("seq_len", min(Plan.seq_len, config.max_seq_len))
-    print(Plan(config, **given).text())
+    found = Plan(config, **given)
+    _print(found.values(), found.text(), as_json)
     return 0
 
 

@@ -182,6 +182,14 @@ figcaption {{ grid-column: 2; font-size: .8rem; color: #555 }}
 .keys span, .queries span {{ font: 10px/1 ui-monospace, monospace; text-align: center; align-self: center }}
 .bars td {{ min-width: 9rem; font-size: .8rem }}
 .bars i {{ display: block; height: .5rem; background: #2166ac; border-radius: 2px }}
+@media (max-width: 640px) {{
+  .bars td {{ min-width: 6rem }}
+  .all tr {{ display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); border-bottom: 1px solid #eee }}
+  .all tr:first-child {{ display: none }}
+  .all th, .all td {{ border: 0; overflow-wrap: anywhere }}
+  .all th {{ grid-column: 1 / -1 }}
+  .all small {{ white-space: normal }}
+}}
 </style>
 <h1>One text through a model, and back</h1>
 <p>{text}: {places} places, each to predict the next character. Loss {loss} nats. In pictures red is positive, blue negative,
@@ -194,7 +202,7 @@ white zero; rows are tokens, from top to bottom.</p>
 <h2>Every intermediate, and its gradient</h2>
 <p>In the order in which they are made. Norm, the first numbers of the last row, and a picture: first of the value, then of the
 gradient of the loss with respect to it. Gradients are made in the opposite order.</p>
-<div class="wide"><table><tr><th>name</th><th colspan="2">value</th><th colspan="2">gradient</th></tr>
+<div class="wide"><table class="all"><tr><th>name</th><th colspan="2">value</th><th colspan="2">gradient</th></tr>
 {rows}
 </table></div>
 </html>

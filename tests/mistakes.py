@@ -82,6 +82,26 @@ MISTAKES = [
         "serve/test_api.py::test_other_peoples_pages_are_kept_out",
     ),
     Mistake(
+        "what stands before the page keeps what it read for itself",
+        "serve/guard.py", '"body": content, "more_body": False', '"body": b"", "more_body": False',
+        "serve/test_guard.py::test_an_event_arrives_as_it_was_sent",
+    ),
+    Mistake(
+        "True is the number of an event",
+        "serve/guard.py", "type(event) is not int", "not isinstance(event, int)",
+        "serve/test_guard.py::test_what_no_control_could_have_sent_is_one_sentence",
+    ),
+    Mistake(
+        "half of a surrogate pair gets through, and no answer can hold it",
+        "serve/guard.py", "allow_nan=False, ensure_ascii=False", "allow_nan=False",
+        "serve/test_guard.py::test_what_no_control_could_have_sent_is_one_sentence",
+    ),
+    Mistake(
+        "a curve's mean that begins at the first loss and leaves it slowly",
+        "serve/drawing.py", "max(weight, 3 / (i + 3))", "weight",
+        "serve/test_drawing.py::test_a_running_mean_is_hardly_late_where_a_curve_falls_fast",
+    ),
+    Mistake(
         "the last window of a text is not evaluated",
         "training/evaluate.py", "if rest.shape[1] > 1:", "if rest.shape[1] > seq_len:",
         "test_commands.py::test_eval_is_the_mean_over_every_token_but_the_first",

@@ -8,6 +8,7 @@ import test_examples
 
 from numllama.cli import main
 from numllama.model import PRESETS, count_parameters
+from numllama.training.run import default_folder
 
 ROOT = Path(__file__).parents[1]
 
@@ -51,6 +52,29 @@ def test_the_readmes_examples_run(tmp_path, monkeypatch):
         exec(example.replace("steps=500", "steps=3"), names)
     assert (tmp_path / "runs" / "book" / "latest.json").exists()
     assert names["report"].step == 3
+
+
+@pytest.mark.skipif(not (ROOT / "README.md").exists(), reason="tests without the README")
+def test_the_readmes_tree_has_a_line_for_each_file_and_folder():
+    tree = (ROOT / "README.md").read_text(encoding="utf-8").split("## The tree")[1].split("```")[1]
+    package = re.findall(r"^  ([\w./]+) ", tree, re.M)
+    outside = re.findall(r"^([\w./]+) ", tree, re.M)
+    there = [path.name + "/" * path.is_dir() for path in (ROOT / "numllama").iterdir() if path.suffix in ("", ".py")]
+    assert sorted(package) == sorted(set(there) - {"__pycache__/"})
+    assert [name for name in outside if not (ROOT / name).is_dir()] == []
+    listed = re.search(r"^examples/ +(.+)$", tree, re.M)[1].split(", ")
+    assert sorted(listed) == sorted(path.name for path in (ROOT / "examples").glob("*.py"))
+
+
+@pytest.mark.skipif(not (ROOT / "README.md").exists(), reason="tests without the README")
+def test_the_readmes_links_lead_somewhere_and_its_demo_to_the_run_that_its_first_command_writes(tmp_path, monkeypatch):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", readme) if not link.startswith("http")]
+    assert len(links) > 15
+    assert [link for link in links if not (ROOT / link).exists()] == []
+    assert (ROOT / "docs/_static/loss.png").stat().st_size < 60_000
+    monkeypatch.chdir(tmp_path)  # where no run is
+    assert f"numllama serve runs/{default_folder('shakespeare-cpu', resume=False).name}" in readme
 
 
 @pytest.mark.skipif(not (ROOT / "docs").exists(), reason="tests without the documents")

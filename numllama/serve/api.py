@@ -60,7 +60,7 @@ class Api:
         raise BadRequest(f"there is no {http.method} {http.url.path}, but {known}", status=404)
 
     async def _write(self, http: HttpRequest, read: Callable[..., Asked], shape: type["Completion"]) -> Response:
-        body = requests.parse(await _body(http))
+        body = requests.parse(await body_of(http))
         asked = await asyncio.to_thread(read, body, self.engine, self.model_name)  # a long conversation takes its time
         texts = await self.engine.submit(asked.requests)
         written = shape(self.engine.tokenizer, self.model_name, texts, asked)
@@ -219,11 +219,16 @@ def _guarded(handler: Callable) -> Callable:
         try:
             return await handler(http)
         except Exception as error:
-            status, sentence, field, code = _explained(error)
-            headers = {"Retry-After": "1"} if status in (429, 503) else None
-            return answer(_error_body(status, sentence, field, code), status, headers)
+            return refusal(error)
 
     return run
+
+
+def refusal(error: Exception) -> Response:
+    """An error as an answer."""
+    status, sentence, field, code = _explained(error)
+    headers = {"Retry-After": "1"} if status in (429, 503) else None
+    return answer(_error_body(status, sentence, field, code), status, headers)
 
 
 def _explained(error: Exception) -> tuple[int, str, str | None, str | None]:
@@ -244,7 +249,7 @@ def _error_body(status: int, sentence: str, field: str | None, code: str | None)
     return {"error": {"message": sentence, "type": kind, "param": field, "code": code}}
 
 
-async def _body(http: HttpRequest) -> bytes:
+async def body_of(http: HttpRequest) -> bytes:
     """All of a request, unless it is too much or too slow."""
     content = bytearray()
     try:

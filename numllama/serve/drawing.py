@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 
 COLOURS = 6  # of neighbouring tokens, see style.css
-WIDTH, HEIGHT, LEFT, BELOW = 720, 300, 52, 30  # of a curve, in its own units
+WIDTH, HEIGHT, LEFT, RIGHT, ABOVE, BELOW = 720, 300, 52, 24, 16, 30  # of a curve, in its own units
 MOST_POINTS = 600  # of a curve: more cannot be seen
 
 
@@ -70,7 +70,8 @@ def _visible(text: str) -> str:
 
 def attention_map(weights: np.ndarray, labels: Sequence[str]) -> str:
     """One head's weights (T, T) as a picture: a row for each token that looks, a column for each that is looked at."""
-    T, cell, margin = len(labels), 18, 76
+    T, cell = len(labels), 18
+    margin = 18 + 7 * max(len(_short(label)) for label in labels)
     size = margin + cell * T
     parts = [f'<svg class="map" viewBox="0 0 {size} {size}" style="min-width:{min(size, 15 * T + margin)}px;max-width:{size}px">']
     for i, label in enumerate(labels):
@@ -128,16 +129,16 @@ def loss_curve(lines: Sequence[dict]) -> str:
     first, last = steps[0], max(steps[-1], steps[0] + 1)
 
     def x(step: float) -> float:
-        return LEFT + (step - first) / (last - first) * (WIDTH - LEFT - 10)
+        return LEFT + (step - first) / (last - first) * (WIDTH - LEFT - RIGHT)
 
     def y(loss: float) -> float:
-        return 10 + (high - loss) / max(high - low, 1e-9) * (HEIGHT - BELOW - 10)
+        return ABOVE + (high - loss) / max(high - low, 1e-9) * (HEIGHT - ABOVE - BELOW)
 
     def path(points: Sequence[tuple[float, float]], look: str) -> str:
         return f'<polyline class="{look}" points="{" ".join(f"{x(s):.1f},{y(v):.1f}" for s, v in points)}"/>'
 
     grid = "".join(
-        f'<line class="grid" x1="{LEFT}" x2="{WIDTH - 10}" y1="{y(t):.1f}" y2="{y(t):.1f}"/>'
+        f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(t):.1f}" y2="{y(t):.1f}"/>'
         f'<text x="{LEFT - 8}" y="{y(t) + 4:.1f}" text-anchor="end">{t:g}</text>'
         for t in ticks
     )
@@ -159,8 +160,8 @@ def running_mean(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]
     """Each point the mean of what came before it, the latest counting most."""
     mean, out = points[0][1], []
     weight = min(1.0, 80 / len(points))  # about a hundredth of the curve: smooth, and hardly late
-    for step, loss in points:
-        mean += (loss - mean) * weight
+    for i, (step, loss) in enumerate(points):
+        mean += (loss - mean) * max(weight, 3 / (i + 3))  # a curve falls fast at first
         out.append((step, mean))
     return out
 

@@ -24,6 +24,7 @@ PAUSE = 0.05  # between two changes of the page
 RUNNERS_UP = 6
 MAP_TOKENS = 40  # of an attention map: more cannot be read
 TOP_K = 200
+SESSIONS = 64  # pages of which Gradio remembers what stands in their controls; of a closed one it forgets it
 REFUSED = (NumllamaError, ValueError)
 MOUNTED = dict(
     theme=gr.themes.Default(primary_hue="indigo", neutral_hue="slate"),
@@ -49,6 +50,8 @@ class Settings(NamedTuple):
 
     def request(self, engine: Engine, prompt: Any, stop: tuple[str, ...] = (), runners_up: int | None = None) -> Request:
         """What the engine is asked for; a control at its neutral end is no filter."""
+        if empty := [name for name, value in self._asdict().items() if value is None]:
+            raise ValueError(f"{empty[0].replace('_', ' ')} is empty, but must be a number")
         seed = self.seed.strip()
         if seed and not (seed.isdecimal() and int(seed[:20]) < 2**63):
             raise ValueError(f"seed is {seed[:30]!r}, but must be a whole number that is not negative")
@@ -85,7 +88,7 @@ def build(engine: Engine, name: str, runs: Path) -> gr.Blocks:
                     generate = _generate_tab()
                 with gr.Tab("Chat"):
                     chat = _chat_tab(page)
-                with gr.Tab("Look inside") as inside_tab:
+                with gr.Tab("Look inside"):
                     inside = _inside_tab(engine)
                 with gr.Tab("Training") as training_tab:
                     training = _training_tab(runs)
@@ -94,7 +97,7 @@ def build(engine: Engine, name: str, runs: Path) -> gr.Blocks:
         generate["kept"] = gr.BrowserState(None, "numllama-text", "numllama")  # here: what is in a tab is read when it is opened
         chat["kept"] = gr.BrowserState([], "numllama-chat", "numllama")
         _connect(page, blocks, settings, generate, chat, inside, training, training_tab)
-        del inside_tab
+    blocks.state_session_capacity = SESSIONS
     return blocks.queue(max_size=64, default_concurrency_limit=None, api_open=False)
 
 
@@ -127,7 +130,7 @@ def _chat_tab(page: "Page") -> dict[str, Any]:
     with gr.Row():
         stop, clear = (
             gr.Button("Stop", min_width=110, elem_id="stop-chat"),
-            gr.Button("New conversation", min_width=110, elem_id="clear"),
+            gr.Button("Clear", min_width=110, elem_id="clear"),
         )
     return dict(
         talk=talk,
@@ -144,7 +147,7 @@ def _inside_tab(engine: Engine) -> dict[str, Any]:
     prompt = gr.Textbox(label="Prompt", lines=2, max_lines=8, elem_id="inside-prompt")
     with gr.Row():
         go, stop = (
-            gr.Button("Generate and look", min_width=110, variant="primary", elem_id="look"),
+            gr.Button("Look", min_width=110, variant="primary", elem_id="look"),
             gr.Button("Stop", min_width=110, elem_id="stop-look"),
         )
     status = gr.HTML(_note("Point at a token, or tap it: what it was chosen from."), elem_id="inside-status")
@@ -184,7 +187,7 @@ def _settings(engine: Engine) -> list[Any]:
     """In the order of the fields of :class:`Settings`."""
     most = engine.new_tokens
     return [
-        gr.Slider(0, 2, 0.8, step=0.05, label="Temperature (0: the likeliest)", elem_id="temperature"),
+        gr.Slider(0, 2, 0.8, step=0.05, label="Temperature (0: greedy)", elem_id="temperature"),
         gr.Slider(0, min(TOP_K, engine.model.config.vocab_size), 0, step=1, label="Top-k (0: all)", elem_id="top-k"),
         gr.Slider(0.05, 1, 1, step=0.05, label="Top-p (1: all)", elem_id="top-p"),
         gr.Slider(0, 1, 0, step=0.01, label="Min-p (0: all)", elem_id="min-p"),
@@ -249,20 +252,20 @@ class Page:
 
     async def generate(self, request: gr.Request, prompt: str, *settings: Any) -> AsyncIterator[tuple]:
         """Prompt and text, as it is written; at the end it is kept in the browser."""
-        text = prompt
+        prompt = text = prompt or ""
         yield gr.skip(), _note("…"), gr.skip()
         try:
             async for piece, status in self._write(Settings(*settings).request(self.engine, prompt), request):
                 text += piece.text
                 kept = {"prompt": prompt, "text": text, "status": status} if piece.finish else gr.skip()
-                yield text, status, kept
+                yield text, _note(status), kept
         except REFUSED as error:
             yield gr.skip(), _note(str(error), refused=True), gr.skip()
 
-    async def chat(self, request: gr.Request, message: str, kept: list | None, *settings: Any) -> AsyncIterator[tuple]:
+    async def chat(self, request: gr.Request, message: str, kept: Any, *settings: Any) -> AsyncIterator[tuple]:
         """The conversation with one more answer, as it is written."""
-        said = list(kept or [])
-        if not message.strip():
+        said = _messages(kept)
+        if not (message or "").strip():
             yield gr.skip(), gr.skip(), _note("Write something first."), gr.skip()
             return
         messages = [*said, {"role": "user", "content": message}]
@@ -273,7 +276,7 @@ class Page:
             async for piece, status in self._write(Settings(*settings).request(self.engine, prompt, stop), request):
                 answer += piece.text
                 talk = [*messages, {"role": "assistant", "content": answer}]
-                yield gr.skip(), _as_text(talk), status, talk if piece.finish else gr.skip()
+                yield gr.skip(), _as_text(talk), _note(status), talk if piece.finish else gr.skip()
         except REFUSED as error:
             yield message, _as_text(said), _note(str(error), refused=True), gr.skip()
 
@@ -285,7 +288,7 @@ class Page:
         """The text as coloured tokens, each with what it was chosen from."""
         name = lambda i: token_text(self.engine.tokenizer, i)  # noqa: E731
         try:
-            asked = Settings(*settings).request(self.engine, prompt, runners_up=RUNNERS_UP)
+            asked = Settings(*settings).request(self.engine, prompt or "", runners_up=RUNNERS_UP)
             spans: list[str] = []
             async for piece, status in self._write(asked, request):
                 part = self._last(request)
@@ -296,7 +299,7 @@ class Page:
                     spans.append(drawing.token_span(name(token.id), len(spans), token.logprob, others))
                 yield (
                     f'<div class="tokens">{"".join(spans)}</div>',
-                    status,
+                    _note(status),
                     [*part.ids, *part.new_ids] if piece.finish else gr.skip(),
                 )
         except REFUSED as error:
@@ -338,12 +341,13 @@ class Page:
         samples = "".join(f'<b>after step {step:,}</b><div class="sample">{escape(text)}</div>' for step, text in watch.samples)
         return gr.Dropdown(names, value=run), _note(_progress(lines)), drawing.loss_curve(lines), samples, now
 
-    def restore(self, text: dict | None, talk: list | None) -> tuple:
+    def restore(self, text: Any, talk: Any) -> tuple:
         """What was finished before the page was loaded again."""
-        said = _as_text(talk or [])
+        said = _as_text(_messages(talk))
         if not isinstance(text, dict):
             return gr.skip(), gr.skip(), gr.skip(), said
-        return text.get("prompt", ""), text.get("text", ""), text.get("status", _note()), said
+        prompt, written, status = (str(text.get(name, "")) for name in ("prompt", "text", "status"))
+        return prompt, written, _note(status), said
 
     def stop(self, request: gr.Request) -> None:
         """End what this page waits for; what was written stays."""
@@ -357,7 +361,7 @@ class Page:
         mine.append(texts)
         try:
             async for piece in texts.pieces(PAUSE):
-                yield piece, _note(_speed(texts.parts[0], piece.finish, texts.cancelled))
+                yield piece, _speed(texts.parts[0], piece.finish, texts.cancelled)
         finally:
             texts.cancel()
             with suppress(ValueError):
@@ -367,6 +371,15 @@ class Page:
 
     def _last(self, page: gr.Request) -> Any:
         return self._texts[page.session_hash][-1].parts[0]
+
+
+def _messages(kept: Any) -> list[dict]:
+    """A conversation that a browser kept; what was none is forgotten."""
+    try:
+        said = [{"role": message["role"], "content": message["content"]} for message in kept or []]
+    except (TypeError, KeyError):
+        return []
+    return said if all(m["role"] in ("user", "assistant") and isinstance(m["content"], str) for m in said) else []
 
 
 def _as_text(messages: list[dict]) -> list[dict]:

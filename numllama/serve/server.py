@@ -21,11 +21,11 @@ try:
     from starlette.applications import Starlette
 
     from numllama.serve import api
-    from numllama.serve.guard import Guard
+    from numllama.serve.guard import Guard, PageGuard
 except ImportError as error:
     raise NumllamaError(NOT_INSTALLED) from error
 
-LAST_SECONDS = 2  # that open connections have when the server ends: a page holds one for as long as it is open
+LAST_WORDS, LAST_SECONDS = 0.3, 2  # when the server ends: a page holds a connection for as long as it is open
 
 
 def serve_run(
@@ -102,7 +102,8 @@ def _with_page(engine: Engine, name: str, runs: Path) -> Any:
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.router.routes.extend(api.routes(engine, name))
     page = pages.build(engine, name, runs)
-    return mount_gradio_app(app, page, path="/", ssr_mode=False, run_history=False, pwa=False, mcp_server=False, **pages.MOUNTED)
+    options = dict(path="/", ssr_mode=False, run_history=False, pwa=False, mcp_server=False, **pages.MOUNTED)
+    return PageGuard(mount_gradio_app(app, page, **options), {i: len(event.inputs) for i, event in page.fns.items()})
 
 
 def model_name(path: Path) -> str:
@@ -131,8 +132,9 @@ class Server(uvicorn.Server):
             yield
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Texts end first, so that no stream holds its connection."""
+        """Texts end first, so that no stream holds its connection; once that has been said, pages are left."""
         await asyncio.to_thread(self.engine.close)
+        asyncio.get_running_loop().call_later(LAST_WORDS, self.config.app.closing.set)
         await super().shutdown(sockets)
 
 

@@ -18,14 +18,16 @@ from contextlib import suppress
 from heapq import heapify, heappop, heappush, heapreplace
 from itertools import pairwise
 from pathlib import Path
-
-from tqdm import tqdm
+from typing import TYPE_CHECKING
 
 from numllama.processes import Processes, available_cores
 from numllama.tokenizer.bpe import Tokenizer
 from numllama.tokenizer.patterns import SpecialTokens, Splitter
 from numllama.tokenizer.text_files import as_paths, not_empty, read_parts
 from numllama.tokenizer.vocabulary import check_special_tokens
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 PART = 2**21            # characters that are counted at a time
 WORTH_A_WORKER = 2**24  # bytes: a process takes as long to start as these take to count
@@ -89,6 +91,8 @@ def count_words(
         workers = max(1, min(available_cores(), size // WORTH_A_WORKER))
     counts: Words = {}
     count = _Count(pattern, special_tokens)
+    from tqdm import tqdm  # here: who only reads a tokenizer does not wait for it
+
     with tqdm(total=size, unit="B", unit_scale=True, desc="counting", disable=not progress, mininterval=0.5) as bar:
         parts = _parts(paths, count, errors, bar)
         if workers == 1:
@@ -99,12 +103,12 @@ def count_words(
     return counts
 
 
-def _parts(paths: Sequence[Path], count: "_Count", errors: str, bar: tqdm) -> Iterator[str]:
+def _parts(paths: Sequence[Path], count: "_Count", errors: str, bar: "tqdm") -> Iterator[str]:
     for path in paths:
         yield from count.splitter.chunks(_shown(read_parts(path, errors), bar), count.special, PART)
 
 
-def _shown(texts: Iterable[str], bar: tqdm) -> Iterator[str]:
+def _shown(texts: Iterable[str], bar: "tqdm") -> Iterator[str]:
     for text in texts:
         yield text
         bar.update(len(text) if text.isascii() else len(text.encode()))
@@ -155,6 +159,8 @@ def find_merges(words: Words, n: int, progress: bool = False) -> list[tuple[byte
     heap = [(-count, keys[a] + keys[b], (a, b)) for (a, b), count in counts.items()]
     heapify(heap)
     merges = []
+    from tqdm import tqdm
+
     with tqdm(total=n, unit=" merges", desc="merging", disable=not progress, mininterval=0.5) as bar:
         while heap and len(merges) < n:
             count, key, pair = heap[0]

@@ -179,12 +179,21 @@ class Plan:
             "cost": steps * step / 3600 * self.gpus * price,
         }  # fmt: skip
 
+    def memory(self) -> dict[str, float]:
+        """Bytes of each GPU by part."""
+        return memory(self.config, self.rows, self.seq_len, self.dtype, self.gpus, self.shard_optimizer, self.recompute)
+
+    def values(self) -> dict[str, object]:
+        """For programs to read."""
+        figures = {name.replace(", ", "_").replace(" ", "_"): value for name, value in self.figures().items()}
+        return {"memory": {name.replace(" ", "_"): value for name, value in self.memory().items()}, **figures}
+
     def text(self) -> str:
         """For people to read."""
         from numllama.model import count_parameters
 
         f, kind, machines = self.figures(), GPUS[self.gpu], -(-self.gpus // self.per_machine)
-        parts = memory(self.config, self.rows, self.seq_len, self.dtype, self.gpus, self.shard_optimizer, self.recompute)
+        parts = self.memory()
         fits = "fits" if parts["all of it"] <= kind.memory else "DOES NOT FIT: see --shard-optimizer, --recompute, --rows"
         lines = [
             f"{count_parameters(self.config):,} parameters, {f['flops per token']:.3g} FLOPs per token "

@@ -5,10 +5,13 @@ import re
 
 import numpy as np
 import pytest
-from serve.served import until
+from browser.visitor import Tab
+from generation.models import random_model
+from serve.served import served, until
 
 import numllama as nl
 from numllama.generation.inside import attention_weights
+from numllama.serve.engine import Engine, Limits
 from numllama.serve.pages import Page
 from numllama.training import TrainConfig, Trainer, load_dataset
 
@@ -250,3 +253,90 @@ def test_it_works_at_phone_width(phone, engine):
     token.tap()
     assert token.locator(".tip").is_visible()
     assert phone.page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+MARKUP = "<img src=x onerror=document.title=1> & \"quoted\" 'a' </textarea></div>"
+
+
+@pytest.fixture(scope="module")
+def markup(browser, tmp_path_factory):
+    """A visitor of a model that knows nothing but what would be markup."""
+    tokenizer = nl.CharTokenizer("".join(sorted({*MARKUP, *"\n$`*"})))
+    model = random_model("float32", vocab_size=tokenizer.vocab_size, max_seq_len=128)
+    with served(Engine(model, tokenizer, Limits()), "<b>& small", tmp_path_factory.mktemp("runs")) as url:
+        made = Tab(browser, url)
+        made.context.grant_permissions(["clipboard-read", "clipboard-write"], origin=url)
+        yield made
+        made.close()
+
+
+def test_prompts_and_tokens_of_markup_are_shown_as_they_are(markup):
+    page = markup.page
+    assert page.locator("#title h1").inner_text() == "<b>& small"
+    markup.generate(MARKUP, max_new_tokens=30, seed=1)
+    written = markup.text()
+    assert written.startswith(MARKUP) and len(written) > len(MARKUP)
+    markup.tab("Look inside")
+    page.fill("#inside-prompt textarea", MARKUP)
+    page.click("#look")
+    page.wait_for_selector("#attention svg.map")
+    names = "all => all.map(token => token.firstChild.data).join('')"
+    assert page.eval_on_selector_all("#tokens .token.given", names) == MARKUP
+    markup.tab("Chat")
+    page.fill("#message textarea", MARKUP)
+    page.click("#send")
+    markup.wait("#chat-status", ENDED)
+    assert page.locator("#talk .message").first.inner_text() == MARKUP
+    assert page.locator("#tokens img, #attention svg img, #talk .message img").count() == 0
+    assert page.title() == "<b>& small · numllama"
+
+
+def test_the_copy_button_gives_the_text_itself(markup):
+    markup.tab("Generate")
+    markup.generate(MARKUP, max_new_tokens=31, seed=2)
+    markup.page.locator("#text button").first.click()
+    markup.page.wait_for_timeout(200)
+    assert markup.page.evaluate("navigator.clipboard.readText()") == markup.text()
+
+
+def test_an_empty_seed_is_another_text_each_time_and_a_seed_the_same(tab):
+    texts = {}
+    for seed in ("", "", "7", "7"):
+        tab.generate("abc", seed=seed, max_new_tokens=40 + len(texts.get("7", ())) + 2 * len(texts.get("", ())))
+        texts.setdefault(seed, []).append(tab.text()[:43])
+    assert texts[""][0] != texts[""][1]
+    assert texts["7"][0] == texts["7"][1]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_what_is_read_stands_out_from_what_is_behind_it(browser, url, scheme):
+    visitor = Tab(browser, url, scheme=scheme)
+    visitor.generate("a" * 129)
+    visitor.set("max-new-tokens", 20)
+    visitor.tab("Look inside")
+    visitor.page.fill("#inside-prompt textarea", "abc")
+    visitor.page.click("#look")
+    visitor.page.wait_for_selector("#attention svg.map")
+    visitor.page.locator("#tokens .token[tabindex]").nth(2).hover()
+    for selector in ("#inside-status .note", "#tokens .token[tabindex]", "#tokens .tip:visible", "#attention svg text"):
+        assert visitor.page.locator(selector).first.evaluate(CONTRAST) >= 4.5, selector
+    visitor.tab("Generate")
+    assert visitor.page.locator("#status .refused").evaluate(CONTRAST) >= 4.5
+    visitor.close()
+
+
+# As the W3C defines it; colours behind an element are laid over each other, opacity is that of the element and of all around it.
+CONTRAST = """element => {
+  const numbers = colour => { const n = colour.match(/[\\d.]+/g).map(Number); return n.length < 4 ? [...n, 1] : n };
+  const over = (top, below) => below.map((b, i) => i < 3 ? top[i] * top[3] + b * (1 - top[3]) : 1);
+  const style = getComputedStyle(element), around = [];
+  for (let e = element; e; e = e.parentElement) around.push(e);
+  const layers = around.map(e => numbers(getComputedStyle(e).backgroundColor)).reverse();
+  const back = layers.reduce((below, top) => over(top, below), [255, 255, 255, 1]);
+  const [r, g, b, a] = numbers(element instanceof SVGElement ? style.fill : style.color);
+  const front = over([r, g, b, around.reduce((o, e) => o * getComputedStyle(e).opacity, a)], back);
+  const light = c => { const [r, g, b] = c.map(x => (x /= 255) <= 0.04045 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b };
+  const [low, high] = [light(front), light(back)].sort((x, y) => x - y);
+  return (high + 0.05) / (low + 0.05);
+}"""

@@ -84,6 +84,12 @@ def test_a_curve_falls_where_the_loss_does():
     assert len(mean.get("points").split()) == 300
 
 
+def test_a_running_mean_is_hardly_late_where_a_curve_falls_fast():
+    points = [(step, 2 + 2 / (1 + step / 20)) for step in range(2000)]
+    late = [mean - loss for (_, mean), (_, loss) in zip(drawing.running_mean(points), points, strict=True)]
+    assert min(late) >= 0 and max(late) < 0.3  # of 4; with one weight all along it is 0.6
+
+
 def test_a_curve_of_nothing_and_of_one_step_is_drawn_too():
     assert "No step" in drawing.loss_curve([])
     assert "No step" in drawing.loss_curve([{"step": 1, "loss": math.inf}])

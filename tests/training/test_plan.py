@@ -1,5 +1,6 @@
 """What is planned is what a real run measures: memory, FLOPs, messages; and the arithmetic of time and cost."""
 
+import json
 import tracemalloc
 from math import prod
 
@@ -156,6 +157,14 @@ def test_the_command_prints_all_of_it(capsys):
     parts = ["weights", "gradients", "moments", "activations"]
     for words in ("8,030,261,248 parameters", "64 x h100 on 8 machine(s)", *parts, "days, about $"):
         assert words in out
+
+
+def test_a_program_reads_the_same(capsys):
+    assert app(["plan", "--preset", "117m", "--gpus", "8", "--json"], result_action="return_value") == 0
+    found = json.loads(capsys.readouterr().out)
+    plan = Plan(ModelConfig.preset("117m"), gpus=8, seq_len=1024)
+    assert found["memory"]["all_of_it"] == plan.memory()["all of it"]
+    assert found["tokens_per_second"] == plan.figures()["tokens per second"]
 
 
 IMPOSSIBLE = [

@@ -1,0 +1,158 @@
+"""What the page's own routes are asked for by programs that make no sense, and by nobody's browser."""
+
+import asyncio
+import gc
+import json
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from random import Random
+
+import pytest
+from serve.served import client, served, small_engine, until
+from serve.test_fuzz import AT_ONCE, NO_JSON, ODD, REQUESTS, memory
+
+from numllama.serve.pages import Page, Settings
+
+JOIN, PREDICT = "/gradio_api/queue/join", "/gradio_api/run/predict"
+JSON = {"Content-Type": "application/json"}
+GENERATE, CHAT = 0, 1
+SETTINGS = [0.8, 0, 1, 0, 1, 5, "", ""]
+PLACES = [
+    "queue/data", "heartbeat/a", "file=/etc/passwd", "proxy=http://a.b", "info", "call/a/b", "upload", "reset", "cancel", "",
+    "component_server", "stream/a/b/c/d", "startup-events", "deep_link", "queue/status", "vibe-edit", "login", "%00",
+]  # fmt: skip
+
+
+def elsewhere(coroutine):
+    """Run it in a thread: a browser may have a loop running in this one."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, coroutine).result()
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """A server that may be asked anything."""
+    engine = small_engine(waiting=1000)
+    with ExitStack() as stack:
+
+        async def opened():  # Gradio makes loops, and leaves them, where none runs
+            return stack.enter_context(served(engine, "small", tmp_path_factory.mktemp("runs")))
+
+        yield elsewhere(opened()), engine
+
+
+def event(random: Random, session: str) -> dict:
+    """What a control could have sent."""
+    if random.random() < 0.3:
+        return dict(fn_index=CHAT, data=["abc", [], *SETTINGS], session_hash=session)
+    return dict(fn_index=GENERATE, data=["abc", *SETTINGS], session_hash=session)
+
+
+def spoilt(random: Random, session: str) -> bytes:
+    """The same with something wrong in it, most of the time."""
+    body = event(random, session)
+    for _ in range(random.randint(0, 2)):
+        body["data"][random.randrange(len(body["data"]))] = random.choice(ODD)
+    if random.random() < 0.3:
+        body[random.choice(["fn_index", "data", "trigger_id", "event_data", "batched"])] = random.choice(ODD)
+    content = json.dumps(body, ensure_ascii=random.random() < 0.7).encode("utf-8", "surrogatepass")
+    kind = random.random()
+    if kind < 0.1:
+        return content[: random.randint(0, len(content))]
+    if kind < 0.15:
+        at = random.randint(0, len(content))
+        return content[:at] + random.randbytes(random.randint(1, 20)) + content[at:]
+    return random.choice(NO_JSON) if kind < 0.17 else content
+
+
+def ending(http, session: str) -> dict:
+    """The last but one message to a page, after which there is nothing more to come: how its event ended."""
+    with http.stream("GET", "/gradio_api/queue/data", params={"session_hash": session}) as response:
+        messages = [json.loads(line[6:]) for line in response.iter_lines() if line.startswith("data: ")]
+    return messages[-2]
+
+
+def ask(url: str, seed: int) -> list[int]:
+    """Some hundred requests, one after another; the statuses. What was accepted comes to an end."""
+    random, statuses = Random(seed), []
+    with client(url) as http:
+        for i in range(REQUESTS // AT_ONCE + 1):
+            session = f"s{seed}x{i}"
+            if random.random() < 0.15:
+                place = f"/gradio_api/{random.choice(PLACES)}"
+                method = random.choice(["GET", "POST", "PUT", "DELETE", "HEAD"])
+                content = None if method == "GET" else spoilt(random, session)
+                with http.stream(method, place, content=content, headers=JSON) as response:
+                    statuses.append(response.status_code)
+                continue
+            response = http.post(random.choice([JOIN, JOIN, PREDICT]), content=spoilt(random, session), headers=JSON)
+            statuses.append(response.status_code)
+            if response.status_code == 200 and "event_id" in response.text:
+                assert ending(http, session)["msg"] in ("process_completed", "unexpected_error")
+            elif response.status_code == 400:
+                assert response.json()["error"]["message"]
+    return statuses
+
+
+def test_no_request_of_the_page_is_a_500_and_nothing_is_left_behind(own):
+    url, engine = own
+    ask(url, 0)
+    before = memory()
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        statuses = [status for some in pool.map(lambda i: ask(url, i + 1), range(AT_ONCE)) for status in some]
+    until(lambda: engine.texts == 0)
+    left = memory() - before
+    with client(url) as http:
+        assert http.post(JOIN, json=dict(fn_index=GENERATE, data=["abc", *SETTINGS], session_hash="last")).status_code == 200
+        assert ending(http, "last")["output"]["data"][0].startswith("abc")
+    assert not [status for status in statuses if status >= 500]
+    assert statuses.count(200) > REQUESTS // 20
+    assert statuses.count(400) > REQUESTS // 20
+    assert left < 20e6
+
+
+def test_prompts_of_a_megabyte_are_refused_and_take_no_memory(own):
+    def refused(http):
+        event = dict(fn_index=GENERATE, data=["abc " * 250_000, *SETTINGS], session_hash="page")
+        assert http.post(JOIN, json=event).status_code == 200
+        assert "1,000,000 tokens" in ending(http, "page")["output"]["data"][1]
+
+    with client(own[0]) as http:
+        refused(http)  # whatever is made once, is made
+        gc.collect()
+        tracemalloc.start()
+        try:
+            for _ in range(6):
+                refused(http)
+            until(lambda: gc.collect() is not None and tracemalloc.get_traced_memory()[0] < 4e6, 20)  # of 6, and of ids of 48
+        finally:
+            tracemalloc.stop()
+
+
+def test_a_control_without_a_value_is_named():
+    engine = small_engine()
+    with pytest.raises(ValueError, match="max new tokens is empty, but must be a number"):
+        Settings(0.8, 0, 1, 0, 1, None, "", "").request(engine, "abc")
+    engine.close()
+
+
+def test_an_empty_seed_is_no_seed_and_another_text_each_time():
+    engine = small_engine()
+    assert Settings(0.8, 0, 1, 0, 1, 5, " ", "").request(engine, "abc").sampling.seed is None
+    assert Settings(0.8, 0, 1, 0, 1, 5, " 07 ", "").request(engine, "abc").sampling.seed == 7
+    with pytest.raises(ValueError, match="seed is '-1', but must be a whole number"):
+        Settings(0.8, 0, 1, 0, 1, 5, "-1", "").request(engine, "abc")
+    engine.close()
+
+
+@pytest.mark.parametrize("kept", [7, "abc", [7], [["role"]], {"a": 1}, [{"role": "robot", "content": "a"}], [{"role": "user"}]])
+def test_what_a_browser_kept_that_is_no_conversation_is_forgotten(kept):
+    assert Page(None, None).restore({"text": 5, "status": "<b>"}, kept) == ("", "5", '<p class="note">&lt;b&gt;</p>', [])
+    page = Page(small_engine(), None)
+
+    async def said():
+        return [step async for step in page.chat(None, " ", kept, *SETTINGS)]
+
+    assert "Write something" in elsewhere(said())[0][2]
+    page.engine.close()
