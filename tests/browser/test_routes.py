@@ -126,7 +126,7 @@ def test_prompts_of_a_megabyte_are_refused_and_take_no_memory(own):
                 refused(http)
                 gc.collect()
                 held.append(tracemalloc.get_traced_memory()[0])
-            assert min(held[6:]) - max(held[:3]) < 2e6, held  # the last request or two stay until the next one
+            assert max(held) < 12e6, held  # the last two or three stay until the next one; all of them would be 27e6
         finally:
             tracemalloc.stop()
 
