@@ -74,7 +74,7 @@ def flash_attention_forward(
                 z *= shrink
                 o *= shrink
             p = xp.exp(s, out=s)
-            z += p @ xp.ones((p.shape[-1], 1), p.dtype)                # a sum over keys
+            z += sums(p)                                               # over keys
             o += p @ v[kv][:, :, keys]
         seen = xp.where(z == 0, 1, z)                                  # a query that sees nothing: out = 0
         xp.divide(o.reshape(out[where].shape), seen.reshape(*lse[where].shape, 1), out=out[where])
@@ -128,6 +128,15 @@ def scores(q: Array, kt: Array, mask: Array | None) -> Array:
         view = s.reshape(B, K, rows // T, T, S)  # of a new array: never a copy
         view += mask[:, None, None]
     return s
+
+
+def sums(p: Array) -> Array:
+    """Σ over keys, (..., S) -> (..., 1), by a product, which is faster than a sum.
+
+    It has two columns. With one, of 5 keys in float32, OpenBLAS 0.3.31 also computes with memory that was never written; the
+    sums are right, but NumPy warns of an invalid value if that memory happens to hold one.
+    """
+    return (p @ xp_of(p).ones((p.shape[-1], 2), p.dtype))[..., :1]
 
 
 def finite(m: Array) -> Array:
