@@ -148,12 +148,7 @@ def test_a_conversation_goes_on_and_begins_anew(tab, engine):
 
 
 def test_look_inside_shows_each_tokens_chance_and_what_else_might_have_come(tab, engine):
-    tab.set("seed", 1)
-    tab.set("max-new-tokens", 20)
-    tab.tab("Look inside")
-    tab.page.fill("#inside-prompt textarea", "abc")
-    tab.page.click("#look")
-    tab.page.wait_for_selector("#attention svg.map")
+    tab.look("abc", 20)
     tokens = tab.page.locator("#tokens .token[tabindex]")
     assert tab.page.locator("#tokens .token.given").count() == 3
     assert tokens.count() == 20
@@ -174,12 +169,7 @@ def test_look_inside_shows_each_tokens_chance_and_what_else_might_have_come(tab,
 
 
 def test_an_attention_map_is_the_models_and_changes_with_layer_and_head(tab, engine):
-    tab.set("seed", 1)
-    tab.set("max-new-tokens", 6)
-    tab.tab("Look inside")
-    tab.page.fill("#inside-prompt textarea", "abc")
-    tab.page.click("#look")
-    tab.page.wait_for_selector("#attention svg.map")
+    tab.look("abc", 6)
     assert tab.page.locator("#attention .head img").count() == 4
     first = tab.page.locator("#attention svg.map").inner_html()
     tab.set("layer", 1)

@@ -10,7 +10,7 @@ from random import Random
 
 import pytest
 from serve.served import client, served, small_engine, until
-from serve.test_fuzz import AT_ONCE, NO_JSON, ODD, REQUESTS, memory
+from serve.test_fuzz import AT_ONCE, ODD, REQUESTS, garbled, memory
 
 from numllama.serve.pages import Page, Settings
 
@@ -56,14 +56,7 @@ def spoilt(random: Random, session: str) -> bytes:
         body["data"][random.randrange(len(body["data"]))] = random.choice(ODD)
     if random.random() < 0.3:
         body[random.choice(["fn_index", "data", "trigger_id", "event_data", "batched"])] = random.choice(ODD)
-    content = json.dumps(body, ensure_ascii=random.random() < 0.7).encode("utf-8", "surrogatepass")
-    kind = random.random()
-    if kind < 0.1:
-        return content[: random.randint(0, len(content))]
-    if kind < 0.15:
-        at = random.randint(0, len(content))
-        return content[:at] + random.randbytes(random.randint(1, 20)) + content[at:]
-    return random.choice(NO_JSON) if kind < 0.17 else content
+    return garbled(random, body, inserted=0.05)
 
 
 def ending(http, session: str) -> dict:

@@ -59,6 +59,15 @@ class Tab:
         self.page.wait_for_function(script, arg=before)
         return self.wait("#status", ENDS)
 
+    def look(self, prompt, new_tokens):
+        """Look inside a text of so many tokens."""
+        self.set("seed", 1)
+        self.set("max-new-tokens", new_tokens)
+        self.tab("Look inside")
+        self.page.fill("#inside-prompt textarea", prompt)
+        self.page.click("#look")
+        self.page.wait_for_selector("#attention svg.map")
+
     def close(self):
         self.context.close()
         assert self.requests["all"] > 5

@@ -41,16 +41,19 @@ def spoilt(random: Random, path: str) -> bytes:
         body[random.choice(FIELDS)] = random.choice(ODD)
     if isinstance(body.get("messages"), list) and body["messages"] and random.random() < 0.4:
         body["messages"] = [{random.choice(["role", "content", "name"]): random.choice(ODD)}, *body["messages"]]
+    return garbled(random, body, inserted=0.1)
+
+
+def garbled(random: Random, body: dict, inserted: float) -> bytes:
+    """It as JSON, now and then cut off, with a share of `inserted` with bytes in between, or something else altogether."""
     content = json.dumps(body, ensure_ascii=random.random() < 0.7).encode("utf-8", "surrogatepass")
     kind = random.random()
     if kind < 0.1:
         return content[: random.randint(0, len(content))]
-    if kind < 0.2:
+    if kind < 0.1 + inserted:
         at = random.randint(0, len(content))
         return content[:at] + random.randbytes(random.randint(1, 20)) + content[at:]
-    if kind < 0.22:
-        return random.choice(NO_JSON)
-    return content
+    return random.choice(NO_JSON) if kind < 0.12 + inserted else content
 
 
 def ask(url: str, seed: int) -> list[int]:
