@@ -78,6 +78,14 @@ def linear_forward(x, w, name, context):
     return out, (cache, lora_cache)
 
 
+def linear_cache(x, w, name, context):
+    """What linear_forward keeps for backward, without the product."""
+    lora_cache = None
+    if f"{name}_lora_a" in w:
+        _, lora_cache = ops.lora_forward(x, w[f"{name}_lora_a"], w[f"{name}_lora_b"], context.lora_scale)
+    return (x, w[name], w.get(f"{name}_bias")), lora_cache
+
+
 def linear_backward(dout, caches, g, name, dx=None):
     cache, lora_cache = caches
     if name in g:
@@ -279,14 +287,19 @@ def gelu_backward(dout, caches, g):
 FFN = {"swiglu": (swiglu_forward, swiglu_backward), "gelu": (gelu_forward, gelu_backward)}
 
 
-def ffn_block_forward(x: Array, branch: Array, w: dict[str, Array], context: Context, site: int) -> tuple[Array, tuple]:
-    """x + branch + dropout(w_down · activation(...)); x and branch (B, T, C)."""
+def ffn_block_forward(
+    x: Array, branch: Array, w: dict[str, Array], context: Context, site: int, again: bool = False
+) -> tuple[Array | None, tuple]:
+    """x + branch + dropout(w_down · activation(...)); x and branch (B, T, C). Run `again`, it gives the cache alone."""
     c = context.config
     (x, n), norm_cache = ADD_NORM[c.norm][0](x, branch, w, "ffn_norm", context)         # (B, T, C) both
     a, ffn_cache = FFN[c.ffn][0](n, w, context)                        # (B, T, F)
-    out, down_cache = linear_forward(a, w, "w_down", context)          # (B, T, C)
+    if again:                                                          # a fifth of the layer's products is saved
+        out, down_cache = x, linear_cache(a, w, "w_down", context)     # any array of that shape: dropout keeps no numbers
+    else:
+        out, down_cache = linear_forward(a, w, "w_down", context)      # (B, T, C)
     out, dropout_cache = dropout_forward(out, site, context)
-    return x + out, (c, norm_cache, ffn_cache, down_cache, dropout_cache)
+    return None if again else x + out, (c, norm_cache, ffn_cache, down_cache, dropout_cache)
 
 
 def ffn_block_backward(dout: Array, cache: tuple, g: dict[str, Array]) -> Array:
@@ -301,11 +314,13 @@ def ffn_block_backward(dout: Array, cache: tuple, g: dict[str, Array]) -> Array:
 # ------------------------------------------------------------------------------------------------ a layer
 
 
-def layer_forward(x: Array, w: dict[str, Array], context: Context, layer: int) -> tuple[Array, tuple]:
-    """Attention, then feed-forward. Dropout's site 0 is the embedding."""
+def layer_forward(
+    x: Array, w: dict[str, Array], context: Context, layer: int, again: bool = False
+) -> tuple[Array | None, tuple]:
+    """Attention, then feed-forward; `again` for the cache alone. Dropout's site 0 is the embedding."""
     branch, attention_cache = attention_block_forward(x, w, context, layer)
     x = x[:, -branch.shape[1] :]                                       # all, unless fewer were asked for
-    x, ffn_cache = ffn_block_forward(x, branch, w, context, site=2 * layer + 2)
+    x, ffn_cache = ffn_block_forward(x, branch, w, context, 2 * layer + 2, again)
     return x, (attention_cache, ffn_cache)
 
 

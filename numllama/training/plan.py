@@ -48,7 +48,8 @@ def flops_per_token(config: ModelConfig, seq_len: int, recompute: bool = False) 
     head = c.vocab_size * c.dim
     keys = (seq_len + min(seq_len, QUERY_TILE)) / 2  # whole tiles are computed
     attention = 4 * c.n_layers * c.n_heads * c.head_dim * keys
-    again = 2 * blocks + attention if recompute else 0
+    down = c.n_layers * c.ffn_dim * c.dim  # a layer's last product is not made again
+    again = 2 * (blocks - down) + attention if recompute else 0
     return {"forward": 2 * (blocks + head) + attention, "backward": 4 * (blocks + head) + 2.5 * attention, "recompute": again}
 
 

@@ -434,6 +434,20 @@ def test_recompute_gives_the_same_bits(device, switches, arguments):
     assert_same_bits(grads_again.flat, grads.flat)
 
 
+def test_recompute_leaves_out_the_product_that_only_the_output_needs(monkeypatch):
+    done, forward = [], ops.linear_forward
+
+    def spied(x, weight, bias=None):
+        done.append(weight.shape)
+        return forward(x, weight, bias)
+
+    monkeypatch.setattr(block, "ops", SimpleNamespace(**vars(ops) | dict(linear_forward=spied)))
+    model = Transformer(ModelConfig(23, 64, n_layers=3, n_heads=4, ffn_dim=96))
+    model.loss_and_grads(*batch(), recompute=True)
+    assert done.count((96, 64)) == 2 * 3 * 2                           # w_gate and w_up of three layers, twice
+    assert done.count((64, 96)) == 3                                   # w_down, once
+
+
 def peak_memory(function, *args, **kwargs) -> int:
     """Bytes that a call takes at most, beyond what stays from the first one: RoPE's table, the texts of compiled kernels."""
     function(*args, **kwargs)

@@ -1,11 +1,13 @@
 """What is planned is what a real run measures: memory, FLOPs, messages; and the arithmetic of time and cost."""
 
 import json
+import re
 import tracemalloc
 from math import prod
 
 import numpy as np
 import pytest
+from helpers import EXAMPLES
 from training.ranks_in_threads import together
 
 from numllama import ops
@@ -148,6 +150,18 @@ def test_time_and_cost_by_hand():
     assert f["steps"] == -(-(10**12) // (512 * 4096))
     assert f["cost"] == pytest.approx(f["seconds"] / 3600 * 64 * 2)
     assert f["step"] == f["computing"] + f["sending"] - f["hidden"]
+
+
+def test_the_documents_table_is_what_the_plan_says():
+    path = EXAMPLES.parent / "docs" / "scaling.md"
+    if not path.exists():
+        pytest.skip("tests without the documents")
+    rows = re.findall(r"^\| (\d+) \| (\d+) x (\d+) \| (.*) \|$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(rows) == 2
+    for gpus, batch_size, seq_len, shown in rows:
+        run = dict(gpus=int(gpus), batch_size=int(batch_size), seq_len=int(seq_len), shard_optimizer=True, recompute=True)
+        figures = Plan(ModelConfig.preset("llama-3-8b"), **run).figures()
+        assert shown.split(" | ") == [f"{figures[name]:.2f}" for name in ("computing", "sending", "hidden", "step")]
 
 
 def test_the_command_prints_all_of_it(capsys):
