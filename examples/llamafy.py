@@ -15,6 +15,7 @@ import argparse
 import json
 import statistics
 import sys
+import time
 from bisect import bisect_left
 from dataclasses import dataclass
 from pathlib import Path
@@ -248,6 +249,7 @@ def cache_bytes(rung: Rung, config: nl.ModelConfig) -> int:
 
 def train(rung: Rung, data: nl.Dataset, settings: nl.TrainConfig, device: str) -> dict[str, Any]:
     """One rung with one seed."""
+    start = time.perf_counter()
     model = rung.model(config_of(rung, data.vocab_size), settings.seed, device)
     trainer = nl.Trainer(model, data, settings)
     try:
@@ -258,6 +260,7 @@ def train(rung: Rung, data: nl.Dataset, settings: nl.TrainConfig, device: str) -
     return {
         "seed": settings.seed,
         "validation_loss": loss,
+        "seconds": round(time.perf_counter() - start, 1),
         "tokens_per_second": statistics.median(report.tokens_per_second for report in reports),
         "curve": [[report.step, round(report.val_loss, 4)] for report in reports if report.val_loss is not None],
     }
@@ -281,6 +284,11 @@ def table(rungs: list[dict]) -> str:
         cells = f"{rung['parameters']:,}", f"{rung['cache_bytes']:,}", f"{statistics.mean(losses):.3f}{spread}", f"{speed:,.0f}"
         lines.append(f"| {rung['name']} | {' | '.join(cells)} | {rung['changed']} |")
     return "\n".join(lines)
+
+
+def minutes(rungs: list[dict]) -> float:
+    """How long a seed took, from the first rung to the last: the mean of all seeds."""
+    return sum(statistics.mean(run["seconds"] for run in rung["runs"]) for rung in rungs) / 60
 
 
 def draw(rungs: list[dict]) -> Any:
@@ -346,7 +354,7 @@ def main() -> None:
     except (nl.NumllamaError, ValueError, OSError) as error:
         print(f"llamafy.py: {error}", file=sys.stderr)
         sys.exit(2)
-    print(table(results))
+    print(table(results), f"One seed took {minutes(results):.1f} minutes.", sep="\n\n")
     try:
         draw(results).savefig(args.out / "ladder.png")
     except ImportError:

@@ -82,18 +82,20 @@ def test_the_bytes_of_the_cache_are_those_of_the_cache():
     assert 2 * ladder.cache_bytes(*rungs()["gqa"]) == ladder.cache_bytes(*rungs()["swiglu"])
 
 
-def test_what_the_book_shows_is_of_these_rungs_and_its_llamas_end_below_gpt2():
+def test_what_the_book_shows_is_of_these_rungs_took_minutes_and_its_llamas_end_below_gpt2():
     path = EXAMPLES.parent / "docs" / "chapters" / "ladder.json"
     if not path.exists():
         pytest.skip("tests without the documents")
     shown = json.loads(path.read_text(encoding="utf-8"))["rungs"]
-    losses = {}
+    losses, seconds = {}, np.zeros(3)
     for rung in shown:
         assert dict(rung, runs=[]) == example("llamafy").about(rungs()[rung["name"]][0], V)
         assert [run["seed"] for run in rung["runs"]] == [0, 1, 2]
         losses[rung["name"]] = np.mean([run["validation_loss"] for run in rung["runs"]])
+        seconds += [run["seconds"] for run in rung["runs"]]
     assert list(losses) == NAMES
     assert max(losses[name] for name in ("swiglu", "gqa", "qk-norm")) < losses["gpt2"]
+    assert max(seconds) < 15 * 60                                      # a seed, on two cores
 
 
 # ------------------------------------------------------------------------------------------------ gradients
@@ -157,7 +159,11 @@ def test_the_ladder_prints_a_true_table_and_keeps_all_results(tmp_path, monkeypa
     run(monkeypatch, "llamafy", *args)
     kept = json.loads((tmp_path / "ladder.json").read_text(encoding="utf-8"))
     assert [rung["name"] for rung in kept["rungs"]] == ["bigram", "rnn", "gqa"]
-    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][1:]
+    printed = capsys.readouterr().out.splitlines()
+    seconds = [one["seconds"] for rung in kept["rungs"] for one in rung["runs"]]
+    assert min(seconds) > 0
+    assert printed[-1] == f"One seed took {sum(seconds) / 2 / 60:.1f} minutes."
+    rows = [line for line in printed if line.startswith("| ")][1:]
     for row, rung in zip(rows, kept["rungs"], strict=True):
         name, parameters, cache, loss, speed, changed = row.strip("| ").split(" | ")
         losses = [one["validation_loss"] for one in rung["runs"]]
@@ -213,5 +219,5 @@ def test_results_are_not_written_over(tmp_path, monkeypatch, capsys, play):
 def test_without_matplotlib_there_is_a_table_and_a_line_that_says_what_is_missing(tmp_path, monkeypatch, capsys, play):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     run(monkeypatch, "llamafy", "--data", play, "--out", tmp_path, "--steps", 1, "--rungs", "bigram")
-    assert re.search(r"\| bigram .*\nno picture: it needs", capsys.readouterr().out)
+    assert re.search(r"\| bigram .*\n\nOne seed .*\nno picture: it needs", capsys.readouterr().out)
     assert not (tmp_path / "ladder.png").exists()
