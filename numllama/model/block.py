@@ -320,7 +320,7 @@ def layer_forward(
     """Attention, then feed-forward; `again` for the cache alone. Dropout's site 0 is the embedding."""
     branch, attention_cache = attention_block_forward(x, w, context, layer)
     x = x[:, -branch.shape[1] :]                                       # all, unless fewer were asked for
-    x, ffn_cache = ffn_block_forward(x, branch, w, context, 2 * layer + 2, again)
+    x, ffn_cache = ffn_block_forward(x, branch, w, context, site=2 * layer + 2, again=again)
     return x, (attention_cache, ffn_cache)
 
 
