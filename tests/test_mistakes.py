@@ -1,8 +1,8 @@
 """Would a mistake be caught?  Each one of `mistakes.py`, made in a copy of the project, turns its test red."""
 
+import multiprocessing
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -28,19 +28,36 @@ def test_a_mistake_is_caught(copy, mistake):
     source = path.read_text(encoding="utf-8")
     assert source.count(mistake.right) == 1, f"{mistake.file} holds this {source.count(mistake.right)} times: {mistake.right}"
     path.write_text(source.replace(mistake.right, mistake.wrong), encoding="utf-8")
+    printed = copy / "printed.txt"
+    run = PROCESSES.Process(target=run_test, args=(copy, mistake.test, printed, os.environ | {"PYTHONPATH": str(copy)}))
+    run.start()
+    run.join(120)
+    run.kill()
+    path.write_text(source, encoding="utf-8")
+    text = printed.read_text(encoding="utf-8", errors="replace")
+    assert run.exitcode == pytest.ExitCode.TESTS_FAILED, text[-3000:]
+    assert "1 failed" in text
+
+
+# A process for each mistake. Where processes can be forked, they come with all loaded that takes long to load, but for numllama.
+if "forkserver" in multiprocessing.get_all_start_methods():
+    PROCESSES = multiprocessing.get_context("forkserver")
+    PROCESSES.set_forkserver_preload(["hypothesis", "numpy", "pytest", "threadpoolctl"])
+else:
+    PROCESSES = multiprocessing.get_context("spawn")
+
+
+def run_test(copy: Path, test: str, printed: Path, environment: dict[str, str]) -> None:
+    """Ends with pytest's exit code. The copy comes before the project; compiled files of the right source are not left."""
+    sys.dont_write_bytecode = True
+    sys.path[:] = [str(copy), *(path for path in sys.path if not Path(path).is_relative_to(ROOT))]
+    os.environ.update(environment)
+    os.chdir(copy)
+    with open(printed, "wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
     quiet = ["-x", "--assert=plain", "-p", "no:cacheprovider", "-p", "no:xdist"]  # plain: no minutes of comparing long values
-    command = [sys.executable, "-m", "pytest", *quiet, f"tests/{mistake.test}"]
-    try:
-        run = subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=120, env=environment(copy))
-    finally:
-        path.write_text(source, encoding="utf-8")
-    assert run.returncode == pytest.ExitCode.TESTS_FAILED, run.stdout[-3000:] + run.stderr[-3000:]
-    assert "1 failed" in run.stdout
-
-
-def environment(copy: Path) -> dict[str, str]:
-    """The copy comes before an installed numllama; compiled files of the right source must not stand for the wrong one."""
-    return {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
+    sys.exit(pytest.main([*quiet, f"tests/{test}"]))
 
 
 def test_there_are_enough_of_them():
