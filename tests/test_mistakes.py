@@ -23,12 +23,12 @@ def copy(tmp_path_factory):
 
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.what.replace(" ", "_"))
-def test_a_mistake_is_caught(copy, mistake):
+def test_a_mistake_is_caught(copy, tmp_path, mistake):
     path = copy / "numllama" / mistake.file
     source = path.read_text(encoding="utf-8")
     assert source.count(mistake.right) == 1, f"{mistake.file} holds this {source.count(mistake.right)} times: {mistake.right}"
     path.write_text(source.replace(mistake.right, mistake.wrong), encoding="utf-8")
-    printed = copy / "printed.txt"
+    printed = tmp_path / "printed.txt"
     run = PROCESSES.Process(target=run_test, args=(copy, mistake.test, printed, os.environ | {"PYTHONPATH": str(copy)}))
     run.start()
     run.join(120)
@@ -50,7 +50,7 @@ else:
 def run_test(copy: Path, test: str, printed: Path, environment: dict[str, str]) -> None:
     """Ends with pytest's exit code. The copy comes before the project; compiled files of the right source are not left."""
     sys.dont_write_bytecode = True
-    sys.path[:] = [str(copy), *(path for path in sys.path if not Path(path).is_relative_to(ROOT))]
+    sys.path.insert(0, str(copy))
     os.environ.update(environment)
     os.chdir(copy)
     with open(printed, "wb") as file:
