@@ -169,6 +169,8 @@ def test_a_hundred_kills_at_any_moment_leave_no_trace(tmp_path, seed):
                 before = newest(run.out)
                 os.kill(moments.choice(pids), signal.SIGKILL)
                 err = errors_of(process, 30)
+                if process.returncode == 0 and run.steps_logged() == settings["steps"]:
+                    break  # the worker had nothing left to do
                 assert process.returncode == 2
                 assert "error: a worker process ended (code -9)" in err
                 assert newest(run.out) >= before
