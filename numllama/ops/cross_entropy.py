@@ -39,7 +39,7 @@ def cross_entropy_forward(
     check_ids("targets", targets, logits.shape[-1], ignore_index)
     xp = xp_of(logits)
     counted = targets != ignore_index                                  # (...)
-    targets = xp.where(counted, targets.astype("int64", copy=False), -1)
+    targets = xp.where(counted, targets, xp.int8(-1))                  # signed, where targets are not
     top = logits.max(-1)                                               # (...)
     p = logits - top[..., None]
     lse = top + xp.log(xp.exp(p, out=p).sum(-1))                       # (...)
