@@ -1,4 +1,5 @@
-"""Pictures of what a model does (extra ``plot``). Each function returns a matplotlib figure, which a notebook shows by itself."""
+"""Pictures of what a model does (extra ``plot``). Each function returns a matplotlib figure, which a notebook shows by itself
+after `%matplotlib inline`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
