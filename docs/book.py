@@ -1,7 +1,6 @@
 """What the pages of the book share: they print alike, check gradients alike, and make the test-suite's mistakes."""
 
 import sys
-import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,8 +17,7 @@ from numllama.gradcheck import GradientError, gradcheck
 
 PACKAGE = Path(numllama.__file__).parent
 
-WIDTH = 92  # of printed lines: as many characters as the column of text has room for
-np.set_printoptions(precision=4, suppress=True, linewidth=WIDTH)
+np.set_printoptions(precision=4, suppress=True, linewidth=92)
 set_matplotlib_formats("svg")
 plt.rcParams.update({
     "figure.figsize": (6.4, 2.8), "figure.constrained_layout.use": True, "svg.fonttype": "path",
@@ -45,7 +43,7 @@ def check(forward: Callable, backward: Callable, args: Sequence, names: Sequence
             lines.append(f"{name_of[result.argument]:8} differences {result.numeric:+.12f}   backward {result.analytic:+.12f}   "
                          f"error {result.error:.0e}, allowed {result.bound:.0e}")  # fmt: skip
     except GradientError as error:
-        lines += textwrap.wrap(f"GradientError: {error}", WIDTH, subsequent_indent="    ")
+        lines.append(f"GradientError: {error}")
     print("\n".join(lines))  # at once: what comes in parts may get empty lines in between
 
 

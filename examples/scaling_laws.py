@@ -157,7 +157,7 @@ def summary(runs: list[dict], law: Law) -> str:
     size, growth = law.best_size(flops), law.beta / (law.alpha + law.beta)
     return (
         f"{law}\nerror: median {100 * np.median(error):.2f} %, at most {100 * error.max():.2f} %\n"
-        f"the best for the cost of the largest run, {flops:.2g} FLOP: {size:,.0f} parameters, {flops / 6 / size:,.0f} tokens\n"
+        f"the best for the cost of the largest run, {flops:.2g} FLOP: {size / 1e3:,.0f} k parameters, {flops / 6e3 / size:,.0f} k tokens\n"
         f"the best size grows as cost^{growth:.2f}"
     )
 
