@@ -157,7 +157,8 @@ def summary(runs: list[dict], law: Law) -> str:
     size, growth = law.best_size(flops), law.beta / (law.alpha + law.beta)
     return (
         f"{law}\nerror: median {100 * np.median(error):.2f} %, at most {100 * error.max():.2f} %\n"
-        f"the best for the cost of the largest run, {flops:.2g} FLOP: {size / 1e3:,.0f} k parameters, {flops / 6e3 / size:,.0f} k tokens\n"
+        f"the best for the cost of the largest run, {flops:.2g} FLOP: "
+        f"{size / 1e3:,.0f} k parameters, {flops / 6e3 / size:,.0f} k tokens\n"
         f"the best size grows as cost^{growth:.2f}"
     )
 
@@ -169,7 +170,7 @@ def draw(runs: list[dict], law: Law) -> Any:
     from matplotlib.figure import Figure
 
     n, d, losses = points(runs)
-    figure = Figure(figsize=(9, 4), dpi=120, layout="constrained")
+    figure = Figure(figsize=(7.4, 3.8), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     for axes, x, others in zip(figure.subplots(1, 2, sharey=True), (d, n), (n, d), strict=True):
         along = np.geomspace(x.min(), x.max(), 50)
