@@ -168,6 +168,7 @@ def draw(runs: list[dict], law: Law) -> Any:
     from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter, LogLocator
 
     n, d, losses = points(runs)
     figure = Figure(figsize=(7.4, 3.8), dpi=120, layout="constrained")
@@ -182,7 +183,8 @@ def draw(runs: list[dict], law: Law) -> Any:
         axes.set(xlabel="tokens (D)" if x is d else "parameters without embeddings (N)")
         axes.legend(frameon=False, fontsize=7, title="parameters" if x is d else "tokens", title_fontsize=7)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.xaxis.set_minor_formatter("")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if x is d else (1,)))
+        axes.xaxis.set(major_formatter=EngFormatter(), minor_formatter="")
         axes.yaxis.set_major_formatter("{x:.1f}")
         axes.yaxis.set_minor_formatter("{x:.1f}")
     figure.axes[0].set_ylabel("validation loss")
