@@ -17,7 +17,7 @@ from numllama.gradcheck import GradientError, gradcheck
 
 PACKAGE = Path(numllama.__file__).parent
 
-np.set_printoptions(precision=4, suppress=True, linewidth=100)
+np.set_printoptions(precision=4, suppress=True, linewidth=92)
 set_matplotlib_formats("svg")
 plt.rcParams.update({
     "figure.figsize": (6.4, 2.8), "figure.constrained_layout.use": True, "svg.fonttype": "path",
@@ -35,14 +35,16 @@ def show(**arrays) -> None:
 
 def check(forward: Callable, backward: Callable, args: Sequence, names: Sequence[str]) -> None:
     """A gradient check, with one line for each argument and direction; a wrong gradient ends it with its sentence."""
+    lines = []
     wrt = [i for i, arg in enumerate(args) if getattr(arg, "dtype", None) == np.float64]
     name_of = dict(zip(wrt, names, strict=True))
     try:
         for result in gradcheck(forward, backward, args):
-            print(f"{name_of[result.argument]:8} differences {result.numeric:+.12f}   backward {result.analytic:+.12f}   "
-                  f"error {result.error:.0e}, allowed {result.bound:.0e}")  # fmt: skip
+            lines.append(f"{name_of[result.argument]:8} differences {result.numeric:+.12f}   backward {result.analytic:+.12f}   "
+                         f"error {result.error:.0e}, allowed {result.bound:.0e}")  # fmt: skip
     except GradientError as error:
-        print(f"GradientError: {error}")
+        lines.append(f"GradientError: {error}")
+    print("\n".join(lines))  # at once: what comes in parts may get empty lines in between
 
 
 def mistake(what: str) -> ModuleType:

@@ -297,7 +297,7 @@ def draw(rungs: list[dict]) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 4.8), dpi=120, layout="constrained")
+    figure = Figure(figsize=(7, 4.4), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for rung, color in zip(rungs, colormaps["turbo"](np.linspace(0.05, 0.95, len(rungs))), strict=True):

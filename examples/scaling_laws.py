@@ -157,8 +157,9 @@ def summary(runs: list[dict], law: Law) -> str:
     size, growth = law.best_size(flops), law.beta / (law.alpha + law.beta)
     return (
         f"{law}\nerror: median {100 * np.median(error):.2f} %, at most {100 * error.max():.2f} %\n"
-        f"the best for the cost of the largest run, {flops:.2g} FLOP: {size:,.0f} parameters, {flops / 6 / size:,.0f} tokens; "
-        f"the size grows as cost^{growth:.2f}"
+        f"the best for the cost of the largest run, {flops:.2g} FLOP: "
+        f"{size / 1e3:,.0f} k parameters, {flops / 6e3 / size:,.0f} k tokens\n"
+        f"the best size grows as cost^{growth:.2f}"
     )
 
 
@@ -167,9 +168,10 @@ def draw(runs: list[dict], law: Law) -> Any:
     from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter, LogLocator
 
     n, d, losses = points(runs)
-    figure = Figure(figsize=(9, 4), dpi=120, layout="constrained")
+    figure = Figure(figsize=(7.4, 3.8), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     for axes, x, others in zip(figure.subplots(1, 2, sharey=True), (d, n), (n, d), strict=True):
         along = np.geomspace(x.min(), x.max(), 50)
@@ -181,7 +183,8 @@ def draw(runs: list[dict], law: Law) -> Any:
         axes.set(xlabel="tokens (D)" if x is d else "parameters without embeddings (N)")
         axes.legend(frameon=False, fontsize=7, title="parameters" if x is d else "tokens", title_fontsize=7)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.xaxis.set_minor_formatter("")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if x is d else (1,)))
+        axes.xaxis.set(major_formatter=EngFormatter(), minor_formatter="")
         axes.yaxis.set_major_formatter("{x:.1f}")
         axes.yaxis.set_minor_formatter("{x:.1f}")
     figure.axes[0].set_ylabel("validation loss")

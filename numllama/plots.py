@@ -1,4 +1,5 @@
-"""Pictures of what a model does (extra ``plot``). Each function returns a matplotlib figure, which a notebook shows by itself."""
+"""Pictures of what a model does (extra ``plot``). Each function returns a matplotlib figure, which a notebook shows by itself
+after `%matplotlib inline`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,13 +24,17 @@ def plot_attention(attention: np.ndarray, tokens: Sequence[str] = ()) -> Any:
     if attention.ndim != 3:
         raise ValueError(f"attention has shape {attention.shape}, but must be (heads, queries, keys)")
     H, T, S = attention.shape
-    figure, axes = _figure(H, width=2.4 * H, height=2.7)
-    for h, ax in enumerate(axes):
+    columns = min(H, 2 if H <= 4 else 4)
+    rows = -(-H // columns)
+    figure, axes = _figure(columns, width=3.2 * columns, height=3.3 * rows, rows=rows)
+    for ax in axes[H:]:
+        ax.remove()
+    for h, ax in enumerate(axes[:H]):
         ax.imshow(attention[h], cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
         ax.set_title(f"head {h}", fontsize=9)
         if tokens:
-            ax.set_xticks(range(S), tokens, fontsize=6)
-            ax.set_yticks(range(T), tokens[S - T :], fontsize=6)
+            ax.set_xticks(range(S), tokens, fontsize=7)
+            ax.set_yticks(range(T), tokens[S - T :], fontsize=7)
     axes[0].set_ylabel("query")
     axes[0].set_xlabel("key")
     return figure
@@ -58,7 +63,7 @@ def plot_norms(history: Sequence[Mapping[str, float]], title: str = "norm of the
     for name in history[0]:
         ax.semilogy([norms[name] for norms in history], label=name, linewidth=1)
     ax.set(xlabel="step", title=title)
-    ax.legend(fontsize=7, frameon=False)
+    figure.legend(fontsize=7, frameon=False, loc="outside right upper")
     return figure
 
 

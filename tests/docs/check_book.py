@@ -1,12 +1,16 @@
 """Is a book that was built whole?  python tests/docs/check_book.py FOLDER
 
-Every link inside it leads somewhere, nothing is loaded from a network, and MathJax and the notebooks to download are there.
+Every link inside it leads somewhere, nothing is loaded from a network, no cell shows a warning or a picture's name in place of
+the picture, and MathJax and the notebooks to download are there.
 """
 
+import re
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+FAILED_OUTPUT = re.compile(r"Figure size .* Axes|\S*site-packages\S*|\w+Warning:.*")
 
 
 class Page(HTMLParser):
@@ -17,6 +21,7 @@ class Page(HTMLParser):
         self.links: list[str] = []
         self.loads: list[str] = []
         self.places: set[str] = set()
+        self.text: list[str] = []
         self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag: str, attributes: list) -> None:
@@ -26,6 +31,9 @@ class Page(HTMLParser):
             self.links.append(given["href"])
         elif tag in ("script", "img", "link", "iframe", "source"):
             self.loads += [given[name] for name in ("src", "href") if given.get(name)]
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
 
 
 def problems(folder: Path) -> list[str]:
@@ -46,6 +54,7 @@ def problems(folder: Path) -> list[str]:
                 found.append(f"{where} links to {link}, which is not there")
             elif parts.fragment and target in pages and unquote(parts.fragment) not in pages[target].places:
                 found.append(f"{where} links to {link}, but that page has no such place")
+        found += [f"{where} shows {what}" for what in FAILED_OUTPUT.findall("".join(page.text))]
     if not (folder / "_static" / "tex-svg.js").exists():
         found.append("MathJax is not there")
     downloads = {path.name for path in folder.glob("_downloads/*/*.ipynb")}

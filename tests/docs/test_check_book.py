@@ -34,6 +34,8 @@ def test_a_whole_book_has_no_problems(tmp_path):
         ("index.html", '<img src="_images/gone.png">', "index.html links to _images/gone.png, which is not there"),
         ("index.html", '<script src="https://cdn.org/a.js"></script>', "index.html loads https://cdn.org/a.js"),
         ("index.html", '<link href="//fonts.org/a.css">', "index.html loads //fonts.org/a.css"),
+        ("index.html", "<pre>&lt;Figure size 960x270 with 4 Axes&gt;</pre>", "index.html shows Figure size 960x270 with 4 Axes"),
+        ("index.html", "<pre>RuntimeWarning: overflow</pre>", "index.html shows RuntimeWarning: overflow"),
         ("_static/tex-svg.js", None, "MathJax is not there"),
         ("_downloads/abc/one.ipynb", None, "one.ipynb cannot be downloaded"),
     ],
