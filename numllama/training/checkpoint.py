@@ -177,7 +177,7 @@ def find_step(path: Path, which: str = "latest") -> Path:
     try:
         folder = path / unsealed(json.loads(pointer.read_text(encoding="utf-8")))["folder"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{pointer} is damaged: {error}") from error
+        raise DamagedError(f"{pointer} is damaged: {error}") from error
     if not folder.is_dir():
         raise CheckpointError(f"{pointer} names {folder.name}, which is not there")
     return folder
@@ -256,10 +256,14 @@ def prune(run: Path, keep: int = 1) -> None:
 
     The newest `keep` ones stay, and those that ``latest.json`` and ``best.json`` name.
     """
-    try:
-        kept = {find_step(run, which).name for which in ("latest", "best") if (run / f"{which}.json").exists()}
-    except CheckpointError:  # whatever a damaged pointer named is not for us to delete
-        return
+    kept = set()
+    for which in ("latest", "best"):
+        try:
+            kept.add(find_step(run, which).name)
+        except DamagedError:  # whatever a damaged pointer named is not for us to delete
+            return
+        except CheckpointError:  # there is none, or somebody has deleted what it named
+            pass
     for folder in step_folders(run)[keep:]:
         if folder.name not in kept:
             with suppress(OSError):
