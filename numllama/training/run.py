@@ -40,7 +40,10 @@ def _exit(number: int, frame: Any) -> None:
     raise SystemExit(0)
 
 
-@handling(_exit, *TO_END)  # outside of the loop there is nothing to save
+ends_when_told = handling(_exit, *TO_END)  # outside of the loop there is nothing to save
+
+
+@ends_when_told
 def train_run(
     data: Path | None,
     preset: str | None,

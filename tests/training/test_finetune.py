@@ -206,6 +206,39 @@ def test_ctrl_c_saves_and_resume_comes_to_the_same_end(base, data, tmp_path, mon
         assert files(tmp_path / "stopped" / folder) == files(tmp_path / "straight" / folder)
 
 
+@pytest.fixture
+def stopped(base, data, tmp_path):
+    """A run with one checkpoint of two steps, to be gone on with."""
+    out = tmp_path / "run"
+    finetune(base, "--data", data, "--out", out, *QUICK, "--steps", 2)
+    return out
+
+
+def test_a_kill_before_the_first_pointer_loses_nothing(stopped):
+    for name in ("latest", "best"):
+        (stopped / f"{name}.json").unlink()
+    before = files(stopped / "step-000002")
+    assert "steps 3 to 3 of" in finetune("--resume", "--out", stopped, "--steps", 3)
+    assert files(stopped / "step-000002") == before
+
+
+def test_a_wrong_byte_in_the_settings_is_noticed(stopped):
+    path = stopped / "config.json"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace('"lr": 0.0002', '"lr": 0.0003'), encoding="utf-8")
+    assert f"{path} is damaged: its checksum is wrong" in finetune("--resume", "--out", stopped, "--steps", 3, code=2)
+    with pytest.raises(CheckpointError, match="its checksum is wrong"):
+        nl.load(stopped)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_signal_to_end_ends_in_good_order_where_there_is_nothing_to_save(base, data, stopped, monkeypatch, resume):
+    """While the model is opened, say, or while it is written at the end."""
+    monkeypatch.setattr(nl, "load", lambda *_: signal.raise_signal(signal.SIGTERM))
+    fresh = (base, "--data", data, "--out", stopped.with_name("fresh"), *QUICK)
+    assert numllama("finetune", *(("--resume", "--out", stopped) if resume else fresh)) == (0, "", "")
+
+
 @pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="this system shares no memory by file descriptors")
 def test_processes_give_an_adapter_the_same_bits_as_one_worker(monkeypatch):
     monkeypatch.setattr(parallel, "TEAM_AFTER", -1.0)
