@@ -28,8 +28,9 @@ from numllama.model import ModelConfig
 from numllama.processes import TO_END
 from numllama.tokenizer import CharTokenizer, Tokenizer
 from numllama.tokenizer.train_bpe import train_on_text
-from numllama.training import TrainConfig, Trainer, load_dataset, load_run, run, shakespeare, stand_in, write_tokens
+from numllama.training import TrainConfig, Trainer, load_dataset, load_run, run, shakespeare, stand_in, trainer, write_tokens
 from numllama.training.checkpoint import find_step
+from numllama.training.communicator import Communicator
 from numllama.training.parallel import Workers
 from numllama.training.prepare import prepare_texts
 
@@ -409,7 +410,18 @@ def test_auto_begins_where_there_is_no_run_and_goes_on_where_there_is_one(book, 
     assert steps_in(out) == list(range(1, 9))
     assert weights(out) == weights(tmp_path / "straight")
     refused(numllama_train(*arguments, *tiny(dim=24)), "a resumed run keeps its model, so dim cannot change")
+    refused(numllama_train(*arguments, *tiny(), "--preset", "117m"), "keeps its model, so tie_embeddings, init_std cannot change")
+    finished(numllama_train(*arguments, *tiny(), "--preset", "shakespeare-cpu"))
     refused(numllama_train(*arguments, "--tokenizer", "bpe"), "keeps its tokenizer")
+
+
+@pytest.mark.parametrize("resume", [("--resume",), ("--resume", "auto")])
+def test_a_run_that_was_begun_with_some_workers_goes_on_with_ranks(copy, monkeypatch, resume):
+    for module in (run, trainer):
+        monkeypatch.setattr(module, "communicator", lambda parallel: Communicator())
+    finished(numllama_train(*resume, "--steps", 9, "--workers", 2, "--out", copy))
+    finished(numllama_train(*resume, "--steps", 10, "--parallel", "mpi", "--out", copy))
+    assert steps_in(copy) == list(range(1, 11))
 
 
 def test_auto_without_a_folder_takes_the_newest_run_or_a_new_one(book, tmp_path, monkeypatch):

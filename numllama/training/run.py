@@ -94,7 +94,7 @@ def _train_run(
     tokenizer: str | None,
 ) -> int:
     array_module(device)  # before any data is read or downloaded
-    preset = preset or ("shakespeare-cpu" if device == "cpu" else "shakespeare")
+    named, preset = preset, preset or ("shakespeare-cpu" if device == "cpu" else "shakespeare")
     out = out or default_folder(preset, resume)
     auto = resume == "auto"
     if auto and not (out / "config.json").exists():
@@ -102,6 +102,8 @@ def _train_run(
     if resume:
         saved_data, saved_tokenizer, model_config, config = _read_about(out)
         if auto:  # what is said again is no change
+            if named:
+                model_changes = ModelConfig.preset(named, **{"vocab_size": model_config.vocab_size, **model_changes}).to_dict()
             model_changes = {name: value for name, value in model_changes.items() if getattr(model_config, name) != value}
             tokenizer = None if tokenizer == (saved_tokenizer or "char") else tokenizer
         if model_changes:
@@ -113,6 +115,8 @@ def _train_run(
         known = Tokenizer.load(out) if tokenizer not in (None, "char") else tokenizer
         dataset = comm.rank_zero_first(lambda: _open_data(data, known))
         alone = dict(parallel="threads", shard_optimizer=False, sum_by=None)  # a run may go on with other ranks, or with none
+        if train_changes.get("parallel", "threads") != "threads":
+            alone["workers"] = None  # each rank is one
         config = replace(config, **alone | train_changes)
     else:
         if (out / "config.json").exists():
