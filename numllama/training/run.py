@@ -129,7 +129,7 @@ def _train_run(
     model = Transformer(model_config, seed=config.seed, device=device, dtype=config.dtype)
     trainer = Trainer(model, dataset, config, out)
     saved = checkpoint.step_folders(out) or (out / "latest.json").exists()
-    if resume and saved:  # a run that was killed before its first checkpoint starts again
+    if trainer.workers.agree(bool(resume and saved)):  # a run that was killed before its first checkpoint starts again
         for damage in trainer.resume(fall_back=auto):
             where = f"going on from step {trainer.step}" if trainer.step else "beginning anew"
             print(f"{damage}; {where}", flush=True)

@@ -114,6 +114,8 @@ class Trainer:
             comm = communicator(config.parallel)
             comm.timeout = config.timeout
             self.workers = Ranks(model, comm, config.shard_optimizer, config.sum_by)
+            same = {"model": model.config.to_dict(), "data": self._about_data["sha256"]}
+            self.workers.check_same(self.config.to_dict() | same)
         self._rows = self.workers.rows(config.batch_size, shards) if isinstance(data, Dataset) else None
         self.optimizer = self.config.make_optimizer(self.workers.params)
         self.step, self.windows, self.skipped, self._skipped_in_a_row = 0, 0, 0, 0
@@ -324,18 +326,18 @@ class Trainer:
             What was damaged, a sentence each.
         """
         out = self._folder()
-        folders, damaged = checkpoint.step_folders(out), {}
+        folders, damaged, found = checkpoint.step_folders(out), {}, None
         if not fall_back and (not folders or (out / "latest.json").exists()):
             checkpoint.find_step(out)  # which says what is wrong, if something is
         for folder in folders:
             try:
-                self._restore(folder)
+                found = self._restore(folder)
                 break
             except DamagedError as error:
                 if not fall_back:
                     raise
                 damaged[folder] = str(error)
-        self.workers.agree(False)  # all ranks have read
+        self.workers.check_same({"checkpoint": [self.step, found]})  # all ranks have read, and read the same
         if self.workers.rank == 0:
             for folder in damaged:
                 checkpoint.set_aside(folder)
@@ -343,7 +345,8 @@ class Trainer:
                 checkpoint.point(out, folders[len(damaged)], self._best_step)
         return list(damaged.values())
 
-    def _restore(self, folder: Path) -> None:
+    def _restore(self, folder: Path) -> dict[str, str]:
+        """Take over a checkpoint; returns its files' checksums."""
         state = checkpoint.read_state(folder)
         data, mine = state["data"], self._about_data
         if any(data.get(name, mine[name]) != mine[name] for name in ("train_tokens", "vocab_size", "sha256")):
@@ -365,6 +368,7 @@ class Trainer:
         if state["dtype"] == self.model.dtype.name:
             self.scale, self._steps_since_change = state.get("scale", (self.scale, 0))
         self._has_folder = True
+        return state["sha256"]
 
     @cached_property
     def _about_data(self) -> dict:
