@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import IO, Any
 
 from numllama.errors import NumllamaError
 
@@ -56,6 +56,18 @@ def handling(handler: Callable[[int, Any], None], *numbers: int) -> Iterator[Non
     finally:
         for number, before in old.items():
             signal.signal(number, before)
+
+
+def lock(file: IO) -> None:
+    """Lock a file that is open for writing until it is closed; OSError if another process has, or if it cannot be locked."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        import msvcrt
+
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 @contextmanager

@@ -33,6 +33,7 @@ from numllama.training.checkpoint import find_step
 from numllama.training.communicator import Communicator
 from numllama.training.parallel import Workers
 from numllama.training.prepare import prepare_texts
+from numllama.training.run import only_run_in
 
 PROJECT = Path(__file__).resolve().parents[1]
 TEXT = "The quick brown fox jumps over the lazy dog.\n" * 30
@@ -156,7 +157,7 @@ def test_a_run_leaves_everything_that_people_look_at(done):
     out, _ = done
     steps = {"step-000004", "step-000008"}
     files = {"config.json", "metrics.jsonl", "result.json", "tokenizer.json", "loss.png", "latest.json", "best.json"}
-    assert {path.name for path in out.iterdir()} == files | steps
+    assert {path.name for path in out.iterdir()} == files | steps | {".lock"}
     assert {find_step(out, which).name for which in ("latest", "best")} <= steps
 
 
@@ -424,6 +425,29 @@ def test_a_run_that_was_begun_with_some_workers_goes_on_with_ranks(copy, monkeyp
     assert steps_in(copy) == list(range(1, 11))
 
 
+@pytest.mark.parametrize("arguments", [("--resume", "--steps", 9), ("--resume", "auto")])
+def test_a_folder_in_which_another_process_trains_is_refused_and_left_alone(copy, arguments):
+    before = contents(copy)
+    with only_run_in(copy, begun=True):
+        refused(numllama_train(*arguments, "--out", copy), f"{copy} is in use: another process trains there")
+        assert contents(copy) | {".lock": b""} == before | {".lock": b""}
+    finished(numllama_train(*arguments, "--out", copy))
+
+
+def test_two_new_runs_that_begin_in_one_folder_at_once_do_not_both_write_there(book, tmp_path, monkeypatch):
+    out, second = tmp_path / "run", []
+
+    def at_the_last_moment(*arguments, **options):
+        monkeypatch.undo()
+        second.append(numllama_train("--data", book, *tiny(), "--out", out))
+        return only_run_in(*arguments, **options)
+
+    monkeypatch.setattr(run, "only_run_in", at_the_last_moment)
+    refused(numllama_train("--data", book, *tiny(), "--out", out), "already holds a run")
+    finished(second[0])
+    assert steps_in(out) == list(range(1, 9))
+
+
 def test_auto_without_a_folder_takes_the_newest_run_or_a_new_one(book, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for steps in (1, 2):
@@ -657,7 +681,7 @@ def test_a_disk_that_is_full_at_a_checkpoint_is_one_sentence_and_the_run_goes_on
         result = numllama_train("--resume", "--steps", 12, "--out", copy)
     refused(result, f"the checkpoint of step 12 could not be saved in {copy}: {os.strerror(errno.EFBIG)}")
     assert contents(find_step(copy)) == before
-    assert not list(copy.glob(".*"))
+    assert list(copy.glob(".*")) == [copy / ".lock"]
     finished(numllama_train("--resume", "--steps", 12, "--out", copy))
     assert steps_in(copy) == list(range(1, 13))
 

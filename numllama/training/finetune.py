@@ -23,7 +23,7 @@ from numllama.tokenizer import CharTokenizer, Tokenizer
 from numllama.training import checkpoint
 from numllama.training.config import TrainConfig
 from numllama.training.conversations import Conversations, load_conversations
-from numllama.training.run import default_folder, ends_when_told, go_on, write_about
+from numllama.training.run import check_new, default_folder, ends_when_told, go_on, only_run_in, write_about
 from numllama.training.trainer import Trainer
 
 BATCH_SIZE, SEQ_LEN, WARMUP, EPOCHS = 8, 1024, 0.1, 3.0
@@ -90,11 +90,12 @@ def finetune_run(
     if epochs is not None and not epochs > 0:
         raise ValueError(f"epochs is {epochs}, but must be a positive number")
     out = out or default_folder(f"{tuning.model.resolve().name}-tuned", resume=False)
-    if (out / "config.json").exists():
-        raise ValueError(f"{out} already holds a run: use --resume to go on with it, or another --out")
+    check_new(out)
     model, data = _open(tuning, device, train_changes.get("dtype"), train_changes.get("seed", 0))
     config = _recipe(tuning, model, data, epochs or EPOCHS, train_changes)
-    return _go_on(tuning, Trainer(model, data, config, out))
+    trainer = Trainer(model, data, config, out)
+    with only_run_in(out, begun=False):
+        return _go_on(tuning, trainer)
 
 
 @ends_when_told
@@ -108,9 +109,10 @@ def resume_run(out: Path, device: str, train_changes: dict[str, Any]) -> int:
         raise CheckpointError(f"{out} holds no fine-tuning to resume: its config.json lacks or mistakes {error}") from error
     config = replace(config, **train_changes)
     trainer = Trainer(*_open(tuning, device, config.dtype, config.seed), config, out)
-    if checkpoint.step_folders(out) or (out / "latest.json").exists():  # else it was killed before its first checkpoint
-        trainer.resume()
-    return _go_on(tuning, trainer)
+    with only_run_in(out, begun=True):
+        if checkpoint.step_folders(out) or (out / "latest.json").exists():  # else it was killed before its first checkpoint
+            trainer.resume()
+        return _go_on(tuning, trainer)
 
 
 def _check_alone(train_changes: dict[str, Any]) -> None:
