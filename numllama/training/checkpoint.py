@@ -152,9 +152,12 @@ def load_run(path: str | Path, device: str = "cpu", dtype: str | None = None, wh
     device, dtype : str
         Where to put the model; default dtype as it was trained, on a CPU float32 for what was trained in two bytes.
     which : str
-        ``"best"`` or ``"latest"``.
+        ``"best"`` or ``"latest"``, which ``"best"`` is too of a run that was stopped before its first estimate.
     """
-    folder = find_step(Path(path), which)
+    path = Path(path)
+    if not (path / f"{which}.json").exists() and (path / "latest.json").exists():
+        which = "latest"
+    folder = find_step(path, which)
     state = read_state(folder)
     trained = real_dtype(compute_dtype(state["dtype"])).name if device == "cpu" else state["dtype"]
     if state.get("lora"):
