@@ -34,6 +34,7 @@ from numllama.model import ModelConfig, Parameters, Transformer
 from numllama.optim.optimizer import Optimizer
 
 FORMAT = 1
+BELOW = 2**16  # so many of the weights below an adapter are looked at
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
 
 
@@ -62,6 +63,7 @@ class Snapshot:
             "step": step,
             "model": model.config.to_dict(),
             "lora": model.adapter.config.to_dict() if model.adapter else None,
+            "below": _below(model),
             "dtype": model.dtype.name,
             "optimizer_steps": optimizer.steps,
             "versions": versions(),
@@ -131,6 +133,9 @@ def load_checkpoint(folder: Path, model: Transformer, optimizer: Optimizer | Non
         raise CheckpointError(f"{folder} holds a model of another configuration")
     if state.get("lora") != (model.adapter.config.to_dict() if model.adapter else None):
         raise CheckpointError(f"{folder} holds a model with another adapter, or with none")
+    saved, below = state.get("below"), _below(model)
+    if saved and saved["dtype"] == below["dtype"] and saved != below:
+        raise CheckpointError(f"{folder} holds an adapter for a model of other weights than those that are below it now")
     views = {WEIGHTS: dict(model.learnt), OPTIMIZER: _joined(optimizer.state) if optimizer else {}}
     read = {name: _read_tensors(folder, name, state, expected) for name, expected in views.items() if expected}
     for name, tensors in read.items():  # all files are known to be good: nothing is changed by halves
@@ -296,6 +301,15 @@ def write_text(path: Path, text: str) -> None:
         with suppress(OSError):
             part.unlink(missing_ok=True)
         raise CheckpointError(f"{path} could not be written: {error.strerror}") from error
+
+
+def _below(model: Transformer) -> dict[str, str] | None:
+    """What tells the weights below an adapter from others: a checksum of some of them, spread over all."""
+    if model.adapter is None:
+        return None
+    flat = model.params.flat
+    some = to_numpy(flat[:: max(1, flat.size // BELOW)])
+    return {"dtype": flat.dtype.name, "sha256": hashlib.sha256(some.tobytes()).hexdigest()}
 
 
 def _copy(params: Parameters) -> np.ndarray:

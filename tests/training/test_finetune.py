@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 from contextlib import closing, redirect_stderr, redirect_stdout
 
@@ -229,6 +230,23 @@ def test_a_wrong_byte_in_the_settings_is_noticed(stopped):
     assert f"{path} is damaged: its checksum is wrong" in finetune("--resume", "--out", stopped, "--steps", 3, code=2)
     with pytest.raises(CheckpointError, match="its checksum is wrong"):
         nl.load(stopped)
+
+
+def test_an_adapter_whose_model_has_changed_below_it_is_refused(base, data, tmp_path):
+    """As a training run that went on has."""
+    own, out = tmp_path / "own", tmp_path / "run"
+    shutil.copytree(base, own)
+    finetune(own, "--data", data, "--out", out, *QUICK, "--steps", 2)
+    model = nl.load(own)
+    model.params.flat[...] *= 1.01
+    model.save(tmp_path / "other")
+    shutil.copy(tmp_path / "other" / "model.safetensors", own / "model.safetensors")
+    before = files(out / "step-000002")
+    sentence = f"{out / 'step-000002'} holds an adapter for a model of other weights"
+    assert sentence in finetune("--resume", "--out", out, "--steps", 3, code=2)
+    assert files(out / "step-000002") == before
+    with pytest.raises(CheckpointError, match="other weights"):
+        nl.load(out)
 
 
 @pytest.mark.parametrize("resume", [False, True])
