@@ -137,6 +137,8 @@ def load_adapted(run: Path, lora: dict[str, Any], device: str, dtype: str | None
     if not isinstance(base, str) or not Path(base).exists():
         raise CheckpointError(f"{run} holds an adapter for the model {base}, which is not there")
     model = numllama.load(base, dtype, device)
+    if model.adapter is not None:
+        model.merge_adapter()
     model.add_adapter(LoraConfig(**lora))
     return model
 

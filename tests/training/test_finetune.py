@@ -169,6 +169,16 @@ def test_an_adapter_can_be_tuned_further_and_is_then_part_of_the_model_below(tun
     assert_close(nl.load(tmp_path / "run" / "model").forward(tokens), nl.load(out / "model").forward(tokens), rtol=1e-5)
 
 
+@pytest.mark.parametrize("below", ["adapter", "."], ids=["adapter", "run"])
+def test_an_adapter_over_an_adapter_opens_as_all_others_do(tuned, data, tmp_path, below):
+    out, tokens = tmp_path / "run", np.arange(90)[None]
+    finetune(tuned[0] / below, "--data", data, "--out", out, *QUICK, "--steps", 2, "--lr", "1e-2")
+    finetune("--resume", "--out", out, "--steps", 4)
+    expected = nl.load(out / "model", dtype="float64").forward(tokens)
+    for path in (out, out / "adapter"):
+        assert_close(nl.load(path, dtype="float64").forward(tokens), expected, rtol=1e-5)
+
+
 # ------------------------------------------------------------------------------------------------ how it goes
 
 
