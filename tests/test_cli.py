@@ -360,8 +360,9 @@ def test_a_second_ctrl_c_does_not_wait():
         signal.raise_signal(signal.SIGTERM)  # however often it comes, the step in hand is finished
         signal.raise_signal(signal.SIGTERM)
         caught.clear()
-        signal.raise_signal(signal.SIGINT)
-        assert caught
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)  # the first one, and what was begun is saved
+        assert caught == [signal.SIGTERM, signal.SIGINT]
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) == before

@@ -392,7 +392,7 @@ def _interrupts() -> Iterator[list]:
     caught: list[int] = []
 
     def handler(number: int, frame: Any) -> None:
-        if number == signal.SIGINT and caught:
+        if number == signal.SIGINT and signal.SIGINT in caught:
             raise KeyboardInterrupt
         caught.append(number)
 
