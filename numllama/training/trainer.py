@@ -196,6 +196,8 @@ class Trainer:
         if self._loader:
             return self._loader(self.windows)
         c = self.config
+        if not isinstance(self.data, Dataset):
+            return self.data.batch(c.batch_size, c.seq_len, c.seed, self.windows)
         rows = () if self._rows is None else (self._rows,)
         return self.data.batch(c.batch_size, c.seq_len, c.seed, step, *rows)
 

@@ -18,7 +18,7 @@ from numllama.cli import main
 from numllama.errors import CheckpointError
 from numllama.generation.chat import Chat, has_chat_template
 from numllama.training import checkpoint, parallel
-from numllama.training.conversations import Conversations
+from numllama.training.conversations import Conversations, Documents
 from numllama.training.parallel import Workers
 
 NAMES = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|end_of_text|>"]
@@ -202,10 +202,10 @@ def test_ctrl_c_saves_and_resume_comes_to_the_same_end(base, data, tmp_path, mon
     finetune(*arguments, "--out", tmp_path / "straight")
     plain = Conversations.batch
 
-    def batch(self, batch_size, seq_len, seed, step):
-        if step == 3:
+    def batch(self, batch_size, seq_len, seed, start):
+        if start == 2 * batch_size:
             signal.raise_signal(signal.SIGINT)
-        return plain(self, batch_size, seq_len, seed, step)
+        return plain(self, batch_size, seq_len, seed, start)
 
     with monkeypatch.context() as patch:
         patch.setattr(Conversations, "batch", batch)
@@ -215,6 +215,19 @@ def test_ctrl_c_saves_and_resume_comes_to_the_same_end(base, data, tmp_path, mon
     finetune("--resume", "--out", tmp_path / "stopped")
     for folder in ("model", "step-000006") + (("adapter",) if how == "lora" else ()):
         assert files(tmp_path / "stopped" / folder) == files(tmp_path / "straight" / folder)
+
+
+def test_a_run_that_goes_on_with_another_batch_size_leaves_out_no_row_and_takes_none_twice(base, tmp_path, monkeypatch):
+    data, seen, plain = write(tmp_path / "chat.jsonl", 34), [], Documents.batch
+    note = lambda self, rows, seq_len: (seen.extend(map(tuple, rows)), plain(self, rows, seq_len))[1]  # noqa: E731
+    settings = ("--val-data", data, "--seq-len", 30, "--eval-batches", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Conversations, "some_of_val", lambda *_: iter(()))
+        patch.setattr(Conversations, "all_of_val", lambda *_: iter(()))
+        patch.setattr(Documents, "batch", note)
+        finetune(base, "--data", data, *settings, "--out", tmp_path / "run", "--workers", 1, "--batch-size", 4, "--steps", 3)
+        finetune("--resume", "--out", tmp_path / "run", "--batch-size", 2, "--steps", 14)
+    assert len(seen) == 3 * 4 + 11 * 2 == len(set(seen)) == 34
 
 
 @pytest.fixture
