@@ -328,7 +328,8 @@ class Trainer:
             What was damaged, a sentence each.
         """
         out = self._folder()
-        folders, damaged, found = checkpoint.step_folders(out), {}, None
+        folders, damaged = checkpoint.step_folders(out), {}
+        found = None
         if not fall_back and (not folders or (out / "latest.json").exists()):
             checkpoint.find_step(out)  # which says what is wrong, if something is
         for folder in folders:
