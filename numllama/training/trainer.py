@@ -332,6 +332,7 @@ class Trainer:
         found = None
         if not fall_back and (not folders or (out / "latest.json").exists()):
             checkpoint.find_step(out)  # which says what is wrong, if something is
+        self.workers.check_same({"checkpoint": [folder.name for folder in folders]})
         for folder in folders:
             try:
                 found = self._restore(folder)

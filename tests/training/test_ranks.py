@@ -318,17 +318,18 @@ def test_a_rank_that_would_do_something_else_ends_the_job_before_the_first_step(
     assert len(set(together(3, run))) == 1
 
 
-def test_ranks_that_find_different_checkpoints_do_not_go_on_with_them(monkeypatch, tmp_path):
+@pytest.mark.parametrize("seeds", [(0, 0, 1), (0, 0)], ids=["another", "none"])
+def test_ranks_that_find_different_checkpoints_do_not_go_on_with_them(monkeypatch, tmp_path, seeds):
     """As where a folder is each machine's own."""
     monkeypatch.setattr(trainer, "communicator", lambda parallel: here.comm)
-    for rank, seed in enumerate((0, 0, 1)):
+    for rank, seed in enumerate(seeds):
         first = Trainer(build(vocab_size=DATA.vocab_size), DATA, replace(SMALL, seed=seed), tmp_path / str(rank))
         go(first, until=2)
         first.save()
 
     def run(comm):
         with pytest.raises(NumllamaError, match=r"^rank 2 differs from rank 0 in checkpoint: "):
-            train(comm, tmp_path / str(comm.rank)).resume()
+            train(comm, tmp_path / str(comm.rank)).resume(fall_back=True)
 
     together(3, run)
 
