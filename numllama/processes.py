@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import IO, Any
 
 from numllama.errors import NumllamaError
 
@@ -58,6 +58,31 @@ def handling(handler: Callable[[int, Any], None], *numbers: int) -> Iterator[Non
             signal.signal(number, before)
 
 
+def lock(file: IO) -> None:
+    """Lock a file that is open for writing until it is closed; OSError if another process has, or if it cannot be locked."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        import msvcrt
+
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@contextmanager
+def _for_the_parent() -> Iterator[None]:
+    """Let processes that start meanwhile never see what a terminal or a scheduler sends to all: a step needs them to its end."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, *TO_END])  # which they inherit
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class Processes:
     """Children that apply one function.
 
@@ -73,7 +98,8 @@ class Processes:
     def __init__(self, function: Callable[[Any], Any], workers: int, fds: Sequence[int] = ()) -> None:
         command = [sys.executable, "-c", _CHILD.format(path=sys.path)]
         pipe = subprocess.PIPE
-        self._children = [subprocess.Popen(command, stdin=pipe, stdout=pipe, pass_fds=fds) for _ in range(workers)]
+        with _for_the_parent():
+            self._children = [subprocess.Popen(command, stdin=pipe, stdout=pipe, pass_fds=fds) for _ in range(workers)]
         self._free: SimpleQueue = SimpleQueue()
         self._threads = ThreadPoolExecutor(workers)  # each waits for the answer of a child
         function = pickle.dumps(function)
@@ -144,7 +170,7 @@ class Processes:
 
 def serve() -> None:
     """Be a child: read a function, then answer each argument that comes, until no more can come."""
-    for number in (signal.SIGINT, *TO_END):  # for the parent: a scheduler sends them to all, and it may want us to the end
+    for number in (signal.SIGINT, *TO_END):  # for the parent, see _for_the_parent
         signal.signal(number, signal.SIG_IGN)
     questions, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what the function prints is no answer

@@ -951,6 +951,41 @@ MISTAKES = [
         "training/test_trainer_survives.py::test_a_checkpoint_that_was_whole_but_not_yet_named_when_the_kill_came_is_used",
     ),
     Mistake(
+        "float16's scale of gradients gone on with in another dtype",
+        "training/trainer.py", 'if state["dtype"] == self.model.dtype.name:', "if True:",
+        "training/test_trainer_survives.py::test_the_scale_of_gradients_is_gone_on_with_in_float16_alone[dtypes1-1]",
+    ),
+    Mistake(
+        "a folder taken for another run's because one's own step 0 is there",
+        "training/trainer.py", "if self._has_folder or self.workers.rank:", "if self.step or self.workers.rank:",
+        "training/test_trainer_survives.py::test_a_run_that_was_saved_before_its_first_step_goes_on[True]",
+    ),
+    Mistake(
+        "ranks that train on different data, and nobody told",
+        "training/ranks.py", "if digest != expected", "if False",
+        "training/test_ranks.py::test_a_rank_that_would_do_something_else_ends_the_job_before_the_first_step[data-changes2]",
+    ),
+    Mistake(
+        "an adapter over a model whose weights have changed",
+        "training/checkpoint.py", "and saved != below:", "and False:",
+        "training/test_finetune.py::test_an_adapter_whose_model_has_changed_below_it_is_refused",
+    ),
+    Mistake(
+        "two new runs that both find a folder empty",
+        "training/run.py", "if not begun:  # still?", "if False:",
+        "test_cli.py::test_two_new_runs_that_begin_in_one_folder_at_once_do_not_both_write_there",
+    ),
+    Mistake(
+        "worker processes that a signal to all ends while they start",
+        "processes.py", "with _for_the_parent():", "if True:",
+        "test_processes.py::test_a_signal_to_all_is_for_the_parent_however_early_it_comes[15]",
+    ),
+    Mistake(
+        "the memory of GELU planned as SwiGLU's",
+        "training/plan.py", '"gelu": (2, 7)', '"gelu": (3, 4)',
+        "training/test_plan.py::test_activations_are_within_ten_percent_of_what_a_step_measures[4-True]",
+    ),
+    Mistake(
         "a damaged checkpoint that stays where its step will be saved again",
         "training/trainer.py", "            checkpoint.set_aside(folder)\n", "            pass\n",
         "training/test_trainer_survives.py::test_where_all_checkpoints_are_damaged_the_run_begins_anew_and_deletes_nothing",

@@ -28,10 +28,12 @@ from numllama.model import ModelConfig
 from numllama.processes import TO_END
 from numllama.tokenizer import CharTokenizer, Tokenizer
 from numllama.tokenizer.train_bpe import train_on_text
-from numllama.training import TrainConfig, Trainer, load_dataset, load_run, run, shakespeare, stand_in, write_tokens
+from numllama.training import TrainConfig, Trainer, load_dataset, load_run, run, shakespeare, stand_in, trainer, write_tokens
 from numllama.training.checkpoint import find_step
+from numllama.training.communicator import Communicator
 from numllama.training.parallel import Workers
 from numllama.training.prepare import prepare_texts
+from numllama.training.run import only_run_in
 
 PROJECT = Path(__file__).resolve().parents[1]
 TEXT = "The quick brown fox jumps over the lazy dog.\n" * 30
@@ -155,7 +157,7 @@ def test_a_run_leaves_everything_that_people_look_at(done):
     out, _ = done
     steps = {"step-000004", "step-000008"}
     files = {"config.json", "metrics.jsonl", "result.json", "tokenizer.json", "loss.png", "latest.json", "best.json"}
-    assert {path.name for path in out.iterdir()} == files | steps
+    assert {path.name for path in out.iterdir()} == files | steps | {".lock"}
     assert {find_step(out, which).name for which in ("latest", "best")} <= steps
 
 
@@ -358,8 +360,9 @@ def test_a_second_ctrl_c_does_not_wait():
         signal.raise_signal(signal.SIGTERM)  # however often it comes, the step in hand is finished
         signal.raise_signal(signal.SIGTERM)
         caught.clear()
-        signal.raise_signal(signal.SIGINT)
-        assert caught
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)  # the first one, and what was begun is saved
+        assert caught == [signal.SIGTERM, signal.SIGINT]
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) == before
@@ -409,7 +412,41 @@ def test_auto_begins_where_there_is_no_run_and_goes_on_where_there_is_one(book, 
     assert steps_in(out) == list(range(1, 9))
     assert weights(out) == weights(tmp_path / "straight")
     refused(numllama_train(*arguments, *tiny(dim=24)), "a resumed run keeps its model, so dim cannot change")
+    refused(numllama_train(*arguments, *tiny(), "--preset", "117m"), "keeps its model, so tie_embeddings, init_std cannot change")
+    finished(numllama_train(*arguments, *tiny(), "--preset", "shakespeare-cpu"))
     refused(numllama_train(*arguments, "--tokenizer", "bpe"), "keeps its tokenizer")
+
+
+@pytest.mark.parametrize("resume", [("--resume",), ("--resume", "auto")])
+def test_a_run_that_was_begun_with_some_workers_goes_on_with_ranks(copy, monkeypatch, resume):
+    for module in (run, trainer):
+        monkeypatch.setattr(module, "communicator", lambda parallel: Communicator())
+    finished(numllama_train(*resume, "--steps", 9, "--workers", 2, "--out", copy))
+    finished(numllama_train(*resume, "--steps", 10, "--parallel", "mpi", "--out", copy))
+    assert steps_in(copy) == list(range(1, 11))
+
+
+@pytest.mark.parametrize("arguments", [("--resume", "--steps", 9), ("--resume", "auto")])
+def test_a_folder_in_which_another_process_trains_is_refused_and_left_alone(copy, arguments):
+    before = contents(copy)
+    with only_run_in(copy, begun=True):
+        refused(numllama_train(*arguments, "--out", copy), f"{copy} is in use: another process trains there")
+        assert contents(copy) | {".lock": b""} == before | {".lock": b""}
+    finished(numllama_train(*arguments, "--out", copy))
+
+
+def test_two_new_runs_that_begin_in_one_folder_at_once_do_not_both_write_there(book, tmp_path, monkeypatch):
+    out, second = tmp_path / "run", []
+
+    def at_the_last_moment(*arguments, **options):
+        monkeypatch.undo()
+        second.append(numllama_train("--data", book, *tiny(), "--out", out))
+        return only_run_in(*arguments, **options)
+
+    monkeypatch.setattr(run, "only_run_in", at_the_last_moment)
+    refused(numllama_train("--data", book, *tiny(), "--out", out), "already holds a run")
+    finished(second[0])
+    assert steps_in(out) == list(range(1, 9))
 
 
 def test_auto_without_a_folder_takes_the_newest_run_or_a_new_one(book, tmp_path, monkeypatch):
@@ -645,7 +682,7 @@ def test_a_disk_that_is_full_at_a_checkpoint_is_one_sentence_and_the_run_goes_on
         result = numllama_train("--resume", "--steps", 12, "--out", copy)
     refused(result, f"the checkpoint of step 12 could not be saved in {copy}: {os.strerror(errno.EFBIG)}")
     assert contents(find_step(copy)) == before
-    assert not list(copy.glob(".*"))
+    assert list(copy.glob(".*")) == [copy / ".lock"]
     finished(numllama_train("--resume", "--steps", 12, "--out", copy))
     assert steps_in(copy) == list(range(1, 13))
 

@@ -1,6 +1,7 @@
 """Processes: results in order, errors as they are, and a child that dies is noticed."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -57,6 +58,16 @@ def test_what_a_function_prints_is_no_answer():
 def test_a_child_that_dies_is_noticed():
     with Processes(os._exit, 1) as processes, pytest.raises(NumllamaError, match=r"a worker process ended \(code 7\)"):
         list(processes.map([7]))
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="signals go to one process here")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_all_is_for_the_parent_however_early_it_comes(number):
+    with Processes(abs, 2) as processes:
+        for pid in processes.pids:  # which are not even interpreters yet
+            os.kill(pid, number)
+        assert list(processes.map([-1, -2, -3])) == [1, 2, 3]
+    assert number not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 def test_there_is_at_least_one_core():

@@ -47,6 +47,8 @@ def load(
         path, adapter = peft.base_of(path), path
     if adapter is not None:
         model = load(path, dtype, device)
+        if model.adapter is not None:  # an adapter that was tuned further
+            model.merge_adapter()
         peft.load_adapter(model, adapter)
         return model
     if dtype not in (None, BFLOAT16.name, *DTYPES):

@@ -34,6 +34,7 @@ from numllama.model import ModelConfig, Parameters, Transformer
 from numllama.optim.optimizer import Optimizer
 
 FORMAT = 1
+BELOW = 2**16  # so many of the weights below an adapter are looked at
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
 
 
@@ -62,6 +63,7 @@ class Snapshot:
             "step": step,
             "model": model.config.to_dict(),
             "lora": model.adapter.config.to_dict() if model.adapter else None,
+            "below": _below(model),
             "dtype": model.dtype.name,
             "optimizer_steps": optimizer.steps,
             "versions": versions(),
@@ -131,6 +133,9 @@ def load_checkpoint(folder: Path, model: Transformer, optimizer: Optimizer | Non
         raise CheckpointError(f"{folder} holds a model of another configuration")
     if state.get("lora") != (model.adapter.config.to_dict() if model.adapter else None):
         raise CheckpointError(f"{folder} holds a model with another adapter, or with none")
+    saved, below = state.get("below"), _below(model)
+    if saved and saved["dtype"] == below["dtype"] and saved != below:
+        raise CheckpointError(f"{folder} holds an adapter for a model of other weights than those that are below it now")
     views = {WEIGHTS: dict(model.learnt), OPTIMIZER: _joined(optimizer.state) if optimizer else {}}
     read = {name: _read_tensors(folder, name, state, expected) for name, expected in views.items() if expected}
     for name, tensors in read.items():  # all files are known to be good: nothing is changed by halves
@@ -152,9 +157,12 @@ def load_run(path: str | Path, device: str = "cpu", dtype: str | None = None, wh
     device, dtype : str
         Where to put the model; default dtype as it was trained, on a CPU float32 for what was trained in two bytes.
     which : str
-        ``"best"`` or ``"latest"``.
+        ``"best"`` or ``"latest"``, which ``"best"`` is too of a run that was stopped before its first estimate.
     """
-    folder = find_step(Path(path), which)
+    path = Path(path)
+    if not (path / f"{which}.json").exists() and (path / "latest.json").exists():
+        which = "latest"
+    folder = find_step(path, which)
     state = read_state(folder)
     trained = real_dtype(compute_dtype(state["dtype"])).name if device == "cpu" else state["dtype"]
     if state.get("lora"):
@@ -177,7 +185,7 @@ def find_step(path: Path, which: str = "latest") -> Path:
     try:
         folder = path / unsealed(json.loads(pointer.read_text(encoding="utf-8")))["folder"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{pointer} is damaged: {error}") from error
+        raise DamagedError(f"{pointer} is damaged: {error}") from error
     if not folder.is_dir():
         raise CheckpointError(f"{pointer} names {folder.name}, which is not there")
     return folder
@@ -256,10 +264,14 @@ def prune(run: Path, keep: int = 1) -> None:
 
     The newest `keep` ones stay, and those that ``latest.json`` and ``best.json`` name.
     """
-    try:
-        kept = {find_step(run, which).name for which in ("latest", "best") if (run / f"{which}.json").exists()}
-    except CheckpointError:  # whatever a damaged pointer named is not for us to delete
-        return
+    kept = set()
+    for which in ("latest", "best"):
+        try:
+            kept.add(find_step(run, which).name)
+        except DamagedError:  # whatever a damaged pointer named is not for us to delete
+            return
+        except CheckpointError:  # there is none, or somebody has deleted what it named
+            pass
     for folder in step_folders(run)[keep:]:
         if folder.name not in kept:
             with suppress(OSError):
@@ -289,6 +301,15 @@ def write_text(path: Path, text: str) -> None:
         with suppress(OSError):
             part.unlink(missing_ok=True)
         raise CheckpointError(f"{path} could not be written: {error.strerror}") from error
+
+
+def _below(model: Transformer) -> dict[str, str] | None:
+    """What tells the weights below an adapter from others: a checksum of some of them, spread over all."""
+    if model.adapter is None:
+        return None
+    flat = model.params.flat
+    some = to_numpy(flat[:: max(1, flat.size // BELOW)])
+    return {"dtype": flat.dtype.name, "sha256": hashlib.sha256(some.tobytes()).hexdigest()}
 
 
 def _copy(params: Parameters) -> np.ndarray:

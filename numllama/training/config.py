@@ -128,6 +128,7 @@ class TrainConfig:
                     continue
                 if not isinstance(value, kind) or isinstance(value, bool) or not allowed(value):
                     raise ValueError(f"{name} is {value!r}, but must be {words}")
+                object.__setattr__(self, name, int(value) if kind is Integral else float(value))  # JSON knows no NumPy
         if self.parallel == "threads" and (self.shard_optimizer or self.sum_by):
             raise ValueError("shard_optimizer and sum_by are for ranks: parallel must be mpi or nccl, but is 'threads'")
         if self.parallel != "threads" and self.workers not in (None, 1):

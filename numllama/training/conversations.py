@@ -4,8 +4,8 @@
 
 Each line is a document. Documents are packed into rows, several into one where they fit, and a row says of each token which
 document it belongs to: attention does not look across, and positions start anew. All targets are -100 but those that are the
-assistant's. Rows are packed once, and each epoch goes through them in an order of its own: a batch is a function of
-(seed, step).
+assistant's. Rows are packed once, and each epoch goes through them in an order of its own: a batch is a function of the
+seed and of how many rows were taken before.
 """
 
 import json
@@ -117,10 +117,10 @@ class Conversations:
             if not getattr(self, split).rows(seq_len):
                 raise DataError(f"no answer in the {split} split of {self.name} begins within seq_len, which is {seq_len}")
 
-    def batch(self, batch_size: int, seq_len: int, seed: int, step: int) -> Batch:
-        """A step's inputs, targets and segments: in each epoch every row once, in an order of its own."""
+    def batch(self, batch_size: int, seq_len: int, seed: int, start: int) -> Batch:
+        """Inputs, targets and segments, after `start` rows were taken: in each epoch every row once, in an order of its own."""
         rows, some = self.train.rows(seq_len), []
-        for epoch, first, stop in epochs(batch_size * (step - 1), batch_size * step, len(rows)):
+        for epoch, first, stop in epochs(start, start + batch_size, len(rows)):
             order = np.random.default_rng([seed, epoch]).permutation(len(rows))
             some += [rows[i] for i in order[first:stop]]
         return self.train.batch(some, seq_len)

@@ -107,7 +107,9 @@ def _load_folder(path: Path) -> Dataset:
     tokens, sizes, known = [], [], []
     for name in ("train", "val"):
         file = next((path / f"{name}{suffix}" for suffix in (".bin", ".npy") if (path / f"{name}{suffix}").exists()), None)
-        parts = [] if file else _numbered(path, name)
+        parts = _numbered(path, name)
+        if file and parts:
+            raise DataError(f"{path} has {file.name} and {parts[0].name}: which of them is the {name} split?")
         if not file and not parts:
             raise DataError(f"{path} has neither {name}.bin nor {name}.npy nor {name}-00000.bin")
         if parts:
@@ -230,7 +232,12 @@ def read_tokens(path: str | Path) -> tuple[np.ndarray, dict]:
 
 def _numbered(folder: Path, name: str) -> list[Path]:
     """``NAME-00000.bin``, ``NAME-00001.bin``, ...; DataError if one of them is missing, of as many as their `.json` says."""
-    found = {int(match[1]): path for path in folder.glob(f"{name}-*.bin") if (match := re.fullmatch(rf"{name}-(\d+)", path.stem))}
+    found: dict[int, Path] = {}
+    for path in sorted(folder.glob(f"{name}-*.bin")):
+        if match := re.fullmatch(rf"{name}-(\d+)", path.stem):
+            first = found.setdefault(int(match[1]), path)
+            if first != path:
+                raise DataError(f"{folder} has {path.name} and {first.name}: which of them is number {int(match[1])}?")
     if not found:
         return []
     _, about = read_tokens(found[min(found)])
@@ -258,11 +265,11 @@ class TokenShards:
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        self._files: list[tuple[Path, np.dtype]] = []
+        self._files: list[tuple[Path, np.dtype, int]] = []
         self._starts, self.vocab_sizes = [0], set()
         for path in paths:
             tokens, about = read_tokens(path)
-            self._files.append((path, tokens.dtype))
+            self._files.append((path, tokens.dtype, about["vocab_size"]))
             self._starts.append(self._starts[-1] + len(tokens))
             self.vocab_sizes.add(about["vocab_size"])
 
@@ -281,13 +288,15 @@ class TokenShards:
             pieces.append(self._read(*self._files[i], max(start - first, 0), min(stop, self._starts[i + 1]) - max(start, first)))
         return np.concatenate(pieces)
 
-    def _read(self, path: Path, dtype: np.dtype, start: int, count: int) -> np.ndarray:
+    def _read(self, path: Path, dtype: np.dtype, vocab_size: int, start: int, count: int) -> np.ndarray:
         try:
             tokens = np.fromfile(path, dtype, count, offset=start * dtype.itemsize)
         except OSError as error:
             raise DataError(f"{path} cannot be read: {error.strerror}") from error
         if len(tokens) < count:
             raise DataError(f"{path} is shorter than when it was opened")
+        if count and (highest := int(tokens.max())) >= vocab_size:
+            raise DataError(f"{path} holds the token {highest}, but its vocabulary is {vocab_size}")
         return tokens
 
 

@@ -23,7 +23,7 @@ from numllama.tokenizer import CharTokenizer, Tokenizer
 from numllama.training import checkpoint
 from numllama.training.config import TrainConfig
 from numllama.training.conversations import Conversations, load_conversations
-from numllama.training.run import default_folder, go_on, write_about
+from numllama.training.run import check_new, default_folder, ends_when_told, go_on, only_run_in, write_about
 from numllama.training.trainer import Trainer
 
 BATCH_SIZE, SEQ_LEN, WARMUP, EPOCHS = 8, 1024, 0.1, 3.0
@@ -69,6 +69,7 @@ class Tuning:
         return cls(**paths, lora=LoraConfig(**values["lora"]) if values["lora"] else None)
 
 
+@ends_when_told
 def finetune_run(
     tuning: Tuning, out: Path | None, device: str, epochs: float | None, train_changes: dict[str, Any]
 ) -> int:
@@ -89,26 +90,29 @@ def finetune_run(
     if epochs is not None and not epochs > 0:
         raise ValueError(f"epochs is {epochs}, but must be a positive number")
     out = out or default_folder(f"{tuning.model.resolve().name}-tuned", resume=False)
-    if (out / "config.json").exists():
-        raise ValueError(f"{out} already holds a run: use --resume to go on with it, or another --out")
+    check_new(out)
     model, data = _open(tuning, device, train_changes.get("dtype"), train_changes.get("seed", 0))
     config = _recipe(tuning, model, data, epochs or EPOCHS, train_changes)
-    return _go_on(tuning, Trainer(model, data, config, out))
+    trainer = Trainer(model, data, config, out)
+    with only_run_in(out, begun=False):
+        return _go_on(tuning, trainer)
 
 
+@ends_when_told
 def resume_run(out: Path, device: str, train_changes: dict[str, Any]) -> int:
     """Go on with a fine-tuning that was interrupted."""
     _check_alone(train_changes)
-    about = read_json(out / "config.json")
+    about = _read_about(out)
     try:
         tuning, config = Tuning.from_dict(about["tuning"]), TrainConfig(**about["train"])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{out} holds no fine-tuning to resume: its config.json lacks or mistakes {error}") from error
     config = replace(config, **train_changes)
     trainer = Trainer(*_open(tuning, device, config.dtype, config.seed), config, out)
-    if (out / "latest.json").exists():  # a run that was killed before its first checkpoint starts again
-        trainer.resume()
-    return _go_on(tuning, trainer)
+    with only_run_in(out, begun=True):
+        if checkpoint.step_folders(out) or (out / "latest.json").exists():  # else it was killed before its first checkpoint
+            trainer.resume()
+        return _go_on(tuning, trainer)
 
 
 def _check_alone(train_changes: dict[str, Any]) -> None:
@@ -117,13 +121,24 @@ def _check_alone(train_changes: dict[str, Any]) -> None:
         raise ValueError(f"parallel is {parallel!r}, but fine-tuning is done by one process: it must be 'threads'")
 
 
+def _read_about(run: Path) -> dict[str, Any]:
+    """How a run was started."""
+    path = run / "config.json"
+    try:
+        return checkpoint.unsealed(read_json(path))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+
+
 def load_adapted(run: Path, lora: dict[str, Any], device: str, dtype: str | None) -> Transformer:
     """The model below a run's adapter, with an adapter that is yet to be filled."""
-    about = read_json(run / "config.json")
+    about = _read_about(run)
     base = about.get("tuning", {}).get("model")
     if not isinstance(base, str) or not Path(base).exists():
         raise CheckpointError(f"{run} holds an adapter for the model {base}, which is not there")
     model = numllama.load(base, dtype, device)
+    if model.adapter is not None:
+        model.merge_adapter()
     model.add_adapter(LoraConfig(**lora))
     return model
 

@@ -153,6 +153,9 @@ class Workers:
         """Whether any rank says yes: here is only one."""
         return flag
 
+    def check_same(self, things: dict[str, Any]) -> None:
+        """NumllamaError unless all ranks have the same things: here is only one."""
+
     def whole(self, optimizer: Optimizer) -> Optimizer:
         """The optimizer with the moments of all parameters, as it is saved."""
         return optimizer

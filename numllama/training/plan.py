@@ -1,16 +1,16 @@
 """What a training run will take: memory by part, FLOPs, messages, time and cost; for one machine and for many.
 
 For N tokens of a shard, per layer of width C, with Q = H·D, KV = K·D, F, in numbers (not bytes):
-    kept for backward      N · (4C + 2Q + 2KV + 3F)      or N · C with recompute
-    while a layer is done  N · max(C + 6F, 11C)          feed-forward's or attention's gradients, beside the caches
-    while the head is done 3 · rows · V                  rows of logits at once, see transformer.CHUNK_LOGITS
+    kept for backward      N · (4C + 2Q + 2KV + 3F)        or N · C with recompute; with GELU 2F
+    while a layer is done  N · max(C + 4F, 4C + 3Q + 3KV)  feed-forward's or attention's gradients, beside the caches; GELU 7F
+    while the head is done 3 · rows · V                    rows of logits at once, see transformer.CHUNK_LOGITS
 FLOPs of a token, forward: 2 for each weight of a product, and 4·Q for each key that attention looks at, of which causality
 leaves half; backward: twice the products, and 5/2 of attention's (Dao et al. 2022: scores are made again).
 Messages of a step, for each of n ranks: (n − 1)/n of all gradients out and as much back; ZeRO-1 sends the same.
 """
 
 from dataclasses import dataclass
-from math import prod
+from math import inf, prod
 
 from numllama.model import ModelConfig
 
@@ -59,9 +59,11 @@ def activation_numbers(config: ModelConfig, rows: int, seq_len: int, recompute: 
 
     c, tokens = config, rows * seq_len
     Q, KV = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
-    layer = tokens * (4 * c.dim + 2 * Q + 2 * KV + 3 * c.ffn_dim)
+    kept_wide, done_wide = {"swiglu": (3, 4), "gelu": (2, 7)}[c.ffn]  # arrays of F: GELU makes its parts again
+    layer = tokens * (4 * c.dim + 2 * Q + 2 * KV + kept_wide * c.ffn_dim)
     kept = c.n_layers * tokens * c.dim if recompute else c.n_layers * layer
-    doing_layer = tokens * max(c.dim + 4 * c.ffn_dim, 11 * c.dim) + c.ffn_dim * c.dim + (layer if recompute else 0)
+    widest = max(c.dim + done_wide * c.ffn_dim, 4 * c.dim + 3 * Q + 3 * KV)
+    doing_layer = tokens * widest + c.ffn_dim * c.dim + (layer if recompute else 0)
     logits, head = min(tokens * c.vocab_size, CHUNK_LOGITS_GPU if on_gpu else CHUNK_LOGITS), c.vocab_size * c.dim
     doing_head = max(2 * logits, logits + head) + 2 * tokens * c.dim
     return kept + max(doing_layer + head, doing_head)  # the head's gradient waits for the embedding's
@@ -148,8 +150,10 @@ class Plan:
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, but must be one of {', '.join(choices)}")
         for name in ("gpus", "per_machine", "batch_size", "rows", "seq_len", "tokens", "network"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, but must be positive")
+            if not 0 < getattr(self, name) < inf:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be positive and finite")
+        if self.price is not None and not 0 <= self.price < inf:
+            raise ValueError(f"price is {self.price}, but must not be negative")
         if not 0 < self.mfu <= 1:
             raise ValueError(f"mfu is {self.mfu}, but must lie in (0, 1]")
         if self.seq_len > self.config.max_seq_len:

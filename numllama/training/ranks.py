@@ -10,8 +10,10 @@ A message for each shard is little on one machine; between machines it may be to
 first (`sum_by="rank"`): one message a step, and other last bits.
 """
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
+from hashlib import sha256
 from itertools import islice
 from math import sqrt
 from typing import Any, NamedTuple
@@ -20,6 +22,7 @@ import numpy as np
 
 from numllama import dispatch
 from numllama.backend import Array
+from numllama.errors import NumllamaError
 from numllama.model import Parameters, Transformer
 from numllama.ops import IGNORE
 from numllama.optim import clip_grad_norm
@@ -247,6 +250,18 @@ class Ranks:
         flags = np.array([float(flag)])
         self.comm.all_reduce(flags)
         return bool(flags[0])
+
+    def check_same(self, things: dict[str, Any]) -> None:
+        """NumllamaError, on all ranks, unless all of them have the same things, which JSON can hold; else names what differs."""
+        digests = np.zeros((self.comm.size, len(things)))
+        for i, thing in enumerate(things.values()):
+            digests[self.rank, i] = int.from_bytes(sha256(json.dumps(thing, sort_keys=True).encode()).digest()[:6], "big")
+        self.comm.all_reduce(digests.reshape(-1))
+        for rank, row in enumerate(digests):
+            names = [name for name, digest, expected in zip(things, row, digests[0], strict=True) if digest != expected]
+            if names:
+                what = f"rank {rank} differs from rank 0 in {', '.join(names)}"
+                raise NumllamaError(f"{what}: all ranks need the same settings, data and folder")
 
     def whole(self, optimizer: Optimizer) -> Optimizer:
         """The optimizer with the moments of all parameters, as it is saved."""

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from numllama.backend import array_module, default_dtype
 from numllama.errors import CheckpointError, NumllamaError
 from numllama.generation import generate
 from numllama.model import ModelConfig, Transformer, count_parameters
-from numllama.processes import TO_END, handling
+from numllama.processes import TO_END, handling, lock
 from numllama.tokenizer import CharTokenizer, Tokenizer
 from numllama.training import checkpoint
 from numllama.training.communicator import Communicator, communicator
@@ -40,7 +40,10 @@ def _exit(number: int, frame: Any) -> None:
     raise SystemExit(0)
 
 
-@handling(_exit, *TO_END)  # outside of the loop there is nothing to save
+ends_when_told = handling(_exit, *TO_END)  # outside of the loop there is nothing to save
+
+
+@ends_when_told
 def train_run(
     data: Path | None,
     preset: str | None,
@@ -91,7 +94,7 @@ def _train_run(
     tokenizer: str | None,
 ) -> int:
     array_module(device)  # before any data is read or downloaded
-    preset = preset or ("shakespeare-cpu" if device == "cpu" else "shakespeare")
+    named, preset = preset, preset or ("shakespeare-cpu" if device == "cpu" else "shakespeare")
     out = out or default_folder(preset, resume)
     auto = resume == "auto"
     if auto and not (out / "config.json").exists():
@@ -99,6 +102,8 @@ def _train_run(
     if resume:
         saved_data, saved_tokenizer, model_config, config = _read_about(out)
         if auto:  # what is said again is no change
+            if named:
+                model_changes = ModelConfig.preset(named, **{"vocab_size": model_config.vocab_size, **model_changes}).to_dict()
             model_changes = {name: value for name, value in model_changes.items() if getattr(model_config, name) != value}
             tokenizer = None if tokenizer == (saved_tokenizer or "char") else tokenizer
         if model_changes:
@@ -110,10 +115,11 @@ def _train_run(
         known = Tokenizer.load(out) if tokenizer not in (None, "char") else tokenizer
         dataset = comm.rank_zero_first(lambda: _open_data(data, known))
         alone = dict(parallel="threads", shard_optimizer=False, sum_by=None)  # a run may go on with other ranks, or with none
+        if train_changes.get("parallel", "threads") != "threads":
+            alone["workers"] = None  # each rank is one
         config = replace(config, **alone | train_changes)
     else:
-        if (out / "config.json").exists():
-            raise ValueError(f"{out} already holds a run: use --resume to go on with it, or another --out")
+        check_new(out)
         dataset = comm.rank_zero_first(lambda: _open_data(data, tokenizer))
         model_config = ModelConfig.preset(preset, **{"vocab_size": dataset.vocab_size, **model_changes})
         config = replace(recipe(preset), **train_changes)
@@ -121,16 +127,17 @@ def _train_run(
 
     model = Transformer(model_config, seed=config.seed, device=device, dtype=config.dtype)
     trainer = Trainer(model, dataset, config, out)
-    saved = checkpoint.step_folders(out) or (out / "latest.json").exists()
-    if resume and saved:  # a run that was killed before its first checkpoint starts again
-        for damage in trainer.resume(fall_back=auto):
-            where = f"going on from step {trainer.step}" if trainer.step else "beginning anew"
-            print(f"{damage}; {where}", flush=True)
-    comm.barrier()  # all have seen the folder as it was
-    if comm.rank == 0:
-        path = str(data if data == PLAY else data.resolve()) if data else None
-        write_about(trainer, data=path, tokenizer=tokenizer)  # of a resumed run too: its settings may have changed
-    return go_on(trainer, _finish, comm)
+    with nullcontext() if comm.rank else only_run_in(out, begun=bool(resume)):
+        saved = checkpoint.step_folders(out) or (out / "latest.json").exists()
+        if trainer.workers.agree(bool(resume and saved)):  # a run that was killed before its first checkpoint starts again
+            for damage in trainer.resume(fall_back=auto):
+                where = f"going on from step {trainer.step}" if trainer.step else "beginning anew"
+                print(f"{damage}; {where}", flush=True)
+        comm.barrier()  # all have seen the folder as it was
+        if comm.rank == 0:
+            path = str(data if data == PLAY else data.resolve()) if data else None
+            write_about(trainer, data=path, tokenizer=tokenizer)  # of a resumed run too: its settings may have changed
+        return go_on(trainer, _finish, comm)
 
 
 def go_on(trainer: Trainer, finish: Callable[[Trainer], None], comm: Communicator = ALONE) -> int:
@@ -257,6 +264,32 @@ def default_folder(preset: str, resume: bool | str) -> Path:
     return (last if resume else None) or folder
 
 
+def check_new(out: Path) -> None:
+    """ValueError if a run has begun in this folder."""
+    if (out / "config.json").exists():
+        raise ValueError(f"{out} already holds a run: use --resume to go on with it, or another --out")
+
+
+@contextmanager
+def only_run_in(out: Path, begun: bool) -> Iterator[None]:
+    """Keep other processes out of a run's folder until this one ends, however it ends: two would write over each other."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        file = open(out / ".lock", "ab")  # noqa: SIM115
+    except OSError as error:
+        raise NumllamaError(f"the run's folder {out} cannot be written: {error.strerror}") from error
+    with file:
+        try:
+            lock(file)
+        except (BlockingIOError, PermissionError) as error:
+            raise CheckpointError(f"{out} is in use: another process trains there; if not, delete {out / '.lock'}") from error
+        except OSError:  # this file system knows no locks
+            pass
+        if not begun:  # still?
+            check_new(out)
+        yield
+
+
 def write_about(trainer: Trainer, **start: Any) -> None:
     """Write a run's tokenizer and its config.json; `start` says how to start it again."""
     out, data = trainer.out, trainer.data
@@ -359,7 +392,7 @@ def _interrupts() -> Iterator[list]:
     caught: list[int] = []
 
     def handler(number: int, frame: Any) -> None:
-        if number == signal.SIGINT and caught:
+        if number == signal.SIGINT and signal.SIGINT in caught:
             raise KeyboardInterrupt
         caught.append(number)
 

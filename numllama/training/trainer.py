@@ -114,6 +114,8 @@ class Trainer:
             comm = communicator(config.parallel)
             comm.timeout = config.timeout
             self.workers = Ranks(model, comm, config.shard_optimizer, config.sum_by)
+            same = {"model": model.config.to_dict(), "data": self._about_data["sha256"]}
+            self.workers.check_same(self.config.to_dict() | same)
         self._rows = self.workers.rows(config.batch_size, shards) if isinstance(data, Dataset) else None
         self.optimizer = self.config.make_optimizer(self.workers.params)
         self.step, self.windows, self.skipped, self._skipped_in_a_row = 0, 0, 0, 0
@@ -122,6 +124,7 @@ class Trainer:
         in_epochs = sampling == "epochs" and isinstance(data, Dataset)
         self._loader = Prefetched(self._epoch_batch, config.batch_size) if in_epochs else None
         self._writing: Future | None = None
+        self._has_folder = False
         self.scale, self._steps_since_change = (LARGEST_SCALE if model.dtype == "float16" else 1.0), 0
         self._whole_step: Callable | None = None
         if not on_cpu and config.parallel == "threads" and model.adapter is None and isinstance(data, Dataset):
@@ -134,7 +137,7 @@ class Trainer:
     # -------------------------------------------------------------------------------------------- the loop
 
     def __iter__(self) -> Iterator[StepReport]:
-        if self.out and self.step == 0:
+        if self.out:
             self._begin_folder()
         try:
             with training_settings(self.model.device):
@@ -193,6 +196,8 @@ class Trainer:
         if self._loader:
             return self._loader(self.windows)
         c = self.config
+        if not isinstance(self.data, Dataset):
+            return self.data.batch(c.batch_size, c.seq_len, c.seed, self.windows)
         rows = () if self._rows is None else (self._rows,)
         return self.data.batch(c.batch_size, c.seq_len, c.seed, step, *rows)
 
@@ -271,6 +276,7 @@ class Trainer:
         out = self._folder()
         if self.step and self.workers.rank == 0 and not out.is_dir():
             raise CheckpointError(f"the checkpoint of step {self.step} could not be saved: the folder {out} is gone")
+        self._begin_folder()
         is_best = val_loss is not None and val_loss < self.best
         best, best_step = (val_loss, self.step) if is_best else (self.best, self._best_step)
         state = {
@@ -323,17 +329,19 @@ class Trainer:
         """
         out = self._folder()
         folders, damaged = checkpoint.step_folders(out), {}
+        found = None
         if not fall_back and (not folders or (out / "latest.json").exists()):
             checkpoint.find_step(out)  # which says what is wrong, if something is
+        self.workers.check_same({"checkpoint": [folder.name for folder in folders]})
         for folder in folders:
             try:
-                self._restore(folder)
+                found = self._restore(folder)
                 break
             except DamagedError as error:
                 if not fall_back:
                     raise
                 damaged[folder] = str(error)
-        self.workers.agree(False)  # all ranks have read
+        self.workers.check_same({"checkpoint": [self.step, found]})  # all ranks have read, and read the same
         if self.workers.rank == 0:
             for folder in damaged:
                 checkpoint.set_aside(folder)
@@ -341,11 +349,15 @@ class Trainer:
                 checkpoint.point(out, folders[len(damaged)], self._best_step)
         return list(damaged.values())
 
-    def _restore(self, folder: Path) -> None:
+    def _restore(self, folder: Path) -> dict[str, str]:
+        """Take over a checkpoint; returns its files' checksums."""
         state = checkpoint.read_state(folder)
         data, mine = state["data"], self._about_data
         if any(data.get(name, mine[name]) != mine[name] for name in ("train_tokens", "vocab_size", "sha256")):
             raise CheckpointError(f"{folder} was trained on other data: {data['name']}")
+        was, now = state["train"]["optimizer"], self.config.optimizer
+        if was != now:
+            raise CheckpointError(f"{folder} was trained with {was}, whose moments no other has, but optimizer is {now!r}")
         optimizer = self.workers.whole(self.optimizer)
         checkpoint.load_checkpoint(folder, self.model, optimizer)
         self.workers.keep(self.optimizer, optimizer)
@@ -357,7 +369,10 @@ class Trainer:
         self.best = math.inf if self.best is None else self.best
         self._losses = deque(state.get("losses", ()), maxlen=SPIKE_STEPS)
         self.skipped, self._skipped_in_a_row = state["skipped"], state["skipped_in_a_row"]
-        self.scale, self._steps_since_change = state.get("scale", (self.scale, 0))
+        if state["dtype"] == self.model.dtype.name:
+            self.scale, self._steps_since_change = state.get("scale", (self.scale, 0))
+        self._has_folder = True
+        return state["sha256"]
 
     @cached_property
     def _about_data(self) -> dict:
@@ -366,12 +381,16 @@ class Trainer:
         return {"name": data.name, "vocab_size": data.vocab_size, "train_tokens": len(data.train), "sha256": data.checksums()}
 
     def _begin_folder(self) -> None:
+        """Make the folder, which must not hold another run; once, by rank 0."""
+        if self._has_folder or self.workers.rank:
+            return
         if checkpoint.step_folders(self.out):
             raise CheckpointError(f"{self.out} already holds a run: resume it, or choose another folder")
         try:
             self.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise CheckpointError(f"the run's folder {self.out} cannot be made: {error.strerror}") from error
+        self._has_folder = True
 
     def _folder(self) -> Path:
         if self.out is None:

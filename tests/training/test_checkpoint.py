@@ -432,6 +432,11 @@ def test_a_run_loads_its_best_or_its_latest_model(tmp_path):
     assert_same_bits(load_run(tmp_path / "step-000002").params.flat, late.model.params.flat)
 
 
+def test_a_run_that_was_stopped_before_its_first_estimate_loads_as_it_is(tmp_path):
+    checkpoint.point_to(tmp_path, "latest", save(tmp_path, 2, build(2)))
+    assert_same_bits(load_run(tmp_path).params.flat, build(2).model.params.flat)
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"3", b"null", b"{}", b'{"folder": 3}', b'{"folder": null}', b"\xff"])
 def test_a_damaged_pointer_is_named(tmp_path, content):
     save(tmp_path)

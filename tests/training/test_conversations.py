@@ -153,7 +153,7 @@ def test_each_epoch_sees_every_row_once_in_an_order_of_its_own(batch_size, seed)
     per_row = [tuple(ids[:-1]) for ids, _ in data.train.documents]
     seen = []
     for step in range(1, 30):
-        inputs, _, _ = data.batch(batch_size, 11, seed, step)
+        inputs, _, _ = data.batch(batch_size, 11, seed, batch_size * (step - 1))
         assert len(inputs) == batch_size
         seen += [per_row.index(tuple(row)) for row in inputs]
     whole = [seen[i : i + 10] for i in range(0, len(seen) - 9, 10)]
@@ -166,11 +166,11 @@ def test_epochs_are_cut_where_they_end():
     assert list(epochs(4, 5, 3)) == [(1, 1, 2)]
 
 
-def test_a_batch_is_a_function_of_seed_and_step():
+def test_a_batch_is_a_function_of_seed_and_place():
     data = Conversations(documents(*[8] * 30), documents(5), None, "x")
-    first, again = (data.batch(4, 7, seed=1, step=9)[0] for _ in range(2))
+    first, again = (data.batch(4, 7, seed=1, start=32)[0] for _ in range(2))
     assert np.array_equal(first, again)
-    assert not np.array_equal(first, data.batch(4, 7, seed=2, step=9)[0])
+    assert not np.array_equal(first, data.batch(4, 7, seed=2, start=32)[0])
 
 
 def test_the_last_tenth_is_for_validation_unless_there_is_a_file(tokenizer, tmp_path):

@@ -13,7 +13,7 @@ from numllama.errors import DataError
 from numllama.model import ModelConfig, Transformer
 from numllama.tokenizer import CharTokenizer
 from numllama.training import TrainConfig, Trainer, data, load_dataset, read_tokens, text_dataset, write_tokens
-from numllama.training.data import TokenShards, all_windows, checksum, random_batch
+from numllama.training.data import TokenShards, all_windows, checksum, describe_tokens, random_batch
 
 IDS = np.array([5, 0, 3, 3, 1, 5, 2, 4, 0, 1, 2, 3])
 
@@ -353,6 +353,27 @@ def test_a_file_that_is_missing_among_many_is_named(tmp_path):
     write_tokens(tmp_path / "val.bin", IDS, 6)
     (tmp_path / "train-00002.bin").unlink()
     assert "has 3 files train-*.bin, but number 2 is missing" in error_of(tmp_path)
+
+
+@pytest.mark.parametrize("other", ["train.bin", "train-1.bin", "train.npy"])
+def test_a_split_that_is_there_twice_is_refused(tmp_path, other):
+    write_parts(tmp_path, "train", IDS, [3, 6])
+    write_tokens(tmp_path / "val.bin", IDS, 6)
+    if other.endswith(".npy"):
+        np.save(tmp_path / other, IDS)
+    else:
+        write_tokens(tmp_path / other, IDS, 6)
+    assert f"{other} and train-0000" in error_of(tmp_path)
+
+
+def test_a_file_that_holds_what_is_not_in_its_vocabulary_is_named_when_that_is_read(tmp_path):
+    write_parts(tmp_path, "train", IDS, [6])
+    np.array([5, 6], dtype="<u2").tofile(path := tmp_path / "train-00001.bin")
+    describe_tokens(path, 2, 6)
+    tokens = TokenShards(sorted(tmp_path.glob("*.bin")))
+    assert tokens[:7].tolist() == [*IDS[:6].tolist(), 5]
+    with pytest.raises(DataError, match=r"train-00001\.bin holds the token 6, but its vocabulary is 6$"):
+        tokens[4:8]
 
 
 def test_files_of_different_vocabularies_are_refused(tmp_path):

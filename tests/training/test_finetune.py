@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 from contextlib import closing, redirect_stderr, redirect_stdout
 
@@ -17,7 +18,7 @@ from numllama.cli import main
 from numllama.errors import CheckpointError
 from numllama.generation.chat import Chat, has_chat_template
 from numllama.training import checkpoint, parallel
-from numllama.training.conversations import Conversations
+from numllama.training.conversations import Conversations, Documents
 from numllama.training.parallel import Workers
 
 NAMES = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|end_of_text|>"]
@@ -168,6 +169,16 @@ def test_an_adapter_can_be_tuned_further_and_is_then_part_of_the_model_below(tun
     assert_close(nl.load(tmp_path / "run" / "model").forward(tokens), nl.load(out / "model").forward(tokens), rtol=1e-5)
 
 
+@pytest.mark.parametrize("below", ["adapter", "."], ids=["adapter", "run"])
+def test_an_adapter_over_an_adapter_opens_as_all_others_do(tuned, data, tmp_path, below):
+    out, tokens = tmp_path / "run", np.arange(90)[None]
+    finetune(tuned[0] / below, "--data", data, "--out", out, *QUICK, "--steps", 2, "--lr", "1e-2")
+    finetune("--resume", "--out", out, "--steps", 4)
+    expected = nl.load(out / "model", dtype="float64").forward(tokens)
+    for path in (out, out / "adapter"):
+        assert_close(nl.load(path, dtype="float64").forward(tokens), expected, rtol=1e-5)
+
+
 # ------------------------------------------------------------------------------------------------ how it goes
 
 
@@ -191,10 +202,10 @@ def test_ctrl_c_saves_and_resume_comes_to_the_same_end(base, data, tmp_path, mon
     finetune(*arguments, "--out", tmp_path / "straight")
     plain = Conversations.batch
 
-    def batch(self, batch_size, seq_len, seed, step):
-        if step == 3:
+    def batch(self, batch_size, seq_len, seed, start):
+        if start == 2 * batch_size:
             signal.raise_signal(signal.SIGINT)
-        return plain(self, batch_size, seq_len, seed, step)
+        return plain(self, batch_size, seq_len, seed, start)
 
     with monkeypatch.context() as patch:
         patch.setattr(Conversations, "batch", batch)
@@ -204,6 +215,69 @@ def test_ctrl_c_saves_and_resume_comes_to_the_same_end(base, data, tmp_path, mon
     finetune("--resume", "--out", tmp_path / "stopped")
     for folder in ("model", "step-000006") + (("adapter",) if how == "lora" else ()):
         assert files(tmp_path / "stopped" / folder) == files(tmp_path / "straight" / folder)
+
+
+def test_a_run_that_goes_on_with_another_batch_size_leaves_out_no_row_and_takes_none_twice(base, tmp_path, monkeypatch):
+    data, seen, plain = write(tmp_path / "chat.jsonl", 34), [], Documents.batch
+    note = lambda self, rows, seq_len: (seen.extend(map(tuple, rows)), plain(self, rows, seq_len))[1]  # noqa: E731
+    settings = ("--val-data", data, "--seq-len", 30, "--eval-batches", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Conversations, "some_of_val", lambda *_: iter(()))
+        patch.setattr(Conversations, "all_of_val", lambda *_: iter(()))
+        patch.setattr(Documents, "batch", note)
+        finetune(base, "--data", data, *settings, "--out", tmp_path / "run", "--workers", 1, "--batch-size", 4, "--steps", 3)
+        finetune("--resume", "--out", tmp_path / "run", "--batch-size", 2, "--steps", 14)
+    assert len(seen) == 3 * 4 + 11 * 2 == len(set(seen)) == 34
+
+
+@pytest.fixture
+def stopped(base, data, tmp_path):
+    """A run with one checkpoint of two steps, to be gone on with."""
+    out = tmp_path / "run"
+    finetune(base, "--data", data, "--out", out, *QUICK, "--steps", 2)
+    return out
+
+
+def test_a_kill_before_the_first_pointer_loses_nothing(stopped):
+    for name in ("latest", "best"):
+        (stopped / f"{name}.json").unlink()
+    before = files(stopped / "step-000002")
+    assert "steps 3 to 3 of" in finetune("--resume", "--out", stopped, "--steps", 3)
+    assert files(stopped / "step-000002") == before
+
+
+def test_a_wrong_byte_in_the_settings_is_noticed(stopped):
+    path = stopped / "config.json"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace('"lr": 0.0002', '"lr": 0.0003'), encoding="utf-8")
+    assert f"{path} is damaged: its checksum is wrong" in finetune("--resume", "--out", stopped, "--steps", 3, code=2)
+    with pytest.raises(CheckpointError, match="its checksum is wrong"):
+        nl.load(stopped)
+
+
+def test_an_adapter_whose_model_has_changed_below_it_is_refused(base, data, tmp_path):
+    """As a training run that went on has."""
+    own, out = tmp_path / "own", tmp_path / "run"
+    shutil.copytree(base, own)
+    finetune(own, "--data", data, "--out", out, *QUICK, "--steps", 2)
+    model = nl.load(own)
+    model.params.flat[...] *= 1.01
+    model.save(tmp_path / "other")
+    shutil.copy(tmp_path / "other" / "model.safetensors", own / "model.safetensors")
+    before = files(out / "step-000002")
+    sentence = f"{out / 'step-000002'} holds an adapter for a model of other weights"
+    assert sentence in finetune("--resume", "--out", out, "--steps", 3, code=2)
+    assert files(out / "step-000002") == before
+    with pytest.raises(CheckpointError, match="other weights"):
+        nl.load(out)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_signal_to_end_ends_in_good_order_where_there_is_nothing_to_save(base, data, stopped, monkeypatch, resume):
+    """While the model is opened, say, or while it is written at the end."""
+    monkeypatch.setattr(nl, "load", lambda *_: signal.raise_signal(signal.SIGTERM))
+    fresh = (base, "--data", data, "--out", stopped.with_name("fresh"), *QUICK)
+    assert numllama("finetune", *(("--resume", "--out", stopped) if resume else fresh)) == (0, "", "")
 
 
 @pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="this system shares no memory by file descriptors")

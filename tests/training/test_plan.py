@@ -25,6 +25,9 @@ SHAPES = [
     dict(vocab_size=256, dim=256, n_layers=12, n_heads=4, n_kv_heads=1, B=4, T=256),
     dict(vocab_size=4096, dim=256, n_layers=4, n_heads=4, B=4, T=256),
     dict(vocab_size=64, dim=256, n_layers=3, n_heads=8, ffn_dim=1536, B=8, T=128, tie_embeddings=True),
+    dict(vocab_size=64, dim=256, n_layers=6, n_heads=4, B=8, T=128, ffn="gelu", norm="layernorm", positions="learned", bias=True),
+    dict(vocab_size=64, dim=256, n_layers=6, n_heads=4, ffn_dim=64, B=8, T=128),
+    dict(vocab_size=64, dim=256, n_layers=4, n_heads=4, n_kv_heads=2, head_dim=128, ffn_dim=256, B=8, T=128),
 ]
 
 
@@ -186,6 +189,8 @@ IMPOSSIBLE = [
     (dict(gpus=0), "gpus is 0, but must be positive"),
     (dict(mfu=1.5), r"mfu is 1.5, but must lie in \(0, 1\]"),
     (dict(seq_len=9000), "seq_len is 9000, but the model's max_seq_len is 8192"),
+    (dict(price=-1.0), "price is -1.0, but must not be negative"),
+    (dict(tokens=float("inf")), "tokens is inf, but must be positive and finite"),
     (dict(gpus=1024), "batch_size is 512, but 1024 GPUs need a sequence each"),
 ]
 

@@ -161,6 +161,7 @@ def test_each_rank_reads_the_rows_that_it_computes_and_no_others(monkeypatch, sa
     def run(comm):
         data = replace(DATA, train=Counted(DATA.train))
         pool = train(comm, data=data, **changes)
+        data.train.read = 0  # whether all have the same data, each rank has seen for itself
         reports = list(pool)
         assert all(r.tokens_per_second == pytest.approx(6 * T / (r.ms_per_step / 1e3)) for r in reports)  # of all ranks
         pool.close()
@@ -217,10 +218,10 @@ def test_a_sharded_optimizer_keeps_a_part_of_the_moments(size):
 here = threading.local()
 
 
-def train(comm, out=None, sharded=True, data=DATA, **changes):
+def train(comm, out=None, sharded=True, data=DATA, n_layers=3, **changes):
     """A trainer with this communicator."""
     here.comm = comm
-    model = build(vocab_size=DATA.vocab_size)
+    model = build(vocab_size=DATA.vocab_size, n_layers=n_layers)
     return Trainer(model, data, replace(SMALL, parallel="mpi", shard_optimizer=sharded, **changes), out)
 
 
@@ -292,6 +293,45 @@ def test_a_request_is_finished_once_and_only_when_it_is_done():
 def test_ranks_agree_when_any_of_them_says_yes():
     assert together(3, lambda comm: Ranks(build(), comm).agree(comm.rank == 1)) == [True] * 3
     assert together(3, lambda comm: Ranks(build(), comm).agree(False)) == [False] * 3
+
+
+REVERSED = replace(DATA, train=DATA.train[::-1].copy())
+
+
+@pytest.mark.parametrize(
+    ("named", "changes"),
+    [
+        ("lr", dict(lr=0.5)),
+        ("batch_size, seed", dict(batch_size=7, seed=3)),
+        ("data", dict(data=REVERSED)),
+        ("model", dict(n_layers=2)),
+    ],
+)
+def test_a_rank_that_would_do_something_else_ends_the_job_before_the_first_step(monkeypatch, named, changes):
+    monkeypatch.setattr(trainer, "communicator", lambda parallel: here.comm)
+
+    def run(comm):
+        with pytest.raises(NumllamaError, match=f"^rank 1 differs from rank 0 in {named}: all ranks need the same") as caught:
+            train(comm, **(changes if comm.rank == 1 else {}))
+        return str(caught.value)
+
+    assert len(set(together(3, run))) == 1
+
+
+@pytest.mark.parametrize("seeds", [(0, 0, 1), (0, 0)], ids=["another", "none"])
+def test_ranks_that_find_different_checkpoints_do_not_go_on_with_them(monkeypatch, tmp_path, seeds):
+    """As where a folder is each machine's own."""
+    monkeypatch.setattr(trainer, "communicator", lambda parallel: here.comm)
+    for rank, seed in enumerate(seeds):
+        first = Trainer(build(vocab_size=DATA.vocab_size), DATA, replace(SMALL, seed=seed), tmp_path / str(rank))
+        go(first, until=2)
+        first.save()
+
+    def run(comm):
+        with pytest.raises(NumllamaError, match=r"^rank 2 differs from rank 0 in checkpoint: "):
+            train(comm, tmp_path / str(comm.rank)).resume(fall_back=True)
+
+    together(3, run)
 
 
 @pytest.mark.parametrize("size", [1, 3])

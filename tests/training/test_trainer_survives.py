@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import threading
 import time
 from dataclasses import replace
@@ -269,6 +270,66 @@ def test_a_thousand_wrong_bytes_are_each_noticed_or_harmless(tmp_path, monkeypat
             if file == path or file.suffix == ".json":
                 file.write_bytes(content)
     assert noticed > 300
+
+
+# ------------------------------------------------------------------------------------------------ before the first step
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_run_that_was_saved_before_its_first_step_goes_on(tmp_path, stopped):
+    straight, first = train(), train(tmp_path)
+    go(straight)
+    first.save()
+    second = train(tmp_path) if stopped else first
+    if stopped:
+        second.resume()
+    go(second)
+    assert bits(second) == bits(straight)
+
+
+def test_what_is_saved_before_the_first_step_never_stands_in_the_folder_of_another_run(tmp_path):
+    go(train(tmp_path, eval_every=3))
+    before = sorted(path.name for path in tmp_path.iterdir())
+    with pytest.raises(CheckpointError, match=f"{tmp_path} already holds a run"):
+        train(tmp_path).save()
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+# ------------------------------------------------------------------------------------------------ other settings
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "scale"), [(("float32", "float16"), 2.0**16), (("float16", "float32"), 1), (("float16", "float16"), 2.0**10)]
+)
+def test_the_scale_of_gradients_is_gone_on_with_in_float16_alone(tmp_path, dtypes, scale):
+    first, second = (train(tmp_path, model=build(dtype=dtype), dtype=dtype) for dtype in dtypes)
+    first.scale = min(first.scale, 2.0**10)
+    go(first, until=2)
+    first.save()
+    second.resume()
+    assert second.scale == scale
+
+
+def test_another_optimizer_is_refused_by_name(tmp_path):
+    go(train(tmp_path, eval_every=2), until=2)
+    with pytest.raises(CheckpointError, match=r"step-000002 was trained with adamw, .* optimizer is 'sgd'"):
+        train(tmp_path, optimizer="sgd").resume(fall_back=True)
+
+
+def test_settings_that_are_numbers_of_numpy_are_saved_as_any_others(tmp_path):
+    trainer = train(tmp_path, steps=np.int64(4), lr=np.float32(0.5))
+    go(trainer)
+    assert checkpoint.read_state(checkpoint.find_step(tmp_path))["train"]["lr"] == 0.5
+
+
+def test_a_best_checkpoint_that_somebody_has_deleted_does_not_let_the_disk_fill_up(tmp_path):
+    trainer = train(tmp_path)
+    for step in range(1, 8):
+        go(trainer, until=step)
+        trainer.save(val_loss=float(step))
+        if step == 2:
+            shutil.rmtree(tmp_path / "step-000001")
+    assert [folder.name for folder in checkpoint.step_folders(tmp_path)] == ["step-000007", "step-000006"]
 
 
 # ------------------------------------------------------------------------------------------------ windows without replacement
