@@ -21,6 +21,7 @@ from numllama.errors import NumllamaError
 
 # What ends a run in good order: SIGTERM, and SIGUSR1, which mpirun hands on to its ranks without an end of its own.
 TO_END = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+FOR_THE_PARENT = (signal.SIGINT, *TO_END)  # a terminal or a scheduler sends them to all, but a step needs its children to its end
 _CHILD = "import sys; sys.path[:] = {path!r}; from numllama.processes import serve; serve()"
 
 
@@ -71,12 +72,12 @@ def lock(file: IO) -> None:
 
 
 @contextmanager
-def _for_the_parent() -> Iterator[None]:
-    """Let processes that start meanwhile never see what a terminal or a scheduler sends to all: a step needs them to its end."""
+def _unheard() -> Iterator[None]:
+    """Let processes that start meanwhile never see the signals that are for the parent."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, *TO_END])  # which they inherit
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, FOR_THE_PARENT)  # which they inherit
     try:
         yield
     finally:
@@ -98,7 +99,7 @@ class Processes:
     def __init__(self, function: Callable[[Any], Any], workers: int, fds: Sequence[int] = ()) -> None:
         command = [sys.executable, "-c", _CHILD.format(path=sys.path)]
         pipe = subprocess.PIPE
-        with _for_the_parent():
+        with _unheard():
             self._children = [subprocess.Popen(command, stdin=pipe, stdout=pipe, pass_fds=fds) for _ in range(workers)]
         self._free: SimpleQueue = SimpleQueue()
         self._threads = ThreadPoolExecutor(workers)  # each waits for the answer of a child
@@ -170,7 +171,7 @@ class Processes:
 
 def serve() -> None:
     """Be a child: read a function, then answer each argument that comes, until no more can come."""
-    for number in (signal.SIGINT, *TO_END):  # for the parent, see _for_the_parent
+    for number in FOR_THE_PARENT:  # where they could not be blocked
         signal.signal(number, signal.SIG_IGN)
     questions, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what the function prints is no answer

@@ -977,7 +977,7 @@ MISTAKES = [
     ),
     Mistake(
         "worker processes that a signal to all ends while they start",
-        "processes.py", "with _for_the_parent():", "if True:",
+        "processes.py", "with _unheard():", "if True:",
         "test_processes.py::test_a_signal_to_all_is_for_the_parent_however_early_it_comes[15]",
     ),
     Mistake(
@@ -1007,7 +1007,7 @@ MISTAKES = [
     ),
     Mistake(
         "processes that a scheduler's SIGTERM ends before their run has saved",
-        "processes.py", "(signal.SIGINT, *TO_END)", "(signal.SIGINT,)",
+        "processes.py", "FOR_THE_PARENT = (signal.SIGINT, *TO_END)", "FOR_THE_PARENT = (signal.SIGINT,)",
         "training/test_run.py::test_sigterm_to_all_processes_of_a_run_saves_and_exits_with_0",
     ),
     Mistake(
