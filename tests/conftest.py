@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from threadpoolctl import threadpool_limits
 
 from numllama.backend import array_module
@@ -14,6 +14,7 @@ from numllama.errors import DeviceError
 quiet = {"deadline": None, "print_blob": True, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("numllama", max_examples=40, derandomize=True, **quiet)
 settings.register_profile("thorough", max_examples=1000, **quiet)
+settings.register_profile("mistakes", settings.get_profile("numllama"), phases=[Phase.explicit, Phase.generate])  # none is shrunk
 settings.load_profile("numllama")
 
 # Many small products: a second BLAS thread would only get in the way of the other test processes.

@@ -57,7 +57,7 @@ def run_test(copy: Path, test: str, printed: Path, environment: dict[str, str]) 
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     quiet = ["-x", "--assert=plain", "-p", "no:cacheprovider", "-p", "no:xdist"]  # plain: no minutes of comparing long values
-    sys.exit(pytest.main([*quiet, f"tests/{test}"]))
+    sys.exit(pytest.main([*quiet, "--hypothesis-profile=mistakes", f"tests/{test}"]))
 
 
 def test_there_are_enough_of_them():
