@@ -354,7 +354,7 @@ MISTAKES = [
     ),
     Mistake(
         "a layer run again that forgets its last bias",
-        "model/block.py", 'return (x, w[name], w.get(f"{name}_bias")), lora_cache', "return (x, w[name], None), lora_cache",
+        "model/block.py", 'return (x, w[name], w.get(f"{name}_bias")), lora', "return (x, w[name], None), lora",
         f"{MODEL}::test_recompute_gives_the_same_bits[cpu-plain-gpt2]",
     ),
     Mistake(

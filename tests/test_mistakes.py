@@ -29,11 +29,14 @@ def test_a_mistake_is_caught(copy, tmp_path, mistake):
     assert source.count(mistake.right) == 1, f"{mistake.file} holds this {source.count(mistake.right)} times: {mistake.right}"
     path.write_text(source.replace(mistake.right, mistake.wrong), encoding="utf-8")
     printed = tmp_path / "printed.txt"
-    run = PROCESSES.Process(target=run_test, args=(copy, mistake.test, printed, os.environ | {"PYTHONPATH": str(copy)}))
-    run.start()
-    run.join(120)
-    run.kill()
-    path.write_text(source, encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
+    run = PROCESSES.Process(target=run_test, args=(copy, mistake.test, printed, environment))
+    try:
+        run.start()
+        run.join(120)
+    finally:
+        run.kill()
+        path.write_text(source, encoding="utf-8")
     text = printed.read_text(encoding="utf-8", errors="replace")
     assert run.exitcode == pytest.ExitCode.TESTS_FAILED, text[-3000:]
     assert "1 failed" in text

@@ -71,19 +71,22 @@ def add_gradient(g, name, gradient):
 
 def linear_forward(x, w, name, context):
     out, cache = ops.linear_forward(x, w[name], w.get(f"{name}_bias"))
-    if f"{name}_lora_a" not in w:
-        return out, (cache, None)
-    update, lora_cache = ops.lora_forward(x, w[f"{name}_lora_a"], w[f"{name}_lora_b"], context.lora_scale)
-    out += update
+    update, lora_cache = lora_forward(x, w, name, context)
+    if update is not None:
+        out += update
     return out, (cache, lora_cache)
 
 
 def linear_cache(x, w, name, context):
     """What linear_forward keeps for backward, without the product."""
-    lora_cache = None
-    if f"{name}_lora_a" in w:
-        _, lora_cache = ops.lora_forward(x, w[f"{name}_lora_a"], w[f"{name}_lora_b"], context.lora_scale)
-    return (x, w[name], w.get(f"{name}_bias")), lora_cache
+    return (x, w[name], w.get(f"{name}_bias")), lora_forward(x, w, name, context)[1]
+
+
+def lora_forward(x, w, name, context):
+    """An adapter's update of a map's output, and its cache; both None where it has none."""
+    if f"{name}_lora_a" not in w:
+        return None, None
+    return ops.lora_forward(x, w[f"{name}_lora_a"], w[f"{name}_lora_b"], context.lora_scale)
 
 
 def linear_backward(dout, caches, g, name, dx=None):
