@@ -23,3 +23,13 @@ class DamagedError(CheckpointError):
 
 class TrainingError(NumllamaError):
     """Training cannot go on."""
+
+
+def shown(value: object, quote: bool = True, most: int = 60) -> str:
+    """A value as it stands in a sentence: its repr, or with `quote` off itself, cut to `most` characters."""
+    try:
+        text = repr(value) if quote else str(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits; a list that holds itself
+        text = f"a value of type {type(value).__name__}"
+    text = " ".join(text.splitlines())
+    return text if len(text) <= most else f"{text[: most - 3]}..."

@@ -19,6 +19,7 @@ from numllama.errors import CheckpointError
 from numllama.interop.pickles import refuse_pickle
 from numllama.interop.tensor_file import TensorFile, write_files, write_tensors
 from numllama.model import ModelConfig, Transformer, parameter_shapes
+from numllama.storage.files import read_json
 
 CONFIG, WEIGHTS, INDEX, GENERATION = "config.json", "model.safetensors", "model.safetensors.index.json", "generation_config.json"
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -260,21 +261,6 @@ def generation_config(folder: Path, values: Mapping[str, Any]) -> dict[str, Any]
     ids = values.get("eos_token_id")
     if not all(type(i) is int and i >= 0 for i in (ids if isinstance(ids, list) else [ids] if ids is not None else [])):
         raise CheckpointError(f"{path}: eos_token_id is {ids!r}, but must be a token or a list of tokens")
-    return values
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path.parent} has no {path.name}") from error
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path} holds no JSON object")
     return values
 
 

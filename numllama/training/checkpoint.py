@@ -32,6 +32,7 @@ from numllama.backend import compute_dtype, real_dtype, to_numpy
 from numllama.errors import CheckpointError, DamagedError
 from numllama.model import ModelConfig, Parameters, Transformer
 from numllama.optim.optimizer import Optimizer
+from numllama.storage.files import flush, flush_folder, json_bytes, verified, with_checksum, write_json
 
 FORMAT = 1
 BELOW = 2**16  # so many of the weights below an adapter are looked at
@@ -89,10 +90,12 @@ class Snapshot:
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir(parents=True)
             sums = {name: _write_tensors(part / name, *tensors) for name, tensors in self.tensors.items()}
-            _write_through(part / STATE, _json(sealed({**self.state, "sha256": sums})))
-            _flush_folder(part)
+            with open(part / STATE, "wb") as file:
+                file.write(json_bytes(with_checksum({**self.state, "sha256": sums})))
+                flush(file)
+            flush_folder(part)
             os.replace(part, folder)
-            _flush_folder(run)
+            flush_folder(run)
         except OSError as error:
             shutil.rmtree(part, ignore_errors=True)
             raise CheckpointError(f"the checkpoint of step {self.step} could not be saved in {run}: {error.strerror}") from error
@@ -183,7 +186,7 @@ def find_step(path: Path, which: str = "latest") -> Path:
     if not pointer.exists():
         raise CheckpointError(f"{path} is not a training run with a checkpoint: it has no {pointer.name}")
     try:
-        folder = path / unsealed(json.loads(pointer.read_text(encoding="utf-8")))["folder"]
+        folder = path / verified(json.loads(pointer.read_text(encoding="utf-8")))["folder"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"{pointer} is damaged: {error}") from error
     if not folder.is_dir():
@@ -209,7 +212,7 @@ def read_state(folder: Path) -> dict[str, Any]:
     try:
         state = json.loads(content.decode("utf-8"))
         state["seal"]  # a pointer may lack it, a state may not
-        state = unsealed(state)
+        state = verified(state)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedError(f"{path} is damaged: {error}") from error
     if state.get("format") != FORMAT:
@@ -217,22 +220,9 @@ def read_state(folder: Path) -> dict[str, Any]:
     return state
 
 
-def sealed(values: dict[str, Any]) -> dict[str, Any]:
-    """The values with a checksum of them all."""
-    return {**values, "seal": _seal(values)}
-
-
-def unsealed(values: dict[str, Any]) -> dict[str, Any]:
-    """The values without their checksum, if they have one; ValueError if it is wrong."""
-    values = dict(values)
-    if "seal" in values and values.pop("seal") != _seal(values):
-        raise ValueError("its checksum is wrong")
-    return values
-
-
 def point_to(run: Path, name: str, folder: Path, **about: Any) -> None:
     """Let ``RUN/{name}.json`` name a step folder, atomically."""
-    write_json(run / f"{name}.json", sealed({"folder": folder.name, **about}))
+    write_json(run / f"{name}.json", with_checksum({"folder": folder.name, **about}))
 
 
 def point(run: Path, folder: Path, best_step: int | None) -> None:
@@ -285,24 +275,6 @@ def prune(run: Path, keep: int = 1) -> None:
                     left.unlink(missing_ok=True)
 
 
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write a small file whole or not at all."""
-    write_text(path, _json(values).decode())
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all; what it held before stays until then."""
-    part = path.with_name(f".part-{path.name}-{os.getpid()}")
-    try:
-        _write_through(part, text.encode())
-        os.replace(part, path)
-        _flush_folder(path.parent)
-    except OSError as error:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise CheckpointError(f"{path} could not be written: {error.strerror}") from error
-
-
 def _below(model: Transformer) -> dict[str, str] | None:
     """What tells the weights below an adapter from others: a checksum of some of them, spread over all."""
     if model.adapter is None:
@@ -345,14 +317,6 @@ def _joined(buffers: dict[str, Parameters]) -> dict:
     return {f"{name}.{key}": view for name, params in buffers.items() for key, view in params.items()}
 
 
-def _json(values: dict) -> bytes:
-    return (json.dumps(values, indent=1) + "\n").encode()
-
-
-def _seal(values: dict) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
 class _Summed:
     """A file that knows the checksum of what is written to it."""
 
@@ -372,26 +336,5 @@ def _write_tensors(path: Path, shapes: dict[str, tuple[int, ...]], buffers: list
     with open(path, "wb") as file:
         summed = _Summed(file)
         write_tensors(summed, dtype, shapes, buffers)
-        _flush(file)
+        flush(file)
     return summed.sum.hexdigest()
-
-
-def _write_through(path: Path, content: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(content)
-        _flush(file)
-
-
-def _flush(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _flush_folder(folder: Path) -> None:
-    """Make a rename last through a power cut, where the system lets folders be opened."""
-    with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

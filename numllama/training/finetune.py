@@ -19,6 +19,7 @@ from numllama.generation.run import open_model
 from numllama.generation.text import opening
 from numllama.interop.huggingface import GENERATION, read_json
 from numllama.model import LoraConfig, Transformer
+from numllama.storage.files import verified, write_json
 from numllama.tokenizer import CharTokenizer, Tokenizer
 from numllama.training import checkpoint
 from numllama.training.config import TrainConfig
@@ -125,7 +126,7 @@ def _read_about(run: Path) -> dict[str, Any]:
     """How a run was started."""
     path = run / "config.json"
     try:
-        return checkpoint.unsealed(read_json(path))
+        return verified(read_json(path))
     except ValueError as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
 
@@ -201,7 +202,7 @@ def _recipe(
 def _go_on(tuning: Tuning, trainer: Trainer) -> int:
     model, data, seq_len = trainer.model, trainer.data, trainer.config.seq_len
     write_about(trainer, tuning=tuning.to_dict())
-    checkpoint.write_json(trainer.out / GENERATION, model.generation_config)
+    write_json(trainer.out / GENERATION, model.generation_config)
     _copy_template(tuning, data.tokenizer, trainer.out)
     rows = data.train.rows(seq_len)
     print(
@@ -221,7 +222,7 @@ def _finish(tuning: Tuning, trainer: Trainer) -> None:
     best = checkpoint.find_step(out, "best")
     checkpoint.load_checkpoint(best, model)
     loss = trainer.evaluate()
-    checkpoint.write_json(out / "result.json", {"step": trainer.step, "validation_loss": loss})
+    write_json(out / "result.json", {"step": trainer.step, "validation_loss": loss})
     if trainer.skipped:
         print(f"{trainer.skipped} step(s) were skipped because the loss or its gradient was not finite")
     if model.adapter:

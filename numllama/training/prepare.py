@@ -19,12 +19,12 @@ from tqdm import tqdm
 
 from numllama.errors import DataError
 from numllama.processes import available_cores
+from numllama.storage.files import write_json
 from numllama.tokenizer import CharTokenizer, Tokenizer
 from numllama.tokenizer.parallel import ParallelEncoder
 from numllama.tokenizer.patterns import SpecialTokens
 from numllama.tokenizer.text_files import as_paths, not_empty, read_parts
 from numllama.tokenizer.train_bpe import WORTH_A_WORKER
-from numllama.training.checkpoint import write_json
 from numllama.training.data import VAL_FRACTION, describe_tokens
 
 ABOUT = "prepare.json"

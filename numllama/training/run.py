@@ -19,6 +19,7 @@ from numllama.errors import CheckpointError, NumllamaError
 from numllama.generation import generate
 from numllama.model import ModelConfig, Transformer, count_parameters
 from numllama.processes import TO_END, handling, lock
+from numllama.storage.files import verified, with_checksum, write_json, write_text
 from numllama.tokenizer import CharTokenizer, Tokenizer
 from numllama.training import checkpoint
 from numllama.training.communicator import Communicator, communicator
@@ -186,7 +187,7 @@ def _finish(trainer: Trainer) -> None:
     loss = trainer.evaluate()
     if trainer.workers.rank:
         return
-    checkpoint.write_json(out / "result.json", {"step": trainer.step, "validation_loss": loss})
+    write_json(out / "result.json", {"step": trainer.step, "validation_loss": loss})
     if trainer.skipped:
         print(f"{trainer.skipped} step(s) were skipped because the loss or its gradient was not finite")
     best_possible = _best_possible(trainer)
@@ -306,14 +307,14 @@ def write_about(trainer: Trainer, **start: Any) -> None:
         "model": trainer.model.config.to_dict(),
         "train": trainer.config.to_dict(),
     }
-    checkpoint.write_json(out / "config.json", checkpoint.sealed(about))
+    write_json(out / "config.json", with_checksum(about))
 
 
 def _read_about(out: Path) -> tuple[Path | None, str | None, ModelConfig, TrainConfig]:
     """How a run was started: its data, tokenizer, model and training settings."""
     path = out / "config.json"
     try:
-        about = checkpoint.unsealed(json.loads(path.read_text(encoding="utf-8")))
+        about = verified(json.loads(path.read_text(encoding="utf-8")))
         data = Path(about["data"]) if about["data"] else None
         return data, about.get("tokenizer"), ModelConfig.from_dict(about["model"]), TrainConfig(**about["train"])
     except OSError as error:
@@ -330,7 +331,7 @@ class _Log:
 
     def __init__(self, path: Path, step: int) -> None:
         kept = [line for line in read_metrics(path) if line["step"] <= step]
-        checkpoint.write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         try:
             self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
         except OSError as error:
