@@ -73,7 +73,7 @@ def read_json(path: str | Path, error: type[NumllamaError] = CheckpointError) ->
     try:
         values = json.loads(content.decode("utf-8"))
     except RecursionError as failure:
-        raise error(f"{path} is nested too deeply") from failure
+        raise error(f"{path} is not JSON: it is nested too deeply") from failure
     except ValueError as failure:
         raise error(f"{path} is not JSON: {shown(str(failure), quote=False, most=300)}") from failure
     if not isinstance(values, dict):
