@@ -10,12 +10,12 @@ import json
 import math
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from numllama.errors import CheckpointError, NumllamaError, shown
+from numllama.errors import CheckpointError, DamagedError, NumllamaError, shown
 
 MOST_JSON = 2**28  # bytes; the largest tokenizer.json that is published has 2**25
 
@@ -69,7 +69,10 @@ def read_bytes(path: str | Path, error: type[NumllamaError] = CheckpointError, m
 
 def read_json(path: str | Path, error: type[NumllamaError] = CheckpointError) -> dict[str, Any]:
     """A JSON object from a file."""
-    content = read_bytes(path, error)
+    return _json_object(read_bytes(path, error), path, error)
+
+
+def _json_object(content: bytes, path: str | Path, error: type[NumllamaError]) -> dict[str, Any]:
     try:
         values = json.loads(content.decode("utf-8"))
     except RecursionError as failure:
@@ -100,6 +103,102 @@ def verified(values: Mapping[str, Any]) -> dict[str, Any]:
     values = dict(values)
     if "seal" in values and values.pop("seal") != checksum(values):
         raise ValueError("its checksum is wrong")
+    return values
+
+
+def read_verified(
+    path: str | Path, error: type[NumllamaError] = DamagedError, unsealed: Collection[str] = ()
+) -> dict[str, Any]:
+    """A JSON object that was written :func:`with_checksum`, without its checksum.
+
+    Every byte counts, even where another one would mean the same: ``1E-05`` for ``1e-05``, say.
+
+    Parameters
+    ----------
+    path : path
+    error : type
+        Raised if the file cannot be read, or is not what was written.
+    unsealed : collection of str
+        The keys of such a file in a version that wrote no checksum: one that holds no others may lack it.
+    """
+    content = read_bytes(path, error)
+    values = _json_object(content, path, error)
+    if "seal" not in values:
+        if values and set(values) <= set(unsealed):
+            return values
+        raise error(f"{path} is damaged: it lacks its checksum")
+    with reading(path, error):
+        without = verified(values)
+        if _text(values) != content:
+            raise ValueError("its checksum is wrong")
+        return without
+
+
+CHECKSUMS = "checksums.json"
+LARGE = (".bin", ".npy", ".safetensors")
+
+
+def file_checksum(path: str | Path) -> str:
+    """SHA-256 of a file's bytes, which need not fit into memory."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_checksums(folder: str | Path, names: Iterable[str], error: type[NumllamaError] = CheckpointError, **about: Any) -> None:
+    """Write ``checksums.json``, which holds the SHA-256 of some files of a folder, and of itself.
+
+    Parameters
+    ----------
+    folder : path
+    names : iterable of str
+        Files below it, by their names in it; they are on disk already.
+    error : type
+        Raised if it cannot be written.
+    about
+        More values to keep: which run the files belong to, say.
+    """
+    folder = Path(folder)
+    with reading(folder, error):
+        sums = {name: file_checksum(folder / name) for name in sorted(names)}
+    write_json(folder / CHECKSUMS, with_checksum({**about, "files": sums}), error)
+
+
+def read_checksums(folder: str | Path, error: type[NumllamaError] = DamagedError) -> dict[str, Any] | None:
+    """What a folder's ``checksums.json`` holds; None where there is no such file, as in what older versions wrote."""
+    path = Path(folder) / CHECKSUMS
+    with reading(path, error):
+        if not path.exists():
+            return None
+        values = read_verified(path, error)
+        sums = values["files"]
+        if not all(isinstance(name, str) and isinstance(digest, str) for name, digest in sums.items()):
+            raise ValueError("files is not what it should be")
+        return values
+
+
+def check_files(folder: str | Path, error: type[NumllamaError] = DamagedError, large: bool = True) -> dict[str, Any] | None:
+    """Raise an error unless all files that ``checksums.json`` lists are what was written; returns what else it holds.
+
+    Without a ``checksums.json`` nothing is checked, and None is returned.
+
+    Parameters
+    ----------
+    folder : path
+    error : type
+    large : bool
+        Check token files and weights too, and not only what is read at once.
+    """
+    folder = Path(folder)
+    values = read_checksums(folder, error)
+    for name, digest in (values or {}).get("files", {}).items():
+        path = folder / name
+        if path.suffix in LARGE and not large:
+            continue
+        with reading(path, error):
+            if not path.is_file():
+                raise error(f"{path} is not there, but {folder / CHECKSUMS} lists it")
+            if file_checksum(path) != digest:
+                raise error(f"{path} is not what was written: its checksum is wrong (delete {CHECKSUMS} if you changed it)")
     return values
 
 
@@ -134,7 +233,11 @@ def write_json(path: str | Path, values: Mapping[str, Any], error: type[Numllama
 
 def json_bytes(values: Mapping[str, Any]) -> bytes:
     """Strict JSON, with a line for each value: see :func:`strict`."""
-    return (json.dumps(strict(values), indent=1, allow_nan=False) + "\n").encode()
+    return _text(strict(values), allow_nan=False)
+
+
+def _text(values: Any, allow_nan: bool = True) -> bytes:
+    return (json.dumps(values, indent=1, allow_nan=allow_nan) + "\n").encode()
 
 
 def strict(value: Any) -> Any:
