@@ -28,7 +28,7 @@ from numllama import ops
 from numllama.backend import Array, array_module, xp_of
 from numllama.model import Parameters
 from numllama.model.block import merge_heads, split_heads
-from numllama.training.checkpoint import write_text
+from numllama.storage.files import write_text
 from numllama.training.shakespeare import shakespeare_dataset
 
 PARAMETERS = 460_000                                                   # of every rung

@@ -23,7 +23,7 @@ import numpy as np
 
 import numllama as nl
 from numllama.backend import array_module
-from numllama.training.checkpoint import write_text
+from numllama.storage.files import write_text
 from numllama.training.shakespeare import shakespeare_dataset
 
 SIZES = [(16, 2), (32, 2), (48, 3), (80, 3), (112, 4), (144, 4)]       # (dim, layers): 6 thousand parameters to a million

@@ -1,5 +1,7 @@
 """What can go wrong: each message is one sentence."""
 
+from collections.abc import Sequence
+
 
 class NumllamaError(Exception):
     """An error that one sentence explains; the command line prints it without a traceback."""
@@ -33,3 +35,9 @@ def shown(value: object, quote: bool = True, most: int = 60) -> str:
         text = f"a value of type {type(value).__name__}"
     text = " ".join(text.splitlines())
     return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first few of many names, each of them cut if it is long."""
+    some = ", ".join(shown(name, quote=False, most=100) for name in names[:5])
+    return some + (f" and {len(names) - 5} more" if len(names) > 5 else "")

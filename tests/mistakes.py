@@ -554,8 +554,33 @@ MISTAKES = [
     ),
     Mistake(
         "our eps where a configuration names none",
-        "interop/huggingface.py", '("rms_norm_eps", 1e-6)', '("rms_norm_eps", 1e-5)',
+        "interop/huggingface.py", '("rms_norm_eps", POSITIVE, 1e-6)', '("rms_norm_eps", POSITIVE, 1e-5)',
         "interop/test_huggingface.py::test_what_a_config_leaves_out_is_what_hugging_face_takes",
+    ),
+    Mistake(
+        "a head that is not the embedding taken for it",
+        "interop/huggingface.py", "if _same(files[embed][embed], files[head][head]):", "if True:",
+        "interop/test_huggingface.py::test_a_tied_model_is_what_its_file_holds[llama]",
+    ),
+    Mistake(
+        "biases that a file lacks taken for zeros, whatever the configuration says",
+        "interop/huggingface.py", "if not values.get(flag, False)]", "]",
+        "interop/test_huggingface.py::test_biases_in_one_half_of_a_block_alone_are_those_and_zeros[attention_bias-self_attn]",
+    ),
+    Mistake(
+        "a tensor looked for in whatever shard has it",
+        "interop/huggingface.py", "            if places.get(name) != shard:", "            if name not in places:",
+        "interop/test_huggingface.py::test_a_tensor_that_stands_in_two_shards_is_named",
+    ),
+    Mistake(
+        "tensors that share bytes",
+        "interop/tensor_file.py", "            if begin != reached:", "            if begin > reached:",
+        "interop/test_tensor_file.py::test_a_damaged_header_is_named[overlap]",
+    ),
+    Mistake(
+        "true taken for the number one",
+        "storage/fields.py", "return isinstance(value, kind) and not isinstance(value, bool)", "return isinstance(value, kind)",
+        "storage/test_fields.py::test_a_value_is_of_its_kind_or_refused_by_name[whole]",
     ),
     Mistake(
         "a stop id of config.json before that of generation_config.json",

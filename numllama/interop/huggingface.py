@@ -7,19 +7,33 @@ give wrong numbers.
 """
 
 import json
-from collections import ChainMap
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from numllama.backend import Array, to_numpy
-from numllama.errors import CheckpointError
+from numllama.errors import CheckpointError, listed, shown
 from numllama.interop.pickles import refuse_pickle
 from numllama.interop.tensor_file import TensorFile, write_files, write_tensors
 from numllama.model import ModelConfig, Transformer, parameter_shapes
-from numllama.storage.files import read_json
+from numllama.storage.fields import (
+    FLAG,
+    MOST,
+    OBJECT,
+    POSITIVE,
+    TEXT,
+    Kind,
+    as_json,
+    check,
+    number,
+    only,
+    optional,
+    whole,
+)
+from numllama.storage.files import read_json, reading
 
 CONFIG, WEIGHTS, INDEX, GENERATION = "config.json", "model.safetensors", "model.safetensors.index.json", "generation_config.json"
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -36,33 +50,52 @@ BLOCK_NAMES = {
     "w_up": "mlp.up_proj",
     "w_down": "mlp.down_proj",
 }
-# Our fields, Hugging Face's, and what Hugging Face takes where a config.json says nothing (REQUIRED: it has to). The last two
-# matter in training alone, and are ours: transformers passes over them.
+# Our fields and Hugging Face's, what a value may be, and what Hugging Face takes where a config.json says nothing (REQUIRED: it
+# has to). The last two matter in training alone, and are ours: transformers passes over them.
 REQUIRED = object()
 FIELDS = {
-    "vocab_size": ("vocab_size", REQUIRED),
-    "dim": ("hidden_size", REQUIRED),
-    "n_layers": ("num_hidden_layers", REQUIRED),
-    "n_heads": ("num_attention_heads", REQUIRED),
-    "ffn_dim": ("intermediate_size", REQUIRED),
-    "n_kv_heads": ("num_key_value_heads", None),
-    "head_dim": ("head_dim", None),
-    "max_seq_len": ("max_position_embeddings", 2048),
-    "norm_eps": ("rms_norm_eps", 1e-6),
-    "tie_embeddings": ("tie_word_embeddings", False),
-    "init_std": ("initializer_range", 0.02),
-    "dropout": ("dropout", 0.0),
-    "init": ("numllama_init", "normal"),
+    "vocab_size": ("vocab_size", whole(1), REQUIRED),
+    "dim": ("hidden_size", whole(1), REQUIRED),
+    "n_layers": ("num_hidden_layers", whole(1), REQUIRED),
+    "n_heads": ("num_attention_heads", whole(1), REQUIRED),
+    "ffn_dim": ("intermediate_size", whole(1), REQUIRED),
+    "n_kv_heads": ("num_key_value_heads", optional(whole(1)), None),
+    "head_dim": ("head_dim", optional(whole(1)), None),
+    "max_seq_len": ("max_position_embeddings", whole(1), 2048),
+    "norm_eps": ("rms_norm_eps", POSITIVE, 1e-6),
+    "tie_embeddings": ("tie_word_embeddings", FLAG, False),
+    "init_std": ("initializer_range", POSITIVE, 0.02),
+    "dropout": ("dropout", number(), 0.0),
+    "init": ("numllama_init", TEXT, "normal"),
 }
-# What a Llama's config.json may hold that changes the numbers, and the only values that are the same as leaving it out.
+# What else a Llama's config.json may hold. Attention dropout and windows change nothing: the first acts in training alone, and
+# transformers' Llama, which these files are for, has no windows. What does change the numbers and is not done here is refused.
 HONOURED = {
-    "hidden_act": ("silu", "swish"),
-    "attention_dropout": (0, None),
-    "sliding_window": (None,),
-    "quantization_config": (None,),
-    "partial_rotary_factor": (1, None),
-    "attn_logit_softcapping": (None,),
-    "final_logit_softcapping": (None,),
+    "attention_bias": FLAG,
+    "mlp_bias": FLAG,
+    "attention_dropout": optional(number(lambda value: 0 <= value <= 1, "must lie in [0, 1]")),
+    "sliding_window": optional(whole(1)),
+    "rope_theta": POSITIVE,
+    "rope_scaling": optional(OBJECT),
+    "rope_parameters": optional(OBJECT),
+    "hidden_act": only("silu", "swish"),
+    "quantization_config": only(None),
+    "partial_rotary_factor": only(1, None),
+    "attn_logit_softcapping": only(None),
+    "final_logit_softcapping": only(None),
+}
+BIASES = {"attention_bias": ".self_attn.", "mlp_bias": ".mlp."}  # and whose they are
+ID = optional(whole(-MOST))  # -1, as one beyond the vocabulary, is a token that never comes: transformers takes both
+SETTING = optional(number())
+GENERATION_FIELDS = {
+    "bos_token_id": ID,
+    "pad_token_id": ID,
+    "eos_token_id": Kind(
+        lambda value: all(i is not None and ID.fits(i) for i in value) if isinstance(value, list) else ID.fits(value),
+        "must be a token or a list of tokens",
+    ),
+    "do_sample": optional(FLAG),
+    **dict.fromkeys(("temperature", "top_k", "top_p", "min_p", "repetition_penalty"), SETTING),
 }
 
 
@@ -75,33 +108,25 @@ def config_from_huggingface(values: Mapping[str, Any]) -> ModelConfig:
     if kind == "numllama":
         return ModelConfig.from_dict({key: value for key, value in values.items() if key not in _about({})})
     if kind != "llama":
-        raise ValueError(f"model_type is {kind!r}, but must be 'llama' or 'numllama'")
-    for key, allowed in HONOURED.items():
-        if key in values and values[key] not in allowed:
-            raise ValueError(f"{key} is {json.dumps(values[key])}, but only {json.dumps(allowed[0])} is supported")
-    biases = values.get("attention_bias", False), values.get("mlp_bias", False)
-    if biases[0] != biases[1]:
-        raise ValueError(
-            f"attention_bias is {json.dumps(biases[0])} and mlp_bias is {json.dumps(biases[1])}, "
-            "but biases are supported in all linear maps of a block or in none"
-        )
-    missing = [name for name, default in FIELDS.values() if default is REQUIRED and name not in values]
+        raise ValueError(f"model_type is {shown(kind)}, but must be 'llama' or 'numllama'")
+    check(values, {name: kind for name, kind, _ in FIELDS.values()} | HONOURED, as_json)
+    missing = [name for name, _, default in FIELDS.values() if default is REQUIRED and name not in values]
     if missing:
         raise ValueError(f"the configuration lacks {', '.join(missing)}")
-    fields = {field: values.get(name, default) for field, (name, default) in FIELDS.items()}
-    return ModelConfig(**fields, bias=biases[0], **_rope(values))
+    fields = {field: values.get(name, default) for field, (name, _, default) in FIELDS.items()}
+    bias = values.get("attention_bias", False) or values.get("mlp_bias", False)
+    return ModelConfig(**fields, bias=bias, **_rope(values, fields["max_seq_len"]))
 
 
-def _rope(values: Mapping[str, Any]) -> dict[str, Any]:
+def _rope(values: Mapping[str, Any], max_seq_len: int) -> dict[str, Any]:
     """RoPE's base and scaling: in ``rope_parameters``, or in ``rope_theta`` and ``rope_scaling`` as before transformers 5."""
     rope = values.get("rope_scaling") or values.get("rope_parameters") or {}
-    if not isinstance(rope, Mapping):
-        raise ValueError(f"rope_scaling is {rope!r}, but must be a mapping")
     rope = {"rope_type": rope.get("type", "default"), "rope_theta": values.get("rope_theta", 10000.0), **rope}
     rope.pop("type", None)
-    unknown = sorted(set(rope) - {"rope_type", "rope_theta"})
-    if rope["rope_type"] == "default" and unknown:
-        raise ValueError(f"RoPE of type 'default' comes with {', '.join(unknown)}, which is not supported")
+    check(rope, {"partial_rotary_factor": HONOURED["partial_rotary_factor"]}, as_json)
+    rope.pop("partial_rotary_factor", None)
+    if rope["rope_type"] == "llama3":
+        rope.setdefault("original_max_position_embeddings", max_seq_len)
     return {"rope_scaling": rope}  # ModelConfig takes the base out of it
 
 
@@ -116,7 +141,7 @@ def config_to_huggingface(config: ModelConfig) -> dict[str, Any]:
     """What a config.json says about the model."""
     if not is_llama(config):
         return {"model_type": "numllama", **config.to_dict()}
-    values = {name: getattr(config, field) for field, (name, _) in FIELDS.items()}
+    values = {name: getattr(config, field) for field, (name, _, _) in FIELDS.items()}
     return {
         "model_type": "llama",
         "architectures": ["LlamaForCausalLM"],
@@ -185,88 +210,125 @@ def read(folder: Path, file: Path | None = None) -> tuple[ModelConfig, Mapping[s
         The file with all tensors; default, what is in the folder.
     """
     values = read_json(folder / CONFIG)
-    try:
-        config = config_from_huggingface(values)
-    except ValueError as error:
-        raise CheckpointError(f"{folder / CONFIG}: {error}") from error
-    tensors = ChainMap(*map(TensorFile, [file] if file else _weight_files(folder)))
-    if config.n_layers > len(tensors):  # before a list of all that is missing is made
-        raise CheckpointError(f"{folder} has {len(tensors)} tensors, which cannot be {config.n_layers} layers")
-    native = values["model_type"] == "numllama"
-    names = {name: name for name in parameter_shapes(config)} if native else huggingface_names(config)
-    _check_tensors(folder, config, names, tensors)
-    return config, _Renamed(tensors, names), generation_config(folder, values)
+    with reading(folder / CONFIG):
+        try:
+            config = config_from_huggingface(values)
+        except ValueError as error:
+            raise CheckpointError(f"{folder / CONFIG}: {error}") from error
+    with reading(folder):
+        files = _files_of_tensors(folder, file)
+        if config.n_layers > len(files):  # before a list of all that is missing is made
+            raise CheckpointError(f"{folder} has {len(files)} tensors, which cannot be {config.n_layers} layers")
+        native = values["model_type"] == "numllama"
+        names = {name: name for name in parameter_shapes(config)} if native else huggingface_names(config)
+        if not native and config.bias:  # in attention alone, or in the feed-forward alone: the others are zero
+            zeros = [part for flag, part in BIASES.items() if not values.get(flag, False)]
+            names = {ours: name for ours, name in names.items() if not any(part in name for part in zeros) or ".bias" not in name}
+        config, names = _resolve_head(config, names, files)
+        _check_tensors(folder, config, names, files)
+    return config, _Tensors(parameter_shapes(config), names, files), generation_config(folder, values)
 
 
-class _Renamed(Mapping):
-    """Tensors by our names; they are looked at when asked for."""
+class _Tensors(Mapping):
+    """Tensors by our names, looked at when asked for; those that no file has are zeros."""
 
-    def __init__(self, tensors: Mapping[str, np.ndarray], names: Mapping[str, str]) -> None:
-        self._tensors, self._names = tensors, names
+    def __init__(
+        self, shapes: Mapping[str, tuple[int, ...]], names: Mapping[str, str], files: Mapping[str, TensorFile]
+    ) -> None:
+        self._shapes, self._names, self._files = shapes, names, files
 
     def __getitem__(self, name: str) -> np.ndarray:
-        return self._tensors[self._names[name]]
+        if name not in self._names:
+            return np.zeros(self._shapes[name], "float32")
+        stored = self._names[name]
+        return self._files[stored][stored]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
+        return iter(self._shapes)
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._shapes)
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    """One file, or the shards that an index names."""
-    if (folder / WEIGHTS).exists():
-        return [folder / WEIGHTS]
+def _resolve_head(
+    config: ModelConfig, names: dict[str, str], files: Mapping[str, TensorFile]
+) -> tuple[ModelConfig, dict[str, str]]:
+    """Where a config.json says that embedding and head are one matrix: what the files say.
+
+    As in transformers: if the head alone is there, it is both; if both are and differ, they are not tied.
+    """
+    embed = names["embed"]
+    head = "head" if embed == "embed" else f"{NAMES['head']}.weight"
+    if not config.tie_embeddings or head not in files:
+        return config, names
+    if embed not in files:
+        return config, {**names, "embed": head}
+    if _same(files[embed][embed], files[head][head]):
+        return config, names
+    return replace(config, tie_embeddings=False), {**names, "head": head}
+
+
+def _check_tensors(folder: Path, config: ModelConfig, names: Mapping[str, str], files: Mapping[str, TensorFile]) -> None:
+    """Every tensor is there, has its shape, and has a place in the model."""
+    shapes = parameter_shapes(config)
+    wanted = {stored: shapes[name] for name, stored in names.items()}
+    if missing := [name for name in wanted if name not in files]:
+        raise CheckpointError(f"{folder} lacks {listed(missing)}")
+    for name, shape in wanted.items():
+        if (found := files[name].shape(name)) != shape:
+            raise CheckpointError(f"{folder}: {name} has shape {shown(found)}, but {shape} is needed")
+    spare = {"head", f"{NAMES['head']}.weight"} if config.tie_embeddings else set()  # written nevertheless
+    extra = [name for name in files if name not in wanted and name not in spare]
+    if extra := [name for name in extra if not name.endswith(".rotary_emb.inv_freq")]:  # a RoPE table of older checkpoints
+        raise CheckpointError(f"{folder} has tensors that this model has no place for: {listed(extra)}")
+
+
+def _same(a: np.ndarray, b: np.ndarray, rows: int = 1024) -> bool:
+    """Whether two matrices hold the same numbers; a block of rows is looked at after another, for they may be large."""
+    return a.shape == b.shape and all(np.array_equal(a[i : i + rows], b[i : i + rows]) for i in range(0, len(a), rows))
+
+
+def _files_of_tensors(folder: Path, file: Path | None) -> dict[str, TensorFile]:
+    """The file of each tensor: all in one, or each in the shard that an index names."""
+    if file is None and (folder / WEIGHTS).exists():
+        file = folder / WEIGHTS
+    if file is not None:
+        tensors = TensorFile(file)
+        return dict.fromkeys(tensors, tensors)
     if not (folder / INDEX).exists():
         for path in sorted(folder.iterdir()):
             refuse_pickle(path)
         raise CheckpointError(f"{folder} has no weights: neither {WEIGHTS} nor {INDEX} is there")
-    try:
-        shards = sorted(set(read_json(folder / INDEX)["weight_map"].values()))
-        outside = [shard for shard in shards if Path(shard).name != shard]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{folder / INDEX} is damaged: it does not say which tensor is in which file") from error
-    if outside:
-        raise CheckpointError(f"{folder / INDEX} names {outside[0]!r}, which is not a file of this folder")
-    missing = [shard for shard in shards if not (folder / shard).is_file()]
+    places = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(shard, str) for shard in places.values()):
+        raise CheckpointError(f"{folder / INDEX} is damaged: it does not say which tensor is in which file")
+    shards = sorted(set(places.values()))
+    if outside := [shard for shard in shards if Path(shard).name != shard]:
+        raise CheckpointError(f"{folder / INDEX} names {shown(outside[0])}, which is not a file of this folder")
+    with reading(folder / INDEX):
+        missing = [shard for shard in shards if not (folder / shard).is_file()]
     if missing:
         raise CheckpointError(f"{folder} lacks {listed(missing)}, which its {INDEX} names")
-    return [folder / shard for shard in shards]
-
-
-def _check_tensors(folder: Path, config: ModelConfig, names: Mapping[str, str], tensors: ChainMap) -> None:
-    """Every tensor is there, has its shape, and has a place in the model."""
-    found = {name: file.shape(name) for file in tensors.maps for name in file}
-    wanted = {names[name]: shape for name, shape in parameter_shapes(config).items()}
-    missing = [name for name in wanted if name not in found]
-    if missing:
-        raise CheckpointError(f"{folder} lacks {listed(missing)}")
-    for name, shape in wanted.items():
-        if found[name] != shape:
-            raise CheckpointError(f"{folder}: {name} has shape {found[name]}, but {shape} is needed")
-    extra = [name for name in found if name not in wanted and not name.endswith(".rotary_emb.inv_freq")]  # a RoPE table
-    if extra == ["lm_head.weight"]:  # tied, and written nevertheless
-        if np.array_equal(tensors["lm_head.weight"], tensors["model.embed_tokens.weight"]):
-            return
-        raise CheckpointError(f"{folder}: tie_word_embeddings is true, but lm_head.weight is not model.embed_tokens.weight")
-    if extra:
-        raise CheckpointError(f"{folder} has tensors that this model has no place for: {listed(extra)}")
+    files = {shard: TensorFile(folder / shard) for shard in shards}
+    for name, shard in places.items():
+        if name not in files[shard]:
+            raise CheckpointError(f"{folder / INDEX} says that {shown(name)} is in {shard}, but it is not")
+    for shard, tensors in files.items():
+        for name in tensors:
+            if places.get(name) != shard:
+                raise CheckpointError(f"{folder / shard} holds {shown(name)}, which {INDEX} does not say")
+    return {name: files[shard] for name, shard in places.items()}
 
 
 def generation_config(folder: Path, values: Mapping[str, Any]) -> dict[str, Any]:
     """generation_config.json; where there is none, the special ids of config.json, whose values these are."""
     path = folder / (GENERATION if (folder / GENERATION).exists() else CONFIG)
     values = read_json(path) if path.name == GENERATION else {name: values[name] for name in SPECIAL_IDS if name in values}
-    ids = values.get("eos_token_id")
-    if not all(type(i) is int and i >= 0 for i in (ids if isinstance(ids, list) else [ids] if ids is not None else [])):
-        raise CheckpointError(f"{path}: eos_token_id is {ids!r}, but must be a token or a list of tokens")
+    try:
+        check(values, GENERATION_FIELDS, as_json)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     return values
-
-
-def listed(names: list[str]) -> str:
-    """The first few of many names."""
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 # ------------------------------------------------------------------------------------------------ writing

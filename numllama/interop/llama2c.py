@@ -18,7 +18,8 @@ from numllama.backend import to_numpy
 from numllama.errors import CheckpointError
 from numllama.interop.huggingface import is_llama, rope_heads, to_neighbours
 from numllama.interop.tensor_file import mapped, write_files
-from numllama.model import ModelConfig, Transformer, parameter_shapes
+from numllama.model import ModelConfig, Transformer, count_parameters, parameter_shapes
+from numllama.storage.files import reading
 
 HEADER, MAGIC = "<7i", 0x616B3432  # "ak42"
 VERSION_1_HEADER = 256
@@ -58,18 +59,16 @@ def read(path: Path) -> tuple[ModelConfig, dict[str, np.ndarray]]:
         )  # fmt: skip
     except ValueError as error:
         raise CheckpointError(f"{path} is not a llama2.c model: {error}") from error
-    if 4 * dim * n_layers > len(data):  # fewer bytes than gains of norms: no header of this format, or little more than it
-        what = f"{n_layers} layers are more than its {len(data)} bytes"
-        raise CheckpointError(f"{path} is cut short or not a llama2.c model: {what}")
-    layout = _layout(config, version)
-    size = begin + 4 * sum(prod(shape) for _, shape in layout)
+    table = config.max_seq_len * (config.head_dim // 2)
+    size = begin + 4 * (count_parameters(config) + (2 * table if version == 0 else 0))  # before anything is made of that size
     if len(data) != size:
-        what = "cut short" if len(data) < size else "not a llama2.c model"
+        what = "cut short, or not a llama2.c model" if len(data) < size else "not a llama2.c model"
         raise CheckpointError(f"{path} is {what}: its header asks for {size} bytes, and it has {len(data)}")
     tensors, floats, start = {}, data[begin:].view("<f4"), 0
-    for name, shape in layout:
-        tensors[name] = floats[start : start + prod(shape)].reshape(shape)
-        start += prod(shape)
+    with reading(path):
+        for name, shape in _layout(config, version):
+            tensors[name] = floats[start : start + prod(shape)].reshape(shape)
+            start += prod(shape)
     return config, tensors
 
 

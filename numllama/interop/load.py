@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from numllama.backend import BFLOAT16, DTYPES, array_module, float_dtype
-from numllama.errors import CheckpointError, DeviceError
+from numllama.errors import CheckpointError, DeviceError, shown
 from numllama.interop import huggingface, llama2c, peft
-from numllama.interop.pickles import refuse_pickle
+from numllama.interop.pickles import refuse_other
 from numllama.model import ModelConfig, Transformer
 from numllama.model.parameters import copied_parameters
+from numllama.storage.files import reading
 from numllama.training.checkpoint import STATE, load_run
 
 
@@ -42,24 +43,35 @@ def load(
     -----
     Files are mapped into memory and copied tensor by tensor into the model, so that only the model itself takes memory.
     """
-    path = Path(path)
+    if dtype not in (None, BFLOAT16.name, *DTYPES):
+        raise ValueError(f"dtype is {shown(dtype)}, but must be one of {', '.join(DTYPES)}, {BFLOAT16.name}")
+    if dtype == BFLOAT16.name and device != "cpu":
+        raise DeviceError(f"dtype 'bfloat16' keeps weights on a CPU in two bytes, but device is {shown(device)}")
+    array_module(device)  # before anything is read
+    path, adapter = Path(path), None if adapter is None else Path(adapter)
+    with reading(path):
+        return _load(path, dtype, device, adapter, ())
+
+
+def _load(path: Path, dtype: str | None, device: str, adapter: Path | None, above: tuple[Path, ...]) -> Transformer:
+    """The model, below the adapters in the folders `above`."""
     if adapter is None and (path / peft.CONFIG).exists() and not (path / huggingface.CONFIG).exists():
+        above = (*above, path.resolve())
         path, adapter = peft.base_of(path), path
+        if path.resolve() in above:
+            raise CheckpointError(f"{adapter} is an adapter for a model that is an adapter for it")
     if adapter is not None:
-        model = load(path, dtype, device)
+        model = _load(path, dtype, device, None, above)
         if model.adapter is not None:  # an adapter that was tuned further
             model.merge_adapter()
-        peft.load_adapter(model, adapter)
+        with reading(adapter):
+            peft.load_adapter(model, adapter)
         return model
-    if dtype not in (None, BFLOAT16.name, *DTYPES):
-        raise ValueError(f"dtype is {dtype!r}, but must be one of {', '.join(DTYPES)}, {BFLOAT16.name}")
-    if dtype == BFLOAT16.name and device != "cpu":
-        raise DeviceError(f"dtype 'bfloat16' keeps weights on a CPU in two bytes, but device is {device!r}")
     if not path.exists():
         raise CheckpointError(f"{path} does not exist (nothing is downloaded: name a folder or a file)")
     if _is_run(path):
         return _load_run(path if path.is_dir() else path.parent, dtype, device)
-    refuse_pickle(path)
+    refuse_other(path)
     if path.suffix == ".bin":
         config, tensors = llama2c.read(path)
         model = _model(config, tensors, dtype, device)

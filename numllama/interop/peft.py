@@ -4,7 +4,6 @@ An adapter of a Llama has peft's names over Hugging Face's, and its rows are in 
 one of another model has our names. What an adapter_config.json asks for beyond plain LoRA is refused by name.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from os import PathLike
@@ -14,22 +13,23 @@ from typing import Any
 import numpy as np
 
 from numllama.backend import real_dtype, to_numpy
-from numllama.errors import CheckpointError
+from numllama.errors import CheckpointError, listed, shown
 from numllama.interop.huggingface import (
     GENERATION,
     generation_config,
     huggingface_names,
     is_llama,
     json_bytes,
-    listed,
-    read_json,
     rope_heads,
     to_halves,
     to_neighbours,
 )
+from numllama.interop.pickles import refuse_pickle
 from numllama.interop.tensor_file import TensorFile, write_files, write_tensors
 from numllama.model import LoraConfig, ModelConfig, Parameters, Transformer, parameter_shapes
 from numllama.model.lora import TARGETS, adapter_shapes
+from numllama.storage.fields import FLAG, POSITIVE, as_json, check, only, optional, whole
+from numllama.storage.files import read_json, reading
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -37,24 +37,27 @@ KINDS = {"_lora_a": ".lora_A.weight", "_lora_b": ".lora_B.weight"}
 # What an adapter_config.json may hold that changes the numbers, and the only values that are the same as leaving it out. Some
 # ways to begin (PiSSA, OLoRA, CorDA, LoftQ, ...) change the weights of the model below, which is then not the one that we have.
 HONOURED = {
-    "peft_type": ("LORA",),
-    "bias": ("none",),
-    "fan_in_fan_out": (False,),
-    "use_dora": (False,),
-    "use_qalora": (False,),
-    "lora_bias": (False,),
-    "modules_to_save": (None, []),
-    "rank_pattern": ({}, None),
-    "alpha_pattern": ({}, None),
-    "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal"),
+    "r": whole(1),
+    "lora_alpha": POSITIVE,
+    "use_rslora": optional(FLAG),
+    "peft_type": only("LORA"),
+    "bias": only("none"),
+    "fan_in_fan_out": only(False),
+    "use_dora": only(False),
+    "use_qalora": only(False),
+    "lora_bias": only(False),
+    "modules_to_save": only(None, []),
+    "rank_pattern": only({}, None),
+    "alpha_pattern": only({}, None),
+    "init_lora_weights": only(True, False, None, "gaussian", "eva", "orthogonal"),
     **dict.fromkeys(
         (
             "layer_replication", "trainable_token_indices", "target_parameters", "alora_invocation_tokens",
             "use_bdlora", "arrow_config", "kasa_config", "velora_config", "monteclora_config",
         ),
-        (None,),
+        only(None),
     ),
-}
+}  # fmt: skip
 
 
 def save_adapter(model: Transformer, path: str | PathLike, base: str | PathLike | None = None) -> None:
@@ -114,19 +117,22 @@ def load_adapter(model: Transformer, path: str | PathLike) -> None:
     """
     folder = Path(path)
     values = read_json(folder / CONFIG)
-    for key, allowed in HONOURED.items():
-        if values.get(key, allowed[0]) not in allowed:
-            raise CheckpointError(
-                f"{folder / CONFIG}: {key} is {json.dumps(values[key])}, but only {json.dumps(allowed[0])} is supported"
-            )
+    every = list(range(model.config.n_layers))
+    try:
+        if missing := [name for name in ("r", "lora_alpha") if name not in values]:
+            raise ValueError(f"the configuration lacks {', '.join(missing)}")
+        check(values, {**HONOURED, "layers_to_transform": only(None, every)}, as_json)
+    except ValueError as error:
+        raise CheckpointError(f"{folder / CONFIG}: {error}") from error
+    if not (folder / WEIGHTS).exists():
+        for file in sorted(folder.iterdir()):
+            refuse_pickle(file)
     tensors = TensorFile(folder / WEIGHTS)
     try:
         config = _lora_config(values, _targets(model.config, tensors))
-    except KeyError as error:
-        raise CheckpointError(f"{folder / CONFIG} lacks {error.args[0]}") from error
+        shapes = adapter_shapes(model.config, config)
     except ValueError as error:
         raise CheckpointError(f"{folder} is no adapter for this model: {error}") from error
-    shapes = adapter_shapes(model.config, config)
     names = peft_names(model.config, shapes)
     _check_tensors(folder, {names[name]: shape for name, shape in shapes.items()}, tensors)
     params = Parameters(shapes, np.empty(sum(map(math.prod, shapes.values())), real_dtype(model.dtype)))
@@ -140,9 +146,11 @@ def load_adapter(model: Transformer, path: str | PathLike) -> None:
 def base_of(folder: Path) -> Path:
     """The folder or file of the model that an adapter was made for."""
     name = read_json(folder / CONFIG).get("base_model_name_or_path")
-    if not isinstance(name, str) or not Path(name).exists():
+    with reading(folder / CONFIG):
+        found = isinstance(name, str) and Path(name).exists()
+    if not found:
         raise CheckpointError(
-            f"{folder} is an adapter for {name!r}, which is not a folder or file here: "
+            f"{folder} is an adapter for {shown(name)}, which is not a folder or file here: "
             "load that model, and give this folder as its adapter"
         )
     return Path(name)
@@ -187,7 +195,7 @@ def _check_tensors(folder: Path, wanted: Mapping[str, tuple[int, ...]], tensors:
         raise CheckpointError(f"{folder} has tensors that this model has no place for: {listed(extra)}")
     for name, shape in wanted.items():
         if tensors.shape(name) != shape:
-            raise CheckpointError(f"{folder}: {name} has shape {tensors.shape(name)}, but {shape} is needed")
+            raise CheckpointError(f"{folder}: {name} has shape {shown(tensors.shape(name))}, but {shape} is needed")
 
 
 def _reordered(config: ModelConfig, name: str, values: np.ndarray, order: Any) -> np.ndarray:

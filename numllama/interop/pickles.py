@@ -1,10 +1,24 @@
-"""Pickles are never read: they are programs, and opening one runs it."""
+"""Files that are given where weights are expected and are not read: pickles above all, for opening one runs it as a program."""
 
 from pathlib import Path
 
 from numllama.errors import CheckpointError
 
 SUFFIXES = (".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+OTHERS = {
+    ".npz": "an archive of NumPy arrays, which says nothing of the model that they are from",
+    ".npy": "a NumPy array, which is no model",
+    ".model": "a SentencePiece model, which is a tokenizer and holds no weights",
+    ".h5": "a file of TensorFlow's, which is not read: convert it to safetensors",
+    ".msgpack": "a file of Flax's, which is not read: convert it to safetensors",
+}
+
+
+def refuse_other(path: Path) -> None:
+    """Raise CheckpointError for a file of a known kind that holds no weights, or none that are read."""
+    refuse_pickle(path)
+    if path.suffix in OTHERS and path.is_file():
+        raise CheckpointError(f"{path} is {OTHERS[path.suffix]}")
 
 
 def refuse_pickle(path: Path) -> None:

@@ -18,7 +18,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from numllama.backend import BFLOAT16
-from numllama.errors import CheckpointError
+from numllama.errors import CheckpointError, shown
+from numllama.storage import fields
+from numllama.storage.files import reading, regular
 
 DTYPES = {"BF16": BFLOAT16, "F16": np.dtype("<f2"), "F32": np.dtype("<f4"), "F64": np.dtype("<f8")}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -35,21 +37,32 @@ class TensorFile(Mapping):
     Raises
     ------
     CheckpointError
-        If the file cannot be read, is cut short, or is something else. A tensor of integers (a quantised one, say) is refused
-        when it is asked for.
+        If the file cannot be read, is cut short, or is something else; or if two tensors share bytes. A tensor of integers (a
+        quantised one, say) is refused when it is asked for.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._bytes = mapped(path)
-        start, self._header = self._read_header()
-        self._data = self._bytes[start:]
-        for name, (kind, shape, (begin, end)) in self._header.items():
-            if end > len(self._data):
-                whole = start + max(end for _, _, (_, end) in self._header.values())
-                raise CheckpointError(f"{path} is cut short: it has {len(self._bytes)} bytes of {whole}")
+        with reading(path):
+            start, self._header = self._read_header()
+            self._data = self._bytes[start:]
+            self._check_places(start)
+
+    def _check_places(self, start: int) -> None:
+        """As the format demands, each tensor begins where the one before it ends, and the last one ends with the file."""
+        whole = max((end for _, _, (_, end) in self._header.values()), default=0)
+        if whole > len(self._data):
+            raise CheckpointError(f"{self.path} is cut short: it has {len(self._bytes)} bytes of {start + whole}")
+        reached = 0
+        for name, (kind, shape, (begin, end)) in sorted(self._header.items(), key=lambda item: item[1][2]):
+            if begin != reached:
+                raise ValueError(f"{shown(name)} begins at byte {begin}, but the tensor before it ends at byte {reached}")
             if kind in DTYPES and end - begin != prod(shape) * DTYPES[kind].itemsize:
-                raise CheckpointError(f"{path} is damaged: {name} has {end - begin} bytes, which is not its shape {shape}")
+                raise ValueError(f"{shown(name)} has {end - begin} bytes, which is not its shape {shown(shape)}")
+            reached = end
+        if reached != len(self._data):
+            raise ValueError(f"{len(self._data) - reached} bytes at its end belong to no tensor")
 
     def _read_header(self) -> tuple[int, dict[str, tuple[str, tuple[int, ...], tuple[int, int]]]]:
         """Where the tensors begin, and the dtype, shape and place of each."""
@@ -59,11 +72,11 @@ class TensorFile(Mapping):
         if 8 + length > len(self._bytes):
             raise CheckpointError(f"{self.path} is cut short: its header alone has {8 + length} bytes of {len(self._bytes)}")
         try:
-            header = json.loads(self._bytes[8 : 8 + length].tobytes())
-            header.pop("__metadata__", None)
-            return 8 + length, {name: _checked_entry(entry) for name, entry in header.items()}
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            header = json.loads(self._bytes[8 : 8 + length].tobytes(), object_pairs_hook=_without_repeats)
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
             raise CheckpointError(f"{self.path} is damaged: its header is not that of a safetensors file") from error
+        header.pop("__metadata__", None)
+        return 8 + length, {name: _checked_entry(name, entry) for name, entry in header.items()}
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor, from the header alone."""
@@ -84,19 +97,38 @@ class TensorFile(Mapping):
         return len(self._header)
 
 
-def _checked_entry(entry: dict) -> tuple[str, tuple[int, ...], tuple[int, int]]:
-    kind, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-    if not isinstance(kind, str) or not all(type(n) is int and n >= 0 for n in (*shape, begin, end - begin)):
-        raise ValueError(entry)
-    return kind, shape, (begin, end)
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, in which no key stands twice: which of two tensors is meant, nobody knows."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{shown(next(name for name in values if names.count(name) > 1))} stands twice in its header")
+    return values
+
+
+SIZE = fields.whole()
+ENTRY = {
+    "dtype": fields.TEXT,
+    "shape": fields.Kind(lambda value: isinstance(value, list) and all(map(SIZE.fits, value)), "must be a list of sizes"),
+    "data_offsets": fields.Kind(
+        lambda value: isinstance(value, list) and len(value) == 2 and all(map(SIZE.fits, value)) and value[0] <= value[1],
+        "must be where it begins and where it ends",
+    ),
+}
+
+
+def _checked_entry(name: str, entry: Any) -> tuple[str, tuple[int, ...], tuple[int, int]]:
+    if not isinstance(entry, dict) or not set(ENTRY) <= set(entry):
+        raise ValueError(f"{shown(name)} is {fields.as_json(entry)} in its header, but must have {', '.join(ENTRY)}")
+    fields.check(entry, ENTRY, fields.as_json, f"of {shown(name)}, ")
+    return entry["dtype"], tuple(entry["shape"]), tuple(entry["data_offsets"])
 
 
 def mapped(path: Path) -> np.ndarray:
-    """The bytes of a file, read as they are looked at."""
-    try:
-        return np.asarray(np.memmap(path, np.uint8, mode="r")) if path.stat().st_size else np.empty(0, np.uint8)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    """The bytes of a regular file, read as they are looked at."""
+    size = regular(path)
+    with reading(path):
+        return np.asarray(np.memmap(path, np.uint8, mode="r")) if size else np.empty(0, np.uint8)
 
 
 def write_tensors(

@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from math import isfinite
-from numbers import Integral, Real
 from typing import Any
+
+from numllama.errors import listed, shown
+from numllama.storage.fields import FLAG, OBJECT, POSITIVE, check, number, one_of, optional, whole
 
 CHOICES = {
     "rope_layout": ("half", "interleaved"),
@@ -15,7 +16,22 @@ CHOICES = {
     "init": ("normal", "truncated_normal"),
 }
 SIZES = ("vocab_size", "dim", "n_layers", "n_heads", "n_kv_heads", "ffn_dim", "max_seq_len", "head_dim")
-ROPE_SCALING_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+DERIVED = ("n_kv_heads", "ffn_dim", "head_dim")  # from others, where they are None
+NUMBERS = ("norm_eps", "rope_theta", "init_std", "dropout")
+KINDS = {
+    **{name: one_of(*choices) for name, choices in CHOICES.items()},
+    **{name: optional(whole(1)) if name in DERIVED else whole(1) for name in SIZES},
+    **dict.fromkeys(("tie_embeddings", "bias"), FLAG),
+    **dict.fromkeys(NUMBERS, POSITIVE),
+    "dropout": number(lambda value: 0 <= value < 1, "must lie in [0, 1)"),
+    "rope_scaling": optional(OBJECT),
+}
+# What stretches RoPE: each type's numbers, all of which it needs.
+ROPE_SCALING = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
 
 
 @dataclass(frozen=True)
@@ -46,8 +62,8 @@ class ModelConfig:
     rope_theta : float
         Base of RoPE's frequencies; larger reaches further (Llama 3: 500000).
     rope_scaling : dict
-        Llama 3.1's stretching of RoPE: ``factor``, ``low_freq_factor``, ``high_freq_factor``,
-        ``original_max_position_embeddings``. Default none.
+        What stretches RoPE, by its ``rope_type``: ``llama3`` with ``factor``, ``low_freq_factor``, ``high_freq_factor``,
+        ``original_max_position_embeddings``; or ``linear`` with ``factor``. Default none.
     rope_layout : str
         Which components RoPE pairs: ``half`` as Hugging Face, ``interleaved`` as Meta and llama2.c.
     tie_embeddings : bool
@@ -93,26 +109,13 @@ class ModelConfig:
     init: str = "normal"
 
     def __post_init__(self) -> None:
-        for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} is {getattr(self, name)!r}, but must be one of {', '.join(map(repr, choices))}")
-        for name in SIZES:
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, Integral) or isinstance(value, bool) or value < 1):
-                raise ValueError(f"{name} is {value!r}, but must be a whole number of at least 1")
-        for name in ("tie_embeddings", "bias"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} is {getattr(self, name)!r}, but must be true or false")
+        check(vars(self), KINDS)
         scaling = normalise_rope_scaling(self.rope_scaling)
-        if scaling and "rope_theta" in scaling:  # as rope_parameters spell it
+        if "rope_theta" in scaling:  # as rope_parameters spell it
             object.__setattr__(self, "rope_theta", scaling.pop("rope_theta"))
         object.__setattr__(self, "rope_scaling", scaling if scaling else None)
-        for name in ("norm_eps", "rope_theta", "init_std"):
-            if not is_positive(getattr(self, name)):
-                raise ValueError(f"{name} is {getattr(self, name)!r}, but must be a positive number")
+        for name in NUMBERS:
             object.__setattr__(self, name, float(getattr(self, name)))
-        if not isinstance(self.dropout, Real) or not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout!r}, but must lie in [0, 1)")
         if self.head_dim is None and self.dim % self.n_heads:
             raise ValueError(f"dim is {self.dim} and n_heads is {self.n_heads}, but the first must be a multiple of the second")
         defaults = {
@@ -134,7 +137,7 @@ class ModelConfig:
     def preset(cls, name: str, **changes: Any) -> "ModelConfig":
         """A named configuration, with some fields changed."""
         if name not in _PRESET_FIELDS:
-            raise ValueError(f"preset is {name!r}, but must be one of {', '.join(_PRESET_FIELDS)}")
+            raise ValueError(f"preset is {shown(name)}, but must be one of {', '.join(_PRESET_FIELDS)}")
         return cls(**{**_PRESET_FIELDS[name], **changes})  # sizes that follow from others follow the changes
 
     @classmethod
@@ -142,7 +145,7 @@ class ModelConfig:
         """The inverse of :meth:`to_dict`; an unknown key is a ValueError, for ignoring it would change the model."""
         unknown = sorted(set(values) - {field.name for field in fields(cls)})
         if unknown:
-            raise ValueError(f"unknown configuration key(s) {', '.join(unknown)}")
+            raise ValueError(f"unknown configuration key(s) {listed(unknown)}")
         missing = [name for name in ("vocab_size", "dim", "n_layers", "n_heads") if name not in values]
         if missing:
             raise ValueError(f"the configuration lacks {', '.join(missing)}")
@@ -154,38 +157,28 @@ class ModelConfig:
 
 
 def normalise_rope_scaling(value: Mapping | None) -> dict:
-    """One spelling of RoPE scaling, from any that checkpoints use.
+    """One spelling of RoPE scaling, from any that checkpoints use; a dictionary that is empty where there is none.
 
     Takes ``rope_scaling`` with ``rope_type`` or the older ``type``, or the newer ``rope_parameters``, which holds
-    ``rope_theta`` too. Anything but Llama 3's kind is refused: ignoring it would give wrong positions.
+    ``rope_theta`` too. What this code does not do is refused: ignoring it would give wrong positions.
     """
     if value is None:
         return {}
-    if not isinstance(value, Mapping):
-        raise ValueError(f"rope_scaling is {value!r}, but must be a mapping")
-    theta = {"rope_theta": value["rope_theta"]} if "rope_theta" in value else {}
     kind = value.get("rope_type", value.get("type", "llama3"))
-    if kind == "default":
-        return theta
-    if kind != "llama3":
-        raise ValueError(f"rope_scaling is of type {kind!r}, but only 'llama3' and 'default' are known")
-    missing = [key for key in ROPE_SCALING_KEYS if key not in value]
-    if missing:
+    if not isinstance(kind, str) or kind not in ROPE_SCALING:
+        known = ", ".join(map(repr, ROPE_SCALING))
+        raise ValueError(f"rope_scaling is of type {shown(kind)}, but only {known} are known")
+    keys = ROPE_SCALING[kind]
+    if missing := [key for key in keys if key not in value]:
         raise ValueError(f"rope_scaling lacks {', '.join(missing)}")
-    unknown = sorted(set(value) - {*ROPE_SCALING_KEYS, "rope_type", "type", "rope_theta"})
-    if unknown:
-        raise ValueError(f"rope_scaling has unknown key(s) {', '.join(unknown)}")
-    for key in ROPE_SCALING_KEYS:
-        if not is_positive(value[key]):
-            raise ValueError(f"rope_scaling's {key} is {value[key]!r}, but must be a positive number")
-    if not value["high_freq_factor"] > value["low_freq_factor"]:
+    if unknown := sorted(set(value) - {*keys, "rope_type", "type", "rope_theta"}):
+        raise ValueError(f"rope_scaling of type {kind!r} has unknown key(s) {listed(unknown)}")
+    check(value, dict.fromkeys((*keys, "rope_theta"), POSITIVE), prefix="rope_scaling's ")
+    if kind == "llama3" and not value["high_freq_factor"] > value["low_freq_factor"]:
         raise ValueError("rope_scaling's high_freq_factor must be larger than its low_freq_factor")
-    return {"rope_type": "llama3", **{key: value[key] for key in ROPE_SCALING_KEYS}, **theta}
-
-
-def is_positive(value: Any) -> bool:
-    """A finite number above zero."""
-    return isinstance(value, Real) and not isinstance(value, bool) and isfinite(value) and value > 0
+    theta = {"rope_theta": float(value["rope_theta"])} if "rope_theta" in value else {}
+    changes = kind != "default" and not (kind == "linear" and value["factor"] == 1)
+    return ({"rope_type": kind, **{key: value[key] for key in keys}} if changes else {}) | theta
 
 
 def _llama31(factor: float) -> dict:

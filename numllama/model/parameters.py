@@ -13,37 +13,56 @@ import numpy as np
 from numllama.backend import Array, xp_of
 from numllama.model.config import ModelConfig
 
+MOST_LAYERS, MOST_PARAMETERS = 2**16, 2**44  # beyond any machine; who asks for more has mistyped it, or believed a damaged file
 
-def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every parameter, in the order of the flat buffer.
+
+def block_shapes(config: ModelConfig) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
+    """Name and shape of a block's matrices, and of its gains and biases.
 
     The matrices that read the same input, wq, wk, wv and w_gate, w_up, lie next to each other.
     """
     c = config
     C, F, Q, KV = c.dim, c.ffn_dim, c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
-    block = {"wq": (Q, C), "wk": (KV, C), "wv": (KV, C), "wo": (C, Q), "w_gate": (F, C), "w_up": (F, C), "w_down": (C, F)}
+    matrices = {"wq": (Q, C), "wk": (KV, C), "wv": (KV, C), "wo": (C, Q), "w_gate": (F, C), "w_up": (F, C), "w_down": (C, F)}
     if c.ffn == "gelu":
-        del block["w_gate"]
-    norms = ("", "_bias") if c.norm == "layernorm" else ("",)
-    block_vectors = {f"{name}{suffix}": (C,) for name in ("attn_norm", "ffn_norm") for suffix in norms}
+        del matrices["w_gate"]
+    vectors = {f"{name}{suffix}": (C,) for name in ("attn_norm", "ffn_norm") for suffix in _norms(c)}
     if c.qk_norm == "rms":
-        block_vectors |= {"q_norm": (c.head_dim,), "k_norm": (c.head_dim,)}
+        vectors |= {"q_norm": (c.head_dim,), "k_norm": (c.head_dim,)}
     if c.bias:
-        block_vectors |= {f"{name}_bias": (shape[0],) for name, shape in block.items()}
+        vectors |= {f"{name}_bias": (shape[0],) for name, shape in matrices.items()}
+    return matrices, vectors
 
-    shapes = {"embed": (c.vocab_size, C)}
+
+def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every parameter, in the order of the flat buffer."""
+    c = config
+    if c.n_layers > MOST_LAYERS:
+        raise ValueError(f"n_layers is {c.n_layers:,}, but a model of more than {MOST_LAYERS:,} layers cannot be built")
+    if (n := count_parameters(c)) > MOST_PARAMETERS:
+        raise ValueError(f"a model of this configuration has {n:.2e} parameters, which no machine can hold")
+    matrices, vectors = block_shapes(c)
+    shapes = {"embed": (c.vocab_size, c.dim)}
     if c.positions == "learned":
-        shapes["pos_embed"] = (c.max_seq_len, C)
-    shapes |= {f"blocks.{i}.{name}": shape for i in range(c.n_layers) for name, shape in block.items()}
+        shapes["pos_embed"] = (c.max_seq_len, c.dim)
+    shapes |= {f"blocks.{i}.{name}": shape for i in range(c.n_layers) for name, shape in matrices.items()}
     if not c.tie_embeddings:
-        shapes["head"] = (c.vocab_size, C)
-    shapes |= {f"blocks.{i}.{name}": shape for i in range(c.n_layers) for name, shape in block_vectors.items()}
-    return shapes | {f"norm{suffix}": (C,) for suffix in norms}
+        shapes["head"] = (c.vocab_size, c.dim)
+    shapes |= {f"blocks.{i}.{name}": shape for i in range(c.n_layers) for name, shape in vectors.items()}
+    return shapes | {f"norm{suffix}": (c.dim,) for suffix in _norms(c)}
 
 
 def count_parameters(config: ModelConfig) -> int:
     """How many numbers a model of this configuration has to learn."""
-    return sum(map(prod, parameter_shapes(config).values()))
+    c = config
+    matrices, vectors = block_shapes(c)
+    rows = c.vocab_size * (1 if c.tie_embeddings else 2) + (c.max_seq_len if c.positions == "learned" else 0) + len(_norms(c))
+    return rows * c.dim + c.n_layers * sum(map(prod, (*matrices.values(), *vectors.values())))
+
+
+def _norms(config: ModelConfig) -> tuple[str, ...]:
+    """What follows a norm's name in those of its parameters."""
+    return ("", "_bias") if config.norm == "layernorm" else ("",)
 
 
 class Parameters(Mapping):

@@ -37,8 +37,8 @@ def rope_table(
     theta : float
         The base of the frequencies: 10000 in Llama 2, 500000 in Llama 3.
     scaling : mapping, optional
-        Llama 3.1's stretching of slow frequencies, with the keys ``factor``, ``low_freq_factor``, ``high_freq_factor``
-        and ``original_max_position_embeddings``.
+        What stretches the frequencies, by its ``rope_type``: ``llama3`` (the default) with the keys ``factor``,
+        ``low_freq_factor``, ``high_freq_factor`` and ``original_max_position_embeddings``; or ``linear`` with ``factor``.
     dtype : dtype
         Of the tables, which is the dtype of the vectors that they turn. Angles are always computed in float64.
 
@@ -51,7 +51,8 @@ def rope_table(
     xp = xp_of(positions)
     frequencies = theta ** (-xp.arange(0, D, 2, dtype="float64") / D)  # (D/2,)
     if scaling is not None:
-        frequencies = _llama3_scaling(frequencies, scaling)
+        linear = scaling.get("rope_type") == "linear"                  # position interpolation: Chen et al. 2023
+        frequencies = frequencies / scaling["factor"] if linear else _llama3_scaling(frequencies, scaling)
     angles = positions[..., None] * frequencies                        # (T, D/2) or (B, T, D/2)
     if angles.ndim == 3:
         angles = angles[:, None]                                       # (B, 1, T, D/2)

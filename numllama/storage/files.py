@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 from numllama.errors import CheckpointError, DamagedError, NumllamaError, shown
 
 MOST_JSON = 2**28  # bytes; the largest tokenizer.json that is published has 2**25
+DEEPEST = 100  # levels of lists and objects
 
 
 # ------------------------------------------------------------------------------------------------ reading
@@ -50,8 +51,8 @@ def reading(path: str | Path, error: type[NumllamaError] = CheckpointError) -> I
         raise error(f"{path} is damaged: {shown(str(failure), quote=False, most=300)}") from failure
 
 
-def read_bytes(path: str | Path, error: type[NumllamaError] = CheckpointError, most: int = MOST_JSON) -> bytes:
-    """The content of a regular file of at most `most` bytes; a pipe or a device is refused."""
+def regular(path: str | Path, error: type[NumllamaError] = CheckpointError) -> int:
+    """The size of a regular file in bytes; a folder, a pipe or a device is refused, for it may have no end."""
     path = Path(path)
     with reading(path, error):
         try:
@@ -62,19 +63,29 @@ def read_bytes(path: str | Path, error: type[NumllamaError] = CheckpointError, m
             raise error(f"{path} is a folder, but a file is needed")
         if not stat.S_ISREG(about.st_mode):
             raise error(f"{path} is not a regular file")
-        if about.st_size > most:
-            raise error(f"{path} has {about.st_size:,} bytes, but at most {most:,} are read")
+        return about.st_size
+
+
+def read_bytes(path: str | Path, error: type[NumllamaError] = CheckpointError, most: int = MOST_JSON) -> bytes:
+    """The content of a regular file of at most `most` bytes."""
+    path = Path(path)
+    size = regular(path, error)
+    if size > most:
+        raise error(f"{path} has {size:,} bytes, but at most {most:,} are read")
+    with reading(path, error):
         return path.read_bytes()
 
 
 def read_json(path: str | Path, error: type[NumllamaError] = CheckpointError) -> dict[str, Any]:
     """A JSON object from a file."""
-    return _json_object(read_bytes(path, error), path, error)
+    return json_object(read_bytes(path, error), path, error)
 
 
-def _json_object(content: bytes, path: str | Path, error: type[NumllamaError]) -> dict[str, Any]:
+def json_object(content: bytes, path: str | Path, error: type[NumllamaError] = CheckpointError) -> dict[str, Any]:
+    """A JSON object from the bytes of a file, nested no deeper than any real one is."""
     try:
         values = json.loads(content.decode("utf-8"))
+        _check_depth(values)
     except RecursionError as failure:
         raise error(f"{path} is not JSON: it is nested too deeply") from failure
     except ValueError as failure:
@@ -82,6 +93,21 @@ def _json_object(content: bytes, path: str | Path, error: type[NumllamaError]) -
     if not isinstance(values, dict):
         raise error(f"{path} holds no JSON object")
     return values
+
+
+def _check_depth(values: Any) -> None:
+    """Raise RecursionError for what is nested so deeply that whoever goes through it, to write it again say, might."""
+    level = [values]
+    for _ in range(DEEPEST):
+        level = [
+            item
+            for outer in level
+            for item in (outer.values() if isinstance(outer, dict) else outer if isinstance(outer, list) else ())
+            if isinstance(item, dict | list)
+        ]
+        if not level:
+            return
+    raise RecursionError
 
 
 # ------------------------------------------------------------------------------------------------ checksums
@@ -122,7 +148,7 @@ def read_verified(
         The keys of such a file in a version that wrote no checksum: one that holds no others may lack it.
     """
     content = read_bytes(path, error)
-    values = _json_object(content, path, error)
+    values = json_object(content, path, error)
     if "seal" not in values:
         if values and set(values) <= set(unsealed):
             return values

@@ -10,9 +10,10 @@ Messages of a step, for each of n ranks: (n − 1)/n of all gradients out and as
 """
 
 from dataclasses import dataclass
-from math import inf, prod
+from math import prod
 
 from numllama.model import ModelConfig
+from numllama.storage.fields import check, number, one_of, optional, whole
 
 BYTES = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
 LATENCY = 20e-6  # seconds for a message to begin
@@ -39,12 +40,11 @@ GPUS = {
 
 def flops_per_token(config: ModelConfig, seq_len: int, recompute: bool = False) -> dict[str, float]:
     """FLOPs of the products for one token, ``forward``, ``backward`` and ``recompute``."""
-    from numllama.model.parameters import parameter_shapes  # here, because the fields of a plan are the command line's flags
+    from numllama.model.parameters import block_shapes  # here, because the fields of a plan are the command line's flags
     from numllama.ops.flash_attention import QUERY_TILE
 
     c = config
-    weights = {name: prod(shape) for name, shape in parameter_shapes(c).items() if len(shape) == 2}
-    blocks = sum(n for name, n in weights.items() if name.startswith("blocks."))
+    blocks = c.n_layers * sum(map(prod, block_shapes(c)[0].values()))
     head = c.vocab_size * c.dim
     keys = (seq_len + min(seq_len, QUERY_TILE)) / 2  # whole tiles are computed
     attention = 4 * c.n_layers * c.n_heads * c.head_dim * keys
@@ -93,6 +93,16 @@ def memory(
     }
     cache = 2 * config.n_layers * config.n_kv_heads * config.head_dim * seq_len * size
     return {**parts, "all of it": sum(parts.values()), "cache": cache}
+
+
+KINDS = {
+    "gpu": one_of(*GPUS),
+    "dtype": one_of(*BYTES),
+    **dict.fromkeys(("gpus", "per_machine", "batch_size", "rows", "seq_len"), whole(1)),
+    **dict.fromkeys(("tokens", "network"), number(lambda value: value > 0, "must be positive and finite")),
+    "price": optional(number(lambda value: value >= 0, "must not be negative")),
+    "mfu": number(lambda value: 0 < value <= 1, "must lie in (0, 1]"),
+}
 
 
 @dataclass(frozen=True)
@@ -146,16 +156,7 @@ class Plan:
     price: float | None = None
 
     def __post_init__(self) -> None:
-        for name, choices in (("gpu", GPUS), ("dtype", BYTES)):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} is {getattr(self, name)!r}, but must be one of {', '.join(choices)}")
-        for name in ("gpus", "per_machine", "batch_size", "rows", "seq_len", "tokens", "network"):
-            if not 0 < getattr(self, name) < inf:
-                raise ValueError(f"{name} is {getattr(self, name)}, but must be positive and finite")
-        if self.price is not None and not 0 <= self.price < inf:
-            raise ValueError(f"price is {self.price}, but must not be negative")
-        if not 0 < self.mfu <= 1:
-            raise ValueError(f"mfu is {self.mfu}, but must lie in (0, 1]")
+        check(vars(self), KINDS)
         if self.seq_len > self.config.max_seq_len:
             raise ValueError(f"seq_len is {self.seq_len}, but the model's max_seq_len is {self.config.max_seq_len}")
         if self.batch_size < self.gpus:

@@ -1,6 +1,8 @@
 """Hugging Face's layout: written, read back, and everything that is refused by name."""
 
 import json
+import os
+import re
 import tracemalloc
 import zipfile
 
@@ -8,12 +10,12 @@ import numpy as np
 import pytest
 from helpers import assert_close, assert_same_bits
 from interop.checkpoints import LLAMAS, OTHERS, SHAPE, Trap, edit_json, edit_tensors, random_model, shard, tokens
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 import numllama as nl
 from numllama.backend import BFLOAT16
 from numllama.interop import huggingface
-from numllama.interop.huggingface import to_halves, to_neighbours
+from numllama.interop.huggingface import HONOURED, to_halves, to_neighbours
 from numllama.model import Transformer, parameter_shapes
 
 
@@ -147,13 +149,35 @@ def test_a_saved_rope_table_of_older_checkpoints_is_passed_over(folder):
     assert_same_bits(nl.load(folder).params.flat, expected)
 
 
-def test_a_tied_head_may_be_written_too_but_only_if_it_is_the_embedding(tmp_path):
-    model = random_model(tie_embeddings=True)
+EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+@pytest.mark.parametrize("native", [False, True], ids=["llama", "numllama"])
+def test_a_tied_model_is_what_its_file_holds(tmp_path, native):
+    model = random_model(tie_embeddings=True, **OTHERS["l2_norm"] if native else {})
+    embed, head = ("embed", "head") if native else (EMBED, HEAD)
     model.save(tmp_path)
-    edit_tensors(tmp_path, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"]}))
+    edit_tensors(tmp_path, lambda t: t.update({head: t[embed]}))  # written twice
+    assert nl.load(tmp_path).config.tie_embeddings
     assert_same_bits(nl.load(tmp_path).params.flat, model.params.flat)
-    edit_tensors(tmp_path, lambda t: t.update({"lm_head.weight": 2 * t["lm_head.weight"]}))
-    refuses(tmp_path, r"tie_word_embeddings is true, but lm_head\.weight is not model\.embed_tokens\.weight$")
+    edit_tensors(tmp_path, lambda t: t.pop(embed))  # the head alone
+    assert nl.load(tmp_path).config.tie_embeddings
+    assert_same_bits(nl.load(tmp_path).params.flat, model.params.flat)
+    edit_tensors(tmp_path, lambda t: t.update({embed: 2 * t[head]}))  # two that differ
+    untied = nl.load(tmp_path)
+    assert not untied.config.tie_embeddings
+    assert_same_bits(untied.params["embed"], 2 * model.params["embed"])
+    assert_same_bits(untied.params["head"], model.params["embed"])
+    untied.save(tmp_path)
+    assert_same_bits(nl.load(tmp_path).params.flat, untied.params.flat)
+    edit_tensors(tmp_path, lambda t: t.update({head: t[head][:9]}))
+    refuses(tmp_path, rf"{head} has shape \(9, 24\), but \(23, 24\) is needed$")
+
+
+def test_a_tied_model_without_either_matrix_lacks_its_embedding(tmp_path):
+    random_model(tie_embeddings=True).save(tmp_path)
+    edit_tensors(tmp_path, lambda t: t.pop(EMBED))
+    refuses(tmp_path, r"lacks model\.embed_tokens\.weight$")
 
 
 # ------------------------------------------------------------------------------------------------ memory
@@ -277,29 +301,126 @@ def test_what_a_config_leaves_out_is_what_hugging_face_takes(folder):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(attention_bias=True), "attention_bias is true and mlp_bias is false, but biases are supported in all"),
-        (dict(mlp_bias=True), "attention_bias is false and mlp_bias is true, but biases are supported in all"),
+        (dict(attention_bias="true"), 'attention_bias is "true", but must be true or false$'),
+        (dict(mlp_bias=1), "mlp_bias is 1, but must be true or false$"),
         (dict(hidden_act="gelu"), 'hidden_act is "gelu", but only "silu" is supported$'),
-        (dict(sliding_window=4096), "sliding_window is 4096, but only null is supported$"),
+        (dict(sliding_window="long"), 'sliding_window is "long", but must be a whole number of at least 1$'),
         (dict(quantization_config={"bits": 4}), 'quantization_config is {"bits": 4}, but only null is supported$'),
-        (dict(attention_dropout=0.1), "attention_dropout is 0.1, but only 0 is supported$"),
+        (dict(attention_dropout=1.5), r"attention_dropout is 1.5, but must lie in \[0, 1\]$"),
         (dict(partial_rotary_factor=0.5), "partial_rotary_factor is 0.5, but only 1 is supported$"),
-        (dict(rope_scaling={"type": "linear", "factor": 2.0}), "rope_scaling is of type 'linear', but only 'llama3' and 'def"),
-        (dict(rope_scaling={"rope_type": "yarn", "factor": 2.0}), "rope_scaling is of type 'yarn', but only 'llama3' and 'def"),
-        (dict(rope_parameters={"rope_type": "dynamic", "factor": 2.0}), "rope_scaling is of type 'dynamic', but only 'llama3'"),
-        (dict(rope_parameters={"partial_rotary_factor": 0.5}), "RoPE of type 'default' comes with partial_rotary_factor, which"),
+        (dict(rope_scaling={"type": "linear"}), "rope_scaling lacks factor$"),
+        (dict(rope_scaling={"type": "linear", "factor": "2"}), "rope_scaling's factor is '2', but must be a positive number$"),
+        (dict(rope_scaling={"type": "linear", "factor": 2, "beta": 1}), r".* of type 'linear' has unknown key\(s\) beta$"),
+        (dict(rope_scaling={"rope_type": "yarn", "factor": 2.0}), "rope_scaling is of type 'yarn', but only 'default', 'lin"),
+        (dict(rope_parameters={"rope_type": "dynamic", "factor": 2.0}), "rope_scaling is of type 'dynamic', but only 'default'"),
+        (dict(rope_parameters={"partial_rotary_factor": 0.5}), "partial_rotary_factor is 0.5, but only 1 is supported$"),
         (dict(rope_scaling=3), "rope_scaling is 3, but must be a mapping$"),
         (dict(model_type="mistral"), "model_type is 'mistral', but must be 'llama' or 'numllama'$"),
         (dict(model_type=None), "model_type is None, but must be 'llama' or 'numllama'$"),
         (dict(hidden_size=None, vocab_size=None), "the configuration lacks vocab_size, hidden_size$"),
         (dict(num_key_value_heads=3), "n_heads is 4 and n_kv_heads is 3, but the first must be a multiple of the second$"),
-        (dict(hidden_size="24"), "dim is '24', but must be a whole number of at least 1$"),
+        (dict(hidden_size="24"), 'hidden_size is "24", but must be a whole number of at least 1$'),
     ],
     ids=lambda value: None if isinstance(value, str) else "_".join(value),
 )
 def test_a_configuration_that_cannot_be_honoured_is_refused_by_name(folder, changes, message):
     edit_json(folder / "config.json", **changes)
     refuses(folder, rf"config\.json: {message}")
+
+
+NUMBERS = ["vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size"]
+NUMBERS += ["head_dim", "max_position_embeddings", "rms_norm_eps", "initializer_range", "rope_theta", "dropout", "sliding_window"]
+MAY_BE_NULL = ["num_key_value_heads", "head_dim", "sliding_window", "attention_dropout", "rope_scaling", "rope_parameters"]
+MAY_BE_NULL += ["quantization_config", "partial_rotary_factor", "attn_logit_softcapping", "final_logit_softcapping"]
+WRONG = [None, True, "x" * 10_000, "8", [8], {"a": 8}, -(10**400), 10**400, 1e999, float("nan"), 0.5, -1, [[[]]], ["x" * 10_000]]
+
+
+@pytest.mark.parametrize("name", [*NUMBERS, *HONOURED, "tie_word_embeddings", "model_type", "numllama_init"])
+def test_a_value_of_any_other_type_is_refused_by_name(folder, name):
+    """Whatever stands in a config.json, either it is taken or one short sentence names the field."""
+    path = folder / "config.json"
+    before, named = json.loads(path.read_text()), 0
+    for value in WRONG:
+        path.write_text(json.dumps({**before, name: value}))
+        try:
+            nl.load(folder)
+        except nl.CheckpointError as error:
+            named += bool(re.search(rf"config\.json: {name} is|init is", str(error)))
+            assert "damaged" not in str(error)
+            assert len(str(error)) < 300 + len(str(path))
+        else:
+            assert value is not None or name in MAY_BE_NULL
+    assert named >= 9
+
+
+@pytest.mark.parametrize("name", [*NUMBERS, "bos_token_id", "eos_token_id"])
+def test_a_number_of_more_digits_than_python_converts_is_refused(folder, name):
+    path = folder / "config.json"
+    values = {key: value for key, value in json.loads(path.read_text()).items() if key != name}
+    path.write_text(json.dumps(values)[:-1] + f', "{name}": {"9" * 10_000}}}')
+    refuses(folder, r"config\.json is not JSON: ")
+
+
+@pytest.mark.parametrize(
+    "changes", [dict(vocab_size=2**62), dict(intermediate_size=10**15), dict(num_attention_heads=2**40, head_dim=2)]
+)
+def test_a_size_is_compared_with_the_weights_before_anything_is_made_of_it(folder, changes):
+    edit_json(folder / "config.json", **changes, num_key_value_heads=None)
+    tracemalloc.start()
+    try:
+        refuses(folder, r"(has shape|parameters, which no machine can hold)")
+        assert tracemalloc.get_traced_memory()[1] < 2_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_position_more_than_there_is_memory_for_costs_nothing(folder):
+    edit_json(folder / "config.json", max_position_embeddings=2**62)
+    model = nl.load(folder)
+    assert model.config.max_seq_len == 2**62
+    assert len(nl.generate(model, [1, 2], 4, temperature=0)) == 4
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(attention_dropout=0.1),
+        dict(sliding_window=4096),
+        dict(sliding_window=4, use_sliding_window=True),
+        dict(partial_rotary_factor=1.0),
+        dict(rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0}, rope_theta=None),
+        dict(rope_scaling={"type": "linear", "factor": 1.0}),
+        dict(rope_scaling={}),
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_what_changes_nothing_is_accepted(folder, changes):
+    before = nl.load(folder)
+    edit_json(folder / "config.json", **changes)
+    after = nl.load(folder)
+    assert after.config == before.config
+    assert_same_bits(after.forward(tokens()), before.forward(tokens()))
+
+
+@pytest.mark.parametrize(("flag", "part"), [("attention_bias", "self_attn"), ("mlp_bias", "mlp")])
+def test_biases_in_one_half_of_a_block_alone_are_those_and_zeros(tmp_path, flag, part):
+    model = random_model(bias=True)
+    for name, view in model.params.items():
+        if name.endswith("_bias") and f".{part}." not in huggingface.huggingface_names(model.config)[name]:
+            view[...] = 0
+    model.save(tmp_path)
+    others = {"attention_bias": "mlp_bias", "mlp_bias": "attention_bias"}[flag]
+    edit_json(tmp_path / "config.json", **{others: False})
+    refuses(tmp_path, r"has tensors that this model has no place for: model\.layers\.0\..*\.bias")  # not guessed
+    edit_tensors(tmp_path, lambda t: [t.pop(name) for name in list(t) if name.endswith(".bias") and f".{part}." not in name])
+    loaded = nl.load(tmp_path)
+    assert loaded.config.bias
+    assert_same_bits(loaded.params.flat, model.params.flat)
+    loaded.save(tmp_path)
+    assert_same_bits(nl.load(tmp_path).params.flat, model.params.flat)
+    edit_tensors(tmp_path, lambda t: [t.pop(name) for name in list(t) if name.endswith(".bias")])
+    edit_json(tmp_path / "config.json", **{others: False})
+    refuses(tmp_path, rf"lacks model\.layers\.0\.{part}\.")
 
 
 def test_keys_that_say_the_same_as_nothing_are_no_obstacle(folder):
@@ -391,6 +512,37 @@ def test_a_tensor_that_is_not_in_its_shard_is_named(folder):
     refuses(folder, r"llama lacks model\.")
 
 
+def test_a_tensor_that_an_index_looks_for_elsewhere_is_named(folder):
+    names = shard(folder)
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    places = {**index["weight_map"], "lm_head.weight": next(n for n in names if n != index["weight_map"]["lm_head.weight"])}
+    path.write_text(json.dumps({"weight_map": places}))
+    refuses(folder, rf"index\.json says that 'lm_head\.weight' is in {places['lm_head.weight']}, but it is not$")
+
+
+def test_a_tensor_that_stands_in_two_shards_is_named(folder):
+    names = shard(folder)
+    both = load_file(folder / names[0]) | load_file(folder / names[1])
+    save_file(both, folder / names[0], {"format": "pt"})
+    refuses(folder, rf"{names[0]} holds 'model\..*', which model\.safetensors\.index\.json does not say$")
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", "\udc80\ud800"])
+def test_an_index_may_name_what_no_file_can_be_called(folder, name):
+    shard(folder)
+    edit_json(folder / "model.safetensors.index.json", weight_map={"lm_head.weight": name})
+    refuses(folder, r"(index\.json cannot be read: File name too long|lacks|index\.json is damaged: )")
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors", "generation_config.json"])
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+def test_a_file_that_is_no_regular_file_is_refused_unread(folder, file, kind):
+    (folder / file).unlink()
+    {"pipe": os.mkfifo, "device": lambda path: path.symlink_to("/dev/zero"), "folder": os.mkdir}[kind](folder / file)
+    refuses(folder, rf"{file} is (not a regular file|a folder, but a file is needed)$")
+
+
 @pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "sub/model.safetensors"])
 def test_an_index_names_only_files_of_its_folder(folder, name):
     shard(folder)
@@ -450,17 +602,34 @@ def test_without_a_generation_config_the_configuration_tells_the_stop_ids(folder
     model = nl.load(folder)
     assert (model.stop_ids, model.generation_config) == ((2, 3), {"bos_token_id": 1, "eos_token_id": [2, 3]})
     edit_json(folder / "config.json", eos_token_id="</s>")
-    refuses(folder, r"llama.config\.json: eos_token_id is '</s>', but must be a token or a list of tokens$")
+    refuses(folder, r'llama.config\.json: eos_token_id is "</s>", but must be a token or a list of tokens$')
 
 
 def test_a_new_model_has_no_stop_ids():
     assert random_model().stop_ids == ()
 
 
-@pytest.mark.parametrize("ids", ["</s>", [1, None], 1.5, True, -1])
-def test_a_stop_id_that_is_no_token_is_named(folder, ids):
+@pytest.mark.parametrize("ids", ["</s>", [1, None], 1.5, True, {"a": 1}, [[1]], 10**400, ["x" * 10_000]])
+@pytest.mark.parametrize("name", ["eos_token_id", "bos_token_id", "pad_token_id"])
+def test_a_special_id_that_is_no_token_is_named(folder, name, ids):
+    (folder / "generation_config.json").write_text(json.dumps({name: ids}))
+    refuses(folder, rf"generation_config\.json: {name} is .{{,60}}, but (must be|no number)")
+
+
+@pytest.mark.parametrize("ids", [-1, [22, -1], 128009, [22, 128009], None, []])
+def test_a_stop_id_that_never_comes_is_taken(folder, ids):
+    """As transformers does: -1 for none, ids of a larger vocabulary, null."""
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ids}))
-    refuses(folder, r"generation_config\.json: eos_token_id is .*, but must be a token or a list of tokens$")
+    assert nl.load(folder).generation_config == {"eos_token_id": ids}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("temperature", "hot"), ("top_p", [1]), ("top_k", 10**400), ("do_sample", 1), ("min_p", float("nan")),
+                        ("repetition_penalty", True)],
+)  # fmt: skip
+def test_a_setting_of_another_type_is_named(folder, name, value):
+    (folder / "generation_config.json").write_text(json.dumps({name: value}))
+    refuses(folder, rf"generation_config\.json: {name} is ")
 
 
 # ------------------------------------------------------------------------------------------------ saving

@@ -1,5 +1,8 @@
 """nl.load: whatever a model is stored as, and one sentence where there is none."""
 
+import os
+import re
+
 import numpy as np
 import pytest
 from helpers import assert_same_bits
@@ -83,6 +86,34 @@ def test_a_pickle_is_refused_and_never_run(tmp_path, suffix):
     with pytest.raises(nl.CheckpointError, match=rf"model\{suffix} is a Python pickle, which can run any program"):
         nl.load(path)
     assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("tokenizer.model", "a SentencePiece model, which is a tokenizer and holds no weights"),
+        ("weights.npz", "an archive of NumPy arrays, which says nothing of the model"),
+        ("weights.npy", "a NumPy array, which is no model"),
+        ("tf_model.h5", "a file of TensorFlow's, which is not read: convert it to safetensors"),
+        ("flax_model.msgpack", "a file of Flax's, which is not read"),
+    ],
+)
+def test_a_file_of_a_known_kind_that_holds_no_weights_is_named(tmp_path, name, words):
+    (tmp_path / name).write_bytes(b"\x0a\x0e\x0a\x05<unk>")
+    with pytest.raises(nl.CheckpointError, match=rf"{re.escape(name)} is {words}"):
+        nl.load(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x" * 300 + "/model.bin", "a\0b", "pipe.bin", "zero.bin", "zero.safetensors"])
+def test_a_path_that_cannot_be_read_is_one_sentence(tmp_path, name):
+    os.mkfifo(tmp_path / "pipe.bin")
+    for suffix in ("bin", "safetensors"):
+        (tmp_path / f"zero.{suffix}").symlink_to("/dev/zero")
+    random_model().save(tmp_path)
+    with pytest.raises(nl.CheckpointError, match=r"(cannot be read: File name too long|does not exist \(|not a regular file)"):
+        nl.load(tmp_path / name, adapter=None)
+    with pytest.raises(nl.CheckpointError, match=r"(cannot be read: File name too long|is damaged: |has no adapter_config|json)"):
+        nl.load(tmp_path, adapter=tmp_path / name)
 
 
 def test_an_unknown_dtype_is_named(tmp_path):

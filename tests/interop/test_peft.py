@@ -2,11 +2,12 @@
 
 import json
 import os
+import zipfile
 
 import numpy as np
 import pytest
 from helpers import assert_close, assert_same_bits
-from interop.checkpoints import LLAMAS, OTHERS, random_model, tokens
+from interop.checkpoints import LLAMAS, OTHERS, Trap, random_model, tokens
 from safetensors.numpy import load_file, save_file
 
 import numllama as nl
@@ -99,9 +100,16 @@ REFUSED = {
     "ranks": (dict(rank_pattern={"q_proj": 2}), r'rank_pattern is {"q_proj": 2}, but only {} is supported'),
     "pissa": (dict(init_lora_weights="pissa"), 'init_lora_weights is "pissa", but only true is supported'),
     "layers": (dict(layer_replication=[[0, 1]]), r"layer_replication is \[\[0, 1\]\], but only null is supported"),
-    "no_rank": (dict(r="absent"), "adapter_config.json lacks r$"),
-    "rank": (dict(r="many"), "is no adapter for this model: rank is 'many', but must be a whole number"),
-    "alpha": (dict(lora_alpha=None), "is no adapter for this model: alpha is None, but must be a positive number"),
+    "no_rank": (dict(r="absent"), "adapter_config.json: the configuration lacks r$"),
+    "rank": (dict(r="many"), 'adapter_config.json: r is "many", but must be a whole number of at least 1'),
+    "truth": (dict(r=True), "adapter_config.json: r is true, but must be a whole number of at least 1"),
+    "digits": (dict(r=10**400), r"adapter_config.json: r is 1000+\.\.\., but no number here may be so large$"),
+    "alpha": (dict(lora_alpha=None), "adapter_config.json: lora_alpha is null, but must be a positive number"),
+    "more_digits": (dict(lora_alpha=10**400), r"lora_alpha is 1000+\.\.\., but no number here may be so large$"),
+    "rslora": (dict(use_rslora="yes"), 'use_rslora is "yes", but must be true or false'),
+    "some_layers": (dict(layers_to_transform=[0]), r"layers_to_transform is \[0\], but only null is supported"),
+    "long": (dict(bias="x" * 10_000), r'bias is "x+\.\.\., but only "none" is supported'),
+    "huge_rank": (dict(r=2**60), r"q_proj.lora_A.weight has shape \(3, 24\), but \(1152921504606846976, 24\) is needed"),
     "another_rank": (dict(r=4), r"q_proj.lora_A.weight has shape \(3, 24\), but \(4, 24\) is needed"),
 }
 
@@ -113,6 +121,14 @@ def test_what_cannot_be_honoured_is_refused_by_name(folders, name):
     with pytest.raises(CheckpointError, match=message) as caught:
         nl.load(folders / "base", adapter=folders / "adapter")
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+def test_an_adapter_that_names_every_layer_is_whole(folders):
+    edit(folders / "adapter", layers_to_transform=[0, 1])
+    assert nl.load(folders / "base", adapter=folders / "adapter").adapter
+
+
 
 
 DAMAGE = {
@@ -123,6 +139,11 @@ DAMAGE = {
         "has tensors that this model has no place for: base_model.model.model.embed_tokens",
     ),
     "shape": (lambda values: values.update({NAME: np.ones((3, 20))}), r"q_proj.lora_A.weight has shape \(3, 20\)"),
+    "half": (
+        lambda values: [values.pop(name) for name in list(values) if ".layers.0." not in name],
+        r"lacks base_model\.model\.model\.layers\.1\.self_attn\.q_proj\.lora_A\.weight",
+    ),
+    "no_b": (lambda values: [values.pop(name) for name in list(values) if "lora_B" in name], r"lacks .*q_proj\.lora_B\.weight"),
     "nothing": (lambda values: values.clear(), r"is no adapter for this model: targets is \(\)"),
 }
 
@@ -147,7 +168,7 @@ def test_files_that_are_not_there_are_named(folders):
     with pytest.raises(CheckpointError, match=r"base has no adapter_config\.json$"):
         nl.load(folders / "base", adapter=folders / "base")
     (folders / "adapter" / "adapter_model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"adapter_model\.safetensors cannot be read: No such file"):
+    with pytest.raises(CheckpointError, match=r"adapter has no adapter_model\.safetensors$"):
         nl.load(folders / "base", adapter=folders / "adapter")
 
 
@@ -162,3 +183,44 @@ def test_a_save_that_fails_leaves_what_was_there(folders, monkeypatch):
     with pytest.raises(NumllamaError, match="could not be written: No space left on device"):
         adapted(rank=2).save_adapter(folders / "adapter")
     assert {path.name: path.read_bytes() for path in (folders / "adapter").iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["adapter_model.bin", "adapter_model.pt"])
+@pytest.mark.parametrize("zipped", [True, False], ids=["zipped", "bare"])
+def test_a_pickled_adapter_is_refused_with_the_reason_and_never_run(folders, name, zipped):
+    (folders / "adapter" / "adapter_model.safetensors").unlink()
+    trap = Trap(folders / "sprung").pickled()
+    if zipped:
+        with zipfile.ZipFile(folders / "adapter" / name, "w") as archive:
+            archive.writestr("adapter/data.pkl", trap)
+    else:
+        (folders / "adapter" / name).write_bytes(trap)
+    with pytest.raises(CheckpointError, match=rf"{name} is a Python pickle, which can run any program"):
+        nl.load(folders / "base", adapter=folders / "adapter")
+    assert not (folders / "sprung").exists()
+
+
+def test_an_adapter_that_is_its_own_base_is_named(folders):
+    again = folders / "again"
+    adapted().save_adapter(again, base=folders / "adapter")
+    for base in ("again", "adapter"):  # through another one, and at once
+        edit(folders / "adapter", base_model_name_or_path=str(folders / base))
+        with pytest.raises(CheckpointError, match=r"(again|adapter) is an adapter for a model that is an adapter for it$"):
+            nl.load(folders / "adapter")
+
+
+def test_an_adapter_over_an_adapter_is_both(folders):
+    adapted().save_adapter(folders / "first", base=folders / "base")
+    adapted(targets=("wo",)).save_adapter(folders / "second", base=folders / "first")
+    model = nl.load(folders / "first")
+    model.merge_adapter()
+    load_adapter(model, folders / "second")
+    assert_same_bits(nl.load(folders / "second").forward(tokens()), model.forward(tokens()))
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "y" * 10_000, "a\0b", 3, ["base"], {}, True])
+def test_a_base_that_no_file_can_be_called_is_named_in_one_short_sentence(folders, name):
+    edit(folders / "adapter", base_model_name_or_path=name)
+    with pytest.raises(CheckpointError, match=r"adapter(_config\.json)? (is an ada|cannot be read|is damaged)") as caught:
+        nl.load(folders / "adapter")
+    assert len(str(caught.value)) < 400

@@ -1,6 +1,7 @@
 """ModelConfig: what it refuses, what it fills in, and the presets against published sizes."""
 
 import json
+import re
 from dataclasses import FrozenInstanceError, asdict, replace
 from math import prod
 
@@ -179,18 +180,25 @@ def test_default_rope_scaling_is_none(spelling):
     assert ModelConfig(**SMALL, rope_scaling=spelling).rope_scaling is None
 
 
-@pytest.mark.parametrize("kind", ["yarn", "linear", "dynamic", "longrope"])
+@pytest.mark.parametrize("kind", ["yarn", "dynamic", "longrope", 3, None, ["llama3"]])
 @pytest.mark.parametrize("key", ["rope_type", "type"])
 def test_other_rope_scaling_is_refused_by_name(key, kind):
-    with pytest.raises(ValueError, match=f"^rope_scaling is of type {kind!r}, but only 'llama3' and 'default' are known$"):
+    known = "'default', 'linear', 'llama3'"
+    with pytest.raises(ValueError, match=rf"^rope_scaling is of type {re.escape(repr(kind))}, but only {known} are known$"):
         ModelConfig(**SMALL, rope_scaling={key: kind, "factor": 2.0})
+
+
+@pytest.mark.parametrize("key", ["rope_type", "type"])
+def test_linear_rope_scaling_is_known_and_a_factor_of_one_is_none(key):
+    for factor, expected in {2.0: {"rope_type": "linear", "factor": 2.0}, 1: None}.items():
+        assert ModelConfig(**SMALL, rope_scaling={key: "linear", "factor": factor}).rope_scaling == expected
 
 
 @pytest.mark.parametrize(
     ("scaling", "message"),
     [
         (dict(factor=8.0, low_freq_factor=1.0), "rope_scaling lacks high_freq_factor, original_max_position_embeddings"),
-        (LLAMA_31 | dict(beta_fast=32, a=1), r"rope_scaling has unknown key\(s\) a, beta_fast"),
+        (LLAMA_31 | dict(beta_fast=32, a=1), r"rope_scaling of type 'llama3' has unknown key\(s\) a, beta_fast"),
         (LLAMA_31 | dict(low_freq_factor=4.0), "rope_scaling's high_freq_factor must be larger than its low_freq_factor"),
     ],
     ids=["missing", "unknown", "low_not_below_high"],

@@ -1,12 +1,13 @@
 """Parameters: one flat buffer, its named views, and the initial values."""
 
+from dataclasses import replace
 from itertools import pairwise
 from math import prod, sqrt
 
 import numpy as np
 import pytest
 
-from numllama.model import ModelConfig, Parameters, count_parameters, initial_parameters, parameter_shapes
+from numllama.model import ModelConfig, Parameters, Transformer, count_parameters, initial_parameters, parameter_shapes
 
 SMALL = dict(vocab_size=23, dim=16, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=20, max_seq_len=9)
 CONFIGS = {
@@ -64,6 +65,21 @@ def test_a_head_dim_of_its_own_widens_the_projections():
     shapes = parameter_shapes(ModelConfig(**SMALL, head_dim=6))
     found = [shapes[f"blocks.0.{name}"] for name in ("wq", "wk", "wv", "wo")]
     assert found == [(24, 16), (12, 16), (12, 16), (16, 24)]
+
+
+@every_config
+@pytest.mark.parametrize("changes", [{}, dict(n_layers=5), dict(bias=True, norm="layernorm")], ids=["as_is", "deep", "biases"])
+def test_the_number_of_parameters_is_that_of_all_shapes(config, changes):
+    config = replace(config, **changes)
+    assert count_parameters(config) == sum(map(prod, parameter_shapes(config).values()))
+
+
+@pytest.mark.parametrize("changes", [dict(n_layers=10**12), dict(vocab_size=2**62), dict(dim=2**40), dict(ffn_dim=10**15)])
+def test_what_no_machine_can_hold_is_counted_but_not_built(changes):
+    config = ModelConfig(**SMALL | changes)
+    assert count_parameters(config) > 10**13
+    with pytest.raises(ValueError, match=r"(cannot be built|which no machine can hold)$"):
+        Transformer(config)
 
 
 @every_config

@@ -112,6 +112,13 @@ def test_llama_3_1_scaling_keeps_fast_divides_slow_and_blends_between(xp, scalin
     assert_close(np.arctan2(to_numpy(sin), to_numpy(cos))[0], np.array(expected))
 
 
+def test_linear_scaling_puts_the_positions_closer_together(xp):
+    scaled = rope_table(xp.asarray([0, 3, 6, 30]), 16, 10000.0, {"rope_type": "linear", "factor": 3.0}, dtype="float64")
+    plain = rope_table(xp.asarray([0, 1, 2, 10]), 16, 10000.0, dtype="float64")
+    for got, expected in zip(scaled, plain, strict=True):
+        assert_close(got, expected, rtol=1e-12)
+
+
 def test_a_float32_table_is_right_far_from_the_start(xp):
     position = 131071  # an angle computed in float32 is off by up to 0.004 there
     cos, sin = rope_table(xp.asarray([position]), 8, 5e5)

@@ -17,6 +17,7 @@ from numllama.storage import files
         (b"[1]", "holds no JSON object"),
         (b"\xff", "is not JSON"),
         (b'{"a": ' + b"[" * 100_000, "is nested too deeply"),
+        (b'{"a": ' * 200 + b"1" + b"}" * 200, "is nested too deeply"),
         (b'{"a": ' + b"9" * 10_000 + b"}", "is not JSON"),
     ],
 )

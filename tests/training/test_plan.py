@@ -185,14 +185,26 @@ def test_a_program_reads_the_same(capsys):
 
 
 IMPOSSIBLE = [
-    (dict(gpu="h1000"), "gpu is 'h1000', but must be one of rtx4090, a100"),
-    (dict(gpus=0), "gpus is 0, but must be positive"),
+    (dict(gpu="h1000"), "gpu is 'h1000', but must be one of 'rtx4090', 'a100'"),
+    (dict(gpus=0), "gpus is 0, but must be a whole number of at least 1"),
     (dict(mfu=1.5), r"mfu is 1.5, but must lie in \(0, 1\]"),
     (dict(seq_len=9000), "seq_len is 9000, but the model's max_seq_len is 8192"),
+    (dict(gpus=10**400), "gpus is 1000.*, but no number here may be so large"),
+    (dict(rows=True), "rows is True, but must be a whole number of at least 1"),
+    (dict(tokens=None), "tokens is None, but must be positive and finite"),
+    (dict(network="fast"), "network is 'fast', but must be positive and finite"),
     (dict(price=-1.0), "price is -1.0, but must not be negative"),
     (dict(tokens=float("inf")), "tokens is inf, but must be positive and finite"),
     (dict(gpus=1024), "batch_size is 512, but 1024 GPUs need a sequence each"),
 ]
+
+
+@pytest.mark.parametrize("changes", [dict(n_layers=10**12), dict(vocab_size=10**15), dict(ffn_dim=2**62)])
+def test_a_model_beyond_any_machine_is_planned_at_once(changes):
+    config = ModelConfig(**dict(vocab_size=100, dim=8, n_layers=1, n_heads=1, max_seq_len=2048) | changes)
+    figures = plan.Plan(config).values()
+    assert figures["memory"]["weights"] > 1e13
+    assert "DOES NOT FIT" in plan.Plan(config).text()
 
 
 @pytest.mark.parametrize(("changes", "sentence"), IMPOSSIBLE)

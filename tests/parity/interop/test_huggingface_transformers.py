@@ -7,6 +7,7 @@ import pytest
 from helpers import assert_close, assert_same_bits
 from interop.checkpoints import LLAMAS, SHAPE, random_model
 from interop.peer import LLAMA_3, PARITY, AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM, torch
+from safetensors.numpy import load_file, save_file
 from training.realdata import real_data
 
 import numllama as nl
@@ -14,14 +15,18 @@ from numllama.interop.huggingface import huggingface_names
 
 pytestmark = PARITY
 
-ROPES = {"default": dict(rope_type="default", rope_theta=10000.0), "llama3": LLAMA_3}
+ROPES = {
+    "default": dict(rope_type="default", rope_theta=10000.0),
+    "llama3": LLAMA_3,
+    "linear": dict(rope_type="linear", rope_theta=10000.0, factor=3.0),
+}
 CASES = [
     (kv_heads, tied, rope, eps)
     for kv_heads in (1, 2, 4, 8)
     for tied in (False, True)
-    for rope in ROPES
+    for rope in ("default", "llama3")
     for eps in (1e-5, 1e-6)
-]
+] + [(2, False, "linear", 1e-5)]
 
 
 def theirs(kv_heads=2, tied=False, rope="default", eps=1e-5, noise=0.1, **changes):
@@ -74,6 +79,7 @@ def test_logits_loss_and_every_gradient_equal_transformers(tmp_path, kv_heads, t
 @pytest.mark.parametrize("tied", [False, True])
 def test_greedy_ids_are_equal_for_64_tokens(tmp_path, tied, rope):
     reference = theirs(tied=tied, rope=rope, noise=0.5)
+    reference.generation_config.eos_token_id = None  # for None below is whatever stands here
     reference.save_pretrained(tmp_path)
     prompt = [5, 17, 3, 60]
     config = GenerationConfig(do_sample=False, max_new_tokens=64, eos_token_id=None, pad_token_id=0)
@@ -141,6 +147,67 @@ def test_heads_of_a_width_of_their_own(tmp_path):
     model, (tokens, _) = nl.load(tmp_path), batch()
     assert model.config.head_dim == 10
     assert_close(model.forward(tokens), reference(torch.tensor(tokens)).logits.detach().numpy(), rtol=1e-5)
+
+
+def edit(folder, **changes):
+    """Change some keys of config.json."""
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def stays_with_transformers(folder):
+    """Both open the folder, and what we save of it, and compute the same."""
+    model, (tokens, _) = nl.load(folder), batch()
+    expected = AutoModelForCausalLM.from_pretrained(folder)(torch.tensor(tokens)).logits.detach().numpy()
+    assert_close(model.forward(tokens), expected, rtol=1e-5)
+    model.save(folder / "saved")
+    again = AutoModelForCausalLM.from_pretrained(folder / "saved")(torch.tensor(tokens)).logits.detach().numpy()
+    assert_close(again, expected, rtol=1e-5)
+    return expected
+
+
+@pytest.mark.parametrize("biases", [dict(attention_bias=True), dict(mlp_bias=True)], ids=lambda biases: next(iter(biases)))
+def test_biases_in_one_half_of_a_block(tmp_path, biases):
+    theirs(**biases).save_pretrained(tmp_path)
+    stays_with_transformers(tmp_path)
+
+
+HARMLESS = {
+    "dropout": dict(attention_dropout=0.3),
+    "window": dict(sliding_window=4),
+    "window_that_is_on": dict(sliding_window=4, use_sliding_window=True, layer_types=["sliding_attention"] * 3),
+    "partial": dict(partial_rotary_factor=1.0),
+    "partial_rope": dict(rope_parameters=dict(rope_type="default", rope_theta=10000.0, partial_rotary_factor=1.0)),
+    "linear": dict(rope_parameters=None, rope_scaling=dict(type="linear", factor=1.0)),
+}
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+def test_what_changes_nothing_there_changes_nothing_here(tmp_path, name):
+    reference = theirs()
+    reference.save_pretrained(tmp_path)
+    edit(tmp_path, **HARMLESS[name])
+    expected = reference(torch.tensor(batch()[0])).logits.detach().numpy()
+    assert_close(stays_with_transformers(tmp_path), expected, rtol=1e-6)
+
+
+def test_llama_3s_scaling_of_the_configurations_own_length(tmp_path):
+    theirs(rope="llama3").save_pretrained(tmp_path)
+    rope = {key: value for key, value in LLAMA_3.items() if key != "original_max_position_embeddings"}
+    edit(tmp_path, rope_parameters=rope, max_position_embeddings=40)
+    stays_with_transformers(tmp_path)
+
+
+@pytest.mark.parametrize("held", ["head", "both", "two"])
+def test_a_tied_model_whose_file_holds_the_head(tmp_path, held):
+    theirs(tied=True).save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = {name: tensor.copy() for name, tensor in load_file(path).items()}
+    embed = tensors.pop("model.embed_tokens.weight") if held == "head" else tensors["model.embed_tokens.weight"]
+    tensors["lm_head.weight"] = embed[::-1].copy() if held == "two" else embed
+    save_file(tensors, path, {"format": "pt"})
+    stays_with_transformers(tmp_path)
+    assert nl.load(tmp_path).config.tie_embeddings == (held != "two")
 
 
 def test_biases_in_all_linear_maps(tmp_path):

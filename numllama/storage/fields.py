@@ -1,0 +1,106 @@
+"""Fields: what each value of a configuration or of a file may be, in a table; whatever is something else is refused by name.
+
+    check(values, {"r": whole(1), "lora_alpha": POSITIVE, "bias": only("none"), "base": optional(TEXT)})
+
+A value from a file may be of any type that JSON has, and a whole number may have 400 digits: a kind takes neither for granted.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from math import isfinite
+from numbers import Integral, Real
+from typing import Any, NamedTuple
+
+from numllama.errors import shown
+
+MOST = 2**63 - 1  # no count or size of anything is larger
+
+
+class Kind(NamedTuple):
+    """What a value may be.
+
+    Attributes
+    ----------
+    fits : function
+        Whether a value, of whatever type, is of this kind.
+    words : str
+        What follows "but" in the sentence that refuses a value.
+    """
+
+    fits: Callable[[Any], bool]
+    words: str
+
+
+def whole(least: int = 0, most: int = MOST) -> Kind:
+    """A whole number."""
+    bounds = f"of at least {least}" if most == MOST else f"in {least}..{most:,}" if least > -MOST else "of at most 63 bits"
+    return Kind(lambda value: _is(Integral, value) and least <= value <= most, f"must be a whole number {bounds}")
+
+
+def number(fits: Callable[[Any], bool] = lambda value: True, words: str = "must be a number") -> Kind:
+    """A finite number for which `fits` holds."""
+    return Kind(lambda value: is_number(value) and bool(fits(value)), words)
+
+
+def one_of(*choices: Any) -> Kind:
+    """One of some values."""
+    return Kind(lambda value: _among(value, choices), f"must be one of {', '.join(map(repr, choices))}")
+
+
+def only(*values: Any) -> Kind:
+    """The first value, or another that means the same."""
+    return Kind(lambda value: _among(value, values), f"only {as_json(values[0])} is supported")
+
+
+def optional(kind: Kind) -> Kind:
+    """A kind of value, or None."""
+    return Kind(lambda value: value is None or kind.fits(value), kind.words)
+
+
+def is_number(value: Any) -> bool:
+    """A finite number that a float can hold."""
+    try:
+        return _is(Real, value) and isfinite(float(value))
+    except OverflowError:
+        return False
+
+
+FLAG = Kind(lambda value: isinstance(value, bool), "must be true or false")
+TEXT = Kind(lambda value: isinstance(value, str), "must be a text")
+OBJECT = Kind(lambda value: isinstance(value, Mapping), "must be a mapping")
+ANYTHING = Kind(lambda value: True, "")
+POSITIVE = number(lambda value: value > 0, "must be a positive number")
+
+
+def check(values: Mapping[str, Any], kinds: Mapping[str, Kind], spell: Callable[[Any], str] = shown, prefix: str = "") -> None:
+    """Raise ValueError for the first value that is not of its kind; a field that is absent is no concern of this function.
+
+    Parameters
+    ----------
+    values, kinds : mapping
+    spell : function
+        How a value is written in the sentence; of a file, :func:`as_json`.
+    prefix : str
+        Whose fields they are, in front of the name.
+    """
+    for name, kind in kinds.items():
+        if name in values and not kind.fits(values[name]):
+            words = "no number here may be so large" if _is(Integral, values[name]) and abs(values[name]) > MOST else kind.words
+            raise ValueError(f"{prefix}{name} is {spell(values[name])}, but {words}")
+
+
+def as_json(value: Any) -> str:
+    """A value as it stands in a JSON file, cut if it is long."""
+    try:
+        return shown(json.dumps(value), quote=False)
+    except (TypeError, ValueError, RecursionError):
+        return shown(value)
+
+
+def _is(kind: type, value: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _among(value: Any, choices: tuple) -> bool:
+    """Whether it is one of these; 1.0 is 1, but True is not."""
+    return any(isinstance(value, bool) == isinstance(choice, bool) and value == choice for choice in choices)
