@@ -18,12 +18,13 @@ from typing import Any
 
 import numpy as np
 
+from numllama.data.token_files import checksum
 from numllama.errors import DataError, NumllamaError
 from numllama.generation.chat import PARAGRAPH, has_chat_template
 from numllama.ops import IGNORE
 from numllama.tokenizer import CharTokenizer, Tokenizer
 from numllama.tokenizer.spans import encode_spans
-from numllama.training.data import VAL_FRACTION, checksum
+from numllama.training.data import VAL_FRACTION
 
 Batch = tuple[np.ndarray, np.ndarray, np.ndarray]
 Encoded = tuple[np.ndarray, np.ndarray]  # ids, and which of them the assistant says

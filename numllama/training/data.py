@@ -1,29 +1,20 @@
-"""Tokens on disk, batches of them, and the windows that a validation sees.
+"""Data sets of texts and token files, batches of them, and the windows that a validation sees."""
 
-A token file is a plain array of ids, memory-mapped, so that it may be larger than memory: `NAME.bin` of little-endian
-uint16 or uint32 with `NAME.json` beside it, which says the dtype, the count, the vocabulary and the tokenizer; or a
-one-dimensional integer `.npy`. Many of them, `NAME-00000.bin`, `NAME-00001.bin` and so on, are read as one.
-"""
-
-import hashlib
-import json
 import os
-import re
-from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from numllama.data.token_files import TokenShards, checksum, numbered_files, read_tokens
 from numllama.errors import DataError
+from numllama.storage.files import reading, regular
 from numllama.tokenizer import CharTokenizer, Tokenizer
 from numllama.tokenizer.train_bpe import train_on_text
 
 VAL_FRACTION = 0.1
 VAL_STREAM = 2**32  # validation estimates draw their batches apart from any training step
-CHECKED_PIECES, CHECKED_PIECE = 1024, 2**14  # all of 16 million tokens; of more, so many places with so many tokens each
 BPE_VOCABULARY = 1024  # of a text of about a megabyte: each token is still seen often enough to be learnt
 
 
@@ -94,12 +85,16 @@ def load_dataset(path: str | Path, tokenizer: Tokenizer | CharTokenizer | str | 
     path = Path(path)
     if tokenizer is not None and (path.is_dir() or path.suffix in (".bin", ".npy")):
         raise ValueError(f"tokenizer is for texts, but {path} is made of tokens already")
-    if path.is_dir():
-        return _load_folder(path)
-    if path.suffix in (".bin", ".npy"):
-        tokens, about = read_tokens(path)
-        return Dataset(*split(tokens), about["vocab_size"], None, str(path))
-    return text_dataset(read_text(path), str(path), tokenizer)
+    with reading(path, DataError):
+        if path.is_dir():
+            return _load_folder(path)
+        if path.suffix in (".bin", ".npy"):
+            tokens, about = read_tokens(path)
+            return Dataset(*split(tokens), about["vocab_size"], None, str(path))
+        if path.suffix == ".npz":
+            raise DataError(f"{path} is an archive of arrays, but a single array is needed: save it with numpy.save")
+        text = read_text(path)
+    return text_dataset(text, str(path), tokenizer)
 
 
 def _load_folder(path: Path) -> Dataset:
@@ -107,7 +102,7 @@ def _load_folder(path: Path) -> Dataset:
     tokens, sizes, known = [], [], []
     for name in ("train", "val"):
         file = next((path / f"{name}{suffix}" for suffix in (".bin", ".npy") if (path / f"{name}{suffix}").exists()), None)
-        parts = _numbered(path, name)
+        parts = numbered_files(path, name)
         if file and parts:
             raise DataError(f"{path} has {file.name} and {parts[0].name}: which of them is the {name} split?")
         if not file and not parts:
@@ -163,168 +158,17 @@ def split(tokens: np.ndarray | str) -> tuple:
 
 
 def read_text(path: Path) -> str:
-    """A UTF-8 text file, line ends as they are."""
+    """A UTF-8 text file, line ends as they are; of pipes, only one that a shell has opened: others may never end."""
+    with reading(path, DataError):
+        if not path.exists():
+            raise DataError(f"{path} does not exist")
+        if not str(path).startswith(("/dev/fd/", "/dev/stdin", "/proc/self/fd/")):
+            regular(path, DataError)
+        content = path.read_bytes()
     try:
-        return path.read_bytes().decode("utf-8")
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+        return content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text: byte {error.start} is 0x{error.object[error.start]:02x}") from error
-
-
-def write_tokens(path: str | Path, ids: np.ndarray, vocab_size: int) -> Path:
-    """Write a `.bin` token file and the `.json` beside it.
-
-    Parameters
-    ----------
-    path : path
-        Ends in `.bin`.
-    ids : integer array, shape (n,)
-    vocab_size : int
-        Up to 65,536 the file has two bytes for each token, above four.
-    """
-    path = Path(path)
-    ids = np.asarray(ids)
-    if ids.dtype.kind not in "iu" or ids.ndim != 1 or (ids.size and (ids.min() < 0 or ids.max() >= vocab_size)):
-        raise ValueError(f"ids must be a one-dimensional array of integers that lie in 0..{vocab_size - 1}")
-    dtype = "uint16" if vocab_size <= 2**16 else "uint32"
-    ids.astype(np.dtype(dtype).newbyteorder("<")).tofile(path)
-    describe_tokens(path, len(ids), vocab_size)
-    return path
-
-
-def describe_tokens(path: Path, tokens: int, vocab_size: int, **more: Any) -> None:
-    """Write the `.json` that belongs to a token file."""
-    dtype = "uint16" if vocab_size <= 2**16 else "uint32"
-    about = {"dtype": dtype, "tokens": tokens, "vocab_size": vocab_size, **more}
-    path.with_suffix(".json").write_text(json.dumps(about) + "\n", encoding="utf-8")
-
-
-def read_tokens(path: str | Path) -> tuple[np.ndarray, dict]:
-    """Memory-map a token file.
-
-    Returns
-    -------
-    tokens : integer array, shape (n,)
-    about : dict
-        With at least ``vocab_size``.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise DataError(f"{path} does not exist")
-    if path.suffix == ".npy":
-        return _read_npy(path)
-    side = path.with_suffix(".json")
-    try:
-        about = json.loads(side.read_text(encoding="utf-8"))
-        dtype, n = about["dtype"], about["tokens"]
-        if dtype not in ("uint16", "uint32") or not isinstance(n, int) or not isinstance(about["vocab_size"], int):
-            raise ValueError("dtype, tokens or vocab_size is not what it should be")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} needs a {side.name} beside it that describes it: {error}") from error
-    size = n * np.dtype(dtype).itemsize
-    if path.stat().st_size != size:
-        raise DataError(f"{path} has {path.stat().st_size} bytes, but {side.name} says {size}: it is truncated or not its own")
-    if n == 0:
-        raise DataError(f"{path} is empty")
-    return np.memmap(path, dtype=np.dtype(dtype).newbyteorder("<"), mode="r"), about
-
-
-def _numbered(folder: Path, name: str) -> list[Path]:
-    """``NAME-00000.bin``, ``NAME-00001.bin``, ...; DataError if one of them is missing, of as many as their `.json` says."""
-    found: dict[int, Path] = {}
-    for path in sorted(folder.glob(f"{name}-*.bin")):
-        if match := re.fullmatch(rf"{name}-(\d+)", path.stem):
-            first = found.setdefault(int(match[1]), path)
-            if first != path:
-                raise DataError(f"{folder} has {path.name} and {first.name}: which of them is number {int(match[1])}?")
-    if not found:
-        return []
-    _, about = read_tokens(found[min(found)])
-    missing = set(range(max(max(found) + 1, about.get("shards", 0)))) - found.keys()
-    if missing:
-        what = f"number {min(missing)} is missing: {name}-{min(missing):05}.bin"
-        raise DataError(f"{folder} has {len(found)} files {name}-*.bin, but {what}")
-    return [found[i] for i in range(len(found))]
-
-
-class TokenShards:
-    """Many token files, read as one array of ids; only slices of it are ever in memory.
-
-    None of them is kept open or mapped, for a system lets a program have only so many.
-
-    Parameters
-    ----------
-    paths : sequence of path
-        `.bin` files, each with its `.json`.
-
-    Attributes
-    ----------
-    vocab_sizes : set of int
-        Of the files; they should agree.
-    """
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self._files: list[tuple[Path, np.dtype, int]] = []
-        self._starts, self.vocab_sizes = [0], set()
-        for path in paths:
-            tokens, about = read_tokens(path)
-            self._files.append((path, tokens.dtype, about["vocab_size"]))
-            self._starts.append(self._starts[-1] + len(tokens))
-            self.vocab_sizes.add(about["vocab_size"])
-
-    def __len__(self) -> int:
-        return self._starts[-1]
-
-    def __getitem__(self, part: slice) -> np.ndarray:
-        start, stop, step = part.indices(len(self))
-        if step != 1:
-            raise ValueError(f"the step of a slice is {step}, but must be 1")
-        stop, pieces = max(start, stop), [np.empty(0, self._files[0][1])]
-        for i in range(bisect_right(self._starts, start) - 1, len(self._files)):
-            first = self._starts[i]
-            if first >= stop:
-                break
-            pieces.append(self._read(*self._files[i], max(start - first, 0), min(stop, self._starts[i + 1]) - max(start, first)))
-        return np.concatenate(pieces)
-
-    def _read(self, path: Path, dtype: np.dtype, vocab_size: int, start: int, count: int) -> np.ndarray:
-        try:
-            tokens = np.fromfile(path, dtype, count, offset=start * dtype.itemsize)
-        except OSError as error:
-            raise DataError(f"{path} cannot be read: {error.strerror}") from error
-        if len(tokens) < count:
-            raise DataError(f"{path} is shorter than when it was opened")
-        if count and (highest := int(tokens.max())) >= vocab_size:
-            raise DataError(f"{path} holds the token {highest}, but its vocabulary is {vocab_size}")
-        return tokens
-
-
-def checksum(tokens: "np.ndarray | TokenShards") -> str:
-    """SHA-256 of ids; of very many, of pieces spread over all of them and of their number."""
-    n = len(tokens)
-    everything, some = range(0, n, CHECKED_PIECE), np.linspace(0, n - CHECKED_PIECE, CHECKED_PIECES)
-    digest = hashlib.sha256(str(n).encode())
-    for start in map(int, everything if len(everything) <= CHECKED_PIECES else some):
-        digest.update(np.ascontiguousarray(tokens[start : start + CHECKED_PIECE], dtype="<u4"))
-    return digest.hexdigest()
-
-
-def _read_npy(path: Path) -> tuple[np.ndarray, dict]:
-    try:
-        tokens = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path} is not a readable .npy file: {error}") from error
-    if not isinstance(tokens, np.ndarray):
-        tokens.close()
-        raise DataError(f"{path} is an archive of arrays, but a single array is needed")
-    if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
-        raise DataError(f"{path} holds {tokens.dtype}{tokens.shape}, but a one-dimensional array of integers is needed")
-    if len(tokens) == 0:
-        raise DataError(f"{path} is empty")
-    if tokens.min() < 0:
-        raise DataError(f"{path} holds {tokens.min()}, but ids are not negative")
-    return tokens, {"vocab_size": int(tokens.max()) + 1}
 
 
 # ------------------------------------------------------------------------------------------------ batches

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from numllama.data.token_files import read_tokens
 from numllama.errors import DataError
 from numllama.generation.text import opening
 from numllama.model import Transformer
 from numllama.tokenizer import CharTokenizer, Tokenizer
-from numllama.training.data import encode_plain, read_text, read_tokens
+from numllama.training.data import encode_plain, read_text
 from numllama.training.parallel import Workers, training_settings
 
 WINDOWS = 4  # side by side

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
+from numllama.data.token_files import describe_tokens
 from numllama.errors import DataError
 from numllama.processes import available_cores
 from numllama.storage.files import write_json
@@ -25,7 +26,7 @@ from numllama.tokenizer.parallel import ParallelEncoder
 from numllama.tokenizer.patterns import SpecialTokens
 from numllama.tokenizer.text_files import as_paths, not_empty, read_parts
 from numllama.tokenizer.train_bpe import WORTH_A_WORKER
-from numllama.training.data import VAL_FRACTION, describe_tokens
+from numllama.training.data import VAL_FRACTION
 
 ABOUT = "prepare.json"
 SPLITS = ("train", "val")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from numllama.data.token_files import TokenShards
 from numllama.dispatch import training_step
 from numllama.errors import CheckpointError, DamagedError, TrainingError
 from numllama.model import Transformer
@@ -20,7 +21,7 @@ from numllama.processes import peak_memory_mb
 from numllama.training import checkpoint
 from numllama.training.communicator import communicator
 from numllama.training.config import TrainConfig
-from numllama.training.data import Dataset, TokenShards
+from numllama.training.data import Dataset
 from numllama.training.epochs import Prefetched, epoch_batch
 from numllama.training.parallel import Workers, shard_count, training_settings
 from numllama.training.ranks import Ranks

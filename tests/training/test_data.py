@@ -1,8 +1,9 @@
-"""Data: token files, text files, random batches, and the windows of a validation."""
+"""Data: folders, text files, random batches, and the windows of a validation."""
 
-import json
 import os
-from itertools import chain, pairwise
+import subprocess
+import sys
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -12,57 +13,10 @@ from hypothesis import strategies as st
 from numllama.errors import DataError
 from numllama.model import ModelConfig, Transformer
 from numllama.tokenizer import CharTokenizer
-from numllama.training import TrainConfig, Trainer, data, load_dataset, read_tokens, text_dataset, write_tokens
-from numllama.training.data import TokenShards, all_windows, checksum, describe_tokens, random_batch
+from numllama.training import TrainConfig, Trainer, load_dataset, text_dataset, write_tokens
+from numllama.training.data import all_windows, random_batch, read_text
 
 IDS = np.array([5, 0, 3, 3, 1, 5, 2, 4, 0, 1, 2, 3])
-
-
-# ------------------------------------------------------------------------------------------------ token files
-
-
-@pytest.mark.parametrize(("vocab_size", "dtype"), [(6, "<u2"), (2**16, "<u2"), (2**16 + 1, "<u4"), (200_000, "<u4")])
-def test_a_token_file_gives_back_what_was_written(tmp_path, vocab_size, dtype):
-    ids = np.append(IDS, vocab_size - 1)
-    tokens, about = read_tokens(write_tokens(tmp_path / "a.bin", ids, vocab_size))
-    assert tokens.dtype == dtype
-    assert tokens.tolist() == ids.tolist()
-    assert about["vocab_size"] == vocab_size
-
-
-def test_the_bytes_on_disk_are_plain_little_endian_numbers(tmp_path):
-    assert write_tokens(tmp_path / "a.bin", np.array([1, 258]), 300).read_bytes() == b"\x01\x00\x02\x01"
-    about = json.loads((tmp_path / "a.json").read_text())
-    assert about == {"dtype": "uint16", "tokens": 2, "vocab_size": 300}
-
-
-@pytest.mark.parametrize("name", ["a.bin", "a.npy"])
-def test_a_token_file_is_memory_mapped_also_when_it_is_split(tmp_path, name):
-    if name == "a.npy":
-        np.save(tmp_path / name, IDS)
-    else:
-        write_tokens(tmp_path / name, IDS, 6)
-    dataset = load_dataset(tmp_path / name)
-    assert isinstance(read_tokens(tmp_path / name)[0], np.memmap)
-    assert isinstance(dataset.train, np.memmap)
-    assert isinstance(dataset.val, np.memmap)
-
-
-@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", ">u2", "int32", "uint32", "int64", "uint64"])
-def test_an_npy_file_of_any_integers_is_read(tmp_path, dtype):
-    np.save(tmp_path / "a.npy", IDS.astype(dtype))
-    tokens, about = read_tokens(tmp_path / "a.npy")
-    assert tokens.tolist() == IDS.tolist()
-    assert about["vocab_size"] == 6
-    inputs, targets = random_batch(tokens, 2, 4, seed=0, step=1)
-    assert inputs.dtype == targets.dtype == np.int64
-
-
-@pytest.mark.parametrize("wrong", [[[1, 2]], 3, [1, 6], [-1, 2], [0.5, 1.5]], ids=str)
-def test_ids_that_a_token_file_cannot_hold_are_refused(tmp_path, wrong):
-    with pytest.raises(ValueError, match="ids"):
-        write_tokens(tmp_path / "a.bin", np.array(wrong), 6)
-    assert not (tmp_path / "a.bin").exists()
 
 
 def error_of(path) -> str:
@@ -73,73 +27,6 @@ def error_of(path) -> str:
     assert str(path) in sentence
     assert "\n" not in sentence
     return sentence
-
-
-def test_a_truncated_token_file_is_told_from_a_whole_one(tmp_path):
-    path = write_tokens(tmp_path / "a.bin", IDS, 6)
-    os.truncate(path, 23)
-    assert "has 23 bytes, but a.json says 24" in error_of(path)
-
-
-def test_an_empty_token_file_is_refused(tmp_path):
-    assert "empty" in error_of(write_tokens(tmp_path / "a.bin", np.array([], int), 6))
-
-
-SIDES = {
-    "missing": None,
-    "empty": b"",
-    "cut short": b'{"dtype": "uint16", "tok',
-    "not UTF-8": b'{"dtype": "\xff"}',
-    "a list": b"[]",
-    "a number": b"3",
-    "no dtype": b'{"tokens": 12, "vocab_size": 6}',
-    "no tokens": b'{"dtype": "uint16", "vocab_size": 6}',
-    "no vocabulary": b'{"dtype": "uint16", "tokens": 12}',
-    "another dtype": b'{"dtype": "float32", "tokens": 6, "vocab_size": 6}',
-    "a list for a dtype": b'{"dtype": ["uint16"], "tokens": 12, "vocab_size": 6}',
-    "text for a number": b'{"dtype": "uint16", "tokens": "12", "vocab_size": 6}',
-    "null for the vocabulary": b'{"dtype": "uint16", "tokens": 12, "vocab_size": null}',
-    "a count below zero": b'{"dtype": "uint16", "tokens": -12, "vocab_size": 6}',
-}
-
-
-@pytest.mark.parametrize("side", SIDES.values(), ids=SIDES)
-def test_a_token_file_needs_a_whole_json_beside_it(tmp_path, side):
-    path = write_tokens(tmp_path / "a.bin", IDS, 6)
-    (tmp_path / "a.json").unlink()
-    if side is not None:
-        (tmp_path / "a.json").write_bytes(side)
-    assert "a.json" in error_of(path)
-
-
-NOT_IDS = {
-    "two axes": np.zeros((3, 4), int),
-    "no axis": np.array(3),
-    "empty": np.array([], int),
-    "floats": np.array([1.0, 2.0]),
-    "booleans": np.array([True, False]),
-    "text": np.array(["a", "b"]),
-    "objects": np.array([1, None], dtype=object),
-    "below zero": np.array([3, -1, 2]),
-}
-
-
-@pytest.mark.parametrize("array", NOT_IDS.values(), ids=NOT_IDS)
-def test_an_npy_file_that_holds_no_ids_is_refused(tmp_path, array):
-    np.save(tmp_path / "a.npy", array, allow_pickle=True)
-    error_of(tmp_path / "a.npy")
-
-
-@pytest.mark.parametrize("content", [b"", b"\x93NUMPY", b"plain text", b"\x93NUMPY\x01\x00\x10\x00{'descr': '<i8'}"])
-def test_a_damaged_npy_file_is_refused(tmp_path, content):
-    (tmp_path / "a.npy").write_bytes(content)
-    error_of(tmp_path / "a.npy")
-
-
-def test_an_npz_archive_under_the_name_of_an_npy_file_is_refused(tmp_path):
-    with open(tmp_path / "a.npy", "wb") as file:
-        np.savez(file, ids=IDS)
-    error_of(tmp_path / "a.npy")
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.bin", "a.npy", "folder/a.txt"])
@@ -316,112 +203,38 @@ def test_windows_are_neighbours_and_only_the_last_may_be_shorter(n, batch, seq_l
     assert {len(row) for row in rows[:-1]} <= {seq_len}
 
 
-# ------------------------------------------------------------------------------------------------ many files
+# ------------------------------------------------------------------------------------------------ no regular file
 
 
-def write_parts(folder, name, ids, bounds, vocab_size=6):
-    """`NAME-00000.bin` and so on, cut at some places."""
-    folder.mkdir(exist_ok=True)
-    cuts = [0, *bounds, len(ids)]
-    for i, (start, stop) in enumerate(pairwise(cuts)):
-        write_tokens(folder / f"{name}-{i:05d}.bin", ids[start:stop], vocab_size)
+@pytest.mark.parametrize("name", ["text.txt", "ids.bin", "ids.npy", "folder"])
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_a_pipe_or_a_device_is_refused_unread(tmp_path, name, kind):
+    path = tmp_path / name
+    if name == "folder":
+        path.mkdir()
+        write_tokens(path / "val.bin", IDS, 6)
+        path = path / "train.bin"
+    if path.suffix == ".bin":
+        path.with_suffix(".json").write_text('{"dtype": "uint16", "tokens": 12, "vocab_size": 6}')
+    os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/zero")
+    with pytest.raises(DataError, match=rf"{path.name} is not a regular file$"):
+        load_dataset(tmp_path / name)
 
 
-@given(bounds=st.sets(st.integers(1, 11), max_size=6), start=st.integers(-13, 13), stop=st.integers(-13, 13))
-def test_many_files_are_read_as_one(tmp_path_factory, bounds, start, stop):
-    folder = tmp_path_factory.mktemp("parts")
-    write_parts(folder, "train", IDS, sorted(bounds))
-    tokens = TokenShards(sorted(folder.glob("*.bin")))
-    assert len(tokens) == len(IDS)
-    assert tokens[start:stop].tolist() == IDS[start:stop].tolist()
-    assert tokens[:].dtype == np.uint16
+def test_what_a_shell_has_opened_is_read():
+    code = "from pathlib import Path; from numllama.training.data import read_text; print(read_text(Path('/dev/stdin')))"
+    done = subprocess.run([sys.executable, "-c", code], input="a text\n", capture_output=True, text=True)
+    assert (done.stdout, done.returncode) == ("a text\n\n", 0)
 
 
-def test_a_folder_of_many_files_is_a_dataset(tmp_path):
-    write_parts(tmp_path, "train", IDS, [3, 4, 9])
-    write_tokens(tmp_path / "val.bin", IDS, 6)
-    data = load_dataset(tmp_path)
-    assert isinstance(data.train, TokenShards)
-    assert (data.train[:].tolist(), data.val.tolist(), data.vocab_size) == (IDS.tolist(), IDS.tolist(), 6)
-    parts, whole = random_batch(data.train, 3, 4, 0, 1), random_batch(IDS, 3, 4, 0, 1)
-    assert np.array_equal(parts, whole)
-    assert [t.tolist() for _, t in all_windows(data.train, 2, 3)] == [t.tolist() for _, t in all_windows(IDS, 2, 3)]
+@pytest.mark.parametrize("name", ["x" * 300, "x" * 300 + ".bin", "a\0b", "a\0b.npy"])
+def test_a_name_that_no_file_can_have_is_one_sentence(tmp_path, name):
+    with pytest.raises(DataError, match=r"(cannot be read: File name too long|does not exist|is damaged: )"):
+        load_dataset(tmp_path / name)
+    with pytest.raises(DataError, match=r"(cannot be read: File name too long|does not exist|is damaged: )"):
+        read_text(tmp_path / name)
 
 
-def test_a_file_that_is_missing_among_many_is_named(tmp_path):
-    write_parts(tmp_path, "train", IDS, [3, 6, 9])
-    write_tokens(tmp_path / "val.bin", IDS, 6)
-    (tmp_path / "train-00002.bin").unlink()
-    assert "has 3 files train-*.bin, but number 2 is missing" in error_of(tmp_path)
-
-
-@pytest.mark.parametrize("other", ["train.bin", "train-1.bin", "train.npy"])
-def test_a_split_that_is_there_twice_is_refused(tmp_path, other):
-    write_parts(tmp_path, "train", IDS, [3, 6])
-    write_tokens(tmp_path / "val.bin", IDS, 6)
-    if other.endswith(".npy"):
-        np.save(tmp_path / other, IDS)
-    else:
-        write_tokens(tmp_path / other, IDS, 6)
-    assert f"{other} and train-0000" in error_of(tmp_path)
-
-
-def test_a_file_that_holds_what_is_not_in_its_vocabulary_is_named_when_that_is_read(tmp_path):
-    write_parts(tmp_path, "train", IDS, [6])
-    np.array([5, 6], dtype="<u2").tofile(path := tmp_path / "train-00001.bin")
-    describe_tokens(path, 2, 6)
-    tokens = TokenShards(sorted(tmp_path.glob("*.bin")))
-    assert tokens[:7].tolist() == [*IDS[:6].tolist(), 5]
-    with pytest.raises(DataError, match=r"train-00001\.bin holds the token 6, but its vocabulary is 6$"):
-        tokens[4:8]
-
-
-def test_files_of_different_vocabularies_are_refused(tmp_path):
-    write_parts(tmp_path, "train", IDS, [6])
-    write_tokens(tmp_path / "train-00001.bin", IDS, 7)
-    write_tokens(tmp_path / "val.bin", IDS, 6)
-    assert "disagree on the size of the vocabulary" in error_of(tmp_path)
-
-
-@pytest.mark.parametrize("change", [lambda path: os.truncate(path, 2), lambda path: path.unlink()], ids=["short", "gone"])
-def test_a_file_that_changes_while_it_is_trained_on_is_named(tmp_path, change):
-    write_parts(tmp_path, "train", IDS, [6])
-    tokens = TokenShards(sorted(tmp_path.glob("*.bin")))
-    change(tmp_path / "train-00001.bin")
-    assert tokens[:6].tolist() == IDS[:6].tolist()
-    with pytest.raises(DataError, match=r"train-00001\.bin (is shorter|cannot be read)"):
-        tokens[4:9]
-
-
-def test_many_files_are_never_open_for_longer_than_a_slice_takes(tmp_path):
-    resource = pytest.importorskip("resource", reason="no limits on this system")
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    write_parts(tmp_path, "train", np.arange(600) % 6, range(1, 600))
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (128, hard))
-        tokens = TokenShards(sorted(tmp_path.glob("*.bin")))
-        assert tokens[:].tolist() == (np.arange(600) % 6).tolist()
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-def test_the_checksum_of_tokens_is_that_of_their_values(tmp_path):
-    write_parts(tmp_path, "train", IDS, [5])
-    same = [IDS, IDS.astype("uint16"), TokenShards(sorted(tmp_path.glob("*.bin")))]
-    assert len({checksum(tokens) for tokens in same}) == 1
-    others = [IDS[:-1], np.append(IDS, 0), np.where(np.arange(12) == 7, 1, IDS)]
-    assert len({checksum(tokens) for tokens in (IDS, *others)}) == 4
-
-
-def test_of_very_many_tokens_the_checksum_reads_pieces_that_are_spread_over_all(monkeypatch):
-    monkeypatch.setattr(data, "CHECKED_PIECES", 8)
-    monkeypatch.setattr(data, "CHECKED_PIECE", 10)
-    tokens = np.zeros(1000, dtype="uint16")
-    noticed = []
-    for i in range(1000):
-        changed = tokens.copy()
-        changed[i] = 1
-        noticed.append(checksum(changed) != checksum(tokens))
-    assert sum(noticed) == 80
-    assert noticed[0] and noticed[-1]
-    assert checksum(tokens) != checksum(tokens[:-1])
+def test_an_archive_of_arrays_is_named(tmp_path):
+    np.savez(tmp_path / "a.npz", ids=IDS)
+    assert error_of(tmp_path / "a.npz").endswith("is an archive of arrays, but a single array is needed: save it with numpy.save")

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from training.test_trainer import DATA, SMALL, T, bits, build, go, train
 
+from numllama.data.token_files import checksum
 from numllama.errors import CheckpointError
 from numllama.model import ModelConfig
 from numllama.training import TrainConfig, checkpoint, load_dataset, write_tokens
 from numllama.training.checkpoint import Snapshot
-from numllama.training.data import checksum
 from numllama.training.trainer import spike
 
 # ------------------------------------------------------------------------------------------------ saved while training goes on
