@@ -1,10 +1,24 @@
-"""Checks at the entry of an op: one sentence that names the argument, what it was and what it may be."""
+"""Checks at the entry of an op: one sentence that names the argument, what it was and what it may be.
 
-from collections.abc import Iterator, Sequence
+Shapes and ids are checked by the op, which knows them. What an argument is at all follows from its name, so
+:func:`argument_checks` does it for every op in one place: an array of real numbers, of integers, a number, a cache.
+"""
+
+import inspect
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import wraps
+from numbers import Integral, Real
+from typing import Any
 
-from numllama.backend import Array, xp_of
+import numpy as np
+
+from numllama.backend import BFLOAT16, Array, xp_of
+from numllama.errors import shown
+
+LARGEST = float(np.finfo(np.float32).max)  # of a scalar: it has to fit float32 arrays
 
 _ids_are_good = ContextVar("ids_are_good", default=False)
 
@@ -39,3 +53,218 @@ def checked_ids() -> Iterator[None]:
         yield
     finally:
         _ids_are_good.reset(before)
+
+
+# ------------------------------------------------------------------------------------------------ arguments by name
+
+
+def _floats_of_any_shape(name: str, value: Any) -> Any:
+    dtype = _array_dtype(name, value)
+    if dtype.kind != "f" and dtype != BFLOAT16:
+        raise TypeError(f"{name} must be real floating-point numbers, not {dtype}")
+    return value
+
+
+def _floats(name: str, value: Any) -> Any:
+    _floats_of_any_shape(name, value)
+    if not value.ndim or not value.shape[-1]:
+        raise ValueError(f"{name} has shape {tuple(value.shape)}, but at least one axis is needed, and numbers in the last")
+    return value
+
+
+def _buffer(name: str, value: Any) -> Any:
+    """An array, or an object that `+=` adds an array to; `+=` of a list would append."""
+    is_adder = hasattr(type(value), "__iadd__") and not hasattr(value, "__len__")
+    return value if is_adder else _floats(name, value)
+
+
+def _integers(name: str, value: Any) -> Any:
+    if isinstance(value, np.integer) or (name in ("first", "last") and isinstance(value, list | tuple)):
+        value = np.asarray(value)
+    dtype = _array_dtype(name, value)
+    if dtype.kind not in "iu":
+        raise TypeError(f"{name} must be integers, not {dtype}")
+    return value
+
+
+def _array_dtype(name: str, value: Any) -> np.dtype:
+    dtype = getattr(value, "dtype", None)
+    if not isinstance(dtype, np.dtype) or not isinstance(value, xp_of(value).ndarray):
+        raise TypeError(f"{name} is {shown(value)}, but a NumPy or CuPy array is needed")
+    return dtype
+
+
+def _boolean(name: str, value: Any) -> Any:
+    if _array_dtype(name, value).kind != "b":
+        raise TypeError(f"{name} is {value.dtype}, but must be boolean: True where a query may attend")
+    return value
+
+
+def _number(name: str, value: Any) -> float:
+    if type(value) is not float:  # NumPy's float64 is a number, but turns float32 arrays into float64
+        if not isinstance(value, Real) or isinstance(value, bool):
+            raise TypeError(f"{name} is {shown(value)}, but must be a number")
+        try:
+            value = float(value)
+        except OverflowError:
+            value = math.inf
+    if not -LARGEST <= value <= LARGEST:
+        raise ValueError(f"{name} is {value}, but must be finite, as a number in float32")
+    return value
+
+
+def _not_negative(name: str, value: Any) -> float:
+    value = _number(name, value)
+    if value < 0:
+        raise ValueError(f"{name} is {value}, but must not be negative")
+    return value
+
+
+def _probability(name: str, value: Any) -> Any:
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"{name} is {shown(value)}, but must be a number")
+    if not 0 <= value < 1:
+        raise ValueError(f"{name} is {value}, but must lie in [0, 1)")
+    return value
+
+
+def _positive(name: str, value: Any) -> Any:
+    if _is_scalar_array(value):  # on a GPU it is not looked at
+        return value
+    if _number(name, value) <= 0:
+        raise ValueError(f"{name} is {value}, but must be positive")
+    return value
+
+
+def _scalar(name: str, value: Any) -> Any:
+    return value if _is_scalar_array(value) else _number(name, value)
+
+
+def _is_scalar_array(value: Any) -> bool:
+    """Of an array module, on whose device it may be; not NumPy's own scalars, which are numbers."""
+    return isinstance(value, xp_of(value).ndarray) and value.shape == () and value.dtype.kind in "fiu"
+
+
+def _integer(name: str, value: Any) -> int:
+    if type(value) is not int and (not isinstance(value, Integral) or isinstance(value, bool)):
+        raise TypeError(f"{name} is {shown(value)}, but must be an integer")
+    return int(value)
+
+
+def _cache(name: str, value: Any) -> tuple:
+    if not isinstance(value, tuple):
+        raise TypeError(f"{name} is {shown(value)}, but must be what the forward function returned")
+    return value
+
+
+def _float_pair(name: str, value: Any) -> tuple:
+    if not isinstance(value, tuple) or len(value) != 2:
+        raise TypeError(f"{name} is {shown(value)}, but must be a pair of arrays")
+    return tuple(_floats(f"{name}[{i}]", array) for i, array in enumerate(value))
+
+
+def _key(name: str, value: Any) -> Any:
+    if not hasattr(value, "dtype"):
+        if not isinstance(value, list | tuple):
+            raise TypeError(f"{name} is {shown(value)}, but must be a sequence of integers")
+        for part in value:
+            _integer(f"a part of {name}", part)
+    return value
+
+
+def _rope_scaling(name: str, value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{name} is {shown(value)}, but must be a mapping")
+    for key in ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"):
+        if key not in value:
+            raise ValueError(f"{name} lacks {key}")
+        _positive(f"{name}'s {key}", value[key])
+    if not value["low_freq_factor"] < value["high_freq_factor"]:
+        raise ValueError(f"{name}'s high_freq_factor must be larger than its low_freq_factor")
+    return value
+
+
+# What an argument of an op may be, by its name; a default of None may be given as well.
+RULES: dict[str, Callable[[str, Any], Any]] = {
+    **dict.fromkeys(("x", "branch", "q", "k", "v", "gate", "up", "logits", "dout"), _floats),
+    **dict.fromkeys(("weight", "bias", "a", "b", "cos", "sin"), _floats),
+    **dict.fromkeys(("into", "dx", "out"), _buffer),
+    **dict.fromkeys(("tokens", "targets", "positions", "first", "last"), _integers),
+    "p": _probability,
+    "scale": _number,
+    "mask": _boolean,
+    "eps": _not_negative,
+    "theta": _positive,
+    "scaling": _rope_scaling,
+    "D": _integer,
+    "count": _positive,
+    "ignore_index": _integer,
+    "key": _key,
+    "cache": _cache,
+    "douts": _float_pair,
+}
+OWN_RULES = {
+    "cross_entropy_backward": {"dout": _scalar},  # the gradient of a loss is a number
+    "dropout_forward": {"x": _floats_of_any_shape},
+    "dropout_backward": {"dout": _floats_of_any_shape},
+}
+
+
+def argument_checks(function: Callable) -> Callable[[tuple, dict], tuple[tuple, dict]]:
+    """What checks, and returns, the arguments of an op.
+
+    Parameters
+    ----------
+    function : callable
+        Its parameters' names say what they may be: see `RULES`; other names are not checked.
+
+    Returns
+    -------
+    callable
+        Of ``(args, kwargs)``. Numbers come back as Python's, so that a NumPy scalar does not widen float32 arrays.
+        It raises TypeError for what is of the wrong kind, ValueError for what is out of range.
+    """
+    parameters = inspect.signature(function).parameters
+    rules = RULES | OWN_RULES.get(function.__name__, {})
+    named = {name: _Place(name, rules[name], parameter) for name, parameter in parameters.items() if name in rules}
+    places = [named.get(name) for name in parameters]
+
+    def check(args: tuple, kwargs: Mapping[str, Any]) -> tuple[tuple, Mapping[str, Any]]:
+        for i, (place, value) in enumerate(zip(places, args, strict=False)):
+            if place is not None and not _is_plain(place, value) and (checked := place.rule(place.name, value)) is not value:
+                args = *args[:i], checked, *args[i + 1 :]
+        for name, value in kwargs.items():
+            if (place := named.get(name)) is not None and not _is_plain(place, value):
+                kwargs = {**kwargs, name: place.rule(name, value)}
+        return args, kwargs
+
+    return check
+
+
+class _Place:
+    """A parameter and its rule."""
+
+    __slots__ = ("is_array", "may_be_none", "name", "rule")
+
+    def __init__(self, name: str, rule: Callable, parameter: inspect.Parameter) -> None:
+        self.name, self.rule, self.may_be_none = name, rule, parameter.default is None
+        self.is_array = rule in (_floats, _floats_of_any_shape, _buffer)
+
+
+def _is_plain(place: _Place, value: Any) -> bool:
+    """The quick answer for most arguments: what is right without a rule. Every op pays for it at every call."""
+    if type(value) is np.ndarray:
+        return place.is_array and value.size > 1 and value.dtype.char in "fd"  # of that size: it has axes, and none is empty
+    return (value is None and place.may_be_none) or (type(value) is tuple and place.rule is _cache)
+
+
+def checked(function: Callable) -> Callable:
+    """A function whose arguments are checked by their names."""
+    check = argument_checks(function)
+
+    @wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        args, kwargs = check(args, kwargs)
+        return function(*args, **kwargs)
+
+    return run

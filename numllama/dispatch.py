@@ -1,6 +1,7 @@
 """@accelerated: the one place where an op finds a faster way to run.
 
-An op states its math once, for whole arrays. How it is run is decided here:
+An op states its math once, for whole arrays. Its arguments are checked here by their names (see `checks.RULES`), and how it is
+run is decided here:
 
 - **By a kernel.** Arrays on a GPU are given to the function of the same file and name in :mod:`numllama.cuda`, if there is one
   and it takes them. It says NotImplemented if it does not, and the op itself runs, on CuPy.
@@ -24,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from numllama.backend import BFLOAT16, TWO_BYTES
+from numllama.checks import argument_checks
 from numllama.cuda.launch import runs_here
 
 # An array of up to 32 MiB of floats is left whole: blocks would save passes through main memory, but arrays of many sizes leave
@@ -51,8 +53,11 @@ def accelerated(op: Callable | None = None, *, by_rows: bool = False, by_outputs
     if op is None:
         return lambda op: accelerated(op, by_rows=by_rows, by_outputs=by_outputs)
 
+    check = argument_checks(op)
+
     @wraps(op)
     def run(*args, **kwargs):
+        args, kwargs = check(args, kwargs)
         if runs_here(args) and (launcher := _launcher(op)):
             result = launcher(*args, **kwargs)
             if result is not NotImplemented:

@@ -32,8 +32,6 @@ def dropout_forward(x: Array, p: float, key: Sequence[int]) -> tuple[Array, tupl
     out : array like x
     cache : tuple
     """
-    if not 0 <= p < 1:
-        raise ValueError(f"p is {p}, but must lie in [0, 1)")
     return x * dropout_mask(x, p, key), (p, key, x.shape)
 
 

@@ -18,12 +18,13 @@ from collections.abc import Mapping
 import numpy as np
 
 from numllama.backend import Array, xp_of
-from numllama.checks import check_shape
+from numllama.checks import check_shape, checked
 from numllama.dispatch import accelerated
 
 LAYOUTS = ("half", "interleaved")
 
 
+@checked
 def rope_table(
     positions: Array, D: int, theta: float, scaling: Mapping | None = None, dtype: str | np.dtype = "float32"
 ) -> tuple[Array, Array]:
