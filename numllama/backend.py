@@ -106,6 +106,11 @@ def default_dtype(device: str) -> str:
     return "bfloat16" if xp is not np and int(xp.cuda.Device().compute_capability) >= 80 else "float32"
 
 
+def quiet() -> np.errstate:
+    """Within it NumPy warns of no overflow: logits that are not finite are an error of their own."""
+    return np.errstate(over="ignore", invalid="ignore", divide="ignore")
+
+
 def to_numpy(array: Array) -> np.ndarray:
     """The same numbers as a NumPy array; copies only from a GPU."""
     return array.get() if hasattr(array, "get") else np.asarray(array)

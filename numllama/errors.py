@@ -27,6 +27,10 @@ class TrainingError(NumllamaError):
     """Training cannot go on."""
 
 
+class GenerationError(NumllamaError):
+    """A model computes logits that no token can be drawn from."""
+
+
 def shown(value: object, quote: bool = True, most: int = 60) -> str:
     """A value as it stands in a sentence: its repr, or with `quote` off itself, cut to `most` characters."""
     try:

@@ -1,11 +1,13 @@
 """How fast a model is on this machine: the prompt, and one token after another."""
 
 import time
+from numbers import Integral
 from statistics import median
 from typing import Any
 
 import numpy as np
 
+from numllama.generation.config import is_number
 from numllama.generation.decode import Decoder
 from numllama.generation.kv_cache import KVCache
 from numllama.generation.prefill import prefill
@@ -38,7 +40,7 @@ def bench(
         ("batch_size", batch_size),
         ("rounds", rounds),
     ):
-        if value < 1:
+        if not is_number(value, Integral) or value < 1:
             raise ValueError(f"{name} is {value}, but must be a whole number of at least 1")
     most = model.config.max_seq_len
     if prompt_tokens + new_tokens > most:

@@ -5,7 +5,7 @@ from typing import Any
 
 from numllama.generation.kv_cache import KVCache
 from numllama.generation.sampling import SamplingConfig
-from numllama.generation.text import TextStream, stream_text
+from numllama.generation.text import TextStream, default_settings, stream_text
 from numllama.model import Transformer
 from numllama.tokenizer import CharTokenizer, Tokenizer
 
@@ -27,7 +27,7 @@ class Chat:
     window : int, optional
         See :func:`generate`.
     settings
-        See :class:`SamplingConfig`. By default the model's own stop ids end an answer.
+        See :class:`SamplingConfig`. Default what the checkpoint's generation_config.json says, and its end tokens.
 
     Attributes
     ----------
@@ -45,7 +45,7 @@ class Chat:
         **settings: Any,
     ) -> None:
         self.model, self.tokenizer, self.max_new_tokens = model, tokenizer, max_new_tokens
-        self.sampling = SamplingConfig(**{"stop_ids": model.stop_ids, **settings})
+        self.sampling = SamplingConfig(**{**default_settings(model, tokenizer), **settings})
         self.sampling.check(model.config.vocab_size)
         self.messages = [{"role": "system", "content": system}] if system else []
         self.kv_cache = KVCache(model, window=window)

@@ -1,10 +1,12 @@
 """SamplingConfig: how the next token is drawn from a model's logits."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
+
+from numllama.errors import CheckpointError, shown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,9 +21,10 @@ class SamplingConfig:
     temperature : float
         Divides the logits: below 1 bolder on what is likely; 0 takes the likeliest token always.
     top_k : int
-        Draw from the k likeliest tokens only. Default all.
+        Draw from the k likeliest tokens only. Default all, as are 0, -1 and a k beyond the vocabulary.
     top_p : float
-        Draw from the likeliest tokens that together have this probability (Holtzman et al. 2020). Default all.
+        Draw from the likeliest tokens that together have this probability (Holtzman et al. 2020); 0 leaves the likeliest one.
+        Default all.
     min_p : float
         Leave out tokens less likely than this fraction of the likeliest (Nguyen et al. 2024). Default none.
     repetition_penalty : float
@@ -46,23 +49,26 @@ class SamplingConfig:
             value = getattr(self, name)
             if value is None and name in OPTIONAL:
                 continue
-            if not isinstance(value, kind) or isinstance(value, bool) or not allowed(value):
-                raise ValueError(f"{name} is {value!r}, but must be {words}")
+            # As Python's own number: a NumPy scalar in float64 would turn float32 logits into float64.
+            number = _plain(value, kind)
+            if number is None or not allowed(number):
+                raise ValueError(f"{name} is {shown(value)}, but must be {words}")
+            object.__setattr__(self, name, number)
+        if self.top_k is not None and self.top_k < 1:
+            object.__setattr__(self, "top_k", None)
         stop_ids, seed = whole_numbers(self.stop_ids), whole_numbers(self.seed)
         if stop_ids is None:
-            raise ValueError(f"stop_ids is {self.stop_ids!r}, but must be token ids")
+            raise ValueError(f"stop_ids is {shown(self.stop_ids)}, but must be token ids")
         if self.seed is not None and (seed is None or min(seed, default=0) < 0):
-            raise ValueError(f"seed is {self.seed!r}, but must be a whole number that is not negative, or one for each row")
+            raise ValueError(f"seed is {shown(self.seed)}, but must be a whole number that is not negative, or one for each row")
         object.__setattr__(self, "stop_ids", stop_ids)
         object.__setattr__(self, "seed", seed[0] if isinstance(self.seed, Integral) else seed)
 
     def check(self, vocab_size: int) -> None:
         """Raise ValueError for what a model with so many tokens cannot do."""
-        if self.top_k is not None and self.top_k > vocab_size:
-            raise ValueError(f"top_k is {self.top_k}, but the vocabulary has only {vocab_size} tokens")
         outside = [i for i in self.stop_ids if not 0 <= i < vocab_size]
         if outside:
-            raise ValueError(f"stop_ids holds {outside[0]}, but must lie in 0..{vocab_size - 1}")
+            raise ValueError(f"stop_ids holds {shown(outside[0])}, but must lie in 0..{vocab_size - 1}")
 
     def generators(self, rows: int) -> list["np.random.Generator"]:
         """A source of random numbers for each row."""
@@ -75,17 +81,53 @@ class SamplingConfig:
         return [np.random.default_rng(seed) for seed in self.seed]
 
 
+def checkpoint_settings(generation_config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint's generation_config.json says about sampling, as fields of :class:`SamplingConfig`.
+
+    As in transformers, ``do_sample: false`` is greedy, whatever the temperature, and ``do_sample: true`` without a temperature
+    samples at 1. What it says nothing about is left out.
+    """
+    found = {name: generation_config[name] for name, *_ in RULES if generation_config.get(name) is not None}
+    do_sample = generation_config.get("do_sample")
+    if do_sample is not None and not isinstance(do_sample, bool):
+        raise CheckpointError(f"generation_config.json: do_sample is {shown(do_sample)}, but must be true or false")
+    if do_sample is False:
+        found = {"temperature": 0.0} | {name: value for name, value in found.items() if name != "temperature"}
+    elif do_sample:
+        found = {"temperature": 1.0} | found
+    try:
+        SamplingConfig(**found)
+    except ValueError as error:
+        raise CheckpointError(f"generation_config.json: {error}") from error
+    return found
+
+
+def is_number(value: Any, kind: type = Real) -> bool:
+    """Whether it is a number of this kind; True and False are none."""
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
 def whole_numbers(values: Any) -> tuple[int, ...] | None:
     """One whole number, or some, as a tuple; None if they are anything else."""
     values = (values,) if isinstance(values, Integral) else tuple(values) if isinstance(values, Iterable) else (None,)
-    return tuple(map(int, values)) if all(isinstance(value, Integral) for value in values) else None
+    return tuple(map(int, values)) if all(is_number(value, Integral) for value in values) else None
+
+
+def _plain(value: Any, kind: type) -> int | float | None:
+    """A number of this kind as an int or a float; None if it is none, or beyond them."""
+    if not is_number(value, kind):
+        return None
+    try:
+        return int(value) if kind is Integral else float(value)
+    except OverflowError:
+        return None
 
 
 OPTIONAL = ("top_k", "top_p", "min_p")
 RULES = (
     ("temperature", Real, lambda value: 0 <= value < math.inf, "a number that is not negative"),
-    ("top_k", Integral, lambda value: value >= 1, "a whole number of at least 1"),
-    ("top_p", Real, lambda value: 0 < value <= 1, "a number in (0, 1]"),
+    ("top_k", Integral, lambda value: value >= -1, "a whole number of at least 1, or 0 or -1 for all"),
+    ("top_p", Real, lambda value: 0 <= value <= 1, "a number in [0, 1]"),
     ("min_p", Real, lambda value: 0 <= value <= 1, "a number in [0, 1]"),
     ("repetition_penalty", Real, lambda value: 0 < value < math.inf, "a positive number"),
 )

@@ -25,7 +25,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from numllama import ops
-from numllama.backend import Array
+from numllama.backend import Array, quiet
 from numllama.generation.kv_cache import KVCache
 from numllama.generation.products import product, products
 from numllama.model import ModelConfig, Transformer
@@ -142,7 +142,8 @@ class Part:
     def run(self, tokens: np.ndarray, meeting: "Meeting") -> None:
         """This part of a step; an error is the whole meeting's."""
         try:
-            self._forward(tokens, meeting)
+            with quiet():  # of this thread
+                self._forward(tokens, meeting)
         except BaseException as error:
             meeting.fail(error)
 

@@ -6,12 +6,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numllama.backend import Array, to_numpy
+from numllama.backend import Array, quiet, to_numpy
 from numllama.checks import check_ids
+from numllama.errors import GenerationError
+from numllama.generation.config import is_number
 from numllama.generation.decode import Decoder
 from numllama.generation.kv_cache import KVCache, check_window
 from numllama.generation.prefill import prefill
-from numllama.generation.sampling import SamplingConfig, log_softmax, next_tokens
+from numllama.generation.sampling import SamplingConfig, log_softmax, next_tokens, widened
 from numllama.model import Transformer
 
 
@@ -142,9 +144,9 @@ def begin(
 ) -> Iterator[Step]:
     """Check everything, then return the iterator of steps."""
     c = model.config
-    if not isinstance(max_new_tokens, Integral) or max_new_tokens < 0:
+    if not is_number(max_new_tokens, Integral) or max_new_tokens < 0:
         raise ValueError(f"max_new_tokens is {max_new_tokens!r}, but must be a whole number that is not negative")
-    if not isinstance(n, Integral) or n < 1:
+    if not is_number(n, Integral) or n < 1:
         raise ValueError(f"n is {n!r}, but must be a whole number of at least 1")
     config.check(c.vocab_size)
     check_window(window, c.max_seq_len)
@@ -159,9 +161,9 @@ def begin(
     longest = max(map(len, prompts))
     seen = longest + max(0, max_new_tokens - 1)  # the last new token is not looked at
     if seen > c.max_seq_len and window is None:
+        remedy = f" (a sliding window has no end: window {c.max_seq_len})" if c.positions != "learned" else ""
         raise ValueError(
-            f"a prompt of {longest} tokens and {max_new_tokens} new ones do not fit: max_seq_len is {c.max_seq_len} "
-            f"(a sliding window, window={c.max_seq_len} or --window {c.max_seq_len}, has no end)"
+            f"a prompt of {longest} tokens and {max_new_tokens} new ones do not fit: max_seq_len is {c.max_seq_len}{remedy}"
         )
     generators = config.generators(len(prompts) * n)
     return _steps(model, prompts, max_new_tokens, config, generators, n, logprobs, window, kv_cache)
@@ -177,7 +179,8 @@ def _steps(model, prompts, max_new_tokens, config, generators, n, logprobs, wind
         capacity = longest if window is None else min(longest, 2 * window)
         kv_cache = KVCache(model, len(prompts), capacity, window, starts)
     known = kv_cache.reuse(tokens, starts)
-    logits = prefill(model, tokens[:, known:], kv_cache)                   # (B, V)
+    with quiet():
+        logits = prefill(model, tokens[:, known:], kv_cache)               # (B, V)
     if n > 1:
         copies = np.repeat(np.arange(len(prompts)), n)
         kv_cache.take(copies)
@@ -186,6 +189,7 @@ def _steps(model, prompts, max_new_tokens, config, generators, n, logprobs, wind
     seen = _seen(model, [prompts[row // n] for row in rows]) if config.repetition_penalty != 1 else None
     decoder, alive = None, np.ones(len(rows), dtype=bool)
     for left in reversed(range(max_new_tokens)):
+        check_logits(model, logits)
         chosen = next_tokens(logits, config, generators, seen)             # (B,)
         ids = to_numpy(chosen)
         if config.stop_ids:
@@ -205,7 +209,30 @@ def _steps(model, prompts, max_new_tokens, config, generators, n, logprobs, wind
         if seen is not None:
             seen[xp.arange(len(rows)), xp.asarray(ids)] = True
         decoder = decoder or Decoder(model, kv_cache)
-        logits = decoder.step(ids)
+        with quiet():
+            logits = decoder.step(ids)
+
+
+def check_logits(model: Transformer, logits: Array) -> None:
+    """Raise GenerationError, which says where they come from, unless each row (B, V) has a largest number.
+
+    That of a row with NaN is NaN, and infinity is no number to draw from. A row may hold −inf: such a token is never drawn.
+    """
+    logits = widened(logits)
+    if np.isfinite(to_numpy(logits.max(-1))).all():
+        return
+    what = "NaN" if np.isnan(to_numpy(logits)).any() else "infinity"
+    xp, adapter = model.xp, model.adapter
+    parts = {**model.params, **(adapter.params if adapter else {})}
+    damaged = [name for name, part in parts.items() if not bool(xp.isfinite(part).all())]
+    if damaged:
+        more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
+        raise GenerationError(f"the model's logits hold {what}, because its parameter {damaged[0]}{more} is not finite")
+    largest = max(parts, key=lambda name: float(xp.abs(parts[name]).max()))
+    raise GenerationError(
+        f"the model's logits hold {what}: its parameters are finite, but too large to compute with in {model.dtype} "
+        f"(the largest is {float(xp.abs(parts[largest]).max()):.3g}, in {largest})"
+    )
 
 
 def padded(prompts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

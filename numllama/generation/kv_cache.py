@@ -17,6 +17,7 @@ import numpy as np
 
 from numllama.backend import Array
 from numllama.checks import check_shape
+from numllama.generation.config import is_number
 from numllama.model import Transformer
 
 LEAST_CAPACITY = 64
@@ -58,7 +59,7 @@ class KVCache:
     ) -> None:
         c = self.config = model.config
         for name, value in (("batch_size", batch_size), ("capacity", capacity)):
-            if not isinstance(value, Integral) or value < 1:
+            if not is_number(value, Integral) or value < 1:
                 raise ValueError(f"{name} is {value!r}, but must be a whole number of at least 1")
         check_window(window, c.max_seq_len)
         self.xp, self.batch_size, self.window = model.xp, int(batch_size), window
@@ -89,7 +90,7 @@ class KVCache:
         longest = self.length + T - int(self.starts.min())
         limit = self.config.max_seq_len
         if longest > limit and (self.window is None or self.config.positions == "learned"):
-            remedy = "; a sliding window (--window) has no end" if self.config.positions != "learned" else ""
+            remedy = f"; a sliding window has no end (window {limit})" if self.config.positions != "learned" else ""
             raise ValueError(f"the sequence would be {longest} tokens long, but max_seq_len is {limit}{remedy}")
         if self.used + T > self.capacity and self.window is not None:
             self._drop()
@@ -148,7 +149,7 @@ class KVCache:
         ValueError
             If there are not so many, or if the window has moved on too far to go back.
         """
-        if not isinstance(length, Integral) or not self._least <= length <= self.length:
+        if not is_number(length, Integral) or not self._least <= length <= self.length:
             raise ValueError(f"length is {length!r}, but this cache can be rewound to {self._least}..{self.length}")
         self.length = int(length)
 
@@ -189,5 +190,5 @@ def _longer(xp: ModuleType, old: Array, axis: int, used: int, length: int) -> Ar
 
 def check_window(window: int | None, max_seq_len: int) -> None:
     """Raise ValueError unless a model of this length can look through such a window."""
-    if window is not None and (not isinstance(window, Integral) or not 1 <= window <= max_seq_len):
+    if window is not None and (not is_number(window, Integral) or not 1 <= window <= max_seq_len):
         raise ValueError(f"window is {window!r}, but must be a whole number in 1..{max_seq_len}, the model's max_seq_len")

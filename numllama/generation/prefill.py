@@ -10,7 +10,7 @@ from threading import Condition
 
 import numpy as np
 
-from numllama.backend import Array
+from numllama.backend import Array, quiet
 from numllama.generation.kv_cache import KVCache
 from numllama.model import ModelConfig, Transformer
 from numllama.processes import available_cores
@@ -42,7 +42,8 @@ def _round(model: Transformer, tokens: np.ndarray, kv_cache: KVCache) -> Array:
 
     def run(i: int) -> Array | None:
         try:
-            return model.forward(tokens[:, bounds[i] : bounds[i + 1]], kv_cache=pieces[i], last=int(i == n - 1))
+            with quiet():  # of this thread
+                return model.forward(tokens[:, bounds[i] : bounds[i + 1]], kv_cache=pieces[i], last=int(i == n - 1))
         except BaseException as error:
             queue.fail(error)
             return None

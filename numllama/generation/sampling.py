@@ -24,10 +24,11 @@ def penalise_repetition(logits: Array, seen: Array, penalty: float) -> Array:
 
 
 def keep_top_k(logits: Array, k: int) -> Array:
-    """Keep the k largest of each row, and whatever equals the last of them."""
+    """Keep the k largest of each row, and whatever equals the last of them; all where there are no more than k."""
     xp, V = xp_of(logits), logits.shape[-1]
-    if not 1 <= k <= V:
-        raise ValueError(f"k is {k}, but must be a whole number in 1..{V}")
+    if k < 1:
+        raise ValueError(f"k is {k}, but must be a whole number of at least 1")
+    k = min(k, V)
     least = xp.partition(logits, V - k, axis=-1)[..., V - k, None]         # (B, 1)
     return xp.where(logits < least, -math.inf, logits)
 

@@ -228,9 +228,13 @@ class Transformer:
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
-        """The tokens that end a text, as ``generation_config`` says: none, one, or several (Llama 3 has two or three)."""
+        """The tokens that end a text, as ``generation_config`` says: none, one, or several (Llama 3 has two or three).
+
+        Ids that no token has, such as -1, never come, and are left out.
+        """
         ids = self.generation_config.get("eos_token_id")
-        return () if ids is None else tuple(ids) if isinstance(ids, list) else (ids,)
+        ids = ids if isinstance(ids, list | tuple) else [ids]
+        return tuple(i for i in ids if type(i) is int and 0 <= i < self.config.vocab_size)
 
     def save(self, path: str | PathLike, tokenizer: Any = None) -> None:
         """Write the model as others read it: see :func:`numllama.interop.save`."""

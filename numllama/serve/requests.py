@@ -53,8 +53,8 @@ def _number(low: float, high: float, kind: type = Real) -> Rule:
 
 RULES = {
     "temperature": _number(0, 2),
-    "top_p": Rule(Real, lambda value: 0 < value <= 1, "a number above 0, up to 1"),
-    "top_k": Rule(Integral, lambda value: value >= 1, "a whole number of at least 1"),
+    "top_p": _number(0, 1),
+    "top_k": Rule(Integral, lambda value: value >= -1, "a whole number of at least 1, or 0 or -1 for all"),
     "min_p": _number(0, 1),
     "repetition_penalty": _number(0.1, 10),
     "seed": _number(0, 2**63 - 1, Integral),

@@ -17,7 +17,7 @@ import numpy as np
 
 from numllama.tokenizer.merging import merge, merge_steps
 from numllama.tokenizer.patterns import CHUNK, SpecialTokens, Splitter
-from numllama.tokenizer.vocabulary import by_id, checked_pair, numbered
+from numllama.tokenizer.vocabulary import by_id, checked_id, checked_pair, numbered
 
 CACHED_PIECES = 2**18  # about 50 MB
 CACHED_LENGTH = 64     # characters: longer pieces hardly ever come again
@@ -397,29 +397,31 @@ class Tokenizer:
     # -------------------------------------------------------------------------------------------- to text
 
     def decode(self, ids: Iterable[int], errors: str = "replace") -> str:
-        """The text of some ids; bytes that are not UTF-8 become U+FFFD, or as `errors` says."""
+        """The text of some ids; bytes that are not UTF-8 become U+FFFD, or as `errors` says.
+
+        An id that no token has stands for nothing: a model may have more rows than its tokenizer has tokens.
+        """
         return self.decode_bytes(ids).decode("utf-8", errors)
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The bytes of some ids."""
-        return b"".join(self._decode_each(ids))
+        return b"".join(self.decode_each(ids))
 
     def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
         """The text of ids as they come, never half a character: joined, what :meth:`decode` gives."""
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        for token in self._decode_each(ids):
+        for token in self.decode_each(ids):
             if text := decoder.decode(token):
                 yield text
         if text := decoder.decode(b"", final=True):
             yield text
 
-    def _decode_each(self, ids: Iterable[int]) -> Iterator[bytes]:
+    def decode_each(self, ids: Iterable[int]) -> Iterator[bytes]:
+        """The bytes of each id, one after another: those of the first may depend on its being the first."""
         for i in ids.tolist() if isinstance(ids, np.ndarray) else ids:
-            try:
-                token = self._token[i]
-            except (KeyError, TypeError) as error:
-                raise ValueError(f"id {i!r} is not in the vocabulary of {self.vocab_size}") from error
-            yield token
+            if type(i) is not int or i < 0:
+                i = checked_id(i)
+            yield self._token.get(i, b"")
 
     # -------------------------------------------------------------------------------------------- in another process
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from numllama.errors import DataError
+from numllama.tokenizer.vocabulary import checked_id
 
 
 class CharTokenizer:
@@ -47,16 +48,12 @@ class CharTokenizer:
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of some ids."""
-        ids = list(ids)
-        for i in ids:
-            if not 0 <= i < self.vocab_size:
-                raise ValueError(f"id {i} is not in 0..{self.vocab_size - 1}")
-        return "".join(self.characters[i] for i in ids)
+        """The text of some ids; one that no character has stands for nothing."""
+        return "".join(self.characters[i] for i in map(checked_id, ids) if i < self.vocab_size)
 
     def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
         """The text of ids as they come."""
-        return (self.decode([i]) for i in ids)
+        return (text for i in ids if (text := self.decode([i])))
 
     def save(self, folder: str | Path) -> Path:
         """Write ``tokenizer.json`` into a folder."""

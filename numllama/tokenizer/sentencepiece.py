@@ -82,8 +82,9 @@ class SentencePieceTokenizer(Tokenizer):
             return text
         return text if self.prefix != "always" and text.startswith(" ") else f" {text}"
 
-    def _decode_each(self, ids: Iterable[int]) -> Iterator[bytes]:
-        tokens = super()._decode_each(ids)
+    def decode_each(self, ids: Iterable[int]) -> Iterator[bytes]:
+        """As :meth:`Tokenizer.decode_each`."""
+        tokens = super().decode_each(ids)
         if self.prefix != "never":
             yield next(tokens, b"").removeprefix(b" ")
         yield from tokens

@@ -1,6 +1,10 @@
 """What a tokenizer is made of: ids, tokens, merges and special tokens, checked before they are used."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
+from typing import Any
+
+from numllama.errors import shown
 
 
 def by_id(vocab: Mapping) -> dict[int, bytes]:
@@ -16,6 +20,13 @@ def by_id(vocab: Mapping) -> dict[int, bytes]:
         if i < 0 or not token:
             raise ValueError(f"vocab holds {i} and {token!r}, but ids are not negative and tokens not empty")
     return turned
+
+
+def checked_id(i: Any) -> int:
+    """A token's id, if it can be one."""
+    if not isinstance(i, Integral) or isinstance(i, bool) or i < 0:
+        raise ValueError(f"ids hold {shown(i)}, but must be whole numbers that are not negative")
+    return int(i)
 
 
 def checked_pair(pair: Sequence[bytes], rank: int) -> tuple[bytes, bytes]:

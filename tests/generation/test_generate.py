@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from numllama import KVCache, SamplingConfig, generate, stream
+from numllama.errors import GenerationError
 from numllama.generation.sampling import log_softmax
 from numllama.model import ModelConfig, Transformer
 
@@ -303,22 +304,65 @@ def test_on_every_device(device):
 # ------------------------------------------------------------------------------------------------ what cannot be
 
 
+@pytest.mark.parametrize(("name", "value", "what"), [
+    ("norm", np.nan, "NaN"), ("embed", np.inf, "NaN"), ("blocks.1.w_down", -np.inf, "NaN"), ("blocks.0.wq", np.nan, "NaN"),
+])  # fmt: skip
+@pytest.mark.parametrize("settings", [dict(temperature=0), dict(), dict(top_k=3), dict(top_p=0.9), dict(min_p=0.1), dict(n=3)])
+def test_a_parameter_that_is_not_finite_is_named(name, value, what, settings):
+    broken = random_model("float32", vocab_size=VOCAB)
+    broken.params[name][0] = value
+    with pytest.raises(GenerationError, match=f"logits hold {what}, because its parameter {name} is not finite"):
+        generate(broken, [[1, 2], [0]], 4, seed=0, **settings)
+
+
+@pytest.mark.parametrize("kind", [{}, dict(norm="layernorm", ffn="gelu", positions="learned", bias=True)])
+@pytest.mark.parametrize("long", [False, True])
+def test_numbers_that_overflow_on_the_way_are_told_from_damaged_ones(kind, long):
+    """Without a warning of NumPy's, in the threads that share a long prompt too."""
+    large = random_model("float32", vocab_size=VOCAB, max_seq_len=1024, **kind)
+    large.params["blocks.0.w_down"][...] = 3e38
+    with pytest.raises(GenerationError, match=r"finite, but too large to compute with in float32 .*3e\+38, in blocks.0.w_down"):
+        generate(large, [1, 2] * (400 if long else 1), 4, temperature=0)
+
+
+def test_logits_that_become_infinite_later_end_the_text_there():
+    """The head's row of a token is infinite: only once that token's opposite has come, its logit is."""
+    model = Transformer(ModelConfig(vocab_size=4, dim=4, n_layers=1, n_heads=1, max_seq_len=16))
+    for name, view in model.params.items():
+        view[...] = 1 if "norm" in name else np.eye(4) if name == "embed" else 0
+    model.params["head"][2, 1], model.params["head"][3, 2] = 9, 3e38
+    ids = stream(model, [1], 4, temperature=0)
+    assert next(ids) == 2
+    with pytest.raises(GenerationError, match="logits hold infinity: its parameters are finite, but too large"):
+        next(ids)
+
+
+def test_a_token_that_cannot_be_drawn_is_no_error():
+    """A logit of -inf is a probability of zero."""
+    model = Transformer(ModelConfig(vocab_size=4, dim=4, n_layers=1, n_heads=1, max_seq_len=16))
+    for name, view in model.params.items():
+        view[...] = 1 if "norm" in name or name == "embed" else 0
+    model.params["head"][2], model.params["head"][3] = -3e38, 1
+    assert set(generate(model, [1], 8, seed=0)) <= {0, 1, 3}
+
+
 IMPOSSIBLE = [
     (dict(prompt_ids=[]), "prompt_ids is empty, but at least one token is needed to begin with"),
     (dict(prompt_ids=[[1], []]), r"prompt_ids\[1\] is empty"),
     (dict(max_new_tokens=-1), "max_new_tokens is -1, but must be a whole number that is not negative"),
     (dict(max_new_tokens=2.5), "max_new_tokens is 2.5"),
     (dict(n=0), "n is 0, but must be a whole number of at least 1"),
-    (dict(top_p=0), r"top_p is 0, but must be a number in \(0, 1\]"),
+    (dict(top_p=-0.1), r"top_p is -0.1, but must be a number in \[0, 1\]"),
     (dict(top_p=2), "top_p is 2"),
-    (dict(top_k=VOCAB + 1), f"top_k is {VOCAB + 1}, but the vocabulary has only {VOCAB} tokens"),
     (dict(stop_ids=[VOCAB]), f"stop_ids holds {VOCAB}, but must lie in 0..{VOCAB - 1}"),
     (dict(window=0), r"window is 0, but must be a whole number in 1..64"),
     (dict(window=65), r"window is 65"),
     (dict(seed=[1, 2]), "seed has 2 numbers, but there are 1 rows to draw"),
     (dict(temperature=-0.1), "temperature is -0.1"),
     (dict(temperature=float("nan")), "temperature is nan"),
-    (dict(top_k=0), "top_k is 0"),
+    *[({name: True}, f"{name} is True, but must be") for name in (
+        "max_new_tokens", "n", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop_ids", "window",
+    )],
     (dict(top_k=-2), "top_k is -2"),
     (dict(prompt_ids=[VOCAB]), f"tokens holds {VOCAB}"),
     (dict(prompt_ids=[-1]), "tokens holds -1"),

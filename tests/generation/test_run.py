@@ -196,11 +196,10 @@ def test_ctrl_c_in_an_answer_ends_the_answer(chatty, monkeypatch):
 
 
 WRONG = {
-    "top_p 0": (["--top-p", 0], r"top_p is 0.0, but must be a number in (0, 1]"),
+    "top_p": (["--top-p", -1], r"top_p is -1.0, but must be a number in [0, 1]"),
     "top_p 2": (["--top-p", 2], "top_p is 2.0"),
     "temperature": (["--temperature", -1], "temperature is -1.0, but must be a number that is not negative"),
-    "top_k 0": (["--top-k", 0], "top_k is 0, but must be a whole number of at least 1"),
-    "top_k": (["--top-k", 262], "top_k is 262, but the vocabulary has only 261 tokens"),
+    "top_k": (["--top-k", -2], "top_k is -2, but must be a whole number of at least 1, or 0 or -1 for all"),
     "min_p": (["--min-p", 1.5], "min_p is 1.5"),
     "penalty": (["--repetition-penalty", 0], "repetition_penalty is 0.0"),
     "window": (["--window", 301], "window is 301, but must be a whole number in 1..300"),

@@ -179,10 +179,10 @@ IMPOSSIBLE = [
     (dict(temperature=math.inf), "temperature is inf"),
     (dict(temperature="hot"), "temperature is 'hot'"),
     (dict(temperature=None), "temperature is None"),
-    (dict(top_k=0), "top_k is 0, but must be a whole number of at least 1"),
+    (dict(top_k=-2), "top_k is -2, but must be a whole number of at least 1, or 0 or -1 for all"),
     (dict(top_k=2.5), "top_k is 2.5"),
     (dict(top_k=True), "top_k is True"),
-    (dict(top_p=0), r"top_p is 0, but must be a number in \(0, 1\]"),
+    (dict(top_p=-0.1), r"top_p is -0.1, but must be a number in \[0, 1\]"),
     (dict(top_p=2), "top_p is 2"),
     (dict(top_p=math.nan), "top_p is nan"),
     (dict(min_p=-0.1), r"min_p is -0.1, but must be a number in \[0, 1\]"),
@@ -193,6 +193,12 @@ IMPOSSIBLE = [
     (dict(seed=[1, -2]), r"seed is \[1, -2\]"),
     (dict(stop_ids="end"), "stop_ids is 'end', but must be token ids"),
     (dict(stop_ids=None), "stop_ids is None"),
+    (dict(temperature=10**400), "temperature is 1000"),
+    *[({name: True}, f"{name} is True, but must be") for name in (
+        "temperature", "top_p", "min_p", "repetition_penalty", "seed", "stop_ids",
+    )],
+    (dict(seed=[1, True]), r"seed is \[1, True\]"),
+    (dict(stop_ids=[True]), r"stop_ids is \[True\]"),
 ]
 
 
@@ -210,12 +216,26 @@ def test_settings_that_numpy_computed_are_as_good():
 
 
 def test_what_the_vocabulary_has_no_room_for_is_named():
-    with pytest.raises(ValueError, match="top_k is 6, but the vocabulary has only 5 tokens"):
-        SamplingConfig(top_k=6).check(5)
     with pytest.raises(ValueError, match=r"stop_ids holds 5, but must lie in 0\.\.4"):
         SamplingConfig(stop_ids=[1, 5]).check(5)
-    with pytest.raises(ValueError, match=r"k is 6, but must be a whole number in 1\.\.5"):
-        keep_top_k(np.zeros((1, 5)), 6)
+    with pytest.raises(ValueError, match=r"k is 0, but must be a whole number of at least 1"):
+        keep_top_k(np.zeros((1, 5)), 0)
+
+
+@pytest.mark.parametrize("settings", [dict(top_k=0), dict(top_k=-1), dict(top_k=6), dict(top_k=10**9), dict(top_k=None)])
+def test_a_top_k_of_all_leaves_all(settings):
+    logits = np.random.default_rng(0).standard_normal((2, 5))
+    assert_same_bits(filtered(logits, SamplingConfig(**settings)), logits)
+
+
+def test_a_top_p_of_nothing_leaves_the_likeliest():
+    logits = np.array([[0.5, 2.0, -1.0], [3.0, 0.0, 1.0]])
+    assert np.isfinite(filtered(logits, SamplingConfig(top_p=0))).tolist() == [[False, True, False], [True, False, False]]
+
+
+def test_a_numpy_scalar_does_not_widen_the_logits():
+    logits = np.random.default_rng(0).standard_normal((1, 9), dtype="float32")
+    assert filtered(logits, SamplingConfig(temperature=np.float64(0.7), top_p=np.float64(0.9))).dtype == np.float32
 
 
 def test_as_many_seeds_as_rows():

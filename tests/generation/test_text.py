@@ -1,7 +1,10 @@
 """complete and stream_text: whole characters, spaces where they belong, stop strings, and what they count."""
 
+import codecs
 import json
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from generation.models import random_model
 from hypothesis import given
@@ -10,7 +13,18 @@ from tokenizer.test_sentencepiece import MERGES, SPECIAL, VOCAB
 from training.realdata import real_data
 
 import numllama as nl
-from numllama.generation.text import TextStream, decode_behind, opening, overlap, stream_text, until
+from numllama.generation.config import checkpoint_settings
+from numllama.generation.text import (
+    TextDecoder,
+    TextStream,
+    decode_behind,
+    decode_one_by_one,
+    default_settings,
+    opening,
+    overlap,
+    stream_text,
+    until,
+)
 from numllama.tokenizer.sentencepiece import SentencePieceTokenizer
 
 BYTES = nl.Tokenizer({i: bytes([i]) for i in range(256)}, [])
@@ -106,6 +120,153 @@ def test_only_the_first_word_of_a_text_loses_its_space(prefix):
     assert tokenizer.vocab[t] == "▁t".encode()
     assert "".join(decode_behind(tokenizer, tokenizer.encode("ab"), [t, t])) == " t t"
     assert "".join(decode_behind(tokenizer, [], [t, t])) == (" t t" if prefix == "never" else "t t")
+
+
+def places(data):
+    """Of each byte, which character of the text it is part of: what Python's own decoder says."""
+    bad = []
+    codecs.register_error("noted", lambda error: (bad.append((error.start, error.end)), ("\ufffd", error.end))[1])
+    data.decode("utf-8", "noted")
+    found, at = [], 0
+    for i, text in enumerate(data.decode("utf-8", "replace")):
+        n = next((end - start for start, end in bad if start == at), len(text.encode()))
+        found += [i] * n
+        at += n
+    return found
+
+
+@given(st.lists(st.one_of(st.binary(max_size=3), st.sampled_from(["ü".encode(), b"\xf0\x9f", b"\x8e\x89", b"a"])), max_size=12))
+def test_each_token_begins_where_its_first_byte_is(tokens):
+    data = b"".join(tokens)
+    decoder = TextDecoder(SimpleNamespace(decode_each=lambda ids: (tokens[i] for i in ids)))
+    expected, at, text = places(data), 0, ""
+    for i, token in enumerate(tokens):
+        text += decoder.push(i)
+        if token:
+            assert decoder.offset == expected[at]
+        at += len(token)
+    assert text + decoder.end() == data.decode("utf-8", "replace")
+
+
+def test_each_token_gives_a_piece_even_if_it_says_nothing():
+    assert list(decode_one_by_one(BYTES, [], [65, 0xC3, 999, 0xBC, 66, 0xC3])) == ["A", "", "", "ü", "B", "", "\ufffd"]
+    assert list(decode_one_by_one(nl.CharTokenizer("ab"), [], [0, 2, 1])) == ["a", "", "b", ""]
+
+
+# ------------------------------------------------------------------------------------------------ special tokens
+
+SPECIAL_BYTES = nl.Tokenizer({i: bytes([i]) for i in range(256)}, [], {"<s>": 256, "</s>": 257, "<|im_end|>": 300})
+
+
+def saying(*ids, vocab_size=320, prompt=b"?"):
+    """A model that says these ids one after another, whatever else happens, and then the last one for ever."""
+    model = nl.Transformer(nl.ModelConfig(vocab_size, dim=vocab_size, n_layers=1, n_heads=1, ffn_dim=1, max_seq_len=64))
+    for name, view in model.params.items():
+        view[...] = np.eye(vocab_size) if name == "embed" else 1 if "norm" in name else 0
+    for before, after in zip([prompt[-1], *ids], [*ids, ids[-1]], strict=True):
+        model.params["head"][:, before] = 0
+        model.params["head"][after, before] = 9
+    return model
+
+
+@pytest.mark.parametrize(("ids", "text"), [
+    ([65, 310, 66], "AB"), ([310, 65, 311], "A"), ([319], ""), ([0xC3, 301, 0xBC, 67], "üC"),
+])  # fmt: skip
+def test_an_id_that_no_token_has_adds_nothing_to_the_text(ids, text):
+    """A padded vocabulary, or a hole in it."""
+    assert nl.complete(saying(*ids), SPECIAL_BYTES, "?", len(ids), temperature=0) == text
+    assert list(stream_text(saying(*ids), SPECIAL_BYTES, "?", len(ids), temperature=0)) == list(text)
+
+
+def test_special_tokens_are_left_out_unless_they_are_wanted():
+    model = saying(65, 256, 66, 300, 67)
+    assert nl.complete(model, SPECIAL_BYTES, "?", 5, temperature=0) == "ABC"
+    assert nl.complete(model, SPECIAL_BYTES, "?", 5, temperature=0, skip_special_tokens=False) == "A<s>B<|im_end|>C"
+    assert nl.complete(saying(0xC3, 256, 0xBC), SPECIAL_BYTES, "?", 3, temperature=0) == "ü"
+    assert nl.complete(model, SPECIAL_BYTES, "?", 5, temperature=0, stop="<s>") == "ABC"  # it is no text
+
+
+@pytest.mark.parametrize("prompt", ["<s>hi?", "<s>?</s>?", "<|im_end|>?"])
+def test_special_tokens_of_a_prompt_are_taken_as_such_or_as_text(prompt):
+    model = saying(65)
+    special = stream_text(model, SPECIAL_BYTES, prompt, 2, temperature=0)
+    plain = stream_text(model, SPECIAL_BYTES, prompt, 2, temperature=0, special=False)
+    assert special.prompt_tokens == len(SPECIAL_BYTES.encode(prompt, allowed_special="all")) < len(prompt)
+    assert plain.prompt_tokens == len(prompt)
+    assert "".join(special) == "".join(plain) == "AA"
+
+
+@pytest.mark.parametrize(("file", "values"), [
+    ("tokenizer_config.json", {"eos_token": "<|im_end|>"}),
+    ("tokenizer_config.json", {"eos_token": {"content": "<|im_end|>", "special": True}}),
+    ("special_tokens_map.json", {"eos_token": {"content": "<|im_end|>"}}),
+])  # fmt: skip
+def test_the_tokenizers_end_of_turn_ends_a_text_beside_the_checkpoints(tmp_path, file, values):
+    SPECIAL_BYTES.save(tmp_path)
+    (tmp_path / file).write_text(json.dumps(values))
+    tokenizer, model = nl.Tokenizer.load(tmp_path), saying(65, 300, 66)
+    model.generation_config = {"eos_token_id": 257}
+    assert nl.complete(model, tokenizer, "?", 5, temperature=0) == "A"
+    assert nl.complete(saying(65, 257, 66), tokenizer, "?", 5, temperature=0) == "AB" + "B" * 2
+    assert nl.complete(model, tokenizer, "?", 3, temperature=0, stop_ids=()) == "AB"
+    assert default_settings(model, tokenizer)["stop_ids"] == (257, 300)
+
+
+@pytest.mark.parametrize("values", [{}, {"eos_token": None}, {"eos_token": "</nothing>"}, {"eos_token": 7}, {"eos_token": {}}])
+def test_a_tokenizer_that_names_no_end_of_its_own_adds_none(tmp_path, values):
+    SPECIAL_BYTES.save(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(values))
+    model = saying(65)
+    model.generation_config = {"eos_token_id": 257}
+    assert default_settings(model, nl.Tokenizer.load(tmp_path))["stop_ids"] == (257,)
+    model.generation_config = {}
+    small = saying(65, vocab_size=258)  # a model that cannot say <|im_end|>
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>"}))
+    assert default_settings(small, nl.Tokenizer.load(tmp_path))["stop_ids"] == ()
+
+
+@pytest.mark.parametrize(("eos", "stop_ids"), [
+    ([257, 128009], (257,)), (128009, ()), (-1, ()), ([257, -1], (257,)), (None, ()), ([], ()), (320, ()), (319, (319,)),
+])  # fmt: skip
+def test_an_end_that_the_model_cannot_say_never_comes(eos, stop_ids):
+    model = saying(65)
+    model.generation_config = {"eos_token_id": eos}
+    assert model.stop_ids == stop_ids
+    assert nl.complete(model, SPECIAL_BYTES, "?", 3, temperature=0) == "AAA"
+
+
+# ------------------------------------------------------------------------------------------------ the checkpoint's settings
+
+
+@pytest.mark.parametrize(("values", "settings"), [
+    ({}, {}),
+    ({"temperature": 0.6, "top_p": 0.9, "top_k": 20}, dict(temperature=0.6, top_p=0.9, top_k=20)),
+    ({"do_sample": True}, dict(temperature=1.0)),
+    ({"do_sample": True, "temperature": 0.3, "min_p": 0.1}, dict(temperature=0.3, min_p=0.1)),
+    ({"do_sample": False, "temperature": 0.6, "repetition_penalty": 1.3}, dict(temperature=0, repetition_penalty=1.3)),
+    ({"temperature": None, "top_k": 0, "top_p": 1, "do_sample": None}, dict(top_k=0, top_p=1)),
+    ({"max_length": 20, "_from_model_config": True, "transformers_version": "4.40"}, {}),
+])  # fmt: skip
+def test_a_checkpoints_settings_are_the_defaults_below_ones_own(values, settings):
+    assert checkpoint_settings(values) == settings
+    model = model_for(BYTES)
+    plain = dict(temperature=1.0) | settings
+    expected = nl.complete(model, BYTES, "A", 30, **plain, seed=3)
+    other = nl.complete(model, BYTES, "A", 30, **plain | dict(temperature=1.5, top_k=7), seed=3)
+    model.generation_config = values
+    assert nl.complete(model, BYTES, "A", 30, seed=3) == expected
+    assert nl.complete(model, BYTES, "A", 30, seed=3, temperature=1.5, top_k=7) == other
+    assert nl.complete(model, BYTES, "A", 30, sampling=nl.SamplingConfig(**plain, seed=3)) == expected
+
+
+@pytest.mark.parametrize("values", [
+    {"temperature": -1}, {"top_p": 2}, {"top_k": 1.5}, {"repetition_penalty": 0}, {"do_sample": "yes"}, {"min_p": True},
+])  # fmt: skip
+def test_a_checkpoints_setting_that_cannot_be_is_named_with_its_file(values):
+    model = model_for(BYTES)
+    model.generation_config = values
+    with pytest.raises(nl.CheckpointError, match=rf"generation_config.json: {next(iter(values))} is .*, but must be"):
+        nl.complete(model, BYTES, "A")
 
 
 # ------------------------------------------------------------------------------------------------ beginnings

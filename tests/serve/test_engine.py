@@ -163,7 +163,7 @@ def test_pieces_between_two_pauses_come_as_one(engine):
     (asked(""), "the prompt is empty"),
     (asked([3, 18]), "tokens"),
     (asked("é"), "'é'"),
-    (asked("a", top_k=19), "top_k is 19"),
+    (asked("a", stop_ids=(19,)), "stop_ids holds 19"),
     (asked("a", n=-1), "max_new_tokens is -1"),
 ])  # fmt: skip
 def test_what_cannot_be_written_is_said_at_once(engine, wrong, sentence):

@@ -289,12 +289,20 @@ def test_a_word_that_is_looked_up_and_that_no_merges_lead_to_takes_no_steps():
 # ------------------------------------------------------------------------------------------------ what cannot be
 
 
-@pytest.mark.parametrize("wrong", [265, -1, 10**9, "a", None, [1]])
-def test_an_unknown_id_is_named(wrong):
+@pytest.mark.parametrize("wrong", [-1, "a", None, [1], 1.5, True])
+def test_what_is_no_id_is_named(wrong):
     for decode in (PLAIN.decode, PLAIN.decode_bytes, lambda ids: list(PLAIN.decode_stream(ids))):
-        with pytest.raises(ValueError, match="is not in the vocabulary of 265") as caught:
+        with pytest.raises(ValueError, match="but must be whole numbers that are not negative") as caught:
             decode([97, wrong])
         assert repr(wrong) in str(caught.value)
+
+
+@pytest.mark.parametrize("nobody", [265, 10**9, np.int64(300)])
+def test_an_id_that_no_token_has_stands_for_nothing(nobody):
+    assert PLAIN.decode([97, nobody, 98]) == "ab"
+    assert PLAIN.decode_bytes([nobody]) == b""
+    assert list(PLAIN.decode_stream([0xC3, nobody, 0xBC])) == ["ü"]
+    assert list(PLAIN.decode_each([97, nobody])) == [b"a", b""]
 
 
 def test_an_error_of_whoever_gives_the_ids_stays_what_it_is():
