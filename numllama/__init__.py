@@ -1,9 +1,8 @@
 """numllama: a Llama language model in pure NumPy, every forward and every backward written by hand."""
 
-from typing import TYPE_CHECKING
-
 from numllama.lazy import lazy
 
+TYPE_CHECKING = False  # as type checkers know it: to import `typing` takes longer than all the rest
 if TYPE_CHECKING:  # the public API; each name is imported when it is first asked for
     from numllama import ops
     from numllama.errors import CheckpointError, DataError, DeviceError, NumllamaError, TrainingError

@@ -1,48 +1,86 @@
-"""The command line:
-    numllama train | plan | prepare | finetune | generate | chat | serve | eval | inspect | convert | bench | doctor |
+"""The command line, its commands in the order of their use:
+    numllama train | generate | chat | serve | eval | prepare | finetune | inspect | convert | bench | plan | doctor |
              exercises | trace
 
-Every field of ModelConfig, TrainConfig and SamplingConfig is a flag. Exit codes: 0; 2 for what the user can mend; 1 for what
-only we can, with a traceback; 130 after Ctrl-C. Each command imports what it needs itself, so that help is there at once.
+Every field of ModelConfig, TrainConfig and SamplingConfig is a flag. Each command imports what it needs itself, so that help is
+there at once. Exit codes:
+    0       done; and of `train` and `finetune`, saved, where a scheduler ended them by SIGTERM or SIGUSR1
+    1       a mistake of ours, with a traceback
+    2       one sentence says what the user can fix
+    129     SIGHUP, when a terminal is gone, after saving; 130: Ctrl-C, after saving
+    141     whoever read the output, which is the command's result, has gone
 """
+
+if __name__ == "__main__":
+    import numllama.__main__  # noqa: F401  Ctrl-C is quiet while the rest is imported
 
 import json
 import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, fields, make_dataclass
+from functools import reduce
 from inspect import cleandoc
+from operator import or_
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from types import UnionType
+from typing import Annotated, Any, Literal, get_args
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, Token
 
 from numllama import __version__
-from numllama.errors import NumllamaError
+from numllama.errors import explained
 from numllama.generation import SamplingConfig
 from numllama.model import ModelConfig
+from numllama.system.output import BROKEN_PIPE, Output, OutputError, goes_on_without_output, standard_streams
+from numllama.system.signals import FOR_THE_PARENT, INTERRUPTED, ignore, quiet_program, restored
 from numllama.training import TrainConfig
 from numllama.training.plan import Plan
 
 ABOUT = "A Llama language model in pure NumPy, every gradient by hand."
-app = App(name="numllama", version=__version__, help=ABOUT, help_format="plaintext")
+ORDER = (
+    "train", "generate", "chat", "serve", "eval", "prepare", "finetune", "inspect", "convert", "bench", "plan", "doctor",
+    "exercises", "trace",
+)  # fmt: skip
+app = App(
+    name="numllama", version=__version__, help=ABOUT, help_format="plaintext", result_action="return_value",
+    suppress_keyboard_interrupt=False,
+)  # fmt: skip
 
 
-def _flowing(doc: str) -> str:
+def _flowing(doc: str | None) -> str:
     """A docstring whose descriptions are one line each: the terminal knows better where to break them."""
-    doc = re.sub(r"(?m)((?:^ {4}.*\n)+)", lambda text: f"    {' '.join(text[0].split())}\n", cleandoc(doc) + "\n")
+    doc = cleandoc(doc or "") + "\n"  # python -OO has no docstrings
+    doc = re.sub(r"(?m)((?:^ {4}.*\n)+)", lambda text: f"    {' '.join(text[0].split())}\n", doc)
     return doc.replace("``", "")
 
 
-def _command(name: str) -> Callable[[Callable], Callable]:
-    """Register a command, described by its docstring."""
+def _command(name: str, goes_on: bool = False) -> Callable[[Callable], Callable]:
+    """Register a command, described by its docstring; one that leaves its result on the disk `goes_on` without output."""
 
     def register(function: Callable) -> Callable:
         function.__doc__ = _flowing(function.__doc__)
-        return app.command(function, name=name)
+        function.__annotations__ = {name: _no_empty_path(kind) for name, kind in function.__annotations__.items()}
+        return app.command(goes_on_without_output()(function) if goes_on else function, name=name, sort_key=ORDER.index(name))
 
     return register
+
+
+def _path(kind: type, tokens: Sequence[Token]) -> Path:
+    """A path as it is given, but an empty one, which is no other name for the current folder."""
+    (token,) = tokens
+    if not token.value:
+        raise ValueError("it is empty, but must name a file or folder")
+    return Path(token.value)
+
+
+def _no_empty_path(kind: Any) -> Any:
+    """An annotation whose paths are read by :func:`_path`."""
+    if kind is Path:
+        return Annotated[Path, Parameter(converter=_path)]
+    return reduce(or_, map(_no_empty_path, get_args(kind))) if isinstance(kind, UnionType) else kind
 
 
 def _flags(config: type, leave_out: Sequence[str]) -> type:
@@ -63,7 +101,7 @@ JsonFlag = Annotated[bool, Parameter(name="--json", negative=())]
 TEMPERATURE = 0.8  # on the command line: a text rather than a sample of the distribution
 
 
-@_command("train")
+@_command("train", goes_on=True)
 def train(
     *,
     data: Path | None = None,
@@ -98,6 +136,8 @@ def train(
     """
     from numllama.training.run import train_run
 
+    if tokenizer == "":
+        raise ValueError("tokenizer is empty, but must be char, bpe or the path of a tokenizer")
     return train_run(data, preset, device, out, resume, _given(model), _given(training), tokenizer)
 
 
@@ -132,7 +172,7 @@ def plan(
     return 0
 
 
-@_command("prepare")
+@_command("prepare", goes_on=True)
 def prepare(
     *texts: Path,
     out: Path,
@@ -174,7 +214,7 @@ def prepare(
     return prepare_texts(list(texts), out, vocab_size, tokenizer, pattern, documents, errors, workers, shard_tokens)
 
 
-@_command("finetune")
+@_command("finetune", goes_on=True)
 def finetune(
     model: Path | None = None,
     *,
@@ -368,7 +408,7 @@ def chat(
     return chat_run(model, tokenizer, device, dtype, system, max_new_tokens=max_new_tokens, window=window, seed=seed, **settings)
 
 
-@_command("serve")
+@_command("serve", goes_on=True)
 def serve(
     model: Path,
     *,
@@ -490,7 +530,7 @@ def inspect(model: Path, *, as_json: JsonFlag = False, dtype: str | None = None)
     return 0
 
 
-@_command("convert")
+@_command("convert", goes_on=True)
 def convert(source: Path, target: Path, *, dtype: str | None = None, tokenizer: Path | None = None) -> int:
     """Write a model as others read it: as a Hugging Face folder, or as llama2.c's .bin.
 
@@ -558,7 +598,7 @@ def bench(
     return 0
 
 
-@_command("exercises")
+@_command("exercises", goes_on=True)
 def exercises(
     op: str | None = None,
     *,
@@ -629,28 +669,49 @@ def _given(flags: Any) -> dict[str, Any]:
     return {name: value for name, value in asdict(flags).items() if value is not None}
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command and exit; an error that the user can mend is one sentence on standard error."""
-    for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a character shows its code instead
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
-    try:
-        sys.exit(app(arguments, exit_on_error=False))
-    except CycloptsError:  # it has been printed
-        sys.exit(2)
-    except (NumllamaError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except MemoryError as error:
-        from numllama.backend import out_of_memory
+# ------------------------------------------------------------------------------------------------ the program
 
-        print(f"error: {out_of_memory(error)}", file=sys.stderr)
-        sys.exit(2)
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command and exit; an error that the user can fix is one sentence on standard error.
+
+    Without `arguments` the command is what this process is for: its signals and hooks stay as the command's end needs them.
+    """
+    if arguments is None:
+        quiet_program()
+    with nullcontext() if arguments is None else restored():
+        with standard_streams() as (out, _):
+            code = _run(arguments, out)
+            ignore(*FOR_THE_PARENT)
+        sys.exit(code)
+
+
+def _run(arguments: Sequence[str] | None, out: Output) -> int:
+    """The exit code of a command."""
+    for name in ("COLUMNS", "LINES"):
+        size = os.environ.get(name, "80")
+        if not (len(size) < 5 and size.isdecimal() and 20 <= int(size) <= 1000):  # the size of no terminal
+            del os.environ[name]
+    try:
+        code = app(arguments, exit_on_error=False)
+        out.flush()
+    except SystemExit as end:
+        code = end.code
+    except CycloptsError:  # it has been printed
+        code = 2
     except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:  # whoever read our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains once more at exit
-        sys.exit(0)
+        code = INTERRUPTED
+    except OutputError as error:
+        code = error.exit_code
+        if code != BROKEN_PIPE:  # else whoever read our output has seen enough
+            print(f"error: {error}", file=sys.stderr)
+    except Exception as error:
+        sentence = explained(error)
+        if sentence is None:
+            raise
+        print(f"error: {sentence}", file=sys.stderr)
+        code = 2
+    return code or 0
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """What can go wrong: each message is one sentence."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 
 class NumllamaError(Exception):
@@ -45,3 +47,30 @@ def listed(names: Sequence[str]) -> str:
     """The first few of many names, each of them cut if it is long."""
     some = ", ".join(shown(name, quote=False, most=100) for name in names[:5])
     return some + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+@contextmanager
+def naming(path: str | os.PathLike) -> Iterator[None]:
+    """Let an OSError know which file it is about: one that comes while a file is written does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = os.fspath(path)
+        raise
+
+
+def explained(error: BaseException) -> str | None:
+    """The sentence by which the user can fix what has gone wrong; None for a mistake of ours."""
+    if isinstance(error, NumllamaError | ValueError):
+        return str(error)
+    if isinstance(error, MemoryError):
+        from numllama.backend import out_of_memory  # which asks the GPU
+
+        return out_of_memory(error)
+    if isinstance(error, OSError):
+        why = error.strerror or error
+        if not isinstance(error.filename, str | bytes | os.PathLike):
+            return f"the operating system refused: {why}"
+        return f"{shown(os.fsdecode(error.filename), quote=False, most=500)} cannot be read or written: {why}"
+    return None

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from numllama import ops
+from numllama.errors import NumllamaError
+from numllama.storage.files import write_text
 
 ACCELERATED = "from numllama.dispatch import accelerated"  # the decorator of an op; an exercise has none
 RIGHT = 1e-9  # relative error in float64 that is rounding
@@ -171,7 +173,7 @@ def write_exercises(op: str | None, blank: str, folder: Path) -> int:
     for name in EXERCISES if op is None else [op]:
         path = folder / f"{name}.py"
         if not path.exists():
-            path.write_text(exercise_text(name, blank), encoding="utf-8")
+            write_text(path, exercise_text(name, blank), NumllamaError)
             print(f"{path}: write {name}_{blank}")
     print("then: numllama exercises --check" + (f" {op}" if op else ""))
     return 0

@@ -18,10 +18,8 @@ from queue import SimpleQueue
 from typing import IO, Any
 
 from numllama.errors import NumllamaError
+from numllama.system.signals import FOR_THE_PARENT
 
-# What ends a run in good order: SIGTERM, and SIGUSR1, which mpirun hands on to its ranks without an end of its own.
-TO_END = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
-FOR_THE_PARENT = (signal.SIGINT, *TO_END)  # a terminal or a scheduler sends them to all, but a step needs its children to its end
 _CHILD = "import sys; sys.path[:] = {path!r}; from numllama.processes import serve; serve()"
 
 
@@ -43,20 +41,6 @@ def peak_memory_mb(others: Sequence[int] = ()) -> float:
             kilobytes = {name: int(value.split()[0]) for name, value in (line.split(":", 1) for line in lines) if "kB" in value}
             peak += (kilobytes["VmHWM"] - kilobytes["RssShmem"]) / 1e3
     return peak
-
-
-@contextmanager
-def handling(handler: Callable[[int, Any], None], *numbers: int) -> Iterator[None]:
-    """Let `handler` take some signals, then whoever took them before."""
-    try:
-        old = {number: signal.signal(number, handler) for number in numbers}
-    except ValueError:  # not in the main thread: whoever runs us there handles signals
-        old = {}
-    try:
-        yield
-    finally:
-        for number, before in old.items():
-            signal.signal(number, before)
 
 
 def lock(file: IO) -> None:

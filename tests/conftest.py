@@ -37,6 +37,24 @@ def xp(device):
     return array_module(device)
 
 
+@pytest.fixture(scope="session")
+def small_text(tmp_path_factory):
+    """A text file that a small model learns within a moment."""
+    path = tmp_path_factory.mktemp("text") / "fox.txt"
+    path.write_text("The quick brown fox jumps over the lazy dog.\n" * 30, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def small_run(small_text, tmp_path_factory):
+    """A run of eight steps on it; read it, but copy it before it is changed."""
+    from system.commands import TINY, run  # here: other tests need no command line
+
+    out = tmp_path_factory.mktemp("run") / "run"
+    assert run("train", "--data", small_text, *TINY, "--steps", 8, "--out", out)[0] == 0
+    return out
+
+
 # Where everything that a check needs is there, a skipped check is a failure: NUMLLAMA_FAIL_ON_SKIP=1 (but for these).
 MAY_BE_MISSING = ("needs CuPy", "needs an NVIDIA GPU", "needs mpirun and mpi4py")
 _skipped = []

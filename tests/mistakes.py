@@ -1037,7 +1037,7 @@ MISTAKES = [
     ),
     Mistake(
         "processes that a scheduler's SIGTERM ends before their run has saved",
-        "processes.py", "FOR_THE_PARENT = (signal.SIGINT, *TO_END)", "FOR_THE_PARENT = (signal.SIGINT,)",
+        "system/signals.py", "FOR_THE_PARENT = (signal.SIGINT, *TO_END)", "FOR_THE_PARENT = (signal.SIGINT,)",
         "training/test_run.py::test_sigterm_to_all_processes_of_a_run_saves_and_exits_with_0",
     ),
     Mistake(

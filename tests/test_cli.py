@@ -25,7 +25,7 @@ from numllama.backend import array_module
 from numllama.cli import main
 from numllama.errors import CheckpointError, DeviceError
 from numllama.model import ModelConfig
-from numllama.processes import TO_END
+from numllama.system.signals import TO_END, exit_code
 from numllama.tokenizer import CharTokenizer, Tokenizer
 from numllama.tokenizer.train_bpe import train_on_text
 from numllama.training import TrainConfig, Trainer, load_dataset, load_run, run, shakespeare, stand_in, trainer, write_tokens
@@ -381,11 +381,11 @@ def interrupt_after(step, monkeypatch, number=signal.SIGINT):
 
 
 @pytest.mark.parametrize("number", TO_END)
-def test_sigterm_saves_and_exits_with_0(copy, book, tmp_path, monkeypatch, number):
+def test_a_signal_to_end_saves_and_exits_with_its_code(copy, book, tmp_path, monkeypatch, number):
     with monkeypatch.context() as patch:
         interrupt_after(10, patch, number)
         result = numllama_train("--resume", "--steps", 12, "--out", copy)
-    assert result.code == 0
+    assert result.code == exit_code(number) == (129 if number == signal.SIGHUP else 0)
     assert "interrupted after step 10: saved as" in result.out
     assert "validation loss:" not in result.out
     assert find_step(copy).name == "step-000010"

@@ -12,8 +12,8 @@ from typing import Any
 
 from numllama.errors import NumllamaError
 from numllama.generation.run import open_model
-from numllama.processes import handling
 from numllama.serve.engine import Engine, Limits
+from numllama.system.signals import handling, ignore
 
 NOT_INSTALLED = 'the server needs its extra: pip install "numllama[app]"'
 try:
@@ -127,9 +127,10 @@ class Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """As uvicorn's, but a signal that has been obeyed is not raised again."""
-        signals = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name)]
+        signals = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)]
         with handling(self.handle_exit, *signals):
             yield
+            ignore(*signals)  # those that come while it ends
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Texts end first, so that no stream holds its connection; once that has been said, pages are left."""
@@ -150,10 +151,10 @@ def _listen(host: str, port: int) -> socket.socket:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(128)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # UnicodeError: no name of a machine
         if listener is not None:
             listener.close()
-        why = error.strerror or error
+        why = getattr(error, "strerror", None) or error
         raise NumllamaError(f"{host}:{port} cannot be listened on: {why}; choose another with --port") from error
     return listener
 

@@ -1,7 +1,6 @@
 """Runs in progress, as others write them: their logs, and what their models write by now."""
 
 import asyncio
-import json
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -14,6 +13,7 @@ from numllama.serve.engine import Engine, Request
 from numllama.tokenizer import Tokenizer
 from numllama.training import load_run
 from numllama.training.checkpoint import find_step
+from numllama.training.metrics import parse_line
 
 LOG = "metrics.jsonl"
 SAMPLE_TOKENS, KEPT_SAMPLES = 200, 8
@@ -52,10 +52,8 @@ class Log:
         whole = new[: new.rfind(b"\n") + 1]  # the last line may still be being written
         self._position += len(whole)
         for text in whole.splitlines():
-            with suppress(ValueError):
-                line = json.loads(text)
-                if isinstance(line, dict) and isinstance(line.get("step"), int) and isinstance(line.get("loss"), float):
-                    self.lines.append(line)
+            if (line := parse_line(text)) is not None:
+                self.lines.append(line)
         return bool(whole)
 
 

@@ -6,8 +6,9 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,15 @@ from numllama.backend import array_module, default_dtype
 from numllama.errors import CheckpointError, NumllamaError
 from numllama.generation import generate
 from numllama.model import ModelConfig, Transformer, count_parameters
-from numllama.processes import TO_END, handling, lock
-from numllama.storage.files import verified, with_checksum, write_json, write_text
+from numllama.processes import lock
+from numllama.storage.files import verified, with_checksum, write_json
+from numllama.system.signals import HANG_UP, SCHEDULED, TO_END, ends_when_told, exit_code, handling, ignore
 from numllama.tokenizer import CharTokenizer, Tokenizer
 from numllama.training import checkpoint
 from numllama.training.communicator import Communicator, communicator
 from numllama.training.config import TrainConfig, recipe
 from numllama.training.data import Dataset, load_dataset, text_dataset
+from numllama.training.metrics import MetricsLog, read_metrics
 from numllama.training.plot import plot_losses
 from numllama.training.shakespeare import STAND_IN, shakespeare_dataset
 from numllama.training.stand_in import best_loss, write_play
@@ -33,15 +36,7 @@ from numllama.training.trainer import StepReport, Trainer
 RUNS = Path("runs")
 PLAY = Path("stand-in")  # in the place of a file: needs no network, and its best possible loss is known
 SAMPLE_CHARACTERS = 400
-INTERRUPTED = 130
 ALONE = Communicator()
-
-
-def _exit(number: int, frame: Any) -> None:
-    raise SystemExit(0)
-
-
-ends_when_told = handling(_exit, *TO_END)  # outside of the loop there is nothing to save
 
 
 @ends_when_told
@@ -150,12 +145,13 @@ def go_on(trainer: Trainer, finish: Callable[[Trainer], None], comm: Communicato
         f"run: {out}, steps {trainer.step + 1} to {config.steps} of {config.batch_size} x {config.seq_len} tokens",
         flush=True,
     )
+    log, code = None, 0
     try:
         with _interrupts() as interrupted:
             with ExitStack() as readers:
                 if comm.rank == 0:
-                    log = readers.enter_context(_Log(out / "metrics.jsonl", trainer.step))
                     bar = readers.enter_context(_bar(trainer))
+                    log = MetricsLog(out / "metrics.jsonl", trainer.step, partial(bar.write, file=sys.stderr))
                 for report in trainer:
                     if comm.rank == 0:
                         log(report)
@@ -163,13 +159,26 @@ def go_on(trainer: Trainer, finish: Callable[[Trainer], None], comm: Communicato
                     if trainer.workers.agree(bool(interrupted)) and trainer.step < config.steps:
                         break
             if trainer.step < config.steps:
+                ignore(*TO_END)  # one of them, or Ctrl-C, has been obeyed
                 folder = trainer.save()
                 print(f"interrupted after step {trainer.step}: saved as {folder}; go on with --resume --out {out}")
-                return 0 if trainer.workers.agree(any(number in TO_END for number in interrupted)) else INTERRUPTED
-        finish(trainer)
-        return 0
+                code = _code(interrupted, trainer.workers.agree)
+        if trainer.step >= config.steps:
+            finish(trainer)
     finally:
+        missing = log.close() if log else None
         trainer.close()
+    if missing:
+        print(f"error: {missing}", file=sys.stderr)
+    return code or (2 if missing else 0)
+
+
+def _code(interrupted: list[int], any_rank: Callable[[bool], bool]) -> int:
+    """The exit code of a run that signals have ended: a scheduler's come before that of a terminal, and this before Ctrl-C."""
+    for numbers in (SCHEDULED, HANG_UP):
+        if any_rank(any(number in numbers for number in interrupted)):
+            return exit_code(numbers[0])
+    return exit_code(signal.SIGINT)
 
 
 def _hands(trainer: Trainer, comm: Communicator) -> str:
@@ -219,11 +228,13 @@ def _tokens_per_byte(data: Dataset) -> float:
 
 def _draw(run: Path, best_possible: float | None) -> str:
     """Where the picture is, or why there is none."""
-    losses = [line for line in read_metrics(run / "metrics.jsonl") if math.isfinite(line["loss"])]
-    if not losses:
-        return "not drawn, for metrics.jsonl has no losses"
     try:
+        losses = [line for line in read_metrics(run / "metrics.jsonl") if math.isfinite(line["loss"])]
+        if not losses:
+            return "not drawn, for metrics.jsonl has no losses"
         return str(plot_losses(losses, run / "loss.png", run.name, best_possible))
+    except NumllamaError as error:
+        return f"not drawn: {error}"
     except ImportError:
         return 'not drawn, it needs pip install "numllama[plot]"'
     except OSError as error:
@@ -324,43 +335,6 @@ def _read_about(out: Path) -> tuple[Path | None, str | None, ModelConfig, TrainC
 
 
 # ------------------------------------------------------------------------------------------------ the loop's readers
-
-
-class _Log:
-    """metrics.jsonl: one line for each step; lines after the step that a run goes on from are dropped."""
-
-    def __init__(self, path: Path, step: int) -> None:
-        kept = [line for line in read_metrics(path) if line["step"] <= step]
-        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
-        try:
-            self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
-        except OSError as error:
-            raise NumllamaError(f"{path} cannot be written: {error.strerror}") from error
-
-    def __call__(self, report: StepReport) -> None:
-        try:
-            self._file.write(json.dumps(report.to_dict()) + "\n")
-        except OSError as error:
-            raise NumllamaError(f"the log cannot be written: {error.strerror}") from error
-
-    def __enter__(self) -> "_Log":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with suppress(OSError):
-            self._file.close()
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; one that a kill cut short, or that is damaged, is left out."""
-    lines = []
-    with suppress(OSError):
-        for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            with suppress(ValueError):
-                line = json.loads(text)
-                if isinstance(line, dict) and isinstance(line.get("step"), int) and isinstance(line.get("loss"), float):
-                    lines.append(line)
-    return lines
 
 
 def _bar(trainer: Trainer) -> tqdm:

@@ -28,6 +28,7 @@ from numllama.training.ranks import Ranks
 
 MAX_SKIPPED = 5  # so many steps in a row without a finite loss end the run
 SPIKE_STEPS, SPIKE_LEAST, SPIKE_HEIGHT = 50, 20, 6.0  # steps that a loss is compared with; their fewest; standard deviations
+TICK = 1e-9  # seconds; some clocks stand still for longer than a short step takes
 LARGEST_SCALE, STEPS_TO_GROW = 2.0**16, 2000  # of gradients in float16: see Trainer.scale
 
 
@@ -172,7 +173,7 @@ class Trainer:
         height = spike(loss, self._losses) if finite else None
         if finite:
             self._losses.append(float(loss))
-        seconds = time.perf_counter() - start
+        seconds = max(time.perf_counter() - start, TICK)
         speed = (c.batch_size * tokens.shape[1] / seconds, 1e3 * seconds)
         return StepReport(step, loss, lr, norm, *speed, self._memory_mb(), skipped=not finite, spike=height)
 
