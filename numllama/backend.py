@@ -8,7 +8,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from numllama.errors import DeviceError
+from numllama.errors import DeviceError, shown
 
 Array = Any  # a numpy.ndarray or a cupy.ndarray: whatever `xp_of` knows
 DTYPES = {"float32": np.float32, "float64": np.float64}
@@ -43,7 +43,7 @@ def array_module(device: str) -> ModuleType:
     if device == "cpu":
         return np
     if name != "cuda" or (index and not index.isdigit()) or device.endswith(":"):
-        raise ValueError(f"device is {device!r}, but must be 'cpu', 'cuda' or 'cuda:N'")
+        raise ValueError(f"device is {shown(device)}, but must be 'cpu', 'cuda' or 'cuda:N'")
     try:
         import cupy
     except ImportError as error:
@@ -55,7 +55,7 @@ def array_module(device: str) -> ModuleType:
     except cupy.cuda.runtime.CUDARuntimeError as error:  # says "driver too old" where there is none at all
         raise DeviceError("device 'cuda' needs an NVIDIA GPU and its driver, and none was found (see nvidia-smi)") from error
     if int(index or 0) >= count:
-        raise DeviceError(f"device {device!r} was asked for, but this machine has {count} GPU(s), counted from 0")
+        raise DeviceError(f"device {shown(device)} was asked for, but this machine has {count} GPU(s), counted from 0")
     try:
         from cupy_backends.cuda.libs import cublas, nvrtc  # noqa: F401 - products, and a compiler for the kernels
     except ImportError as error:
@@ -82,7 +82,7 @@ def float_dtype(name: str | np.dtype | type) -> np.dtype:
     """The dtype of parameters and activations: ``"float32"`` or ``"float64"``."""
     known = getattr(name, "name", None) or getattr(name, "__name__", name)
     if known not in DTYPES:
-        raise ValueError(f"dtype is {known!r}, but must be one of {', '.join(DTYPES)}")
+        raise ValueError(f"dtype is {shown(known)}, but must be one of {', '.join(DTYPES)}")
     return np.dtype(known)
 
 
@@ -91,7 +91,7 @@ def compute_dtype(name: str | np.dtype | type) -> np.dtype:
     known = getattr(name, "name", None) or getattr(name, "__name__", name)
     choices = DTYPES | {dtype.name: dtype for dtype in TWO_BYTES}
     if known not in choices:
-        raise ValueError(f"dtype is {known!r}, but must be one of {', '.join(choices)}")
+        raise ValueError(f"dtype is {shown(known)}, but must be one of {', '.join(choices)}")
     return np.dtype(choices[known])
 
 

@@ -175,11 +175,12 @@ def _key(name: str, value: Any) -> Any:
 def _rope_scaling(name: str, value: Any) -> Any:
     if not isinstance(value, Mapping):
         raise TypeError(f"{name} is {shown(value)}, but must be a mapping")
-    for key in ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"):
+    linear = value.get("rope_type") == "linear"
+    for key in ("factor",) if linear else ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"):
         if key not in value:
             raise ValueError(f"{name} lacks {key}")
         _positive(f"{name}'s {key}", value[key])
-    if not value["low_freq_factor"] < value["high_freq_factor"]:
+    if not linear and not value["low_freq_factor"] < value["high_freq_factor"]:
         raise ValueError(f"{name}'s high_freq_factor must be larger than its low_freq_factor")
     return value
 

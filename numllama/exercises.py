@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from numllama import ops
-from numllama.errors import NumllamaError
+from numllama.errors import NumllamaError, shown
 from numllama.storage.files import write_text
 
 ACCELERATED = "from numllama.dispatch import accelerated"  # the decorator of an op; an exercise has none
@@ -159,7 +159,7 @@ def exercise_text(op: str, blank: str = "backward") -> str:
 def find_exercise(op: str) -> Exercise:
     """The exercise of that name, or ValueError."""
     if op not in EXERCISES:
-        raise ValueError(f"op is {op!r}, but must be one of {', '.join(EXERCISES)}")
+        raise ValueError(f"op is {shown(op)}, but must be one of {', '.join(EXERCISES)}")
     return EXERCISES[op]
 
 

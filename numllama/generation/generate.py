@@ -8,7 +8,7 @@ import numpy as np
 
 from numllama.backend import Array, quiet, to_numpy
 from numllama.checks import check_ids
-from numllama.errors import GenerationError
+from numllama.errors import GenerationError, shown
 from numllama.generation.config import is_number
 from numllama.generation.decode import Decoder
 from numllama.generation.kv_cache import KVCache, check_window
@@ -145,9 +145,9 @@ def begin(
     """Check everything, then return the iterator of steps."""
     c = model.config
     if not is_number(max_new_tokens, Integral) or max_new_tokens < 0:
-        raise ValueError(f"max_new_tokens is {max_new_tokens!r}, but must be a whole number that is not negative")
+        raise ValueError(f"max_new_tokens is {shown(max_new_tokens)}, but must be a whole number that is not negative")
     if not is_number(n, Integral) or n < 1:
-        raise ValueError(f"n is {n!r}, but must be a whole number of at least 1")
+        raise ValueError(f"n is {shown(n)}, but must be a whole number of at least 1")
     config.check(c.vocab_size)
     check_window(window, c.max_seq_len)
     for prompt in prompts:

@@ -6,6 +6,7 @@ import numpy as np
 
 from numllama import ops
 from numllama.backend import to_numpy
+from numllama.errors import shown
 from numllama.model import Transformer
 from numllama.model.block import layer_forward
 
@@ -30,7 +31,7 @@ def attention_weights(model: Transformer, ids: Sequence[int], layer: int) -> np.
         Row t of a head is the distribution of token t over the tokens before it and itself.
     """
     if not 0 <= layer < model.config.n_layers:
-        raise ValueError(f"layer is {layer!r}, but must lie in 0..{model.config.n_layers - 1}")
+        raise ValueError(f"layer is {shown(layer)}, but must lie in 0..{model.config.n_layers - 1}")
     tokens = model._check_tokens(np.asarray([ids]))
     context = model._context(tokens)
     x, _ = model._embed_forward(tokens, context)

@@ -17,6 +17,7 @@ import numpy as np
 
 from numllama.backend import Array
 from numllama.checks import check_shape
+from numllama.errors import shown
 from numllama.generation.config import is_number
 from numllama.model import Transformer
 
@@ -60,7 +61,7 @@ class KVCache:
         c = self.config = model.config
         for name, value in (("batch_size", batch_size), ("capacity", capacity)):
             if not is_number(value, Integral) or value < 1:
-                raise ValueError(f"{name} is {value!r}, but must be a whole number of at least 1")
+                raise ValueError(f"{name} is {shown(value)}, but must be a whole number of at least 1")
         check_window(window, c.max_seq_len)
         self.xp, self.batch_size, self.window = model.xp, int(batch_size), window
         self.starts = np.zeros(batch_size, dtype=int) if starts is None else np.array(starts)
@@ -150,7 +151,7 @@ class KVCache:
             If there are not so many, or if the window has moved on too far to go back.
         """
         if not is_number(length, Integral) or not self._least <= length <= self.length:
-            raise ValueError(f"length is {length!r}, but this cache can be rewound to {self._least}..{self.length}")
+            raise ValueError(f"length is {shown(length)}, but this cache can be rewound to {self._least}..{self.length}")
         self.length = int(length)
 
     def reuse(self, tokens: np.ndarray, starts: np.ndarray) -> int:
@@ -191,4 +192,4 @@ def _longer(xp: ModuleType, old: Array, axis: int, used: int, length: int) -> Ar
 def check_window(window: int | None, max_seq_len: int) -> None:
     """Raise ValueError unless a model of this length can look through such a window."""
     if window is not None and (not is_number(window, Integral) or not 1 <= window <= max_seq_len):
-        raise ValueError(f"window is {window!r}, but must be a whole number in 1..{max_seq_len}, the model's max_seq_len")
+        raise ValueError(f"window is {shown(window)}, but must be a whole number in 1..{max_seq_len}, the model's max_seq_len")

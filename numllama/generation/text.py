@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
+from numllama.errors import shown
 from numllama.generation.config import checkpoint_settings
 from numllama.generation.generate import stream
 from numllama.generation.kv_cache import KVCache
@@ -79,7 +80,7 @@ def stream_text(
     """As :func:`complete`, in pieces of whole characters, as they come. The prompt may be ids, which are taken as they are."""
     stop = (stop,) if isinstance(stop, str) else tuple(stop)
     if not all(isinstance(word, str) and word for word in stop):
-        raise ValueError(f"stop is {stop!r}, but must be texts of at least one character")
+        raise ValueError(f"stop is {shown(stop)}, but must be texts of at least one character")
     context, ids = encode_prompt(model, tokenizer, prompt, special)
     if sampling is None:
         settings = {**default_settings(model, tokenizer), **settings}

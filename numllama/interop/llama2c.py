@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from numllama.backend import to_numpy
-from numllama.errors import CheckpointError
+from numllama.errors import CheckpointError, shown
 from numllama.interop.huggingface import is_llama, rope_heads, to_neighbours
 from numllama.interop.tensor_file import mapped, write_files
 from numllama.model import ModelConfig, Transformer, count_parameters, parameter_shapes
@@ -86,7 +86,7 @@ def save(model: Transformer, path: Path) -> None:
     unsaid = {"norm_eps": 1e-5, "rope_theta": 10000.0, "rope_scaling": None, "bias": False, "head_dim": c.dim // c.n_heads}
     for name, value in unsaid.items():
         if getattr(c, name) != value:
-            raise ValueError(f"{name} is {getattr(c, name)!r}, but in a llama2.c file it can only be {value!r}")
+            raise ValueError(f"{name} is {shown(getattr(c, name))}, but in a llama2.c file it can only be {shown(value)}")
     if not is_llama(c):
         raise ValueError("only a Llama can be written as a llama2.c file: RMSNorm, RoPE, SwiGLU, and no query/key norm")
     if model.params.flat.dtype != np.float32:

@@ -150,7 +150,7 @@ def base_of(folder: Path) -> Path:
         found = isinstance(name, str) and Path(name).exists()
     if not found:
         raise CheckpointError(
-            f"{folder} is an adapter for {shown(name)}, which is not a folder or file here: "
+            f"{folder} is an adapter for {shown(name, most=300)}, which is not a folder or file here: "
             "load that model, and give this folder as its adapter"
         )
     return Path(name)

@@ -4,16 +4,18 @@ A model with an adapter is frozen: only the adapter has gradients and moments, i
 blocks that is named as a target computes with  W + scale · b · a,  scale = alpha / rank  (:mod:`numllama.ops.lora`).
 """
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from math import prod, sqrt
-from numbers import Integral, Real
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from numllama.errors import shown
 from numllama.model.config import ModelConfig
 from numllama.model.parameters import Parameters, parameter_shapes
+from numllama.storage.fields import POSITIVE, check, whole
 
 TARGETS = ("wq", "wk", "wv", "wo", "w_gate", "w_up", "w_down")
 
@@ -37,13 +39,11 @@ class LoraConfig:
     targets: tuple[str, ...] = TARGETS
 
     def __post_init__(self) -> None:
-        if not isinstance(self.rank, Integral) or isinstance(self.rank, bool) or self.rank < 1:
-            raise ValueError(f"rank is {self.rank!r}, but must be a whole number of at least 1")
-        if not isinstance(self.alpha, Real) or isinstance(self.alpha, bool) or not 0 < self.alpha < float("inf"):
-            raise ValueError(f"alpha is {self.alpha!r}, but must be a positive number")
-        names = (self.targets,) if isinstance(self.targets, str) else tuple(self.targets)
-        if not names or not set(names) <= set(TARGETS):
-            raise ValueError(f"targets is {names!r}, but must be some of {', '.join(TARGETS)}")
+        check(vars(self), {"rank": whole(1), "alpha": POSITIVE})
+        several = isinstance(self.targets, Iterable) and not isinstance(self.targets, str)
+        names = tuple(self.targets) if several else (self.targets,)
+        if not names or not all(isinstance(name, str) and name in TARGETS for name in names):
+            raise ValueError(f"targets is {shown(names)}, but must be some of {', '.join(TARGETS)}")
         object.__setattr__(self, "targets", tuple(name for name in TARGETS if name in names))
         object.__setattr__(self, "alpha", float(self.alpha))
 
@@ -82,7 +82,7 @@ def adapter_shapes(model: ModelConfig, config: LoraConfig) -> dict[str, tuple[in
             shapes |= {f"{name}_lora_a": (config.rank, shape[1]), f"{name}_lora_b": (shape[0], config.rank)}
     missing = [name for name in config.targets if f"blocks.0.{name}_lora_a" not in shapes]
     if missing and config.targets != TARGETS:
-        raise ValueError(f"targets holds {missing[0]!r}, but a model with ffn={model.ffn!r} has no such map")
+        raise ValueError(f"targets holds {shown(missing[0])}, but a model with ffn={shown(model.ffn)} has no such map")
     return shapes
 
 

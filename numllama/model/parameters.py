@@ -40,7 +40,7 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     if c.n_layers > MOST_LAYERS:
         raise ValueError(f"n_layers is {c.n_layers:,}, but a model of more than {MOST_LAYERS:,} layers cannot be built")
     if (n := count_parameters(c)) > MOST_PARAMETERS:
-        raise ValueError(f"a model of this configuration has {n:.2e} parameters, which no machine can hold")
+        raise ValueError(f"a model of this configuration has {n:.2e} parameters, more than the memory of any machine holds")
     matrices, vectors = block_shapes(c)
     shapes = {"embed": (c.vocab_size, c.dim)}
     if c.positions == "learned":

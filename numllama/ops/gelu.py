@@ -11,6 +11,7 @@ import math
 from numllama.backend import Array, erf, xp_of
 from numllama.checks import check_shape
 from numllama.dispatch import accelerated
+from numllama.errors import shown
 
 SLOPE, CUBIC = math.sqrt(2 / math.pi), 0.044715
 
@@ -31,7 +32,7 @@ def gelu_forward(x: Array, approximate: str = "tanh") -> tuple[Array, tuple]:
     cache : tuple
     """
     if approximate not in ("tanh", "none"):
-        raise ValueError(f"approximate is {approximate!r}, but must be 'tanh' or 'none'")
+        raise ValueError(f"approximate is {shown(approximate)}, but must be 'tanh' or 'none'")
     if approximate == "none":
         return 0.5 * x * (1 + erf(x / math.sqrt(2))), (x, approximate)
     return 0.5 * x * (1 + xp_of(x).tanh(SLOPE * (x + CUBIC * x * x * x))), (x, approximate)

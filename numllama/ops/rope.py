@@ -20,6 +20,7 @@ import numpy as np
 from numllama.backend import Array, xp_of
 from numllama.checks import check_shape, checked
 from numllama.dispatch import accelerated
+from numllama.errors import shown
 
 LAYOUTS = ("half", "interleaved")
 
@@ -118,7 +119,7 @@ def _join(x1: Array, x2: Array, layout: str) -> Array:
 def _pairs(D: int, layout: str) -> tuple[slice, slice]:
     """Where the first and the second component of every pair stand."""
     if layout not in LAYOUTS:
-        raise ValueError(f"layout is {layout!r}, but must be one of {', '.join(LAYOUTS)}")
+        raise ValueError(f"layout is {shown(layout)}, but must be one of {', '.join(LAYOUTS)}")
     if layout == "half":
         return slice(0, D // 2), slice(D // 2, D)
     return slice(0, D, 2), slice(1, D, 2)

@@ -1,8 +1,9 @@
 """TrainConfig: how a model is trained, and the recipes that go with the presets."""
 
 from dataclasses import asdict, dataclass, replace
-from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
+
+from numllama.storage.fields import FLAG, POSITIVE, check, number, one_of, optional, whole
 
 if TYPE_CHECKING:
     from numllama.model import Parameters
@@ -17,13 +18,17 @@ CHOICES = {
 }
 OPTIONAL = ("seq_len", "min_lr", "shards", "workers")
 COUNTS = ("steps", "batch_size", "seq_len", "shards", "workers", "eval_every", "eval_batches", "keep")
-RULES = (
-    (COUNTS, Integral, lambda value: value >= 1, "a whole number of at least 1"),
-    (("warmup_steps", "seed"), Integral, lambda value: value >= 0, "a whole number that is not negative"),
-    (("lr", "clip", "timeout"), Real, lambda value: value > 0, "a positive number"),
-    (("min_lr", "weight_decay"), Real, lambda value: value >= 0, "a number that is not negative"),
-    (("beta1", "beta2"), Real, lambda value: 0 <= value < 1, "a number in [0, 1)"),
-)
+WHOLE = (*COUNTS, "warmup_steps", "seed")
+KINDS = {
+    **{name: one_of(*choices) for name, choices in CHOICES.items()},
+    **dict.fromkeys(COUNTS, whole(1)),
+    **dict.fromkeys(("warmup_steps", "seed"), whole()),
+    **dict.fromkeys(("lr", "clip", "timeout"), POSITIVE),
+    **dict.fromkeys(("min_lr", "weight_decay"), number(lambda value: value >= 0, "must be a number that is not negative")),
+    **dict.fromkeys(("beta1", "beta2"), number(lambda value: 0 <= value < 1, "must be a number in [0, 1)")),
+    **dict.fromkeys(("shard_optimizer", "recompute", "graph"), FLAG),
+}
+KINDS |= {name: optional(KINDS[name]) for name in OPTIONAL}
 
 
 @dataclass(frozen=True)
@@ -117,18 +122,10 @@ class TrainConfig:
     keep: int = 2
 
     def __post_init__(self) -> None:
-        for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                known = ", ".join(choice for choice in choices if choice)
-                raise ValueError(f"{name} is {getattr(self, name)!r}, but must be one of {known}")
-        for names, kind, allowed, words in RULES:
-            for name in names:
-                value = getattr(self, name)
-                if value is None and name in OPTIONAL:
-                    continue
-                if not isinstance(value, kind) or isinstance(value, bool) or not allowed(value):
-                    raise ValueError(f"{name} is {value!r}, but must be {words}")
-                object.__setattr__(self, name, int(value) if kind is Integral else float(value))  # JSON knows no NumPy
+        check(vars(self), KINDS)
+        for name, value in list(vars(self).items()):  # JSON knows no NumPy
+            if value is not None and name in KINDS and name not in CHOICES and KINDS[name] is not FLAG:
+                object.__setattr__(self, name, int(value) if name in WHOLE else float(value))
         if self.parallel == "threads" and (self.shard_optimizer or self.sum_by):
             raise ValueError("shard_optimizer and sum_by are for ranks: parallel must be mpi or nccl, but is 'threads'")
         if self.parallel != "threads" and self.workers not in (None, 1):

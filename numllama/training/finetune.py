@@ -13,7 +13,7 @@ from typing import Any
 
 import numllama
 from numllama.backend import TWO_BYTES, array_module, compute_dtype, default_dtype
-from numllama.errors import CheckpointError, DataError, NumllamaError
+from numllama.errors import CheckpointError, DataError, NumllamaError, shown
 from numllama.generation.chat import has_chat_template
 from numllama.generation.run import open_model
 from numllama.generation.text import opening
@@ -119,7 +119,7 @@ def resume_run(out: Path, device: str, train_changes: dict[str, Any]) -> int:
 def _check_alone(train_changes: dict[str, Any]) -> None:
     parallel = train_changes.get("parallel", "threads")
     if parallel != "threads":
-        raise ValueError(f"parallel is {parallel!r}, but fine-tuning is done by one process: it must be 'threads'")
+        raise ValueError(f"parallel is {shown(parallel)}, but fine-tuning is done by one process: it must be 'threads'")
 
 
 def _read_about(run: Path) -> dict[str, Any]:
@@ -162,7 +162,7 @@ def _open(tuning: Tuning, device: str, dtype: str | None, seed: int) -> tuple[Tr
     if model.adapter is not None:
         model.merge_adapter()
     if two_bytes and not mixed and tuning.lora is None:
-        raise ValueError(f"dtype is {dtype!r}, which on a CPU keeps the weights in two bytes: then only an adapter can be learnt")
+        raise ValueError(f"dtype is {dtype}, which on a CPU keeps the weights in two bytes: then only an adapter can be learnt")
     if mixed:
         about = model.generation_config
         model = Transformer(model.config, device=device, dtype=dtype, params=model.params)

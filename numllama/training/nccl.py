@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 
 from numllama.backend import Array
-from numllama.errors import DeviceError
+from numllama.errors import DeviceError, shown
 from numllama.training.communicator import MPI, Communicator, Request
 
 UNIQUE_ID_BYTES = 128  # nccl.h
@@ -54,7 +54,7 @@ class NCCL(Communicator):
 
     def device(self, device: str) -> str:
         if device != "cuda":
-            raise DeviceError(f"device is {device!r}, but parallel 'nccl' is for --device cuda, a GPU for each rank")
+            raise DeviceError(f"device is {shown(device)}, but parallel 'nccl' is for --device cuda, a GPU for each rank")
         return f"cuda:{self._device}"
 
     def reduce_scatter(

@@ -14,7 +14,7 @@ import numpy as np
 
 from numllama.data.token_files import TokenShards
 from numllama.dispatch import training_step
-from numllama.errors import CheckpointError, DamagedError, TrainingError
+from numllama.errors import CheckpointError, DamagedError, TrainingError, shown
 from numllama.model import Transformer
 from numllama.optim import cosine_schedule
 from numllama.processes import peak_memory_mb
@@ -359,7 +359,7 @@ class Trainer:
             raise CheckpointError(f"{folder} was trained on other data: {data['name']}")
         was, now = state["train"]["optimizer"], self.config.optimizer
         if was != now:
-            raise CheckpointError(f"{folder} was trained with {was}, whose moments no other has, but optimizer is {now!r}")
+            raise CheckpointError(f"{folder} was trained with {was}, whose moments no other has, but optimizer is {shown(now)}")
         optimizer = self.workers.whole(self.optimizer)
         checkpoint.load_checkpoint(folder, self.model, optimizer)
         self.workers.keep(self.optimizer, optimizer)

@@ -126,7 +126,7 @@ def test_what_is_no_regular_file_is_refused_unread(tmp_path, name, kind):
     write_tokens(tmp_path / "a.bin", IDS, 6)
     (tmp_path / name).unlink(missing_ok=True)
     {"pipe": os.mkfifo, "device": lambda path: path.symlink_to("/dev/zero"), "folder": os.mkdir}[kind](tmp_path / name)
-    with pytest.raises(DataError, match="is not a regular file$|is a folder, but a file is needed$"):
+    with pytest.raises(DataError, match=r"is not a regular file$|is a folder, but a file is needed$"):
         read_tokens(tmp_path / name.replace("json", "bin"))
 
 
