@@ -208,6 +208,22 @@ def end_ids(tokenizer: Any) -> tuple[int, ...]:
     return ()
 
 
+def fewest_tokens(tokenizer: Any, texts: Iterable[str], most: int) -> int:
+    """How many tokens some texts have at least, without encoding them; exact only for characters.
+
+    Each token stands for no more bytes than the longest one of the vocabulary. Texts that cannot have more than `most` are not
+    looked at any closer.
+    """
+    texts = list(texts)
+    if hasattr(tokenizer, "characters"):
+        return sum(map(len, texts))
+    n_bytes = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
+    if n_bytes <= most or not hasattr(tokenizer, "vocab"):
+        return 0
+    longest = max(map(len, tokenizer.vocab.values()))
+    return n_bytes // max(longest, *(len(token.encode()) for token in tokenizer.special_tokens), 1)
+
+
 def special_ids(tokenizer: Any) -> frozenset[int]:
     """The ids of a tokenizer's special tokens."""
     return frozenset(getattr(tokenizer, "special_tokens", {}).values())
@@ -258,6 +274,10 @@ class TextDecoder:
             self.offset = self._length - (not self._half())
             token = token[1:]
         return text + self._counted(self._utf8.decode(token))
+
+    def forget(self) -> None:
+        """The text begins with the next token; half a character is finished by it."""
+        self._length = 0
 
     def end(self) -> str:
         """What is left: U+FFFD for half a character."""

@@ -12,9 +12,9 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from numllama.errors import NumllamaError
+from numllama.errors import GenerationError, NumllamaError
 from numllama.serve import requests
-from numllama.serve.engine import Busy, Engine, Piece, Texts, Token
+from numllama.serve.engine import STOPPED, Busy, Engine, EngineStopped, Piece, Texts, Token
 from numllama.serve.requests import Asked, BadRequest
 
 BODY_BYTES = 2 * 2**20
@@ -30,6 +30,7 @@ def routes(engine: Engine, model_name: str) -> list[Route]:
         Route("/v1/models/{name:path}", _guarded(api.model), methods=["GET"]),
         Route("/v1/completions", _guarded(api.completions), methods=["POST"]),
         Route("/v1/chat/completions", _guarded(api.chat_completions), methods=["POST"]),
+        Route("/health", _guarded(api.health), methods=["GET"]),
         Route("/v1/{rest:path}", _guarded(api.nothing), methods=["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]),
     ]
 
@@ -54,6 +55,11 @@ class Api:
 
     async def chat_completions(self, http: HttpRequest) -> Response:
         return await self._write(http, requests.chat_completion, ChatCompletion)
+
+    async def health(self, http: HttpRequest) -> Response:
+        if self.engine.failure is not None:
+            raise EngineStopped(STOPPED)
+        return answer({"status": "ok"})
 
     async def nothing(self, http: HttpRequest) -> Response:
         known = "/v1/models, /v1/completions and /v1/chat/completions"
@@ -89,7 +95,6 @@ class Completion:
     def __init__(self, tokenizer: Any, model_name: str, texts: Texts, asked: Asked) -> None:
         self.tokenizer, self.texts, self.asked = tokenizer, texts, asked
         self.head = {"id": f"{self.prefix}-{secrets.token_hex(12)}", "created": int(time.time()), "model": model_name}
-        self.offsets = [0] * len(texts.parts)
 
     async def whole(self) -> dict[str, Any]:
         joined = [Piece(i, "", []) for i in range(len(self.texts.parts))]
@@ -134,20 +139,22 @@ class Completion:
     def logprobs(self, piece: Piece) -> dict[str, Any] | None:
         if self.asked.logprobs is None:
             return None
-        texts = [self.name(token.id) for token in piece.tokens]
-        offsets = []
-        for text in texts:
-            offsets.append(self.offsets[piece.index])
-            self.offsets[piece.index] += len(text)
         return {
-            "tokens": texts,
+            "tokens": [self.name(token.id) for token in piece.tokens],
             "token_logprobs": [_finite(token.logprob) for token in piece.tokens],
-            "top_logprobs": [{self.name(i): _finite(chance) for i, chance in token.runners_up} for token in piece.tokens],
-            "text_offset": offsets,
+            "top_logprobs": [self._top(token) for token in piece.tokens],
+            "text_offset": [token.offset for token in piece.tokens],
         }
 
+    def _top(self, token: Token) -> dict[str, float] | None:
+        """By name, the likeliest first; of tokens of the same name the likeliest."""
+        top: dict[str, float] = {}
+        for i, chance in token.runners_up:
+            top.setdefault(self.name(i), _finite(chance))
+        return None if token.logprob is None else top
+
     def name(self, i: int) -> str:
-        return token_text(self.tokenizer, i)
+        return token_bytes(self.tokenizer, i).decode("utf-8", "backslashreplace")
 
 
 class ChatCompletion(Completion):
@@ -187,17 +194,14 @@ class ChatCompletion(Completion):
 
 def token_bytes(tokenizer: Any, i: int) -> bytes:
     """What a token stands for in the middle of a text."""
-    try:
-        if not hasattr(tokenizer, "decode_bytes"):
-            return tokenizer.decode([i]).encode("utf-8")
-        return tokenizer.decode_bytes([i, i])[len(tokenizer.decode_bytes([i])) :]  # the first word may lose its space
-    except ValueError:  # a model may have more ids than its tokenizer
-        return f"<{i}>".encode()
+    if not hasattr(tokenizer, "decode_bytes"):
+        return tokenizer.decode([i]).encode("utf-8", "backslashreplace")
+    return tokenizer.decode_bytes([i, i])[len(tokenizer.decode_bytes([i])) :]  # the first word may lose its space
 
 
 def token_text(tokenizer: Any, i: int) -> str:
-    """As a text; bytes that are no whole characters as their codes."""
-    return token_bytes(tokenizer, i).decode("utf-8", "backslashreplace")
+    """A token for people to read: bytes that are no whole characters as their codes, an id that no token has as a number."""
+    return token_bytes(tokenizer, i).decode("utf-8", "backslashreplace") or f"<{i}>"
 
 
 # ------------------------------------------------------------------------------------------------ HTTP
@@ -239,6 +243,8 @@ def _explained(error: Exception) -> tuple[int, str, str | None, str | None]:
         return 429, str(error), None, "busy"
     if isinstance(error, ValueError):
         return 400, str(error), None, None
+    if isinstance(error, GenerationError):  # the model's, whatever is asked
+        return 500, str(error), None, "model_error"
     if isinstance(error, NumllamaError):
         return 503, str(error), None, None
     return 500, f"{type(error).__name__}: {error}", None, None
@@ -269,5 +275,5 @@ async def _disconnect(http: HttpRequest) -> None:
         pass
 
 
-def _finite(chance: float) -> float:
-    return chance if math.isfinite(chance) else -9999.0  # as OpenAI writes it: JSON has no infinity
+def _finite(chance: float | None) -> float | None:
+    return chance if chance is None or math.isfinite(chance) else -9999.0  # as OpenAI writes it: JSON has no infinity

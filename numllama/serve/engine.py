@@ -5,30 +5,36 @@ with its next token. Of what was written, keys and values are kept for a while: 
 """
 
 import asyncio
-import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from threading import Condition, Thread
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from numllama.backend import out_of_memory, to_numpy
+from numllama.backend import out_of_memory
 from numllama.errors import NumllamaError
-from numllama.generation import KVCache, SamplingConfig
-from numllama.generation.generate import Step, begin
-from numllama.generation.sampling import log_softmax
-from numllama.generation.text import TextStream, opening
+from numllama.generation import KVCache
+from numllama.generation.generate import begin
+from numllama.generation.text import default_settings, encode_prompt, fewest_tokens, window_for
 from numllama.model import Transformer
+from numllama.serve.texts import Piece, Request, Text, Texts, Token
+
+__all__ = ["Busy", "Engine", "EngineStopped", "Limits", "Piece", "Request", "Texts", "Token"]
 
 KEPT_CACHES = 2  # of finished texts
 WORTH_KEEPING = 16  # tokens in common with a new prompt; fewer are computed as fast as they are found
+STOPPED = "the server cannot write any more: its engine has stopped by an error, and it has to be started again"
 
 
 class Busy(NumllamaError):
     """The server has as many texts to write as it takes."""
+
+
+class EngineStopped(NumllamaError):
+    """The engine's thread has ended by an error: nothing will be written any more."""
 
 
 @dataclass(frozen=True)
@@ -54,36 +60,8 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if not isinstance(value, int) or value < (0 if name == "waiting" else 1):
+            if type(value) is not int or value < (0 if name == "waiting" else 1):
                 raise ValueError(f"{name} is {value!r}, but must be a whole number of at least {0 if name == 'waiting' else 1}")
-
-
-@dataclass(frozen=True)
-class Request:
-    """A text to write; `runners_up` asks for the probabilities of each token and of so many others."""
-
-    prompt: str | Sequence[int]
-    max_new_tokens: int
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    stop: tuple[str, ...] = ()
-    runners_up: int | None = None
-
-
-class Token(NamedTuple):
-    """A new token: its log-probability, the model's own, and the likeliest tokens in its place with theirs."""
-
-    id: int
-    logprob: float
-    runners_up: list[tuple[int, float]]
-
-
-class Piece(NamedTuple):
-    """More of text `index`, and the tokens that it was made of, if they were asked for. The last one says why it ended."""
-
-    index: int
-    text: str
-    tokens: list[Token]
-    finish: str | None = None
 
 
 class Engine:
@@ -95,6 +73,13 @@ class Engine:
     tokenizer : Tokenizer or CharTokenizer
     limits : Limits
         A prompt cannot be longer than the model's max_seq_len either.
+
+    Attributes
+    ----------
+    defaults : dict
+        The checkpoint's own settings for sampling and its end tokens: see :func:`numllama.generation.text.default_settings`.
+    failure : BaseException or None
+        What the thread ended with, if it ended before :meth:`close`.
     """
 
     def __init__(self, model: Transformer, tokenizer: Any, limits: Limits = Limits()) -> None:
@@ -104,8 +89,10 @@ class Engine:
         self.window = None if c.positions == "learned" else c.max_seq_len
         self.prompt_tokens = min(limits.prompt_tokens, c.max_seq_len)
         self.new_tokens = limits.new_tokens if self.window else min(limits.new_tokens, c.max_seq_len)
-        self._waiting: deque[_Text] = deque()
-        self._running: list[_Text] = []
+        self.defaults = default_settings(model, tokenizer)
+        self.failure: BaseException | None = None
+        self._waiting: deque[Text] = deque()
+        self._running: list[Text] = []
         self._calls: deque[tuple[Future, Callable[[], Any]]] = deque()
         self._caches: list[KVCache] = []
         self._changed, self._closing = Condition(), False
@@ -123,14 +110,22 @@ class Engine:
             For a request that cannot be fulfilled.
         Busy
             If there is no place for it now.
+        EngineStopped
+            If the engine's thread has ended.
         """
         texts = Texts(self, asyncio.get_running_loop())
         own = model is None
         model, tokenizer = (self.model, self.tokenizer) if own else (model, tokenizer)
+        encoded: dict[tuple, tuple[list[int], list[int]]] = {}  # each prompt once, however many texts it is to have
         for i, request in enumerate(requests):
-            checked = await asyncio.to_thread(self._checked, request, model, tokenizer)  # a megabyte of text takes its time
-            texts.parts.append(_Text(texts, i, model, tokenizer, own, checked))
+            name = request.special, request.prompt if isinstance(request.prompt, str) else id(request.prompt)
+            if name not in encoded:  # a long text takes its time
+                encoded[name] = await asyncio.to_thread(self._encoded, request, model, tokenizer)
+            self._check(request, encoded[name][1], model)
+            texts.parts.append(Text(texts, i, model, tokenizer, own, request, *encoded[name]))
         with self._changed:
+            if self.failure is not None:
+                raise EngineStopped(STOPPED)
             self._waiting = deque(text for text in self._waiting if not text.texts.cancelled)
             free = self.limits.running - len(self._running) + self.limits.waiting - len(self._waiting)
             if self._closing or len(requests) > free:
@@ -144,6 +139,8 @@ class Engine:
         """Have something else computed between two tokens."""
         future: Future = Future()
         with self._changed:
+            if self.failure is not None:
+                raise EngineStopped(STOPPED)
             if self._closing or len(self._calls) >= self.limits.waiting:
                 raise Busy("the server is busy: try again in a moment")
             self._calls.append((future, work))
@@ -162,55 +159,74 @@ class Engine:
         """How many are being written or wait."""
         return len(self._running) + len(self._waiting)
 
-    def _checked(self, request: Request, model: Transformer, tokenizer: Any) -> tuple[Request, list[int], list[int]]:
-        """The request, what of its prompt is text, and all of its ids."""
-        words = request.prompt
-        context = list(tokenizer.encode(words) if isinstance(words, str) else words)
-        ids = [*opening(model, tokenizer), *context] if isinstance(words, str) else context
-        longest = min(self.prompt_tokens, model.config.max_seq_len)
-        if not ids:
-            raise ValueError("the prompt is empty, but at least one token is needed to begin with")
-        if len(ids) > longest:
-            raise ValueError(f"the prompt has {len(ids):,} tokens, but {longest:,} are the most that are taken here")
-        begin(
-            model, [np.asarray(ids)], request.max_new_tokens, request.sampling, 1, False, self._window(model, ids, request), None
-        )
-        return request, context, ids
+    def check_length(self, *texts: str, tokenizer: Any = None) -> None:
+        """Raise ValueError for texts that are longer than any prompt may be, before anybody reads through them."""
+        tokenizer = tokenizer or self.tokenizer
+        fewest = fewest_tokens(tokenizer, texts, self.prompt_tokens)
+        if fewest > self.prompt_tokens:
+            words = f"{fewest:,}" if hasattr(tokenizer, "characters") else f"at least {fewest:,}"
+            raise ValueError(_too_long(words, self.prompt_tokens))
 
-    def _window(self, model: Transformer, ids: Sequence[int], request: Request) -> int | None:
-        """A text that fits needs none."""
-        c = model.config
-        fits = len(ids) + request.max_new_tokens - 1 <= c.max_seq_len
-        return None if fits or c.positions == "learned" else c.max_seq_len
+    def _encoded(self, request: Request, model: Transformer, tokenizer: Any) -> tuple[list[int], list[int]]:
+        """The ids that a prompt spells, and all that the model sees."""
+        longest = min(self.prompt_tokens, model.config.max_seq_len)
+        if isinstance(request.prompt, str):
+            self.check_length(request.prompt, tokenizer=tokenizer)
+        context, ids = encode_prompt(model, tokenizer, request.prompt, request.special)
+        if len(ids) > longest:
+            raise ValueError(_too_long(f"{len(ids):,}", longest))
+        return context, ids
+
+    def _check(self, request: Request, ids: list[int], model: Transformer) -> None:
+        """Raise ValueError for what the model cannot do."""
+        window = window_for(model.config, len(ids), request.max_new_tokens)
+        begin(model, [np.asarray(ids)], request.max_new_tokens, request.sampling, 1, False, window, None)
 
     # -------------------------------------------------------------------------------------------- in its own thread
 
     def _work(self) -> None:
-        while True:
+        """All that the thread does. Whatever else than a text's own error ends it is told to everybody who waits."""
+        error: BaseException = NumllamaError("the server is shutting down")
+        try:
+            while self._round():
+                pass
+        except BaseException as failure:
+            error = EngineStopped(STOPPED)
+            error.__cause__ = failure
             with self._changed:
-                self._changed.wait_for(lambda: self._closing or self._calls or self._waiting or self._running)
-                if self._closing:
-                    break
-                calls, self._calls = self._calls, deque()
-                while self._waiting and len(self._running) < self.limits.running:
-                    self._running.append(self._waiting.popleft())
-            for future, work in calls:
-                _answer(future, work)
-            for text in list(self._running):
-                self._advance(text)
-        for text in (*self._running, *self._waiting):
-            text.end("stop", NumllamaError("the server is shutting down"))
-        for future, _ in self._calls:
-            future.set_exception(NumllamaError("the server is shutting down"))
+                self.failure = failure
+        with self._changed:
+            texts, calls = [*self._running, *self._waiting], list(self._calls)
+            self._running, self._waiting, self._calls = [], deque(), deque()
+        for text in texts:
+            text.end("stop", error)
+        for future, _ in calls:
+            if future.set_running_or_notify_cancel():
+                future.set_exception(error)
 
-    def _advance(self, text: "_Text") -> None:
+    def _round(self) -> bool:
+        """What is to be done now: calls, and a token of each text; False once it is closing."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closing or self._calls or self._waiting or self._running)
+            if self._closing:
+                return False
+            calls, self._calls = self._calls, deque()
+            while self._waiting and len(self._running) < self.limits.running:
+                self._running.append(self._waiting.popleft())
+        for future, work in calls:
+            _answer(future, work)
+        for text in list(self._running):
+            self._advance(text)
+        return True
+
+    def _advance(self, text: Text) -> None:
         """One more piece of a text."""
         try:
             if text.texts.cancelled:
                 raise StopIteration
-            if text.stream is None:
+            if text.pieces is None:
                 text.begin(self._cache(text) if text.own else None)
-            text.push(next(text.stream))
+            text.push(next(text.pieces))
             return
         except StopIteration:
             ended = text.reason, None
@@ -221,12 +237,12 @@ class Engine:
             self._caches = []
         except Exception as error:  # of this text alone: the others go on
             ended = "stop", error
-        text.stream = text.cache = None  # buffers go with them
+        text.pieces = text.cache = None  # buffers go with them
         with self._changed:
             self._running.remove(text)
         text.end(*ended)  # last: whoever hears of it may ask for the next text, and finds its place and its cache
 
-    def _cache(self, text: "_Text") -> KVCache | None:
+    def _cache(self, text: Text) -> KVCache | None:
         """The cache that has most in common with a prompt; a new one if it is not worth it."""
         ids = np.asarray(text.ids)
 
@@ -234,164 +250,14 @@ class Engine:
             n = min(cache.length, len(ids) - 1)
             return int(np.append(cache.tokens[0, :n] == ids[:n], False).argmin())
 
-        window = self._window(self.model, text.ids, text.request)
+        window = window_for(self.model.config, len(ids), text.request.max_new_tokens)
         fitting = [cache for cache in self._caches if cache.window == window]
         best = max(fitting, key=common, default=None)
-        if best is None or common(best) < WORTH_KEEPING:
+        if text.computes_prompt or best is None or common(best) < WORTH_KEEPING:
             longest = len(ids) + text.request.max_new_tokens
             return KVCache(self.model, 1, longest if window is None else min(longest, 2 * window), window)
         self._caches = [cache for cache in self._caches if cache is not best]
         return best
-
-
-class Texts:
-    """Texts that are being written, for one listener: iterate over their pieces, and they come as they are written.
-
-    Attributes
-    ----------
-    cancelled : bool
-        Nobody listens any more.
-    parts : list
-        Of each text what it took: see :class:`_Text`.
-    """
-
-    def __init__(self, engine: Engine, loop: asyncio.AbstractEventLoop) -> None:
-        self.engine, self.cancelled, self.parts = engine, False, []
-        self._loop, self._pieces, self._there = loop, deque(), asyncio.Event()
-        self._awaited = False  # whoever is awake needs no waking
-
-    def cancel(self) -> None:
-        """End them with their next token."""
-        self.cancelled = True
-
-    async def pieces(self, pause: float = 0.0) -> AsyncIterator[Piece]:
-        """Pieces of all texts. What was written in a pause between two of them comes as one.
-
-        Raises
-        ------
-        Exception
-            That one of the texts ended with.
-        """
-        left = len(self.parts)
-        try:
-            while left:
-                self._there.clear()
-                self._awaited = True
-                if not self._pieces:
-                    await self._there.wait()
-                self._awaited = False
-                for piece, error in self._joined():
-                    if error is not None:
-                        raise error
-                    left -= piece.finish is not None
-                    yield piece
-                if left and pause:
-                    await asyncio.sleep(pause)
-        finally:
-            self.cancel()
-
-    def push(self, piece: Piece, error: Exception | None = None) -> None:
-        """From the engine's thread: something for the listener."""
-        self._pieces.append((piece, error))
-        if self._awaited:
-            self._awaited = False
-            try:
-                self._loop.call_soon_threadsafe(self._there.set)
-            except RuntimeError:  # the loop has ended, and the listener with it
-                self.cancel()
-
-    def _joined(self) -> Iterator[tuple[Piece, Exception | None]]:
-        """What is there; all pieces of one text as one."""
-        joined: dict[int, Piece] = {}
-        failed: Exception | None = None
-        while self._pieces and failed is None:
-            piece, failed = self._pieces.popleft()
-            old = joined.get(piece.index, Piece(piece.index, "", []))
-            joined[piece.index] = Piece(piece.index, old.text + piece.text, old.tokens + piece.tokens, piece.finish)
-        yield from ((piece, None) for piece in joined.values() if failed is None or piece.finish is None)
-        if failed is not None:
-            yield Piece(0, "", []), failed
-
-
-class _Text:
-    """One of them.
-
-    Attributes
-    ----------
-    prompt_tokens, new_tokens : int
-    cache_bytes : int
-        Keys and values of its tokens.
-    first_token, seconds : float
-        From the request to the first token, and to the last.
-    """
-
-    def __init__(self, texts: Texts, index: int, model: Transformer, tokenizer: Any, own: bool, checked: tuple) -> None:
-        self.texts, self.index, self.model, self.tokenizer, self.own = texts, index, model, tokenizer, own
-        self.request, self.context, self.ids = checked
-        self.prompt_tokens, self.new_ids = len(self.ids), []
-        self.stream: TextStream | None = None
-        self.cache: KVCache | None = None
-        self.cache_bytes, self._exhausted, self._tokens = 0, False, []
-        self._submitted, self.first_token, self.seconds = time.perf_counter(), 0.0, 0.0
-
-    @property
-    def new_tokens(self) -> int:
-        return len(self.new_ids)
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Of the tokens after the first, as the listener sees them."""
-        seconds = self.seconds - self.first_token
-        return (self.new_tokens - 1) / seconds if seconds > 0 else 0.0
-
-    @property
-    def reason(self) -> str:
-        """Why it ended: ``length`` if it could have gone on."""
-        full = self._exhausted and self.new_tokens == self.request.max_new_tokens
-        return "length" if full else "stop"
-
-    def begin(self, cache: KVCache | None) -> None:
-        """Make ready; the first piece computes the prompt."""
-        r, engine = self.request, self.texts.engine
-        self.cache = cache
-        window = None if cache is not None else engine._window(self.model, self.ids, r)
-        steps = begin(self.model, [np.asarray(self.ids)], r.max_new_tokens, r.sampling, 1, False, window, cache)
-        self.stream = TextStream(self.tokenizer, self.context, self._noted(steps), r.stop, self.prompt_tokens)
-
-    def _noted(self, steps: Iterator[Step]) -> Iterator[int]:
-        for step in steps:
-            i = int(step.ids[0])
-            if self.texts.cancelled:
-                return
-            if self.request.runners_up is not None:
-                self._tokens.append(_token(i, to_numpy(step.logits[0]), self.request.runners_up))
-            self.new_ids.append(i)
-            self.seconds = time.perf_counter() - self._submitted
-            self.first_token = self.first_token or self.seconds
-            yield i
-        self._exhausted = True
-
-    def push(self, piece: str) -> None:
-        c = self.model.config
-        self.cache_bytes = (
-            2 * c.n_layers * c.n_kv_heads * c.head_dim * self.model.dtype.itemsize * (len(self.ids) + self.new_tokens)
-        )
-        self.texts.push(Piece(self.index, piece, self._take()))
-
-    def end(self, reason: str, error: Exception | None = None) -> None:
-        self.texts.push(Piece(self.index, "", self._take(), reason), error)
-
-    def _take(self) -> list[Token]:
-        tokens, self._tokens = self._tokens, []
-        return tokens
-
-
-def _token(i: int, logits: np.ndarray, runners_up: int) -> Token:
-    chances = log_softmax(logits)
-    n = min(runners_up, len(chances))
-    best = np.argpartition(chances, len(chances) - n)[len(chances) - n :] if n else np.empty(0, int)
-    best = best[np.argsort(-chances[best], kind="stable")]
-    return Token(i, float(chances[i]), [(int(j), float(chances[j])) for j in best])
 
 
 def _answer(future: Future, work: Callable[[], Any]) -> None:
@@ -401,3 +267,7 @@ def _answer(future: Future, work: Callable[[], Any]) -> None:
         future.set_result(work())
     except BaseException as error:
         future.set_exception(error)
+
+
+def _too_long(tokens: str, longest: int) -> str:
+    return f"the prompt has {tokens} tokens, but {longest:,} are the most that are taken here"

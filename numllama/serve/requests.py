@@ -1,6 +1,7 @@
 """What a program asks for: from the bytes of a request to texts to write, or one sentence that says what is wrong.
 
-The fields are OpenAI's, with their defaults but for the number of tokens; top_k, min_p and repetition_penalty are ours.
+The fields are OpenAI's; top_k, min_p, repetition_penalty, skip_special_tokens and special are ours. How tokens are sampled is by
+default what the checkpoint's generation_config.json says, and where it says nothing, what OpenAI does.
 """
 
 import json
@@ -11,12 +12,13 @@ from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 from numllama.generation import SamplingConfig
-from numllama.generation.chat import chat_prompt
+from numllama.generation.chat import chat_prompt, has_chat_template
 from numllama.serve.engine import Engine, Request
 
 NEW_TOKENS = 256  # where nobody says how many
-MOST_TEXTS, MOST_STOPS, MOST_RUNNERS_UP = 8, 4, 20
+MOST_TEXTS, MOST_STOPS, MOST_RUNNERS_UP, MOST_FIELDS = 8, 4, 20, 64
 ROLES = ("system", "developer", "user", "assistant")
+CALLS = {"tool_calls", "function_call"}
 
 
 class BadRequest(ValueError):
@@ -58,7 +60,7 @@ RULES = {
     "min_p": _number(0, 1),
     "repetition_penalty": _number(0.1, 10),
     "seed": _number(0, 2**63 - 1, Integral),
-    "max_tokens": Rule(Integral, lambda value: value >= 1, "a whole number of at least 1"),
+    "max_tokens": Rule(Integral, lambda value: value >= 0, "a whole number of at least 1, or 0 with echo"),
     "max_completion_tokens": Rule(Integral, lambda value: value >= 1, "a whole number of at least 1"),
     "n": _number(1, MOST_TEXTS, Integral),
     "model": Rule(str, lambda value: True, "a text"),
@@ -67,7 +69,11 @@ RULES = {
         Mapping, lambda value: set(value) <= {"include_usage", "include_obfuscation"}, "{include_usage: true or false}"
     ),
     "top_logprobs": _number(0, MOST_RUNNERS_UP, Integral),
+    "echo": Rule(bool, lambda value: True, "true or false"),
+    "special": Rule(bool, lambda value: True, "true or false"),
+    "skip_special_tokens": Rule(bool, lambda value: True, "true or false"),
 }
+OF_ONE_ROUTE = ("max_completion_tokens", "top_logprobs", "echo", "special")
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
 # What others' servers do and this one does not may stand in a request as long as it asks for nothing.
 NEUTRAL = {
@@ -95,7 +101,7 @@ def parse(content: bytes) -> dict[str, Any]:
 
 def completion(body: Mapping[str, Any], engine: Engine, model_name: str) -> Asked:
     """Of ``/v1/completions``."""
-    settings = _common(body, ("prompt", "logprobs"), model_name)
+    settings = _common(body, ("prompt", "logprobs", "echo", "special"), model_name)
     logprobs = body.get("logprobs")
     if logprobs is not None:
         _check("logprobs", logprobs, _number(0, MOST_RUNNERS_UP, Integral))
@@ -105,7 +111,8 @@ def completion(body: Mapping[str, Any], engine: Engine, model_name: str) -> Aske
         raise BadRequest(
             f"{len(prompts)} prompts with n = {n} are {len(prompts) * n} texts, but {MOST_TEXTS} are the most", "prompt"
         )
-    return _asked(body, [(prompt, ()) for prompt in prompts], n, settings, logprobs, engine)
+    how = dict(echo=body.get("echo", False), special=body.get("special", True))
+    return _asked(body, [(prompt, ()) for prompt in prompts], n, settings, logprobs, engine, **how)
 
 
 def chat_completion(body: Mapping[str, Any], engine: Engine, model_name: str) -> Asked:
@@ -116,14 +123,17 @@ def chat_completion(body: Mapping[str, Any], engine: Engine, model_name: str) ->
     if "top_logprobs" in body and not body.get("logprobs"):
         raise BadRequest("top_logprobs needs logprobs: true", "top_logprobs")
     logprobs = body.get("top_logprobs", 0) if body.get("logprobs") else None
+    messages = _messages(body.get("messages"))
     try:
-        prompt = chat_prompt(engine.tokenizer, _messages(body.get("messages")))
+        engine.check_length(*(message["content"] for message in messages if message.get("content")))
+        _check_rendered(engine.tokenizer, messages)
+        prompt = chat_prompt(engine.tokenizer, messages)
     except ValueError as error:
         raise BadRequest(str(error), getattr(error, "field", None) or "messages") from error
-    return _asked(body, [prompt], body.get("n", 1), settings, logprobs, engine)
+    return _asked(body, [prompt], body.get("n", 1), settings, logprobs, engine, special=False)
 
 
-def _asked(body, prompts, n, settings, logprobs, engine) -> Asked:
+def _asked(body, prompts, n, settings, logprobs, engine, **how) -> Asked:
     stop = body.get("stop", [])
     stops = [stop] if isinstance(stop, str) else stop
     if not isinstance(stops, list) or len(stops) > MOST_STOPS or not all(isinstance(word, str) and word for word in stops):
@@ -133,12 +143,16 @@ def _asked(body, prompts, n, settings, logprobs, engine) -> Asked:
     if given and body[given] > most:
         raise BadRequest(f"{given} is {_shown(body[given])}, but {most} are the most that are written here", given)
     new = body[given] if given else min(NEW_TOKENS, most)
+    if new == 0 and not how.get("echo"):
+        raise BadRequest("max_tokens is 0, but must be a whole number of at least 1, or 0 with echo", given)
+    settings = engine.defaults | settings
     seed = settings.pop("seed", None)
+    how["skip_special_tokens"] = body.get("skip_special_tokens", True)
     requests = []
     for prompt, own_stops in prompts:
         for i in range(n):
-            sampling = SamplingConfig(**settings, seed=None if seed is None else seed + i, stop_ids=engine.model.stop_ids)
-            requests.append(Request(prompt, new, sampling, (*stops, *own_stops), logprobs))
+            sampling = SamplingConfig(**settings, seed=None if seed is None else seed + i)
+            requests.append(Request(prompt, new, sampling, (*stops, *own_stops), logprobs, **how))
     usage = bool(body.get("stream_options", {}).get("include_usage"))
     return Asked(requests, n, body.get("stream", False), usage, logprobs)
 
@@ -146,13 +160,13 @@ def _asked(body, prompts, n, settings, logprobs, engine) -> Asked:
 def _common(body: Mapping[str, Any], own: Sequence[str], model_name: str) -> dict[str, Any]:
     """Check all fields but those of one route; returns the settings for sampling."""
     for name, value in body.items():
-        if name in NEUTRAL:
+        if name in RULES and (name not in OF_ONE_ROUTE or name in own):
+            _check(name, value, RULES[name])
+        elif name in NEUTRAL:
             if not any((type(value) is type(v) and value == v) or value == v == 0 for v in NEUTRAL[name]):
                 raise BadRequest(f"{name} is {_shown(value)}, but this server does not do that", name)
-        elif name in RULES and (name not in ("max_completion_tokens", "top_logprobs") or name in own):
-            _check(name, value, RULES[name])
         elif name not in own and name not in ABOUT_THE_CALLER and name != "stop":
-            known = ", ".join(sorted({*RULES, *own, "stop"} - {"max_completion_tokens", "top_logprobs"} | set(own)))
+            known = ", ".join(sorted({*RULES, "stop"} - set(OF_ONE_ROUTE) | set(own)))
             raise BadRequest(f"there is no field {_shown(name)} here, but {known}", name)
     if body.get("model", model_name) != model_name:
         sentence = f"model is {_shown(body['model'])}, but this server has {model_name!r}"
@@ -182,23 +196,53 @@ def _prompts(prompt: Any) -> list[str | list[int]]:
     return prompts
 
 
-def _messages(messages: Any) -> list[dict[str, str]]:
+def _messages(messages: Any) -> list[dict[str, Any]]:
     if not isinstance(messages, list) or not messages:
         raise BadRequest('messages must be a list such as [{"role": "user", "content": "Hello"}]', "messages")
     return [_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
 
 
-def _message(message: Any, name: str) -> dict[str, str]:
+def _message(message: Any, name: str) -> dict[str, Any]:
+    """A message as the template gets it: without what is null or empty, which asks for nothing."""
     if not isinstance(message, dict) or message.get("role") not in ROLES:
         raise BadRequest(f"{name} must have a role: {', '.join(ROLES)}", "messages")
     content = message.get("content")
-    if isinstance(content, list):  # parts
-        texts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in content]
-        content = None if None in texts or not all(isinstance(text, str) for text in texts) else "".join(texts)
+    role = "system" if message["role"] == "developer" else message["role"]
+    more = {key: value for key, value in message.items() if key not in ("role", "content") and value not in (None, "", [], {})}
+    if isinstance(content, list):
+        content = "".join(_part(part, f"{name}'s content[{i}]") for i, part in enumerate(content))
+    if content is None and CALLS & more.keys():  # an answer that is nothing but a call
+        return {"role": role, **more}
     if not isinstance(content, str):
         raise BadRequest(f"{name}'s content must be a text", "messages")
-    role = message["role"]
-    return {"role": "system" if role == "developer" else role, "content": content}
+    return {"role": role, "content": content, **more}
+
+
+def _part(part: Any, name: str) -> str:
+    if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+        raise BadRequest(f'{name} must be a text: {{"type": "text", "text": "Hello"}}', "messages")
+    if more := [key for key, value in part.items() if key not in ("type", "text") and value is not None]:
+        raise BadRequest(f"{name} has {_shown(more[0])}, but this server does not do that", "messages")
+    return part["text"]
+
+
+def _check_rendered(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> None:
+    """Raise ValueError for a field that the conversation's text is the same without: it would be left out silently."""
+    fields = [(i, field) for i, message in enumerate(messages) for field in message if field not in ("role", "content")]
+    if len(fields) > MOST_FIELDS:
+        raise ValueError(f"the messages have {len(fields)} fields beside role and content, but {MOST_FIELDS} are the most")
+    if fields and not has_chat_template(tokenizer):
+        i, field = fields[0]
+        raise ValueError(f"messages[{i}] has {_shown(field)}, but this model has no chat template, which alone could write it")
+    text = tokenizer.apply_chat_template(messages, tokenize=False) if fields else ""
+    for i, field in fields:
+        without = {key: value for key, value in messages[i].items() if key != field}
+        try:
+            same = tokenizer.apply_chat_template([*messages[:i], without, *messages[i + 1 :]], tokenize=False) == text
+        except ValueError:  # the template cannot do without it, so it does something with it
+            same = False
+        if same:
+            raise ValueError(f"messages[{i}] has {_shown(field)}, but this model's chat template leaves it out")
 
 
 def _shown(value: Any) -> str:

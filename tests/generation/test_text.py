@@ -4,9 +4,8 @@ import codecs
 import json
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
-from generation.models import random_model
+from generation.models import random_model, saying
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizer.test_sentencepiece import MERGES, SPECIAL, VOCAB
@@ -156,17 +155,6 @@ def test_each_token_gives_a_piece_even_if_it_says_nothing():
 # ------------------------------------------------------------------------------------------------ special tokens
 
 SPECIAL_BYTES = nl.Tokenizer({i: bytes([i]) for i in range(256)}, [], {"<s>": 256, "</s>": 257, "<|im_end|>": 300})
-
-
-def saying(*ids, vocab_size=320, prompt=b"?"):
-    """A model that says these ids one after another, whatever else happens, and then the last one for ever."""
-    model = nl.Transformer(nl.ModelConfig(vocab_size, dim=vocab_size, n_layers=1, n_heads=1, ffn_dim=1, max_seq_len=64))
-    for name, view in model.params.items():
-        view[...] = np.eye(vocab_size) if name == "embed" else 1 if "norm" in name else 0
-    for before, after in zip([prompt[-1], *ids], [*ids, ids[-1]], strict=True):
-        model.params["head"][:, before] = 0
-        model.params["head"][after, before] = 9
-    return model
 
 
 @pytest.mark.parametrize(("ids", "text"), [

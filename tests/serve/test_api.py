@@ -4,18 +4,24 @@ import json
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import numpy as np
 import openai
 import pytest
-from generation.models import random_model
+from generation.models import random_model, saying
 from generation.test_run import TEMPLATE
 from serve.served import LETTERS, client, events, served, small_engine, until
 
 import numllama as nl
 from numllama.generation.sampling import log_softmax
-from numllama.serve.engine import Engine, Limits
+from numllama.serve.api import Completion
+from numllama.serve.engine import Engine, Limits, Piece, Token
+from numllama.serve.requests import Asked
+
+LETTERS_BY_ID = nl.CharTokenizer(LETTERS).characters
 
 
 @pytest.fixture(scope="module")
@@ -146,8 +152,200 @@ def test_a_tuned_model_gets_its_own_template(tmp_path):
         talk = openai.OpenAI(base_url=f"{url}/v1", api_key="none")
         done = talk.chat.completions.create(model="chatty", messages=[{"role": "user", "content": "hi"}], max_tokens=12, seed=5)
     prompt = tokenizer.apply_chat_template([{"role": "user", "content": "hi"}])
-    assert done.choices[0].message.content == tokenizer.decode(nl.generate(model, prompt, 12, seed=5))
+    new = nl.generate(model, prompt, 12, seed=5)
+    assert done.choices[0].message.content == tokenizer.decode([i for i in new if i < 256])  # special tokens are not shown
+    assert max(new) >= 256
     assert done.usage.prompt_tokens == len(prompt)
+
+
+# ------------------------------------------------------------------------------------------------ what a model is like
+
+FIELDS = (
+    "{% for m in messages %}{{ m.role + (m.name or '') + (m.content or '') }}"
+    "{% for c in m.tool_calls or [] %}{{ c.function.name }}{% endfor %};{% endfor %}"
+)
+STRICT = (
+    "{% for m in messages %}{% if m.function_call is not defined %}{{ raise_exception('no call') }}{% endif %}"
+    "{{ m.function_call.name }}{% endfor %}"
+)
+
+
+@contextmanager
+def tuned(folder, template=TEMPLATE, names=("<s>", "</s>", "<|im_end|>"), model=None, **generation):
+    """The client of a server for a model of bytes with a chat template."""
+    model = model or random_model("float32", vocab_size=261, max_seq_len=300)
+    model.generation_config = generation
+    model.save(folder, nl.Tokenizer({i: bytes([i]) for i in range(256)}, [], list(names)))
+    config = {"chat_template": template, "eos_token": "<|im_end|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    engine = Engine(nl.load(folder), nl.Tokenizer.load(folder))
+    with served(engine, "tuned") as url, client(url) as http:
+        yield engine, http
+
+
+CALL = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
+
+
+def test_a_field_of_a_message_is_rendered_or_refused_by_its_name(tmp_path):
+    def asked(*more, role="user"):
+        messages = [{"role": role, "content": "hi", **fields} for fields in more]
+        response = http.post("/v1/chat/completions", json=dict(messages=messages, max_tokens=1))
+        body = response.json()
+        return body["usage"]["prompt_tokens"] if response.status_code == 200 else body["error"]["message"]
+
+    with tuned(tmp_path, FIELDS) as (_, http):
+        plain = asked({})
+        assert asked({"name": "bob"}) == plain + 3
+        assert asked({"tool_calls": [CALL]}, role="assistant") == plain + len("assistantweather") - len("user")
+        assert asked({"content": None, "tool_calls": [CALL]}, role="assistant") == plain + len("assistantweather") - len("userhi")
+        nothing = dict(name=None, tool_calls=[], function_call=None, refusal=None, audio=None, annotations=[])
+        assert asked(nothing) == plain
+        for field in ({"function_call": CALL["function"]}, {"tool_call_id": "1"}, {"refusal": "no"}, {"prefix": True}):
+            expected = f"messages[1] has {next(iter(field))!r}, but this model's chat template leaves it out"
+            assert asked({"name": "bob"}, field) == expected
+        assert asked({"content": None, "name": "bob"}) == "messages[0]'s content must be a text"
+        assert "65 fields" in asked(*[{"name": "bob"}] * 65)
+    with tuned(tmp_path, STRICT) as (_, http):  # a template that cannot do without
+        assert asked({"function_call": CALL["function"]}, role="assistant") == len("weather")
+        assert "no call" in asked({})
+
+
+def test_special_tokens_of_a_prompt_are_those_tokens_or_text(tmp_path):
+    with tuned(tmp_path) as (engine, http):
+        prompt = "<s>hi<|im_end|>"
+
+        def tokens(route="completions", **body):
+            return http.post(f"/v1/{route}", json=dict(max_tokens=1, **body)).json()["usage"]["prompt_tokens"]
+
+        assert tokens(prompt=prompt) == 4
+        assert tokens(prompt=prompt, special=True) == 4
+        assert tokens(prompt=prompt, special=False) == len(prompt)
+        assert tokens(prompt=[256, 104, 105, 258]) == 4
+        answer = http.post("/v1/completions", json=dict(prompt=prompt, max_tokens=9, seed=1, skip_special_tokens=False)).json()
+        shown = http.post("/v1/completions", json=dict(prompt=prompt, max_tokens=9, seed=1)).json()
+    model, tokenizer = engine.model, engine.tokenizer
+    assert answer["choices"][0]["text"] == nl.complete(model, tokenizer, prompt, 9, seed=1, skip_special_tokens=False)
+    assert shown["choices"][0]["text"] == nl.complete(model, tokenizer, prompt, 9, seed=1)
+
+
+def test_a_turn_ends_where_the_checkpoint_or_its_tokenizer_says(tmp_path):
+    model = saying(65, 258, 66)
+    with tuned(tmp_path, model=model, eos_token_id=257) as (_, http):
+        body = dict(prompt="?", max_tokens=5, temperature=0)
+        answer = http.post("/v1/completions", json=body).json()["choices"][0]
+        assert (answer["text"], answer["finish_reason"]) == ("A", "stop")
+
+
+@pytest.mark.parametrize(("generation", "settings"), [
+    (dict(do_sample=False), dict(temperature=0)),
+    (dict(temperature=0.3, top_k=7, do_sample=True), dict(temperature=0.3, top_k=7)),
+    (dict(top_p=0.2, min_p=0.1, repetition_penalty=1.5), dict(top_p=0.2, min_p=0.1, repetition_penalty=1.5)),
+])  # fmt: skip
+def test_a_request_that_says_nothing_gets_the_checkpoints_settings(tmp_path, generation, settings):
+    with tuned(tmp_path, **generation) as (engine, http):
+        plain = http.post("/v1/completions", json=dict(prompt="abc", max_tokens=20, seed=4)).json()["choices"][0]["text"]
+        own = dict(temperature=1.7, top_k=0, top_p=1, min_p=0, repetition_penalty=1)
+        other = http.post("/v1/completions", json=dict(prompt="abc", max_tokens=20, seed=4, **own)).json()["choices"][0]["text"]
+        engine.model.generation_config = {}
+        stop_ids = engine.defaults["stop_ids"]
+        assert plain == completed(engine, "abc", 20, seed=4, stop_ids=stop_ids, **settings)
+        assert other == completed(engine, "abc", 20, seed=4, stop_ids=stop_ids, temperature=1.7)
+
+
+def test_logits_that_are_no_numbers_are_a_500_and_the_next_request_is_answered(tmp_path):
+    with tuned(tmp_path) as (engine, http):
+        body = dict(prompt="abc", max_tokens=4)
+        engine.model.params["norm"][3] = np.inf
+        for more in ({}, dict(temperature=0), dict(echo=True, logprobs=1)):
+            response = http.post("/v1/completions", json=body | more)
+            assert response.status_code == 500
+            error = response.json()["error"]
+            assert error["type"] == "server_error"
+            assert "logits hold" in error["message"]
+            assert "its parameter norm is not finite" in error["message"]
+        with http.stream("POST", "/v1/completions", json=body | dict(stream=True)) as stream:
+            assert "norm is not finite" in events(stream)[-1]["error"]["message"]
+        engine.model.params["norm"][3] = 1
+        assert http.post("/v1/completions", json=body).status_code == 200
+
+
+def test_ids_that_no_token_has_are_not_in_the_text(tmp_path):
+    with tuned(tmp_path, model=saying(65, 310, 66)) as (_, http):
+        answer = http.post("/v1/completions", json=dict(prompt="?", max_tokens=3, temperature=0, logprobs=3)).json()["choices"][0]
+    assert answer["text"] == "AB"
+    assert answer["logprobs"]["tokens"] == ["A", "", "B"]
+    assert answer["logprobs"]["text_offset"] == [0, 1, 1]
+    assert answer["logprobs"]["top_logprobs"][1][""] == answer["logprobs"]["token_logprobs"][1] == pytest.approx(0, abs=0.1)
+
+
+# ------------------------------------------------------------------------------------------------ echo
+
+
+@pytest.mark.parametrize("n", [0, 1, 4])
+def test_a_prompt_is_echoed_with_the_probabilities_of_its_tokens(http, engine, n):
+    """As lm-evaluation-harness asks for it."""
+    ids = engine.tokenizer.encode("abc dba")
+    body = dict(prompt=ids, max_tokens=n, temperature=0, logprobs=1, echo=True, seed=1234)
+    choice = http.post("/v1/completions", json=body).json()["choices"][0]
+    found, every = choice["logprobs"], engine.tokenizer.encode(choice["text"])
+    chances = log_softmax(engine.model.forward(np.array([every]))[0])
+    assert choice["text"] == "abc dba" + completed(engine, "abc dba", n, temperature=0)
+    assert found["tokens"] == list(choice["text"])
+    assert found["text_offset"] == list(range(7 + n))
+    assert (found["token_logprobs"][0], found["top_logprobs"][0]) == (None, None)
+    assert found["token_logprobs"][1:] == pytest.approx([chances[i, j] for i, j in enumerate(every[1:])], abs=1e-5)
+    for i, top in enumerate(found["top_logprobs"][1:]):
+        assert top == {LETTERS_BY_ID[chances[i].argmax()]: pytest.approx(chances[i].max(), abs=1e-5)}
+    assert choice["finish_reason"] == "length"
+
+
+def test_echo_in_a_stream_for_several_prompts_and_without_probabilities(http, engine):
+    body = dict(prompt=["abc", "de"], max_tokens=6, seed=2, echo=True, n=2)
+    whole = [choice["text"] for choice in http.post("/v1/completions", json=body).json()["choices"]]
+    assert whole == [prompt + completed(engine, prompt, 6, seed=seed) for prompt in ("abc", "de") for seed in (2, 3)]
+    texts = [""] * 4
+    with http.stream("POST", "/v1/completions", json=body | dict(stream=True)) as stream:
+        for event in events(stream)[:-1]:
+            texts[event["choices"][0]["index"]] += event["choices"][0]["text"]
+    assert texts == whole
+
+
+def test_a_stop_word_of_the_prompt_does_not_end_its_echo(http, engine):
+    body = dict(prompt="abc", max_tokens=6, seed=2, echo=True, stop="b")
+    text = http.post("/v1/completions", json=body).json()["choices"][0]["text"]
+    assert text == "abc" + completed(engine, "abc", 6, seed=2).partition("b")[0]
+
+
+def test_offsets_count_characters_of_the_text(tmp_path):
+    ids = list("ü中a🎉".encode())
+    with tuned(tmp_path, model=saying(*ids, vocab_size=320)) as (_, http):
+        body = dict(prompt="?", max_tokens=len(ids), temperature=0, logprobs=0)
+        choice = http.post("/v1/completions", json=body).json()["choices"][0]
+        echoed = http.post("/v1/completions", json=body | dict(echo=True)).json()["choices"][0]
+    assert choice["text"] == "ü中a🎉"
+    assert choice["logprobs"]["text_offset"] == [0, 0, 1, 1, 1, 2, 3, 3, 3, 3]
+    assert echoed["logprobs"]["text_offset"] == [0, *(1 + offset for offset in choice["logprobs"]["text_offset"])]
+
+
+def test_tokens_of_one_name_keep_the_larger_probability():
+    tokens = [Token(1, -0.5, [(1, -0.5), (2, -1.0), (3, -3.0)])]
+    texts = SimpleNamespace(parts=[None])
+    shape = Completion(nl.CharTokenizer("ab"), "m", texts, Asked([], logprobs=3))  # 2 and 3 are nobody's
+    assert shape.logprobs(Piece(0, "b", tokens))["top_logprobs"] == [{"b": -0.5, "": -1.0}]
+
+
+# ------------------------------------------------------------------------------------------------ health
+
+
+def test_health_says_whether_anything_will_be_written():
+    engine = small_engine()
+    with served(engine) as url, client(url) as http:
+        assert (http.get("/health").status_code, http.get("/health").json()) == (200, {"status": "ok"})
+        engine.failure = MemoryError()
+        refused = http.get("/health")
+        assert refused.status_code == 503
+        assert "engine has stopped" in refused.json()["error"]["message"]
+        engine.failure = None
 
 
 # ------------------------------------------------------------------------------------------------ many at once
@@ -246,13 +444,21 @@ def test_at_the_end_of_the_server_streams_end_and_its_port_is_free():
     ("completions", {"prompt": "a", "stream": "yes"}, "stream is 'yes'"),
     ("completions", {"prompt": "a", "logprobs": 99}, "logprobs is 99"),
     ("completions", {"prompt": "a", "frequency_penalty": 1}, "frequency_penalty is 1, but this server does not do that"),
-    ("completions", {"prompt": "a", "echo": True}, "echo"),
+    ("completions", {"prompt": "a", "echo": 1}, "echo is 1, but must be true or false"),
+    ("completions", {"prompt": "a", "special": "no"}, "special is 'no', but must be true or false"),
+    ("chat/completions", {"messages": [{"role": "user", "content": "a"}], "echo": True}, "echo is True"),
+    ("chat/completions", {"messages": [{"role": "user", "content": "a"}], "special": True}, "no field 'special'"),
+    ("chat/completions", {"messages": [{"role": "user", "content": "a"}], "max_tokens": 0}, "max_tokens is 0"),
+    ("chat/completions", {"messages": [{"role": "user", "content": "a", "name": "bob"}]}, "messages[0] has 'name', but this"),
+    ("chat/completions", {"messages": [{"role": "user", "content": [{"type": "text", "text": "a", "cache_control": {}}]}]},
+     "messages[0]'s content[0] has 'cache_control'"),
+    ("chat/completions", {"messages": [{"role": "user", "content": "a" * 40}] * 2}, "the prompt has 80 tokens"),
     ("completions", {"prompt": "a", "max_completion_tokens": 3}, "no field 'max_completion_tokens'"),
     ("completions", {"prompt": "a", "temprature": 1}, "no field 'temprature' here, but"),
     ("chat/completions", {}, "messages must be a list"),
     ("chat/completions", {"messages": [{"role": "robot", "content": "a"}]}, "messages[0] must have a role"),
     ("chat/completions", {"messages": [{"role": "user", "content": 1}]}, "messages[0]'s content must be a text"),
-    ("chat/completions", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "content must be a text"),
+    ("chat/completions", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "content[0] must be a text"),
     ("chat/completions", {"messages": [{"role": "user", "content": "a"}], "top_logprobs": 2}, "needs logprobs: true"),
     ("chat/completions", {"messages": [{"role": "user", "content": "a"}], "tools": [{}]}, "tools"),
 ])  # fmt: skip

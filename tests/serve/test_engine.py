@@ -7,13 +7,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from generation.models import random_model
+from generation.models import random_model, saying
 from serve.served import LETTERS, small_engine, until
 
 import numllama as nl
+from numllama.errors import GenerationError
 from numllama.generation.sampling import log_softmax
-from numllama.serve import engine as module
-from numllama.serve.engine import Busy, Engine, Limits, Request
+from numllama.serve import texts as module
+from numllama.serve.engine import Busy, Engine, EngineStopped, Limits, Request
 
 
 @pytest.fixture
@@ -79,8 +80,8 @@ def test_each_of_many_texts_is_what_complete_writes(engine):
 
 def test_eight_texts_grow_at_the_same_pace(engine, monkeypatch):
     order = []
-    push = module._Text.push
-    monkeypatch.setattr(module._Text, "push", lambda text, piece: (order.append(text.request.sampling.seed), push(text, piece)))
+    push = module.Text.push
+    monkeypatch.setattr(module.Text, "push", lambda text, piece: (order.append(text.request.sampling.seed), push(text, piece)))
 
     async def every():
         with held(engine):
@@ -268,7 +269,174 @@ def test_a_model_of_learned_positions_ends_where_its_table_does():
     engine.close()
 
 
-@pytest.mark.parametrize("limits", [dict(running=0), dict(waiting=-1), dict(new_tokens=2.5)])
+# ------------------------------------------------------------------------------------------------ what ends the engine
+
+
+class Fatal(BaseException):
+    """No error of a text: nobody catches it."""
+
+
+def broken_in(engine, where):
+    """An engine whose thread meets a fatal error: in a text, between two of them, or while it listens."""
+
+    def fail(*arguments):
+        raise Fatal("broken")
+
+    setattr(*{"text": (engine, "_cache"), "round": (engine, "_advance"), "queue": (engine, "_round")}[where], fail)
+    return engine
+
+
+@pytest.mark.parametrize("where", ["text", "round", "queue"])
+def test_an_error_that_ends_the_thread_is_told_to_all_who_wait_and_who_come(where):
+    engine = small_engine(running=1)
+
+    async def every():
+        with held(engine):
+            texts = [await engine.submit([asked("a", 30)]) for _ in range(3)]
+            other = engine.call(lambda: 1)
+            broken_in(engine, where)
+        for one in texts:
+            with pytest.raises(EngineStopped, match="its engine has stopped by an error"):
+                [piece async for piece in one.pieces()]
+        assert isinstance(other.exception(10), EngineStopped if where == "queue" else type(None))  # calls come before texts
+        with pytest.raises(EngineStopped):
+            await engine.submit([asked("a", 5)])
+        with pytest.raises(EngineStopped):
+            engine.call(lambda: 1)
+
+    asyncio.run(every())
+    assert isinstance(engine.failure, Fatal)
+    assert engine.texts == 0
+    engine.close()
+    assert not engine._thread.is_alive()
+
+
+def test_a_call_that_nobody_waits_for_any_more_does_not_end_the_thread():
+    engine = small_engine()
+    with held(engine):
+        future = engine.call(lambda: 1)
+        assert future.cancel()
+    assert write(engine, asked("a", 3))[0].finish == "length"
+    engine.close()
+    assert engine.failure is None
+
+
+def test_logits_that_are_no_numbers_end_their_text_and_no_other(engine):
+    bad = random_model("float32", vocab_size=len(LETTERS), max_seq_len=64)
+    bad.params["blocks.1.wo"][0, 0] = np.nan
+
+    async def both():
+        good = await engine.submit([asked("a", 30, seed=0)])
+        with pytest.raises(GenerationError, match=r"its parameter blocks.1.wo is not finite"):
+            [piece async for piece in (await engine.submit([asked("a", 30)], bad, engine.tokenizer)).pieces()]
+        return "".join([piece.text async for piece in good.pieces()])
+
+    assert asyncio.run(both()) == nl.complete(engine.model, engine.tokenizer, "a", 30, seed=0)
+    assert engine.failure is None
+
+
+# ------------------------------------------------------------------------------------------------ prompts
+
+
+def bytes_engine(prompt_tokens=64):
+    """A model of bytes, whose longest token has 8 of them."""
+    tokenizer = nl.Tokenizer(dict(enumerate([*(bytes([i]) for i in range(256)), b"abcdefgh"])), [], {"<s>": 257, "</s>": 258})
+    return Engine(random_model("float32", vocab_size=259, max_seq_len=64), tokenizer, Limits(prompt_tokens=prompt_tokens))
+
+
+@pytest.mark.parametrize("text", ["th" * 2**20, "a" * 521, "é" * 300])
+def test_a_prompt_that_must_be_too_long_is_not_read_through(monkeypatch, text):
+    engine = bytes_engine()
+    monkeypatch.setattr(engine.tokenizer, "encode", lambda *a, **k: pytest.fail("it was encoded"))
+    with pytest.raises(ValueError, match=r"the prompt has at least [\d,]+ tokens, but 64 are the most"):
+        write(engine, Request(text, 5))
+    engine.close()
+
+
+@pytest.mark.parametrize(("text", "tokens"), [("abcdefgh" * 64, 512), ("a" * 64, 64), ("é" * 32, 64), ("</s>" * 64, 64)])
+def test_a_prompt_that_may_fit_is_counted(text, tokens):
+    """Four bytes of </s> are one token, eight bytes of abcdefgh are too few to know."""
+    engine = bytes_engine()
+    if tokens > 64:
+        with pytest.raises(ValueError, match=f"the prompt has {tokens} tokens, but 64 are the most"):
+            write(engine, Request(text, 5))
+    else:
+        assert write(engine, Request(text, 1))[0].part.prompt_tokens == tokens
+    engine.close()
+
+
+def test_a_prompt_is_encoded_once_for_all_its_texts(monkeypatch):
+    engine, seen = bytes_engine(), []
+    encode = engine.tokenizer.encode
+    monkeypatch.setattr(engine.tokenizer, "encode", lambda text, *a, **k: (seen.append(text), encode(text, *a, **k))[1])
+
+    async def every(prompts):
+        requests = [Request(prompt, 3, special=special) for prompt, special in prompts]
+        texts = await engine.submit(requests)
+        return [part.prompt_tokens for part in texts.parts]
+
+    assert asyncio.run(every([("ab", True)] * 4 + [("<s>c", True)] * 2 + [("<s>c", False), ([1, 2], True), ([1], True)])) == [
+        2, 2, 2, 2, 2, 2, 4, 2, 1,
+    ]  # fmt: skip
+    assert seen == ["ab", "<s>c", "<s>c"]
+    engine.close()
+
+
+def test_the_prompts_own_tokens_have_probabilities_too(engine):
+    ids = engine.tokenizer.encode("abc abd")
+    for prompt, n in (("abc abd", 3), (ids, 3), (ids, 0)):
+        (written,) = write(engine, Request(prompt, n, nl.SamplingConfig(seed=1), runners_up=2, echo=True))
+        every = [*ids, *written.part.new_ids]
+        chances = log_softmax(engine.model.forward(np.array([every]))[0])
+        assert written.text == engine.tokenizer.decode(every)
+        assert [token.id for token in written.tokens] == every
+        assert [token.offset for token in written.tokens] == list(range(len(every)))
+        first, *others = written.tokens
+        assert (first.logprob, first.runners_up) == (None, [])
+        assert [t.logprob for t in others] == pytest.approx([chances[i, t.id] for i, t in enumerate(others)], abs=1e-5)
+        assert [t.runners_up[0][0] for t in others] == [int(chances[i].argmax()) for i in range(len(others))]
+        assert written.finish == "length"
+
+
+def test_a_long_prompt_is_echoed_in_parts_and_through_a_window(monkeypatch):
+    monkeypatch.setattr(module, "ECHO_TOKENS", 5)
+    engine = small_engine()
+    (written,) = write(engine, Request("abc " * 15, 20, nl.SamplingConfig(seed=1), runners_up=0, echo=True))
+    ids = engine.tokenizer.encode("abc " * 15)
+    chances = log_softmax(engine.model.forward(np.array([ids]))[0])
+    assert [t.logprob for t in written.tokens[1:60]] == pytest.approx([chances[i, j] for i, j in enumerate(ids[1:])], abs=1e-5)
+    assert written.text == "abc " * 15 + nl.complete(engine.model, engine.tokenizer, "abc " * 15, 20, seed=1, window=64)
+    engine.close()
+
+
+def test_a_prompt_of_half_a_character_and_special_tokens_is_echoed_as_it_is_spelt():
+    engine = bytes_engine()
+    (text,) = write(engine, Request("<s>ü", 0, runners_up=0, echo=True))
+    assert (text.text, [token.offset for token in text.tokens]) == ("<s>ü", [0, 3, 3])
+    (ids,) = write(engine, Request([257, 0xC3, 0xBC, 65, 0xC3], 0, runners_up=0, echo=True))
+    assert (ids.text, [token.offset for token in ids.tokens]) == ("üA\ufffd", [0, 0, 0, 1, 2])
+    (shown,) = write(engine, Request([257, 65], 0, runners_up=0, echo=True, skip_special_tokens=False))
+    assert (shown.text, [token.offset for token in shown.tokens]) == ("<s>A", [0, 3])
+    engine.close()
+
+
+def test_a_text_that_says_nothing_for_long_holds_up_no_other():
+    """Ids without a token have no text: each of them is a turn all the same."""
+    engine = Engine(saying(310), nl.Tokenizer({i: bytes([i]) for i in range(256)}, []))
+    order, advance = [], engine._advance
+    engine._advance = lambda text: (order.append(text.index), advance(text))
+
+    async def both():
+        with held(engine):
+            texts = await engine.submit([Request("?", 30)] * 2)
+        return [piece async for piece in texts.pieces()]
+
+    assert {piece.text for piece in asyncio.run(both())} == {""}
+    assert order[:60] == [0, 1] * 30
+    engine.close()
+
+
+@pytest.mark.parametrize("limits", [dict(running=0), dict(waiting=-1), dict(new_tokens=2.5), dict(prompt_tokens=True)])
 def test_limits_that_cannot_be_are_named(limits):
     with pytest.raises(ValueError, match=next(iter(limits))):
         Limits(**limits)

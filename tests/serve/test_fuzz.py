@@ -20,7 +20,7 @@ ODD = [
 FIELDS = [
     "prompt", "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty",
     "seed", "n", "stop", "stream", "stream_options", "logprobs", "top_logprobs", "model", "user", "echo", "logit_bias", "tools",
-    "nonsense", "",
+    "special", "skip_special_tokens", "nonsense", "",
 ]  # fmt: skip
 NO_JSON = [b"[" * 50_000, b'{"a":' * 50_000, bytes(range(256)), b"9" * 10_000, b"NaN", b'{"prompt": Infinity}']
 PATHS = ["completions", "chat/completions", "models", "models/a%00b", "", "nothing/..", "completions/"]
@@ -40,7 +40,7 @@ def spoilt(random: Random, path: str) -> bytes:
     for _ in range(random.randint(0, 3)):
         body[random.choice(FIELDS)] = random.choice(ODD)
     if isinstance(body.get("messages"), list) and body["messages"] and random.random() < 0.4:
-        body["messages"] = [{random.choice(["role", "content", "name"]): random.choice(ODD)}, *body["messages"]]
+        body["messages"] = [{random.choice(["role", "content", "name", "tool_calls"]): random.choice(ODD)}, *body["messages"]]
     return garbled(random, body, inserted=0.1)
 
 
