@@ -33,7 +33,7 @@ from numllama.storage.fields import (
     optional,
     whole,
 )
-from numllama.storage.files import read_json, reading
+from numllama.storage.files import is_there, read_json, reading
 
 CONFIG, WEIGHTS, INDEX, GENERATION = "config.json", "model.safetensors", "model.safetensors.index.json", "generation_config.json"
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -85,7 +85,8 @@ HONOURED = {
     "final_logit_softcapping": only(None),
 }
 BIASES = {"attention_bias": ".self_attn.", "mlp_bias": ".mlp."}  # and whose they are
-ID = optional(whole(-MOST))  # -1, as one beyond the vocabulary, is a token that never comes: transformers takes both
+# -1, as one beyond the vocabulary, is a token that never comes: transformers takes both.
+ID = Kind(optional(whole(-MOST)).fits, "must be a token")
 SETTING = optional(number())
 GENERATION_FIELDS = {
     "bos_token_id": ID,
@@ -305,9 +306,7 @@ def _files_of_tensors(folder: Path, file: Path | None) -> dict[str, TensorFile]:
     shards = sorted(set(places.values()))
     if outside := [shard for shard in shards if Path(shard).name != shard]:
         raise CheckpointError(f"{folder / INDEX} names {shown(outside[0])}, which is not a file of this folder")
-    with reading(folder / INDEX):
-        missing = [shard for shard in shards if not (folder / shard).is_file()]
-    if missing:
+    if missing := [shard for shard in shards if not is_there(folder / shard)]:
         raise CheckpointError(f"{folder} lacks {listed(missing)}, which its {INDEX} names")
     files = {shard: TensorFile(folder / shard) for shard in shards}
     for name, shard in places.items():

@@ -29,7 +29,7 @@ from numllama.interop.tensor_file import TensorFile, write_files, write_tensors
 from numllama.model import LoraConfig, ModelConfig, Parameters, Transformer, parameter_shapes
 from numllama.model.lora import TARGETS, adapter_shapes
 from numllama.storage.fields import FLAG, POSITIVE, as_json, check, only, optional, whole
-from numllama.storage.files import read_json, reading
+from numllama.storage.files import is_there, read_json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -146,9 +146,7 @@ def load_adapter(model: Transformer, path: str | PathLike) -> None:
 def base_of(folder: Path) -> Path:
     """The folder or file of the model that an adapter was made for."""
     name = read_json(folder / CONFIG).get("base_model_name_or_path")
-    with reading(folder / CONFIG):
-        found = isinstance(name, str) and Path(name).exists()
-    if not found:
+    if not isinstance(name, str) or not is_there(name):
         raise CheckpointError(
             f"{folder} is an adapter for {shown(name, most=300)}, which is not a folder or file here: "
             "load that model, and give this folder as its adapter"

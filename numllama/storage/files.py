@@ -51,6 +51,14 @@ def reading(path: str | Path, error: type[NumllamaError] = CheckpointError) -> I
         raise error(f"{path} is damaged: {shown(str(failure), quote=False, most=300)}") from failure
 
 
+def is_there(path: str | Path) -> bool:
+    """Whether a file or a folder has this name; False also for a name that none can have, of 300 letters or with a zero, say."""
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):
+        return False
+
+
 def regular(path: str | Path, error: type[NumllamaError] = CheckpointError) -> int:
     """The size of a regular file in bytes; a folder, a pipe or a device is refused, for it may have no end."""
     path = Path(path)

@@ -221,6 +221,6 @@ def test_an_adapter_over_an_adapter_is_both(folders):
 @pytest.mark.parametrize("name", ["x" * 300, "y" * 10_000, "a\0b", 3, ["base"], {}, True])
 def test_a_base_that_no_file_can_be_called_is_named_in_one_short_sentence(folders, name):
     edit(folders / "adapter", base_model_name_or_path=name)
-    with pytest.raises(CheckpointError, match=r"adapter(_config\.json)? (is an ada|cannot be read|is damaged)") as caught:
+    with pytest.raises(CheckpointError, match=r"adapter is an adapter for .*, which is not a folder or f") as caught:
         nl.load(folders / "adapter")
-    assert len(str(caught.value)) < 400
+    assert len(str(caught.value)) < 600

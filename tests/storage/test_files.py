@@ -197,3 +197,11 @@ def test_a_folder_that_cannot_be_flushed_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", fails)
     with pytest.raises(CheckpointError, match="Input/output error"):
         files.write_text(tmp_path / "x.txt", "new")
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", "\ud800", "nothing", "file/below", "loop"])
+def test_a_name_that_no_file_can_have_is_not_there(tmp_path, name):
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    assert files.is_there(tmp_path / "file") and files.is_there(tmp_path)
+    assert not files.is_there(tmp_path / name)
