@@ -19,7 +19,7 @@ from numllama.generation.run import open_model
 from numllama.generation.text import opening
 from numllama.interop.huggingface import GENERATION, read_json
 from numllama.model import LoraConfig, Transformer
-from numllama.storage.files import verified, write_json
+from numllama.storage.files import reading, verified, write_json
 from numllama.tokenizer import CharTokenizer, Tokenizer
 from numllama.training import checkpoint
 from numllama.training.config import TrainConfig
@@ -151,10 +151,8 @@ def _open(tuning: Tuning, device: str, dtype: str | None, seed: int) -> tuple[Tr
         raise DataError(f"{tuning.data} does not exist")
     template = None
     if tuning.chat_template is not None:
-        try:
+        with reading(f"the chat template {tuning.chat_template}", DataError):
             template = tuning.chat_template.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"the chat template {tuning.chat_template} cannot be read: {error}") from error
     dtype = dtype or (default_dtype(device) if device != "cpu" else None)
     two_bytes = dtype is not None and compute_dtype(dtype) in TWO_BYTES
     mixed = two_bytes and device != "cpu"

@@ -329,7 +329,7 @@ def _read_about(out: Path) -> tuple[Path | None, str | None, ModelConfig, TrainC
         data = Path(about["data"]) if about["data"] else None
         return data, about.get("tokenizer"), ModelConfig.from_dict(about["model"]), TrainConfig(**about["train"])
     except OSError as error:
-        raise CheckpointError(f"{out} holds no run to resume: its config.json cannot be read") from error
+        raise CheckpointError(f"{out} holds no run to resume: its config.json cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
 

@@ -334,7 +334,7 @@ def test_a_run_whose_model_has_gone_says_so(base, data, tmp_path):
         (["MODEL", "--data", "DATA", "--rank", 0], "rank is 0, but must be a whole number of at least 1"),
         (["MODEL", "--data", "DATA", "--targets", "head"], "targets is ('head',), but must be some of wq, wk"),
         (["MODEL", "--data", "DATA", "--epochs", 0], "epochs is 0.0, but must be a positive number"),
-        (["MODEL", "--data", "DATA", "--chat-template", "none.jinja"], "the chat template none.jinja cannot be read"),
+        (["MODEL", "--data", "DATA", "--chat-template", "none.jinja"], "the chat template none.jinja does not exist"),
         (["MODEL", "--data", "DATA", "--full", "--dtype", "bfloat16"], "then only an adapter can be learnt"),
         (["MODEL", "--data", "DATA", "--parallel", "mpi"], "parallel is 'mpi', but fine-tuning is done by one process"),
         (["MODEL", "--data", "DATA", "--seq-len", 3], "no answer in the train split of"),
