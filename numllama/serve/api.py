@@ -231,7 +231,7 @@ def _guarded(handler: Callable) -> Callable:
 def refusal(error: Exception) -> Response:
     """An error as an answer."""
     status, sentence, field, code = _explained(error)
-    headers = {"Retry-After": "1"} if status in (429, 503) else None
+    headers = {"Retry-After": "1"} if status in (429, 503) else {"Connection": "close"} if status in (408, 413) else None
     return answer(_error_body(status, sentence, field, code), status, headers)
 
 

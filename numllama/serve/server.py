@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,10 +22,12 @@ try:
     from starlette.applications import Starlette
 
     from numllama.serve import api
+    from numllama.serve.connection import Connection
     from numllama.serve.guard import Guard, PageGuard
 except ImportError as error:
     raise NumllamaError(NOT_INSTALLED) from error
 
+FAILED = 1  # the exit code for what only we can mend
 LAST_WORDS, LAST_SECONDS = 0.3, 2  # when the server ends: a page holds a connection for as long as it is open
 
 
@@ -67,6 +70,10 @@ def serve_run(
             Server(app, engine).serve_on(listener)
         finally:
             engine.close()
+    if engine.failure is not None:
+        traceback.print_exception(engine.failure)
+        print("error: the server has ended, because its engine has stopped by this error", file=sys.stderr, flush=True)
+        return FAILED
     print("the server has ended", flush=True)
     return 0
 
@@ -117,12 +124,16 @@ class Server(uvicorn.Server):
 
     def __init__(self, app: Any, engine: Engine) -> None:
         settings = dict(log_level="warning", access_log=False, timeout_graceful_shutdown=LAST_SECONDS, server_header=False)
-        super().__init__(uvicorn.Config(app, **settings))
+        super().__init__(uvicorn.Config(app, http=Connection, **settings))
         self.engine = engine
 
     def serve_on(self, listener: socket.socket) -> None:
         """Until it is told to end."""
         self.run(sockets=[listener])
+
+    async def on_tick(self, counter: int) -> bool:
+        """Whether to end: also when the engine has ended, for then nothing can be answered any more."""
+        return await super().on_tick(counter) or self.engine.failure is not None
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
