@@ -16,7 +16,7 @@ import numpy as np
 
 from numllama.backend import Array, to_numpy
 from numllama.errors import CheckpointError, listed, shown
-from numllama.interop.pickles import refuse_pickle
+from numllama.interop.pickles import refuse_others
 from numllama.interop.tensor_file import TensorFile, write_files, write_tensors
 from numllama.model import ModelConfig, Transformer, parameter_shapes
 from numllama.storage.fields import (
@@ -297,8 +297,7 @@ def _files_of_tensors(folder: Path, file: Path | None) -> dict[str, TensorFile]:
         tensors = TensorFile(file)
         return dict.fromkeys(tensors, tensors)
     if not (folder / INDEX).exists():
-        for path in sorted(folder.iterdir()):
-            refuse_pickle(path)
+        refuse_others(folder)
         raise CheckpointError(f"{folder} has no weights: neither {WEIGHTS} nor {INDEX} is there")
     places = read_json(folder / INDEX).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(shard, str) for shard in places.values()):

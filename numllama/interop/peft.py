@@ -24,7 +24,7 @@ from numllama.interop.huggingface import (
     to_halves,
     to_neighbours,
 )
-from numllama.interop.pickles import refuse_pickle
+from numllama.interop.pickles import refuse_others
 from numllama.interop.tensor_file import TensorFile, write_files, write_tensors
 from numllama.model import LoraConfig, ModelConfig, Parameters, Transformer, parameter_shapes
 from numllama.model.lora import TARGETS, adapter_shapes
@@ -125,8 +125,7 @@ def load_adapter(model: Transformer, path: str | PathLike) -> None:
     except ValueError as error:
         raise CheckpointError(f"{folder / CONFIG}: {error}") from error
     if not (folder / WEIGHTS).exists():
-        for file in sorted(folder.iterdir()):
-            refuse_pickle(file)
+        refuse_others(folder)
     tensors = TensorFile(folder / WEIGHTS)
     try:
         config = _lora_config(values, _targets(model.config, tensors))

@@ -21,6 +21,13 @@ def refuse_other(path: Path) -> None:
         raise CheckpointError(f"{path} is {OTHERS[path.suffix]}")
 
 
+def refuse_others(folder: Path) -> None:
+    """Raise CheckpointError for the first such file in a folder without weights, in which a tokenizer is in its place."""
+    for path in sorted(folder.iterdir()):
+        if path.suffix != ".model":
+            refuse_other(path)
+
+
 def refuse_pickle(path: Path) -> None:
     """Raise CheckpointError for a pickle: by its name, or for a .bin by how it begins. Nothing of it is interpreted."""
     if path.is_file() and (path.suffix in SUFFIXES or (path.suffix == ".bin" and _begins_like_a_pickle(path))):

@@ -104,6 +104,15 @@ def test_a_file_of_a_known_kind_that_holds_no_weights_is_named(tmp_path, name, w
         nl.load(tmp_path / name)
 
 
+def test_a_folder_whose_weights_are_of_another_kind_names_them(tmp_path):
+    random_model().save(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "tokenizer.model").touch()
+    (tmp_path / "weights.npz").touch()
+    with pytest.raises(nl.CheckpointError, match=r"weights\.npz is an archive of NumPy arrays"):
+        nl.load(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["x" * 300, "x" * 300 + "/model.bin", "a\0b", "pipe.bin", "zero.bin", "zero.safetensors"])
 def test_a_path_that_cannot_be_read_is_one_sentence(tmp_path, name):
     os.mkfifo(tmp_path / "pipe.bin")
