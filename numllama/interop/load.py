@@ -13,6 +13,7 @@ from numllama.model import ModelConfig, Transformer
 from numllama.model.parameters import copied_parameters
 from numllama.storage.files import reading
 from numllama.training.checkpoint import STATE, load_run
+from numllama.training.run_folder import is_run
 
 
 def load(
@@ -133,8 +134,7 @@ def _is_run(path: Path) -> bool:
     folder = path.parent if path.suffix == ".safetensors" else path
     if any((folder / name).exists() for name in (STATE, "best.json", "latest.json")):
         return True
-    config = folder / huggingface.CONFIG  # of a run that has no checkpoint yet
-    return config.exists() and {"model", "train"} <= set(huggingface.read_json(config))
+    return is_run(folder)  # one that has no checkpoint yet
 
 
 def _load_run(folder: Path, dtype: str | None, device: str) -> Transformer:

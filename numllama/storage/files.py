@@ -151,12 +151,16 @@ def read_verified(
     ----------
     path : path
     error : type
-        Raised if the file cannot be read, or is not what was written.
+        Raised if the file is not what was written, or cannot be read; DamagedError only in the first case: a folder that may not
+        be entered is not damaged, which is a CheckpointError then.
     unsealed : collection of str
         The keys of such a file in a version that wrote no checksum: one that holds no others may lack it.
     """
-    content = read_bytes(path, error)
-    values = json_object(content, path, error)
+    content = read_bytes(path, CheckpointError if error is DamagedError else error)
+    try:
+        values = json_object(content, path, error)
+    except error as failure:
+        raise error(f"{path} is damaged: it {str(failure).removeprefix(f'{path} ')}") from failure
     if "seal" not in values:
         if values and set(values) <= set(unsealed):
             return values
@@ -198,10 +202,10 @@ def write_checksums(folder: str | Path, names: Iterable[str], error: type[Numlla
 
 
 def read_checksums(folder: str | Path, error: type[NumllamaError] = DamagedError) -> dict[str, Any] | None:
-    """What a folder's ``checksums.json`` holds; None where there is no such file, as in what older versions wrote."""
+    """What a folder's ``checksums.json`` holds; None where there is none, as older versions wrote none, or another program's."""
     path = Path(folder) / CHECKSUMS
     with reading(path, error):
-        if not path.exists():
+        if not path.exists() or not {"seal", "files"} & set(read_json(path, error)):  # damage spares one of the two
             return None
         values = read_verified(path, error)
         sums = values["files"]

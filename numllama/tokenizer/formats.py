@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from numllama.errors import DataError
+from numllama.storage.files import check_files
 from numllama.tokenizer.bpe import Tokenizer
 from numllama.tokenizer.char import CharTokenizer
 from numllama.tokenizer.patterns import PATTERNS
@@ -73,6 +74,7 @@ def load(
         path = found
     if not path.exists():
         raise DataError(f"the tokenizer {path} does not exist")
+    check_files(path.parent, DataError, large=False)
     try:
         tokenizer = _read(path, pattern, special_tokens)
     except OSError as error:

@@ -11,32 +11,74 @@ What is written is a `Snapshot`, a copy taken between two steps, so that a threa
 """
 
 import hashlib
-import json
 import os
 import platform
 import re
 import shutil
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load as load_tensors
 from threadpoolctl import threadpool_info
 
 import numllama
 from numllama.backend import compute_dtype, real_dtype, to_numpy
-from numllama.errors import CheckpointError, DamagedError
-from numllama.model import ModelConfig, Parameters, Transformer
+from numllama.errors import CheckpointError, DamagedError, listed, shown
+from numllama.model import LoraConfig, ModelConfig, Parameters, Transformer
+from numllama.model.lora import adapter_shapes
+from numllama.model.parameters import parameter_shapes
 from numllama.optim.optimizer import Optimizer
-from numllama.storage.files import flush, flush_folder, json_bytes, verified, with_checksum, write_json
+from numllama.storage.fields import OBJECT, TEXT, Kind, as_json, check, is_number, number, one_of, optional, whole
+from numllama.storage.files import (
+    file_checksum,
+    flush,
+    flush_folder,
+    json_bytes,
+    read_verified,
+    reading,
+    with_checksum,
+    write_json,
+)
+from numllama.training.run_folder import check_run, identity
+
+if TYPE_CHECKING:
+    from numllama.interop.tensor_file import TensorFile
 
 FORMAT = 1
 BELOW = 2**16  # so many of the weights below an adapter are looked at
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
+STEP = re.compile(r"step-([0-9]{6,18})")  # a step folder's name
+LOADED = ("step", "model", "dtype", "optimizer_steps", "sha256")  # what every state.json has
+RESUMED = ("train", "data", "val_loss", "best", "skipped", "skipped_in_a_row")  # and that of a run besides
+NUMBERS = Kind(lambda value: isinstance(value, list) and all(map(is_number, value)), "must be a list of numbers")
+FIELDS = {
+    "format": whole(),
+    "step": whole(),
+    "run": optional(TEXT),
+    "model": OBJECT,
+    "lora": optional(OBJECT),
+    "below": optional(OBJECT),
+    "dtype": one_of("float32", "float64", "bfloat16", "float16"),
+    "optimizer_steps": whole(),
+    "sha256": Kind(
+        lambda value: isinstance(value, dict) and all(isinstance(digest, str) for digest in value.values()),
+        "must be the checksums of files",
+    ),
+    "train": OBJECT,
+    "data": OBJECT,
+    "val_loss": optional(number()),
+    "best": optional(number()),
+    "best_step": optional(whole()),
+    "losses": NUMBERS,
+    "skipped": whole(),
+    "skipped_in_a_row": whole(),
+    "scale": Kind(lambda value: NUMBERS.fits(value) and len(value) == 2, "must be a scale and a number of steps"),
+    "metrics": optional(OBJECT),
+}
 
 
 @dataclass(frozen=True)
@@ -83,10 +125,11 @@ class Snapshot:
             If it cannot be written, a full disk, say. What was there before is still there.
         """
         folder = run / step_name(self.step)
-        if folder.exists():  # written by a save that failed only afterwards, at a pointer
-            return folder
         part = run / f".part-{folder.name}-{os.getpid()}"
         try:
+            if folder.exists():  # written by a save that failed only afterwards, at a pointer
+                flush_folder(run)
+                return folder
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir(parents=True)
             sums = {name: _write_tensors(part / name, *tensors) for name, tensors in self.tensors.items()}
@@ -132,12 +175,12 @@ def load_checkpoint(folder: Path, model: Transformer, optimizer: Optimizer | Non
         If it belongs to another model or cannot be read; nothing was changed then.
     """
     state = read_state(folder)
-    if ModelConfig.from_dict(state["model"]) != model.config:
+    if _model_config(folder, state) != model.config:
         raise CheckpointError(f"{folder} holds a model of another configuration")
     if state.get("lora") != (model.adapter.config.to_dict() if model.adapter else None):
         raise CheckpointError(f"{folder} holds a model with another adapter, or with none")
     saved, below = state.get("below"), _below(model)
-    if saved and saved["dtype"] == below["dtype"] and saved != below:
+    if saved and below and saved.get("dtype") == below["dtype"] and saved != below:
         raise CheckpointError(f"{folder} holds an adapter for a model of other weights than those that are below it now")
     views = {WEIGHTS: dict(model.learnt), OPTIMIZER: _joined(optimizer.state) if optimizer else {}}
     read = {name: _read_tensors(folder, name, state, expected) for name, expected in views.items() if expected}
@@ -167,31 +210,71 @@ def load_run(path: str | Path, device: str = "cpu", dtype: str | None = None, wh
         which = "latest"
     folder = find_step(path, which)
     state = read_state(folder)
+    check_run(folder.parent)
+    for pointer in ("latest", "best"):
+        if (folder.parent / f"{pointer}.json").exists():
+            _named_by(folder.parent / f"{pointer}.json")
     trained = real_dtype(compute_dtype(state["dtype"])).name if device == "cpu" else state["dtype"]
-    if state.get("lora"):
+    config, lora = _model_config(folder, state), _lora_config(folder, state)
+    _check_header(folder, config, lora)
+    if lora:
         from numllama.training.finetune import load_adapted  # which knows checkpoints
 
         model = load_adapted(folder.parent, state["lora"], device, dtype)
     else:
-        model = Transformer(ModelConfig.from_dict(state["model"]), device=device, dtype=dtype or trained)
+        model = Transformer(config, device=device, dtype=dtype or trained)
     load_checkpoint(folder, model)
     return model
 
 
+def _model_config(folder: Path, state: dict[str, Any]) -> ModelConfig:
+    with reading(folder / STATE, DamagedError):
+        return ModelConfig.from_dict(state["model"])
+
+
+def _lora_config(folder: Path, state: dict[str, Any]) -> LoraConfig | None:
+    with reading(folder / STATE, DamagedError):
+        return LoraConfig(**state["lora"]) if state.get("lora") else None
+
+
+def _check_header(folder: Path, config: ModelConfig, lora: LoraConfig | None) -> None:
+    """Before anything is made that is as large as a file says: what the weights' file holds is a model of this configuration."""
+    tensors = _tensor_file(folder / WEIGHTS)
+    with reading(folder / STATE, DamagedError):
+        if config.n_layers > len(tensors):
+            raise DamagedError(f"{folder / WEIGHTS} has {len(tensors)} tensors, which cannot be {config.n_layers} layers")
+        _check_shapes(folder / WEIGHTS, tensors, adapter_shapes(config, lora) if lora else parameter_shapes(config))
+
+
 def find_step(path: Path, which: str = "latest") -> Path:
     """The step folder that ``latest.json`` or ``best.json`` names; a step folder is itself."""
-    if (path / STATE).exists():
-        return path
     pointer = path / f"{which}.json"
-    if not pointer.exists():
-        raise CheckpointError(f"{path} is not a training run with a checkpoint: it has no {pointer.name}")
-    try:
-        folder = path / verified(json.loads(pointer.read_text(encoding="utf-8")))["folder"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedError(f"{pointer} is damaged: {error}") from error
+    with reading(path):
+        if (path / STATE).exists():
+            return path
+        if not pointer.exists():
+            raise CheckpointError(f"{path} is not a training run with a checkpoint: it has no {pointer.name}")
+    folder = path / _named_by(pointer)
     if not folder.is_dir():
         raise CheckpointError(f"{pointer} names {folder.name}, which is not there")
     return folder
+
+
+def _named_by(pointer: Path) -> str:
+    """The name of a step folder in ``latest.json`` or ``best.json``."""
+    with reading(pointer, DamagedError):
+        values = read_verified(pointer, unsealed=("folder",))
+        name = values["folder"]
+        if not isinstance(name, str) or not STEP.fullmatch(name):
+            raise ValueError(f"folder is {as_json(name)}, but must be the name of a step folder")
+    _check_owner(pointer, values.get("run"), pointer.parent)
+    return name
+
+
+def _check_owner(path: Path, owner: str | None, run: Path) -> None:
+    """DamagedError for what another run has written. Older versions wrote no name of the run."""
+    if owner is not None and owner != identity(run):
+        raise DamagedError(f"{path} belongs to another run than {run}")
 
 
 def step_name(step: int) -> str:
@@ -201,28 +284,43 @@ def step_name(step: int) -> str:
 
 def step_folders(run: Path) -> list[Path]:
     """The step folders of a run, the newest first."""
-    found = [path for path in run.glob("step-*") if re.fullmatch(r"step-\d{6,}", path.name) and path.is_dir()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
+    found = [path for path in run.glob("step-*") if STEP.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=step_of, reverse=True)
 
 
-def read_state(folder: Path) -> dict[str, Any]:
-    """``state.json``, verified."""
+def step_of(folder: Path) -> int:
+    """The step that a step folder's name says."""
+    return int(STEP.fullmatch(folder.name)[1])
+
+
+def read_state(folder: Path, needed: Sequence[str] = LOADED) -> dict[str, Any]:
+    """``state.json``, verified: its checksum, its fields, and that it is the folder's and the run's own.
+
+    Parameters
+    ----------
+    folder : path
+    needed : sequence of str
+        Fields without which it is damaged.
+    """
     path = folder / STATE
-    content = _read(path)
-    try:
-        state = json.loads(content.decode("utf-8"))
-        state["seal"]  # a pointer may lack it, a state may not
-        state = verified(state)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedError(f"{path} is damaged: {error}") from error
-    if state.get("format") != FORMAT:
-        raise CheckpointError(f"{path} has format {state.get('format')}, but this version reads format {FORMAT}")
+    if not path.exists():
+        raise DamagedError(f"{path} is not there")
+    state = read_verified(path)
+    with reading(path, DamagedError):
+        if whole().fits(state["format"]) and state["format"] != FORMAT:
+            raise CheckpointError(f"{path} has format {state['format']}, but this version reads format {FORMAT}")
+        if missing := [name for name in needed if name not in state]:
+            raise ValueError(f"it lacks {listed(missing)}")
+        check(state, FIELDS, as_json)
+        if STEP.fullmatch(folder.name) and state["step"] != step_of(folder):
+            raise ValueError(f"it is of step {state['step']}, so the folder was renamed or holds files of another one")
+    _check_owner(path, state.get("run"), folder.parent)
     return state
 
 
 def point_to(run: Path, name: str, folder: Path, **about: Any) -> None:
     """Let ``RUN/{name}.json`` name a step folder, atomically."""
-    write_json(run / f"{name}.json", with_checksum({"folder": folder.name, **about}))
+    write_json(run / f"{name}.json", with_checksum({"folder": folder.name, "run": identity(run), **about}))
 
 
 def point(run: Path, folder: Path, best_step: int | None) -> None:
@@ -289,27 +387,30 @@ def _copy(params: Parameters) -> np.ndarray:
     return flat.copy() if flat is params.flat else flat  # from a GPU it is a copy already
 
 
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise DamagedError(f"{path} is not there") from error
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+def _tensor_file(path: Path) -> "TensorFile":
+    from numllama.interop.tensor_file import TensorFile  # whose package imports this module
+
+    if not path.exists():
+        raise DamagedError(f"{path} is not there")
+    return TensorFile(path)
 
 
-def _read_tensors(folder: Path, name: str, state: dict, expected: Any) -> dict:
+def _check_shapes(path: Path, tensors: "TensorFile", shapes: Mapping[str, tuple[int, ...]]) -> None:
+    for name, shape in shapes.items():
+        if name not in tensors or tensors.shape(name) != tuple(shape):
+            raise CheckpointError(f"{path} lacks {shown(name, quote=False)} of shape {tuple(shape)}")
+
+
+def _read_tensors(folder: Path, name: str, state: dict, expected: Mapping[str, Any]) -> dict:
+    """The tensors of a file whose checksum is right; they are mapped, so that no copy of it is ever in memory."""
     path = folder / name
-    content = _read(path)
-    if hashlib.sha256(content).hexdigest() != state["sha256"].get(name):
-        raise DamagedError(f"{path} is damaged: its checksum is wrong")
-    try:
-        tensors = load_tensors(content)
-    except SafetensorError as error:
-        raise DamagedError(f"{path} is damaged: {error}") from error
-    for key, view in expected.items():
-        if key not in tensors or tensors[key].shape != view.shape:
-            raise CheckpointError(f"{path} lacks {key} of shape {tuple(view.shape)}")
+    with reading(path):
+        if not path.exists():
+            raise DamagedError(f"{path} is not there")
+        if file_checksum(path) != state["sha256"].get(name):
+            raise DamagedError(f"{path} is damaged: its checksum is wrong")
+    tensors = _tensor_file(path)
+    _check_shapes(path, tensors, {key: view.shape for key, view in expected.items()})
     return {key: tensors[key] for key in expected}
 
 

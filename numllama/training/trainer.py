@@ -353,11 +353,11 @@ class Trainer:
 
     def _restore(self, folder: Path) -> dict[str, str]:
         """Take over a checkpoint; returns its files' checksums."""
-        state = checkpoint.read_state(folder)
+        state = checkpoint.read_state(folder, (*checkpoint.LOADED, *checkpoint.RESUMED))
         data, mine = state["data"], self._about_data
         if any(data.get(name, mine[name]) != mine[name] for name in ("train_tokens", "vocab_size", "sha256")):
-            raise CheckpointError(f"{folder} was trained on other data: {data['name']}")
-        was, now = state["train"]["optimizer"], self.config.optimizer
+            raise CheckpointError(f"{folder} was trained on other data: {shown(data.get('name'), quote=False)}")
+        was, now = state["train"].get("optimizer"), self.config.optimizer
         if was != now:
             raise CheckpointError(f"{folder} was trained with {was}, whose moments no other has, but optimizer is {shown(now)}")
         optimizer = self.workers.whole(self.optimizer)

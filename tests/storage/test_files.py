@@ -205,3 +205,9 @@ def test_a_name_that_no_file_can_have_is_not_there(tmp_path, name):
     (tmp_path / "loop").symlink_to("loop")
     assert files.is_there(tmp_path / "file") and files.is_there(tmp_path)
     assert not files.is_there(tmp_path / name)
+
+
+@pytest.mark.parametrize("values", [{"model.safetensors": "0" * 64}, {"algorithm": "sha256"}, {}])
+def test_another_program_may_have_a_file_of_that_name(tmp_path, values):
+    (tmp_path / files.CHECKSUMS).write_text(json.dumps(values))
+    assert files.check_files(tmp_path) is None

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import threading
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from io import FileIO
@@ -15,11 +16,13 @@ import pytest
 from helpers import assert_same_bits
 from safetensors.numpy import load_file
 
-from numllama.errors import CheckpointError, NumllamaError
+from numllama.errors import CheckpointError, DamagedError, NumllamaError
 from numllama.model import ModelConfig, Transformer
 from numllama.optim import SGD, AdamW
+from numllama.storage.files import with_checksum, write_json
 from numllama.training import TrainConfig, Trainer, checkpoint, load_run, text_dataset
 from numllama.training.checkpoint import OPTIMIZER, STATE, WEIGHTS, load_checkpoint, prune, save_checkpoint
+from numllama.training.run_folder import write_result
 
 CONFIG = ModelConfig(5, 8, 1, 2, ffn_dim=8, max_seq_len=4)
 DATA = text_dataset("abcabdabce" * 10, "letters")
@@ -43,9 +46,9 @@ def bits(ours) -> tuple:
     return ours.model.params.flat.tobytes(), state, ours.optimizer.steps
 
 
-def save(run, step=7, ours=None, **state):
+def save(out, step=7, ours=None, **state):
     ours = ours or build(seed=1)
-    return save_checkpoint(run, step, ours.model, ours.optimizer, state)
+    return save_checkpoint(out, step, ours.model, ours.optimizer, state)
 
 
 def error_of(folder, ours) -> str:
@@ -466,3 +469,163 @@ def test_files_are_plain_json_and_safetensors(tmp_path):
     assert (state["format"], state["step"], state["best"]) == (1, 7, 1.5)
     weights = load_file(folder / WEIGHTS)
     assert {name: array.shape for name, array in weights.items()} == dict(build(1).model.params.shapes)
+
+
+# ------------------------------------------------------------------------------------------------ what a state.json says
+
+
+def with_state(folder, **changes):
+    """Write a step folder's state.json anew, with a checksum that is right; None takes a field out."""
+    state = {**checkpoint.read_state(folder), **changes}
+    write_json(folder / STATE, with_checksum({name: value for name, value in state.items() if value is not None}))
+
+
+@pytest.mark.parametrize("name", ["step", "model", "dtype", "optimizer_steps", "sha256"])
+@pytest.mark.parametrize("value", [None, [], "x", -1, 10**400, 1e308, True, {"a": 1}])
+def test_every_field_of_a_state_is_checked(folder, name, value):
+    with_state(folder, **{name: value})
+    assert f"{folder / STATE} is damaged" in error_of(folder, build(2))
+    with pytest.raises(DamagedError, match="is damaged"):
+        load_run(folder)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (dict(n_layers=10**6), "3 tensors|tensors, which cannot be 1000000 layers"),
+        (dict(vocab_size=10**8), "lacks embed of shape"),
+        (dict(max_seq_len=10**9, positions="learned"), "lacks pos_embed of shape"),
+        (dict(dim=10**400), "no number here may be so large"),
+        (dict(nonsense=1), "unknown configuration key"),
+        (dict(n_heads="2"), "n_heads is '2'"),
+    ],
+)
+def test_no_model_is_made_before_the_file_of_weights_is_known_to_hold_one(folder, monkeypatch, change, words):
+    def made(*_, **__):
+        raise AssertionError("a model was made")
+
+    with_state(folder, model=CONFIG.to_dict() | change)
+    monkeypatch.setattr(checkpoint, "Transformer", made)
+    with pytest.raises(CheckpointError, match=words):
+        load_run(folder)
+
+
+@pytest.mark.parametrize(
+    "lora", [dict(rank=10**9, alpha=1.0, targets=["wq"]), dict(rank=0), dict(nonsense=1), dict(rank=2, targets=3)]
+)
+def test_no_adapter_is_made_before_the_file_of_weights_is_known_to_hold_one(folder, lora):
+    with_state(folder, lora=lora)
+    with pytest.raises(CheckpointError, match=r"weights\.safetensors|is damaged"):
+        load_run(folder)
+
+
+def test_nothing_of_a_checkpoint_is_in_memory_twice(tmp_path):
+    big = ModelConfig(5, 8, 1, 2, ffn_dim=100_000, max_seq_len=4)
+    ours = build(1, big)
+    folder = save(tmp_path, ours=ours)
+    tracemalloc.start()
+    try:
+        load_checkpoint(folder, ours.model, ours.optimizer)
+        assert tracemalloc.get_traced_memory()[1] < ours.model.params.flat.nbytes / 2
+    finally:
+        tracemalloc.stop()
+
+
+# ------------------------------------------------------------------------------------------------ folders that are not their own
+
+
+def test_a_step_folder_that_was_renamed_is_refused(tmp_path):
+    save(tmp_path, 7).rename(tmp_path / "step-000009")
+    with pytest.raises(DamagedError, match="it is of step 7, so the folder was renamed"):
+        load_run(tmp_path / "step-000009")
+    (tmp_path / "step-000009").rename(tmp_path / "kept")  # a name of one's own claims nothing
+    assert load_run(tmp_path / "kept")
+
+
+def test_two_step_folders_that_have_changed_places_are_refused(tmp_path):
+    for step in (1, 2):
+        checkpoint.point_to(tmp_path, "latest", save(tmp_path, step, build(step)))
+    (tmp_path / "step-000001").rename(tmp_path / "x")
+    (tmp_path / "step-000002").rename(tmp_path / "step-000001")
+    (tmp_path / "x").rename(tmp_path / "step-000002")
+    for folder in (tmp_path, tmp_path / "step-000001"):
+        with pytest.raises(DamagedError, match="renamed"):
+            load_run(folder)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_of_another_step_is_refused(tmp_path, name):
+    first, second = save(tmp_path, 1, build(1)), save(tmp_path, 2, build(2))
+    shutil.copy(first / name, second / name)
+    assert name in error_of(second, build(3))
+
+
+@pytest.fixture
+def two_runs(tmp_path):
+    """Two runs of the same settings; each has written a name of its own everywhere."""
+    runs = []
+    for i in (1, 2):
+        run = tmp_path / f"run-{i}"
+        run.mkdir()
+        write_json(run / "config.json", with_checksum({"id": f"name{i}", "model": CONFIG.to_dict(), "train": {}}))
+        folder = save(run, 7, build(i), run=f"name{i}")
+        for which in ("latest", "best"):
+            checkpoint.point_to(run, which, folder)
+        write_result(run, 7, 1.5)
+        assert load_run(run)
+        runs.append(run)
+    return runs
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "latest.json", "best.json", "result.json", "step-000007", "step-000007/state.json"]
+)
+def test_what_another_run_has_written_is_refused(two_runs, name):
+    ours, other = two_runs
+    (shutil.rmtree if (ours / name).is_dir() else os.remove)(ours / name)
+    (shutil.copytree if (other / name).is_dir() else shutil.copy)(other / name, ours / name)
+    with pytest.raises(DamagedError, match=r"belongs to another run|checksum is wrong"):
+        load_run(ours)
+
+
+def test_a_run_that_was_moved_or_copied_as_a_whole_opens(two_runs, tmp_path):
+    shutil.copytree(two_runs[0], tmp_path / "copy")
+    two_runs[0].rename(tmp_path / "moved")
+    assert load_run(tmp_path / "copy")
+    assert load_run(tmp_path / "moved")
+
+
+def test_a_run_of_an_older_version_opens(tmp_path):
+    """Neither names of runs nor checksums of the smallest files."""
+    folder = save(tmp_path, 7)
+    for name in ("latest", "best"):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"folder": folder.name}, indent=1) + "\n")
+    (tmp_path / "config.json").write_text(
+        json.dumps({"version": "0.1.0", "data_name": "x", "data": None, "model": CONFIG.to_dict(), "train": {}}, indent=1)
+    )
+    (tmp_path / "result.json").write_text(json.dumps({"step": 7, "validation_loss": 1.5}, indent=1))
+    assert_same_bits(load_run(tmp_path).params.flat, build(1).model.params.flat)
+
+
+@pytest.mark.parametrize("name", ["../run/step-000007", "step-000007/", ".", "x" * 300, "/", "step-7", 7, ["step-000007"]])
+def test_a_pointer_names_a_step_folder_of_its_run_and_nothing_else(tmp_path, name):
+    save(tmp_path / "run")
+    write_json(tmp_path / "run" / "latest.json", with_checksum({"folder": name}))
+    with pytest.raises(DamagedError, match=r"latest\.json is damaged: folder is"):
+        checkpoint.find_step(tmp_path / "run")
+
+
+def test_a_folder_that_cannot_be_flushed_is_an_error_until_it_can(tmp_path, monkeypatch):
+    plain = checkpoint.flush_folder
+
+    def fails(folder):
+        if folder == tmp_path:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        plain(folder)
+
+    monkeypatch.setattr(checkpoint, "flush_folder", fails)
+    for _ in range(2):  # the second time the folder is there already
+        with pytest.raises(CheckpointError, match=os.strerror(errno.EIO)):
+            save(tmp_path)
+    monkeypatch.undo()
+    assert loaded(save(tmp_path)) == bits(build(1))
