@@ -103,7 +103,7 @@ MISTAKES = [
     ),
     Mistake(
         "the last window of a text is not evaluated",
-        "training/evaluate.py", "if rest.shape[1] > 1:", "if rest.shape[1] > seq_len:",
+        "training/data.py", "if len(rest) > 1:", "if len(rest) > seq_len:",
         "test_commands.py::test_eval_is_the_mean_over_every_token_but_the_first",
     ),
     Mistake(

@@ -140,9 +140,7 @@ def verified(values: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def read_verified(
-    path: str | Path, error: type[NumllamaError] = DamagedError, unsealed: Collection[str] = ()
-) -> dict[str, Any]:
+def read_verified(path: str | Path, error: type[NumllamaError] = DamagedError, unsealed: Collection[str] = ()) -> dict[str, Any]:
     """A JSON object that was written :func:`with_checksum`, without its checksum.
 
     Every byte counts, even where another one would mean the same: ``1E-05`` for ``1e-05``, say.

@@ -1,9 +1,10 @@
 """TrainConfig: how a model is trained, and the recipes that go with the presets."""
 
 from dataclasses import asdict, dataclass, replace
+from math import inf
 from typing import TYPE_CHECKING, Any
 
-from numllama.storage.fields import FLAG, POSITIVE, check, number, one_of, optional, whole
+from numllama.storage.fields import FLAG, POSITIVE, Kind, check, number, one_of, optional, whole
 
 if TYPE_CHECKING:
     from numllama.model import Parameters
@@ -19,14 +20,16 @@ CHOICES = {
 OPTIONAL = ("seq_len", "min_lr", "shards", "workers")
 COUNTS = ("steps", "batch_size", "seq_len", "shards", "workers", "eval_every", "eval_batches", "keep")
 WHOLE = (*COUNTS, "warmup_steps", "seed")
+UNLIMITED = ("clip", "timeout")  # may be infinite, for which None stands in JSON
 KINDS = {
     **{name: one_of(*choices) for name, choices in CHOICES.items()},
     **dict.fromkeys(COUNTS, whole(1)),
     **dict.fromkeys(("warmup_steps", "seed"), whole()),
-    **dict.fromkeys(("lr", "clip", "timeout"), POSITIVE),
+    "lr": POSITIVE,
+    **dict.fromkeys(UNLIMITED, Kind(lambda value: POSITIVE.fits(value) or value == inf, POSITIVE.words)),
     **dict.fromkeys(("min_lr", "weight_decay"), number(lambda value: value >= 0, "must be a number that is not negative")),
     **dict.fromkeys(("beta1", "beta2"), number(lambda value: 0 <= value < 1, "must be a number in [0, 1)")),
-    **dict.fromkeys(("shard_optimizer", "recompute", "graph"), FLAG),
+    **dict.fromkeys(("shard_optimizer", "recompute", "graph", "final_eval"), FLAG),
 }
 KINDS |= {name: optional(KINDS[name]) for name in OPTIONAL}
 
@@ -58,7 +61,7 @@ class TrainConfig:
     beta2 : float
         AdamW's memory of squared gradients.
     clip : float
-        Gradients are scaled down to this global norm.
+        Gradients are scaled down to this global norm; with ``inf`` or None they stay as they are.
     shards : int
         Parts that a batch is cut into; they run in parallel on a CPU. The result depends on it (in the last bits), so it
         is saved with a checkpoint. Default from the batch's shape.
@@ -84,7 +87,9 @@ class TrainConfig:
     eval_every : int
         Steps between evaluations on the validation split, each followed by a checkpoint.
     eval_batches : int
-        Batches of such a quick estimate. The whole split is evaluated at the end.
+        Batches of such a quick estimate.
+    final_eval : bool
+        Evaluate the whole validation split at the end.
     seed : int
         Of the initial weights, the batches and dropout.
     sampling : str
@@ -117,11 +122,15 @@ class TrainConfig:
     graph: bool = True
     eval_every: int = 250
     eval_batches: int = 20
+    final_eval: bool = True
     seed: int = 0
     sampling: str | None = None
     keep: int = 2
 
     def __post_init__(self) -> None:
+        for name in UNLIMITED:
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, inf)
         check(vars(self), KINDS)
         for name, value in list(vars(self).items()):  # JSON knows no NumPy
             if value is not None and name in KINDS and name not in CHOICES and KINDS[name] is not FLAG:

@@ -140,6 +140,10 @@ class Conversations:
         rows = self.val.rows(seq_len)
         return (self.val.batch(rows[i : i + batch_size], seq_len) for i in range(0, len(rows), batch_size))
 
+    def val_rows(self, seq_len: int) -> int:
+        """How many rows the whole validation split has."""
+        return len(self.val.rows(seq_len))
+
 
 def epochs(start: int, stop: int, size: int) -> Iterator[tuple[int, int, int]]:
     """The numbers start..stop as parts of epochs of `size`: (epoch, first, one after the last)."""

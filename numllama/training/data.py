@@ -65,6 +65,10 @@ class Dataset:
         """The whole validation split, every target once."""
         return all_windows(self.val, batch_size, seq_len)
 
+    def val_rows(self, seq_len: int) -> int:
+        """How many windows the whole validation split has."""
+        return -(-(len(self.val) - 1) // seq_len)
+
 
 def load_dataset(path: str | Path, tokenizer: Tokenizer | CharTokenizer | str | None = None) -> Dataset:
     """Open training data.

@@ -1,21 +1,23 @@
 """How well a model predicts a text: loss, perplexity, and bits for each byte, which models of any vocabulary share."""
 
 import math
-from collections.abc import Iterator
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from numllama.data.token_files import read_tokens
 from numllama.errors import DataError
 from numllama.generation.text import opening
 from numllama.model import Transformer
 from numllama.tokenizer import CharTokenizer, Tokenizer
-from numllama.training.data import encode_plain, read_text
-from numllama.training.parallel import Workers, training_settings
+from numllama.training.data import all_windows, encode_plain, read_text
+from numllama.training.parallel import SHARD_TOKENS, Workers, training_settings
 
-WINDOWS = 4  # side by side
+COUNTED_TOKENS = 2**16  # whose bytes are counted at once
+SMALL_MODEL = 2**26  # bytes: for a larger one threads are as fast as processes, which would hold its weights twice for a moment
 
 
 def evaluate_file(
@@ -43,7 +45,7 @@ def evaluate_file(
     if not 1 <= seq_len <= most:
         raise ValueError(f"seq_len is {seq_len}, but must lie in 1..{most}, the model's max_seq_len")
     if path.suffix in (".bin", ".npy"):
-        first, ids = [], read_tokens(path)[0]
+        first, ids = (), read_tokens(path)[0]
         n_bytes = None if tokenizer is None else _bytes_of(tokenizer, ids[1:])
     elif tokenizer is None:
         raise DataError(f"{path} is a text, so the model needs a tokenizer: name one with --tokenizer")
@@ -51,13 +53,14 @@ def evaluate_file(
         text = read_text(path)
         first, ids = opening(model, tokenizer), encode_plain(tokenizer, text)
         n_bytes = len(text.encode("utf-8")) if first else _bytes_of(tokenizer, ids[1:])
-    ids = np.concatenate([np.asarray(first, dtype=np.int64), ids])
+    if len(first):  # token files may be larger than memory
+        ids = np.concatenate([np.asarray(first, dtype=ids.dtype), ids])
     if len(ids) < 2:
         raise DataError(f"{path} has {len(ids)} token(s), but at least 2 are needed: one is seen, the next is predicted")
-    workers = Workers(model)
+    workers, rows = Workers(model, processes=model.params.flat.nbytes <= SMALL_MODEL), max(1, SHARD_TOKENS // seq_len)
     try:
-        with training_settings(model.device):
-            loss = workers.mean_loss(windows(ids, seq_len))
+        with training_settings(model.device), evaluation_bar(-(-(len(ids) - 1) // seq_len)) as bar:
+            loss = workers.mean_loss(all_windows(ids, rows, seq_len), progress=bar.update)
     finally:
         workers.close()
     n = len(ids) - 1
@@ -70,19 +73,22 @@ def evaluate_file(
     }
 
 
-def windows(ids: np.ndarray, seq_len: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Neighbouring windows, as (tokens, targets), in which each token but the first is a target once."""
-    whole = (len(ids) - 1) // seq_len
-    for begin in range(0, whole, WINDOWS):
-        rows = range(begin, min(begin + WINDOWS, whole))
-        cut = np.stack([ids[i * seq_len : (i + 1) * seq_len + 1] for i in rows]).astype(np.int64)
-        yield cut[:, :-1], cut[:, 1:]
-    rest = ids[whole * seq_len :].astype(np.int64)[None]
-    if rest.shape[1] > 1:
-        yield rest[:, :-1], rest[:, 1:]
+def evaluation_bar(rows: int) -> tqdm:
+    """A progress bar of an evaluation that takes more than a moment."""
+    interval = 0.2 if sys.stderr.isatty() else 10
+    return tqdm(total=rows, desc="evaluating", unit="row", delay=1, mininterval=interval, dynamic_ncols=True, leave=False)
 
 
 def _bytes_of(tokenizer: Tokenizer | CharTokenizer, ids: np.ndarray) -> int:
+    """The bytes of some tokens. A piece follows the token before it, for the first of a text may lose its space."""
+    count = _decoded_bytes(tokenizer, ids[:1])
+    for start in range(1, len(ids), COUNTED_TOKENS):
+        piece = ids[start - 1 : start + COUNTED_TOKENS]
+        count += _decoded_bytes(tokenizer, piece) - _decoded_bytes(tokenizer, piece[:1])
+    return count
+
+
+def _decoded_bytes(tokenizer: Tokenizer | CharTokenizer, ids: np.ndarray) -> int:
     if isinstance(tokenizer, CharTokenizer):
         return len(tokenizer.decode(ids).encode("utf-8"))
     return len(tokenizer.decode_bytes(ids))

@@ -36,6 +36,7 @@ SHARD_TOKENS = 1024  # large enough for full speed of matrix products, small eno
 MAX_SHARDS = 8
 WORTH_PROCESSES = 8  # items for each of them: for fewer, threads begin sooner
 SWITCH_SECONDS = 5e-5
+Progress = Callable[[int], object]
 TEAM_AFTER = 2.0  # seconds of work with threads: a process takes half a second to start
 
 
@@ -48,6 +49,18 @@ def cut(batch: Array, shards: int) -> list[Array]:
     """Cut rows into `shards` parts whose sizes differ by at most one."""
     bounds = [len(batch) * i // shards for i in range(shards + 1)]
     return [batch[start:stop] for start, stop in pairwise(bounds)]
+
+
+def shard_rows(batch_size: int, shards: int) -> int:
+    """The rows of the largest shard."""
+    return -(-batch_size // shards)
+
+
+def cut_windows(windows: Iterable[tuple[np.ndarray, ...]], rows: int | None) -> Iterator[tuple[np.ndarray, ...]]:
+    """The windows in parts of at most so many rows: an evaluation's shards."""
+    for window in windows:
+        for start in range(0, len(window[0]), rows or len(window[0])):
+            yield tuple(part[start : start + rows] if rows else part for part in window)
 
 
 class Workers:
@@ -124,10 +137,7 @@ class Workers:
         count = max(1, int((targets != IGNORE).sum()))
         segments = [None] * shards if segments is None else cut(segments, shards)
         parts = list(zip(range(shards), cut(tokens, shards), cut(targets, shards), segments, strict=True))
-        if self._may_team and self._team is None and self._busy > TEAM_AFTER:
-            self._turns = None  # its memory is free before the team takes its own
-            self._team = Team(self.model, self.workers - 1, self._moments)
-            self._turns = self._team.turns
+        self._go_on_with_processes()
         if self._turns is None:
             self._turns = Turns(self.model.learnt.zeros_like())
         total, options = self._turns.total, dict(count=count, recompute=recompute, scale=scale)
@@ -135,10 +145,15 @@ class Workers:
             total.flat[...] = 0
             return sum(shard_loss(self.model, total, part, key, options) for part in parts), total
         self._turns.start()
-        start = time.perf_counter()
         losses = self._spread(run_shards, parts, key, options)
-        self._busy += time.perf_counter() - start
         return sum(losses), total
+
+    def _go_on_with_processes(self) -> None:
+        """Start the processes, if there are to be some and threads have worked for long enough."""
+        if self._may_team and self._team is None and self._busy > TEAM_AFTER:
+            self._turns = None  # its memory is free before the team takes its own
+            self._team = Team(self.model, self.workers - 1, self._moments)
+            self._turns = self._team.turns
 
     def clip(self, grads: Parameters, max_norm: float) -> float:
         """As :func:`clip_grad_norm`, by all workers."""
@@ -163,20 +178,31 @@ class Workers:
     def keep(self, optimizer: Optimizer, whole: Optimizer) -> None:
         """Take over what was loaded into `whole`, which is the optimizer itself here."""
 
-    def mean_loss(self, windows: Iterable[tuple[np.ndarray, ...]]) -> float:
+    def mean_loss(
+        self, windows: Iterable[tuple[np.ndarray, ...]], rows: int | None = None, progress: Progress | None = None
+    ) -> float:
         """Mean loss of all targets in some windows, without dropout; sums are in float64 and in order.
 
-        A window is tokens, targets, and segments if it has some.
+        Parameters
+        ----------
+        windows : iterable of (tokens, targets) or (tokens, targets, segments)
+        rows : int, optional
+            How many rows of a window a worker computes at once, which is what takes memory; default a whole window.
+        progress : callable, optional
+            Told how many more rows are done, now and then.
         """
-        windows, total, n = iter(windows), 0.0, 0
-        while some := list(islice(windows, 4 * self.workers)):  # never the whole split at once
+        shards, total, n = cut_windows(windows, rows), 0.0, 0
+        while some := list(islice(shards, 4 * self.workers)):  # never the whole split at once
+            self._go_on_with_processes()
             for loss, counted in self._spread(run_windows, some):
                 total, n = total + loss, n + counted
+            if progress:
+                progress(sum(len(shard[0]) for shard in some))
         return total / max(1, n)
 
     def _spread(self, function: Callable, items: Sequence, *args: Any) -> list:
         """``function(model, turns, some of the items, *args)`` by every worker; the results, in the order of the items."""
-        n = min(self.workers, len(items))
+        n, start = min(self.workers, len(items)), time.perf_counter()
         waiting = [self._submit(function, self.model, self._turns, items[i::n], *args) for i in range(1, n)]
         try:
             parts = [function(self.model, self._turns, items[::n], *args)] + [future.result() for future in waiting]
@@ -187,6 +213,7 @@ class Workers:
             errors = [error, *filter(None, (future.exception() for future in waiting))]
             first = next((e for e in errors if not isinstance(e, Stopped)), error)
             raise first from first.__cause__  # and not from that of one who was only stopped
+        self._busy += time.perf_counter() - start
         return interleave(parts)
 
     def _submit(self, function: Callable, *args: Any) -> Future:

@@ -29,7 +29,7 @@ from numllama.optim import clip_grad_norm
 from numllama.optim.clip import squares
 from numllama.optim.optimizer import Optimizer
 from numllama.training.communicator import Communicator, Request
-from numllama.training.parallel import cut, run_windows, shard_loss
+from numllama.training.parallel import Progress, cut, cut_windows, run_windows, shard_loss
 
 BUCKET_PIECES = 8  # at least; of dispatch.PIECE_ELEMENTS, which is 6 MiB of float32
 
@@ -233,16 +233,20 @@ class Ranks:
         """The function's results, by this rank alone."""
         return list(map(function, items))
 
-    def mean_loss(self, windows: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
-        """As :meth:`Workers.mean_loss`: each rank runs every size-th window, and the sums are in the same order."""
-        windows, total, n = iter(windows), 0.0, 0
+    def mean_loss(
+        self, windows: Iterable[tuple[np.ndarray, ...]], rows: int | None = None, progress: Progress | None = None
+    ) -> float:
+        """As :meth:`Workers.mean_loss`: each rank runs every size-th shard, and the sums are in the same order."""
+        shards, total, n = cut_windows(windows, rows), 0.0, 0
         rank, size = self.comm.rank, self.comm.size
-        while some := list(islice(windows, 16 * size)):
+        while some := list(islice(shards, 16 * size)):
             results = np.zeros((len(some), 2))
             results[rank::size] = np.reshape(run_windows(self.model, None, some[rank::size]), (-1, 2))
             self.comm.all_reduce(results.reshape(-1))
             for loss, counted in results.tolist():
                 total, n = total + loss, n + int(counted)
+            if progress:
+                progress(sum(len(shard[0]) for shard in some))
         return total / max(1, n)
 
     def agree(self, flag: bool) -> bool:

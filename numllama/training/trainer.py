@@ -23,7 +23,7 @@ from numllama.training.communicator import communicator
 from numllama.training.config import TrainConfig
 from numllama.training.data import Dataset
 from numllama.training.epochs import Prefetched, epoch_batch
-from numllama.training.parallel import Workers, shard_count, training_settings
+from numllama.training.parallel import Progress, Workers, shard_count, shard_rows, training_settings
 from numllama.training.ranks import Ranks
 
 MAX_SKIPPED = 5  # so many steps in a row without a finite loss end the run
@@ -48,7 +48,7 @@ class StepReport:
     tokens_per_second, ms_per_step : float
         Of this step, evaluation not included.
     memory_mb : float
-        The most memory that the workers have used so far (of the GPU's, on a GPU).
+        The most memory that the workers have used so far, evaluation included (of the GPU's, on a GPU).
     skipped : bool
         The loss or the gradient was not finite, and no step was taken.
     spike : float, optional
@@ -148,7 +148,7 @@ class Trainer:
                     if self._writing and self._writing.done():
                         self._end_save()
                     if self.step % self.config.eval_every == 0 or self.step == self.config.steps:
-                        report = replace(report, val_loss=self.estimate())
+                        report = replace(report, val_loss=self.estimate(), memory_mb=self._memory_mb())
                         if self.out and math.isfinite(report.val_loss):  # broken weights are no checkpoint
                             self._begin_save(report.val_loss)
                             if self.step == self.config.steps:
@@ -252,13 +252,20 @@ class Trainer:
         c = self.config
         return self._mean_loss(self.data.some_of_val(c.batch_size, c.seq_len, c.seed, c.eval_batches))
 
-    def evaluate(self) -> float:
-        """Mean loss over the whole validation split, every target once."""
-        return self._mean_loss(self.data.all_of_val(self.config.batch_size, self.config.seq_len))
+    def evaluate(self, progress: Progress | None = None) -> float:
+        """Mean loss over the whole validation split, every target once.
 
-    def _mean_loss(self, windows) -> float:
+        Parameters
+        ----------
+        progress : callable, optional
+            Told how many more rows are done, now and then; in all there are ``data.val_rows(seq_len)``.
+        """
+        return self._mean_loss(self.data.all_of_val(self.config.batch_size, self.config.seq_len), progress)
+
+    def _mean_loss(self, windows: Iterator[tuple[np.ndarray, ...]], progress: Progress | None = None) -> float:
+        rows = shard_rows(self.config.batch_size, self.config.shards)
         with training_settings(self.model.device):
-            return self.workers.mean_loss(windows)
+            return self.workers.mean_loss(windows, rows, progress)
 
     # -------------------------------------------------------------------------------------------- checkpoints
 
