@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 CHOICES = {
     "optimizer": ("adamw", "sgd"),
-    "dtype": (None, "float32", "float64", "bfloat16", "float16"),
+    "dtype": ("float32", "float64", "bfloat16", "float16"),
     "parallel": ("threads", "mpi", "nccl"),
-    "sum_by": (None, "shard", "rank"),
-    "sampling": (None, "random", "epochs"),
+    "sum_by": ("shard", "rank"),
+    "sampling": ("random", "epochs"),
 }
-OPTIONAL = ("seq_len", "min_lr", "shards", "workers")
+OPTIONAL = ("seq_len", "min_lr", "shards", "workers", "dtype", "sum_by", "sampling")
 COUNTS = ("steps", "batch_size", "seq_len", "shards", "workers", "eval_every", "eval_batches", "keep")
 WHOLE = (*COUNTS, "warmup_steps", "seed")
 UNLIMITED = ("clip", "timeout")  # may be infinite, for which None stands in JSON

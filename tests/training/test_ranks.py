@@ -435,8 +435,8 @@ def test_processes_that_would_each_train_alone_are_refused(monkeypatch, name):
 
 
 IMPOSSIBLE = [
-    (dict(parallel="mpl"), "parallel is 'mpl', but must be one of threads, mpi, nccl"),
-    (dict(parallel="mpi", sum_by="gpu"), "sum_by is 'gpu', but must be one of shard, rank"),
+    (dict(parallel="mpl"), "parallel is 'mpl', but must be one of 'threads', 'mpi', 'nccl'"),
+    (dict(parallel="mpi", sum_by="gpu"), "sum_by is 'gpu', but must be one of 'shard', 'rank'"),
     (dict(parallel="mpi", workers=2), "workers is 2, but each rank is one worker"),
     (dict(shard_optimizer=True), "parallel must be mpi or nccl"),
     (dict(sum_by="rank"), "parallel must be mpi or nccl"),
