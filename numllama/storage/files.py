@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 from numllama.errors import CheckpointError, DamagedError, NumllamaError, shown
 
 MOST_JSON = 2**28  # bytes; the largest tokenizer.json that is published has 2**25
+LONGEST_PATH = 500  # characters of a path in a sentence
 DEEPEST = 100  # levels of lists and objects
 
 
@@ -39,16 +40,21 @@ def reading(path: str | Path, error: type[NumllamaError] = CheckpointError) -> I
         yield
     except (NumllamaError, MemoryError):
         raise
-    except FileNotFoundError as failure:
-        raise error(f"{path} does not exist") from failure
-    except OSError as failure:
-        raise error(f"{path} cannot be read: {failure.strerror or failure}") from failure
-    except RecursionError as failure:
-        raise error(f"{path} is nested too deeply") from failure
-    except KeyError as failure:
-        raise error(f"{path} is damaged: it lacks {shown(failure.args[0] if failure.args else None)}") from failure
     except Exception as failure:
-        raise error(f"{path} is damaged: {shown(str(failure), quote=False, most=300)}") from failure
+        raise error(f"{shown(path, quote=False, most=LONGEST_PATH)} {_what_went_wrong(failure)}") from failure
+
+
+def _what_went_wrong(failure: Exception) -> str:
+    """What is said of a file after its name."""
+    if isinstance(failure, FileNotFoundError):
+        return "does not exist"
+    if isinstance(failure, OSError):
+        return f"cannot be read: {failure.strerror or failure}"
+    if isinstance(failure, RecursionError):
+        return "is nested too deeply"
+    if isinstance(failure, KeyError):
+        return f"is damaged: it lacks {shown(failure.args[0] if failure.args else None)}"
+    return f"is damaged: {shown(failure, quote=False, most=300)}"
 
 
 def is_there(path: str | Path) -> bool:

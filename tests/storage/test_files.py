@@ -48,6 +48,9 @@ def test_any_failure_within_reading_names_the_file(failure):
     with pytest.raises(DataError, match=r"^x\.bin is damaged: ") as caught, files.reading("x.bin", DataError):
         raise failure
     assert len(str(caught.value)) < 400
+    with pytest.raises(DataError, match=r"^x+\.\.\. is damaged: ") as caught, files.reading("x" * 10_000, DataError):
+        raise failure
+    assert len(str(caught.value)) < 900
 
 
 @pytest.mark.parametrize("failure", [CheckpointError("own"), MemoryError("memory"), KeyboardInterrupt()])
