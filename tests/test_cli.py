@@ -330,6 +330,47 @@ def test_to_resume_a_finished_run_says_its_loss_again(copy, done):
     assert steps_in(copy) == list(range(1, 9))
 
 
+@pytest.mark.parametrize("steps", [[], ["--steps", 8], ["--steps", 5]])
+def test_to_resume_a_finished_run_says_at_once_that_nothing_is_left(copy, monkeypatch, steps):
+    monkeypatch.setattr(Trainer, "evaluate", lambda trainer: pytest.fail("it is said before the evaluation"))
+    out = io.StringIO()
+    with redirect_stdout(out), pytest.raises(pytest.fail.Exception):
+        main(["train", "--resume", *map(str, steps), "--out", str(copy)])
+    most = steps[1] if steps else 8
+    assert f"run: {copy}, has done 8 of {most} steps: nothing is left to train, unless --steps is larger\n" in out.getvalue()
+
+
+@pytest.mark.parametrize("steps", [12, 100])
+def test_to_lengthen_the_schedule_says_what_happens_to_the_learning_rate(book, tmp_path, steps):
+    out = tmp_path / "run"
+    finished(numllama_train("--data", book, *tiny(steps=8, min_lr=1e-4), "--out", out))
+    result = finished(numllama_train("--resume", "--steps", steps, "--out", out))
+    rates = [line["lr"] for line in log_of(out)]
+    words = f"the learning rate goes from {rates[7]:.2e} in step 8 to {rates[8]:.2e} in step 9"
+    assert f"the schedule ends at step {steps} now, not 8: {words}\n" in result.out
+    assert rates[8] > 2 * rates[7]
+    assert "the schedule" not in finished(numllama_train("--resume", "--out", out)).out
+
+
+CHECKED_FIRST = [
+    *(dict(flag) for flag in (dict(steps=0), dict(lr=-1), dict(n_heads=3), dict(dropout=2), dict(seq_len=9), dict(eval_every=0))),
+    dict(tokenizer="no.json"), dict(device="tpu"), dict(preset="none"), dict(parallel="mpi", workers=3), dict(dtype="float8"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("flags", CHECKED_FIRST, ids=str)
+def test_flags_are_checked_before_any_data_are_downloaded(tmp_path, monkeypatch, flags):
+    monkeypatch.setattr(run, "shakespeare_dataset", lambda **_: pytest.fail("it was downloaded"))
+    refused(numllama_train(*tiny(**flags), "--out", tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("flags", [["--steps", 0], ["--lr", -1], ["--seq-len", 9], ["--n-heads", 3], ["--optimizer", "adam"]])
+def test_flags_of_a_resumed_run_are_checked_before_its_data_are_read(copy, monkeypatch, flags):
+    monkeypatch.setattr(run, "load_dataset", lambda *_: pytest.fail("it was read"))
+    refused(numllama_train("--resume", *flags, "--out", copy))
+
+
 @pytest.mark.skipif(os.name == "nt", reason="no SIGINT between processes")
 def test_ctrl_c_saves_and_resume_comes_to_the_same_end(book, tmp_path):
     arguments = ["--data", str(book), *tiny(steps=300, eval_every=1000)]

@@ -140,9 +140,21 @@ class TrainConfig:
         if self.parallel != "threads" and self.workers not in (None, 1):
             raise ValueError(f"workers is {self.workers}, but each rank is one worker: start more ranks instead")
 
+    def check_seq_len(self, most: int) -> None:
+        """ValueError if sequences are longer than the model's max_seq_len."""
+        if self.seq_len is not None and self.seq_len > most:
+            raise ValueError(f"seq_len is {self.seq_len}, but the model's max_seq_len is {most}")
+
+    def learning_rate(self, step: int) -> float:
+        """The rate of a step, from 1."""
+        from numllama.optim import cosine_schedule  # settings alone need no NumPy
+
+        min_lr = self.lr / 10 if self.min_lr is None else self.min_lr
+        return cosine_schedule(step, self.lr, min_lr, self.warmup_steps, self.steps)
+
     def make_optimizer(self, params: "Parameters") -> "Optimizer":
         """The optimizer that these settings describe."""
-        from numllama.optim import SGD, AdamW  # settings alone need no NumPy
+        from numllama.optim import SGD, AdamW
 
         if self.optimizer == "sgd":
             return SGD(params, self.lr, momentum=self.beta1, weight_decay=self.weight_decay)

@@ -88,6 +88,7 @@ def finetune_run(
         Fields of TrainConfig that differ from the defaults of fine-tuning.
     """
     _check_alone(train_changes)
+    TrainConfig(**train_changes)  # checked before the model is read
     if epochs is not None and not epochs > 0:
         raise ValueError(f"epochs is {epochs}, but must be a positive number")
     out = out or default_folder(f"{tuning.model.resolve().name}-tuned", resume=False)
@@ -108,12 +109,12 @@ def resume_run(out: Path, device: str, train_changes: dict[str, Any]) -> int:
         tuning, config = Tuning.from_dict(about["tuning"]), TrainConfig(**about["train"])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{out} holds no fine-tuning to resume: its config.json lacks or mistakes {error}") from error
-    config = replace(config, **train_changes)
+    before, config = config, replace(config, **train_changes)
     trainer = Trainer(*_open(tuning, device, config.dtype, config.seed), config, out)
     with only_run_in(out, begun=True):
         if checkpoint.step_folders(out) or (out / "latest.json").exists():  # else it was killed before its first checkpoint
             trainer.resume()
-        return _go_on(tuning, trainer)
+        return _go_on(tuning, trainer, before)
 
 
 def _check_alone(train_changes: dict[str, Any]) -> None:
@@ -197,7 +198,7 @@ def _recipe(
     return TrainConfig(**{**defaults, **changes})
 
 
-def _go_on(tuning: Tuning, trainer: Trainer) -> int:
+def _go_on(tuning: Tuning, trainer: Trainer, before: TrainConfig | None = None) -> int:
     model, data, seq_len = trainer.model, trainer.data, trainer.config.seq_len
     write_about(trainer, tuning=tuning.to_dict())
     write_json(trainer.out / GENERATION, model.generation_config)
@@ -211,7 +212,7 @@ def _go_on(tuning: Tuning, trainer: Trainer) -> int:
         print(f"{cut} of them are longer than seq_len, which is {seq_len}, and are cut off there")
     if model.adapter:
         print(f"learnt: {model.learnt.flat.size:,} parameters of an adapter, {len(model.adapter.config.targets)} maps a layer")
-    return go_on(trainer, lambda trainer: _finish(tuning, trainer))
+    return go_on(trainer, lambda trainer: _finish(tuning, trainer), before=before)
 
 
 def _finish(tuning: Tuning, trainer: Trainer) -> None:

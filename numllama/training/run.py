@@ -36,6 +36,8 @@ from numllama.training.trainer import StepReport, Trainer
 RUNS = Path("runs")
 PLAY = Path("stand-in")  # in the place of a file: needs no network, and its best possible loss is known
 SAMPLE_CHARACTERS = 400
+LEARNT_FROM_THE_TEXT = ("char", "bpe")  # tokenizers
+ANY_VOCABULARY = 256  # to check a configuration before the data say which it is
 ALONE = Communicator()
 
 
@@ -89,7 +91,7 @@ def _train_run(
     train_changes: dict[str, Any],
     tokenizer: str | None,
 ) -> int:
-    array_module(device)  # before any data is read or downloaded
+    array_module(device)  # this and all settings are checked before any data is read or downloaded
     named, preset = preset, preset or ("shakespeare-cpu" if device == "cpu" else "shakespeare")
     out = out or default_folder(preset, resume)
     auto = resume == "auto"
@@ -106,21 +108,24 @@ def _train_run(
             raise ValueError(f"a resumed run keeps its model, so {', '.join(model_changes)} cannot change")
         if tokenizer:
             raise ValueError("a resumed run keeps its tokenizer, so tokenizer cannot change")
-        tokenizer = saved_tokenizer
-        data = data or saved_data
-        known = Tokenizer.load(out) if tokenizer not in (None, "char") else tokenizer
-        dataset = comm.rank_zero_first(lambda: _open_data(data, known))
+        tokenizer, data, before = saved_tokenizer, data or saved_data, config
+        known = out if tokenizer not in (None, "char") else tokenizer
         alone = dict(parallel="threads", shard_optimizer=False, sum_by=None)  # a run may go on with other ranks, or with none
         if train_changes.get("parallel", "threads") != "threads":
             alone["workers"] = None  # each rank is one
         config = replace(config, **alone | train_changes)
     else:
         check_new(out)
-        dataset = comm.rank_zero_first(lambda: _open_data(data, tokenizer))
-        model_config = ModelConfig.preset(preset, **{"vocab_size": dataset.vocab_size, **model_changes})
-        config = replace(recipe(preset), **train_changes)
+        model_config = ModelConfig.preset(preset, **{"vocab_size": ANY_VOCABULARY, **model_changes})
+        config, before, known = replace(recipe(preset), **train_changes), None, tokenizer
     config = replace(config, dtype=config.dtype or default_dtype(device))
+    config.check_seq_len(model_config.max_seq_len)
+    if known not in (None, *LEARNT_FROM_THE_TEXT):
+        known = Tokenizer.load(known)
 
+    dataset = comm.rank_zero_first(lambda: _open_data(data, known))
+    if not resume:
+        model_config = ModelConfig.preset(preset, **{"vocab_size": dataset.vocab_size, **model_changes})
     model = Transformer(model_config, seed=config.seed, device=device, dtype=config.dtype)
     trainer = Trainer(model, dataset, config, out)
     with nullcontext() if comm.rank else only_run_in(out, begun=bool(resume)):
@@ -133,18 +138,21 @@ def _train_run(
         if comm.rank == 0:
             path = str(data if data == PLAY else data.resolve()) if data else None
             write_about(trainer, data=path, tokenizer=tokenizer)  # of a resumed run too: its settings may have changed
-        return go_on(trainer, _finish, comm)
+        return go_on(trainer, _finish, comm, before)
 
 
-def go_on(trainer: Trainer, finish: Callable[[Trainer], None], comm: Communicator = ALONE) -> int:
-    """Train to the end and `finish`, or until Ctrl-C, and save; returns the exit code."""
+def go_on(
+    trainer: Trainer, finish: Callable[[Trainer], None], comm: Communicator = ALONE, before: TrainConfig | None = None
+) -> int:
+    """Train to the end and `finish`, or until Ctrl-C, and save; returns the exit code.
+
+    `before` are the settings that a resumed run had until now.
+    """
     out, config = trainer.out, trainer.config
-    print(
-        f"model: {count_parameters(trainer.model.config):,} parameters, vocabulary {trainer.model.config.vocab_size}, "
-        f"on {trainer.model.device} with {_hands(trainer, comm)}\n"
-        f"run: {out}, steps {trainer.step + 1} to {config.steps} of {config.batch_size} x {config.seq_len} tokens",
-        flush=True,
-    )
+    model = f"{count_parameters(trainer.model.config):,} parameters, vocabulary {trainer.model.config.vocab_size}"
+    print(f"model: {model}, on {trainer.model.device} with {_hands(trainer, comm)}\nrun: {out}, {_steps(trainer)}", flush=True)
+    if before and before.steps != config.steps and 0 < trainer.step < config.steps:
+        print(_new_schedule(before, config, trainer.step), flush=True)
     log, code = None, 0
     try:
         with _interrupts() as interrupted:
@@ -171,6 +179,22 @@ def go_on(trainer: Trainer, finish: Callable[[Trainer], None], comm: Communicato
     if missing:
         print(f"error: {missing}", file=sys.stderr)
     return code or (2 if missing else 0)
+
+
+def _steps(trainer: Trainer) -> str:
+    """Which steps there are to do."""
+    step, config = trainer.step, trainer.config
+    if step >= config.steps:
+        return f"has done {step} of {config.steps} steps: nothing is left to train, unless --steps is larger"
+    return f"steps {step + 1} to {config.steps} of {config.batch_size} x {config.seq_len} tokens"
+
+
+def _new_schedule(before: TrainConfig, now: TrainConfig, step: int) -> str:
+    """What another number of steps does to the learning rate."""
+    return (
+        f"the schedule ends at step {now.steps} now, not {before.steps}: the learning rate goes from "
+        f"{before.learning_rate(step):.2e} in step {step} to {now.learning_rate(step + 1):.2e} in step {step + 1}"
+    )
 
 
 def _code(interrupted: list[int], any_rank: Callable[[bool], bool]) -> int:

@@ -16,7 +16,6 @@ from numllama.data.token_files import TokenShards
 from numllama.dispatch import training_step
 from numllama.errors import CheckpointError, DamagedError, TrainingError, shown
 from numllama.model import Transformer
-from numllama.optim import cosine_schedule
 from numllama.processes import peak_memory_mb
 from numllama.training import checkpoint
 from numllama.training.communicator import communicator
@@ -101,9 +100,8 @@ class Trainer:
     """
 
     def __init__(self, model: Transformer, data: Dataset, config: TrainConfig, out: str | Path | None = None) -> None:
+        config.check_seq_len(model.config.max_seq_len)
         seq_len = config.seq_len or model.config.max_seq_len
-        if seq_len > model.config.max_seq_len:
-            raise ValueError(f"seq_len is {seq_len}, but the model's max_seq_len is {model.config.max_seq_len}")
         data.check(model.config.vocab_size, seq_len)
         on_cpu = model.device == "cpu"
         shards = config.shards or (shard_count(config.batch_size, seq_len) if on_cpu else 1)
@@ -161,7 +159,7 @@ class Trainer:
     def _step(self) -> StepReport:
         c, start = self.config, time.perf_counter()
         step = self.step + 1
-        lr = self.learning_rate(step)
+        lr = c.learning_rate(step)
         tokens, targets, *segments = self._batch(step)
         if self._whole_step:
             loss, norm = self._whole_step(tokens, targets, step, lr)
@@ -206,12 +204,6 @@ class Trainer:
     def _epoch_batch(self, start: int) -> tuple[np.ndarray, np.ndarray]:
         c = self.config
         return epoch_batch(self.data.train, c.batch_size, c.seq_len, c.seed, start, self._rows)
-
-    def learning_rate(self, step: int) -> float:
-        """The rate of a step, from 1."""
-        c = self.config
-        min_lr = c.lr / 10 if c.min_lr is None else c.min_lr
-        return cosine_schedule(step, c.lr, min_lr, c.warmup_steps, c.steps)
 
     def _note(self, finite: bool) -> None:
         """Count steps that were skipped, and end a run that does nothing else."""

@@ -191,6 +191,23 @@ def test_defaults_are_three_epochs_of_rows_and_nothing_that_pulls_towards_zero(b
     assert (lora["r"], lora["lora_alpha"], len(lora["target_modules"])) == (8, 16, 7)
 
 
+@pytest.mark.parametrize("flags", [("--steps", 0), ("--lr", -1), ("--optimizer", "adam"), ("--epochs", 0)])
+def test_flags_are_checked_before_the_model_is_read(base, data, tmp_path, monkeypatch, flags):
+    monkeypatch.setattr(nl, "load", lambda *_: pytest.fail("it was read"))
+    finetune(base, "--data", data, "--out", tmp_path / "run", *flags, code=2)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_finished_run_says_so_and_a_longer_schedule_what_it_does_to_the_learning_rate(base, data, tmp_path):
+    out = tmp_path / "run"
+    finetune(base, "--data", data, "--out", out, *QUICK, "--steps", 4, "--lr", 1e-3)
+    assert f"run: {out}, has done 4 of 4 steps: nothing is left to train" in finetune("--resume", "--out", out)
+    said = finetune("--resume", "--out", out, "--steps", 6)
+    rates = [json.loads(line)["lr"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    words = f"the learning rate goes from {rates[3]:.2e} in step 4 to {rates[4]:.2e} in step 5"
+    assert f"the schedule ends at step 6 now, not 4: {words}\n" in said
+
+
 def test_what_is_too_long_is_cut_off_and_said(base, data, tmp_path):
     printed = finetune(base, "--data", data, "--out", tmp_path / "run", *QUICK, "--steps", 1, "--seq-len", 26)
     assert "12 of them are longer than seq_len, which is 26, and are cut off there" in printed
