@@ -108,7 +108,7 @@ def torch_run(path: Path, steps: int, cores: int) -> dict:
     start = time.perf_counter()
     for step in range(1, steps + 1):
         for group in optimizer.param_groups:
-            group["lr"] = trainer.learning_rate(step)
+            group["lr"] = trainer.config.learning_rate(step)
         loss = loss_of(*data.batch(c.batch_size, c.seq_len, c.seed, step))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

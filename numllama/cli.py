@@ -16,27 +16,24 @@ if __name__ == "__main__":
 
 import json
 import os
-import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, fields, make_dataclass
-from functools import reduce
-from inspect import cleandoc
-from operator import or_
+from dataclasses import fields
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from cyclopts import App, CycloptsError, Parameter, Token
+from cyclopts import App, CycloptsError, Parameter
 
 from numllama import __version__
+from numllama.commands.flags import Defaults, as_flags, flowing, given, no_empty_path
 from numllama.errors import explained
 from numllama.generation import SamplingConfig
-from numllama.model import ModelConfig
+from numllama.model import PRESETS, ModelConfig
 from numllama.system.output import BROKEN_PIPE, Output, OutputError, goes_on_without_output, standard_streams
 from numllama.system.signals import FOR_THE_PARENT, INTERRUPTED, ignore, quiet_program, restored
 from numllama.training import TrainConfig
+from numllama.training.config import recipe, tuning_defaults
 from numllama.training.plan import Plan
 
 ABOUT = "A Llama language model in pure NumPy, every gradient by hand."
@@ -50,52 +47,33 @@ app = App(
 )  # fmt: skip
 
 
-def _flowing(doc: str | None) -> str:
-    """A docstring whose descriptions are one line each: the terminal knows better where to break them."""
-    doc = cleandoc(doc or "") + "\n"  # python -OO has no docstrings
-    doc = re.sub(r"(?m)((?:^ {4}.*\n)+)", lambda text: f"    {' '.join(text[0].split())}\n", doc)
-    return doc.replace("``", "")
-
-
 def _command(name: str, goes_on: bool = False) -> Callable[[Callable], Callable]:
     """Register a command, described by its docstring; one that leaves its result on the disk `goes_on` without output."""
 
     def register(function: Callable) -> Callable:
-        function.__doc__ = _flowing(function.__doc__)
-        function.__annotations__ = {name: _no_empty_path(kind) for name, kind in function.__annotations__.items()}
+        function.__doc__ = flowing(function.__doc__)
+        function.__annotations__ = {name: no_empty_path(kind) for name, kind in function.__annotations__.items()}
         return app.command(goes_on_without_output()(function) if goes_on else function, name=name, sort_key=ORDER.index(name))
 
     return register
 
 
-def _path(kind: type, tokens: Sequence[Token]) -> Path:
-    """A path as it is given, but an empty one, which is no other name for the current folder."""
-    (token,) = tokens
-    if not token.value:
-        raise ValueError("it is empty, but must name a file or folder")
-    return Path(token.value)
+def _model(arguments: Mapping[str, str]) -> dict[str, Any]:
+    """The model settings of `train` and `plan` beside these arguments."""
+    return ModelConfig.preset(_preset(arguments), vocab_size=1000).to_dict()
 
 
-def _no_empty_path(kind: Any) -> Any:
-    """An annotation whose paths are read by :func:`_path`."""
-    if kind is Path:
-        return Annotated[Path, Parameter(converter=_path)]
-    return reduce(or_, map(_no_empty_path, get_args(kind))) if isinstance(kind, UnionType) else kind
+def _preset(arguments: Mapping[str, str]) -> str:
+    """The preset that `train` starts from."""
+    named = arguments.get("preset")
+    return named if named in PRESETS else "shakespeare" if arguments.get("device", "cpu") != "cpu" else "shakespeare-cpu"
 
 
-def _flags(config: type, leave_out: Sequence[str]) -> type:
-    """The fields of a configuration as optional flags: None means "as the preset says"."""
-    names = [(f.name, f.type | None, None) for f in fields(config) if f.name not in leave_out]
-    made = make_dataclass(config.__name__, names, frozen=True)
-    made.__doc__ = _flowing(config.__doc__)
-    made.__module__ = __name__
-    return made
-
-
-ModelFlags = _flags(ModelConfig, leave_out=("vocab_size", "rope_scaling"))
-TrainFlags = _flags(TrainConfig, leave_out=())
-SamplingFlags = _flags(SamplingConfig, leave_out=("seed", "stop_ids"))
-NO_MODEL_FLAGS, NO_TRAIN_FLAGS, NO_SAMPLING_FLAGS = ModelFlags(), TrainFlags(), SamplingFlags()
+ModelFlags = as_flags(ModelConfig, ("vocab_size", "rope_scaling"), Defaults(_model))
+TrainFlags = as_flags(TrainConfig, defaults=Defaults(lambda arguments: recipe(_preset(arguments)).to_dict()))
+TuneFlags = as_flags(TrainConfig, defaults=Defaults(lambda arguments: tuning_defaults("full" in arguments)))
+SamplingFlags = as_flags(SamplingConfig, leave_out=("seed", "stop_ids"))
+NO_MODEL_FLAGS, NO_TRAIN_FLAGS, NO_TUNE_FLAGS, NO_SAMPLING_FLAGS = ModelFlags(), TrainFlags(), TuneFlags(), SamplingFlags()
 Sampling = Annotated[SamplingFlags, Parameter(name="*", group="Sampling")]
 JsonFlag = Annotated[bool, Parameter(name="--json", negative=())]
 TEMPERATURE = 0.8  # on the command line: a text rather than a sample of the distribution
@@ -110,8 +88,8 @@ def train(
     device: str = "cpu",
     out: Path | None = None,
     resume: bool | Literal["auto"] = False,
-    model: Annotated[ModelFlags, Parameter(name="*", group="Model (default: the preset's)")] = NO_MODEL_FLAGS,
-    training: Annotated[TrainFlags, Parameter(name="*", group="Training (default: the preset's)")] = NO_TRAIN_FLAGS,
+    model: Annotated[ModelFlags, Parameter(name="*", group="Model (defaults: the preset's)")] = NO_MODEL_FLAGS,
+    training: Annotated[TrainFlags, Parameter(name="*", group="Training (defaults: the preset's)")] = NO_TRAIN_FLAGS,
 ) -> int:
     """Train a model: on Shakespeare, or on any text or prepared tokens.
 
@@ -138,19 +116,32 @@ def train(
 
     if tokenizer == "":
         raise ValueError("tokenizer is empty, but must be char, bpe or the path of a tokenizer")
-    return train_run(data, preset, device, out, resume, _given(model), _given(training), tokenizer)
+    return train_run(data, preset, device, out, resume, given(model), given(training), tokenizer)
 
 
-PlanFlags = _flags(Plan, leave_out=("config",))
-NO_PLAN_FLAGS = PlanFlags()
+PLANNED = "llama-3-8b"
+
+
+def _planned_model(arguments: Mapping[str, str]) -> dict[str, Any]:
+    return _model({"preset": PLANNED, **arguments})
+
+
+def _plan(arguments: Mapping[str, str]) -> dict[str, Any]:
+    longest = min(Plan.seq_len, _planned_model(arguments)["max_seq_len"])
+    return {field.name: field.default for field in fields(Plan)} | {"seq_len": longest}
+
+
+PlannedFlags = as_flags(ModelConfig, ("vocab_size", "rope_scaling"), Defaults(_planned_model))
+PlanFlags = as_flags(Plan, ("config",), Defaults(_plan))
+NO_PLANNED_FLAGS, NO_PLAN_FLAGS = PlannedFlags(), PlanFlags()
 
 
 @_command("plan")
 def plan(
     *,
-    preset: str = "llama-3-8b",
+    preset: str = PLANNED,
     as_json: JsonFlag = False,
-    model: Annotated[ModelFlags, Parameter(name="*", group="Model (default: the preset's)")] = NO_MODEL_FLAGS,
+    model: Annotated[PlannedFlags, Parameter(name="*", group="Model (defaults: the preset's)")] = NO_PLANNED_FLAGS,
     run: Annotated[PlanFlags, Parameter(name="*", group="Run")] = NO_PLAN_FLAGS,
 ) -> int:
     """Say what a training run will take: memory by part, FLOPs, messages, time and cost.
@@ -164,10 +155,8 @@ def plan(
     as_json
         Print JSON, for a program to read.
     """
-    config = ModelConfig.preset(preset, **_given(model))
-    given = _given(run)
-    given.setdefault("seq_len", min(Plan.seq_len, config.max_seq_len))
-    found = Plan(config, **given)
+    config = ModelConfig.preset(preset, **given(model))
+    found = Plan(config, **{"seq_len": min(Plan.seq_len, config.max_seq_len), **given(run)})
     _print(found.values(), found.text(), as_json)
     return 0
 
@@ -230,7 +219,7 @@ def finetune(
     device: str = "cpu",
     out: Path | None = None,
     resume: bool = False,
-    training: Annotated[TrainFlags, Parameter(name="*", group="Training")] = NO_TRAIN_FLAGS,
+    training: Annotated[TuneFlags, Parameter(name="*", group="Training")] = NO_TUNE_FLAGS,
 ) -> int:
     """Fine-tune a model on conversations: a low-rank adapter (LoRA), or with --full all weights.
 
@@ -271,23 +260,23 @@ def finetune(
     from numllama.model import LoraConfig
     from numllama.training.finetune import Tuning, finetune_run, resume_run
 
-    given = dict(model=model, data=data, val_data=val_data, full=full or None, rank=rank, alpha=alpha, targets=targets or None)
-    given |= dict(epochs=epochs, chat_template=chat_template, tokenizer=tokenizer)
+    about = dict(model=model, data=data, val_data=val_data, full=full or None, rank=rank, alpha=alpha, targets=targets or None)
+    about |= dict(epochs=epochs, chat_template=chat_template, tokenizer=tokenizer)
     if resume:
         if out is None:
             raise ValueError("a run to resume is named with --out")
-        if known := [name.replace("_", "-") for name, value in given.items() if value is not None]:
+        if known := [name.replace("_", "-") for name, value in about.items() if value is not None]:
             raise ValueError(f"a resumed run keeps what it began with, so {', '.join(known)} cannot change")
-        return resume_run(out, device, _given(training))
+        return resume_run(out, device, given(training))
     if model is None or data is None:
         raise ValueError("a model and --data are needed, or --resume with --out")
-    shape = {name: given[name] for name in ("rank", "alpha", "targets") if given[name] is not None}
+    shape = {name: about[name] for name in ("rank", "alpha", "targets") if about[name] is not None}
     if full and shape:
         raise ValueError(f"--full learns all weights, so there is no adapter that {', '.join(shape)} could be of")
     rank = 8 if rank is None else rank
     lora = None if full else LoraConfig(**{"rank": rank, "alpha": 2.0 * rank, **shape})
     tuning = Tuning(model, data, val_data, tokenizer, chat_template, lora)
-    return finetune_run(tuning, out, device, epochs, _given(training))
+    return finetune_run(tuning, out, device, epochs, given(training))
 
 
 @_command("doctor")
@@ -357,7 +346,7 @@ def generate(
     """
     from numllama.generation.run import generate_run
 
-    settings = {"temperature": TEMPERATURE, **_given(sampling)}
+    settings = {"temperature": TEMPERATURE, **given(sampling)}
     limits = dict(max_new_tokens=max_new_tokens, stop=stop, window=window, seed=seed)
     return generate_run(model, tokenizer, device, dtype, prompt, **limits, **settings)
 
@@ -404,7 +393,7 @@ def chat(
     """
     from numllama.generation.run import chat_run
 
-    settings = {"temperature": TEMPERATURE, **_given(sampling)}
+    settings = {"temperature": TEMPERATURE, **given(sampling)}
     return chat_run(model, tokenizer, device, dtype, system, max_new_tokens=max_new_tokens, window=window, seed=seed, **settings)
 
 
@@ -664,11 +653,6 @@ def _print(values: dict[str, Any], text: str, as_json: bool) -> None:
     print(json.dumps(values, indent=1, ensure_ascii=False, default=str) if as_json else text)
 
 
-def _given(flags: Any) -> dict[str, Any]:
-    """The flags that were given."""
-    return {name: value for name, value in asdict(flags).items() if value is not None}
-
-
 # ------------------------------------------------------------------------------------------------ the program
 
 
@@ -692,6 +676,7 @@ def _run(arguments: Sequence[str] | None, out: Output) -> int:
         size = os.environ.get(name, "80")
         if not (len(size) < 5 and size.isdecimal() and 20 <= int(size) <= 1000):  # the size of no terminal
             del os.environ[name]
+    Defaults.arguments = sys.argv[1:] if arguments is None else arguments
     try:
         code = app(arguments, exit_on_error=False)
         out.flush()

@@ -168,8 +168,8 @@ def test_the_longest_name_of_a_file_is_cut():
 
 
 def test_what_is_a_mistake_of_ours_has_no_sentence():
-    for error in (KeyError("a"), IndexError(), AttributeError(), RuntimeError(), TypeError(), AssertionError(), ZeroDivisionError()):
-        assert explained(error) is None
+    for mistake in (KeyError, IndexError, AttributeError, RuntimeError, TypeError, AssertionError, ZeroDivisionError):
+        assert explained(mistake()) is None
 
 
 def test_an_error_that_knows_no_file_is_told_which_it_is_about():

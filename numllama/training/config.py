@@ -175,3 +175,23 @@ RECIPES = {
 def recipe(preset: str) -> TrainConfig:
     """The training settings that go with a model preset."""
     return RECIPES.get(preset, _DEFAULT)
+
+
+TUNING = {"batch_size": 8, "seq_len": 1024, "epochs": 3.0, "warmup": 0.1, "lr": {"lora": 2e-4, "full": 2e-5}}
+
+
+def tuning_defaults(full: bool) -> dict[str, Any]:
+    """The training settings of fine-tuning, of which some depend on the model and the data: those are given in words."""
+    words = {
+        "steps": "as --epochs says",
+        "batch_size": f"{TUNING['batch_size']}, or the number of rows if that is smaller",
+        "seq_len": f"the model's max_seq_len, at most {TUNING['seq_len']}",
+        "warmup_steps": f"{TUNING['warmup']:.0%} of the steps",
+        "eval_every": "once an epoch",
+    }
+    return {**_DEFAULT.to_dict(), **tuning_values(full), **words}
+
+
+def tuning_values(full: bool) -> dict[str, Any]:
+    """Those that depend on neither: small steps, and no pull towards zero."""
+    return {"lr": TUNING["lr"]["full" if full else "lora"], "weight_decay": 0.0, "beta2": 0.999}

@@ -22,13 +22,11 @@ from numllama.model import LoraConfig, Transformer
 from numllama.storage.files import reading, verified, write_json
 from numllama.tokenizer import CharTokenizer, Tokenizer
 from numllama.training import checkpoint
-from numllama.training.config import TrainConfig
+from numllama.training.config import TUNING, TrainConfig, tuning_values
 from numllama.training.conversations import Conversations, load_conversations
 from numllama.training.run import check_new, default_folder, ends_when_told, go_on, only_run_in, write_about
 from numllama.training.trainer import Trainer
 
-BATCH_SIZE, SEQ_LEN, WARMUP, EPOCHS = 8, 1024, 0.1, 3.0
-LR = {"full": 2e-5, "lora": 2e-4}
 TEMPLATE_FILES = ("tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
 
 
@@ -94,7 +92,7 @@ def finetune_run(
     out = out or default_folder(f"{tuning.model.resolve().name}-tuned", resume=False)
     check_new(out)
     model, data = _open(tuning, device, train_changes.get("dtype"), train_changes.get("seed", 0))
-    config = _recipe(tuning, model, data, epochs or EPOCHS, train_changes)
+    config = _recipe(tuning, model, data, epochs or TUNING["epochs"], train_changes)
     trainer = Trainer(model, data, config, out)
     with only_run_in(out, begun=False):
         return _go_on(tuning, trainer)
@@ -179,23 +177,20 @@ def _recipe(
     tuning: Tuning, model: Transformer, data: Conversations, epochs: float, changes: dict[str, Any]
 ) -> TrainConfig:
     """The settings of fine-tuning: few steps, small ones, no pull towards zero."""
-    seq_len = changes.get("seq_len") or min(model.config.max_seq_len, SEQ_LEN)
+    seq_len = changes.get("seq_len") or min(model.config.max_seq_len, TUNING["seq_len"])
     data.check(model.config.vocab_size, seq_len)
     rows = len(data.train.rows(seq_len))
-    batch_size = changes.get("batch_size") or min(BATCH_SIZE, rows)
+    batch_size = changes.get("batch_size") or min(TUNING["batch_size"], rows)
     steps = changes.get("steps") or max(1, ceil(epochs * rows / batch_size))
     defaults = dict(
         steps=steps,
         batch_size=batch_size,
         seq_len=seq_len,
-        lr=LR["lora" if tuning.lora else "full"],
-        warmup_steps=int(WARMUP * steps),
-        weight_decay=0.0,
-        beta2=0.999,
+        warmup_steps=int(TUNING["warmup"] * steps),
         eval_every=max(1, ceil(rows / batch_size)),
         dtype=model.params.flat.dtype.name if model.params.flat.dtype in TWO_BYTES else model.dtype.name,
     )
-    return TrainConfig(**{**defaults, **changes})
+    return TrainConfig(**{**tuning_values(full=tuning.lora is None), **defaults, **changes})
 
 
 def _go_on(tuning: Tuning, trainer: Trainer, before: TrainConfig | None = None) -> int:
