@@ -2,20 +2,23 @@
 
 import asyncio
 import os
+import stat
 from collections.abc import Sequence
 from contextlib import suppress
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from numllama.errors import NumllamaError
+from numllama.errors import NumllamaError, shown
 from numllama.generation import SamplingConfig
 from numllama.serve.engine import Engine, Request
 from numllama.tokenizer import Tokenizer
 from numllama.training import load_run
 from numllama.training.checkpoint import find_step
-from numllama.training.metrics import parse_line
+from numllama.training.metrics import FIELDS, parse_line
 
 LOG = "metrics.jsonl"
+MOST_AT_ONCE = 2**24  # bytes of it that are read at a time
 SAMPLE_TOKENS, KEPT_SAMPLES = 200, 8
 
 
@@ -33,28 +36,58 @@ class Log:
     Attributes
     ----------
     lines : list of dict
+        ``step`` and ``loss`` of each, and those of ``val_loss`` and ``tokens_per_second`` that it has: all of them numbers. A
+        step without a finite loss has no line.
+    problem : str or None
+        One sentence on what in the file is no line of a run's log.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self.lines, self._file, self._position = path, [], 0, 0
+        self.path, self._file = path, 0
+        self._begin()
+
+    def _begin(self) -> None:
+        self.lines: list[dict[str, Any]] = []
+        self.problem: str | None = None
+        self._position = self._seen = 0
 
     def read(self) -> bool:
         """Take in what is new, and say whether anything is."""
         try:
-            with open(self.path, "rb") as file:
+            with open(self.path, "rb", opener=_without_waiting) as file:
                 about = os.fstat(file.fileno())
+                if not stat.S_ISREG(about.st_mode):
+                    raise OSError(None, "it is not a regular file")
                 if about.st_ino != self._file or about.st_size < self._position:  # another run, or steps are done again
-                    self.lines, self._position, self._file = [], 0, about.st_ino
+                    self._begin()
+                    self._file = about.st_ino
                 file.seek(self._position)
-                new = file.read()
-        except OSError:
+                new = file.read(MOST_AT_ONCE)
+        except FileNotFoundError:
             return False
-        whole = new[: new.rfind(b"\n") + 1]  # the last line may still be being written
+        except OSError as error:
+            before, self.problem = self.problem, f"{LOG} cannot be read: {error.strerror}"
+            return self.problem != before
+        # The last line may still be being written, unless it is longer than any line is.
+        whole = new if len(new) == MOST_AT_ONCE and b"\n" not in new else new[: new.rfind(b"\n") + 1]
         self._position += len(whole)
         for text in whole.splitlines():
-            if (line := parse_line(text)) is not None:
-                self.lines.append(line)
+            self._seen += 1
+            try:
+                line = parse_line(text)
+            except ValueError as error:
+                sentence = f"{LOG} has lines that are none of a run's log, the first is line {self._seen}"
+                self.problem = self.problem or f"{sentence}: {shown(str(error), quote=False)}"
+            else:
+                if isfinite(line["loss"]):
+                    values = {name: float(line[name]) for name in FIELDS if line.get(name) is not None}
+                    self.lines.append({**values, "step": line["step"]})
         return bool(whole)
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a file, but do not wait for whoever may write to it, should it be a pipe."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 class Watch:
@@ -85,8 +118,8 @@ class Watch:
         self._busy, step = True, self._latest()
         try:
             self.samples = [(step, await self._sample(engine)), *self.samples][:KEPT_SAMPLES]
-        except (NumllamaError, ValueError, OSError) as error:
-            self.samples = [(step, f"({error})"), *self.samples][:KEPT_SAMPLES]
+        except Exception as error:  # whatever another process has written there: it is said where the text would be
+            self.samples = [(step, f"({error or type(error).__name__})"), *self.samples][:KEPT_SAMPLES]
         finally:
             self._busy = False
 
@@ -103,6 +136,6 @@ class Watch:
         return load_run(self.folder, which="latest"), Tokenizer.load(self.folder)
 
     def _latest(self) -> int | None:
-        with suppress(NumllamaError, ValueError):
+        with suppress(NumllamaError, ValueError, OSError):
             return int(find_step(self.folder).name.removeprefix("step-"))
         return None

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from numllama.errors import CheckpointError, NumllamaError
+from numllama.storage.fields import check, number, optional, whole
 from numllama.storage.files import read_bytes, strict, write_text
 from numllama.training.trainer import StepReport
 
 MOST_WAITING = 2**26  # bytes of lines that wait for room on the disk: some 300,000 steps
 MOST_BYTES = 2**40
+FIELDS = {"step": whole(0, 2**53), **dict.fromkeys(("loss", "val_loss", "tokens_per_second"), optional(number()))}
 
 
 class MetricsLog:
@@ -79,19 +81,29 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         If there is no file, or it cannot be read.
     """
     text = read_bytes(path, CheckpointError, MOST_BYTES).decode("utf-8", "replace")
-    return [line for line in map(parse_line, text.splitlines()) if line is not None]
+    lines = []
+    for line in text.splitlines():
+        with suppress(ValueError):
+            lines.append(parse_line(line))
+    return lines
 
 
-def parse_line(text: str | bytes) -> dict[str, Any] | None:
-    """One line, or None unless it has an integer ``step`` and a ``loss``, which is NaN where it was not finite."""
+def parse_line(text: str | bytes) -> dict[str, Any]:
+    """One line: a ``step``, a ``loss``, which is NaN where it was not finite, and whatever else was logged.
+
+    Raises
+    ------
+    ValueError
+        If it is none, with the reason.
+    """
     try:
-        line = json.loads(text)
-        step, loss = line["step"], line["loss"]
-        if type(step) is not int or not isinstance(loss, float | None):
-            return None
-        return {**line, "loss": math.nan if loss is None else loss}
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return None
+        line = json.loads(text, parse_constant=lambda name: None)  # NaN and infinities of logs that were no strict JSON
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if not isinstance(line, dict) or "step" not in line or "loss" not in line:
+        raise ValueError("it has no step and loss")
+    check(line, FIELDS)
+    return {**line, "loss": math.nan if line["loss"] is None else float(line["loss"])}
 
 
 def _line(values: dict[str, Any]) -> str:

@@ -3,10 +3,13 @@
 import asyncio
 import json
 import os
+import re
 
+import pytest
 from serve.served import small_engine
 
 import numllama as nl
+from numllama.serve import training as module
 from numllama.serve.training import Log, Watch, runs_in
 from numllama.training import TrainConfig, Trainer, load_dataset
 
@@ -31,6 +34,80 @@ def test_a_log_is_read_as_it_grows(tmp_path):
         file.write(line(2)[9:] + "damaged\n[]\n" + line(3))
     assert log.read()
     assert steps(log) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("odd", "why"), [
+    ("damaged", "Expecting value"), ("[1, 2]", "it has no step and loss"), ("{}", "it has no step and loss"),
+    ('{"step": true, "loss": 1.0}', "step is True, but must be a whole number"),
+    ('{"step": -1, "loss": 1.0}', "step is -1"), ('{"step": 1e400, "loss": 1.0}', "step is"),
+    ('{"step": 1' + "0" * 400 + ', "loss": 1.0}', "step is 1000"), ('{"step": 2, "loss": "low"}', "loss is 'low'"),
+    ('{"step": 2, "loss": 1' + "0" * 400 + "}", "loss is 1000"), ('{"step": 2, "loss": 1.0, "val_loss": []}', "val_loss is []"),
+    ('{"step": 2, "loss": 1.0, "tokens_per_second": {}}', "tokens_per_second is {}"), ("[" * 100_000, "nested too deeply"),
+    ("\x00\x00", "Expecting value"), ("9" * 5000, "Exceeds the limit"),
+])  # fmt: skip
+def test_a_line_that_is_none_is_one_sentence_and_the_others_are_read(tmp_path, odd, why):
+    log = Log(tmp_path / "metrics.jsonl")
+    log.path.write_text(line(1) + odd + "\n" + line(3) + "more of it\n", encoding="utf-8")
+    assert log.read()
+    assert steps(log) == [1, 3]
+    assert log.problem.startswith("metrics.jsonl has lines that are none of a run's log, the first is line 2: ")
+    assert why in log.problem
+    assert len(log.problem) < 200
+    log.path.write_text(line(1), encoding="utf-8")  # written anew
+    assert log.read()
+    assert log.problem is None
+
+
+def test_bytes_that_are_no_text_are_named(tmp_path):
+    log = Log(tmp_path / "metrics.jsonl")
+    log.path.write_bytes(line(1).encode() + b"{\xff}\n")
+    assert log.read()
+    assert "the first is line 2: 'utf" in log.problem
+
+
+def test_a_step_without_a_finite_loss_has_no_point(tmp_path):
+    log = Log(tmp_path / "metrics.jsonl")
+    log.path.write_text('{"step": 1, "loss": NaN}\n{"step": 2, "loss": null}\n{"step": 3, "loss": 2, "val_loss": null}\n')
+    assert log.read()
+    assert log.lines == [{"step": 3, "loss": 2.0}]
+    assert type(log.lines[0]["loss"]) is float
+    assert log.problem is None
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+    (tmp_path / "a folder").mkdir()
+    os.mkfifo(tmp_path / "a pipe")
+    for name in ("a folder", "a pipe", "/dev/zero"):
+        log = Log(tmp_path / name)
+        assert log.read()
+        assert re.fullmatch("metrics.jsonl cannot be read: .+", log.problem)
+        assert not log.read()  # nothing new
+
+
+def test_a_line_without_end_is_read_in_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "MOST_AT_ONCE", 100)
+    log = Log(tmp_path / "metrics.jsonl")
+    log.path.write_text("x" * 350 + "\n" + line(1), encoding="utf-8")
+    while log.read():
+        pass
+    assert steps(log) == [1]
+    assert "line 1: " in log.problem
+
+
+def test_a_checkpoint_that_cannot_be_read_says_so_once(tmp_path, monkeypatch):
+    watch = Watch(tmp_path)
+    monkeypatch.setattr(watch, "_latest", lambda: 3)
+    for error in (KeyError("weights"), MemoryError(), RecursionError("deep")):
+
+        def fail(error=error):
+            raise error
+
+        monkeypatch.setattr(watch, "_load", fail)
+        watch.samples = []
+        assert watch.is_due
+        asyncio.run(watch.sample(None))
+        assert not watch.is_due
+        assert watch.samples == [(3, f"({error or type(error).__name__})")]
 
 
 def test_a_run_that_was_resumed_is_read_anew(tmp_path):

@@ -121,7 +121,8 @@ def test_old_lines_with_nan_are_read_and_written_anew(tmp_path):
     '{"step": 1, "loss": "x"}', '{"step": 1, "loss": 1.0', "[" * 100_000, b"\xff\xfe", b"\0",
 ])  # fmt: skip
 def test_what_is_no_line_is_left_out(line):
-    assert parse_line(line) is None
+    with pytest.raises(ValueError, match="."):
+        parse_line(line)
 
 
 def test_a_log_that_is_no_file_is_refused_before_anything_is_written(tmp_path):
