@@ -26,7 +26,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, CycloptsError, Parameter
 
 from numllama import __version__
-from numllama.commands.flags import Defaults, as_flags, flowing, given, no_empty_path
+from numllama.commands.flags import Defaults, as_flags, flowing, given, no_empty_path, typed_text
 from numllama.errors import explained
 from numllama.generation import SamplingConfig
 from numllama.model import PRESETS, ModelConfig
@@ -76,7 +76,6 @@ SamplingFlags = as_flags(SamplingConfig, leave_out=("seed", "stop_ids"))
 NO_MODEL_FLAGS, NO_TRAIN_FLAGS, NO_TUNE_FLAGS, NO_SAMPLING_FLAGS = ModelFlags(), TrainFlags(), TuneFlags(), SamplingFlags()
 Sampling = Annotated[SamplingFlags, Parameter(name="*", group="Sampling")]
 JsonFlag = Annotated[bool, Parameter(name="--json", negative=())]
-TEMPERATURE = 0.8  # on the command line: a text rather than a sample of the distribution
 
 
 @_command("train", goes_on=True)
@@ -306,12 +305,17 @@ def doctor(*, as_json: JsonFlag = False) -> int:
 @_command("generate")
 def generate(
     model: Path,
+    prompt: Annotated[str | None, Parameter(allow_leading_hyphen=True, converter=typed_text)] = None,
     *,
-    prompt: str = "",
+    prompt_file: Annotated[Path | None, Parameter(allow_leading_hyphen=True)] = None,
+    n: Annotated[int, Parameter(name=["--n", "-n"])] = 1,
     max_new_tokens: int | None = None,
     stop: tuple[str, ...] = (),
     window: int | None = None,
     seed: int | None = None,
+    special: bool = True,
+    skip_special_tokens: bool = True,
+    as_json: JsonFlag = False,
     device: str = "cpu",
     dtype: str | None = None,
     tokenizer: Path | None = None,
@@ -326,15 +330,25 @@ def generate(
     model
         A training run, a Hugging Face folder, a .safetensors or a llama2.c .bin.
     prompt
-        The text to continue.
+        The text to continue; - reads it from standard input.
+    prompt_file
+        A UTF-8 file in its place, or - for standard input. The end of its last line is not part of it.
+    n
+        How many texts. With a seed, the next text has the next seed.
     max_new_tokens
-        Default 256, or as many as fit the model's max_seq_len.
+        Default 256.
     stop
         A text that ends the new text and is not part of it; may be given several times.
     window
-        Each token sees this many, and the text may be longer than max_seq_len.
+        Each token sees this many. Default all, or the model's max_seq_len where the text is longer than that.
     seed
         The same seed gives the same text.
+    special
+        Special tokens that the prompt spells, such as <|im_start|>, are those tokens, not ordinary text.
+    skip_special_tokens
+        Leave special tokens out of the text.
+    as_json
+        Print the texts as JSON, for a program to read.
     device
         cpu, cuda, or cuda:N.
     dtype
@@ -342,13 +356,15 @@ def generate(
     tokenizer
         Its file or folder. Default the one beside the model.
     sampling
-        How the next token is drawn; the temperature is 0.8 by default.
+        How the next token is drawn. Default what the checkpoint's generation_config.json says; temperature 0.8 where it says
+        nothing.
     """
     from numllama.generation.run import generate_run
 
-    settings = {"temperature": TEMPERATURE, **given(sampling)}
     limits = dict(max_new_tokens=max_new_tokens, stop=stop, window=window, seed=seed)
-    return generate_run(model, tokenizer, device, dtype, prompt, **limits, **settings)
+    how = dict(special=special, skip_special_tokens=skip_special_tokens)
+    opened = model, tokenizer, device, dtype
+    return generate_run(*opened, prompt, prompt_file, n, as_json, **limits, **how, **given(sampling))
 
 
 @_command("chat")
@@ -359,6 +375,7 @@ def chat(
     max_new_tokens: int | None = None,
     window: int | None = None,
     seed: int | None = None,
+    skip_special_tokens: bool = True,
     device: str = "cpu",
     dtype: str | None = None,
     tokenizer: Path | None = None,
@@ -382,6 +399,8 @@ def chat(
         Each token sees this many, and the conversation may be longer than max_seq_len.
     seed
         The same seed and the same words give the same answers.
+    skip_special_tokens
+        Leave special tokens out of the answers.
     device
         cpu, cuda, or cuda:N.
     dtype
@@ -389,12 +408,13 @@ def chat(
     tokenizer
         Its file or folder. Default the one beside the model.
     sampling
-        How the next token is drawn; the temperature is 0.8 by default.
+        How the next token is drawn. Default what the checkpoint's generation_config.json says; temperature 0.8 where it says
+        nothing.
     """
     from numllama.generation.run import chat_run
 
-    settings = {"temperature": TEMPERATURE, **given(sampling)}
-    return chat_run(model, tokenizer, device, dtype, system, max_new_tokens=max_new_tokens, window=window, seed=seed, **settings)
+    limits = dict(max_new_tokens=max_new_tokens, window=window, seed=seed, skip_special_tokens=skip_special_tokens)
+    return chat_run(model, tokenizer, device, dtype, system, **limits, **given(sampling))
 
 
 @_command("serve", goes_on=True)
@@ -456,8 +476,9 @@ def serve(
 @_command("eval")
 def evaluate(
     model: Path,
-    file: Path,
+    file: Path | None = None,
     *,
+    data: Path | None = None,
     seq_len: int | None = None,
     as_json: JsonFlag = False,
     device: str = "cpu",
@@ -474,6 +495,8 @@ def evaluate(
         A training run, a Hugging Face folder, a .safetensors or a llama2.c .bin.
     file
         A UTF-8 text, or a token file (.bin, .npy).
+    data
+        The same, as `train` names it.
     seq_len
         Tokens in a window: each sees those before it in its own. Default the model's max_seq_len.
     as_json
@@ -488,6 +511,9 @@ def evaluate(
     from numllama.generation.run import open_model
     from numllama.training.evaluate import evaluate_file
 
+    if (file is None) == (data is None):
+        raise ValueError("one file is needed to evaluate the model on, as FILE or as --data")
+    file = file or data
     found = evaluate_file(*open_model(model, tokenizer, device, dtype), file, seq_len)
     bits = "unknown" if found["bits_per_byte"] is None else f"{found['bits_per_byte']:.4f}"
     text = f"loss            {found['loss']:.4f}\nperplexity      {found['perplexity']:.4g}\nbits per byte   {bits}"

@@ -20,6 +20,14 @@ def flowing(doc: str | None) -> str:
     return doc.replace("``", "")
 
 
+def typed_text(kind: type, tokens: Sequence[Token]) -> str:
+    """A text as it is given. One without its flag may be - alone: whatever else begins with it is a flag that there is not."""
+    (token,) = tokens
+    if token.keyword is None and token.value.startswith("-") and token.value != "-":
+        raise ValueError(f"{token.value} is no option of this command")
+    return token.value
+
+
 def no_empty_path(kind: Any) -> Any:
     """An annotation whose paths may not be empty: an empty one is no other name for the current folder."""
     if kind is Path:

@@ -26,6 +26,8 @@ class Chat:
         Of an answer; see :func:`stream_text`.
     window : int, optional
         See :func:`generate`.
+    skip_special_tokens : bool
+        Leave special tokens out of the answers.
     settings
         See :class:`SamplingConfig`. Default what the checkpoint's generation_config.json says, and its end tokens.
 
@@ -42,9 +44,11 @@ class Chat:
         system: str | None = None,
         max_new_tokens: int | None = None,
         window: int | None = None,
+        skip_special_tokens: bool = True,
         **settings: Any,
     ) -> None:
         self.model, self.tokenizer, self.max_new_tokens = model, tokenizer, max_new_tokens
+        self.skip_special_tokens = skip_special_tokens
         self.sampling = SamplingConfig(**{**default_settings(model, tokenizer), **settings})
         self.sampling.check(model.config.vocab_size)
         self.messages = [{"role": "system", "content": system}] if system else []
@@ -59,7 +63,7 @@ class Chat:
 
     def _stream(self, messages: list[dict[str, str]]) -> TextStream:
         prompt, stop = chat_prompt(self.tokenizer, messages)
-        settings = dict(kv_cache=self.kv_cache, sampling=self.sampling)
+        settings = dict(kv_cache=self.kv_cache, sampling=self.sampling, skip_special_tokens=self.skip_special_tokens)
         return stream_text(self.model, self.tokenizer, prompt, self.max_new_tokens, stop, **settings)
 
     def _answer(self, pieces: TextStream) -> Iterator[str]:

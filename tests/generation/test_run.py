@@ -2,6 +2,7 @@
 
 import builtins
 import io
+import json
 import os
 import re
 import subprocess
@@ -18,6 +19,7 @@ from training.realdata import real_data
 import numllama as nl
 from numllama.cli import main
 from numllama.generation import run
+from numllama.generation.chat import PARAGRAPH
 
 SPEED = r"^\d+ prompt tokens in \d+\.\d\d s, (\d+) new ones(, [\d,]+ tokens/s)?\n$"
 NAMES = ["<|begin|>", "<|user|>", "<|assistant|>", "<|end|>", "<|pause|>"]
@@ -91,11 +93,13 @@ def test_the_text_follows_its_prompt_at_once(trained):
 
 
 @pytest.mark.parametrize(("flags", "settings"), [
-    (["--temperature", 0], dict(temperature=0)),
+    (["--temperature", 0], dict(temperature=0, window=16)),
     (["--temperature", 2, "--top-k", 3, "--top-p", 0.7, "--min-p", 0.1, "--repetition-penalty", 1.5],
-     dict(temperature=2.0, top_k=3, top_p=0.7, min_p=0.1, repetition_penalty=1.5)),
+     dict(temperature=2.0, top_k=3, top_p=0.7, min_p=0.1, repetition_penalty=1.5, window=16)),
+    (["--top-k", 0, "--top-p", 1, "--max-new-tokens", 9], dict(temperature=0.8, max_new_tokens=9)),
+    (["--top-k", 999, "--top-p", 0, "--max-new-tokens", 16], dict(temperature=0, max_new_tokens=16)),
     (["--window", 7, "--max-new-tokens", 40], dict(temperature=0.8, window=7, max_new_tokens=40)),
-    (["--stop", "c", "--stop", "ba"], dict(temperature=0.8, stop=["c", "ba"])),
+    (["--stop", "c", "--stop", "ba"], dict(temperature=0.8, stop=["c", "ba"], window=16)),
 ])  # fmt: skip
 def test_flags_are_the_settings_of_complete(trained, flags, settings):
     model, tokenizer = nl.load(trained), nl.Tokenizer.load(trained)
@@ -129,6 +133,115 @@ def test_the_terminal_gets_each_piece_as_it_is_made(trained):
     finally:
         process.kill()
         process.communicate()
+
+
+def test_a_first_model_goes_on_beyond_its_context(trained):
+    model, tokenizer = nl.load(trained), nl.Tokenizer.load(trained)
+    result = numllama("generate", trained, "--prompt", "abc", "--seed", 5)
+    assert result.out == "abc" + nl.complete(model, tokenizer, "abc", 256, temperature=0.8, seed=5, window=16) + "\n"
+    assert re.match(SPEED[:-3], result.err)[1] == "256"
+    assert result.err.splitlines()[1:] == [
+        "the text is longer than max_seq_len: each token follows from the 16 before it, as with --window 16"
+    ]
+    short = numllama("generate", trained, "--prompt", "abc", "--seed", 5, "--max-new-tokens", 14)
+    assert short.out == "abc" + nl.complete(model, tokenizer, "abc", 14, temperature=0.8, seed=5) + "\n"
+    assert len(short.err.splitlines()) == 1
+
+
+def test_learned_positions_end_where_their_table_does(tmp_path):
+    model = random_model("float32", vocab_size=3, positions="learned", max_seq_len=16)
+    model.save(tmp_path, nl.CharTokenizer("abc"))
+    result = numllama("generate", tmp_path, "--prompt", "abc", "--seed", 5)
+    assert re.match(SPEED, result.err)[1] == "14"
+    refused(numllama("generate", tmp_path, "--prompt", "abc", "--max-new-tokens", 15), "do not fit: max_seq_len is 16")
+    assert "window" not in numllama("generate", tmp_path, "--prompt", "abc", "--max-new-tokens", 15).err
+
+
+@pytest.mark.parametrize("how", ["positional", "--prompt", "--prompt-file"])
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+def test_a_prompt_from_standard_input_or_a_file(trained, tmp_path, monkeypatch, how, end):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(f"abc\n\ncab{end}".encode())))
+    flags = ["-"] if how == "positional" else [how, "-"]
+    expected = numllama("generate", trained, "--prompt", "abc\n\ncab", "--seed", 1, "--max-new-tokens", 5).out
+    assert numllama("generate", trained, *flags, "--seed", 1, "--max-new-tokens", 5).out == expected
+    (tmp_path / "prompt").write_bytes(f"abc\n\ncab{end}".encode())
+    assert numllama("generate", trained, "--prompt-file", tmp_path / "prompt", "--seed", 1, "--max-new-tokens", 5).out == expected
+    assert numllama("generate", trained, "abc\n\ncab", "--seed", 1, "--max-new-tokens", 5).out == expected
+
+
+def test_a_prompt_that_cannot_be_read_is_named(trained, tmp_path, monkeypatch):
+    refused(numllama("generate", trained, "--prompt-file", tmp_path / "nowhere"), "does not exist")
+    refused(numllama("generate", trained, "--prompt-file", tmp_path), "a folder")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"ab\xff")))
+    refused(numllama("generate", trained, "-"), "standard input is not UTF-8 text: byte 2")
+    assert "--promp is no option" in numllama("generate", trained, "--promp", "abc").err
+    assert "-x is no option" in numllama("generate", trained, "-x").err
+
+
+def test_several_texts_are_those_of_the_following_seeds(trained):
+    one_by_one = [numllama("generate", trained, "--prompt", "ab", "--seed", seed).out for seed in (7, 8, 9)]
+    result = numllama("generate", trained, "--prompt", "ab", "--seed", 7, "-n", 3)
+    assert result.out == "-----\n".join(one_by_one)
+    assert re.match(SPEED[:-3], result.err)[1] == str(3 * 256)
+
+
+def test_texts_as_json(trained):
+    plain = numllama("generate", trained, "--prompt", "ab", "--seed", 7, "--max-new-tokens", 9, "-n", 2, "--stop", "c").out
+    result = numllama("generate", trained, "--prompt", "ab", "--seed", 7, "--max-new-tokens", 9, "-n", 2, "--stop", "c", "--json")
+    values = json.loads(result.out)
+    assert ["ab" + one["text"] for one in values["texts"]] == [text.removesuffix("\n") for text in plain.split("-----\n")]
+    assert (values["prompt"], values["prompt_tokens"]) == ("ab", 2)
+    assert {one["finish_reason"] for one in values["texts"]} <= {"stop", "length"}
+    assert all((one["finish_reason"] == "length") == (one["new_tokens"] == 9) for one in values["texts"])
+    assert values["settings"]["temperature"] == 0.8
+    assert values["settings"]["seed"] == 7
+
+
+@pytest.fixture(scope="module")
+def settled(tmp_path_factory):
+    """A model whose checkpoint says how it is to be sampled."""
+    folder = tmp_path_factory.mktemp("settled")
+    model = random_model("float32", vocab_size=261, max_seq_len=300)
+    model.generation_config = {"do_sample": True, "temperature": 0.3, "top_k": 7, "top_p": 0.95}
+    model.save(folder, nl.Tokenizer({i: bytes([i]) for i in range(256)}, [], NAMES))
+    return folder
+
+
+def test_the_checkpoints_settings_are_told_and_lie_below_the_flags(settled):
+    model, tokenizer = nl.load(settled), nl.Tokenizer.load(settled)
+    result = numllama("generate", settled, "--prompt", "Hello", "--seed", 1, "--max-new-tokens", 30)
+    own = dict(temperature=0.3, top_k=7, top_p=0.95)
+    assert result.out == "Hello" + nl.complete(model, tokenizer, "Hello", 30, seed=1, **own) + "\n"
+    assert result.err.splitlines()[0] == "from generation_config.json: temperature 0.3, top_k 7, top_p 0.95"
+    flags = ["--max-new-tokens", 30, "--temperature", 1, "--top-k", 0]
+    result = numllama("generate", settled, "--prompt", "Hello", "--seed", 1, *flags)
+    assert result.out == "Hello" + nl.complete(model, tokenizer, "Hello", 30, seed=1, temperature=1, top_k=0, top_p=0.95) + "\n"
+    assert result.err.splitlines()[0] == "from generation_config.json: top_p 0.95"
+    talk = numllama("chat", settled, "--seed", 1, "--max-new-tokens", 30, lines=["Hello"])
+    assert talk.err.splitlines()[0] == "from generation_config.json: temperature 0.3, top_k 7, top_p 0.95"
+    assert talk.out == f"> {nl.complete(model, tokenizer, 'Hello' + PARAGRAPH, 30, seed=1, stop=PARAGRAPH, **own)}\n> \n"
+
+
+@pytest.mark.parametrize("prompt", ["<|begin|>hi", "<|user|>hi<|end|>", "<|pause|>"])
+def test_special_tokens_of_a_prompt_are_those_tokens_or_text(chatty, prompt):
+    model, tokenizer = nl.load(chatty), nl.Tokenizer.load(chatty)
+    for flags, settings in ([], {}), (["--no-special"], dict(special=False)), (
+        ["--no-skip-special-tokens"], dict(skip_special_tokens=False),
+    ):  # fmt: skip
+        result = numllama("generate", chatty, "--prompt", prompt, "--seed", 1, "--max-new-tokens", 20, *flags)
+        assert result.code == 0
+        expected = nl.complete(model, tokenizer, prompt, 20, seed=1, temperature=0.8, **settings)
+        assert result.out == f"{prompt}{expected}\n"
+
+
+def test_logits_that_are_no_numbers_are_one_sentence(chatty, tmp_path):
+    model = nl.load(chatty)
+    model.params["blocks.0.w_up"][0, 0] = float("nan")
+    model.save(tmp_path, nl.Tokenizer.load(chatty))
+    for flags in ([], ["--temperature", 0], ["--top-k", 5], ["--json"]):
+        result = numllama("generate", tmp_path, "--prompt", "hi", *flags)
+        refused(result, "the model's logits hold NaN, because its parameter blocks.0.w_up is not finite")
+    assert "w_up is not finite" in numllama("chat", tmp_path, lines=["hi"]).err
 
 
 # ------------------------------------------------------------------------------------------------ chat
@@ -203,7 +316,9 @@ WRONG = {
     "min_p": (["--min-p", 1.5], "min_p is 1.5"),
     "penalty": (["--repetition-penalty", 0], "repetition_penalty is 0.0"),
     "window": (["--window", 301], "window is 301, but must be a whole number in 1..300"),
-    "new tokens": (["--max-new-tokens", 400], "400 new ones do not fit: max_seq_len is 300"),
+    "new tokens": (["--max-new-tokens", -1], "max_new_tokens is -1, but must be a whole number that is not negative"),
+    "n": (["-n", 0], "n is 0, but must be a whole number of at least 1"),
+    "two prompts": (["--prompt-file", "nowhere"], "prompt and prompt_file are both given, but only one of them"),
     "dtype": (["--dtype", "int8"], "dtype is 'int8', but must be one of"),
     "device": (["--device", "tpu"], "device is 'tpu'"),
     "tokenizer": (["--tokenizer", "nowhere"], "the tokenizer nowhere does not exist"),
@@ -233,7 +348,7 @@ def test_so_it_is_in_a_chat_before_anything_is_said(chatty, name):
 
 def test_a_prompt_that_is_empty_or_too_long(trained, chatty):
     refused(numllama("generate", trained), "the prompt is empty, but at least one token is needed to begin with")
-    refused(numllama("generate", trained, "--prompt", "a" * 20), "a prompt of 20 tokens and 1 new ones do not fit: max_seq_len")
+    assert numllama("generate", trained, "--prompt", "a" * 20, "--max-new-tokens", 3).code == 0   # a window slides over it
     refused(numllama("generate", trained, "--prompt", "x"), "character 'x' at position 0")
     assert numllama("generate", chatty, "--max-new-tokens", 3).code == 0   # there is a token to begin with
 
@@ -257,6 +372,6 @@ def test_a_tokenizer_of_another_model(chatty, tmp_path):
 def test_the_help_names_every_flag():
     sampling = ["temperature", "top-k", "top-p", "min-p", "repetition-penalty"]
     shared = ["max-new-tokens", "window", "seed", "device", "dtype", "tokenizer", *sampling]
-    for command, own in (("generate", ["prompt", "stop"]), ("chat", ["system"])):
+    for command, own in (("generate", ["prompt", "stop", "prompt-file", "json", "no-special"]), ("chat", ["system"])):
         out = numllama(command, "--help").out
         assert not [name for name in [*own, *shared] if f"--{name}" not in out]
