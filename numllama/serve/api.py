@@ -12,7 +12,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from numllama.errors import GenerationError, NumllamaError
+from numllama.errors import GenerationError, NumllamaError, shown
 from numllama.serve import requests
 from numllama.serve.engine import STOPPED, Busy, Engine, EngineStopped, Piece, Texts, Token
 from numllama.serve.requests import Asked, BadRequest
@@ -47,7 +47,7 @@ class Api:
     async def model(self, http: HttpRequest) -> Response:
         name = http.path_params["name"]
         if name != self.model_name:
-            raise BadRequest(f"there is no model {name!r}, but {self.model_name!r}", "model", 404, "model_not_found")
+            raise BadRequest(f"there is no model {shown(name)}, but {self.model_name!r}", "model", 404, "model_not_found")
         return answer(self._about())
 
     async def completions(self, http: HttpRequest) -> Response:
