@@ -49,6 +49,15 @@ def listed(names: Sequence[str]) -> str:
     return some + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
+def in_words(error: Exception) -> str:
+    """What an error says, cut to a sentence's length; one of a codec not in Python's words."""
+    if isinstance(error, UnicodeDecodeError):
+        return f"byte {error.start} is not {error.encoding.upper()}"
+    if isinstance(error, UnicodeEncodeError):
+        return f"{error.object[error.start]!a} is no character that {error.encoding.upper()} can write"
+    return shown(error, quote=False, most=300)
+
+
 @contextmanager
 def naming(path: str | os.PathLike) -> Iterator[None]:
     """Let an OSError know which file it is about: one that comes while a file is written does not."""
@@ -63,7 +72,7 @@ def naming(path: str | os.PathLike) -> Iterator[None]:
 def explained(error: BaseException) -> str | None:
     """The sentence by which the user can fix what has gone wrong; None for a mistake of ours."""
     if isinstance(error, NumllamaError | ValueError):
-        return str(error)
+        return in_words(error) if isinstance(error, UnicodeError) else str(error)
     if isinstance(error, MemoryError):
         from numllama.backend import out_of_memory  # which asks the GPU
 

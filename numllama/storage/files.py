@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from numllama.errors import CheckpointError, DamagedError, NumllamaError, shown
+from numllama.errors import CheckpointError, DamagedError, NumllamaError, in_words, shown
 
 MOST_JSON = 2**28  # bytes; the largest tokenizer.json that is published has 2**25
 LONGEST_PATH = 500  # characters of a path in a sentence
@@ -54,7 +54,7 @@ def _what_went_wrong(failure: Exception) -> str:
         return "is nested too deeply"
     if isinstance(failure, KeyError):
         return f"is damaged: it lacks {shown(failure.args[0] if failure.args else None)}"
-    return f"is damaged: {shown(failure, quote=False, most=300)}"
+    return f"is damaged: {in_words(failure)}"
 
 
 def is_there(path: str | Path) -> bool:
@@ -103,7 +103,7 @@ def json_object(content: bytes, path: str | Path, error: type[NumllamaError] = C
     except RecursionError as failure:
         raise error(f"{path} is not JSON: it is nested too deeply") from failure
     except ValueError as failure:
-        raise error(f"{path} is not JSON: {shown(str(failure), quote=False, most=300)}") from failure
+        raise error(f"{path} is not JSON: {in_words(failure)}") from failure
     if not isinstance(values, dict):
         raise error(f"{path} holds no JSON object")
     return values

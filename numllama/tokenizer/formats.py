@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from numllama.errors import DataError
+from numllama.errors import DataError, in_words
 from numllama.storage.files import check_files
 from numllama.tokenizer.bpe import Tokenizer
 from numllama.tokenizer.char import CharTokenizer
@@ -80,7 +80,7 @@ def load(
     except OSError as error:
         raise DataError(f"{error.filename or path} cannot be read: {error.strerror}") from error
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, struct.error) as error:
-        raise DataError(f"{path} is not a tokenizer that can be read here: {error}") from error
+        raise DataError(f"{path} is not a tokenizer that can be read here: {in_words(error)}") from error
     tokenizer.folder = path.parent
     return tokenizer
 
