@@ -63,7 +63,7 @@ MISTAKES = [
     ),
     Mistake(
         "a text that nobody waits for is written to its end",
-        "serve/engine.py", "        self.cancelled = True", "        self.cancelled = False",
+        "serve/texts.py", "        self.cancelled = True", "        self.cancelled = False",
         "serve/test_engine.py::test_a_text_that_nobody_waits_for_ends_at_once",
     ),
     Mistake(
@@ -73,7 +73,7 @@ MISTAKES = [
     ),
     Mistake(
         "a kept cache that belongs to another prompt",
-        "serve/engine.py", "if best is None or common(best) < WORTH_KEEPING:", "if best is None:",
+        "serve/engine.py", "best is None or common(best) < WORTH_KEEPING:", "best is None:",
         "serve/test_engine.py::test_only_a_few_caches_are_kept",
     ),
     Mistake(
@@ -776,6 +776,41 @@ MISTAKES = [
         "cuda/test_flash_attention.py::test_what_cannot_be_read_where_it_lies_is_copied[float32]",
     ),
     Mistake(
+        "logits that are no numbers, drawn from",
+        "generation/generate.py", "        check_logits(model, logits)\n        chosen", "        chosen",
+        "generation/test_generate.py::test_a_parameter_that_is_not_finite_is_named",
+    ),
+    Mistake(
+        "a character that the last token began, counted as begun by this one",
+        "generation/text.py", "self.offset = self._length - (not self._half())", "self.offset = self._length",
+        "generation/test_text.py::test_each_token_begins_where_its_first_byte_is",
+    ),
+    Mistake(
+        "a tuned model that ends at its checkpoint's end tokens alone",
+        "generation/text.py", ", *(i for i in end_ids(tokenizer) if i < model.config.vocab_size)]", "]",
+        "generation/test_text.py::test_the_tokenizers_end_of_turn_ends_a_text_beside_the_checkpoints",
+    ),
+    Mistake(
+        "do_sample: false that leaves the temperature as it is",
+        "generation/config.py", "if do_sample is False:", "if do_sample is None:",
+        "generation/test_text.py::test_a_checkpoints_settings_are_the_defaults_below_ones_own",
+    ),
+    Mistake(
+        "a prompt encoded once more for each of its texts",
+        "serve/engine.py", "if name not in encoded:", "if True:",
+        "serve/test_engine.py::test_a_prompt_is_encoded_once_for_all_its_texts",
+    ),
+    Mistake(
+        "of tokens of one name, the probability of the least likely",
+        "serve/api.py", "top.setdefault(self.name(i), _finite(chance))", "top[self.name(i)] = _finite(chance)",
+        "serve/test_api.py::test_tokens_of_one_name_keep_the_larger_probability",
+    ),
+    Mistake(
+        "a second request on a connection that may take for ever",
+        "serve/connection.py", "        self._wait()\n        super().data_received(data)", "        super().data_received(data)",
+        "serve/test_connection.py::test_a_second_request_on_the_same_connection_is_bounded_too",
+    ),
+    Mistake(
         "the next token's position one too late",
         "generation/kv_cache.py",
         "positions = self.length + ahead + np.arange(T)", "positions = self.length + (self.length > 0) + ahead + np.arange(T)",
@@ -849,7 +884,7 @@ MISTAKES = [
     ),
     Mistake(
         "a text that loses the space before its first new word",
-        "generation/text.py", "        yield from context\n        begun = True", "        begun = True",
+        "generation/text.py", "    for i in context:\n        decoder.push(i)\n", "",
         "generation/test_text.py::test_only_the_first_word_of_a_text_loses_its_space",
     ),
     Mistake(
