@@ -86,7 +86,8 @@ class TensorFile(Mapping):
         kind, shape, (begin, end) = self._header[name]
         if kind not in DTYPES:
             raise CheckpointError(
-                f"{self.path}: {name} is stored as {kind}, but only {', '.join(DTYPES)} can be read (is the model quantised?)"
+                f"{self.path}: {shown(name, quote=False)} is stored as {shown(kind, quote=False)}, "
+                f"but only {', '.join(DTYPES)} can be read (is the model quantised?)"
             )
         return self._data[begin:end].view(DTYPES[kind]).reshape(shape)
 

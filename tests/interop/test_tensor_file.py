@@ -163,6 +163,15 @@ def test_a_damaged_header_is_named(tmp_path, name):
             load(path.read_bytes())
 
 
+def test_a_dtype_of_many_letters_is_cut(tmp_path):
+    header = json.dumps({"x" * 10_000: {**ENTRY, "dtype": "y" * 10_000}}).encode()
+    (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))
+    file = TensorFile(tmp_path / "a.safetensors")
+    with pytest.raises(CheckpointError, match=r"x+\.\.\. is stored as y+\.\.\., but only BF16") as caught:
+        file["x" * 10_000]
+    assert len(str(caught.value)) < 500
+
+
 def test_a_header_that_is_nested_too_deeply_is_named(tmp_path):
     header = b'{"a": ' + 100_000 * b"["
     (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
