@@ -121,7 +121,7 @@ def test_old_lines_with_nan_are_read_and_written_anew(tmp_path):
     '{"step": 1, "loss": "x"}', '{"step": 1, "loss": 1.0', "[" * 100_000, b"\xff\xfe", b"\0",
 ])  # fmt: skip
 def test_what_is_no_line_is_left_out(line):
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"."):
         parse_line(line)
 
 
