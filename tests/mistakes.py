@@ -1076,6 +1076,32 @@ MISTAKES = [
         "training/test_run.py::test_sigterm_to_all_processes_of_a_run_saves_and_exits_with_0",
     ),
     Mistake(
+        "a run that ends when nobody reads its progress",
+        "system/output.py", "            if self.needed:", "            if True:",
+        "system/test_output.py::test_a_training_comes_to_the_same_end_whatever_becomes_of_its_output[err-EPIPE]",
+    ),
+    Mistake(
+        "a half-written line of the log that is written once more",
+        "training/metrics.py", "del self._waiting[: self._file.write(self._waiting)]",
+        "self._file.write(self._waiting), self._waiting.clear()",
+        "training/test_metrics.py::test_lines_that_could_not_be_written_are_written_when_they_can_be[first-40]",
+    ),
+    Mistake(
+        "a second signal that ends a run while it saves",
+        "system/signals.py", "            if signal.getsignal(number) is not signal.SIG_IGN:", "            if True:",
+        "system/test_signals.py::test_whoever_is_told_to_end_ends_and_is_deaf_from_then_on[15]",
+    ),
+    Mistake(
+        "nohup that does not keep a run from ending with its terminal",
+        "system/signals.py", "if not (n in HANG_UP and signal.getsignal(n) is signal.SIG_IGN)]", "]",
+        "system/test_signals.py::test_a_process_under_nohup_stays_deaf_to_sighup",
+    ),
+    Mistake(
+        "an interrupted run that a script takes for a finished one",
+        "training/run.py", "return exit_code(signal.SIGINT)", "return 0",
+        "test_cli.py::test_ctrl_c_saves_and_resume_comes_to_the_same_end",
+    ),
+    Mistake(
         "a check of exercises that finds everything right",
         "exercises.py", "RIGHT = 1e-9", "RIGHT = 1e9",
         "test_exercises.py::test_the_check_finds_each_mistake_of_a_backward_with_a_hint[RMSNorm_without_the_second_term_of_its_gradient]",

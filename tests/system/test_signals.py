@@ -22,12 +22,15 @@ def test_each_signal_has_its_exit_code():
 
 @pytest.mark.parametrize("number", TO_END)
 def test_whoever_is_told_to_end_ends_and_is_deaf_from_then_on(number):
-    before = [signal.getsignal(n) for n in TO_END]
+    before, heard = [signal.getsignal(n) for n in TO_END], []
     with restored():
+        for n in TO_END:
+            signal.signal(n, lambda number, frame: heard.append(number))
         with pytest.raises(SystemExit) as end:
             ends_when_told(signal.raise_signal)(number)
         for again in TO_END:
             signal.raise_signal(again)
+    assert heard == []
     assert end.value.code == exit_code(number)
     assert [signal.getsignal(n) for n in TO_END] == before
 
