@@ -162,7 +162,7 @@ def plan(
 
 @_command("prepare", goes_on=True)
 def prepare(
-    *texts: Path,
+    *texts: Annotated[Path, Parameter(allow_leading_hyphen=True)],
     out: Path,
     vocab_size: int | None = None,
     tokenizer: Path | None = None,
@@ -171,15 +171,16 @@ def prepare(
     errors: Literal["strict", "replace"] = "strict",
     workers: int | None = None,
     shard_tokens: int = 100_000_000,
+    special_token: tuple[str, ...] = (),
 ) -> int:
-    """Turn texts into token files that `train --data` reads. Run again, it goes on where it was stopped.
+    """Turn texts into token files that `train --data` reads. Run again, it continues where it was stopped.
 
     Example: numllama prepare book.txt --vocab-size 4096 --out tokens
 
     Parameters
     ----------
     texts
-        UTF-8 text files. The last tenth of their characters is the validation split.
+        UTF-8 text files or pipes, or - for standard input. The last tenth of their characters is the validation split.
     out
         Folder for train.bin, val.bin and tokenizer.json; a split of several files has train-00000.bin and so on.
     vocab_size
@@ -196,10 +197,16 @@ def prepare(
         Processes. Default one for each core if there is much to do.
     shard_tokens
         A split of more tokens than this is cut into files of so many tokens each.
+    special_token
+        A special token, such as <|user|>: where it stands in a text, it is one token. May be given several times.
     """
-    from numllama.training.prepare import prepare_texts
+    from numllama.training.prepare import STANDARD_INPUT, prepare_texts
 
-    return prepare_texts(list(texts), out, vocab_size, tokenizer, pattern, documents, errors, workers, shard_tokens)
+    if unknown := [text for text in texts if str(text).startswith("-") and text != STANDARD_INPUT]:
+        raise ValueError(f"there is no option {unknown[0]}; a file of that name is ./{unknown[0]}")
+    return prepare_texts(
+        list(texts), out, vocab_size, tokenizer, pattern, documents, errors, workers, shard_tokens, special_token
+    )
 
 
 @_command("finetune", goes_on=True)

@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import SimpleQueue
-from typing import IO, Any
+from typing import Any
 
 from numllama.errors import NumllamaError
 from numllama.system.signals import FOR_THE_PARENT
@@ -43,16 +43,6 @@ def peak_memory_mb(others: Sequence[int] = ()) -> float:
     return peak
 
 
-def lock(file: IO) -> None:
-    """Lock a file that is open for writing until it is closed; OSError if another process has, or if it cannot be locked."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        import msvcrt
-
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-    else:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 @contextmanager

@@ -5,7 +5,6 @@ tokenizer; or a one-dimensional integer `.npy`. Many of them, `NAME-00000.bin`, 
 """
 
 import hashlib
-import json
 import re
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -17,9 +16,10 @@ import numpy as np
 
 from numllama.errors import DataError, shown
 from numllama.storage.fields import as_json, check, one_of, whole
-from numllama.storage.files import read_json, reading, regular
+from numllama.storage.files import read_json, reading, regular, write_json
 
 CHECKED_PIECES, CHECKED_PIECE = 1024, 2**14  # all of 16 million tokens; of more, so many places with so many tokens each
+OPENED_PIECES = 64  # of a larger file, when it is opened: there may be thousands of them
 CHECKED_AT_ONCE = 2**22  # tokens
 MOST_VOCABULARY = 2**24  # of a file: a model gets a row for each token, and the largest vocabulary published has a million
 ABOUT = {
@@ -55,7 +55,7 @@ def describe_tokens(path: Path, tokens: int, vocab_size: int, **more: Any) -> No
     """Write the `.json` that belongs to a token file."""
     dtype = "uint16" if vocab_size <= 2**16 else "uint32"
     about = {"dtype": dtype, "tokens": tokens, "vocab_size": vocab_size, **more}
-    path.with_suffix(".json").write_text(json.dumps(about) + "\n", encoding="utf-8")
+    write_json(path.with_suffix(".json"), about, DataError)
 
 
 def read_tokens(path: str | Path) -> tuple[np.ndarray, dict]:
@@ -76,7 +76,7 @@ def read_tokens(path: str | Path) -> tuple[np.ndarray, dict]:
         about, dtype = _described(path)
         if not about["tokens"]:
             raise DataError(f"{path} is empty")
-        tokens = np.memmap(path, dtype=dtype, mode="r")
+        tokens = _mapped(path, about, dtype)
         for start in range(0, len(tokens), CHECKED_AT_ONCE):
             _check_vocabulary(path, tokens[start : start + CHECKED_AT_ONCE], about["vocab_size"], start)
         return tokens, about
@@ -97,6 +97,14 @@ def _described(path: Path) -> tuple[dict, np.dtype]:
     if size != expected:
         raise DataError(f"{path} has {size} bytes, but {side.name} says {expected}: it is truncated or not its own")
     return about, dtype
+
+
+def _mapped(path: Path, about: dict, dtype: np.dtype) -> np.ndarray:
+    """The ids of a `.bin` file, compared with the checksum in its `.json`, if there is one."""
+    tokens = np.memmap(path, dtype=dtype, mode="r") if about["tokens"] else np.empty(0, dtype)
+    if "checksum" in about and about["checksum"] != checksum(tokens, OPENED_PIECES):
+        raise DataError(f"{path} is damaged or not its own: its checksum is not that in {path.with_suffix('.json').name}")
+    return tokens
 
 
 def _check_vocabulary(path: Path, ids: np.ndarray, vocab_size: int, start: int) -> None:
@@ -146,8 +154,9 @@ class TokenShards:
         for path in paths:
             with reading(path, DataError):
                 about, dtype = _described(path)
-            if not about["tokens"]:
-                raise DataError(f"{path} is empty")
+                if not about["tokens"]:
+                    raise DataError(f"{path} is empty")
+                _mapped(path, about, dtype)
             self._files.append((path, dtype, about["vocab_size"]))
             self._starts.append(self._starts[-1] + about["tokens"])
             self.vocab_sizes.add(about["vocab_size"])
@@ -176,10 +185,10 @@ class TokenShards:
         return tokens
 
 
-def checksum(tokens: "np.ndarray | TokenShards") -> str:
-    """SHA-256 of ids; of very many, of pieces spread over all of them and of their number."""
+def checksum(tokens: "np.ndarray | TokenShards", pieces: int = CHECKED_PIECES) -> str:
+    """SHA-256 of ids; of more than 16 million, of `pieces` places spread over all of them and of their number."""
     n = len(tokens)
-    everything, some = range(0, n, CHECKED_PIECE), np.linspace(0, n - CHECKED_PIECE, CHECKED_PIECES)
+    everything, some = range(0, n, CHECKED_PIECE), np.linspace(0, n - CHECKED_PIECE, pieces)
     digest = hashlib.sha256(str(n).encode())
     for start in map(int, everything if len(everything) <= CHECKED_PIECES else some):
         digest.update(np.ascontiguousarray(tokens[start : start + CHECKED_PIECE], dtype="<u4"))

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numllama
 from numllama.errors import NumllamaError
+from numllama.storage.folders import is_empty, locked
 from numllama.tokenizer import Tokenizer
 
 
@@ -27,16 +28,19 @@ def convert(source: Path, target: Path, dtype: str | None = None, tokenizer: Pat
     NumllamaError
         If something is in the way: nothing is written over.
     """
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise NumllamaError(f"{target} exists already, and is not written over: choose another name")
-    model = numllama.load(source, dtype)
-    found = _tokenizer(source, tokenizer)
     if target.suffix == ".bin":
+        if target.exists():
+            raise NumllamaError(f"{target} exists already, and is not written over: choose another name")
+        model, found = numllama.load(source, dtype), _tokenizer(source, tokenizer)
         model.save(target)
         return f"{target}: {target.stat().st_size:,} bytes" + (
             " (llama2.c keeps its tokenizer in a file of its own)" if found else ""
         )
-    model.save(target, found)
+    with locked(target):
+        if not is_empty(target):
+            raise NumllamaError(f"{target} exists already, and is not written over: choose another name")
+        model, found = numllama.load(source, dtype), _tokenizer(source, tokenizer)
+        model.save(target, found)
     return f"{target}: {', '.join(sorted(path.name for path in target.iterdir()))}"
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from numllama.backend import Array, to_numpy
 from numllama.errors import CheckpointError, listed, shown
 from numllama.interop.pickles import refuse_others
-from numllama.interop.tensor_file import TensorFile, write_files, write_tensors
+from numllama.interop.tensor_file import TensorFile, write_tensors
 from numllama.model import ModelConfig, Transformer, parameter_shapes
 from numllama.storage.fields import (
     FLAG,
@@ -34,6 +34,7 @@ from numllama.storage.fields import (
     whole,
 )
 from numllama.storage.files import is_there, read_json, reading
+from numllama.storage.folders import published
 
 CONFIG, WEIGHTS, INDEX, GENERATION = "config.json", "model.safetensors", "model.safetensors.index.json", "generation_config.json"
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -339,14 +340,11 @@ def save_folder(model: Transformer, folder: Path) -> None:
     shapes = {names[name]: shape for name, shape in params.shapes.items()}
     values = config_to_huggingface(config)
     values = {**_about(model.generation_config, params.flat.dtype.name), **values}
-    write_files(
-        folder,
-        {
-            WEIGHTS: lambda file: write_tensors(file, params.flat.dtype, shapes, _arrays(model)),
-            CONFIG: lambda file: file.write(json_bytes(values)),
-            GENERATION: lambda file: file.write(json_bytes(model.generation_config)),
-        },
-    )
+    with published(folder, CONFIG) as part:
+        with open(part / WEIGHTS, "wb") as file:
+            write_tensors(file, params.flat.dtype, shapes, _arrays(model))
+        (part / CONFIG).write_bytes(json_bytes(values))
+        (part / GENERATION).write_bytes(json_bytes(model.generation_config))
 
 
 def _arrays(model: Transformer) -> Iterator[np.ndarray]:

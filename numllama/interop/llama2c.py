@@ -17,9 +17,9 @@ import numpy as np
 from numllama.backend import to_numpy
 from numllama.errors import CheckpointError, shown
 from numllama.interop.huggingface import is_llama, rope_heads, to_neighbours
-from numllama.interop.tensor_file import mapped, write_files
+from numllama.interop.tensor_file import mapped
 from numllama.model import ModelConfig, Transformer, count_parameters, parameter_shapes
-from numllama.storage.files import reading
+from numllama.storage.files import reading, write_file
 
 HEADER, MAGIC = "<7i", 0x616B3432  # "ak42"
 VERSION_1_HEADER = 256
@@ -91,7 +91,11 @@ def save(model: Transformer, path: Path) -> None:
         raise ValueError("only a Llama can be written as a llama2.c file: RMSNorm, RoPE, SwiGLU, and no query/key norm")
     if model.params.flat.dtype != np.float32:
         raise ValueError(f"weights are {model.params.flat.dtype}, but a llama2.c file holds float32: load the model as that")
-    write_files(path.parent, {path.name: lambda file: [file.write(part) for part in _parts(model)]})
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"the folder {path.parent} cannot be written: {error.strerror}") from error
+    write_file(path, lambda file: file.writelines(_parts(model)))
 
 
 def _parts(model: Transformer) -> Iterator[bytes]:

@@ -12,6 +12,7 @@ from numllama.interop.pickles import refuse_other
 from numllama.model import ModelConfig, Transformer
 from numllama.model.parameters import copied_parameters
 from numllama.storage.files import reading
+from numllama.storage.folders import published
 from numllama.training.checkpoint import STATE, load_run
 from numllama.training.run_folder import is_run
 
@@ -124,9 +125,10 @@ def save(model: Transformer, path: str | PathLike, tokenizer: Any = None) -> Non
         raise ValueError(f"path is {path}, but must be a folder or end in .bin")
     if _is_run(path):
         raise ValueError(f"path is {path}, which holds a training run: save the model to another folder")
-    huggingface.save_folder(model, path)
-    if tokenizer is not None:
-        tokenizer.save(path)
+    with published(path, huggingface.CONFIG) as part:
+        huggingface.save_folder(model, part)
+        if tokenizer is not None:
+            tokenizer.save(part)
 
 
 def _is_run(path: Path) -> bool:

@@ -25,11 +25,12 @@ from numllama.interop.huggingface import (
     to_neighbours,
 )
 from numllama.interop.pickles import refuse_others
-from numllama.interop.tensor_file import TensorFile, write_files, write_tensors
+from numllama.interop.tensor_file import TensorFile, write_tensors
 from numllama.model import LoraConfig, ModelConfig, Parameters, Transformer, parameter_shapes
 from numllama.model.lora import TARGETS, adapter_shapes
 from numllama.storage.fields import FLAG, POSITIVE, as_json, check, only, optional, whole
-from numllama.storage.files import is_there, read_json
+from numllama.storage.files import check_files, is_there, read_json
+from numllama.storage.folders import published
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -61,7 +62,7 @@ HONOURED = {
 
 
 def save_adapter(model: Transformer, path: str | PathLike, base: str | PathLike | None = None) -> None:
-    """Write a model's adapter: its files, or none.
+    """Write a model's adapter, with checksums of its files: all of them, or none.
 
     Parameters
     ----------
@@ -97,14 +98,11 @@ def save_adapter(model: Transformer, path: str | PathLike, base: str | PathLike 
     }
     shapes = {names[name]: shape for name, shape in params.shapes.items()}
     arrays = (_reordered(model.config, name, to_numpy(view), to_halves) for name, view in params.items())
-    write_files(
-        Path(path),
-        {
-            WEIGHTS: lambda file: write_tensors(file, params.flat.dtype, shapes, arrays),
-            CONFIG: lambda file: file.write(json_bytes(values)),
-            GENERATION: lambda file: file.write(json_bytes(model.generation_config)),
-        },
-    )
+    with published(path, CONFIG, checksums=True) as part:
+        with open(part / WEIGHTS, "wb") as file:
+            write_tensors(file, params.flat.dtype, shapes, arrays)
+        (part / CONFIG).write_bytes(json_bytes(values))
+        (part / GENERATION).write_bytes(json_bytes(model.generation_config))
 
 
 def load_adapter(model: Transformer, path: str | PathLike) -> None:
@@ -134,6 +132,7 @@ def load_adapter(model: Transformer, path: str | PathLike) -> None:
         raise CheckpointError(f"{folder} is no adapter for this model: {error}") from error
     names = peft_names(model.config, shapes)
     _check_tensors(folder, {names[name]: shape for name, shape in shapes.items()}, tensors)
+    check_files(folder)
     params = Parameters(shapes, np.empty(sum(map(math.prod, shapes.values())), real_dtype(model.dtype)))
     for name, view in params.items():
         view[...] = _reordered(model.config, name, tensors[names[name]], to_neighbours)

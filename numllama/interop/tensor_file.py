@@ -8,9 +8,7 @@ The `safetensors` package reads a tensor as a copy. A model is read in one pass 
 """
 
 import json
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -146,31 +144,3 @@ def write_tensors(
     file.write(len(text).to_bytes(8, "little") + text)
     for tensor in tensors:
         file.write(np.ascontiguousarray(tensor).view(np.uint8).data)
-
-
-def write_files(folder: Path, writers: Mapping[str, Callable[[BinaryIO], Any]]) -> None:
-    """Write some files into a folder: all of them whole, or none.
-
-    Each is written under a temporary name and flushed to the disk. Only when all are there do they take their places.
-
-    Raises
-    ------
-    CheckpointError
-        If something cannot be written, a full disk, say. What was there before is still there.
-    """
-    parts = {name: folder / f".part-{name}-{os.getpid()}" for name in writers}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, write in writers.items():
-            with open(parts[name], "wb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-        for name, part in parts.items():
-            os.replace(part, folder / name)
-    except OSError as error:
-        raise CheckpointError(f"{folder} could not be written: {error.strerror}") from error
-    finally:
-        for part in parts.values():
-            with suppress(OSError):
-                part.unlink(missing_ok=True)

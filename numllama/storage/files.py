@@ -9,14 +9,21 @@ import hashlib
 import json
 import math
 import os
+import re
+import shutil
 import stat
-from collections.abc import Collection, Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from numllama.errors import CheckpointError, DamagedError, NumllamaError, in_words, shown
 
+PART = re.compile(r"\.part-(?:.+-)?(\d+)")  # a name that ends with the id of the process that writes it
+STARTED = time.time()
+_numbers = count(1)
 MOST_JSON = 2**28  # bytes; the largest tokenizer.json that is published has 2**25
 LONGEST_PATH = 500  # characters of a path in a sentence
 DEEPEST = 100  # levels of lists and objects
@@ -186,7 +193,13 @@ def file_checksum(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_checksums(folder: str | Path, names: Iterable[str], error: type[NumllamaError] = CheckpointError, **about: Any) -> None:
+def write_checksums(
+    folder: str | Path,
+    names: Iterable[str],
+    error: type[NumllamaError] = CheckpointError,
+    known: Mapping[str, str] | None = None,
+    **about: Any,
+) -> None:
     """Write ``checksums.json``, which holds the SHA-256 of some files of a folder, and of itself.
 
     Parameters
@@ -196,12 +209,15 @@ def write_checksums(folder: str | Path, names: Iterable[str], error: type[Numlla
         Files below it, by their names in it; they are on disk already.
     error : type
         Raised if it cannot be written.
+    known : mapping of str, optional
+        The checksums of more files.
     about
         More values to keep: which run the files belong to, say.
     """
     folder = Path(folder)
     with reading(folder, error):
-        sums = {name: file_checksum(folder / name) for name in sorted(names)}
+        sums = {**(known or {}), **{name: file_checksum(folder / name) for name in names}}
+        sums = dict(sorted(sums.items()))
     write_json(folder / CHECKSUMS, with_checksum({**about, "files": sums}), error)
 
 
@@ -247,20 +263,36 @@ def check_files(folder: str | Path, error: type[NumllamaError] = DamagedError, l
 # ------------------------------------------------------------------------------------------------ writing
 
 
-def write_bytes(path: str | Path, content: bytes, error: type[NumllamaError] = CheckpointError) -> None:
-    """Write a file whole or not at all; what it held before stays until then."""
+def write_file(path: str | Path, write: Callable[[BinaryIO], Any], error: type[NumllamaError] = CheckpointError) -> None:
+    """Write a file whole or not at all; what it held before stays until then.
+
+    Parameters
+    ----------
+    path : path
+    write : callable
+        Is given the open file.
+    error : type
+        Raised if the file cannot be written.
+    """
     path = Path(path)
-    part = path.with_name(f".part-{path.name}-{os.getpid()}")
+    part = part_of(path)
     try:
+        remove_leftovers(path)
         with open(part, "wb") as file:
-            file.write(content)
+            write(file)
             flush(file)
         os.replace(part, path)
         flush_folder(path.parent)
     except OSError as failure:
+        raise error(f"{path} could not be written: {failure.strerror or failure}") from failure
+    finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
-        raise error(f"{path} could not be written: {failure.strerror}") from failure
+
+
+def write_bytes(path: str | Path, content: bytes, error: type[NumllamaError] = CheckpointError) -> None:
+    """Write a file whole or not at all: see :func:`write_file`."""
+    write_file(path, lambda file: file.write(content), error)
 
 
 def write_text(path: str | Path, text: str, error: type[NumllamaError] = CheckpointError) -> None:
@@ -307,3 +339,47 @@ def flush_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+# ------------------------------------------------------------------------------------------------ parts
+
+
+def part_of(path: Path) -> Path:
+    """A name beside a file or folder for what is to take its place: no other thread or process has it."""
+    return path.with_name(f".part-{path.name}-{next(_numbers)}-{os.getpid()}")
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what killed processes wrote to take the place of a file or folder."""
+    mine = re.compile(rf"\.part-{re.escape(path.name)}(-\d+)?-\d+")
+    with suppress(OSError):  # a folder that may be written but not read
+        for left in [entry for entry in path.parent.iterdir() if mine.fullmatch(entry.name)]:
+            if not is_alive(left):
+                remove(left)
+
+
+def is_alive(part: Path) -> bool:
+    """Whether the process that writes a part, by its name, still may."""
+    pid = int(PART.fullmatch(part.name)[1])
+    if pid == os.getpid():  # or an earlier one of that id
+        with suppress(OSError):
+            return part.lstat().st_mtime >= STARTED
+        return True
+    if os.name == "nt":  # where an open file cannot be deleted, and kill() kills
+        return False
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # another user's
+        return True
+    return True
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder with all that is in it, as far as that is allowed."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)

@@ -1,13 +1,13 @@
 """One token for each character: the simplest tokenizer, and enough for Shakespeare."""
 
 import json
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from numllama.errors import DataError
+from numllama.storage.folders import published
 from numllama.tokenizer.vocabulary import checked_id
 
 
@@ -57,11 +57,10 @@ class CharTokenizer:
 
     def save(self, folder: str | Path) -> Path:
         """Write ``tokenizer.json`` into a folder."""
-        path = Path(folder) / "tokenizer.json"
-        part = path.with_name(f".part-{path.name}-{os.getpid()}")  # whole or not at all
-        part.write_text(json.dumps({"type": "characters", "characters": list(self.characters)}) + "\n", encoding="utf-8")
-        part.replace(path)
-        return path
+        text = json.dumps({"type": "characters", "characters": list(self.characters)}) + "\n"
+        with published(folder, "tokenizer.json", error=DataError) as part:
+            (part / "tokenizer.json").write_text(text, encoding="utf-8")
+        return Path(folder) / "tokenizer.json"
 
     @classmethod
     def load(cls, path: str | Path) -> "CharTokenizer":

@@ -9,7 +9,6 @@
 import base64
 import binascii
 import json
-import os
 import struct
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -18,6 +17,7 @@ from typing import Any
 
 from numllama.errors import DataError, in_words
 from numllama.storage.files import check_files
+from numllama.storage.folders import published
 from numllama.tokenizer.bpe import Tokenizer
 from numllama.tokenizer.char import CharTokenizer
 from numllama.tokenizer.patterns import PATTERNS
@@ -98,26 +98,14 @@ def _read(path: Path, pattern: str | None, special_tokens: Mapping[str, int] | N
 
 
 def save(tokenizer: Tokenizer, folder: str | Path) -> Path:
-    """Write ``tokenizer.json`` into a folder, and the chat template that the tokenizer came with: each whole or not at all."""
-    path = Path(folder) / "tokenizer.json"
+    """Write ``tokenizer.json`` into a folder, and the chat template that the tokenizer came with: all of it, or nothing."""
     text = json.dumps(_tokenizer_json(tokenizer), ensure_ascii=False, indent=1) + "\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _write(path, text.encode())
-    for name in CHAT_FILES if tokenizer.folder else ():
-        with suppress(FileNotFoundError):
-            _write(path.with_name(name), (tokenizer.folder / name).read_bytes())
-    return path
-
-
-def _write(path: Path, data: bytes) -> None:
-    part = path.with_name(f".part-{path.name}-{os.getpid()}")
-    try:
-        part.write_bytes(data)
-        part.replace(path)
-    except OSError:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise
+    with published(folder, "tokenizer.json", error=DataError) as part:
+        (part / "tokenizer.json").write_bytes(text.encode())
+        for name in CHAT_FILES if tokenizer.folder else ():
+            with suppress(FileNotFoundError):
+                (part / name).write_bytes((tokenizer.folder / name).read_bytes())
+    return Path(folder) / "tokenizer.json"
 
 
 # ------------------------------------------------------------------------------------------------ Hugging Face

@@ -1,10 +1,12 @@
 """Text files read in parts, whatever their size."""
 
 import codecs
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from numllama.errors import DataError
+from numllama.storage.files import reading
 
 BLOCK = 2**20  # bytes
 
@@ -15,9 +17,20 @@ def as_paths(files: str | Path | Sequence[str | Path]) -> list[Path]:
     if not paths:
         raise ValueError("files is empty, but at least one text file is needed")
     for path in paths:
-        if not path.is_file():
-            raise DataError(f"{path} is a folder, but a text file is needed" if path.is_dir() else f"{path} does not exist")
+        kind = file_kind(path)
+        if kind == stat.S_IFDIR:
+            raise DataError(f"{path} is a folder, but a text file is needed")
+        if kind == stat.S_IFIFO:
+            raise DataError(f"{path} is a pipe, which can be read only once, but a text file is needed")
+        if kind != stat.S_IFREG:
+            raise DataError(f"{path} is a device, but a text file is needed")
     return paths
+
+
+def file_kind(path: Path) -> int:
+    """What a path names: ``stat.S_IFREG``, ``stat.S_IFDIR``, ``stat.S_IFIFO``, ...; DataError if it does not exist."""
+    with reading(path, DataError):
+        return stat.S_IFMT(path.stat().st_mode)
 
 
 def read_parts(path: Path, errors: str = "strict") -> Iterator[str]:

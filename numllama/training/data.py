@@ -9,7 +9,7 @@ import numpy as np
 
 from numllama.data.token_files import TokenShards, checksum, numbered_files, read_tokens
 from numllama.errors import DataError
-from numllama.storage.files import reading, regular
+from numllama.storage.files import check_files, reading, regular
 from numllama.tokenizer import CharTokenizer, Tokenizer
 from numllama.tokenizer.train_bpe import train_on_text
 
@@ -103,6 +103,7 @@ def load_dataset(path: str | Path, tokenizer: Tokenizer | CharTokenizer | str | 
 
 def _load_folder(path: Path) -> Dataset:
     """``train`` and ``val`` token files, and their tokenizer if it is there."""
+    check_files(path, DataError, large=False)
     tokens, sizes, known = [], [], []
     for name in ("train", "val"):
         file = next((path / f"{name}{suffix}" for suffix in (".bin", ".npy") if (path / f"{name}{suffix}").exists()), None)

@@ -19,8 +19,8 @@ from numllama.backend import array_module, default_dtype
 from numllama.errors import CheckpointError, NumllamaError
 from numllama.generation import generate
 from numllama.model import ModelConfig, Transformer, count_parameters
-from numllama.processes import lock
 from numllama.storage.files import verified, with_checksum, write_json
+from numllama.storage.folders import locked
 from numllama.system.signals import HANG_UP, SCHEDULED, TO_END, ends_when_told, exit_code, handling, ignore
 from numllama.tokenizer import CharTokenizer, Tokenizer
 from numllama.training import checkpoint
@@ -309,18 +309,7 @@ def check_new(out: Path) -> None:
 @contextmanager
 def only_run_in(out: Path, begun: bool) -> Iterator[None]:
     """Keep other processes out of a run's folder until this one ends, however it ends: two would write over each other."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        file = open(out / ".lock", "ab")  # noqa: SIM115
-    except OSError as error:
-        raise NumllamaError(f"the run's folder {out} cannot be written: {error.strerror}") from error
-    with file:
-        try:
-            lock(file)
-        except (BlockingIOError, PermissionError) as error:
-            raise CheckpointError(f"{out} is in use: another process trains there; if not, delete {out / '.lock'}") from error
-        except OSError:  # this file system knows no locks
-            pass
+    with locked(out, doing="trains"):
         if not begun:  # still?
             check_new(out)
         yield
@@ -329,12 +318,8 @@ def only_run_in(out: Path, begun: bool) -> Iterator[None]:
 def write_about(trainer: Trainer, **start: Any) -> None:
     """Write a run's tokenizer and its config.json; `start` says how to start it again."""
     out, data = trainer.out, trainer.data
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        if data.tokenizer:
-            data.tokenizer.save(out)
-    except OSError as error:
-        raise NumllamaError(f"the run's folder {out} cannot be written: {error.strerror}") from error
+    if data.tokenizer:
+        data.tokenizer.save(out)
     about = {
         "version": numllama.__version__,
         "data_name": data.name,

@@ -15,7 +15,7 @@ from safetensors.numpy import load, save
 
 from numllama.backend import BFLOAT16
 from numllama.errors import CheckpointError
-from numllama.interop.tensor_file import TensorFile, write_files, write_tensors
+from numllama.interop.tensor_file import TensorFile, write_tensors
 
 FLOATS = [np.dtype("f2"), np.dtype("f4"), np.dtype("f8"), BFLOAT16]
 SHAPES = st.lists(st.integers(0, 5), max_size=3).map(tuple)
@@ -216,21 +216,3 @@ def test_another_kind_of_file_is_named(tmp_path, content):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(CheckpointError, match=r"has no none\.safetensors$"):
         TensorFile(tmp_path / "none.safetensors")
-
-
-# ------------------------------------------------------------------------------------------------ writing files
-
-
-def full_disk(file):
-    file.write(b"half")
-    raise OSError(28, "No space left on device")
-
-
-def test_all_files_are_written_or_none(tmp_path):
-    (tmp_path / "a").write_bytes(b"old")
-    with pytest.raises(CheckpointError, match=r"could not be written: No space left on device$"):
-        write_files(tmp_path, {"a": lambda file: file.write(b"new"), "b": full_disk})
-    assert [path.name for path in tmp_path.iterdir()] == ["a"]
-    assert (tmp_path / "a").read_bytes() == b"old"
-    write_files(tmp_path, {"a": lambda file: file.write(b"new"), "b": lambda file: file.write(b"too")})
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a": b"new", "b": b"too"}

@@ -1,23 +1,32 @@
 """numllama prepare: texts to token files, exactly, and on from wherever it was stopped."""
 
+import errno
 import io
 import json
 import os
 import re
-from contextlib import redirect_stderr, redirect_stdout
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import pytest
+from moments import at_each_moment, files_no_larger_than
 from training.realdata import real_data
 
 from numllama import CharTokenizer, ModelConfig, Tokenizer, TrainConfig, Trainer, Transformer, load_dataset
 from numllama.cli import main
 from numllama.errors import DataError
 from numllama.tokenizer import parallel
+from numllama.training import data as data_module
 from numllama.training import prepare
 
+FILES = ("train.bin", "train.json", "val.bin", "val.json", "tokenizer.json", "prepare.json")
 TEXT = "The cat sat on the mat, and the dog sat on the cat.\nÉté 中文 😀.\n" * 60
 
 
@@ -76,7 +85,7 @@ def test_the_token_files_hold_the_text_the_last_tenth_of_it_apart(book, tmp_path
     assert isinstance(data.train, np.memmap)
     assert data.vocab_size == data.tokenizer.vocab_size == 285
     assert data.tokenizer.merges == Tokenizer.train(book, 285, progress=False).merges
-    assert set(contents(out)) == {"train.bin", "train.json", "val.bin", "val.json", "tokenizer.json", "prepare.json"}
+    assert set(contents(out)) == {*FILES, "checksums.json"}
     counts = [f"{split}.bin: {len(tokens):,} tokens of uint16" for split, tokens in (("train", data.train), ("val", data.val))]
     assert all(count in printed for count in counts)
     assert f"vocabulary: 285; from {len(TEXT):,} characters" in printed
@@ -343,8 +352,292 @@ def test_a_damaged_folder_is_not_gone_on_from(book, tmp_path, small_parts, monke
     monkeypatch.setattr(prepare._Writer, "write", stop)
     arguments = (book, "--vocab-size", 300, "--out", tmp_path / "tokens")
     assert numllama_prepare(*arguments)[0] == 130
-    damage(tmp_path / "tokens" / name)
+    damage(tmp_path / "tokens" / ".prepare" / name)
     assert "choose another --out" in refused(*arguments)
+
+
+# ------------------------------------------------------------------------------------------------ whole or not at all
+
+
+@pytest.fixture
+def stopped(monkeypatch):
+    """Call to have the next prepare stopped after some parts; `stopped.undo()` lets it run to its end."""
+    write = prepare._Writer.write
+
+    def stop_after(n, error=KeyboardInterrupt):
+        def stop(self, text, packed):
+            nonlocal n
+            n -= 1
+            if n < 0:
+                raise error
+            write(self, text, packed)
+
+        monkeypatch.setattr(prepare._Writer, "write", stop)
+
+    stop_after.undo = monkeypatch.undo
+    return stop_after
+
+
+@pytest.mark.parametrize("size", [100, 10**6])
+def test_at_every_moment_a_folder_holds_all_of_the_data_or_none(book, tmp_path, monkeypatch, size):
+    monkeypatch.setattr(parallel, "PART", 500)
+    out, seen = tmp_path / "tokens", []
+    with at_each_moment(lambda: seen.append({p.name for p in out.iterdir() if p.name[0] != "."} if out.exists() else set())):
+        prepared(book, "--vocab-size", 285, "--shard-tokens", size, "--out", out)
+    assert {frozenset(names) for names in seen} == {frozenset(), frozenset(contents(out))}
+    assert len(seen) > 30
+
+
+@pytest.mark.parametrize("more", [(), ("--documents",), ("--errors", "replace")])
+def test_of_two_prepares_into_one_folder_the_second_is_refused_and_the_data_are_right(
+    book, tmp_path, small_parts, monkeypatch, more
+):
+    prepared(book, "--vocab-size", 285, "--out", tmp_path / "alone")
+    write, second = prepare._Writer.write, []
+
+    def write_while_another_tries(self, text, packed):
+        write(self, text, packed)
+        if len(second) < 3:
+            second.append(refused(book, "--vocab-size", 285, *more, "--out", tmp_path / "both"))
+
+    monkeypatch.setattr(prepare._Writer, "write", write_while_another_tries)
+    prepared(book, "--vocab-size", 285, "--out", tmp_path / "both")
+    assert contents(tmp_path / "both") == contents(tmp_path / "alone")
+    assert len(second) == 3
+    assert all("both is in use: another process writes there" in sentence for sentence in second)
+
+
+def test_what_was_killed_does_not_continue_with_other_settings(book, tmp_path, small_parts, stopped):
+    arguments = (book, "--out", tmp_path / "tokens")
+    stopped(5)
+    assert numllama_prepare(*arguments, "--vocab-size", 285)[0] == 130
+    stopped.undo()
+    assert "vocab_size differ" in refused(*arguments, "--vocab-size", 290)
+    assert "special_tokens differ" in refused(*arguments, "--vocab-size", 285, "--special-token", "<x>")
+    shutil.rmtree(tmp_path / "tokens")
+    prepared(*arguments, "--vocab-size", 290)
+    assert load_dataset(tmp_path / "tokens").vocab_size == 290
+
+
+@pytest.mark.parametrize("room", [0, 100, 1000, 2500, 4000])
+def test_a_disk_that_is_full_at_any_place_is_one_sentence_and_can_be_gone_on_from(book, tmp_path, small_parts, room):
+    arguments = (book, "--vocab-size", 300, "--out")
+    prepared(*arguments, tmp_path / "straight")
+    with files_no_larger_than(room):
+        assert f"could not be written: {os.strerror(errno.EFBIG)}" in refused(*arguments, tmp_path / "tokens")
+        assert not (tmp_path / "tokens").exists() or [p.name for p in (tmp_path / "tokens").iterdir()] == [".prepare"]
+    prepared(*arguments, tmp_path / "tokens")
+    assert contents(tmp_path / "tokens") == contents(tmp_path / "straight")
+
+
+KILLED = "import sys; from moments import killed_at; killed_at({n}); from numllama.cli import main; main(sys.argv[1:])"
+
+
+def prepare_killed_at(n, *arguments):
+    """Run the command in a process of its own that is killed before its n-th change to files; whether it was."""
+    command = [sys.executable, "-c", KILLED.format(n=n), "prepare", *map(str, arguments), "--workers", "1"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert ended.returncode in (0, -signal.SIGKILL), ended.stderr
+    return ended.returncode != 0
+
+
+@pytest.mark.parametrize("kills", [[3, 14, 25, 31], pytest.param(range(1, 100), marks=pytest.mark.soak)])
+def test_a_kill_at_any_moment_leaves_nothing_or_all_and_the_next_prepare_comes_to_the_same_end(book, tmp_path, kills):
+    arguments = (book, "--vocab-size", 270, "--shard-tokens", 2000, "--out")
+    prepared(*arguments, tmp_path / "straight")
+    expected, killed = contents(tmp_path / "straight"), 0
+    for n in kills:
+        out = tmp_path / f"tokens-{n}"
+        killed += prepare_killed_at(n, *arguments, out)
+        left = {path.name: path.read_bytes() for path in out.iterdir() if path.name[0] != "."} if out.exists() else {}
+        assert left in ({}, expected)
+        prepared(*arguments, out)
+        assert contents(out) == expected
+    assert killed > 2
+    assert {path.name for path in tmp_path.iterdir()} == {"book.txt", "straight", *(f"tokens-{n}" for n in kills)}
+
+
+# ------------------------------------------------------------------------------------------------ what has changed since
+
+
+NUMBERED = "".join(f"The cat number {i:03} sat on the mat.\nÉté 中文 😀.\n" for i in range(80))
+
+
+@pytest.fixture(scope="module")
+def folder_of(tmp_path_factory):
+    """A folder of prepared data, one file or many for a split, to be changed."""
+    made = tmp_path_factory.mktemp("made")
+    (made / "book.txt").write_text(NUMBERED, encoding="utf-8")
+    (made / "other.txt").write_text(NUMBERED[::-1], encoding="utf-8")
+    for name in ("book", "other"):
+        for size in (500, 10**6):
+            prepared(made / f"{name}.txt", "--vocab-size", 285, "--shard-tokens", size, "--out", made / f"{name}-{size}")
+    return lambda target, name="book", size=10**6: shutil.copytree(made / f"{name}-{size}", target)
+
+
+@pytest.mark.parametrize("size", [500, 10**6])
+def test_a_wrong_byte_in_any_file_is_noticed(folder_of, tmp_path, size):
+    folder, rng = folder_of(tmp_path / "x", size=size), np.random.default_rng(0)
+    for path in sorted(folder.iterdir()):
+        content = path.read_bytes()
+        for at in {0, len(content) - 1, *rng.integers(0, len(content), 12).tolist()}:
+            changed = bytearray(content)
+            changed[at] ^= 1 << int(rng.integers(8))
+            path.write_bytes(changed)
+            with pytest.raises(DataError, match=re.escape(str(folder))):
+                load_dataset(folder)
+        path.write_bytes(content)
+    load_dataset(folder)
+
+
+@pytest.mark.parametrize("names", ["train.bin", "train.bin train.json", "tokenizer.json", "val.json", "prepare.json"])
+def test_files_of_another_folder_are_refused(folder_of, tmp_path, names):
+    folder, other = folder_of(tmp_path / "x"), folder_of(tmp_path / "y", "other")
+    for name in names.split():
+        shutil.copyfile(other / name, folder / name)
+    with pytest.raises(DataError, match=r"its checksum is|not its own"):
+        load_dataset(folder)
+
+
+def test_files_that_have_changed_their_places_are_refused(folder_of, tmp_path):
+    folder = folder_of(tmp_path / "x", size=500)
+    for suffix in (".bin", ".json"):
+        one, two = folder / f"train-00000{suffix}", folder / f"train-00001{suffix}"
+        kept = one.read_bytes()
+        one.write_bytes(two.read_bytes())
+        two.write_bytes(kept)
+        with pytest.raises(DataError, match=r"its checksum is|not its own"):
+            load_dataset(folder)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "prepare.json"])
+def test_a_file_that_is_gone_is_named(folder_of, tmp_path, name):
+    folder = folder_of(tmp_path / "x")
+    (folder / name).unlink()
+    with pytest.raises(DataError, match=rf"{name} is not there, but .*checksums\.json lists it"):
+        load_dataset(folder)
+
+
+def test_folders_of_older_versions_which_have_no_checksums_open(folder_of, tmp_path):
+    folder = folder_of(tmp_path / "x")
+    (folder / "checksums.json").unlink()
+    for split in ("train", "val"):
+        path = folder / f"{split}.json"
+        about = json.loads(path.read_text())
+        del about["checksum"]
+        path.write_text(json.dumps(about))
+    (folder / "tokenizer.json").write_text((folder / "tokenizer.json").read_text() + "\n")
+    data = load_dataset(folder)
+    assert data.tokenizer.decode(chain(data.train, data.val)) == NUMBERED
+
+
+def test_of_a_large_file_pieces_are_checked_when_it_is_opened_and_all_of_it_by_prepare(book, tmp_path, monkeypatch):
+    monkeypatch.setattr(data_module, "CHECKED_PIECES", 4)
+    monkeypatch.setattr(data_module, "CHECKED_PIECE", 10)
+    monkeypatch.setattr(data_module, "OPENED_PIECES", 3)
+    monkeypatch.setattr(prepare, "OPENED_PIECES", 3)
+    arguments = (book, "--vocab-size", 285, "--out", tmp_path / "x")
+    prepared(*arguments)
+    path = tmp_path / "x" / "train.bin"
+    content = bytearray(path.read_bytes())
+    for at, seen in ((0, True), (len(content) - 2, True), (40, False)):
+        changed = content.copy()
+        changed[at] ^= 1
+        path.write_bytes(changed)
+        if seen:
+            with pytest.raises(DataError, match="is damaged or not its own"):
+                load_dataset(tmp_path / "x")
+        else:
+            load_dataset(tmp_path / "x")
+        assert "train.bin is not what was written" in refused(*arguments)
+
+
+# ------------------------------------------------------------------------------------------------ pipes and special tokens
+
+
+@contextmanager
+def standard_input(content):
+    """What the command reads from standard input."""
+    before, sys.stdin = sys.stdin, io.TextIOWrapper(io.BytesIO(content))
+    try:
+        yield
+    finally:
+        sys.stdin = before
+
+
+def fed(path, content):
+    """A pipe into which somebody writes."""
+    os.mkfifo(path)
+    threading.Thread(target=path.write_bytes, args=(content,), daemon=True).start()
+    return path
+
+
+def test_a_pipe_and_standard_input_give_what_files_give(book, tmp_path):
+    (tmp_path / "more.txt").write_text("More of it. " * 50)
+    prepared(book, tmp_path / "more.txt", "--vocab-size", 285, "--out", tmp_path / "files")
+    for name in ("first", "again"):  # done is done: it is compared with what comes, and not done again
+        pipe = fed(tmp_path / name, book.read_bytes())
+        with standard_input((tmp_path / "more.txt").read_bytes()):
+            os.replace(pipe, tmp_path / "pipe")
+            printed = prepared(tmp_path / "pipe", "-", "--vocab-size", 285, "--out", tmp_path / "pipes")
+        assert "vocabulary: 285" in printed
+    one, two = contents(tmp_path / "files"), contents(tmp_path / "pipes")
+    assert one.keys() == two.keys()
+    assert {name for name in one if one[name] != two[name]} == {"prepare.json", "checksums.json"}
+
+
+def test_what_was_stopped_continues_if_the_same_comes_through_the_pipe(tmp_path, small_parts, stopped):
+    arguments = ("-", "--vocab-size", 285, "--out", tmp_path / "x")
+    stopped(9)
+    with standard_input(TEXT.encode()):
+        assert numllama_prepare(*arguments)[0] == 130
+    assert [path.name for path in (tmp_path / "x").iterdir()] == [".prepare"]
+    stopped.undo()
+    with standard_input(TEXT.replace("cat", "cow").encode()):
+        assert "texts differ" in refused(*arguments)
+    with standard_input(TEXT.encode()):
+        prepared(*arguments)
+    data = load_dataset(tmp_path / "x")
+    assert data.tokenizer.decode(chain(data.train, data.val)) == TEXT
+
+
+def test_what_is_wrong_with_a_pipe_is_one_sentence_that_names_it(book, tmp_path, monkeypatch):
+    arguments = ("--vocab-size", 285, "--out", tmp_path / "x")
+    with standard_input(b""):
+        assert refused("-", *arguments) == "error: - is empty"
+    with standard_input(b"caf\xe9 noir"):
+        assert "error: - is not UTF-8 text: byte 3 is 0xe9" in refused("-", *arguments)
+        assert "but it is named twice" in refused("-", book, "-", *arguments)
+    assert "error: /dev/zero is a device" in refused("/dev/zero", *arguments)
+    assert f"error: {tmp_path} is a folder" in refused(tmp_path, *arguments)
+    assert f"{'x' * 300} cannot be read: " in refused("x" * 300, *arguments)
+    assert "there is no option --vocab-siz" in refused(book, "--vocab-siz", 285, "--out", tmp_path / "x")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match="pipe is a pipe, which can be read only once"):
+        Tokenizer.train(tmp_path / "pipe", 285)
+    monkeypatch.setattr(sys, "stdin", None)
+    assert "- is standard input, but that is closed" in refused("-", *arguments)
+    assert not (tmp_path / "x").exists()
+
+
+def test_special_tokens_are_one_token_where_they_stand(tmp_path, small_parts):
+    text = "".join(f"<|user|>Hello there {i}.<|bot|>Hi, it is nice. <|user|> <|other|>" for i in range(60))
+    (tmp_path / "a.txt").write_text(text)
+    special = ("--special-token", "<|user|>", "--special-token", "<|bot|>")
+    prepared(tmp_path / "a.txt", "--vocab-size", 290, *special, "--out", tmp_path / "x")
+    data = load_dataset(tmp_path / "x")
+    assert data.tokenizer.special_tokens == {"<|user|>": 288, "<|bot|>": 289}
+    ids = [*data.train.tolist(), *data.val.tolist()]
+    n = int(0.9 * len(text))
+    assert ids == [i for part in (text[:n], text[n:]) for i in data.tokenizer.encode(part, allowed_special="all")]
+    assert (ids.count(288), ids.count(289)) == (119, 60)  # the end of the training split cuts one in two
+    prepared(tmp_path / "a.txt", "--tokenizer", tmp_path / "x", *special[:2], "--out", tmp_path / "y")
+    ids = np.concatenate([load_dataset(tmp_path / "y").train, load_dataset(tmp_path / "y").val]).tolist()
+    assert (ids.count(288), ids.count(289)) == (119, 0)
+    assert "special_token is '<|no|>'" in refused(
+        tmp_path / "a.txt", "--tokenizer", tmp_path / "x", "--special-token", "<|no|>", "--out", tmp_path / "z"
+    )
 
 
 # ------------------------------------------------------------------------------------------------ what cannot be

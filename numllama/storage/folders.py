@@ -1,0 +1,324 @@
+"""Folders: one process writes at a time, and what it writes appears as a whole.
+
+    FOLDER/.lock               locked while a process writes there
+    FOLDER/.part-new-1-4711/   what process 4711 is writing
+    .part-FOLDER-2-4711/       the same, or what it replaced, for the moment in which the two change places
+
+Files that belong together are written into a folder of their own, flushed to disk, and put in place at once: the new folder,
+which holds the other files of the old one too, and the old one exchange their names. A kill leaves the one or the other.
+"""
+
+import ctypes
+import os
+import shutil
+import sys
+import threading
+from collections.abc import Callable, Collection, Iterator, Set
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+from numllama.errors import CheckpointError, NumllamaError
+from numllama.storage.files import (
+    CHECKSUMS,
+    PART,
+    flush_folder,
+    is_alive,
+    part_of,
+    read_checksums,
+    remove,
+    remove_leftovers,
+    write_checksums,
+)
+
+LOCK = ".lock"
+Result = TypeVar("Result")
+_mine = threading.local()  # .locked: folders that this thread has locked; .parts: those that it writes to be published
+
+
+# ------------------------------------------------------------------------------------------------ locks
+
+
+@contextmanager
+def locked(
+    folder: str | Path, error: type[NumllamaError] = CheckpointError, doing: str = "writes", again: bool = False
+) -> Iterator[None]:
+    """Keep other processes, and threads, from writing in a folder; what killed ones left half-written there is removed.
+
+    Parameters
+    ----------
+    folder : path
+        Made if it is not there, and its parents; what was made is removed in the end if it is still empty.
+    error : type
+        Raised if it is locked already, or cannot be written.
+    doing : str
+        What whoever has locked it does there, for the sentence.
+    again : bool
+        A folder that this thread has locked may be locked again.
+    """
+    folder = Path(folder)
+    held = _mine.__dict__.setdefault("locked", set())
+    try:
+        resolved = folder.resolve()
+        mine = again and resolved in held
+        made = [path for path in (resolved, *resolved.parents) if not path.exists()]
+        file = None if mine else _open_lock(resolved)
+    except BlockingIOError as failure:
+        in_the_way = f"another process {doing} there; if not, delete {folder / LOCK}"
+        raise error(f"{folder} is in use: {in_the_way}") from failure
+    except OSError as failure:
+        raise error(f"the folder {folder} cannot be written: {failure.strerror or failure}") from failure
+    if file is None:
+        yield
+        return
+    held.add(resolved)
+    try:
+        remove_leftovers(resolved)
+        for path in resolved.iterdir():
+            if PART.fullmatch(path.name) and not is_alive(path):
+                remove(path)
+        yield
+    finally:
+        held.discard(resolved)
+        _remove_lock(resolved / LOCK, file)
+        with suppress(OSError):
+            for path in made:
+                path.rmdir()
+
+
+def _remove_lock(path: Path, file: IO) -> None:
+    """Whoever has opened the file meanwhile sees, with it locked, that it is gone."""
+    for step in (file.close, path.unlink) if os.name == "nt" else (path.unlink, file.close):
+        with suppress(OSError):
+            step()
+
+
+def _open_lock(folder: Path) -> IO:
+    """The folder's lock file, open and locked; BlockingIOError if somebody else has locked it."""
+    path = folder / LOCK
+    for _ in range(100):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            file = open(path, "ab")  # noqa: SIM115
+        except FileNotFoundError:  # whoever had locked it has removed it, empty
+            continue
+        try:
+            lock(file)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(path.stat(), os.fstat(file.fileno())):
+                    return file
+        except BaseException:
+            file.close()
+            raise
+        file.close()
+    raise BlockingIOError
+
+
+def lock(file: IO) -> None:
+    """Lock an open file until it is closed; BlockingIOError if somebody else has. Where nothing can be locked, do nothing."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        import msvcrt
+
+        lock_it, refused = (lambda: msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)), PermissionError
+    else:
+        lock_it, refused = (lambda: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)), (BlockingIOError, PermissionError)
+    try:
+        lock_it()
+    except refused as failure:
+        raise BlockingIOError(failure.errno, failure.strerror) from failure
+    except OSError:  # this file system knows no locks
+        pass
+
+
+def is_empty(folder: Path) -> bool:
+    """Whether a folder holds nothing but what is about to be written there, or was when a process was killed."""
+    return all(name == LOCK or PART.fullmatch(name) for name in os.listdir(folder))
+
+
+# ------------------------------------------------------------------------------------------------ publishing
+
+
+@contextmanager
+def published(
+    folder: str | Path, entry: str | None = None, checksums: bool = False, error: type[NumllamaError] = CheckpointError
+) -> Iterator[Path]:
+    """Files that appear in a folder at once: within it they are written into another folder, the one that is yielded.
+
+    Within another ``published`` of the same thread, a folder that it yielded is simply written.
+
+    Parameters
+    ----------
+    folder : path
+        Made if it is not there. Other files in it stay.
+    entry : str, optional
+        The file without which readers see nothing in a folder. Where a folder cannot be replaced in one step (a mount point,
+        the current folder, one with folders in it, or a file system that knows no exchange), the files are moved one by one:
+        the old entry goes first and the new one comes last, so that no reader ever takes old files with new ones.
+    checksums : bool
+        Write ``checksums.json`` too (see :func:`numllama.storage.files.check_files`), and remove what an earlier one lists and is
+        not written again. Without it, a ``checksums.json`` that is there is kept right.
+    error : type
+        Raised if the folder is in use or cannot be written; what was there before is still there.
+    """
+    folder = Path(folder)
+    parts = _mine.__dict__.setdefault("parts", set())
+    if folder in parts:
+        yield folder
+        return
+    with locked(folder, error, again=True):
+        part = part_of(folder / "new")
+        parts.add(part)
+        try:
+            try:
+                part.mkdir()
+                yield part
+                gone = ()
+                if checksums or (folder / CHECKSUMS).exists():
+                    about = _checksums(folder)
+                    others = {name: digest for name, digest in about.pop("files", {}).items() if not (part / name).exists()}
+                    names = [path.name for path in part.iterdir()]
+                    if checksums:
+                        gone = others
+                        write_checksums(part, names, error)
+                    else:
+                        write_checksums(part, names, error, others, **about)
+                publish(part, folder, entry, gone)
+            except OSError as failure:
+                raise error(f"{folder} could not be written: {failure.strerror or failure}") from failure
+        finally:
+            parts.discard(part)
+            remove(part)
+
+
+def _checksums(folder: Path) -> dict[str, Any]:
+    """What a folder's checksums.json holds; of one that is damaged, nothing."""
+    with suppress(NumllamaError):
+        return read_checksums(folder) or {}
+    return {}
+
+
+def publish(part: Path, folder: Path, entry: str | None = None, gone: Collection[str] = ()) -> None:
+    """Put the files of one folder into another, which is locked: see :func:`published`.
+
+    Parameters
+    ----------
+    part, folder : path
+        `part` lies in `folder`.
+    entry : str, optional
+    gone : collection of str
+        Files of `folder` that are to be no more.
+    """
+    folder = folder.resolve()
+    names = sorted(path.name for path in part.iterdir())
+    for name in names:
+        with open(part / name, "r+b") as file:
+            os.fsync(file.fileno())
+    flush_folder(part)
+    others = [path for path in folder.iterdir() if not PART.fullmatch(path.name) and path.name != part.name]
+    fresh = all(path.name == LOCK for path in others)
+    together = entry is not None and len({*names, *gone}) > 1
+    if not ((together or fresh) and _exchange_with(part, folder, others, {*names, *gone})):
+        _move(part, folder, names, gone, entry if together else None)
+        remove(part)
+    flush_folder(folder)
+
+
+def _exchange_with(part: Path, folder: Path, others: list[Path], left_out: Set[str]) -> bool:
+    """Put `part`, with most of the other files, in the place of the folder; False, and nothing has changed, if that cannot be."""
+    if any(path.is_dir() and not path.is_symlink() for path in others) or os.path.ismount(folder):
+        return False
+    if Path.cwd().is_relative_to(folder):  # a shell that stands there would stand nowhere
+        return False
+    new, linked = part_of(folder), []
+    try:
+        for path in others:
+            if path.name not in left_out:
+                os.link(path, part / path.name, follow_symlinks=False)  # the lock too: it stays the same file
+                linked.append(part / path.name)
+        about = folder.stat()
+        shutil.copystat(folder, part)
+        if hasattr(os, "chown"):
+            os.chown(part, about.st_uid, about.st_gid)
+        flush_folder(part)
+        part.rename(new)
+        try:
+            exchange(new, folder)
+        except OSError:
+            new.rename(part)
+            raise
+    except OSError:
+        for path in linked:
+            path.unlink()
+        return False
+    flush_folder(folder.parent)
+    known = {*left_out, LOCK, *(path.name for path in others)}
+    for path in new.iterdir():  # the old folder's: what somebody put there meanwhile is kept
+        if path.name not in known and not PART.fullmatch(path.name):
+            with suppress(OSError):
+                path.rename(folder / path.name)
+    remove(new)
+    return True
+
+
+def exchange(a: Path, b: Path) -> None:
+    """Let two folders change their names in one step; OSError where the system or the file system cannot."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if sys.platform == "darwin":
+        failed = libc.renamex_np(os.fsencode(a), os.fsencode(b), 2)  # RENAME_SWAP
+    elif hasattr(libc, "renameat2"):
+        failed = libc.renameat2(-100, os.fsencode(a), -100, os.fsencode(b), 2)  # AT_FDCWD, RENAME_EXCHANGE
+    else:
+        raise OSError("this system cannot exchange folders")
+    if failed:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def _move(part: Path, folder: Path, names: list[str], gone: Collection[str], entry: str | None) -> None:
+    """Move files one by one, the entry last and, of the old ones, first; all the old ones are back if one cannot be moved."""
+    old = part / ".old"
+    old.mkdir()
+    done: list[tuple[Path, Path]] = []
+
+    def move(source: Path, target: Path) -> None:
+        os.replace(source, target)
+        done.append((target, source))
+
+    try:
+        for name in sorted({*names, *gone}, key=lambda name: name != entry):
+            if (name in gone or (entry is not None)) and (folder / name).exists():
+                move(folder / name, old / name)
+        for name in sorted(names, key=lambda name: name == entry):
+            move(part / name, folder / name)
+    except BaseException:
+        for source, target in reversed(done):
+            with suppress(OSError):
+                os.replace(source, target)
+        raise
+
+
+# ------------------------------------------------------------------------------------------------ reading
+
+
+def read_steadily(folder: Path, read: Callable[[], Result]) -> Result:
+    """What `read` makes of the files of a folder; once more if the folder was replaced meanwhile."""
+    while True:
+        before = _identity(folder)
+        try:
+            result = read()
+        except NumllamaError:
+            if _identity(folder) == before:
+                raise
+        else:
+            if _identity(folder) == before:
+                return result
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        about = path.stat()
+    except OSError:
+        return None
+    return about.st_dev, about.st_ino
