@@ -63,7 +63,8 @@ class Decoder:
     def step(self, tokens: np.ndarray) -> Array:
         """Logits (B, V) after one more token in each sequence, (B,). The next step may overwrite them."""
         if not self.plain:
-            return self.model.forward(tokens[:, None], kv_cache=self.cache, last=1)[:, 0]
+            with quiet():
+                return self.model.forward(tokens[:, None], kv_cache=self.cache, last=1)[:, 0]
         self.cache.reserve(len(tokens), 1)
         meeting = Meeting(len(self.parts))
         with one_blas_thread() if len(tokens) > 1 else nullcontext():

@@ -1,5 +1,6 @@
 """generate and stream: one token after another, each drawn from the model's distribution for the next."""
 
+import math
 from collections.abc import Iterator, Sequence
 from numbers import Integral
 from typing import Any, NamedTuple
@@ -209,8 +210,7 @@ def _steps(model, prompts, max_new_tokens, config, generators, n, logprobs, wind
         if seen is not None:
             seen[xp.arange(len(rows)), xp.asarray(ids)] = True
         decoder = decoder or Decoder(model, kv_cache)
-        with quiet():
-            logits = decoder.step(ids)
+        logits = decoder.step(ids)
 
 
 def check_logits(model: Transformer, logits: Array) -> None:
@@ -218,8 +218,9 @@ def check_logits(model: Transformer, logits: Array) -> None:
 
     That of a row with NaN is NaN, and infinity is no number to draw from. A row may hold −inf: such a token is never drawn.
     """
-    logits = widened(logits)
-    if np.isfinite(to_numpy(logits.max(-1))).all():
+    logits = logits if logits.dtype.kind == "f" else widened(logits)
+    largest = logits.max(-1)
+    if math.isfinite(largest[0]) if len(largest) == 1 else np.isfinite(to_numpy(largest)).all():
         return
     what = "NaN" if np.isnan(to_numpy(logits)).any() else "infinity"
     xp, adapter = model.xp, model.adapter
