@@ -5,6 +5,7 @@ import json
 import time
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from numllama.errors import shown
@@ -44,7 +45,7 @@ def complete(
     max_new_tokens : int, optional
         Default 256, or as many as fit the model's max_seq_len.
     stop : str or sequence of str
-        The first of these that comes up ends the text; it is not part of it.
+        The first of these that comes up ends the text; it is not part of it. It may be a special token.
     window, kv_cache, sampling
         See :func:`generate`.
     special : bool
@@ -83,7 +84,8 @@ def stream_text(
         raise ValueError(f"stop is {shown(stop)}, but must be texts of at least one character")
     context, ids = encode_prompt(model, tokenizer, prompt, special)
     if sampling is None:
-        settings = {**default_settings(model, tokenizer), **settings}
+        sampling, settings = SamplingConfig(**{**default_settings(model, tokenizer), **settings}), {}
+    sampling = with_stops(sampling, model, tokenizer, stop)
     if max_new_tokens is None:
         windowed = window is not None or (kv_cache is not None and kv_cache.window is not None)
         fits = model.config.max_seq_len - len(ids) + 1                     # the last token is not looked at
@@ -194,6 +196,13 @@ def default_settings(model: Transformer, tokenizer: Any) -> dict[str, Any]:
     """
     stop_ids = [*getattr(model, "stop_ids", ()), *(i for i in end_ids(tokenizer) if i < model.config.vocab_size)]
     return {**checkpoint_settings(getattr(model, "generation_config", {})), "stop_ids": tuple(dict.fromkeys(stop_ids))}
+
+
+def with_stops(sampling: SamplingConfig, model: Transformer, tokenizer: Any, stop: Iterable[str]) -> SamplingConfig:
+    """Settings by which a stop word that is a special token ends a text: it would not be found in a text that shows none."""
+    special = getattr(tokenizer, "special_tokens", {})
+    ids = [special[word] for word in stop if special.get(word, model.config.vocab_size) < model.config.vocab_size]
+    return replace(sampling, stop_ids=(*sampling.stop_ids, *ids)) if ids else sampling
 
 
 def end_ids(tokenizer: Any) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ from numllama.backend import quiet, to_numpy
 from numllama.generation import KVCache, SamplingConfig
 from numllama.generation.generate import Step, begin, check_logits
 from numllama.generation.sampling import log_softmax
-from numllama.generation.text import TextDecoder, special_ids, until_one_by_one, window_for
+from numllama.generation.text import TextDecoder, special_ids, until_one_by_one, window_for, with_stops
 from numllama.model import Transformer
 
 if TYPE_CHECKING:
@@ -194,7 +194,8 @@ class Text:
         r = self.request
         self.cache = cache
         window = None if cache is not None else window_for(self.model.config, len(self.ids), r.max_new_tokens)
-        steps = begin(self.model, [np.asarray(self.ids)], r.max_new_tokens, r.sampling, 1, False, window, cache)
+        sampling = with_stops(r.sampling, self.model, self.tokenizer, r.stop)
+        steps = begin(self.model, [np.asarray(self.ids)], r.max_new_tokens, sampling, 1, False, window, cache)
         self.pieces = self._pieces(steps)
 
     def _pieces(self, steps: Iterator[Step]) -> Iterator[str]:

@@ -171,7 +171,19 @@ def test_special_tokens_are_left_out_unless_they_are_wanted():
     assert nl.complete(model, SPECIAL_BYTES, "?", 5, temperature=0) == "ABC"
     assert nl.complete(model, SPECIAL_BYTES, "?", 5, temperature=0, skip_special_tokens=False) == "A<s>B<|im_end|>C"
     assert nl.complete(saying(0xC3, 256, 0xBC), SPECIAL_BYTES, "?", 3, temperature=0) == "ü"
-    assert nl.complete(model, SPECIAL_BYTES, "?", 5, temperature=0, stop="<s>") == "ABC"  # it is no text
+    assert nl.complete(model, SPECIAL_BYTES, "?", 5, temperature=0, skip_special_tokens=False, stop="B<|") == "A<s>"
+
+
+@pytest.mark.parametrize("skip", [True, False])
+def test_a_special_token_may_be_a_stop_word(skip):
+    """As ``stop=["<|im_end|>"]`` of many a client."""
+    model = saying(65, 256, 66, 300, 67)
+    how = dict(temperature=0, skip_special_tokens=skip)
+    assert nl.complete(model, SPECIAL_BYTES, "?", 5, stop=["x", "<s>"], **how) == "A"
+    assert nl.complete(model, SPECIAL_BYTES, "?", 5, stop="<|im_end|>", **how) == ("AB" if skip else "A<s>B")
+    sampling = nl.SamplingConfig(temperature=0)
+    assert nl.complete(model, SPECIAL_BYTES, "?", 5, stop="<|im_end|>", sampling=sampling) == "AB"
+    assert nl.complete(saying(65, vocab_size=258), SPECIAL_BYTES, "?", 2, stop="<|im_end|>", **how) == "AA"
 
 
 @pytest.mark.parametrize("prompt", ["<s>hi?", "<s>?</s>?", "<|im_end|>?"])

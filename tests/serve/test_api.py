@@ -234,6 +234,9 @@ def test_a_turn_ends_where_the_checkpoint_or_its_tokenizer_says(tmp_path):
         body = dict(prompt="?", max_tokens=5, temperature=0)
         answer = http.post("/v1/completions", json=body).json()["choices"][0]
         assert (answer["text"], answer["finish_reason"]) == ("A", "stop")
+    with tuned(tmp_path, model=saying(65, 256, 66)) as (_, http):
+        answer = http.post("/v1/completions", json=body | dict(stop=["x", "<s>"])).json()["choices"][0]
+        assert (answer["text"], answer["finish_reason"]) == ("A", "stop")
 
 
 @pytest.mark.parametrize(("generation", "settings"), [
