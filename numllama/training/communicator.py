@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 
 from numllama.backend import Array
-from numllama.errors import NumllamaError
+from numllama.errors import NumllamaError, explained
+from numllama.system.signals import INTERRUPTED
 
 POLL_SECONDS = 2e-5  # MPI's own waiting would keep a core busy that another rank may need
 TIMEOUT_SECONDS = 600.0
@@ -164,9 +165,9 @@ class Communicator:
             time.sleep(2)  # an error that all ranks have made is rank 0's to tell
         if isinstance(error, SystemExit):
             self.abort("ended by a signal", code=error.code or 0)
-        known = isinstance(error, NumllamaError | ValueError | MemoryError)
-        message = str(error) if known else "".join(traceback.format_exception(error)).rstrip()
-        self.abort(message, code=2 if known else 130 if isinstance(error, KeyboardInterrupt) else 1)
+        sentence = explained(error)
+        message = sentence or "".join(traceback.format_exception(error)).rstrip()
+        self.abort(message, code=2 if sentence else INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1)
 
 
 class MPI(Communicator):

@@ -148,7 +148,7 @@ def test_what_cannot_be_is_said_once_and_nothing_hangs(mpirun, tmp_path):
     code, _, err = finished(mpirun(3, EXAMPLE, "--parallel", "mpi", "--data", tmp_path / "nothing", "--out", tmp_path / "run"))
     assert code == 2
     assert err.count("error: ") == 1
-    assert re.search(r"error: rank 0 of 3 on \S+: .*nothing cannot be read", err)
+    assert re.search(r"error: rank 0 of 3 on \S+: .*nothing does not exist", err)
     code, _, err = finished(mpirun(2, EXAMPLE, "--steps", 1, "--out", tmp_path / "run"))
     assert code == 2
     assert "each of which would train alone: add --parallel mpi" in err

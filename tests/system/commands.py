@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -42,10 +42,18 @@ def after_steps(run, n, process):
         time.sleep(0.005)
 
 
+@contextmanager
+def nothing_drawn():
+    """A run that draws nothing ends sooner."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "matplotlib", None)
+        yield
+
+
 def run(*arguments, out=None, err=None):
     """Exit code, standard output and standard error of a command, with these for its streams."""
     out, err = io.StringIO() if out is None else out, io.StringIO() if err is None else err
-    with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as end:
+    with redirect_stdout(out), redirect_stderr(err), nothing_drawn(), pytest.raises(SystemExit) as end:
         main([str(argument) for argument in arguments])
     return end.value.code, out.getvalue(), err.getvalue()
 

@@ -39,9 +39,11 @@ class Failing(io.StringIO):
 # ------------------------------------------------------------------------------------------------ work
 
 
-@pytest.mark.parametrize("failure", FAILURES)
-@pytest.mark.parametrize("streams", ["out", "err", "both"])
-def test_a_training_comes_to_the_same_end_whatever_becomes_of_its_output(small_text, small_run, tmp_path, failure, streams):
+@pytest.mark.parametrize("streams, failure", [
+    ("err", "EPIPE"), ("out", "ENOSPC"), ("both", "EPIPE"), ("err", "closed"), ("both", "EIO"), ("out", "EPIPE"),
+    ("err", "EDQUOT"),
+])  # fmt: skip
+def test_a_training_comes_to_the_same_end_whatever_becomes_of_its_output(small_text, small_run, tmp_path, streams, failure):
     error = FAILURES[failure]
     given = {name: Failing(error) for name in ("out", "err") if streams in (name, "both")}
     code, _, err = run("train", "--data", small_text, *TINY, "--steps", 8, "--out", tmp_path / "run", **given)
@@ -52,7 +54,7 @@ def test_a_training_comes_to_the_same_end_whatever_becomes_of_its_output(small_t
     assert told == (streams == "out" and failure != "EPIPE")
 
 
-@pytest.mark.parametrize("after", [1, 2, 3, 7])
+@pytest.mark.parametrize("after", [1, 3, 7])
 def test_output_may_fail_at_any_line(small_text, small_run, tmp_path, after):
     streams = dict(out=Failing(FAILURES["EPIPE"], after), err=Failing(FAILURES["ENOSPC"], after))
     assert run("train", "--data", small_text, *TINY, "--steps", 8, "--out", tmp_path / "run", **streams)[0] == 0

@@ -140,8 +140,8 @@ main()
 
 
 @pytest.mark.parametrize("moment, numbers, code", [
-    ("atexit", "2", 0), ("atexit", "2,2,15,1,10", 0), ("twice", "2", 130), ("twice", "15", 0), ("twice", "1", 129),
-    ("twice", "10,15,1", 0), ("callback", "2", 130), ("callback", "1", 129), ("callback", "15", 0), ("uncaught", "2", 130),
+    ("atexit", "2,2,15,1,10", 0), ("twice", "2", 130), ("twice", "15", 0), ("twice", "1,15", 129), ("callback", "2", 130),
+    ("callback", "15", 0), ("uncaught", "2", 130),
 ])  # fmt: skip
 def test_signals_while_a_command_ends_change_neither_its_code_nor_its_quiet(moment, numbers, code):
     child = subprocess.run([sys.executable, "-c", AT_THE_END, moment, numbers], env=ENVIRONMENT, capture_output=True, timeout=60)

@@ -360,7 +360,9 @@ class Aborting(Communicator):
         raise Ended(message, code)
 
 
-@pytest.mark.parametrize(("kind", "code"), [(NumllamaError, 2), (ValueError, 2), (KeyboardInterrupt, 130), (OSError, 1)])
+@pytest.mark.parametrize(("kind", "code"), [
+    (NumllamaError, 2), (ValueError, 2), (OSError, 2), (KeyboardInterrupt, 130), (RuntimeError, 1),
+])
 def test_an_error_of_one_rank_ends_all(monkeypatch, kind, code):
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     with pytest.raises(Ended, match="no data") as caught, Aborting().guard():
