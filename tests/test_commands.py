@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from contextlib import redirect_stderr, redirect_stdout
 from inspect import signature
@@ -185,7 +186,8 @@ def test_doctor_tells_programs_the_same_as_people(monkeypatch):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a console's Ctrl-C is not a signal to one process there")
-def test_serve_says_where_it_is_answers_and_ends_cleanly_with_ctrl_c(folder):
+@pytest.mark.parametrize("numbers", [["SIGINT"], ["SIGTERM", "SIGTERM", "SIGINT"], ["SIGHUP", "SIGTERM"]], ids=" ".join)
+def test_serve_says_where_it_is_answers_and_ends_cleanly_with_a_signal(folder, numbers):
     command = [sys.executable, "-m", "numllama.cli", "serve", str(folder), "--port", "0", "--no-page"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
         try:
@@ -193,7 +195,9 @@ def test_serve_says_where_it_is_answers_and_ends_cleanly_with_ctrl_c(folder):
             url = re.search(r"http://localhost:\d+", line)[0].replace("localhost", "127.0.0.1")
             opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
             models = json.load(opener.open(f"{url}/v1/models", timeout=20))
-            server.send_signal(signal.SIGINT)
+            for number in numbers:
+                server.send_signal(getattr(signal, number))
+                time.sleep(0.05)
             out, err = server.communicate(timeout=20)
         finally:
             server.kill()

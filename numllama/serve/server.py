@@ -143,6 +143,10 @@ class Server(uvicorn.Server):
             yield
             ignore(*signals)  # those that come while it ends
 
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        """The end takes LAST_SECONDS at most: a second Ctrl-C, for which uvicorn would cancel it with a traceback, is no hurry."""
+        self.should_exit = True
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Texts end first, so that no stream holds its connection; once that has been said, pages are left."""
         await asyncio.to_thread(self.engine.close)
