@@ -185,10 +185,10 @@ class TokenShards:
         return tokens
 
 
-def checksum(tokens: "np.ndarray | TokenShards", pieces: int = CHECKED_PIECES) -> str:
-    """SHA-256 of ids; of more than 16 million, of `pieces` places spread over all of them and of their number."""
+def checksum(tokens: "np.ndarray | TokenShards", pieces: int | None = None) -> str:
+    """SHA-256 of ids; of more than 16 million, of so many pieces spread over all of them and of their number."""
     n = len(tokens)
-    everything, some = range(0, n, CHECKED_PIECE), np.linspace(0, n - CHECKED_PIECE, pieces)
+    everything, some = range(0, n, CHECKED_PIECE), np.linspace(0, n - CHECKED_PIECE, pieces or CHECKED_PIECES)
     digest = hashlib.sha256(str(n).encode())
     for start in map(int, everything if len(everything) <= CHECKED_PIECES else some):
         digest.update(np.ascontiguousarray(tokens[start : start + CHECKED_PIECE], dtype="<u4"))

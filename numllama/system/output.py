@@ -84,6 +84,11 @@ class ClosedInput(io.TextIOBase):
 
     read = readline
 
+    @property
+    def buffer(self) -> "ClosedInput":
+        """Its bytes, which are not there either."""
+        return self
+
 
 @contextmanager
 def standard_streams() -> Iterator[tuple[Output, Output]]:

@@ -21,9 +21,9 @@ from training.realdata import real_data
 
 from numllama import CharTokenizer, ModelConfig, Tokenizer, TrainConfig, Trainer, Transformer, load_dataset
 from numllama.cli import main
+from numllama.data import token_files
 from numllama.errors import DataError
 from numllama.tokenizer import parallel
-from numllama.training import data as data_module
 from numllama.training import prepare
 
 FILES = ("train.bin", "train.json", "val.bin", "val.json", "tokenizer.json", "prepare.json")
@@ -533,9 +533,9 @@ def test_folders_of_older_versions_which_have_no_checksums_open(folder_of, tmp_p
 
 
 def test_of_a_large_file_pieces_are_checked_when_it_is_opened_and_all_of_it_by_prepare(book, tmp_path, monkeypatch):
-    monkeypatch.setattr(data_module, "CHECKED_PIECES", 4)
-    monkeypatch.setattr(data_module, "CHECKED_PIECE", 10)
-    monkeypatch.setattr(data_module, "OPENED_PIECES", 3)
+    monkeypatch.setattr(token_files, "CHECKED_PIECES", 4)
+    monkeypatch.setattr(token_files, "CHECKED_PIECE", 10)
+    monkeypatch.setattr(token_files, "OPENED_PIECES", 3)
     monkeypatch.setattr(prepare, "OPENED_PIECES", 3)
     arguments = (book, "--vocab-size", 285, "--out", tmp_path / "x")
     prepared(*arguments)
@@ -576,11 +576,11 @@ def fed(path, content):
 def test_a_pipe_and_standard_input_give_what_files_give(book, tmp_path):
     (tmp_path / "more.txt").write_text("More of it. " * 50)
     prepared(book, tmp_path / "more.txt", "--vocab-size", 285, "--out", tmp_path / "files")
-    for name in ("first", "again"):  # done is done: it is compared with what comes, and not done again
-        pipe = fed(tmp_path / name, book.read_bytes())
+    for _ in range(2):  # done is done: it is compared with what comes, and not done again
+        pipe = fed(tmp_path / "pipe", book.read_bytes())
         with standard_input((tmp_path / "more.txt").read_bytes()):
-            os.replace(pipe, tmp_path / "pipe")
-            printed = prepared(tmp_path / "pipe", "-", "--vocab-size", 285, "--out", tmp_path / "pipes")
+            printed = prepared(pipe, "-", "--vocab-size", 285, "--out", tmp_path / "pipes")
+        pipe.unlink()
         assert "vocabulary: 285" in printed
     one, two = contents(tmp_path / "files"), contents(tmp_path / "pipes")
     assert one.keys() == two.keys()
@@ -617,7 +617,7 @@ def test_what_is_wrong_with_a_pipe_is_one_sentence_that_names_it(book, tmp_path,
     with pytest.raises(DataError, match="pipe is a pipe, which can be read only once"):
         Tokenizer.train(tmp_path / "pipe", 285)
     monkeypatch.setattr(sys, "stdin", None)
-    assert "- is standard input, but that is closed" in refused("-", *arguments)
+    assert "standard input is closed" in refused("-", *arguments)
     assert not (tmp_path / "x").exists()
 
 
