@@ -144,7 +144,7 @@ class Server(uvicorn.Server):
             ignore(*signals)  # those that come while it ends
 
     def handle_exit(self, sig: int, frame: Any) -> None:
-        """The end takes LAST_SECONDS at most: a second Ctrl-C, for which uvicorn would cancel it with a traceback, is no hurry."""
+        """Ending takes LAST_SECONDS at most, so a second Ctrl-C changes nothing: uvicorn would cancel it with a traceback."""
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
