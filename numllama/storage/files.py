@@ -183,7 +183,7 @@ def read_verified(path: str | Path, error: type[NumllamaError] = DamagedError, u
         return without
 
 
-CHECKSUMS = "checksums.json"
+CHECKSUMS, CONFIG = "checksums.json", "config.json"
 LARGE = (".bin", ".npy", ".safetensors")
 
 
@@ -228,16 +228,14 @@ def read_checksums(folder: str | Path, error: type[NumllamaError] = DamagedError
         if not path.exists() or not {"seal", "files"} & set(read_json(path, error)):  # damage spares one of the two
             return None
         values = read_verified(path, error)
-        sums = values["files"]
-        if not all(isinstance(name, str) and isinstance(digest, str) for name, digest in sums.items()):
-            raise ValueError("files is not what it should be")
+        _check_sums(values["files"])
         return values
 
 
 def check_files(folder: str | Path, error: type[NumllamaError] = DamagedError, large: bool = True) -> dict[str, Any] | None:
-    """Raise an error unless all files that ``checksums.json`` lists are what was written; returns what else it holds.
+    """Raise an error unless all files that a folder lists are what was written; returns the list and what stands beside it.
 
-    Without a ``checksums.json`` nothing is checked, and None is returned.
+    ``checksums.json`` is the list, or a run's ``config.json``. Without one nothing is checked, and None is returned.
 
     Parameters
     ----------
@@ -248,16 +246,39 @@ def check_files(folder: str | Path, error: type[NumllamaError] = DamagedError, l
     """
     folder = Path(folder)
     values = read_checksums(folder, error)
+    where = CHECKSUMS if values else CONFIG
+    values = values or _run_config(folder, error)
+    hint = f" (delete {CHECKSUMS} if you changed it)" if where == CHECKSUMS else ""
     for name, digest in (values or {}).get("files", {}).items():
         path = folder / name
         if path.suffix in LARGE and not large:
             continue
         with reading(path, error):
             if not path.is_file():
-                raise error(f"{path} is not there, but {folder / CHECKSUMS} lists it")
+                raise error(f"{path} is not there, but {folder / where} lists it")
             if file_checksum(path) != digest:
-                raise error(f"{path} is not what was written: its checksum is wrong (delete {CHECKSUMS} if you changed it)")
+                raise error(f"{path} is not what was written: its checksum is wrong{hint}")
     return values
+
+
+def _run_config(folder: Path, error: type[NumllamaError]) -> dict[str, Any] | None:
+    """A run's config.json, which lists the files that are written once; a model's is none of our business here."""
+    path = folder / CONFIG
+    try:
+        found = {"seal", "files", "id"} & set(read_json(path)) if is_there(path) else ()
+    except NumllamaError:
+        return None
+    if len(found) < 2:  # damage may have taken one
+        return None
+    with reading(path, error):
+        values = read_verified(path, error)
+        _check_sums(values["files"])
+        return values
+
+
+def _check_sums(sums: Any) -> None:
+    if not isinstance(sums, dict) or not all(isinstance(digest, str) for digest in sums.values()):
+        raise ValueError("files is not what it should be")
 
 
 # ------------------------------------------------------------------------------------------------ writing

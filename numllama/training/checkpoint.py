@@ -27,12 +27,12 @@ from threadpoolctl import threadpool_info
 
 import numllama
 from numllama.backend import compute_dtype, real_dtype, to_numpy
-from numllama.errors import CheckpointError, DamagedError, listed, shown
+from numllama.errors import CheckpointError, DamagedError, shown
 from numllama.model import LoraConfig, ModelConfig, Parameters, Transformer
 from numllama.model.lora import adapter_shapes
 from numllama.model.parameters import parameter_shapes
 from numllama.optim.optimizer import Optimizer
-from numllama.storage.fields import OBJECT, TEXT, Kind, as_json, check, is_number, number, one_of, optional, whole
+from numllama.storage.fields import as_json, check, whole
 from numllama.storage.files import (
     file_checksum,
     flush,
@@ -43,42 +43,15 @@ from numllama.storage.files import (
     with_checksum,
     write_json,
 )
-from numllama.training.run_folder import check_run, identity
+from numllama.training.run_folder import check_run, fingerprint, identity
+from numllama.training.state import LOADED, POINTER, check_state
 
 if TYPE_CHECKING:
     from numllama.interop.tensor_file import TensorFile
 
 FORMAT = 1
-BELOW = 2**16  # so many of the weights below an adapter are looked at
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
 STEP = re.compile(r"step-([0-9]{6,18})")  # a step folder's name
-LOADED = ("step", "model", "dtype", "optimizer_steps", "sha256")  # what every state.json has
-RESUMED = ("train", "data", "val_loss", "best", "skipped", "skipped_in_a_row")  # and that of a run besides
-NUMBERS = Kind(lambda value: isinstance(value, list) and all(map(is_number, value)), "must be a list of numbers")
-FIELDS = {
-    "format": whole(),
-    "step": whole(),
-    "run": optional(TEXT),
-    "model": OBJECT,
-    "lora": optional(OBJECT),
-    "below": optional(OBJECT),
-    "dtype": one_of("float32", "float64", "bfloat16", "float16"),
-    "optimizer_steps": whole(),
-    "sha256": Kind(
-        lambda value: isinstance(value, dict) and all(isinstance(digest, str) for digest in value.values()),
-        "must be the checksums of files",
-    ),
-    "train": OBJECT,
-    "data": OBJECT,
-    "val_loss": optional(number()),
-    "best": optional(number()),
-    "best_step": optional(whole()),
-    "losses": NUMBERS,
-    "skipped": whole(),
-    "skipped_in_a_row": whole(),
-    "scale": Kind(lambda value: NUMBERS.fits(value) and len(value) == 2, "must be a scale and a number of steps"),
-    "metrics": optional(OBJECT),
-}
 
 
 @dataclass(frozen=True)
@@ -213,7 +186,7 @@ def load_run(path: str | Path, device: str = "cpu", dtype: str | None = None, wh
     check_run(folder.parent)
     for pointer in ("latest", "best"):
         if (folder.parent / f"{pointer}.json").exists():
-            _named_by(folder.parent / f"{pointer}.json")
+            read_pointer(folder.parent / f"{pointer}.json")
     trained = real_dtype(compute_dtype(state["dtype"])).name if device == "cpu" else state["dtype"]
     config, lora = _model_config(folder, state), _lora_config(folder, state)
     _check_header(folder, config, lora)
@@ -254,26 +227,30 @@ def find_step(path: Path, which: str = "latest") -> Path:
             return path
         if not pointer.exists():
             raise CheckpointError(f"{path} is not a training run with a checkpoint: it has no {pointer.name}")
-    folder = path / _named_by(pointer)
+    folder = path / read_pointer(pointer)["folder"]
     if not folder.is_dir():
         raise CheckpointError(f"{pointer} names {folder.name}, which is not there")
     return folder
 
 
-def _named_by(pointer: Path) -> str:
-    """The name of a step folder in ``latest.json`` or ``best.json``."""
+def read_pointer(pointer: Path) -> dict[str, Any]:
+    """``latest.json`` or ``best.json``, verified: the name of a step folder, and what else it says."""
     with reading(pointer, DamagedError):
         values = read_verified(pointer, unsealed=("folder",))
         name = values["folder"]
         if not isinstance(name, str) or not STEP.fullmatch(name):
             raise ValueError(f"folder is {as_json(name)}, but must be the name of a step folder")
+        check(values, POINTER, as_json)
     _check_owner(pointer, values.get("run"), pointer.parent)
-    return name
+    return values
 
 
 def _check_owner(path: Path, owner: str | None, run: Path) -> None:
     """DamagedError for what another run has written. Older versions wrote no name of the run."""
-    if owner is not None and owner != identity(run):
+    own = owner
+    with suppress(CheckpointError):  # of a config.json that is damaged, which is not for this function to say
+        own = identity(run) if owner is not None else None
+    if own != owner:
         raise DamagedError(f"{path} belongs to another run than {run}")
 
 
@@ -309,31 +286,42 @@ def read_state(folder: Path, needed: Sequence[str] = LOADED) -> dict[str, Any]:
     with reading(path, DamagedError):
         if whole().fits(state["format"]) and state["format"] != FORMAT:
             raise CheckpointError(f"{path} has format {state['format']}, but this version reads format {FORMAT}")
-        if missing := [name for name in needed if name not in state]:
-            raise ValueError(f"it lacks {listed(missing)}")
-        check(state, FIELDS, as_json)
+        check_state(state, needed)
         if STEP.fullmatch(folder.name) and state["step"] != step_of(folder):
             raise ValueError(f"it is of step {state['step']}, so the folder was renamed or holds files of another one")
     _check_owner(path, state.get("run"), folder.parent)
     return state
 
 
-def point_to(run: Path, name: str, folder: Path, **about: Any) -> None:
+def point_to(run: Path, name: str, folder: Path, /, **about: Any) -> None:
     """Let ``RUN/{name}.json`` name a step folder, atomically."""
-    write_json(run / f"{name}.json", with_checksum({"folder": folder.name, "run": identity(run), **about}))
+    write_json(run / f"{name}.json", with_checksum({"folder": folder.name, **about}))
 
 
-def point(run: Path, folder: Path, best_step: int | None) -> None:
-    """Let the pointers name the latest folder, and the best one if it is there; what they name already is not written again."""
+def point(
+    run: Path, folder: Path, best_step: int | None, owner: str | None = None, log: Mapping[str, Any] | None = None
+) -> None:
+    """Let the pointers name the latest folder, and the best one if it is there; what they name already is not written again.
+
+    `owner` is the run's name among all runs, `log` what :attr:`MetricsLog.mark` was.
+    """
     best = run / step_name(best_step) if best_step is not None else None
-    for name, target in (("latest", folder), ("best", best)):
+    for name, target, about in (("latest", folder, {"log": log}), ("best", best, {})):
         if target is not None and target.is_dir() and _pointed(run, name) != target:
-            point_to(run, name, target)
+            point_to(run, name, target, run=owner, **about)
 
 
 def _pointed(run: Path, name: str) -> Path | None:
     with suppress(CheckpointError):
         return find_step(run, name)
+    return None
+
+
+def log_mark(run: Path, step: int) -> dict[str, Any] | None:
+    """What ``latest.json`` says of the log, if it names this step."""
+    with suppress(CheckpointError):
+        pointer = read_pointer(run / "latest.json")
+        return pointer.get("log") if pointer["folder"] == step_name(step) else None
     return None
 
 
@@ -377,9 +365,7 @@ def _below(model: Transformer) -> dict[str, str] | None:
     """What tells the weights below an adapter from others: a checksum of some of them, spread over all."""
     if model.adapter is None:
         return None
-    flat = model.params.flat
-    some = to_numpy(flat[:: max(1, flat.size // BELOW)])
-    return {"dtype": flat.dtype.name, "sha256": hashlib.sha256(some.tobytes()).hexdigest()}
+    return {"dtype": model.params.flat.dtype.name, "sha256": fingerprint(model.params)}
 
 
 def _copy(params: Parameters) -> np.ndarray:

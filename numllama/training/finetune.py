@@ -17,14 +17,13 @@ from numllama.errors import CheckpointError, DataError, NumllamaError, shown
 from numllama.generation.chat import has_chat_template
 from numllama.generation.run import open_model
 from numllama.generation.text import opening
-from numllama.interop.huggingface import GENERATION, read_json
 from numllama.model import LoraConfig, Transformer
-from numllama.storage.files import reading, verified, write_json
+from numllama.storage.files import is_there, reading
 from numllama.tokenizer import CharTokenizer, Tokenizer
-from numllama.training import checkpoint
+from numllama.training import checkpoint, run_folder
 from numllama.training.config import TUNING, TrainConfig, tuning_values
 from numllama.training.conversations import Conversations, load_conversations
-from numllama.training.run import check_new, default_folder, ends_when_told, go_on, only_run_in, write_about
+from numllama.training.run import check_new, default_folder, ends_when_told, final_evaluation, go_on, in_words, only_run_in
 from numllama.training.trainer import Trainer
 
 TEMPLATE_FILES = ("tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
@@ -123,11 +122,10 @@ def _check_alone(train_changes: dict[str, Any]) -> None:
 
 def _read_about(run: Path) -> dict[str, Any]:
     """How a run was started."""
-    path = run / "config.json"
-    try:
-        return verified(read_json(path))
-    except ValueError as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
+    path = run / run_folder.CONFIG
+    if not is_there(path):
+        raise CheckpointError(f"{run} has no {path.name}")
+    return run_folder.read_config(run)
 
 
 def load_adapted(run: Path, lora: dict[str, Any], device: str, dtype: str | None) -> Transformer:
@@ -195,9 +193,7 @@ def _recipe(
 
 def _go_on(tuning: Tuning, trainer: Trainer, before: TrainConfig | None = None) -> int:
     model, data, seq_len = trainer.model, trainer.data, trainer.config.seq_len
-    write_about(trainer, tuning=tuning.to_dict())
-    write_json(trainer.out / GENERATION, model.generation_config)
-    _copy_template(tuning, data.tokenizer, trainer.out)
+    trainer.write_config(lambda folder: _copy_template(tuning, data.tokenizer, folder), tuning=tuning.to_dict())
     rows = data.train.rows(seq_len)
     print(
         f"DATA: {tuning.data}, {len(data.train.documents):,} conversations in {len(rows):,} rows to learn from "
@@ -215,8 +211,7 @@ def _finish(tuning: Tuning, trainer: Trainer) -> None:
     model, tokenizer, out = trainer.model, trainer.data.tokenizer, trainer.out
     best = checkpoint.find_step(out, "best")
     checkpoint.load_checkpoint(best, model)
-    loss = trainer.evaluate()
-    write_json(out / "result.json", {"step": trainer.step, "validation_loss": loss})
+    loss = final_evaluation(trainer)
     if trainer.skipped:
         print(f"{trainer.skipped} step(s) were skipped because the loss or its gradient was not finite")
     if model.adapter:
@@ -226,7 +221,7 @@ def _finish(tuning: Tuning, trainer: Trainer) -> None:
         model.merge_adapter()
     model.save(out / "model")
     _save_tokenizer(tuning, tokenizer, out / "model")
-    print(f"model: {out / 'model'}, from the best checkpoint, {best.name}\nvalidation loss: {loss:.4f}", flush=True)
+    print(f"model: {out / 'model'}, from the best checkpoint, {best.name}\n{in_words(loss)}", flush=True)
 
 
 def _save_tokenizer(tuning: Tuning, tokenizer: Tokenizer | CharTokenizer, folder: Path) -> None:

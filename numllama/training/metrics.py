@@ -1,17 +1,25 @@
-"""metrics.jsonl: a line of strict JSON for each step of a run."""
+"""metrics.jsonl: a line of strict JSON for each step of a run.
 
+A checkpoint says how many bytes of it there were, and their checksum, so that a run resumes with the lines that it has written.
+"""
+
+import hashlib
 import json
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from numllama.errors import CheckpointError, NumllamaError
+from numllama.errors import CheckpointError
 from numllama.storage.fields import check, number, optional, whole
-from numllama.storage.files import read_bytes, strict, write_text
-from numllama.training.trainer import StepReport
+from numllama.storage.files import read_bytes, strict, write_bytes
 
+if TYPE_CHECKING:
+    from numllama.training.trainer import StepReport
+
+METRICS = "metrics.jsonl"
 MOST_WAITING = 2**26  # bytes of lines that wait for room on the disk: some 300,000 steps
 MOST_BYTES = 2**40
 FIELDS = {"step": whole(0, 2**53), **dict.fromkeys(("loss", "val_loss", "tokens_per_second"), optional(number()))}
@@ -30,6 +38,13 @@ class MetricsLog:
         The last step whose line stays.
     tell : callable
         Is told once, in a sentence, that lines cannot be written.
+    mark : mapping, optional
+        What :attr:`mark` was at that step; without one, or if the file does not agree, the lines that can be read stay.
+
+    Attributes
+    ----------
+    mark : dict
+        How many bytes are written, and their checksum.
 
     Raises
     ------
@@ -37,16 +52,25 @@ class MetricsLog:
         Before the first step, if the file cannot be read or written.
     """
 
-    def __init__(self, path: Path, step: int, tell: Callable[[str], Any]) -> None:
-        kept = [line for line in read_metrics(path) if line["step"] <= step] if path.exists() else []
-        write_text(path, "".join(map(_line, kept)))
-        try:
-            self._file = open(path, "ab", buffering=0)  # noqa: SIM115  a buffer would write twice what it could not write once
-        except OSError as error:
-            raise NumllamaError(f"{path} cannot be written: {error.strerror}") from error
+    def __init__(self, path: Path, step: int, tell: Callable[[str], Any], mark: Mapping[str, Any] | None = None) -> None:
+        content = read_bytes(path, most=MOST_BYTES) if path.exists() else b""
+        if mark and is_whole(content, mark):
+            kept = content[: content.rfind(b"\n", 0, mark["bytes"]) + 1]  # a full disk may have cut the last line short
+        else:
+            if mark and path.exists():
+                tell(f"{path} is not what was written: its checksum is wrong. The lines that can be read stay")
+            kept = "".join(_line(line) for line in _lines(content) if line["step"] <= step).encode()
+        if kept != content or not path.exists():
+            write_bytes(path, kept)
         self._path, self._tell, self._waiting, self._lost, self._why = path, tell, bytearray(), 0, None
+        self._file: BinaryIO | None = None
+        self._bytes, self._digest = len(kept), hashlib.sha256(kept)
 
-    def __call__(self, report: StepReport) -> None:
+    @property
+    def mark(self) -> dict[str, Any]:
+        return {"bytes": self._bytes, "sha256": self._digest.hexdigest()}
+
+    def __call__(self, report: "StepReport") -> None:
         if len(self._waiting) < MOST_WAITING:
             self._waiting += _line(report.to_dict()).encode()
         else:
@@ -58,18 +82,46 @@ class MetricsLog:
 
     def _write(self) -> None:
         try:
+            if self._waiting and self._file is None:
+                self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115  a buffer would write a part of a line twice
             while self._waiting:
-                del self._waiting[: self._file.write(self._waiting)]
+                done = self._file.write(self._waiting)
+                self._digest.update(self._waiting[:done])
+                self._bytes += done
+                del self._waiting[:done]
         except OSError as error:
             self._why = error.strerror or str(error)
 
+    def pause(self) -> None:
+        """Close the file until there is another line, unless lines wait for it."""
+        if not self._waiting:
+            self.close()
+
     def close(self) -> str | None:
-        """End the log; returns a sentence if it is not whole."""
+        """End the log; returns a sentence if lines are missing in it."""
         self._write()
-        with suppress(OSError):
-            self._file.close()
+        if self._file:
+            with suppress(OSError):
+                self._file.close()
+        self._file = None
         missing = self._lost + self._waiting.count(b"\n")
         return f"{missing} line(s) of {self._path} could not be written: {self._why}" if missing else None
+
+
+def flush_log(path: Path) -> None:
+    """Return when what is written of a log is on disk, so that no power cut leaves less than a checkpoint says."""
+    with suppress(OSError):
+        file = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(file)
+        finally:
+            os.close(file)
+
+
+def is_whole(content: bytes, mark: Mapping[str, Any]) -> bool:
+    """Whether a log begins with what was written of it when :attr:`MetricsLog.mark` was this."""
+    size = mark.get("bytes")
+    return isinstance(size, int) and len(content) >= size and hashlib.sha256(content[:size]).hexdigest() == mark.get("sha256")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -80,9 +132,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     CheckpointError
         If there is no file, or it cannot be read.
     """
-    text = read_bytes(path, CheckpointError, MOST_BYTES).decode("utf-8", "replace")
+    return _lines(read_bytes(path, CheckpointError, MOST_BYTES))
+
+
+def _lines(content: bytes) -> list[dict[str, Any]]:
     lines = []
-    for line in text.splitlines():
+    for line in content.decode("utf-8", "replace").splitlines():
         with suppress(ValueError):
             lines.append(parse_line(line))
     return lines

@@ -1,6 +1,5 @@
 """A whole training run, as the command line does it: data, model, loop, and everything that people look at."""
 
-import json
 import math
 import os
 import signal
@@ -14,20 +13,20 @@ from typing import Any
 
 from tqdm import tqdm
 
-import numllama
 from numllama.backend import array_module, default_dtype
-from numllama.errors import CheckpointError, NumllamaError
+from numllama.errors import CheckpointError, NumllamaError, shown
 from numllama.generation import generate
 from numllama.model import ModelConfig, Transformer, count_parameters
-from numllama.storage.files import verified, with_checksum, write_json
+from numllama.storage.files import is_there, reading
 from numllama.storage.folders import locked
 from numllama.system.signals import HANG_UP, SCHEDULED, TO_END, ends_when_told, exit_code, handling, ignore
 from numllama.tokenizer import CharTokenizer, Tokenizer
-from numllama.training import checkpoint
+from numllama.training import checkpoint, run_folder
 from numllama.training.communicator import Communicator, communicator
 from numllama.training.config import TrainConfig, recipe
 from numllama.training.data import Dataset, load_dataset, text_dataset
-from numllama.training.metrics import MetricsLog, read_metrics
+from numllama.training.evaluate import evaluation_bar
+from numllama.training.metrics import METRICS, read_metrics
 from numllama.training.plot import plot_losses
 from numllama.training.shakespeare import STAND_IN, shakespeare_dataset
 from numllama.training.stand_in import best_loss, write_play
@@ -98,7 +97,7 @@ def _train_run(
     if auto and not (out / "config.json").exists():
         resume = False
     if resume:
-        saved_data, saved_tokenizer, model_config, config = _read_about(out)
+        saved_data, saved_tokenizer, model_config, config = _read_about(out, data)
         if auto:  # what is said again is no change
             if named:
                 model_changes = ModelConfig.preset(named, **{"vocab_size": model_config.vocab_size, **model_changes}).to_dict()
@@ -137,7 +136,7 @@ def _train_run(
         comm.barrier()  # all have seen the folder as it was
         if comm.rank == 0:
             path = str(data if data == PLAY else data.resolve()) if data else None
-            write_about(trainer, data=path, tokenizer=tokenizer)  # of a resumed run too: its settings may have changed
+            trainer.write_config(data=path, tokenizer=tokenizer)  # of a resumed run too: its settings may have changed
         return go_on(trainer, _finish, comm, before)
 
 
@@ -153,16 +152,15 @@ def go_on(
     print(f"model: {model}, on {trainer.model.device} with {_hands(trainer, comm)}\nrun: {out}, {_steps(trainer)}", flush=True)
     if before and before.steps != config.steps and 0 < trainer.step < config.steps:
         print(_new_schedule(before, config, trainer.step), flush=True)
-    log, code = None, 0
+    code, missing = 0, None
     try:
         with _interrupts() as interrupted:
             with ExitStack() as readers:
                 if comm.rank == 0:
                     bar = readers.enter_context(_bar(trainer))
-                    log = MetricsLog(out / "metrics.jsonl", trainer.step, partial(bar.write, file=sys.stderr))
+                    trainer.tell = partial(bar.write, file=sys.stderr)
                 for report in trainer:
                     if comm.rank == 0:
-                        log(report)
                         _show(bar, report)
                     if trainer.workers.agree(bool(interrupted)) and trainer.step < config.steps:
                         break
@@ -174,8 +172,7 @@ def go_on(
         if trainer.step >= config.steps:
             finish(trainer)
     finally:
-        missing = log.close() if log else None
-        trainer.close()
+        missing = trainer.close()
     if missing:
         print(f"error: {missing}", file=sys.stderr)
     return code or (2 if missing else 0)
@@ -217,32 +214,49 @@ def _hands(trainer: Trainer, comm: Communicator) -> str:
 def _finish(trainer: Trainer) -> None:
     """What people look at: the curve, a text, the loss."""
     out = trainer.out
-    loss = trainer.evaluate()
+    loss = final_evaluation(trainer)
     if trainer.workers.rank:
         return
-    write_json(out / "result.json", {"step": trainer.step, "validation_loss": loss})
     if trainer.skipped:
         print(f"{trainer.skipped} step(s) were skipped because the loss or its gradient was not finite")
     best_possible = _best_possible(trainer)
     print(f"best checkpoint: {checkpoint.find_step(out, 'best')} (estimate {trainer.best:.4f})")
     print(f"loss curve: {_draw(out, best_possible)}")
     if trainer.data.tokenizer:
-        print(f"a sample from the best checkpoint:\n{sample(out, trainer.data, trainer.model.device)}\n")
-    if isinstance(trainer.data.tokenizer, Tokenizer):
+        print(f"a sample from the best checkpoint:\n{sample(trainer)}\n")
+    if isinstance(trainer.data.tokenizer, Tokenizer) and loss is not None:
         print(f"validation loss for each byte of text: {loss * _tokens_per_byte(trainer.data):.4f}")
     if best_possible is not None:
         print(f"loss of the best possible predictor on the same windows: {best_possible:.4f}")
-    print(f"validation loss: {loss:.4f}", flush=True)
+    print(in_words(loss), flush=True)
 
 
-def sample(run: Path, data: Dataset, device: str) -> str:
-    """A text from a run's best checkpoint, beginning at a line."""
-    model = checkpoint.load_run(run, device)
-    known = getattr(data.tokenizer, "characters", "\n")  # BPE knows every character
-    start = "\n" if "\n" in known else known[0]
-    window = model.config.max_seq_len
-    ids = generate(model, data.tokenizer.encode(start), SAMPLE_CHARACTERS, temperature=0.8, seed=0, window=window)
-    return data.tokenizer.decode(ids).strip()
+def final_evaluation(trainer: Trainer) -> float | None:
+    """The loss on the whole validation split, which result.json keeps; None where nobody wants to wait for it."""
+    loss = None
+    if trainer.config.final_eval:
+        with nullcontext() if trainer.workers.rank else evaluation_bar(trainer.data.val_rows(trainer.config.seq_len)) as bar:
+            loss = trainer.evaluate(None if bar is None else bar.update)
+    if trainer.workers.rank == 0:
+        run_folder.write_result(trainer.out, trainer.step, loss)
+    return loss
+
+
+def in_words(loss: float | None) -> str:
+    """What the last line says."""
+    return "validation loss: not evaluated" if loss is None else f"validation loss: {loss:.4f}"
+
+
+def sample(trainer: Trainer) -> str:
+    """A text from the best checkpoint, which takes the place of the model's weights; it begins at a line."""
+    model, tokenizer = trainer.model, trainer.data.tokenizer
+    checkpoint.load_checkpoint(checkpoint.find_step(trainer.out, "best"), model)
+    known = getattr(tokenizer, "characters", "\n")  # BPE knows every character
+    prompt, window = tokenizer.encode("\n" if "\n" in known else known[0]), model.config.max_seq_len
+    room, options = SAMPLE_CHARACTERS, dict(temperature=0.8, seed=0, window=window)
+    if model.config.positions == "learned":  # which end, and a window has no end
+        room, options["window"] = min(room, max(0, window - len(prompt))), None
+    return tokenizer.decode(generate(model, prompt, room, **options)).strip()
 
 
 def _tokens_per_byte(data: Dataset) -> float:
@@ -253,7 +267,7 @@ def _tokens_per_byte(data: Dataset) -> float:
 def _draw(run: Path, best_possible: float | None) -> str:
     """Where the picture is, or why there is none."""
     try:
-        losses = [line for line in read_metrics(run / "metrics.jsonl") if math.isfinite(line["loss"])]
+        losses = [line for line in read_metrics(run / METRICS) if math.isfinite(line["loss"])]
         if not losses:
             return "not drawn, for metrics.jsonl has no losses"
         return str(plot_losses(losses, run / "loss.png", run.name, best_possible))
@@ -315,32 +329,18 @@ def only_run_in(out: Path, begun: bool) -> Iterator[None]:
         yield
 
 
-def write_about(trainer: Trainer, **start: Any) -> None:
-    """Write a run's tokenizer and its config.json; `start` says how to start it again."""
-    out, data = trainer.out, trainer.data
-    if data.tokenizer:
-        data.tokenizer.save(out)
-    about = {
-        "version": numllama.__version__,
-        "data_name": data.name,
-        **start,
-        "model": trainer.model.config.to_dict(),
-        "train": trainer.config.to_dict(),
-    }
-    write_json(out / "config.json", with_checksum(about))
-
-
-def _read_about(out: Path) -> tuple[Path | None, str | None, ModelConfig, TrainConfig]:
-    """How a run was started: its data, tokenizer, model and training settings."""
-    path = out / "config.json"
-    try:
-        about = verified(json.loads(path.read_text(encoding="utf-8")))
-        data = Path(about["data"]) if about["data"] else None
+def _read_about(out: Path, data: Path | None = None) -> tuple[Path | None, str | None, ModelConfig, TrainConfig]:
+    """How a run was started: its data unless some are given, its tokenizer, model and training settings."""
+    path = out / run_folder.CONFIG
+    if not is_there(path):
+        raise CheckpointError(f"{out} holds no run to resume: its config.json cannot be read")
+    about = run_folder.read_config(out)
+    with reading(path):
+        if data is None and about.get("loop") == run_folder.OWN_LOOP and not about["data"]:
+            name = shown(about.get("data_name"))
+            raise CheckpointError(f"{out} was begun by another program, on data named {name}: say which they are with --data")
+        data = Path(about["data"]) if data is None and about["data"] else data
         return data, about.get("tokenizer"), ModelConfig.from_dict(about["model"]), TrainConfig(**about["train"])
-    except OSError as error:
-        raise CheckpointError(f"{out} holds no run to resume: its config.json cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
 
 
 # ------------------------------------------------------------------------------------------------ the loop's readers

@@ -1,12 +1,13 @@
 """The training loop: one report for each step; the progress bar, the log, the plot and tests are readers of it."""
 
 import math
+import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -17,59 +18,20 @@ from numllama.dispatch import training_step
 from numllama.errors import CheckpointError, DamagedError, TrainingError, shown
 from numllama.model import Transformer
 from numllama.processes import peak_memory_mb
-from numllama.training import checkpoint
+from numllama.training import checkpoint, run_folder
 from numllama.training.communicator import communicator
 from numllama.training.config import TrainConfig
 from numllama.training.data import Dataset
 from numllama.training.epochs import Prefetched, epoch_batch
+from numllama.training.metrics import METRICS, MetricsLog, flush_log
 from numllama.training.parallel import Progress, Workers, shard_count, shard_rows, training_settings
 from numllama.training.ranks import Ranks
+from numllama.training.report import SPIKE_STEPS, StepReport, spike
+from numllama.training.state import LOADED, RESUMED
 
 MAX_SKIPPED = 5  # so many steps in a row without a finite loss end the run
-SPIKE_STEPS, SPIKE_LEAST, SPIKE_HEIGHT = 50, 20, 6.0  # steps that a loss is compared with; their fewest; standard deviations
 TICK = 1e-9  # seconds; some clocks stand still for longer than a short step takes
 LARGEST_SCALE, STEPS_TO_GROW = 2.0**16, 2000  # of gradients in float16: see Trainer.scale
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """What happened in one step.
-
-    Attributes
-    ----------
-    step : int
-        From 1.
-    loss : float
-        Mean over the batch, in nats for each token, before the step.
-    lr : float
-    grad_norm : float
-        Before clipping.
-    tokens_per_second, ms_per_step : float
-        Of this step, evaluation not included.
-    memory_mb : float
-        The most memory that the workers have used so far, evaluation included (of the GPU's, on a GPU).
-    skipped : bool
-        The loss or the gradient was not finite, and no step was taken.
-    spike : float, optional
-        The loss lies so many standard deviations above the mean of the steps before; only where it is a spike: see :func:`spike`.
-    val_loss : float, optional
-        Estimate on the validation split, at the steps where there is one.
-    """
-
-    step: int
-    loss: float
-    lr: float
-    grad_norm: float
-    tokens_per_second: float
-    ms_per_step: float
-    memory_mb: float
-    skipped: bool = False
-    spike: float | None = None
-    val_loss: float | None = None
-
-    def to_dict(self) -> dict:
-        """Plain values, without those that are not there."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 class Trainer:
@@ -82,10 +44,13 @@ class Trainer:
     data : Dataset
     config : TrainConfig
     out : path, optional
-        The run's folder, where checkpoints go. Without one nothing is written.
+        The run's folder, which every command opens: its config.json, tokenizer, checkpoints, and a line of metrics.jsonl for each
+        step. Without one nothing is written.
 
     Attributes
     ----------
+    tell : callable
+        Is told in a sentence what people should know at once, that the log cannot be written, say. Default: print to stderr.
     step : int
         How many steps were done.
     windows : int
@@ -124,7 +89,10 @@ class Trainer:
         in_epochs = sampling == "epochs" and isinstance(data, Dataset)
         self._loader = Prefetched(self._epoch_batch, config.batch_size) if in_epochs else None
         self._writing: Future | None = None
-        self._has_folder = False
+        self._has_folder = self._has_config = self._resumed = False
+        self._identity: str | None = None
+        self._log: MetricsLog | None = None
+        self.tell: Callable[[str], object] = _tell
         self.scale, self._steps_since_change = (LARGEST_SCALE if model.dtype == "float16" else 1.0), 0
         self._whole_step: Callable | None = None
         if not on_cpu and config.parallel == "threads" and model.adapter is None and isinstance(data, Dataset):
@@ -147,14 +115,18 @@ class Trainer:
                         self._end_save()
                     if self.step % self.config.eval_every == 0 or self.step == self.config.steps:
                         report = replace(report, val_loss=self.estimate(), memory_mb=self._memory_mb())
-                        if self.out and math.isfinite(report.val_loss):  # broken weights are no checkpoint
-                            self._begin_save(report.val_loss)
-                            if self.step == self.config.steps:
-                                self._end_save()
+                    if self._log:
+                        self._log(report)
+                    if self.out and _is_finite(report.val_loss):  # broken weights are no checkpoint
+                        self._begin_save(report.val_loss)
+                        if self.step == self.config.steps:
+                            self._end_save()
                     yield report
         finally:  # whoever leaves the loop finds the checkpoint; an error of it waits for the next save, or close()
             if self._writing:
                 wait([self._writing])
+            if self._log:
+                self._log.pause()
 
     def _step(self) -> StepReport:
         c, start = self.config, time.perf_counter()
@@ -290,6 +262,7 @@ class Trainer:
             "skipped": self.skipped,
             "skipped_in_a_row": self._skipped_in_a_row,
             "scale": [self.scale, self._steps_since_change],
+            "run": self._identity,
         }
         optimizer = self.workers.whole(self.optimizer)
         if self.workers.rank:  # rank 0 saves
@@ -297,12 +270,15 @@ class Trainer:
             return
         snapshot = checkpoint.Snapshot.take(self.step, self.model, optimizer, state)
         thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._writing = thread.submit(self._write, snapshot, best, best_step)
+        self._writing = thread.submit(self._write, snapshot, best, best_step, self._log.mark)
         thread.shutdown(wait=False)  # it ends when it is done
 
-    def _write(self, snapshot: checkpoint.Snapshot, best: float, best_step: int | None) -> tuple[Path, float, int | None]:
+    def _write(
+        self, snapshot: checkpoint.Snapshot, best: float, best_step: int | None, mark: dict
+    ) -> tuple[Path, float, int | None]:
+        flush_log(self.out / METRICS)
         folder = snapshot.write(self.out)
-        checkpoint.point(self.out, folder, best_step)
+        checkpoint.point(self.out, folder, best_step, self._identity, mark)
         checkpoint.prune(self.out, self.config.keep)
         return folder, best, best_step
 
@@ -329,6 +305,14 @@ class Trainer:
             What was damaged, a sentence each.
         """
         out = self._folder()
+        try:
+            run_folder.check_run(out)
+        except DamagedError as error:
+            if not fall_back:
+                raise
+            self.tell(f"{error}; what this program knows of it is written anew")
+        with suppress(CheckpointError):
+            self._identity = run_folder.identity(out)
         folders, damaged = checkpoint.step_folders(out), {}
         found = None
         if not fall_back and (not folders or (out / "latest.json").exists()):
@@ -347,12 +331,12 @@ class Trainer:
             for folder in damaged:
                 checkpoint.set_aside(folder)
             if len(damaged) < len(folders):
-                checkpoint.point(out, folders[len(damaged)], self._best_step)
+                checkpoint.point(out, folders[len(damaged)], self._best_step, self._identity)
         return list(damaged.values())
 
     def _restore(self, folder: Path) -> dict[str, str]:
         """Take over a checkpoint; returns its files' checksums."""
-        state = checkpoint.read_state(folder, (*checkpoint.LOADED, *checkpoint.RESUMED))
+        state = checkpoint.read_state(folder, (*LOADED, *RESUMED))
         data, mine = state["data"], self._about_data
         if any(data.get(name, mine[name]) != mine[name] for name in ("train_tokens", "vocab_size", "sha256")):
             raise CheckpointError(f"{folder} was trained on other data: {shown(data.get('name'), quote=False)}")
@@ -372,7 +356,8 @@ class Trainer:
         self.skipped, self._skipped_in_a_row = state["skipped"], state["skipped_in_a_row"]
         if state["dtype"] == self.model.dtype.name:
             self.scale, self._steps_since_change = state.get("scale", (self.scale, 0))
-        self._has_folder = True
+        self._has_folder = self._resumed = True
+        self._log = None
         return state["sha256"]
 
     @cached_property
@@ -382,7 +367,31 @@ class Trainer:
         return {"name": data.name, "vocab_size": data.vocab_size, "train_tokens": len(data.train), "sha256": data.checksums()}
 
     def _begin_folder(self) -> None:
-        """Make the folder, which must not hold another run; once, by rank 0."""
+        """Make the folder, which must not hold another run, and what is in it beside checkpoints; once, by rank 0."""
+        if self.workers.rank:
+            return
+        self._make_folder()
+        if not self._has_config:
+            self.write_config()
+        if self._log is None:
+            mark = checkpoint.log_mark(self.out, self.step) if self._resumed else None
+            self._log = MetricsLog(self.out / METRICS, self.step, self.tell, mark)
+
+    def write_config(self, write: Callable[[Path], object] | None = None, **start: object) -> None:
+        """Write the run's config.json, and the files that it keeps.
+
+        Parameters
+        ----------
+        write : callable, optional
+            Given a folder, writes more files into it that belong to the run.
+        start
+            How to start the run again; default what can be told from the data.
+        """
+        self._make_folder()
+        self._identity = run_folder.begin(self.out, self.model, self.data, self.config, write, start, self._resumed)
+        self._has_config = True
+
+    def _make_folder(self) -> None:
         if self._has_folder or self.workers.rank:
             return
         if checkpoint.step_folders(self.out):
@@ -398,24 +407,22 @@ class Trainer:
             raise ValueError("this trainer was made without `out`, a folder for checkpoints")
         return self.out
 
-    def close(self) -> None:
-        """Wait for a save that goes on, and end the workers; an error of the save is raised here."""
+    def close(self) -> str | None:
+        """Wait for a save that goes on, and end the workers; an error of the save is raised here.
+
+        Returns a sentence if lines of the log could not be written.
+        """
         self.workers.close()
         if self._loader:
             self._loader.close()
+        missing = self._log.close() if self._log else None
         self._end_save()
+        return missing
 
 
-def spike(loss: float, before: Sequence[float]) -> float | None:
-    """By how many standard deviations a loss lies above the mean of those before it, if that is a spike: more than six.
+def _is_finite(loss: float | None) -> bool:
+    return loss is not None and math.isfinite(loss)
 
-    A deviation counts as at least a hundredth of the mean, so that a loss that hardly moves has no spikes; and of fewer than
-    twenty losses nothing is said.
-    """
-    n = len(before)
-    if n < SPIKE_LEAST:
-        return None
-    mean = sum(before) / n
-    deviation = max(math.sqrt(sum((x - mean) ** 2 for x in before) / n), abs(mean) / 100)
-    height = (loss - mean) / deviation if deviation else 0.0
-    return height if height > SPIKE_HEIGHT else None
+
+def _tell(sentence: str) -> None:
+    print(sentence, file=sys.stderr)

@@ -567,10 +567,10 @@ def two_runs(tmp_path):
     for i in (1, 2):
         run = tmp_path / f"run-{i}"
         run.mkdir()
-        write_json(run / "config.json", with_checksum({"id": f"name{i}", "model": CONFIG.to_dict(), "train": {}}))
+        write_json(run / "config.json", with_checksum({"id": f"name{i}", "files": {}, "model": CONFIG.to_dict(), "train": {}}))
         folder = save(run, 7, build(i), run=f"name{i}")
         for which in ("latest", "best"):
-            checkpoint.point_to(run, which, folder)
+            checkpoint.point_to(run, which, folder, run=f"name{i}")
         write_result(run, 7, 1.5)
         assert load_run(run)
         runs.append(run)

@@ -1,0 +1,63 @@
+"""What a step reports, and when its loss is a spike."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+SPIKE_STEPS, SPIKE_LEAST, SPIKE_HEIGHT = 50, 20, 6.0  # steps that a loss is compared with; their fewest; standard deviations
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What happened in one step.
+
+    Attributes
+    ----------
+    step : int
+        From 1.
+    loss : float
+        Mean over the batch, in nats for each token, before the step.
+    lr : float
+    grad_norm : float
+        Before clipping.
+    tokens_per_second, ms_per_step : float
+        Of this step, evaluation not included.
+    memory_mb : float
+        The most memory that the workers have used so far, evaluation included (of the GPU's, on a GPU).
+    skipped : bool
+        The loss or the gradient was not finite, and no step was taken.
+    spike : float, optional
+        The loss lies so many standard deviations above the mean of the steps before; only where it is a spike: see :func:`spike`.
+    val_loss : float, optional
+        Estimate on the validation split, at the steps where there is one.
+    """
+
+    step: int
+    loss: float
+    lr: float
+    grad_norm: float
+    tokens_per_second: float
+    ms_per_step: float
+    memory_mb: float
+    skipped: bool = False
+    spike: float | None = None
+    val_loss: float | None = None
+
+    def to_dict(self) -> dict:
+        """Plain values, without those that are not there."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+def spike(loss: float, before: Sequence[float]) -> float | None:
+    """By how many standard deviations a loss lies above the mean of those before it, if that is a spike: more than six.
+
+    A deviation counts as at least a hundredth of the mean, so that a loss that hardly moves has no spikes; and of fewer than
+    twenty losses nothing is said.
+    """
+    n = len(before)
+    if n < SPIKE_LEAST:
+        return None
+    mean = sum(before) / n
+    deviation = max(math.sqrt(sum((x - mean) ** 2 for x in before) / n), abs(mean) / 100)
+    height = (loss - mean) / deviation if deviation else 0.0
+    return height if height > SPIKE_HEIGHT else None

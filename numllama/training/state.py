@@ -1,0 +1,42 @@
+"""What a checkpoint's state.json and the pointers to it may say, field by field."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from numllama.errors import listed
+from numllama.storage.fields import OBJECT, TEXT, Kind, as_json, check, is_number, number, one_of, optional, whole
+
+LOADED = ("step", "model", "dtype", "optimizer_steps", "sha256")  # what every state.json has
+RESUMED = ("train", "data", "val_loss", "best", "skipped", "skipped_in_a_row")  # and that of a run besides
+POINTER = {"run": optional(TEXT), "log": optional(OBJECT)}
+NUMBERS = Kind(lambda value: isinstance(value, list) and all(map(is_number, value)), "must be a list of numbers")
+FIELDS = {
+    "format": whole(),
+    "step": whole(),
+    "run": optional(TEXT),
+    "model": OBJECT,
+    "lora": optional(OBJECT),
+    "below": optional(OBJECT),
+    "dtype": one_of("float32", "float64", "bfloat16", "float16"),
+    "optimizer_steps": whole(),
+    "sha256": Kind(
+        lambda value: isinstance(value, dict) and all(isinstance(digest, str) for digest in value.values()),
+        "must be the checksums of files",
+    ),
+    "train": OBJECT,
+    "data": OBJECT,
+    "val_loss": optional(number()),
+    "best": optional(number()),
+    "best_step": optional(whole()),
+    "losses": NUMBERS,
+    "skipped": whole(),
+    "skipped_in_a_row": whole(),
+    "scale": Kind(lambda value: NUMBERS.fits(value) and len(value) == 2, "must be a scale and a number of steps"),
+}
+
+
+def check_state(state: Mapping[str, Any], needed: Sequence[str]) -> None:
+    """ValueError if a field is missing or is not what it should be."""
+    if missing := [name for name in needed if name not in state]:
+        raise ValueError(f"it lacks {listed(missing)}")
+    check(state, FIELDS, as_json)
