@@ -5,7 +5,7 @@ from numllama.lazy import lazy
 TYPE_CHECKING = False  # as type checkers know it: to import `typing` takes longer than all the rest
 if TYPE_CHECKING:  # the public API; each name is imported when it is first asked for
     from numllama import ops
-    from numllama.errors import CheckpointError, DataError, DeviceError, NumllamaError, TrainingError
+    from numllama.errors import CheckpointError, DataError, DeviceError, GenerationError, NumllamaError, TrainingError
     from numllama.generation.config import SamplingConfig
     from numllama.generation.generate import generate, stream
     from numllama.generation.kv_cache import KVCache
@@ -34,7 +34,7 @@ __all__ = [
     "Tokenizer", "CharTokenizer", "Dataset", "load_dataset", "load_conversations",
     "Trainer", "TrainConfig", "StepReport", "load_run",
     "load", "generate", "stream", "complete", "SamplingConfig", "KVCache",
-    "NumllamaError", "CheckpointError", "DataError", "DeviceError", "TrainingError",
+    "NumllamaError", "CheckpointError", "DataError", "DeviceError", "GenerationError", "TrainingError",
 ]
 
 lazy(__name__, {
@@ -47,5 +47,5 @@ lazy(__name__, {
     "numllama.training.conversations": "load_conversations",
     "numllama.interop": "load",
     "numllama.generation": "generate stream complete SamplingConfig KVCache",
-    "numllama.errors": "NumllamaError CheckpointError DataError DeviceError TrainingError",
+    "numllama.errors": "NumllamaError CheckpointError DataError DeviceError GenerationError TrainingError",
 })  # fmt: skip

@@ -97,8 +97,13 @@ def _with_defaults(model: Transformer, settings: dict[str, Any]) -> dict[str, An
     """The settings, those of the checkpoint where none are given, which are told, and below them the command line's own."""
     own = {name: value for name, value in checkpoint_settings(model.generation_config).items() if name not in settings}
     if own:
-        print(f"from generation_config.json: {', '.join(f'{name} {value:g}' for name, value in own.items())}", file=sys.stderr)
+        print(as_words(own), file=sys.stderr)
     return {"temperature": TEMPERATURE, **own, **settings}
+
+
+def as_words(settings: dict[str, Any]) -> str:
+    """What a checkpoint says about sampling, in a line."""
+    return f"from generation_config.json: {', '.join(f'{name} {value:g}' for name, value in settings.items())}"
 
 
 def _texts(
