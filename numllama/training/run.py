@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from numllama.backend import array_module, default_dtype
 from numllama.errors import CheckpointError, NumllamaError, shown
-from numllama.generation import generate
+from numllama.generation import complete
 from numllama.model import ModelConfig, Transformer, count_parameters
 from numllama.storage.files import is_there, reading
 from numllama.storage.folders import locked
@@ -252,11 +252,10 @@ def sample(trainer: Trainer) -> str:
     model, tokenizer = trainer.model, trainer.data.tokenizer
     checkpoint.load_checkpoint(checkpoint.find_step(trainer.out, "best"), model)
     known = getattr(tokenizer, "characters", "\n")  # BPE knows every character
-    prompt, window = tokenizer.encode("\n" if "\n" in known else known[0]), model.config.max_seq_len
-    room, options = SAMPLE_CHARACTERS, dict(temperature=0.8, seed=0, window=window)
-    if model.config.positions == "learned":  # which end, and a window has no end
-        room, options["window"] = min(room, max(0, window - len(prompt))), None
-    return tokenizer.decode(generate(model, prompt, room, **options)).strip()
+    start, settings = "\n" if "\n" in known else known[0], dict(temperature=0.8, seed=0, stop_ids=())
+    if model.config.positions == "learned":  # which end: as many tokens as fit
+        return complete(model, tokenizer, start, **settings).strip()
+    return complete(model, tokenizer, start, SAMPLE_CHARACTERS, window=model.config.max_seq_len, **settings).strip()
 
 
 def _tokens_per_byte(data: Dataset) -> float:
