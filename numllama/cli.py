@@ -430,6 +430,8 @@ def serve(
     *,
     host: str = "127.0.0.1",
     port: int = 7860,
+    allow_host: tuple[str, ...] = (),
+    token: bool | str = False,
     runs: Path = Path("runs"),
     page: bool = True,
     prompt_tokens: int = 4096,
@@ -451,9 +453,14 @@ def serve(
     model
         A training run, a Hugging Face folder, a .safetensors or a llama2.c .bin.
     host
-        Where to listen; 0.0.0.0 lets other machines in, and asks nobody for a password.
+        Address to listen on. 0.0.0.0 lets other machines in; use --token then.
     port
-        Of the page and of /v1; 0 for any that is free.
+        Port of the page and of /v1; 0 for any free one.
+    allow_host
+        Another name that leads here, a proxy's for example; may be given several times.
+    token
+        Answer only those who show a token: a new one, printed once, or the one given (--token SECRET). Programs send it as their
+        API key; the page opens with the printed link.
     runs
         Folder of the training runs that the page shows.
     page
@@ -477,7 +484,7 @@ def serve(
     from numllama.serve.server import serve_run
 
     limits = Limits(prompt_tokens, new_tokens, running, waiting)
-    return serve_run(model, tokenizer, device, dtype, host, port, runs, page, limits)
+    return serve_run(model, tokenizer, device, dtype, host, port, runs, page, limits, allow_host, token)
 
 
 @_command("eval")

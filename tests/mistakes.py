@@ -78,13 +78,38 @@ MISTAKES = [
     ),
     Mistake(
         "another person's page may ask",
-        "serve/guard.py", "if origin and _host(origin) != host and", "if origin and _host(origin) == host and",
+        "serve/access.py", "_origin(origins[0]) != own:", "_origin(origins[0]) == own:",
         "serve/test_api.py::test_other_peoples_pages_are_kept_out",
     ),
     Mistake(
         "what stands before the page keeps what it read for itself",
         "serve/guard.py", '"body": content, "more_body": False', '"body": b"", "more_body": False',
         "serve/test_guard.py::test_an_event_arrives_as_it_was_sent",
+    ),
+    Mistake(
+        "a page of another port of this machine may ask",
+        "serve/access.py", "Origin(scheme, host[1], int(host[2] or PORTS.get(scheme, 0)))", "Origin(scheme, host[1], 0)",
+        "serve/test_access.py::test_a_page_of_another_origin_may_ask_nothing",
+    ),
+    Mistake(
+        "a server for other machines is asked for by any name",
+        "serve/access.py", "not (name in self.hosts or _arrived_at(name, scope))", "not self.hosts",
+        "serve/test_access.py::test_another_name_is_refused_whatever_address_the_server_listens_on",
+    ),
+    Mistake(
+        "an object in place of a text, which Gradio takes for a file",
+        "serve/guard.py", "return value is None or type(value) is str", "return True",
+        "serve/test_guard.py::test_each_control_takes_its_own_type_and_no_other",
+    ),
+    Mistake(
+        "an object that has a path besides what it should have",
+        "serve/guard.py", "value.keys() == fields.keys()", "value.keys() >= fields.keys()",
+        "serve/test_guard.py::test_each_control_takes_its_own_type_and_no_other",
+    ),
+    Mistake(
+        "a route is open whose name only begins like one of the page's",
+        "serve/guard.py", "OPEN[method].fullmatch(path)", "OPEN[method].match(path)",
+        "serve/test_guard.py::test_routes_that_the_page_does_not_use_are_closed",
     ),
     Mistake(
         "True is the number of an event",

@@ -13,7 +13,8 @@ import subprocess
 import sys
 import time
 import urllib.request
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from http.client import HTTPConnection
 from inspect import signature
 from pathlib import Path
 
@@ -25,7 +26,6 @@ import numllama as nl
 from numllama.cli import app, main, serve
 from numllama.cuda import doctor
 from numllama.interop.convert import convert
-from numllama.serve.server import _local_names
 from numllama.training import write_tokens
 
 COMMANDS = (
@@ -218,8 +218,64 @@ def test_a_port_that_is_taken_is_one_sentence(folder):
 
 def test_serve_binds_to_this_machine_alone_unless_told_otherwise():
     assert signature(serve).parameters["host"].default == "127.0.0.1"
-    assert _local_names("127.0.0.1") == {"localhost", "127.0.0.1", "::1"}
-    assert _local_names("0.0.0.0") is None
+
+
+@contextmanager
+def serving(folder, *flags):
+    """The process, the first line that it has written, and its port."""
+    command = [sys.executable, "-m", "numllama.cli", "serve", str(folder), "--port", "0", "--no-page", *flags]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            yield server, int(re.search(r"http://[^/]*:(\d+)", server.stdout.readline())[1])
+        finally:
+            server.kill()
+
+
+def status(port, **headers):
+    """How the server on a port answers, asked for by 127.0.0.1."""
+    connection = HTTPConnection("127.0.0.1", port, timeout=20)
+    connection.request("GET", "/v1/models", headers=headers)
+    try:
+        return connection.getresponse().status
+    finally:
+        connection.close()
+
+
+def test_serve_for_other_machines_is_asked_for_by_its_own_names_and_says_loudly_that_it_has_no_token(folder):
+    with serving(folder, "--host", "0.0.0.0", "--allow-host", "box.example") as (server, port):
+        statuses = {host: status(port, Host=host) for host in ("evil.com", "localhost", "127.0.0.1", "box.example", "10.1.2.3")}
+        foreign = status(port, Host="evil.com", Origin="http://evil.com")
+        server.terminate()
+        _, err = server.communicate(timeout=20)
+    assert statuses == {"evil.com": 403, "localhost": 200, "127.0.0.1": 200, "box.example": 200, "10.1.2.3": 403}
+    assert foreign == 403
+    assert err.startswith("WARNING: NO TOKEN")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("flags", [["--token"], ["--token", "open-sesame"]])
+def test_serve_shows_its_token_once_and_asks_for_it(folder, flags):
+    with serving(folder, "--host", "0.0.0.0", *flags) as (server, port):
+        token = re.match(r"token: (\S+)", server.stdout.readline())[1]
+        statuses = [
+            status(port, **headers) for headers in ({}, {"Authorization": f"Bearer {token}"}, {"Authorization": "Bearer x"})
+        ]
+        server.terminate()
+        out, err = server.communicate(timeout=20)
+    assert statuses == [401, 200, 401]
+    assert token == flags[-1] if len(flags) > 1 else len(token) >= 32
+    assert (out, err) == ("the server has ended\n", "")
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--token", ""], "token must be"), (["--token", "a b"], "token must be"), (["--allow-host", "http://a.b"], "allow_host is"),
+    (["--allow-host", "*"], "allow_host is"), (["--host", "no such host"], "cannot be listened on"),
+])  # fmt: skip
+def test_what_nobody_can_be_let_in_by_is_one_sentence(folder, flags, words):
+    code, _, err = run("serve", folder, "--no-page", *flags)
+    assert code == 2
+    assert words in err
+    assert err.count("\n") == 1
 
 
 # ------------------------------------------------------------------------------------------------ other systems

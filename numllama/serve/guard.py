@@ -1,17 +1,17 @@
-"""What stands before every request: who may ask, how much, and what a page may reach.
-
-Listening on localhost keeps other machines out, but not other people's pages in the browser of this one. Such a page can name its
-own host as 127.0.0.1, or post to localhost outright; its host or its origin gives it away.
-"""
+"""What stands before every request: who may ask, how much, and what a page may reach."""
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
-from urllib.parse import urlsplit
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+from urllib.parse import parse_qsl, urlencode
 
 from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
 
+from numllama.errors import shown
+from numllama.serve.access import Access, Refused
 from numllama.serve.api import BODY_BYTES, answer, body_of, refusal
 from numllama.serve.requests import BadRequest, parse
 
@@ -21,13 +21,35 @@ POLICY = (
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; object-src 'none'; base-uri 'self'; form-action 'self'; "
     "frame-ancestors 'self'"
 )
-GRADIO = "/gradio_api/"
-EVENTS = (f"{GRADIO}queue/join", f"{GRADIO}run/predict")  # all that the page's own controls post to
 HEADERS = [
     (b"content-security-policy", POLICY.encode()),
     (b"referrer-policy", b"no-referrer"),
     (b"x-content-type-options", b"nosniff"),
 ]
+SESSION = re.compile(r"[\w-]{1,64}", re.ASCII)
+JOIN, PREDICT = "/gradio_api/queue/join", "/gradio_api/run/predict"
+# All that the page asks for, of the more than a hundred routes that Gradio has: measured in a browser by
+# tests/browser/test_measured_routes.py, which fails when another Gradio's page asks for anything else, or for less.
+ROUTES = {
+    ("GET", r"/"),
+    ("GET", r"/favicon\.ico"),
+    ("GET", r"/theme\.css"),
+    ("GET", r"/assets/[\w-]{1,100}(\.[\w-]{1,20})?\.(js|css)"),
+    ("GET", r"/static/fonts/\w{1,50}/[\w-]{1,50}\.woff2"),
+    ("GET", r"/static/js/iframeResizer\.contentWindow\.min\.js"),
+    ("GET", rf"/gradio_api/heartbeat/{SESSION.pattern}"),
+    ("GET", r"/gradio_api/queue/data"),
+    ("POST", JOIN),
+    ("POST", PREDICT),
+}
+OPEN = {method: re.compile("|".join(path for m, path in sorted(ROUTES) if m == method), re.ASCII) for method in ("GET", "POST")}
+# What Gradio reads of a request; others can change the addresses that it writes into the page, or are none of its business.
+READ = {b"host", b"accept", b"accept-encoding", b"content-type", b"if-none-match", b"if-modified-since"}
+ASKING = """<!doctype html><html lang="en"><meta charset="utf-8"><title>numllama</title>
+<form style="font:16px system-ui;margin:20vh auto;max-width:28em"><label for="token">This server asks for the token that
+<code>numllama serve</code> has printed.</label><p><input id="token" name="token" type="password" autofocus autocomplete="off">
+<button>Open</button></form></html>
+"""
 
 
 class Guard:
@@ -36,24 +58,21 @@ class Guard:
     Parameters
     ----------
     app : ASGI application
-    hosts : set of str, optional
-        The names that this server may be asked for by; default any.
+    access : Access, optional
+        Who may ask; default whoever asks for localhost.
     """
 
-    def __init__(self, app: Callable, hosts: frozenset[str] | None = None) -> None:
-        self.app, self.hosts = app, hosts
+    def __init__(self, app: Callable, access: Access | None = None) -> None:
+        self.app, self.access = app, access or Access()
         self.closing = asyncio.Event()  # once it is set, everybody is taken for gone
 
     async def __call__(self, scope: Message, receive: Callable[[], Awaitable[Message]], send: Callable) -> None:
         """Answer what is refused, pass on the rest."""
+        if scope["type"] == "websocket":
+            await _no_websocket(scope, send)
+            return
         if scope["type"] != "http":
             await self.app(scope, receive, send)
-            return
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        if refused := self._refused(headers):
-            status, sentence = refused
-            body = {"error": {"message": sentence, "type": "invalid_request_error", "param": None, "code": None}}
-            await answer(body, status)(scope, receive, send)
             return
 
         async def send_with_headers(message: Message) -> None:
@@ -61,7 +80,8 @@ class Guard:
                 message = {**message, "headers": [*message.get("headers", []), *HEADERS]}
             await send(message)
 
-        await self.app(scope, self._received(receive), send_with_headers)
+        app = self._refused(scope) or self.app
+        await app(scope, self._received(receive), send_with_headers)
 
     def _received(self, receive: Callable[[], Awaitable[Message]]) -> Callable[[], Awaitable[Message]]:
         """What a client sends. A body without a stated length ends, as if the client had gone, where it becomes too long."""
@@ -83,64 +103,155 @@ class Guard:
 
         return run
 
-    def _refused(self, headers: dict[str, str]) -> tuple[int, str] | None:
-        host = _host(f"//{headers.get('host', '')}")
-        if self.hosts is not None and host not in self.hosts:
-            return 403, f"this server is asked for as {', '.join(sorted(self.hosts))}, not as {host!r}"
-        origin = headers.get("origin")
-        if origin and _host(origin) != host and _host(origin) not in (self.hosts or ()):
-            return 403, f"a page of {origin!r} may not use this server"
+    def _refused(self, scope: Message) -> Response | None:
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        refused = self.access.refused(scope)
+        if refused is None or refused.status == 401:
+            if cookie := self.access.cookie(scope):
+                return RedirectResponse("/", 303, {"Set-Cookie": cookie, "Cache-Control": "no-store"})
+            if refused is not None and scope["method"] == "GET" and "text/html" in headers.get("accept", ""):
+                return HTMLResponse(ASKING, 401)
         length = headers.get("content-length", "0")
-        if not length.isdecimal() or len(length) > 12 or int(length) > BODY_BYTES:
-            return 413, f"the request is longer than {BODY_BYTES // 2**20} MiB"
-        return None
+        if refused is None and (not length.isdecimal() or len(length) > 12 or int(length) > BODY_BYTES):
+            refused = Refused(413, f"the request is longer than {BODY_BYTES // 2**20} MiB")
+        if refused is None:
+            return None
+        body = {"error": {"message": refused.sentence, "type": "invalid_request_error", "param": None, "code": None}}
+        return answer(body, refused.status, {"WWW-Authenticate": "Bearer"} if refused.status == 401 else None)
+
+
+# ------------------------------------------------------------------------------------------------ the page
+
+
+class Kind(NamedTuple):
+    """What a control can send."""
+
+    takes: Callable[[Any], bool]
+    words: str
+
+
+def _is_text(value: Any) -> bool:
+    return value is None or type(value) is str
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) <= 2**53
+
+
+def _has(value: Any, fields: Mapping[str, Callable[[Any], bool]]) -> bool:
+    """Whether it is an object of exactly these fields."""
+    return type(value) is dict and value.keys() == fields.keys() and all(takes(value[name]) for name, takes in fields.items())
+
+
+def _is_kept(value: Any) -> bool:
+    message = {"role": _is_text, "content": _is_text}
+    if type(value) is list:
+        return all(_has(one, message) for one in value)
+    return value is None or _has(value, {"prompt": _is_text, "text": _is_text, "status": _is_text})
+
+
+TEXT = Kind(_is_text, "a text or null")
+NUMBER = Kind(_is_number, "a number")
+NOTHING = Kind(lambda value: value is None, "null: what it holds never leaves the server")
+KEPT = Kind(_is_kept, "null, a text that was finished, or a list of {role, content}")
+EVENT = {  # what the page sends besides the event's number and its data
+    "session_hash": Kind(
+        lambda value: type(value) is str and bool(SESSION.fullmatch(value)), "a text of 1 to 64 letters and digits"
+    ),
+    "trigger_id": Kind(lambda value: type(value) is int and _is_number(value), "a whole number"),
+    "event_data": Kind(
+        lambda value: value is None or _has(value, {"index": _is_number, "value": _is_text}), "null, or the tab that was opened"
+    ),
+}
 
 
 class PageGuard:
-    """An ASGI application around Gradio's, which lets only through what the page's own controls could have sent.
+    """An ASGI application around Gradio's, which lets only through what the page's own controls can send.
 
-    Gradio has more routes (for files, for others' servers), which nothing here uses, and it answers some of what it cannot read
-    with status 500.
+    Gradio has routes for files, for other people's servers and for much else. In place of any value it takes an object with a
+    `path` for a file, which it reads or fetches. It checks such paths itself, but nothing here relies on that: a route that the
+    page does not use is not there, and a value of another type than its control's never arrives.
 
     Parameters
     ----------
     app : ASGI application
-    inputs : dict of int to int
-        Of each event, how many values it takes.
+    inputs : dict of int to sequence of Kind
+        Of each event, what each of its values may be.
     """
 
-    def __init__(self, app: Callable, inputs: Mapping[int, int]) -> None:
+    def __init__(self, app: Callable, inputs: Mapping[int, Sequence[Kind]]) -> None:
         self.app, self.inputs = app, inputs
 
     async def __call__(self, scope: Message, receive: Callable[[], Awaitable[Message]], send: Callable) -> None:
         """Answer what is refused, pass on the rest."""
-        if scope["type"] == "http" and scope["method"] not in ("GET", "HEAD") and not scope["path"].startswith("/v1/"):
+        if scope["type"] == "websocket":
+            await _no_websocket(scope, send)
+            return
+        if scope["type"] == "http":
             try:
-                content = await body_of(Request(scope, receive))
-                self._check(scope["path"], content)
+                scope = {**scope, **self._reduced(scope)}
+                if scope["method"] == "POST":
+                    content = self._checked(await body_of(Request(scope, receive)))
+                    scope["headers"] = [*scope["headers"], (b"content-length", str(len(content)).encode())]
+                    receive = _again(content, receive)
             except BadRequest as error:
                 await refusal(error)(scope, receive, send)
                 return
             except ClientDisconnect:
                 return
-            receive = _again(content, receive)
         await self.app(scope, receive, send)
 
-    def _check(self, path: str, content: bytes) -> None:
-        if path not in EVENTS:
-            raise BadRequest(f"the page has no {path[:60]!r}", status=404)
+    def _reduced(self, scope: Message) -> Message:
+        """Of a request to one of the page's routes, what Gradio has to know."""
+        path, method = scope["path"], scope["method"]
+        if method not in OPEN or not OPEN[method].fullmatch(path):
+            raise BadRequest(f"the page has no {method} {shown(path)}", status=404)
+        query = b""
+        if path == "/gradio_api/queue/data":
+            sessions = [value for name, value in parse_qsl(scope["query_string"].decode("latin-1")) if name == "session_hash"]
+            if len(sessions) != 1 or not SESSION.fullmatch(sessions[0]):
+                raise BadRequest("session_hash must be a text of 1 to 64 letters and digits", "session_hash")
+            query = urlencode({"session_hash": sessions[0]}).encode()
+        return {
+            "query_string": query,
+            "raw_path": path.encode("ascii"),
+            "headers": [(name, value) for name, value in scope["headers"] if name.lower() in READ],
+        }
+
+    def _checked(self, content: bytes) -> bytes:
+        """An event, written anew: Gradio reads what was checked, whatever else the same bytes could have meant."""
         body = parse(content)
-        event, data, session = (body.get(name) for name in ("fn_index", "data", "session_hash"))
+        event, data = body.pop("fn_index", None), body.pop("data", None)
         if type(event) is not int or event not in self.inputs:
             raise BadRequest("fn_index must be the number of one of the page's events", "fn_index")
-        if not isinstance(data, list) or len(data) != self.inputs[event]:
-            raise BadRequest(f"data must be a list of {self.inputs[event]} values", "data")
-        if not isinstance(session, str) or not 0 < len(session) <= 64:
-            raise BadRequest("session_hash must be a text of 1 to 64 characters", "session_hash")
+        kinds = self.inputs[event]
+        if not isinstance(data, list) or len(data) != len(kinds):
+            raise BadRequest(f"data must be a list of {len(kinds)} values", "data")
+        if not EVENT["session_hash"].takes(body.get("session_hash")):
+            raise BadRequest(f"session_hash must be {EVENT['session_hash'].words}", "session_hash")
+        whole = {"fn_index": event, "data": data, **body}
         try:
-            json.dumps(body, allow_nan=False, ensure_ascii=False).encode()
+            content = json.dumps(whole, allow_nan=False, ensure_ascii=False).encode()
         except (ValueError, RecursionError):  # half of a surrogate pair; a number beyond all bounds
             raise BadRequest("the request holds what can be no text and no number") from None
+        for i, (value, kind) in enumerate(zip(data, kinds, strict=True)):
+            if not kind.takes(value):
+                raise BadRequest(f"data[{i}] is {shown(value)}, but its control sends {kind.words}", "data", 422)
+        for name, value in body.items():
+            if name not in EVENT:
+                raise BadRequest(f"the page sends no {shown(name)}", status=422)
+            if not EVENT[name].takes(value):
+                raise BadRequest(f"{name} is {shown(value)}, but the page sends {EVENT[name].words}", name, 422)
+        return content
+
+
+async def _no_websocket(scope: Message, send: Callable) -> None:
+    """There is nothing here for a websocket."""
+    if "websocket.http.response" in scope.get("extensions", {}):
+        await send({"type": "websocket.http.response.start", "status": 404, "headers": []})
+        await send({"type": "websocket.http.response.body", "body": b""})
+    else:
+        await send({"type": "websocket.close", "code": 1008})
 
 
 def _again(content: bytes, receive: Callable[[], Awaitable[Message]]) -> Callable[[], Awaitable[Message]]:
@@ -151,10 +262,3 @@ def _again(content: bytes, receive: Callable[[], Awaitable[Message]]) -> Callabl
         return next(messages, None) or await receive()
 
     return run
-
-
-def _host(url: str) -> str | None:
-    try:
-        return urlsplit(url).hostname
-    except ValueError:
-        return None

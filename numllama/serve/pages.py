@@ -1,29 +1,30 @@
 """The page: generate, chat, look inside, training. What it shows is written and drawn elsewhere."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from html import escape
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import gradio as gr
 import numpy as np
 
 from numllama.errors import NumllamaError
-from numllama.generation import SamplingConfig
 from numllama.generation.chat import chat_prompt, has_chat_template
 from numllama.generation.inside import attention_weights
 from numllama.model import count_parameters
 from numllama.serve import drawing
 from numllama.serve.api import token_text
+from numllama.serve.controls import SENDS, Settings, changes, settings_of, slider
 from numllama.serve.engine import Engine, Piece, Request, Texts
+from numllama.serve.guard import Kind
 from numllama.serve.training import Watch, runs_in
 
 PAUSE = 0.05  # between two changes of the page
 RUNNERS_UP = 6
+TOKENS_DRAWN = 1000  # in a second: all are drawn anew each time, and the browser has to have time for Stop
 MAP_TOKENS = 40  # of an attention map: more cannot be read
-TOP_K = 200
 SESSIONS = 64  # pages of which Gradio remembers what stands in their controls; of a closed one it forgets it
 REFUSED = (NumllamaError, ValueError)
 MOUNTED = dict(
@@ -34,38 +35,6 @@ MOUNTED = dict(
     max_file_size=1,
 )
 HIDDEN = {"api_visibility": "private", "show_progress": "hidden"}
-
-
-class Settings(NamedTuple):
-    """The controls' values, in the order in which they stand."""
-
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
-    repetition_penalty: float
-    max_new_tokens: int
-    seed: str
-    stop: str
-
-    def request(self, engine: Engine, prompt: Any, stop: tuple[str, ...] = (), runners_up: int | None = None) -> Request:
-        """What the engine is asked for; a control at its neutral end is no filter."""
-        if empty := [name for name, value in self._asdict().items() if value is None]:
-            raise ValueError(f"{empty[0].replace('_', ' ')} is empty, but must be a number")
-        seed = self.seed.strip()
-        if seed and not (seed.isdecimal() and int(seed[:20]) < 2**63):
-            raise ValueError(f"seed is {seed[:30]!r}, but must be a whole number that is not negative")
-        sampling = SamplingConfig(
-            temperature=self.temperature,
-            top_k=int(self.top_k) or None,
-            top_p=None if self.top_p == 1 else self.top_p,
-            min_p=self.min_p or None,
-            repetition_penalty=self.repetition_penalty,
-            seed=int(seed) if seed else None,
-            stop_ids=engine.model.stop_ids,
-        )
-        own = (self.stop.replace("\\n", "\n"),) if self.stop else ()
-        return Request(prompt, int(self.max_new_tokens), sampling, (*own, *stop), runners_up)
 
 
 def build(engine: Engine, name: str, runs: Path) -> gr.Blocks:
@@ -93,12 +62,17 @@ def build(engine: Engine, name: str, runs: Path) -> gr.Blocks:
                 with gr.Tab("Training") as training_tab:
                     training = _training_tab(runs)
             with gr.Column(scale=1, min_width=330), gr.Accordion("Settings", open=True):
-                settings = _settings(engine)
+                settings = settings_of(engine)
         generate["kept"] = gr.BrowserState(None, "numllama-text", "numllama")  # here: what is in a tab is read when it is opened
         chat["kept"] = gr.BrowserState([], "numllama-chat", "numllama")
         _connect(page, blocks, settings, generate, chat, inside, training, training_tab)
     blocks.state_session_capacity = SESSIONS
     return blocks.queue(max_size=64, default_concurrency_limit=None, api_open=False)
+
+
+def inputs(page: gr.Blocks) -> dict[int, list[Kind]]:
+    """Of each event of a page, what each of its values may be."""
+    return {number: [SENDS[type(control)] for control in event.inputs] for number, event in page.fns.items()}
 
 
 # ------------------------------------------------------------------------------------------------ what stands where
@@ -154,8 +128,8 @@ def _inside_tab(engine: Engine) -> dict[str, Any]:
     tokens = gr.HTML(elem_id="tokens")
     gr.Markdown("### Attention\nEach row is a token that looks, each column one that it looks at.")
     with gr.Row():
-        layer = gr.Slider(0, c.n_layers - 1, 0, step=1, label="Layer", elem_id="layer", interactive=c.n_layers > 1)
-        head = gr.Slider(0, c.n_heads - 1, 0, step=1, label="Head", elem_id="head", interactive=c.n_heads > 1)
+        layer = slider(0, c.n_layers - 1, 0, step=1, label="Layer", elem_id="layer")
+        head = slider(0, c.n_heads - 1, 0, step=1, label="Head", elem_id="head")
     return dict(
         prompt=prompt,
         go=go,
@@ -183,21 +157,6 @@ def _training_tab(runs: Path) -> dict[str, Any]:
     )
 
 
-def _settings(engine: Engine) -> list[Any]:
-    """In the order of the fields of :class:`Settings`."""
-    most = engine.new_tokens
-    return [
-        gr.Slider(0, 2, 0.8, step=0.05, label="Temperature (0: greedy)", elem_id="temperature"),
-        gr.Slider(0, min(TOP_K, engine.model.config.vocab_size), 0, step=1, label="Top-k (0: all)", elem_id="top-k"),
-        gr.Slider(0.05, 1, 1, step=0.05, label="Top-p (1: all)", elem_id="top-p"),
-        gr.Slider(0, 1, 0, step=0.01, label="Min-p (0: all)", elem_id="min-p"),
-        gr.Slider(0.5, 2, 1, step=0.05, label="Repetition penalty (1: none)", elem_id="repetition-penalty"),
-        gr.Slider(1, most, min(256, most), step=1, label="Max new tokens", elem_id="max-new-tokens"),
-        gr.Textbox("", label="Seed", info="empty: another text each time", elem_id="seed", max_lines=1),
-        gr.Textbox("", label="Stop at", info="a text that ends it; \\n is a new line", elem_id="stop-at", max_lines=1),
-    ]
-
-
 def _connect(page, blocks, settings, generate, chat, inside, training, training_tab) -> None:
     """Which control does what."""
     g, c, i, t = generate, chat, inside, training
@@ -216,7 +175,8 @@ def _connect(page, blocks, settings, generate, chat, inside, training, training_
     )
     draw = dict(fn=page.attention, inputs=[i["ids"], i["layer"], i["head"]], outputs=[i["picture"]], **HIDDEN)
     look.then(**draw)
-    gr.on([i["layer"].release, i["head"].release, i["layer"].change, i["head"].change], trigger_mode="always_last", **draw)
+    if moved := [*changes(i["layer"]), *changes(i["head"])]:
+        gr.on(moved, trigger_mode="always_last", **draw)
     for tab in (g, c, i):
         tab["stop"].click(page.stop, queue=False, **HIDDEN)
     shown = [t["run"], t["status"], t["curve"], t["samples"], t["shown"]]
@@ -255,7 +215,7 @@ class Page:
         prompt = text = prompt or ""
         yield gr.skip(), _note("…"), gr.skip()
         try:
-            async for piece, status in self._write(Settings(*settings).request(self.engine, prompt), request):
+            async for piece, status, _ in self._write(Settings(*settings).request(self.engine, prompt), request):
                 text += piece.text
                 kept = {"prompt": prompt, "text": text, "status": status} if piece.finish else gr.skip()
                 yield text, _note(status), kept
@@ -273,7 +233,7 @@ class Page:
         try:
             prompt, stop = chat_prompt(self.engine.tokenizer, messages)
             yield "", _as_text(messages), gr.skip(), gr.skip()
-            async for piece, status in self._write(Settings(*settings).request(self.engine, prompt, stop), request):
+            async for piece, status, _ in self._write(Settings(*settings).request(self.engine, prompt, stop), request):
                 answer += piece.text
                 talk = [*messages, {"role": "assistant", "content": answer}]
                 yield gr.skip(), _as_text(talk), _note(status), talk if piece.finish else gr.skip()
@@ -290,18 +250,18 @@ class Page:
         try:
             asked = Settings(*settings).request(self.engine, prompt or "", runners_up=RUNNERS_UP)
             spans: list[str] = []
-            async for piece, status in self._write(asked, request):
-                part = self._last(request)
+            due = 0.0
+            async for piece, status, part in self._write(asked, request):
                 if not spans:
                     spans = [drawing.token_span(name(i), place) for place, i in enumerate(part.ids)]
                 for token in piece.tokens:
                     others = [(name(i), chance) for i, chance in token.runners_up]
                     spans.append(drawing.token_span(name(token.id), len(spans), token.logprob, others))
-                yield (
-                    f'<div class="tokens">{"".join(spans)}</div>',
-                    _note(status),
-                    [*part.ids, *part.new_ids] if piece.finish else gr.skip(),
-                )
+                if not piece.finish and time.monotonic() < due:
+                    continue
+                due = time.monotonic() + len(spans) / TOKENS_DRAWN
+                ids = [*part.ids, *part.new_ids] if piece.finish else gr.skip()
+                yield f'<div class="tokens">{"".join(spans)}</div>', _note(status), ids
         except REFUSED as error:
             yield gr.skip(), _note(str(error), refused=True), gr.skip()
 
@@ -309,6 +269,8 @@ class Page:
         """One head's map of the end of the text, and all heads of the layer beside it."""
         if not ids:
             return _note("Generate a text first.")
+        if layer is None or head is None:
+            return _note("Layer and head must be numbers.", refused=True)
         model = self.engine.model
         ids = ids[-model.config.max_seq_len :]
         try:
@@ -335,11 +297,12 @@ class Page:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         lines = watch.log.lines
-        now = [run, names, lines[-1] if lines else None, [step for step, _ in watch.samples]]
+        now = [run, names, lines[-1] if lines else None, watch.log.problem, [step for step, _ in watch.samples]]
         if now == shown:
             return (gr.skip(),) * 5
         samples = "".join(f'<b>after step {step:,}</b><div class="sample">{escape(text)}</div>' for step, text in watch.samples)
-        return gr.Dropdown(names, value=run), _note(_progress(lines)), drawing.loss_curve(lines), samples, now
+        status = _note(_progress(lines)) + (_note(watch.log.problem, refused=True) if watch.log.problem else "")
+        return gr.Dropdown(names, value=run), status, drawing.loss_curve(lines), samples, now
 
     def restore(self, text: Any, talk: Any) -> tuple:
         """What was finished before the page was loaded again."""
@@ -351,26 +314,22 @@ class Page:
 
     def stop(self, request: gr.Request) -> None:
         """End what this page waits for; what was written stays."""
-        for texts in self._texts.pop(request.session_hash, []):
+        for texts in self._texts.get(request.session_hash, ()):
             texts.cancel()
 
-    async def _write(self, request: Request, page: gr.Request) -> AsyncIterator[tuple[Piece, str]]:
-        """Each piece, and what to say about it."""
+    async def _write(self, request: Request, page: gr.Request) -> AsyncIterator[tuple[Piece, str, Any]]:
+        """Each piece, what to say about it, and the text that it is of."""
         texts = await self.engine.submit([request])
         mine = self._texts.setdefault(page.session_hash, [])
         mine.append(texts)
         try:
             async for piece in texts.pieces(PAUSE):
-                yield piece, _speed(texts.parts[0], piece.finish, texts.cancelled)
+                yield piece, _speed(texts.parts[0], piece.finish, texts.cancelled), texts.parts[0]
         finally:
             texts.cancel()
-            with suppress(ValueError):
-                mine.remove(texts)
+            mine.remove(texts)
             if not mine:
-                self._texts.pop(page.session_hash, None)
-
-    def _last(self, page: gr.Request) -> Any:
-        return self._texts[page.session_hash][-1].parts[0]
+                del self._texts[page.session_hash]
 
 
 def _messages(kept: Any) -> list[dict]:

@@ -6,7 +6,7 @@ import signal
 import socket
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,10 @@ NOT_INSTALLED = 'the server needs its extra: pip install "numllama[app]"'
 try:
     import uvicorn
     from starlette.applications import Starlette
+    from starlette.routing import Mount
 
     from numllama.serve import api
+    from numllama.serve.access import Access, is_loopback, names_of, token_of
     from numllama.serve.connection import Connection
     from numllama.serve.guard import Guard, PageGuard
 except ImportError as error:
@@ -41,6 +43,8 @@ def serve_run(
     runs: Path,
     page: bool,
     limits: Limits,
+    allow_host: Sequence[str] = (),
+    token: str | bool = False,
 ) -> int:
     """Serve a model until Ctrl-C; returns the exit code.
 
@@ -55,18 +59,18 @@ def serve_run(
     page : bool
         Serve the page too, not only the routes.
     limits : Limits
+    allow_host : sequence of str, optional
+        Other names that the server may be asked for by.
+    token : str or bool, optional
+        What everybody has to show; True for a new one.
     """
+    access = Access(names_of(host, allow_host), token_of(token))
     listener = _listen(host, port)  # before the model is read: a port that is taken is said at once
     with listener:
-        port = listener.getsockname()[1]
         engine = Engine(*open_model(model, tokenizer, device, dtype), limits)
         try:
-            app = application(engine, model_name(model), runs if page else None, _local_names(host))
-            shown = f"[{host}]" if ":" in host else host.replace("127.0.0.1", "localhost")
-            print(
-                f"{model_name(model)}: http://{shown}:{port}  (OpenAI's routes: http://{shown}:{port}/v1; Ctrl-C ends)",
-                flush=True,
-            )
+            app = application(engine, model_name(model), runs if page else None, access)
+            _announce(model_name(model), host, listener, access)
             Server(app, engine).serve_on(listener)
         finally:
             engine.close()
@@ -78,7 +82,22 @@ def serve_run(
     return 0
 
 
-def application(engine: Engine, name: str, runs: Path | None = None, hosts: frozenset[str] | None = None) -> Any:
+def _announce(name: str, host: str, listener: socket.socket, access: Access) -> None:
+    """Say where the server is, and show the token: this once."""
+    address, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host.replace("127.0.0.1", "localhost")
+    url = f"http://{shown}:{port}"
+    print(f"{name}: {url}  (OpenAI's routes: {url}/v1; Ctrl-C ends)", flush=True)
+    if access.token is not None:
+        print(
+            f"token: {access.token}  (programs send it as API key; the page opens with {url}/?token={access.token})", flush=True
+        )
+    elif not is_loopback(address):
+        sentence = f"WARNING: NO TOKEN: whoever reaches port {port} of this machine can use this server; --token asks for one"
+        print(sentence, file=sys.stderr, flush=True)
+
+
+def application(engine: Engine, name: str, runs: Path | None = None, access: Access | None = None) -> Any:
     """Page and routes as one ASGI application.
 
     Parameters
@@ -88,14 +107,19 @@ def application(engine: Engine, name: str, runs: Path | None = None, hosts: froz
         What the model is called.
     runs : path, optional
         Folder of training runs for the page to show. Without one there is no page.
-    hosts : set of str, optional
-        The names that the server may be asked for by; default any.
+    access : Access, optional
+        Who may ask; default whoever asks for localhost.
     """
-    app = Starlette(routes=api.routes(engine, name)) if runs is None else _with_page(engine, name, runs)
-    return Guard(app, hosts)
+    routes = api.routes(engine, name)
+    if runs is None:
+        return Guard(Starlette(routes=routes), access)
+    page, inputs = _page(engine, name, runs)
+    mounted = Mount("/", PageGuard(page, inputs))
+    return Guard(Starlette(routes=[*routes, mounted], lifespan=page.router.lifespan_context), access)
 
 
-def _with_page(engine: Engine, name: str, runs: Path) -> Any:
+def _page(engine: Engine, name: str, runs: Path) -> tuple[Any, dict]:
+    """Gradio's application, and what each of its events takes."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported: nothing is sent anywhere
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     os.environ["GRADIO_ANALYTICS_CACHE_FREQUENCY"] = "1000000000"  # else each click is counted in a table that nobody reads
@@ -107,10 +131,10 @@ def _with_page(engine: Engine, name: str, runs: Path) -> Any:
     except ImportError as error:
         raise NumllamaError(NOT_INSTALLED) from error
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    app.router.routes.extend(api.routes(engine, name))
     page = pages.build(engine, name, runs)
-    options = dict(path="/", ssr_mode=False, run_history=False, pwa=False, mcp_server=False, **pages.MOUNTED)
-    return PageGuard(mount_gradio_app(app, page, **options), {i: len(event.inputs) for i, event in page.fns.items()})
+    page.has_launched = True  # else Gradio does not look at the paths of a page that is mounted rather than launched
+    closed = dict(allowed_paths=[], blocked_paths=[Path.cwd().anchor], run_history=False, pwa=False, mcp_server=False)
+    return mount_gradio_app(app, page, path="/", ssr_mode=False, **closed, **pages.MOUNTED), pages.inputs(page)
 
 
 def model_name(path: Path) -> str:
@@ -161,7 +185,8 @@ def _listen(host: str, port: int) -> socket.socket:
     listener = None
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family)
+        # With its protocol named: asyncio turns off the delay of small packets (44 ms each) for such sockets alone.
+        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         if sys.platform != "win32":  # there it would let two servers share the port
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
@@ -172,9 +197,3 @@ def _listen(host: str, port: int) -> socket.socket:
         why = getattr(error, "strerror", None) or error
         raise NumllamaError(f"{host}:{port} cannot be listened on: {why}; choose another with --port") from error
     return listener
-
-
-def _local_names(host: str) -> frozenset[str] | None:
-    """The names of this machine for itself, where only it is to be heard."""
-    local = frozenset({"localhost", "127.0.0.1", "::1"})
-    return local if host in local else None

@@ -2,15 +2,17 @@
 
 import json
 import re
+import time
 
 import numpy as np
 import pytest
 from browser.visitor import Tab
 from generation.models import random_model
-from serve.served import served, until
+from serve.served import LETTERS, served, small_engine, until
 
 import numllama as nl
 from numllama.generation.inside import attention_weights
+from numllama.serve.access import Access
 from numllama.serve.engine import Engine, Limits
 from numllama.serve.pages import Page
 from numllama.training import TrainConfig, Trainer, load_dataset
@@ -188,6 +190,64 @@ def test_an_attention_map_is_the_models_and_changes_with_layer_and_head(tab, eng
     ]
     rows, columns = np.tril_indices(len(ids))
     assert shown == pytest.approx(list(0.04 + 0.96 * weights[rows, columns]), abs=1e-3)
+
+
+class SlowEngine(Engine):
+    """Some tens of tokens a second, as of a large model."""
+
+    def _advance(self, text):
+        time.sleep(0.02)
+        super()._advance(text)
+
+
+def test_stop_while_looking_inside_keeps_the_tokens_and_draws_their_map(browser, tmp_path_factory):
+    model = random_model("float32", vocab_size=len(LETTERS))
+    engine = SlowEngine(model, nl.CharTokenizer(LETTERS), Limits(new_tokens=MANY))
+    with served(engine, "slow", tmp_path_factory.mktemp("runs")) as url:
+        tab = Tab(browser, url)
+        tab.set("max-new-tokens", MANY)
+        tab.tab("Look inside")
+        tab.page.fill("#inside-prompt textarea", "abc")
+        tab.page.click("#look")
+        tab.page.wait_for_function("document.querySelectorAll('#tokens .token[tabindex]').length > 3")
+        tab.page.click("#stop-look")
+        assert "stopped" in tab.wait("#inside-status", ENDED)
+        tab.page.wait_for_selector("#attention svg.map")
+        until(lambda: engine.texts == 0)
+        assert 3 < tab.page.locator("#tokens .token[tabindex]").count() < MANY
+        tab.close()
+
+
+def test_a_model_of_one_layer_and_one_head_is_shown(browser, tmp_path_factory):
+    model = random_model("float32", vocab_size=len(LETTERS), n_layers=1, n_heads=1, n_kv_heads=1)
+    with served(Engine(model, nl.CharTokenizer(LETTERS), Limits()), "one", tmp_path_factory.mktemp("runs")) as url:
+        tab = Tab(browser, url)
+        tab.look("abc", 5)
+        assert tab.page.locator("#attention .head img").count() == 1
+        assert tab.page.locator("#layer input").is_disabled()
+        assert "asked for" in tab.page.locator("#inside-status").inner_text()
+        tab.close()
+
+
+def test_a_page_with_a_token_opens_by_its_link_and_by_its_form(browser, tmp_path_factory):
+    access = Access(token="open-sesame")
+    with served(small_engine(), "small", tmp_path_factory.mktemp("runs"), access) as url:
+        by_form = browser.new_page()
+        by_form.goto(url)
+        assert by_form.locator("#prompt").count() == 0
+        by_form.fill("#token", "open-sesame")
+        by_form.click("button")
+        by_form.wait_for_selector("#prompt textarea")
+        assert by_form.url == f"{url}/"  # the token is not in the address
+        by_form.context.close()
+        tab = Tab(browser, f"{url}/?token=open-sesame")
+        tab.url = url
+        assert tab.page.url == f"{url}/"
+        assert "asked for" in tab.generate("abc", max_new_tokens=7)
+        tab.open()
+        assert len(tab.text()) == 10  # what was kept
+        tab.elsewhere.clear()  # its own address, without the token
+        tab.close()
 
 
 def test_text_is_text_and_no_markup(tab):

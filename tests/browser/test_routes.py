@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import json
+import time
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -20,7 +21,8 @@ GENERATE, CHAT = 0, 1
 SETTINGS = [0.8, 0, 1, 0, 1, 5, "", ""]
 PLACES = [
     "queue/data", "heartbeat/a", "file=/etc/passwd", "proxy=http://a.b", "info", "call/a/b", "upload", "reset", "cancel", "",
-    "component_server", "stream/a/b/c/d", "startup-events", "deep_link", "queue/status", "vibe-edit", "login", "%00",
+    "component_server", "stream/a/b/c/d", "startup-events", "deep_link", "queue/status", "vibe-edit", "login", "%00", "proxy=%00",
+    "heartbeat/%00", "queue/data?session_hash=%00", "../assets/" + "a" * 300, "deep_link?session_hash=s1",
 ]  # fmt: skip
 
 
@@ -61,8 +63,11 @@ def spoilt(random: Random, session: str) -> bytes:
 
 def ending(http, session: str) -> dict:
     """The last but one message to a page, after which there is nothing more to come: how its event ended."""
+    messages, begin = [], time.monotonic()
     with http.stream("GET", "/gradio_api/queue/data", params={"session_hash": session}) as response:
-        messages = [json.loads(line[6:]) for line in response.iter_lines() if line.startswith("data: ")]
+        for line in response.iter_lines():
+            messages += [json.loads(line[6:])] if line.startswith("data: ") else []
+            assert time.monotonic() < begin + 120, messages  # Gradio says every 15 s that it is still there
     return messages[-2]
 
 
@@ -83,7 +88,7 @@ def ask(url: str, seed: int) -> list[int]:
             statuses.append(response.status_code)
             if response.status_code == 200 and "event_id" in response.text:
                 assert ending(http, session)["msg"] in ("process_completed", "unexpected_error")
-            elif response.status_code == 400:
+            elif response.status_code in (400, 422):
                 assert response.json()["error"]["message"]
     return statuses
 
@@ -102,6 +107,7 @@ def test_no_request_of_the_page_is_a_500_and_nothing_is_left_behind(own):
     assert not [status for status in statuses if status >= 500]
     assert statuses.count(200) > REQUESTS // 20
     assert statuses.count(400) > REQUESTS // 20
+    assert statuses.count(422) > REQUESTS // 20
     assert left < 20e6
 
 

@@ -71,7 +71,7 @@ class Tab:
     def close(self):
         self.context.close()
         assert self.requests["all"] > 5
-        assert self.complaints == []
+        assert self.complaints == [], self.complaints
         assert self.elsewhere == []
 
 

@@ -10,11 +10,11 @@ import httpx
 from generation.models import random_model
 
 import numllama as nl
+from numllama.serve.access import Access
 from numllama.serve.engine import Engine, Limits
 from numllama.serve.server import Server, _listen, application
 
 LETTERS = "abcdefghijklmnop \n"
-LOCAL = frozenset({"localhost", "127.0.0.1"})
 
 
 def small_engine(max_seq_len=64, seed=0, **limits) -> Engine:
@@ -25,10 +25,10 @@ def small_engine(max_seq_len=64, seed=0, **limits) -> Engine:
 
 
 @contextmanager
-def served(engine: Engine, name="small", runs: Path | None = None):
+def served(engine: Engine, name="small", runs: Path | None = None, access: Access | None = None):
     """The address of a server for an engine, which ends with it."""
     with _listen("127.0.0.1", 0) as listener:
-        server = Server(application(engine, name, runs, LOCAL), engine)
+        server = Server(application(engine, name, runs, access), engine)
         thread = Thread(target=server.serve_on, args=[listener])
         thread.start()
         try:
