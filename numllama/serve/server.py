@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from numllama.errors import NumllamaError
-from numllama.generation.run import open_model
+from numllama.generation.config import checkpoint_settings
+from numllama.generation.run import as_words, open_model
 from numllama.serve.engine import Engine, Limits
 from numllama.system.signals import handling, ignore
 
@@ -71,6 +72,8 @@ def serve_run(
         try:
             app = application(engine, model_name(model), runs if page else None, access)
             _announce(model_name(model), host, listener, access)
+            if settings := checkpoint_settings(engine.model.generation_config):
+                print(as_words(settings), flush=True)
             Server(app, engine).serve_on(listener)
         finally:
             engine.close()
