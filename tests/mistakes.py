@@ -645,8 +645,8 @@ MISTAKES = [
     ),
     Mistake(
         "a sandbox whose lists and dictionaries can be changed",
-        "interop/chat_template.py",
-        "environment = ImmutableSandboxedEnvironment(", "environment = jinja2.sandbox.SandboxedEnvironment(",
+        "tokenizer/template_process.py",
+        "class Environment(ImmutableSandboxedEnvironment):", "class Environment(jinja2.sandbox.SandboxedEnvironment):",
         "interop/test_chat_template.py::test_a_template_reaches_nothing_of_pythons_and_changes_nothing",
     ),
     Mistake(
@@ -1010,9 +1010,34 @@ MISTAKES = [
     ),
     Mistake(
         "answers without the token that ends them",
-        "interop/chat_template.py",
-        "spans.append((len(before), len(after)))", 'spans.append((len(before), len(before) + len(message["content"])))',
+        "tokenizer/chat_template.py",
+        "spans.append((start, stop))", 'spans.append((start, stop - len("<|eot_id|>")))',
         "interop/test_chat_template.py::test_without_marks_an_answer_is_what_it_adds_with_its_end_of_turn",
+    ),
+    Mistake(
+        "a conversation encoded as one text, where a token may stand on both sides of a prompt's end",
+        "tokenizer/conversation.py", '"all", written.prompts, plain)', '"all", (), plain)',
+        "tokenizer/test_conversation.py::test_a_token_for_a_blank_line_does_not_make_a_model_mute",
+    ),
+    Mistake(
+        "special tokens taken from what a message says",
+        "tokenizer/conversation.py", "plain = written.plain if self.sanitize else ()", "plain = ()",
+        "tokenizer/test_conversation.py::test_a_message_forges_no_turn",
+    ),
+    Mistake(
+        "a token forged of two parts of a message",
+        "tokenizer/spelled.py", 'return f"{before}{marked}', 'return marked or f"{before}{marked}',
+        "tokenizer/test_conversation.py::test_nor_do_parts_names_or_calls",
+    ),
+    Mistake(
+        "a mark that a template's strip() stops at",
+        "tokenizer/template_process.py", 'if name in ("strip", "lstrip", "rstrip"):', "if False:",
+        "interop/test_chat_template.py::test_marks_are_followed_wherever_they_stand",
+    ),
+    Mistake(
+        "answers of an interrupted rendering given to the next one",
+        "tokenizer/renderer.py", "            process.close()\n            raise\n        if", "            pass\n        if",
+        "tokenizer/test_renderer.py::test_one_that_was_interrupted_is_not_used_again",
     ),
     Mistake(
         "an interleaved model's adapter written in its own order of rows",

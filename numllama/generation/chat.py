@@ -1,15 +1,15 @@
 """A conversation: a message, an answer as it comes, the next message."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from numllama.generation.kv_cache import KVCache
 from numllama.generation.sampling import SamplingConfig
-from numllama.generation.text import TextStream, default_settings, stream_text
+from numllama.generation.text import TextStream, default_settings, opening, stream_text
 from numllama.model import Transformer
 from numllama.tokenizer import CharTokenizer, Tokenizer
-
-PARAGRAPH = "\n\n"  # where there is no chat template, each message is a paragraph, and so is the answer
+from numllama.tokenizer.chat_template import Conversation
+from numllama.tokenizer.conversation import PARAGRAPH, ConversationEncoder, chat_templates
 
 
 class Chat:
@@ -62,7 +62,7 @@ class Chat:
         return self._answer(self.last)
 
     def _stream(self, messages: list[dict[str, str]]) -> TextStream:
-        prompt, stop = chat_prompt(self.tokenizer, messages)
+        prompt, stop = chat_prompt(self.tokenizer, messages, opening(self.model, self.tokenizer))
         settings = dict(kv_cache=self.kv_cache, sampling=self.sampling, skip_special_tokens=self.skip_special_tokens)
         return stream_text(self.model, self.tokenizer, prompt, self.max_new_tokens, stop, **settings)
 
@@ -74,18 +74,25 @@ class Chat:
             yield piece
 
 
-def chat_prompt(tokenizer: Tokenizer | CharTokenizer, messages: list[dict[str, str]]) -> tuple[list[int] | str, tuple[str, ...]]:
-    """What a model is given to answer, and the texts that end its answer."""
-    if has_chat_template(tokenizer):
-        return tokenizer.apply_chat_template(messages), ()
-    return "".join(message["content"] + PARAGRAPH for message in messages), (PARAGRAPH,)
+def chat_prompt(
+    tokenizer: Tokenizer | CharTokenizer, messages: Sequence[Mapping[str, Any]], opening: Sequence[int] = ()
+) -> tuple[list[int], tuple[str, ...]]:
+    """What a model is given to answer, and the texts that end its answer.
+
+    Parameters
+    ----------
+    tokenizer : Tokenizer or CharTokenizer
+    messages : sequence of mappings
+    opening : sequence of int
+        What a text begins with, where no chat template writes it.
+    """
+    encoder = ConversationEncoder(tokenizer, opening=opening)
+    (encoded,) = encoder.encode([Conversation(messages, prompt=True)])
+    if isinstance(encoded, Exception):
+        raise encoded
+    return encoded.ids.tolist(), () if encoder.by_template else (PARAGRAPH,)
 
 
 def has_chat_template(tokenizer: Tokenizer | CharTokenizer) -> bool:
     """Whether the folder that a tokenizer came from says how to write a conversation."""
-    folder = getattr(tokenizer, "folder", None)
-    if folder is None or not any((folder / name).exists() for name in ("chat_template.jinja", "tokenizer_config.json")):
-        return False
-    from numllama.interop.chat_template import read_chat_template  # needs Jinja2, an extra
-
-    return read_chat_template(folder)[0] is not None
+    return bool(chat_templates(tokenizer).templates)

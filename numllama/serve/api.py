@@ -5,7 +5,7 @@ import json
 import math
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from starlette.requests import Request as HttpRequest
@@ -14,6 +14,7 @@ from starlette.routing import Route
 
 from numllama.errors import GenerationError, NumllamaError, shown
 from numllama.serve import requests
+from numllama.serve.chat_threads import in_chat_thread
 from numllama.serve.engine import STOPPED, Busy, Engine, EngineStopped, Piece, Texts, Token
 from numllama.serve.requests import Asked, BadRequest
 
@@ -51,10 +52,10 @@ class Api:
         return answer(self._about())
 
     async def completions(self, http: HttpRequest) -> Response:
-        return await self._write(http, requests.completion, Completion)
+        return await self._write(http, requests.completion, Completion, asyncio.to_thread)
 
     async def chat_completions(self, http: HttpRequest) -> Response:
-        return await self._write(http, requests.chat_completion, ChatCompletion)
+        return await self._write(http, requests.chat_completion, ChatCompletion, in_chat_thread)
 
     async def health(self, http: HttpRequest) -> Response:
         if self.engine.failure is not None:
@@ -65,9 +66,11 @@ class Api:
         known = "/v1/models, /v1/completions and /v1/chat/completions"
         raise BadRequest(f"there is no {http.method} {http.url.path}, but {known}", status=404)
 
-    async def _write(self, http: HttpRequest, read: Callable[..., Asked], shape: type["Completion"]) -> Response:
+    async def _write(
+        self, http: HttpRequest, read: Callable[..., Asked], shape: type["Completion"], in_thread: Callable[..., Awaitable]
+    ) -> Response:
         body = requests.parse(await body_of(http))
-        asked = await asyncio.to_thread(read, body, self.engine, self.model_name)  # a long conversation takes its time
+        asked = await in_thread(read, body, self.engine, self.model_name)  # a long conversation takes its time
         texts = await self.engine.submit(asked.requests)
         written = shape(self.engine.tokenizer, self.model_name, texts, asked)
         if asked.stream:

@@ -13,9 +13,11 @@ import numpy as np
 from numllama.errors import NumllamaError
 from numllama.generation.chat import chat_prompt, has_chat_template
 from numllama.generation.inside import attention_weights
+from numllama.generation.text import opening
 from numllama.model import count_parameters
 from numllama.serve import drawing
 from numllama.serve.api import token_text
+from numllama.serve.chat_threads import in_chat_thread
 from numllama.serve.controls import SENDS, Settings, changes, settings_of, slider
 from numllama.serve.engine import Engine, Piece, Request, Texts
 from numllama.serve.guard import Kind
@@ -231,7 +233,8 @@ class Page:
         messages = [*said, {"role": "user", "content": message}]
         answer = ""
         try:
-            prompt, stop = chat_prompt(self.engine.tokenizer, messages)
+            begin = opening(self.engine.model, self.engine.tokenizer)
+            prompt, stop = await in_chat_thread(chat_prompt, self.engine.tokenizer, messages, begin)
             yield "", _as_text(messages), gr.skip(), gr.skip()
             async for piece, status, _ in self._write(Settings(*settings).request(self.engine, prompt, stop), request):
                 answer += piece.text

@@ -11,8 +11,10 @@ from math import isfinite
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
+from numllama.errors import CheckpointError
 from numllama.generation import SamplingConfig
 from numllama.generation.chat import chat_prompt, has_chat_template
+from numllama.generation.text import opening
 from numllama.serve.engine import Engine, Request
 
 NEW_TOKENS = 256  # where nobody says how many
@@ -127,8 +129,8 @@ def chat_completion(body: Mapping[str, Any], engine: Engine, model_name: str) ->
     try:
         engine.check_length(*(message["content"] for message in messages if message.get("content")))
         _check_rendered(engine.tokenizer, messages)
-        prompt = chat_prompt(engine.tokenizer, messages)
-    except ValueError as error:
+        prompt = chat_prompt(engine.tokenizer, messages, opening(engine.model, engine.tokenizer))
+    except (ValueError, CheckpointError) as error:  # a template that cannot be run is no reason to try again
         raise BadRequest(str(error), getattr(error, "field", None) or "messages") from error
     return _asked(body, [prompt], body.get("n", 1), settings, logprobs, engine, special=False)
 
@@ -239,7 +241,7 @@ def _check_rendered(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> No
         without = {key: value for key, value in messages[i].items() if key != field}
         try:
             same = tokenizer.apply_chat_template([*messages[:i], without, *messages[i + 1 :]], tokenize=False) == text
-        except ValueError:  # the template cannot do without it, so it does something with it
+        except (ValueError, CheckpointError):  # the template cannot do without it, so it does something with it
             same = False
         if same:
             raise ValueError(f"messages[{i}] has {_shown(field)}, but this model's chat template leaves it out")

@@ -365,34 +365,42 @@ class Tokenizer:
     def apply_chat_template(
         self,
         messages: Sequence[Mapping[str, Any]],
-        add_generation_prompt: bool = True,
+        add_generation_prompt: bool | None = None,
         tokenize: bool = True,
         chat_template: str | None = None,
         **values: Any,
-    ) -> list[int] | str:
+    ) -> list[int] | str | dict[str, list[int]]:
         """A conversation as the checkpoint was trained on it.
 
         Parameters
         ----------
         messages : sequence of mappings
-            ``{"role": "user", "content": "..."}``, oldest first.
-        add_generation_prompt : bool
-            End with what opens the assistant's answer.
+            ``{"role": "user", "content": "..."}``, oldest first. What is None is left out.
+        add_generation_prompt : bool, optional
+            End with what opens the assistant's answer. Default yes, unless the last message is to be continued.
         tokenize : bool
             Return ids; otherwise the text.
         chat_template : str, optional
-            In Jinja's language; default the checkpoint's own.
+            In Jinja's language, or the name of one of the checkpoint's; default its own, for tools the one called ``tool_use``.
+        continue_final_message : bool or str
+            End where the last message does, or its field of that name, so that the answer goes on with it.
+        sanitize_control_tokens : bool
+            Special tokens that a message spells are ordinary text, which is the default; False takes them for what they spell.
+        return_dict, return_assistant_tokens_mask : bool
+            Return ``input_ids`` and ``attention_mask``, and ``assistant_masks``: 1 for what the assistant says.
         values
-            Whatever else the template asks for: see :func:`numllama.interop.chat_template.render_chat_template`.
-        """
-        from numllama.interop.chat_template import read_chat_template, render_chat_template  # needs Jinja2, an extra
+            Whatever else the template asks for: ``tools``, ``documents``, ``date_string``, ...
 
-        own, names = read_chat_template(self.folder) if self.folder else (None, {})
-        template = chat_template or own
-        if template is None:
-            raise ValueError("this tokenizer came without a chat template: give one as chat_template")
-        text = render_chat_template(template, messages, add_generation_prompt, **names | values)
-        return self.encode(text, allowed_special="all") if tokenize else text
+        Raises
+        ------
+        CheckpointError
+            If the template cannot be parsed, or tries what the sandbox forbids.
+        ValueError
+            If it refuses these messages, or takes more time or memory than it may.
+        """
+        from numllama.tokenizer.conversation import apply_chat_template
+
+        return apply_chat_template(self, messages, add_generation_prompt, tokenize, chat_template, **values)
 
     # -------------------------------------------------------------------------------------------- to text
 

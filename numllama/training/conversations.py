@@ -10,7 +10,7 @@ seed and of how many rows were taken before.
 
 import json
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -19,15 +19,17 @@ from typing import Any
 import numpy as np
 
 from numllama.data.token_files import checksum
-from numllama.errors import DataError, NumllamaError
-from numllama.generation.chat import PARAGRAPH, has_chat_template
+from numllama.errors import DataError, shown
 from numllama.ops import IGNORE
 from numllama.tokenizer import CharTokenizer, Tokenizer
-from numllama.tokenizer.spans import encode_spans
+from numllama.tokenizer.chat_template import Conversation
+from numllama.tokenizer.conversation import ConversationEncoder, Encoded
 from numllama.training.data import VAL_FRACTION
 
 Batch = tuple[np.ndarray, np.ndarray, np.ndarray]
-Encoded = tuple[np.ndarray, np.ndarray]  # ids, and which of them the assistant says
+Document = tuple[np.ndarray, np.ndarray]  # ids, and which of them the assistant says
+CALLS = ("tool_calls", "function_call")
+AT_ONCE = 128  # conversations whose templates are rendered at once
 
 
 class Documents:
@@ -39,7 +41,7 @@ class Documents:
         Integer and boolean arrays of one length: tokens, and which of them are learnt.
     """
 
-    def __init__(self, documents: Sequence[Encoded]) -> None:
+    def __init__(self, documents: Sequence[Document]) -> None:
         self.documents = documents
         self.rows = cache(self._rows)
 
@@ -51,9 +53,16 @@ class Documents:
         """How many documents a row of this length cannot hold."""
         return sum(len(ids) - 1 > seq_len for ids, _ in self.documents)
 
+    def left_out(self, seq_len: int) -> int:
+        """How many documents say nothing to learn within a row of this length."""
+        return len(self.documents) - len(self._learnable(seq_len))
+
+    def _learnable(self, seq_len: int) -> list[int]:
+        return [i for i, (_, said) in enumerate(self.documents) if said[1 : seq_len + 1].any()]
+
     def _rows(self, seq_len: int) -> list[list[int]]:
         """Which documents each row holds; what is longer than a row is cut off, and left out if nothing to learn remains."""
-        learnable = [i for i, (_, said) in enumerate(self.documents) if said[1 : seq_len + 1].any()]
+        learnable = self._learnable(seq_len)
         lengths = [min(len(self.documents[i][0]) - 1, seq_len) for i in learnable]
         return [[learnable[i] for i in row] for row in pack(lengths, seq_len)]
 
@@ -102,7 +111,13 @@ class Conversations:
     ----------
     vocab_size : int
         What a model needs at least: the largest id and one.
+    unended : int
+        Answers to learn from that a chat template ends with no special token.
+    spelled : int
+        Conversations whose messages spell special tokens.
     """
+
+    unended = spelled = 0
 
     def __init__(
         self, train: Documents, val: Documents, tokenizer: Tokenizer | CharTokenizer, name: str, stop_ids: tuple[int, ...] = ()
@@ -163,13 +178,15 @@ def load_conversations(
     val_path: str | Path | None = None,
     chat_template: str | None = None,
     opening: Sequence[int] = (),
+    sanitize_control_tokens: bool = True,
 ) -> Conversations:
     """Read conversations, one to a line.
 
     Parameters
     ----------
     path : path
-        Lines of JSON with ``messages``, and ``tools`` where the template knows them; what else they hold is not looked at.
+        Lines of JSON with ``messages``, and ``tools`` where the template knows them; what else they hold is not looked at. A
+        message whose ``weight`` is 0 is not learnt.
     tokenizer : Tokenizer or CharTokenizer
     val_path : path, optional
         Conversations to validate on; default the last tenth of `path`.
@@ -177,95 +194,65 @@ def load_conversations(
         Default the one that came with the tokenizer. Without one messages are paragraphs of one text, as in ``numllama chat``.
     opening : sequence of int
         Tokens that such a text begins with; a template writes its own.
+    sanitize_control_tokens : bool
+        Special tokens that a message spells are ordinary text; False takes them for what they spell.
 
     Raises
     ------
     DataError
         If a file cannot be read or a line cannot be learnt from, which is named by its number.
     """
-    write = _writer(tokenizer, chat_template, opening)
-    train = _read(Path(path), write)
+    encoder = ConversationEncoder(tokenizer, chat_template, opening, sanitize_control_tokens)
+    train = _read(Path(path), encoder)
     if val_path is None and len(train) < 2:
         raise DataError(f"{path} holds a single conversation, but one to learn from and one to validate on are needed")
     kept = len(train) if val_path else min(len(train) - 1, int(len(train) * (1 - VAL_FRACTION)))
-    train, val = train[:kept], _read(Path(val_path), write) if val_path else train[kept:]
-    return Conversations(Documents(train), Documents(val), tokenizer, str(path), _stop_ids(train, tokenizer))
+    train, val = train[:kept], _read(Path(val_path), encoder) if val_path else train[kept:]
+    ends = [end for one in train for end in one.ends]
+    data = Conversations(_documents(train), _documents(val), tokenizer, str(path), tuple(sorted({*ends} - {None})))
+    data.unended = ends.count(None) if encoder.by_template else 0
+    data.spelled = sum(one.spelled for one in [*train, *val])
+    return data
 
 
-def _writer(
-    tokenizer: Tokenizer | CharTokenizer, chat_template: str | None, opening: Sequence[int]
-) -> Callable[[dict[str, Any]], Encoded]:
-    """From a conversation to its tokens and those that the assistant says."""
-    if isinstance(tokenizer, CharTokenizer) and chat_template is not None:
-        raise ValueError("chat_template is given, but a tokenizer of characters has no special tokens to write one with")
-
-    def as_paragraphs(line: dict[str, Any]) -> Encoded:
-        text, spans = "", []
-        for message in line["messages"]:
-            end = len(text) + len(message["content"]) + len(PARAGRAPH)
-            spans += [(len(text), end)] if message["role"] == "assistant" else []
-            text += message["content"] + PARAGRAPH
-        ids, said = said_tokens(tokenizer, text, spans, ())
-        return np.concatenate([np.array(opening, dtype=np.int64), ids]), np.concatenate([np.zeros(len(opening), bool), said])
-
-    if isinstance(tokenizer, CharTokenizer) or not (chat_template or has_chat_template(tokenizer)):
-        return as_paragraphs
-    from numllama.interop.chat_template import read_chat_template, render_answers  # needs Jinja2, an extra
-
-    own, names = read_chat_template(tokenizer.folder) if tokenizer.folder else (None, {})
-
-    def by_template(line: dict[str, Any]) -> Encoded:
-        tools = {"tools": line["tools"]} if "tools" in line else {}
-        return said_tokens(tokenizer, *render_answers(chat_template or own, line["messages"], **names, **tools), "all")
-
-    return by_template
+def _documents(conversations: Sequence[Encoded]) -> Documents:
+    return Documents([(one.ids, one.said) for one in conversations])
 
 
-def said_tokens(tokenizer: Tokenizer | CharTokenizer, text: str, answers: list[tuple[int, int]], special: Any) -> Encoded:
-    """A text's ids, and which of them hold something of an answer."""
-    ids, spans = encode_spans(tokenizer, text, special)
-    said = np.zeros(len(ids), dtype=bool)
-    for start, stop in answers:
-        said |= (spans[:, 0] < stop) & (spans[:, 1] > start)
-    return ids, said
-
-
-def _stop_ids(documents: Sequence[Encoded], tokenizer: Tokenizer | CharTokenizer) -> tuple[int, ...]:
-    """The last special token of each answer."""
-    special, found = np.array(sorted(getattr(tokenizer, "special_tokens", {}).values()), dtype=np.int64), set()
-    for ids, said in documents:
-        for answer in np.split(np.arange(len(ids)), np.flatnonzero(np.diff(said)) + 1):
-            ends = ids[answer][np.isin(ids[answer], special)] if len(answer) and said[answer[0]] else []
-            found |= {int(ends[-1])} if len(ends) else set()
-    return tuple(sorted(found))
-
-
-def _read(path: Path, write: Callable[[dict[str, Any]], Encoded]) -> list[Encoded]:
+def _read(path: Path, encoder: ConversationEncoder) -> list[Encoded]:
     """The conversations of a file; an error names the line."""
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
     documents = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            ids, said = write(_checked(line))
-            if not said[1:].any():
-                raise ValueError("there is nothing that the assistant says")
-        except RecursionError as error:
-            raise DataError(f"{path}, line {number}: it is nested too deeply") from error
-        except (ValueError, NumllamaError) as error:
-            raise DataError(f"{path}, line {number}: {error}") from error
-        documents.append((ids, said))
+    numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    for first in range(0, len(numbered), AT_ONCE):
+        numbers, some = zip(*numbered[first : first + AT_ONCE], strict=True)
+        conversations = [_conversation(line, f"{path}, line {number}") for number, line in zip(numbers, some, strict=True)]
+        for number, conversation, encoded in zip(numbers, conversations, encoder.encode(conversations), strict=True):
+            if isinstance(encoded, Exception):
+                raise DataError(f"{path}, line {number}: {encoded}") from encoded
+            if not encoded.said[1:].any():
+                why = "all of it has the weight 0" if conversation.unsaid else ""
+                raise DataError(f"{path}, line {number}: there is nothing that the assistant says{why and f': {why}'}")
+            documents.append(encoded)
     if not documents:
         raise DataError(f"{path} holds no conversations")
     return documents
 
 
-def _checked(line: bytes) -> dict[str, Any]:
-    """A line's JSON, once its messages are what they should be."""
+def _conversation(line: bytes, name: str) -> Conversation:
+    try:
+        return _checked(line)
+    except RecursionError as error:
+        raise DataError(f"{name}: it is nested too deeply") from error
+    except ValueError as error:
+        raise DataError(f"{name}: {error}") from error
+
+
+def _checked(line: bytes) -> Conversation:
+    """A line's conversation, if its messages are what they should be."""
     try:
         values = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -275,10 +262,25 @@ def _checked(line: bytes) -> dict[str, Any]:
     messages = values.get("messages") if isinstance(values, dict) else None
     if not isinstance(messages, list) or not messages:
         raise ValueError('it must be an object with a list of "messages", each with a "role" and a "content"')
-    for i, message in enumerate(messages, start=1):
-        for key in ("role", "content"):
-            if not isinstance(message, dict) or not isinstance(message.get(key), str):
-                raise ValueError(f'message {i} must be an object whose "{key}" is a text')
+    unsaid = frozenset(i for i, message in enumerate(messages) if _weight(message, i + 1) == 0)
+    messages = [{key: value for key, value in message.items() if key != "weight"} for message in messages]
     if not any(message["role"] == "assistant" for message in messages):
         raise ValueError('none of its messages has the role "assistant"')
-    return values
+    tools = {"tools": values["tools"]} if values.get("tools") is not None else {}
+    return Conversation(messages, tools, answers=True, unsaid=unsaid)
+
+
+def _weight(message: Any, number: int) -> int:
+    """Whether a message counts, once it has been found to be one."""
+    calls = isinstance(message, dict) and message.get("content") is None and any(message.get(name) for name in CALLS)
+    for key in ("role",) if calls else ("role", "content"):
+        if not isinstance(message, dict) or not isinstance(message.get(key), str):
+            raise ValueError(f'message {number} must be an object whose "{key}" is a text')
+    weight = message.get("weight")
+    if weight is None:
+        return 1
+    if isinstance(weight, bool) or weight not in (0, 1):
+        raise ValueError(f"the weight of message {number} is {shown(weight)}, but must be 0 or 1")
+    if weight and message["role"] != "assistant":
+        raise ValueError(f"message {number} has the weight 1, but only what the assistant says is learnt")
+    return int(weight)

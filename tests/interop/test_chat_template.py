@@ -241,3 +241,68 @@ def test_marks_that_hold_nothing_leave_nothing():
 def test_a_template_that_writes_the_past_anew_needs_marks(template):
     with pytest.raises(ValueError, match=r"changes what stands before the end of message \d .*mark it in the template"):
         render_answers(template, TALK)
+
+
+@pytest.mark.parametrize(
+    ("template", "answers"),
+    [
+        ("{% macro say(m) %}A: {% generation %}{{ m.content }}{% endgeneration %};{% endmacro %}"
+         "{% for m in messages %}{% if m.role == 'assistant' %}{{ say(m) }}{% else %}U;{% endif %}{% endfor %}", ["Hi.", "Bye."]),
+        ("{% for m in messages %}{% set said %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}!{% endgeneration %}"
+         "{% else %}U{% endif %}{% endset %}<{{ said }}>{% endfor %}", ["Hi.!", "Bye.!"]),
+        ("{% for m in messages %}{% filter upper %}{% if m.role == 'assistant' %}"
+         "{% generation %}{{ m.content }}{% endgeneration %}{% else %}u{% endif %}{% endfilter %};{% endfor %}", ["HI.", "BYE."]),
+        ("{% for m in messages %}{% filter trim %}  {% if m.role == 'assistant' %}"
+         "{% generation %}  {{ m.content }} {% endgeneration %}{% else %}u{% endif %} {% endfilter %};{% endfor %}",
+         ["Hi.", "Bye."]),
+        ("{% macro say(c) %}{% generation %}{{ c }}\n{% endgeneration %}{% endmacro %}{% set all = namespace(text='') %}"
+         "{% for m in messages if m.role == 'assistant' %}{% set all.text = all.text ~ say(m.content).strip() %}{% endfor %}"
+         "[{{ all.text }}]", ["Hi.", "Bye."]),
+        ("{% macro wrap(m) %}{% if m.role == 'assistant' %}({{ caller(1) }}){% endif %}{% endmacro %}{% for m in messages %}"
+         "{% call(x) wrap(m) %}{% generation %}{{ m.content }}{% endgeneration %}{% endcall %}{% endfor %}", ["Hi.", "Bye."]),
+    ],
+    ids=["macro", "set block", "filter", "trimmed", "namespace", "call block"],
+)  # fmt: skip
+def test_marks_are_followed_wherever_they_stand(template, answers):
+    text, spans = render_answers(template, TALK)
+    assert text == render_chat_template(template, TALK, add_generation_prompt=False)
+    assert [text[start:stop] for start, stop in spans] == answers
+
+
+def test_marks_that_a_template_measures_are_refused():
+    template = "{% set said %}{% generation %}x{% endgeneration %}{% endset %}{{ said | length }}"
+    with pytest.raises(ValueError, match=r"^the chat template cuts or measures what it marks with \{% generation %\}"):
+        render_answers(template, TALK)
+
+
+# ------------------------------------------------------------------------------------------------ the assistant begins
+
+GREETING = [{"role": "assistant", "content": "Welcome!"}, *TALK[1:]]
+
+
+@pytest.mark.parametrize(
+    ("template", "answers"),
+    [
+        ("{% if messages[0]['role'] == 'system' %}S{% endif %}{% for m in messages %}[{{ m.role }}]{{ m.content }}<e>{% endfor %}"
+         "{% if add_generation_prompt %}[assistant]{% endif %}", ["Welcome!<e>", "Hi.<e>", "Bye.<e>"]),
+        (LLAMA_3, ["Welcome!<|eot_id|>", "Hi.<|eot_id|>", "Bye.<|eot_id|>"]),
+        ("{{ messages[0].role }}" + MARKED, ["Welcome!!", "Hi.!", "Bye.!"]),
+        ("{% for m in messages %}{{ m.content }};{% endfor %}", ["Welcome!;", "Hi.;", "Bye.;"]),
+    ],
+    ids=["looks at the first", "llama 3", "marked", "no headers"],
+)  # fmt: skip
+def test_a_conversation_that_the_assistant_begins(template, answers):
+    text, spans = render_answers(template, GREETING)
+    assert [text[start:stop] for start, stop in spans] == answers
+
+
+@pytest.mark.parametrize(
+    ("template", "sentence"),
+    [
+        ("{% if messages[0].role != 'user' %}{{ raise_exception('the user must begin') }}{% endif %}", "messages: the user must"),
+        ("{{ messages[0].role }}{% for m in messages %}{{ m.content }};{% endfor %}", "the assistant begins, and where"),
+    ],
+)
+def test_where_it_must_not_the_reason_is_the_right_one(template, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        render_answers(template, GREETING)

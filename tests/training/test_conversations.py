@@ -11,6 +11,7 @@ from interop.test_chat_template import LLAMA_3
 
 import numllama as nl
 from numllama.errors import DataError
+from numllama.tokenizer import chat_template, renderer
 from numllama.training.conversations import Conversations, Documents, epochs, load_conversations, pack
 from numllama.training.parallel import Workers
 
@@ -115,6 +116,73 @@ def test_packed_gradients_are_the_sum_of_each_conversations_own(with_adapter):
         assert_close(grads.flat, expected.flat, rtol=1e-12)
 
 
+def test_an_answer_of_weight_0_is_not_learnt(tokenizer, tmp_path):
+    line = talk("a", "no", "b", "yes", "c", "no", "d", "yes")
+    weights = 0, 0, None, 1, 0, 0.0, None, None
+    for message, weight in zip(line["messages"], weights, strict=True):
+        message["weight"] = weight
+    for template, expected in (
+        (None, "yes<|eot_id|>yes<|eot_id|>"),
+        ("{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }};{% endgeneration %}{% else %}"
+         "{{ m.content }}{{ m.weight }}{% endif %}{% endfor %}", "yes;yes;"),
+    ):  # fmt: skip
+        ids, said = load_conversations(write(tmp_path / "chat.jsonl", line, line), tokenizer, None, template).train.documents[0]
+        assert tokenizer.decode(ids[said]) == expected
+    paragraphs = nl.Tokenizer({i: bytes([i]) for i in range(256)}, [])
+    ids, said = load_conversations(tmp_path / "chat.jsonl", paragraphs).train.documents[0]
+    assert paragraphs.decode(ids[said]) == "yes\n\nyes\n\n"
+
+
+def test_null_fields_are_as_if_they_were_not_there(tokenizer, tmp_path):
+    plain = talk("a", "b")
+    nulls = {"messages": [{**message, "tool_calls": None, "name": None, "weight": None} for message in plain["messages"]]}
+    template = "{% for m in messages %}{{ m | tojson }}{% endfor %}"
+    first, second = load_conversations(
+        write(tmp_path / "chat.jsonl", plain, {**nulls, "tools": None}, plain), tokenizer, chat_template=template
+    ).train.documents
+    assert first[0].tolist() == second[0].tolist() and first[1].tolist() == second[1].tolist()
+
+
+def test_an_answer_may_be_a_call_alone(tokenizer, tmp_path):
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "weather"}}]}
+    line = {"messages": [{"role": "user", "content": "a"}, call]}
+    template = (
+        "{% for m in messages %}{{ m.role }}:{{ m.content }}{% for c in m.tool_calls or [] %}{{ c.function.name }}{% endfor %};"
+        "{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    ids, said = load_conversations(write(tmp_path / "chat.jsonl", line, line), tokenizer, None, template).train.documents[0]
+    assert tokenizer.decode(ids[said]) == "weather;"
+
+
+def test_what_a_message_spells_is_text_unless_it_is_asked_for(tokenizer, tmp_path):
+    path = write(tmp_path / "chat.jsonl", talk("a<|eot_id|>", "b"), talk("a", "b"))
+    data = load_conversations(path, tokenizer)
+    assert data.spelled == 1 and data.stop_ids == (EOT,)
+    assert data.train.documents[0][0].tolist().count(EOT) == 2
+    data = load_conversations(path, tokenizer, sanitize_control_tokens=False)
+    assert data.train.documents[0][0].tolist().count(EOT) == 3
+
+
+@pytest.mark.parametrize(
+    ("template", "stop_ids", "unended"),
+    [(LLAMA_3, (EOT,), 0), ("{% for m in messages %}[{{ m.role }}]{{ m.content }}\n{% endfor %}", (), 18), (None, (EOT,), 0)],
+)
+@pytest.mark.parametrize("answer", ["b", "<|end_header_id|>b", "b<|begin_of_text|>"])
+def test_answers_that_end_with_no_token_are_counted(tokenizer, tmp_path, template, stop_ids, unended, answer):
+    path = write(tmp_path / "chat.jsonl", *[talk("a", answer)] * 20)
+    for sanitize in (True, False):
+        data = load_conversations(path, tokenizer, chat_template=template, sanitize_control_tokens=sanitize)
+        assert (data.stop_ids, data.unended) == (stop_ids, unended)
+
+
+def test_many_conversations_are_rendered_at_once(tokenizer, tmp_path, monkeypatch):
+    sent, plain = [], renderer.render
+    monkeypatch.setattr(chat_template, "render", lambda *request: sent.append(request) or plain(*request))
+    data = load_conversations(write(tmp_path / "chat.jsonl", *(talk(str(i), "b") for i in range(300))), tokenizer)
+    assert len(sent) == 3
+    assert [tokenizer.decode(ids).count(str(i)) > 0 for i, (ids, _) in enumerate(data.train.documents)] == [True] * 270
+
+
 # ------------------------------------------------------------------------------------------------ packing
 
 
@@ -141,6 +209,7 @@ def test_what_is_longer_than_a_row_is_cut_and_left_out_if_nothing_to_learn_remai
     early = np.array([5, 6, 7, 8]), np.array([0, 1, 0, 1], bool)
     data = Documents([late, early])
     assert data.longer_than(2) == 2 and data.longer_than(3) == 0
+    assert data.left_out(2) == 1 and data.left_out(3) == data.left_out(9) == 0
     assert data.rows(2) == [[1]]
     assert data.batch([[1]], 2)[1].tolist() == [[6, -100]]
     with pytest.raises(DataError, match=r"no answer in the val split of x begins within seq_len, which is 2"):
@@ -188,6 +257,11 @@ def test_the_last_tenth_is_for_validation_unless_there_is_a_file(tokenizer, tmp_
 
 # ------------------------------------------------------------------------------------------------ what cannot be used
 
+
+def weighted(role, weight):
+    return json.dumps({"messages": [{"role": role, "content": "a", "weight": weight}]})
+
+
 GOOD = json.dumps(talk("a", "b"))
 BAD = {
     "json": ('{"messages": [', r"it is not JSON: "),
@@ -197,6 +271,10 @@ BAD = {
     "string": ('{"messages": ["a"]}', r'message 1 must be an object whose "role" is a text'),
     "no_content": ('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant"}]}', r'message 2 .* "content" is'),
     "no_answer": ('{"messages": [{"role": "user", "content": "a"}]}', r'none of its messages has the role "assistant"'),
+    "weight": (weighted("assistant", 0.5), "weight of message 1 is 0.5, but must be 0 or 1"),
+    "weight_true": (weighted("assistant", True), "weight of message 1 is True, but must be 0 or 1"),
+    "weight_user": (weighted("user", 1), "message 1 has the weight 1, but only what the assistant says"),
+    "weight_all": (weighted("assistant", 0), "there is nothing that the assistant says: all of it has the weight 0"),
     "deep": ('{"messages": ' + "[" * 100_000, "it is nested too deeply"),
     "surrogate": (json.dumps(talk("a", "\ud800")), "surrogates not allowed"),
 }

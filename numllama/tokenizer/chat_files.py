@@ -1,0 +1,117 @@
+"""The chat templates in a checkpoint's folder, and the special tokens that they speak of by name.
+
+    chat_template.jinja                     the template
+    additional_chat_templates/NAME.jinja    others, by name
+    tokenizer_config.json                   in older folders chat_template: a text, or a list of {"name": ..., "template": ...}
+    special_tokens_map.json                 in older folders the special tokens
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from numllama.errors import CheckpointError, listed, shown
+from numllama.storage.files import read_bytes, read_json, reading
+
+TEMPLATE, MORE_TEMPLATES, CONFIG, TOKENS = (
+    "chat_template.jinja", "additional_chat_templates", "tokenizer_config.json", "special_tokens_map.json"
+)  # fmt: skip
+DEFAULT, TOOL_USE = "default", "tool_use"
+_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+class ChatTemplates(NamedTuple):
+    """What a folder says about conversations.
+
+    Attributes
+    ----------
+    templates : dict of str to str
+        By name; a single one is the default.
+    tokens : dict of str to str
+        Special tokens by name: ``bos_token`` and the like.
+    """
+
+    templates: dict[str, str]
+    tokens: dict[str, str]
+
+    def choose(self, template: str | None = None, tools: Any = None) -> str | None:
+        """The template to use, as `transformers` chooses it; None if there is none.
+
+        Parameters
+        ----------
+        template : str, optional
+            One of one's own, or the name of one of several.
+        tools
+            What the assistant may call: then ``tool_use`` comes before ``default``.
+        """
+        if template is not None:
+            named = self.templates if set(self.templates) != {DEFAULT} else {}
+            return named.get(template, template)
+        if tools is not None and TOOL_USE in self.templates:
+            return self.templates[TOOL_USE]
+        if self.templates and DEFAULT not in self.templates:
+            names = listed(sorted(self.templates))
+            raise ValueError(f"the tokenizer has several chat templates and none is the default: choose one of {names}")
+        return self.templates.get(DEFAULT)
+
+
+def read_chat_templates(folder: str | Path) -> ChatTemplates:
+    """The chat templates in a folder, and its special tokens by name.
+
+    Raises
+    ------
+    CheckpointError
+        If a file is damaged, or holds something else where a template or a token should be.
+    """
+    folder = Path(folder)
+    config = read_json(folder / CONFIG) if (folder / CONFIG).exists() else {}
+    templates = _files(folder)
+    if not templates:
+        with reading(folder / CONFIG):
+            templates = _in_config(config.get("chat_template"))
+    tokens = _tokens(config, folder / CONFIG)
+    if "added_tokens_decoder" not in config and (folder / TOKENS).exists():  # as transformers wrote it before 2024
+        tokens |= _tokens(read_json(folder / TOKENS), folder / TOKENS)
+    return ChatTemplates(templates, tokens)
+
+
+def _files(folder: Path) -> dict[str, str]:
+    """The templates that have files of their own."""
+    files = {path.stem: path for path in sorted((folder / MORE_TEMPLATES).glob("*.jinja"))}
+    if (folder / TEMPLATE).exists():
+        files[DEFAULT] = folder / TEMPLATE
+    templates = {}
+    for name, path in files.items():
+        with reading(path):
+            templates[name] = read_bytes(path).decode("utf-8")
+    return templates
+
+
+def _in_config(value: Any) -> dict[str, str]:
+    """The templates in ``tokenizer_config.json``."""
+    if value is None:
+        return {}
+    named = {DEFAULT: value}
+    if isinstance(value, list):
+        if not all(isinstance(entry, Mapping) and isinstance(entry.get("name"), str) for entry in value):
+            raise ValueError(f'chat_template is {shown(value)}, but must be a text or a list of {{"name": ..., "template": ...}}')
+        named = {entry["name"]: entry.get("template") for entry in value}
+    elif isinstance(value, Mapping):
+        named = dict(value)
+    for name, template in named.items():
+        if not isinstance(template, str):
+            which = "chat_template" if named == {DEFAULT: value} else f"chat_template {shown(name)}"
+            raise ValueError(f"{which} is {shown(template)}, but must be a text")
+    return named
+
+
+def _tokens(values: Mapping[str, Any], path: Path) -> dict[str, str]:
+    """The special tokens that have a name."""
+    tokens = {}
+    for name, value in values.items():
+        content = value.get("content") if isinstance(value, Mapping) else value
+        if name in _NAMES and not isinstance(content, str) and value is not None:
+            raise CheckpointError(f"{path} is damaged: {name} is {shown(value)}, but must be a text")
+        if name.endswith("_token") and isinstance(content, str):
+            tokens[name] = content
+    return tokens

@@ -1,0 +1,401 @@
+"""Chat templates: from a list of messages to the one text that a tuned model was trained on.
+
+A checkpoint brings its template along, a program in Jinja's language, which is therefore not to be trusted. It runs in Jinja's
+immutable sandbox, where it sees text, numbers, lists and dictionaries, changes none of them and reaches nothing of Python's. And
+it runs in a process of its own, with limits of time and memory (`tokenizer/renderer.py`).
+
+What a message says is text, whatever it spells: a special token counts as one only where the template itself writes it. A
+conversation whose messages spell special tokens is rendered a second time, with marks around them (`tokenizer/spelled.py`).
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from numllama.errors import NumllamaError, shown
+from numllama.tokenizer.chat_files import read_chat_templates
+from numllama.tokenizer.renderer import Failure, Render, render
+from numllama.tokenizer.spelled import Control, Marks, Spans, unused
+
+_MARKED = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
+_MARK_IT = "mark it in the template, {% generation %} ... {% endgeneration %}"
+_REASONING = ("reasoning_content", "thinking", "reasoning")  # what a message's thoughts are called: templates read the first
+MOST_RENDERED_AGAIN = 64  # prompts within a conversation
+
+
+def render_chat_template(
+    template: str, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **tokens: Any
+) -> str:
+    """The text of a conversation, as `transformers`' ``apply_chat_template(..., tokenize=False)`` makes it.
+
+    Parameters
+    ----------
+    template : str
+        In Jinja's language, as in a checkpoint's ``tokenizer_config.json`` or ``chat_template.jinja``.
+    messages : sequence of mappings
+        ``{"role": "user", "content": "..."}``, oldest first.
+    add_generation_prompt : bool
+        End with what opens the assistant's answer.
+    tokens
+        Whatever else the template asks for: ``bos_token="<s>"``, ``tools=[...]``, ``date_string="26 Jul 2024"``.
+
+    Raises
+    ------
+    CheckpointError
+        If the template cannot be parsed, or tries what the sandbox forbids.
+    ValueError
+        If it refuses these messages, cannot make a text of them, or takes more time or memory than it may.
+    """
+    return _one(template, Conversation(messages, tokens, prompt=add_generation_prompt)).text
+
+
+def render_answers(
+    template: str, messages: Sequence[Mapping[str, Any]], **tokens: Any
+) -> tuple[str, list[tuple[int, int]]]:
+    """The text of a conversation, and where in it the assistant speaks: what a model is tuned to say.
+
+    A template may mark that with ``{% generation %}``. Without marks, an answer is what it adds to the text that asks for it:
+    the template is rendered up to each answer, with what opens it, and up to its end, and each of these must be how the next
+    begins.
+
+    Parameters
+    ----------
+    template, messages, tokens
+        See :func:`render_chat_template`.
+
+    Returns
+    -------
+    text : str
+    spans : list of (int, int)
+        The places of an answer's first character and of the one after its last, which the end-of-turn token is part of.
+
+    Raises
+    ------
+    ValueError
+        If the template writes earlier messages in another way when later ones follow.
+    """
+    written = _one(template, Conversation(messages, tokens, answers=True))
+    return written.text, written.answers
+
+
+def read_chat_template(folder: str | Path) -> tuple[str | None, dict[str, str]]:
+    """A checkpoint's template, None if it has none, and its special tokens by name (``bos_token`` and the like)."""
+    found = read_chat_templates(folder)
+    return found.choose(), found.tokens
+
+
+def marks_answers(template: str) -> bool:
+    """Whether a template says what an answer is, with ``{% generation %}``."""
+    return bool(_MARKED.search(template))
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """What is to be written.
+
+    Attributes
+    ----------
+    messages : sequence of mappings
+    values : mapping
+        Whatever else the template sees.
+    prompt : bool
+        End with what opens the assistant's answer.
+    answers : bool
+        Find out where the assistant speaks.
+    unsaid : frozenset of int
+        Messages of the assistant that do not count as answers.
+    continued : str, optional
+        A field of the last message: the text ends where it does.
+    """
+
+    messages: Sequence[Mapping[str, Any]]
+    values: Mapping[str, Any] = field(default_factory=dict)
+    prompt: bool = False
+    answers: bool = False
+    unsaid: frozenset[int] = frozenset()
+    continued: str | None = None
+
+
+class Written(NamedTuple):
+    """A conversation's text.
+
+    Attributes
+    ----------
+    text : str
+    answers : list of (int, int)
+        Where the assistant speaks, if that was asked for.
+    prompts : list of int
+        Where the text stands that a model had to answer within this conversation: it was encoded up to there.
+    plain : list of (int, int)
+        Where messages spell special tokens, which are no such tokens there.
+    """
+
+    text: str
+    answers: Spans
+    prompts: list[int]
+    plain: Spans
+
+
+def _one(template: str, conversation: Conversation) -> Written:
+    (written,) = write(template, [conversation])
+    if isinstance(written, Exception):
+        raise written
+    return written
+
+
+def write(
+    template: str, conversations: Sequence[Conversation], control: Control | None = None
+) -> list[Written | Failure]:
+    """Write conversations; in place of one that cannot be written, the exception that says why.
+
+    Parameters
+    ----------
+    template : str
+    conversations : sequence of Conversation
+    control : Control, optional
+        The special tokens that count only where the template writes them. Without them there is only the text, with its answers
+        if they are asked for.
+    """
+    jobs: list[_Job | Failure] = []
+    for conversation in conversations:
+        try:
+            jobs.append(_Job(template, conversation, control))
+        except ValueError as error:
+            jobs.append(error)
+    _ask(template, [job for job in jobs if isinstance(job, _Job)])
+    return [_outcome(job) for job in jobs]
+
+
+def _ask(template: str, jobs: Sequence["_Job"]) -> None:
+    """Have rendered what some conversations need, all at once."""
+    values, renders = [], []
+    for job in jobs:
+        for number, own in enumerate(job.values):
+            values.append(own)
+            renders += [replace(r, conversation=len(values) - 1) for r in job.renders.values() if r.conversation == number]
+    texts = iter(render(template, values, renders) if renders else ())
+    for job in jobs:
+        for number in range(len(job.values)):
+            job.found |= {name: next(texts) for name, r in job.renders.items() if r.conversation == number}
+
+
+def _outcome(job: "_Job | Failure") -> Written | Failure:
+    if isinstance(job, Exception):
+        return job
+    try:
+        return job.written()
+    except (ValueError, NumllamaError) as error:
+        return error
+
+
+class _Job:
+    """One conversation: what has to be rendered for it, and what follows from that."""
+
+    def __init__(self, template: str, conversation: Conversation, control: Control | None) -> None:
+        self.template, self.conversation, self.control = template, conversation, control
+        plain, written = _plain(conversation)
+        *answer_marks, begin, end, edge, self.tag = unused(f"{template}{written}", 6)
+        self.answer_marks, self.marks = tuple(answer_marks), Marks(begin, end, edge)
+        self.plain = plain
+        self.values = [self._continued(plain)]  # that the template sees, in each way that it is to be rendered
+        self.renders: dict[Any, Render] = {"text": Render(prompt=conversation.prompt)}
+        self.found: dict[Any, Any] = {}
+        messages = plain["messages"]
+        self.assistant = [i for i, message in enumerate(messages) if message.get("role") == "assistant"]
+        self.marked = conversation.answers and marks_answers(template)
+        if self.marked:
+            self.renders["answers"] = Render(
+                prompt=conversation.prompt, answer_marks=self.answer_marks, marks="".join(self.answer_marks)
+            )
+            for i in conversation.unsaid:
+                self.renders["begin", i] = Render(messages=i, begins=True)
+                self.renders["end", i] = Render(messages=i + 1, begins=True)
+        elif conversation.answers:
+            for i in self.assistant:
+                self.renders["prompt", i] = Render(messages=i, prompt=True, begins=True)
+                self.renders["end", i] = Render(messages=i + 1, begins=True)
+            if self.assistant[:1] == [0]:
+                self.renders |= {"first": Render(messages=1), "first asks": Render(messages=1, prompt=True)}
+        if control and self.assistant and (self.marked or not conversation.answers):
+            asking = len(messages) if conversation.prompt else self.assistant[-1]
+            self.renders["before asking"] = Render(messages=asking, begins=True)
+            self.renders["asking"] = Render(messages=asking, prompt=True, begins=True)
+        if control and self.marks_differ():
+            self.values.append(self._continued(control.marked(plain, self.marks)))
+            self.renders["spelled"] = Render(1, prompt=conversation.prompt, marks=str(self.marks))
+
+    def marks_differ(self) -> bool:
+        return self.control.marked(self.plain, self.marks) != self.plain
+
+    def written(self) -> Written:
+        """The outcome, once all has been rendered."""
+        text = self._cut(_text(self.found["text"]))
+        self._check_continued(text)
+        answers = self._marked_answers(text) if self.marked else self._answers(text) if self.conversation.answers else []
+        return Written(text, answers, self._prompts(text), self._spelled(text))
+
+    # -------------------------------------------------------------------------------------------- a message to continue
+
+    def _continued(self, values: dict[str, Any]) -> dict[str, Any]:
+        """The values with a tag behind the message that is to be continued."""
+        name = self.conversation.continued
+        if name is None:
+            return values
+        last = dict(values["messages"][-1]) if values["messages"] else {}
+        names = [other for other in _REASONING if last.get(other) == last.get(name)] if name in _REASONING else [name]
+        if last.get(name) is None:
+            raise ValueError(f"continue_final_message asks for {shown(name)} of the last message, which has none")
+        if not any(other in self.template for other in names):
+            raise ValueError(f"continue_final_message asks for {shown(name)}, which the chat template does not write")
+        for other in names:
+            last[other] = self._tagged(last[other])
+        return {**values, "messages": [*values["messages"][:-1], last]}
+
+    def _tagged(self, content: Any) -> Any:
+        if isinstance(content, str):
+            return f"{content}{self.tag} "  # the blank tells whether the template trims
+        for i in reversed(range(len(content) if isinstance(content, list) else 0)):
+            if isinstance(content[i], dict) and isinstance(content[i].get("text"), str):
+                return [*content[:i], {**content[i], "text": self._tagged(content[i]["text"])}, *content[i + 1 :]]
+        raise ValueError("continue_final_message is given, but the last message has no text to continue")
+
+    def _cut(self, text: str) -> str:
+        """The text up to the tag, if there is one."""
+        if self.conversation.continued is None:
+            return text
+        at = text.rfind(self.tag)
+        if at < 0:
+            raise ValueError("continue_final_message is given, but the chat template leaves out the end of the last message")
+        return text[:at] if text[at + 1 : at + 2] == " " else text[:at].rstrip()
+
+    def _check_continued(self, text: str) -> None:
+        """Raise ValueError if the template has left out something of the message that is to be continued."""
+        content = self.plain["messages"][-1].get(self.conversation.continued) if self.conversation.continued else ""
+        if isinstance(content, list):
+            content = next(part["text"] for part in reversed(content) if isinstance(part, dict) and "text" in part)
+        if content.strip() not in text:
+            raise ValueError("continue_final_message is given, but the chat template leaves out a part of the last message")
+
+    # -------------------------------------------------------------------------------------------- what the assistant says
+
+    def _marked_answers(self, text: str) -> Spans:
+        """Where the template marks them."""
+        begin, end = self.answer_marks
+        pieces = re.split(f"([{begin}{end}])", _text(self.found["answers"]))
+        if "".join(pieces[::2]) != text:
+            raise ValueError("the chat template cuts or measures what it marks with {% generation %}: its place is not known")
+        spans, open_at, length = [], [], 0
+        for piece, mark in zip(pieces[::2], [*pieces[1::2], ""], strict=True):
+            length += len(piece)
+            if mark == begin:
+                open_at.append(length)
+            elif mark == end and open_at:
+                spans.append((open_at.pop(), length))
+        for i in self.conversation.unsaid:
+            first, last = self.found["begin", i], self.found["end", i]
+            if not isinstance(first, int) or not isinstance(last, int):
+                raise ValueError(f"message {i + 1} is not to be learnt, but where the chat template writes it is not known")
+            spans = [(start, stop) for start, stop in spans if stop <= first or start >= last]
+        return sorted(spans)
+
+    def _answers(self, text: str) -> Spans:
+        """What each of them adds to the text that asks for it."""
+        spans = []
+        for i in self.assistant:
+            start, stop = self.found["prompt", i], self.found["end", i]
+            if i == 0 and not isinstance(start, int):
+                start = self._first_answer()
+            if error := next((found for found in (start, stop) if isinstance(found, Exception)), None):
+                raise ValueError(f"the conversation has a text, but not up to message {i + 1} alone: {_MARK_IT} ({error})")
+            if start is None or stop is None:
+                raise ValueError(
+                    f"the chat template changes what stands before the end of message {i + 1} when more follows, so that the "
+                    f"assistant's part is not known: {_MARK_IT}"
+                )
+            if i not in self.conversation.unsaid:
+                spans.append((start, stop))
+        return spans
+
+    def _first_answer(self) -> int:
+        """Where an answer begins that nobody asked for: behind what would ask for one after it."""
+        first, asking = self.found["first"], self.found["first asks"]
+        opening = asking.removeprefix(first) if isinstance(first, str) and isinstance(asking, str) and asking != first else ""
+        if not opening or asking == opening or opening not in first:
+            raise ValueError(f"the assistant begins, and where the chat template writes its words is not known: {_MARK_IT}")
+        return first.index(opening) + len(opening)
+
+    # -------------------------------------------------------------------------------------------- for the tokenizer
+
+    def _prompts(self, text: str) -> list[int]:
+        """Where the prompts within a text end."""
+        if not self.control or not self.assistant:
+            return []
+        if self.conversation.answers and not self.marked:
+            ends = [self.found["prompt", i] for i in self.assistant]
+        else:
+            first, last = self.found["before asking"], self.found["asking"]
+            opening = text[first:last] if isinstance(first, int) and isinstance(last, int) else ""
+            ends = [found.end() for found in re.finditer(re.escape(opening), text)] if opening else []
+            if len(ends) != len(self.assistant) + self.conversation.prompt:  # not all prompts end alike: each is rendered
+                ends = self._again([Render(messages=i, prompt=True, begins=True) for i in self.assistant[:MOST_RENDERED_AGAIN]])
+        return [end for end in ends if isinstance(end, int) and 0 < end < len(text)]
+
+    def _spelled(self, text: str) -> Spans:
+        """Where messages spell special tokens, or parts of them that must not be joined."""
+        if "spelled" not in self.found:
+            return []
+        kinds = (self.control.assistant, self.control.others)
+        marked, free = self.found["spelled"], not set(str(self.marks)) & set(text)
+        if free and isinstance(marked, str) and self.tag in (marked if self.conversation.continued else self.tag):
+            plain, spans = self.marks.read(self._cut(marked), kinds)
+            if plain == text:
+                return spans
+        tokens = self.control.spelled(self.plain)
+        if not tokens:  # halves alone, which this template cannot be asked to keep apart
+            return []
+        covered = self._again([Render(prompt=self.conversation.prompt, marks=str(self.marks))], self.control.covered)[0]
+        spans = self.marks.compare(self._cut(covered), text) if free and isinstance(covered, str) else None
+        if spans is None and self.control.strict:
+            raise ValueError(
+                f"a message spells the special token {shown(tokens[0])}, and the chat template looks at the message such that it "
+                "cannot be told from the template's own tokens"
+            )
+        return spans or []
+
+    def _again(self, renders: Sequence[Render], change: Callable[..., dict[str, Any]] | None = None) -> list[Any]:
+        """Render more, of the conversation as it is or changed."""
+        values = self._continued(change(self.plain, self.marks) if change else self.plain)
+        return render(self.template, [values], [self.renders["text"], *renders] if not change else renders)[-len(renders) :]
+
+
+def _text(result: str | Failure) -> str:
+    if isinstance(result, Exception):
+        raise result
+    return result
+
+
+def _plain(conversation: Conversation) -> tuple[dict[str, Any], str]:
+    """The values that the template sees, nothing but plain data: an object's methods might do anything. And the same as JSON."""
+    messages = conversation.messages
+    if isinstance(messages, str | bytes | Mapping) or not all(isinstance(message, Mapping) for message in messages):
+        raise ValueError('messages must be a list of dictionaries such as {"role": "user", "content": "Hello"}')
+    documents = conversation.values.get("documents")
+    if documents is not None and not all(isinstance(document, Mapping) for document in documents):
+        raise ValueError(f"documents is {shown(documents)}, but must be a list of dictionaries with a title and a text")
+    given = [_aliased({name: value for name, value in message.items() if value is not None}) for message in messages]
+    try:
+        written = json.dumps({"tools": None, "documents": None, **conversation.values, "messages": given})
+    except (TypeError, ValueError, RecursionError) as error:
+        why = "they are nested too deeply" if isinstance(error, RecursionError) else error
+        raise ValueError(f"messages and tokens must be text, numbers, lists and dictionaries: {why}") from error
+    values = json.loads(written)
+    return values, json.dumps(values, ensure_ascii=False)
+
+
+def _aliased(message: dict[str, Any]) -> dict[str, Any]:
+    """What the assistant thought has several names."""
+    thought = next((message[name] for name in _REASONING if name in message), None)
+    return message if thought is None else {"thinking": thought, **message, "reasoning_content": thought}

@@ -1,0 +1,205 @@
+"""Chat templates, rendered in a process of their own, with limits of time, memory and length.
+
+A process is kept and used again, with the templates that it has compiled. Several render at a time, so that a template that takes
+long holds up nobody but whoever asked for it.
+"""
+
+import atexit
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from threading import BoundedSemaphore
+from typing import Any
+
+from numllama.errors import CheckpointError, NumllamaError, shown
+
+SECONDS = 2.0       # for a conversation
+MEGABYTES = 512     # beyond what a process has when it starts
+CHARACTERS = 2**24  # of a text
+PROCESSES = 4       # at a time
+_PROGRAM = Path(__file__).with_name("template_process.py")
+# Ctrl-C and a scheduler's signals are for us: a process ends when its input does.
+_OWN_GROUP = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP} if os.name == "nt" else {"start_new_session": True}
+
+Failure = NumllamaError | ValueError
+Result = str | int | Failure | None
+
+
+@dataclass(frozen=True)
+class Render:
+    """What to render.
+
+    Attributes
+    ----------
+    conversation : int
+        Which of the conversations.
+    messages : int, optional
+        Its first so many messages; default all.
+    prompt : bool
+        End with what opens the assistant's answer.
+    answer_marks : (str, str), optional
+        What to put around each ``{% generation %}`` block.
+    begins : bool
+        Give no text, but how long it is if the conversation's first text begins with it, else None.
+    marks : str
+        Characters that the template's ``strip`` and ``startswith`` look through.
+    """
+
+    conversation: int = 0
+    messages: int | None = None
+    prompt: bool = False
+    begins: bool = False
+    answer_marks: tuple[str, str] | None = None
+    marks: str = ""
+
+
+def render(template: str, conversations: Sequence[Mapping[str, Any]], renders: Sequence[Render]) -> list[Result]:
+    """The texts, in order; in place of one that cannot be made, the exception that says why.
+
+    Parameters
+    ----------
+    template : str
+        In Jinja's language.
+    conversations : sequence of dict
+        The values that the template sees, ``messages`` among them, as JSON can hold them.
+    renders : sequence of Render
+        Those of one conversation stand together.
+    """
+    request = {"template": template, "conversations": list(conversations), "renders": [asdict(render) for render in renders]}
+    line, texts = json.dumps(request).encode() + b"\n", []
+    with _process() as process:
+        texts += map(_result, process.ask(line, len(renders)))
+    return texts
+
+
+def _result(answer: Mapping[str, Any]) -> Result:
+    if "error" not in answer:
+        return answer["text"] if "text" in answer else answer["begins"]
+    what, sentence = answer["error"], shown(answer.get("sentence", ""), quote=False, most=300)
+    if what == "syntax":
+        return CheckpointError(f"the chat template cannot be read: {sentence}")
+    if what == "security":
+        return CheckpointError(f"the chat template does what it must not: {sentence}")
+    return ValueError(
+        {
+            "time": f"the chat template takes longer than {SECONDS:g} s for these messages",
+            "memory": f"the chat template needs more than {MEGABYTES} MB of memory for these messages",
+            "length": f"the chat template makes more than {CHARACTERS:,} characters of these messages",
+            "ended": f"the chat template ended the process that renders it ({sentence})",
+        }.get(what, f"the chat template makes no text of these messages: {sentence}")
+    )
+
+
+class _Process:
+    """One of them."""
+
+    def __init__(self) -> None:
+        limits = str(SECONDS), str(MEGABYTES * 2**20), str(CHARACTERS)
+        command = [sys.executable, "-S", "-P", str(_PROGRAM), json.dumps(sys.path), *limits]
+        pipe = subprocess.PIPE
+        try:
+            self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, **_OWN_GROUP)
+        except OSError as error:
+            raise NumllamaError(f"the process that renders chat templates cannot be started: {error.strerror}") from error
+        try:
+            ready = self._answer()
+        except BaseException:
+            self.close()
+            raise
+        if ready is None or "needs" in ready:
+            code = self.close()
+            ended = f"the process that renders chat templates ended at once, with code {code}"
+            raise NumllamaError(ready["needs"] if ready else ended)
+
+    @property
+    def alive(self) -> bool:
+        """Whether it runs."""
+        return self._process.poll() is None
+
+    def ask(self, request: bytes, n: int) -> Iterator[Mapping[str, str]]:
+        """The n answers to a request; if the process ends, all that are missing say why."""
+        with suppress(BrokenPipeError):
+            self._process.stdin.write(request)
+            self._process.stdin.flush()
+        for i in range(n):
+            answer = self._answer()
+            if answer is None:
+                code = self.close()
+                answer = {"error": "time"} if code == 1 else {"error": "ended", "sentence": f"code {code}"}
+            elif answer.get("error") == "memory":
+                self.close()  # which gives back what the template has taken
+            else:
+                yield answer
+                continue
+            yield from [answer] * (n - i)
+            return
+
+    def _answer(self) -> dict[str, str] | None:
+        """The next line; None if there is no more, or half of one."""
+        line = self._process.stdout.readline()
+        if not line.endswith(b"\n"):
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(SECONDS)
+            return None
+        return json.loads(line)
+
+    def close(self) -> int:
+        """End it, unless it has ended; returns its exit code."""
+        self._process.kill()
+        with suppress(BrokenPipeError):  # what was not sent is not wanted any more
+            self._process.stdin.close()
+        self._process.stdout.close()
+        return self._process.wait()
+
+
+# ------------------------------------------------------------------------------------------------ kept for the next time
+
+_idle: list[_Process] = []
+_places = BoundedSemaphore(PROCESSES)
+
+
+@contextmanager
+def _process() -> Iterator[_Process]:
+    """A process for one request. One that has not answered all of it, for whatever reason, is not used again."""
+    with _places:
+        process = _from_idle() or _Process()
+        try:
+            yield process
+        except BaseException:
+            process.close()
+            raise
+        if process.alive:
+            _idle.append(process)
+
+
+def _from_idle() -> _Process | None:
+    """One that still runs, if there is one."""
+    with suppress(IndexError):
+        while not (process := _idle.pop()).alive:
+            process.close()
+        return process
+    return None
+
+
+@atexit.register
+def _close_all() -> None:
+    while _idle:
+        _idle.pop().close()
+
+
+def _forget() -> None:
+    """In a child of ours that was forked: the processes are its parent's."""
+    global _places
+    for process in _idle:
+        process._process.returncode = 0
+    _idle.clear()
+    _places = BoundedSemaphore(PROCESSES)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
