@@ -4,7 +4,6 @@ A process is kept and used again, with the templates that it has compiled. Sever
 long holds up nobody but whoever asked for it.
 """
 
-import atexit
 import json
 import os
 import subprocess
@@ -15,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import BoundedSemaphore
 from typing import Any
+from weakref import finalize
 
 from numllama.errors import CheckpointError, NumllamaError, shown
 
@@ -106,11 +106,8 @@ class _Process:
             self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, **_OWN_GROUP)
         except OSError as error:
             raise NumllamaError(f"the process that renders chat templates cannot be started: {error.strerror}") from error
-        try:
-            ready = self._answer()
-        except BaseException:
-            self.close()
-            raise
+        self.end = finalize(self, _end, self._process)
+        ready = self._answer()
         if ready is None or "needs" in ready:
             code = self.close()
             ended = f"the process that renders chat templates ended at once, with code {code}"
@@ -150,11 +147,16 @@ class _Process:
 
     def close(self) -> int:
         """End it, unless it has ended; returns its exit code."""
-        self._process.kill()
-        with suppress(BrokenPipeError):  # what was not sent is not wanted any more
-            self._process.stdin.close()
-        self._process.stdout.close()
-        return self._process.wait()
+        self.end()
+        return self._process.returncode
+
+
+def _end(process: subprocess.Popen) -> None:
+    process.kill()
+    with suppress(BrokenPipeError):  # what was not sent is not wanted any more
+        process.stdin.close()
+    process.stdout.close()
+    process.wait()
 
 
 # ------------------------------------------------------------------------------------------------ kept for the next time
@@ -186,16 +188,16 @@ def _from_idle() -> _Process | None:
     return None
 
 
-@atexit.register
 def _close_all() -> None:
     while _idle:
         _idle.pop().close()
 
 
 def _forget() -> None:
-    """In a child of ours that was forked: the processes are its parent's."""
+    """In a process that was forked off: those are its parent's."""
     global _places
     for process in _idle:
+        process.end.detach()
         process._process.returncode = 0
     _idle.clear()
     _places = BoundedSemaphore(PROCESSES)
