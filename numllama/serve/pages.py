@@ -233,6 +233,7 @@ class Page:
         messages = [*said, {"role": "user", "content": message}]
         answer = ""
         try:
+            self.engine.check_length(*(message["content"] for message in messages))
             begin = opening(self.engine.model, self.engine.tokenizer)
             prompt, stop = await in_chat_thread(chat_prompt, self.engine.tokenizer, messages, begin)
             yield "", _as_text(messages), gr.skip(), gr.skip()

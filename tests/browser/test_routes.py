@@ -156,3 +156,15 @@ def test_what_a_browser_kept_that_is_no_conversation_is_forgotten(kept):
 
     assert "Write something" in elsewhere(said())[0][2]
     page.engine.close()
+
+
+def test_a_conversation_that_must_be_too_long_is_not_rendered(monkeypatch):
+    engine = small_engine()
+    monkeypatch.setattr("numllama.serve.pages.chat_prompt", lambda *_: pytest.fail("it was rendered"))
+    page, kept = Page(engine, None), [{"role": "user", "content": "abc " * 1000}, {"role": "assistant", "content": "a"}]
+
+    async def said():
+        return [step async for step in page.chat(None, "abc", kept, *SETTINGS)]
+
+    assert "the prompt has 4,004 tokens, but 64 are the most" in elsewhere(said())[-1][2]
+    engine.close()
