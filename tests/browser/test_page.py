@@ -139,14 +139,14 @@ def test_a_conversation_goes_on_and_begins_anew(tab, engine):
         until(lambda: engine.texts == 0)
         tab.page.wait_for_timeout(200)
     first = completed(engine, "abc\n\n", 8, seed=3, temperature=0.8, stop="\n\n")
-    assert engine.asked[-1].prompt == f"abc\n\n{first}\n\ndef\n\n"
+    assert engine.asked[-1].prompt == engine.tokenizer.encode(f"abc\n\n{first}\n\ndef\n\n")
     assert tab.page.locator("#message textarea").input_value() == ""
     tab.page.click("#clear")
     tab.page.wait_for_function("document.querySelectorAll('#talk .message').length === 0")
     tab.page.fill("#message textarea", "mom")
     tab.page.click("#send")
     tab.wait("#chat-status", ENDED)
-    assert engine.asked[-1].prompt == "mom\n\n"
+    assert engine.asked[-1].prompt == engine.tokenizer.encode("mom\n\n")
 
 
 def test_look_inside_shows_each_tokens_chance_and_what_else_might_have_come(tab, engine):
