@@ -5,11 +5,13 @@ A kill leaves what is there at such a moment, and a reader sees it; so whatever 
 
 import os
 import signal
+import subprocess
 import sys
 from contextlib import contextmanager
 
 import pytest
 
+KILLED = "import sys; from moments import kill_at; from numllama.cli import main; kill_at({n}); main(sys.argv[1:])"
 CHANGES = {"open", "os.rename", "os.remove", "os.link", "os.mkdir", "os.rmdir", "os.truncate", "os.chmod", "shutil.rmtree"}
 _look = []
 
@@ -36,18 +38,27 @@ def at_each_moment(look):
         _look.remove(look)
 
 
-def killed_at(n):
-    """Kill this process before its n-th change to files from now on."""
+def is_killed_at(n, *arguments):
+    """Run a command in a process of its own that is killed before its n-th change to files; whether it came so far."""
+    command = [sys.executable, "-c", KILLED.format(n=n), *map(str, arguments)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert ended.returncode in (0, -signal.SIGKILL), ended.stderr
+    return ended.returncode != 0
+
+
+def kill_at(n):
+    """Kill this process before its n-th change to files from now on; to open one for reading is none."""
     left = n
 
-    def look():
+    def look(event, arguments):
         nonlocal left
-        left -= 1
-        if left <= 0:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if event in CHANGES and (event != "open" or arguments[2] & (os.O_WRONLY | os.O_RDWR)):
+            left -= 1
+            if left <= 0:
+                os.kill(os.getpid(), signal.SIGKILL)
 
-    _look.append(look)
-    sys.addaudithook(_hook)
+    sys.addaudithook(look)
 
 
 @contextmanager

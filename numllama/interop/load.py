@@ -11,8 +11,8 @@ from numllama.interop import huggingface, llama2c, peft
 from numllama.interop.pickles import refuse_other
 from numllama.model import ModelConfig, Transformer
 from numllama.model.parameters import copied_parameters
-from numllama.storage.files import reading
-from numllama.storage.folders import published
+from numllama.storage.files import check_files, reading
+from numllama.storage.folders import published, read_steadily
 from numllama.training.checkpoint import STATE, load_run
 from numllama.training.run_folder import is_run
 
@@ -52,7 +52,7 @@ def load(
     array_module(device)  # before anything is read
     path, adapter = Path(path), None if adapter is None else Path(adapter)
     with reading(path):
-        return _load(path, dtype, device, adapter, ())
+        return read_steadily(path, lambda: _load(path, dtype, device, adapter, ()))
 
 
 def _load(path: Path, dtype: str | None, device: str, adapter: Path | None, above: tuple[Path, ...]) -> Transformer:
@@ -87,6 +87,7 @@ def _load(path: Path, dtype: str | None, device: str, adapter: Path | None, abov
         found = huggingface.read(path)
     else:
         raise CheckpointError(f"{path} is no model that can be read: a folder, a .safetensors file or a llama2.c .bin is")
+    check_files(path if path.is_dir() else path.parent)
     config, tensors, generation_config = found
     model = _model(config, tensors, dtype, device)
     model.generation_config = generation_config

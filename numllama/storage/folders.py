@@ -177,8 +177,8 @@ def published(
                 gone = ()
                 if checksums or (folder / CHECKSUMS).exists():
                     about = _checksums(folder)
-                    others = {name: digest for name, digest in about.pop("files", {}).items() if not (part / name).exists()}
-                    names = [path.name for path in part.iterdir()]
+                    names = [path.relative_to(part).as_posix() for path in part.rglob("*") if path.is_file()]
+                    others = {name: digest for name, digest in about.pop("files", {}).items() if name not in names}
                     if checksums:
                         gone = others
                         write_checksums(part, names, error)
@@ -212,9 +212,12 @@ def publish(part: Path, folder: Path, entry: str | None = None, gone: Collection
     """
     folder = folder.resolve()
     names = sorted(path.name for path in part.iterdir())
-    for name in names:
-        with open(part / name, "r+b") as file:
-            os.fsync(file.fileno())
+    for path in part.rglob("*"):
+        if path.is_dir():
+            flush_folder(path)
+        else:
+            with open(path, "r+b") as file:
+                os.fsync(file.fileno())
     flush_folder(part)
     others = [path for path in folder.iterdir() if not PART.fullmatch(path.name) and path.name != part.name]
     fresh = all(path.name == LOCK for path in others)
@@ -227,16 +230,16 @@ def publish(part: Path, folder: Path, entry: str | None = None, gone: Collection
 
 def _exchange_with(part: Path, folder: Path, others: list[Path], left_out: Set[str]) -> bool:
     """Put `part`, with most of the other files, in the place of the folder; False, and nothing has changed, if that cannot be."""
-    if any(path.is_dir() and not path.is_symlink() for path in others) or os.path.ismount(folder):
+    kept = [path for path in others if path.name not in left_out]
+    if any(path.is_dir() and not path.is_symlink() for path in kept) or os.path.ismount(folder):
         return False
     if Path.cwd().is_relative_to(folder):  # a shell that stands there would stand nowhere
         return False
     new, linked = part_of(folder), []
     try:
-        for path in others:
-            if path.name not in left_out:
-                os.link(path, part / path.name, follow_symlinks=False)  # the lock too: it stays the same file
-                linked.append(part / path.name)
+        for path in kept:
+            os.link(path, part / path.name, follow_symlinks=False)  # the lock too: it stays the same file
+            linked.append(part / path.name)
         about = folder.stat()
         shutil.copystat(folder, part)
         if hasattr(os, "chown"):
@@ -283,13 +286,15 @@ def _move(part: Path, folder: Path, names: list[str], gone: Collection[str], ent
     done: list[tuple[Path, Path]] = []
 
     def move(source: Path, target: Path) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(source, target)
         done.append((target, source))
 
     try:
         for name in sorted({*names, *gone}, key=lambda name: name != entry):
-            if (name in gone or (entry is not None)) and (folder / name).exists():
-                move(folder / name, old / name)
+            path = folder / name
+            if path.exists() and (name in gone or entry is not None or path.is_dir()):
+                move(path, old / name)
         for name in sorted(names, key=lambda name: name == entry):
             move(part / name, folder / name)
     except BaseException:
@@ -319,6 +324,6 @@ def read_steadily(folder: Path, read: Callable[[], Result]) -> Result:
 def _identity(path: Path) -> tuple[int, int] | None:
     try:
         about = path.stat()
-    except OSError:
+    except (OSError, ValueError):  # it is not there, or no path at all
         return None
     return about.st_dev, about.st_ino

@@ -5,7 +5,6 @@
     OUT/model/              the best model, merged if there is an adapter, with tokenizer and chat template
 """
 
-import shutil
 from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
@@ -17,8 +16,10 @@ from numllama.errors import CheckpointError, DataError, NumllamaError, shown
 from numllama.generation.chat import has_chat_template
 from numllama.generation.run import open_model
 from numllama.generation.text import opening
+from numllama.interop import huggingface, peft
 from numllama.model import LoraConfig, Transformer
-from numllama.storage.files import is_there, reading
+from numllama.storage.files import is_there, reading, write_bytes
+from numllama.storage.folders import published
 from numllama.tokenizer import CharTokenizer, Tokenizer
 from numllama.training import checkpoint, run_folder
 from numllama.training.config import TUNING, TrainConfig, tuning_values
@@ -215,20 +216,20 @@ def _finish(tuning: Tuning, trainer: Trainer) -> None:
     if trainer.skipped:
         print(f"{trainer.skipped} step(s) were skipped because the loss or its gradient was not finite")
     if model.adapter:
-        model.save_adapter(out / "adapter", base=tuning.model.resolve())
-        _save_tokenizer(tuning, tokenizer, out / "adapter")
+        with published(out / "adapter", peft.CONFIG, checksums=True) as part:
+            model.save_adapter(part, base=tuning.model.resolve())
+            _save_tokenizer(tuning, tokenizer, part)
         print(f"adapter: {out / 'adapter'}")
         model.merge_adapter()
-    model.save(out / "model")
-    _save_tokenizer(tuning, tokenizer, out / "model")
-    print(f"model: {out / 'model'}, from the best checkpoint, {best.name}\n{in_words(loss)}", flush=True)
+    with published(out / "model", huggingface.CONFIG, checksums=True) as part:
+        model.save(part)
+        _save_tokenizer(tuning, tokenizer, part)
+    print(f"model: {out / 'model'}, from the best checkpoint, {best.name}
+{in_words(loss)}", flush=True)
 
 
 def _save_tokenizer(tuning: Tuning, tokenizer: Tokenizer | CharTokenizer, folder: Path) -> None:
-    try:
-        tokenizer.save(folder)
-    except OSError as error:
-        raise NumllamaError(f"the tokenizer could not be written to {folder}: {error.strerror}") from error
+    tokenizer.save(folder)
     _copy_template(tuning, tokenizer, folder)
 
 
@@ -239,8 +240,8 @@ def _copy_template(tuning: Tuning, tokenizer: Tokenizer | CharTokenizer, folder:
             for name in TEMPLATE_FILES:
                 source = tokenizer.folder / name if tokenizer.folder else None
                 if source and source.exists() and source.resolve() != (folder / name).resolve():
-                    shutil.copyfile(source, folder / name)
+                    write_bytes(folder / name, source.read_bytes())
         if tuning.chat_template:
-            shutil.copyfile(tuning.chat_template, folder / "chat_template.jinja")
+            write_bytes(folder / "chat_template.jinja", tuning.chat_template.read_bytes())
     except OSError as error:
         raise NumllamaError(f"the chat template could not be written to {folder}: {error.strerror}") from error

@@ -284,6 +284,34 @@ def test_checksums_that_are_there_are_kept_right_and_files_that_are_no_more_go(t
         assert contents(tmp_path / "x").keys() == {"a", "b", "entry", "mine", "checksums.json"}
 
 
+def test_a_folder_within_is_published_with_the_rest(tmp_path, monkeypatch):
+    def publish(folder, names, **options):
+        with published(folder, "entry", **options) as part:
+            for name in names:
+                (part / name).parent.mkdir(exist_ok=True)
+                (part / name).write_text(f"{name} of {len(names)}")
+
+    def texts(folder):
+        return {path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+    for change in (None, cannot_exchange):
+        folder = tmp_path / f"{change}"
+        with pytest.MonkeyPatch.context() as patch:
+            if change:
+                change(patch)
+            publish(folder, ["entry", "more/a", "more/b"], checksums=True)
+            publish(folder, ["entry", "more/a"], checksums=True)
+            assert set(files.check_files(folder)["files"]) == {"entry", "more/a"}
+            sums = {"checksums.json": (folder / "checksums.json").read_text()}
+            assert texts(folder) == {"entry": "entry of 2", "more/a": "more/a of 2"} | sums
+            publish(folder, ["entry"], checksums=True)
+            assert set(texts(folder)) == {"entry", "checksums.json"}
+            with published(folder) as part:
+                (part / "more").mkdir(exist_ok=True)
+                (part / "more" / "c").write_text("c")
+            assert set(files.check_files(folder)["files"]) == {"entry", "more/c"}
+
+
 # ------------------------------------------------------------------------------------------------ reading
 
 

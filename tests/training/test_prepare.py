@@ -6,8 +6,6 @@ import json
 import os
 import re
 import shutil
-import signal
-import subprocess
 import sys
 import threading
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -16,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from moments import at_each_moment, files_no_larger_than
+from moments import at_each_moment, files_no_larger_than, is_killed_at
 from training.realdata import real_data
 
 from numllama import CharTokenizer, ModelConfig, Tokenizer, TrainConfig, Trainer, Transformer, load_dataset
@@ -430,18 +428,6 @@ def test_a_disk_that_is_full_at_any_place_is_one_sentence_and_can_be_gone_on_fro
     assert contents(tmp_path / "tokens") == contents(tmp_path / "straight")
 
 
-KILLED = "import sys; from moments import killed_at; killed_at({n}); from numllama.cli import main; main(sys.argv[1:])"
-
-
-def prepare_killed_at(n, *arguments):
-    """Run the command in a process of its own that is killed before its n-th change to files; whether it was."""
-    command = [sys.executable, "-c", KILLED.format(n=n), "prepare", *map(str, arguments), "--workers", "1"]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert ended.returncode in (0, -signal.SIGKILL), ended.stderr
-    return ended.returncode != 0
-
-
 @pytest.mark.parametrize("kills", [[3, 14, 25, 31], pytest.param(range(1, 100), marks=pytest.mark.soak)])
 def test_a_kill_at_any_moment_leaves_nothing_or_all_and_the_next_prepare_comes_to_the_same_end(book, tmp_path, kills):
     arguments = (book, "--vocab-size", 270, "--shard-tokens", 2000, "--out")
@@ -449,7 +435,7 @@ def test_a_kill_at_any_moment_leaves_nothing_or_all_and_the_next_prepare_comes_t
     expected, killed = contents(tmp_path / "straight"), 0
     for n in kills:
         out = tmp_path / f"tokens-{n}"
-        killed += prepare_killed_at(n, *arguments, out)
+        killed += is_killed_at(n, "prepare", *arguments, out, "--workers", 1)
         left = {path.name: path.read_bytes() for path in out.iterdir() if path.name[0] != "."} if out.exists() else {}
         assert left in ({}, expected)
         prepared(*arguments, out)
