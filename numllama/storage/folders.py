@@ -211,7 +211,11 @@ def publish(part: Path, folder: Path, entry: str | None = None, gone: Collection
         Files of `folder` that are to be no more.
     """
     folder = folder.resolve()
+    for path in part.iterdir():  # what a process has left that was killed while it wrote there
+        if path.name == LOCK or PART.fullmatch(path.name):
+            remove(path)
     names = sorted(path.name for path in part.iterdir())
+    gone = {name for name in gone if name.partition("/")[0] not in names}
     for path in part.rglob("*"):
         if path.is_dir():
             flush_folder(path)
@@ -291,7 +295,7 @@ def _move(part: Path, folder: Path, names: list[str], gone: Collection[str], ent
         done.append((target, source))
 
     try:
-        for name in sorted({*names, *gone}, key=lambda name: name != entry):
+        for name in sorted({*names, *gone}, key=lambda name: (name != entry, name)):
             path = folder / name
             if path.exists() and (name in gone or entry is not None or path.is_dir()):
                 move(path, old / name)

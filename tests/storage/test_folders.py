@@ -244,6 +244,16 @@ def test_files_that_are_published_within_another_publication_appear_with_it(tmp_
     assert set(files.read_checksums(folder)["files"]) == {*NEW, "more"}
 
 
+@pytest.mark.parametrize("change", [lambda monkeypatch: None, cannot_exchange])
+def test_what_a_killed_process_left_in_what_is_published_stays_behind(tmp_path, monkeypatch, change):
+    change(monkeypatch)
+    with published(tmp_path / "x", "entry") as part:
+        for name, content in {**NEW, f".part-a-1-{DEAD}": b"half", ".lock": b""}.items():
+            (part / name).write_bytes(content)
+        (part / f".part-new-1-{DEAD}").mkdir()
+    assert {path.name for path in (tmp_path / "x").iterdir()} == set(NEW)
+
+
 def test_a_folder_keeps_its_mode_and_a_link_to_it_stays_one(tmp_path):
     folder, link = tmp_path / "x", tmp_path / "link"
     write(folder, OLD)
