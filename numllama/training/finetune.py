@@ -224,8 +224,7 @@ def _finish(tuning: Tuning, trainer: Trainer) -> None:
     with published(out / "model", huggingface.CONFIG, checksums=True) as part:
         model.save(part)
         _save_tokenizer(tuning, tokenizer, part)
-    print(f"model: {out / 'model'}, from the best checkpoint, {best.name}
-{in_words(loss)}", flush=True)
+    print(f"model: {out / 'model'}, from the best checkpoint, {best.name}\n{in_words(loss)}", flush=True)
 
 
 def _save_tokenizer(tuning: Tuning, tokenizer: Tokenizer | CharTokenizer, folder: Path) -> None:
