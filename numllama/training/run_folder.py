@@ -61,6 +61,7 @@ def begin(
     write: Callable[[Path], object] | None,
     start: Mapping[str, Any],
     resumed: bool,
+    name: str | None = None,
 ) -> str:
     """Write what is in a run's folder beside its checkpoints; returns the run's name among all runs.
 
@@ -77,12 +78,14 @@ def begin(
         How to start the run again; default what can be told from the data.
     resumed : bool
         The run has begun before: it keeps its name, and its files if they are what was written.
+    name : str, optional
+        Which that is, as its checkpoint says; default, as its config.json does.
     """
     before = {}
     if resumed and is_there(run / CONFIG):
         with suppress(DamagedError):
             before = read_config(run)
-    name, files = before.get("id") or name_of(model, data, config), before.get("files")
+    name, files = name or before.get("id") or name_of(model, data, config), before.get("files")
     if not resumed:
         for left in (CONFIG, RESULT):  # of a run that was killed before its first checkpoint
             (run / left).unlink(missing_ok=True)

@@ -311,8 +311,6 @@ class Trainer:
             if not fall_back:
                 raise
             self.tell(f"{error}; what this program knows of it is written anew")
-        with suppress(CheckpointError):
-            self._identity = run_folder.identity(out)
         folders, damaged = checkpoint.step_folders(out), {}
         found = None
         if not fall_back and (not folders or (out / "latest.json").exists()):
@@ -357,7 +355,7 @@ class Trainer:
         if state["dtype"] == self.model.dtype.name:
             self.scale, self._steps_since_change = state.get("scale", (self.scale, 0))
         self._has_folder = self._resumed = True
-        self._log = None
+        self._identity, self._log = state.get("run"), None
         return state["sha256"]
 
     @cached_property
@@ -388,7 +386,8 @@ class Trainer:
             How to start the run again; default what can be told from the data.
         """
         self._make_folder()
-        self._identity = run_folder.begin(self.out, self.model, self.data, self.config, write, start, self._resumed)
+        about = self.model, self.data, self.config
+        self._identity = run_folder.begin(self.out, *about, write, start, self._resumed, self._identity)
         self._has_config = True
 
     def _make_folder(self) -> None:

@@ -1,0 +1,94 @@
+"""Does every phase of a run keep to the memory of its training?  Peaks of training, of the whole run, and of `eval`.
+
+    python benchmarks/memory.py
+
+A batch of 2048 sequences in 256 shards, each of which takes little: two training steps; then the rest of the run, with two
+evaluations of several batches, the final evaluation and the sample; and `numllama eval` on such a text. Peaks are of resident memory, of all processes of a run together
+and less what they share. "reported" is `memory_mb` of the last line of metrics.jsonl.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from train_step import clean_environment
+
+SHAPES = {
+    "C128 L4 T64": dict(dim=128, n_layers=4, n_heads=4, max_seq_len=64),
+    "C8 L1 T4": dict(dim=8, n_layers=1, n_heads=1, max_seq_len=4),
+}
+RUN = dict(batch_size=2048, shards=256, steps=3, eval_every=2, eval_batches=4, warmup_steps=0)
+MOST = 1.5
+CHILD = """
+import sys
+from numllama.cli import app
+from numllama.processes import peak_memory_mb
+from numllama.training import parallel
+from numllama.training.trainer import Trainer
+plain_step, plain_close, peaks, pids = Trainer._step, parallel.Workers.close, [], []
+def step(trainer):
+    report = plain_step(trainer)
+    peaks.append(peak_memory_mb(trainer.workers.pids))
+    return report
+def close(workers):
+    peaks.append(peak_memory_mb(workers.pids))
+    plain_close(workers)
+Trainer._step, parallel.Workers.close = step, close
+code = app(sys.argv[1:], result_action="return_value")
+print(code, peaks[1] if len(peaks) > 1 else 0, max(peaks[-1], peak_memory_mb()))  # after two steps nothing was evaluated yet
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    lines = ["| | workers | training, MB | whole run | times | reported | eval | times |", "|---|---|---|---|---|---|---|---|"]
+    results, worst = {}, 0.0
+    for name, shape in SHAPES.items():
+        for workers in args.workers:
+            r = results[f"{name}, {workers} workers"] = measure(shape, workers)
+            times = r["run"] / r["training"], r["eval"] / r["training"]
+            worst = max(worst, *times)
+            lines.append(
+                f"| {name} | {workers} | {r['training']:.0f} | {r['run']:.0f} | {times[0]:.2f} | {r['reported']:.0f} "
+                f"| {r['eval']:.0f} | {times[1]:.2f} |"
+            )
+    print("\n".join(lines))
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=1) + "\n")
+    if worst > MOST:
+        raise SystemExit(f"a phase takes {worst:.2f} times the memory of training, but at most {MOST} are promised")
+
+
+def measure(shape: dict, workers: int) -> dict:
+    """Peaks in MB."""
+    settings = {**shape, **RUN, "workers": workers}
+    flags = [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", value)]
+    from numllama.training.stand_in import write_play
+
+    with tempfile.TemporaryDirectory() as folder:
+        out, text = Path(folder) / "run", Path(folder) / "text.txt"
+        training, run = peaks("train", "--data", "stand-in", *flags, "--out", out)
+        text.write_text(write_play(), encoding="utf-8")
+        _, evaluation = peaks("eval", out, text)
+        last = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
+    return {"training": training, "run": run, "reported": last["memory_mb"], "eval": evaluation}
+
+
+def peaks(*arguments: object) -> tuple[float, float]:
+    """The most that a command holds in a training step, and in all."""
+    command = [sys.executable, "-c", CHILD, *map(str, arguments)]
+    answer = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, check=True)
+    code, *found = answer.stdout.splitlines()[-1].split()
+    if code != "0":
+        raise SystemExit(answer.stderr)
+    return tuple(map(float, found))
+
+
+if __name__ == "__main__":
+    main()
