@@ -3,8 +3,8 @@
     python benchmarks/memory.py
 
 A batch of 2048 sequences in 256 shards, each of which takes little: two training steps; then the rest of the run, with two
-evaluations of several batches, the final evaluation and the sample; and `numllama eval` on such a text. Peaks are of resident memory, of all processes of a run together
-and less what they share. "reported" is `memory_mb` of the last line of metrics.jsonl.
+evaluations of several batches, the final evaluation and the sample; and `numllama eval` on such a text. Peaks are of resident
+memory, of all processes of a run together and less what they share. "reported" is `memory_mb` of the last line of metrics.jsonl.
 """
 
 import argparse

@@ -221,6 +221,14 @@ def test_a_file_that_is_not_what_was_written_is_named_when_the_run_is_loaded_or_
     assert name in err or name == "best.json"
 
 
+def test_every_single_byte_of_a_runs_config_matters(tuned):
+    content = (tuned / "config.json").read_bytes()
+    for at in range(len(content)):
+        (tuned / "config.json").write_bytes(content[:at] + bytes([content[at] ^ 32]) + content[at + 1 :])
+        with pytest.raises(DamagedError, match=r"config\.json"):
+            check_run(tuned)
+
+
 @pytest.mark.parametrize("how", ["flipped", "cut", "empty", "longer"])
 def test_a_runs_tokenizer_is_not_opened_by_itself_either(run, how):
     changed(run / "tokenizer.json", how)
