@@ -160,7 +160,8 @@ EVENT = {  # what the page sends besides the event's number and its data
     ),
     "trigger_id": Kind(lambda value: type(value) is int and _is_number(value), "a whole number"),
     "event_data": Kind(
-        lambda value: value is None or _has(value, {"index": _is_number, "value": _is_text}), "null, or the tab that was opened"
+        lambda value: _is_text(value) or _is_number(value) or _has(value, {"index": _is_number, "value": _is_text}),
+        "null, a text, a number, or the tab that was opened",
     ),
 }
 

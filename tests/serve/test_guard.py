@@ -113,7 +113,7 @@ def test_an_object_with_a_path_is_refused_at_any_depth_and_place(http):
 
 @pytest.mark.parametrize("change", [
     {"batched": True}, {"simple_format": True}, {"event_id": "a"}, {"oauth_token": "a"}, {"request": {}}, {"trigger_id": "1"},
-    {"trigger_id": 0.5}, {"event_data": "a"}, {"event_data": {"index": 1, "value": "a", "path": "b"}},
+    {"trigger_id": 0.5}, {"event_data": ["a"]}, {"event_data": {"index": 1, "value": "a", "path": "b"}},
     {"event_data": {"index": [1, 2], "value": "a"}}, {"event_data": {"value": {"path": "a"}, "index": 0}}, {"a" * 10_000: 1},
 ])  # fmt: skip
 def test_fields_that_the_page_does_not_send_are_refused(http, change):
@@ -122,8 +122,9 @@ def test_fields_that_the_page_does_not_send_are_refused(http, change):
     assert len(response.json()["error"]["message"]) < 250
 
 
-def test_a_tab_that_is_opened_may_say_which(http):
-    assert http.post(JOIN, json=GOOD | {"event_data": {"index": 3, "value": "Training"}, "trigger_id": 7}).status_code == 200
+@pytest.mark.parametrize("data", [None, 1, 0.5, "a", {"index": 3, "value": "Training"}])
+def test_a_tab_that_is_opened_may_say_which_and_a_slider_where_it_is(http, data):
+    assert http.post(JOIN, json=GOOD | {"event_data": data, "trigger_id": 7}).status_code == 200
 
 
 @pytest.mark.parametrize("content, status", [
