@@ -332,7 +332,7 @@ def test_to_resume_a_finished_run_says_its_loss_again(copy, done):
 
 @pytest.mark.parametrize("steps", [[], ["--steps", 8], ["--steps", 5]])
 def test_to_resume_a_finished_run_says_at_once_that_nothing_is_left(copy, monkeypatch, steps):
-    monkeypatch.setattr(Trainer, "evaluate", lambda trainer: pytest.fail("it is said before the evaluation"))
+    monkeypatch.setattr(Trainer, "evaluate", lambda *_: pytest.fail("it is said before the evaluation"))
     out = io.StringIO()
     with redirect_stdout(out), pytest.raises(pytest.fail.Exception):
         main(["train", "--resume", *map(str, steps), "--out", str(copy)])

@@ -184,6 +184,7 @@ def read_verified(path: str | Path, error: type[NumllamaError] = DamagedError, u
 
 
 CHECKSUMS, CONFIG = "checksums.json", "config.json"
+DIGEST = re.compile("(?i)(sha256:|md5:)?[0-9a-f]{32,128}")
 LARGE = (".bin", ".npy", ".safetensors")
 
 
@@ -225,11 +226,17 @@ def read_checksums(folder: str | Path, error: type[NumllamaError] = DamagedError
     """What a folder's ``checksums.json`` holds; None where there is none, as older versions wrote none, or another program's."""
     path = Path(folder) / CHECKSUMS
     with reading(path, error):
-        if not path.exists() or not {"seal", "files"} & set(read_json(path, error)):  # damage spares one of the two
+        if not path.exists() or _is_anothers(read_json(path, error)):
             return None
         values = read_verified(path, error)
         _check_sums(values["files"])
         return values
+
+
+def _is_anothers(values: Mapping[str, Any]) -> bool:
+    """Whether another program's list of checksums has the name of ours: one flipped byte cannot make ours look like it."""
+    digests = [value for value in values.values() if isinstance(value, str) and DIGEST.fullmatch(value)]
+    return not {"seal", "files"} & set(values) and bool(digests)
 
 
 def check_files(folder: str | Path, error: type[NumllamaError] = DamagedError, large: bool = True) -> dict[str, Any] | None:

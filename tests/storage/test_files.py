@@ -210,7 +210,14 @@ def test_a_name_that_no_file_can_have_is_not_there(tmp_path, name):
     assert not files.is_there(tmp_path / name)
 
 
-@pytest.mark.parametrize("values", [{"model.safetensors": "0" * 64}, {"algorithm": "sha256"}, {}])
+@pytest.mark.parametrize("values", [{"model.safetensors": "0" * 64}, {"by": "md5", "a.bin": "ab" * 16}, {"x": f"sha256:{0:064}"}])
 def test_another_program_may_have_a_file_of_that_name(tmp_path, values):
     (tmp_path / files.CHECKSUMS).write_text(json.dumps(values))
     assert files.check_files(tmp_path) is None
+
+
+@pytest.mark.parametrize("values", [{}, {"eos_token_id": 3}, {"dtype": "uint16", "tokens": 3}])
+def test_a_file_that_lists_nothing_is_no_list_of_checksums(tmp_path, values):
+    (tmp_path / files.CHECKSUMS).write_text(json.dumps(values))
+    with pytest.raises(DamagedError, match=r"checksums\.json is damaged: it lacks its checksum"):
+        files.check_files(tmp_path)
