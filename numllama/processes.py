@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
+from weakref import finalize
 
 from numllama.errors import NumllamaError
 from numllama.system.signals import FOR_THE_PARENT
@@ -76,6 +77,7 @@ class Processes:
         with _unheard():
             self._children = [subprocess.Popen(command, stdin=pipe, stdout=pipe, pass_fds=fds) for _ in range(workers)]
         self._free: SimpleQueue = SimpleQueue()
+        self._end = finalize(self, _end, self._children)  # also of one that nobody closed
         self._threads = ThreadPoolExecutor(workers)  # each waits for the answer of a child
         function = pickle.dumps(function)
         for child in self._children:
@@ -130,17 +132,22 @@ class Processes:
     def close(self) -> None:
         """End the children."""
         self._threads.shutdown(cancel_futures=True)
-        for child in self._children:
-            with suppress(OSError):
-                child.stdin.close()
-            child.wait()
-            child.stdout.close()
+        self._end()
 
     def __enter__(self) -> "Processes":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _end(children: Sequence[subprocess.Popen]) -> None:
+    """End children: there is nothing more to read for them."""
+    for child in children:
+        with suppress(OSError):
+            child.stdin.close()
+        child.wait()
+        child.stdout.close()
 
 
 def serve() -> None:
