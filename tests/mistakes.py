@@ -499,7 +499,7 @@ MISTAKES = [
     ),
     Mistake(
         "a checksum that is not looked at",
-        "training/checkpoint.py", 'if hashlib.sha256(content).hexdigest() != state["sha256"].get(name):', "if False:",
+        "training/checkpoint.py", 'if file_checksum(path) != state["sha256"].get(name):', "if False:",
         "training/test_checkpoint.py::test_one_wrong_byte_anywhere_is_noticed_or_harmless[weights.safetensors]",
     ),
     Mistake(
@@ -1087,7 +1087,7 @@ MISTAKES = [
     ),
     Mistake(
         "two new runs that both find a folder empty",
-        "training/run.py", "if not begun:  # still?", "if False:",
+        "training/run.py", 'with locked(out, doing="trains"):', "with nullcontext():",
         "test_cli.py::test_two_new_runs_that_begin_in_one_folder_at_once_do_not_both_write_there",
     ),
     Mistake(
@@ -1132,8 +1132,7 @@ MISTAKES = [
     ),
     Mistake(
         "a half-written line of the log that is written once more",
-        "training/metrics.py", "del self._waiting[: self._file.write(self._waiting)]",
-        "self._file.write(self._waiting), self._waiting.clear()",
+        "training/metrics.py", "del self._waiting[:done]", "self._waiting.clear()",
         "training/test_metrics.py::test_lines_that_could_not_be_written_are_written_when_they_can_be[first-40]",
     ),
     Mistake(
@@ -1158,7 +1157,7 @@ MISTAKES = [
     ),
     Mistake(
         "an exercise that is written over",
-        "exercises.py", "if not path.exists():\n            path.write", "if True:\n            path.write",
+        "exercises.py", "if not path.exists():\n            write_text", "if True:\n            write_text",
         "test_exercises.py::test_the_command_writes_all_that_are_missing_and_checks_all_that_are_there",
     ),
     Mistake(

@@ -8,7 +8,7 @@ from inspect import cleandoc
 from operator import or_
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, get_args, get_origin
 
 from cyclopts import Parameter, Token
 
@@ -32,6 +32,8 @@ def no_empty_path(kind: Any) -> Any:
     """An annotation whose paths may not be empty: an empty one is no other name for the current folder."""
     if kind is Path:
         return Annotated[Path, Parameter(converter=_path)]
+    if get_origin(kind) is Annotated:
+        return Annotated[no_empty_path(kind.__origin__), *kind.__metadata__]
     return reduce(or_, map(no_empty_path, get_args(kind))) if isinstance(kind, UnionType) else kind
 
 

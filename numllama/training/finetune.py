@@ -18,7 +18,7 @@ from numllama.generation.run import open_model
 from numllama.generation.text import opening
 from numllama.interop import huggingface, peft
 from numllama.model import LoraConfig, Transformer
-from numllama.storage.files import is_there, reading, write_bytes
+from numllama.storage.files import reading, write_bytes
 from numllama.storage.folders import published
 from numllama.tokenizer import CharTokenizer, Tokenizer
 from numllama.training import checkpoint, run_folder
@@ -124,8 +124,12 @@ def _check_alone(train_changes: dict[str, Any]) -> None:
 def _read_about(run: Path) -> dict[str, Any]:
     """How a run was started."""
     path = run / run_folder.CONFIG
-    if not is_there(path):
-        raise CheckpointError(f"{run} has no {path.name}")
+    try:
+        path.stat()
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{run} has no {path.name}") from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     return run_folder.read_config(run)
 
 

@@ -17,7 +17,7 @@ from numllama.backend import array_module, default_dtype
 from numllama.errors import CheckpointError, NumllamaError, shown
 from numllama.generation import complete
 from numllama.model import ModelConfig, Transformer, count_parameters
-from numllama.storage.files import is_there, reading
+from numllama.storage.files import reading
 from numllama.storage.folders import locked
 from numllama.system.signals import HANG_UP, SCHEDULED, TO_END, ends_when_told, exit_code, handling, ignore
 from numllama.tokenizer import CharTokenizer, Tokenizer
@@ -331,8 +331,11 @@ def only_run_in(out: Path, begun: bool) -> Iterator[None]:
 def _read_about(out: Path, data: Path | None = None) -> tuple[Path | None, str | None, ModelConfig, TrainConfig]:
     """How a run was started: its data unless some are given, its tokenizer, model and training settings."""
     path = out / run_folder.CONFIG
-    if not is_there(path):
-        raise CheckpointError(f"{out} holds no run to resume: its config.json cannot be read")
+    try:
+        path.stat()
+    except OSError as error:
+        why = f"its config.json cannot be read: {error.strerror}"
+        raise CheckpointError(f"{out} holds no run to resume, {why}") from error
     about = run_folder.read_config(out)
     with reading(path):
         if data is None and about.get("loop") == run_folder.OWN_LOOP and not about["data"]:

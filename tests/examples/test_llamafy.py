@@ -193,9 +193,9 @@ def test_the_loss_of_a_rung_is_that_of_the_whole_validation_split():
         (["--rungs", "gpt3"], "invalid choice: 'gpt3'"),
         (["--steps", "0"], "steps is 0, but must be a whole number of at least 1"),
         (["--lr", "-1"], "lr is -1.0, but must be a positive number"),
-        (["--seeds", "-1"], "seed is -1, but must be a whole number that is not negative"),
+        (["--seeds", "-1"], "seed is -1, but must be a whole number of at least 0"),
         (["--device", "tpu"], "device is 'tpu', but must be 'cpu', 'cuda' or 'cuda:N'"),
-        (["--data", "no.txt"], "no.txt cannot be read"),
+        (["--data", "no.txt"], "no.txt does not exist"),
     ],
 )
 def test_what_cannot_be_is_one_sentence_and_exit_code_two(tmp_path, monkeypatch, capsys, play, args, says):

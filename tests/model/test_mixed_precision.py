@@ -209,5 +209,5 @@ def test_other_dtypes_are_not_scaled(dtype):
 
 
 def test_a_dtype_that_is_none():
-    with pytest.raises(ValueError, match=r"^dtype is 'float8', but must be one of float32, float64, bfloat16, float16$"):
+    with pytest.raises(ValueError, match=r"^dtype is 'float8', but must be one of 'float32', 'float64', 'bfloat16', 'float16'$"):
         TrainConfig(dtype="float8")
