@@ -1086,9 +1086,9 @@ MISTAKES = [
         "training/test_finetune.py::test_an_adapter_whose_model_has_changed_below_it_is_refused",
     ),
     Mistake(
-        "two new runs that both find a folder empty",
+        "two processes that train in one folder",
         "training/run.py", 'with locked(out, doing="trains"):', "with nullcontext():",
-        "test_cli.py::test_two_new_runs_that_begin_in_one_folder_at_once_do_not_both_write_there",
+        "test_cli.py::test_a_folder_in_which_another_process_trains_is_refused_and_left_alone",
     ),
     Mistake(
         "worker processes that a signal to all ends while they start",
