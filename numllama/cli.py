@@ -166,12 +166,13 @@ def prepare(
     out: Path,
     vocab_size: int | None = None,
     tokenizer: Path | None = None,
-    pattern: str = "gpt2",
+    pattern: str | None = None,
     documents: bool = False,
     errors: Literal["strict", "replace"] = "strict",
     workers: int | None = None,
     shard_tokens: int = 100_000_000,
     special_token: tuple[str, ...] = (),
+    special: tuple[str, ...] = (),
 ) -> int:
     """Turn texts into token files that `train --data` reads. Run again, it continues where it was stopped.
 
@@ -188,7 +189,8 @@ def prepare(
     tokenizer
         Use this one instead: a folder or file that Tokenizer.load reads.
     pattern
-        How a text is split before it is learnt from: gpt2, cl100k, llama3, or a regular expression.
+        How a text is split before it is learnt from: gpt2 (the default), cl100k, llama3, qwen2, or a regular expression. Or how
+        a rank file's text is split, if it is not one of the well-known ones.
     documents
         Each file is a document, and so is each part of it that ends with the end-of-text token: keep the boundaries.
     errors
@@ -199,13 +201,15 @@ def prepare(
         A split of more tokens than this is cut into files of so many tokens each.
     special_token
         A special token, such as <|user|>: where it stands in a text, it is one token. May be given several times.
+    special
+        A special token of a rank file and its id, such as '<|endoftext|>=50256', or none. May be given several times.
     """
     from numllama.training.prepare import STANDARD_INPUT, prepare_texts
 
     if unknown := [text for text in texts if str(text).startswith("-") and text != STANDARD_INPUT]:
         raise ValueError(f"there is no option {unknown[0]}; a file of that name is ./{unknown[0]}")
     return prepare_texts(
-        list(texts), out, vocab_size, tokenizer, pattern, documents, errors, workers, shard_tokens, special_token
+        list(texts), out, vocab_size, tokenizer, pattern, documents, errors, workers, shard_tokens, special_token, special
     )
 
 

@@ -514,7 +514,7 @@ MISTAKES = [
     ),
     Mistake(
         "the rest of a long text searched for special tokens at each cut",
-        "tokenizer/patterns.py", "special.spans(text, start, end + longest)", "special.spans(text, start)",
+        "tokenizer/cutting.py", "special.spans(text, seen[True], end)", "special.spans(text, seen[True])",
         "tokenizer/test_patterns.py::test_cutting_a_long_text_looks_for_special_tokens_only_where_it_cuts",
     ),
     Mistake(
@@ -549,12 +549,13 @@ MISTAKES = [
     ),
     Mistake(
         "the shortest special token first",
-        "tokenizer/patterns.py", "sorted(tokens, key=len, reverse=True)", "sorted(tokens, key=len)",
+        "tokenizer/cutting.py", "sorted(found, reverse=True)", "sorted(found)",
         "tokenizer/test_patterns.py::test_the_longest_special_token_is_found_first",
     ),
     Mistake(
         "a stream of half characters",
-        "tokenizer/bpe.py", "if text := decoder.decode(token):", 'if text := token.decode("utf-8", "replace"):',
+        "tokenizer/bpe.py", "map(decoder.decode, self.decode_each(ids))",
+        '(token.decode("utf-8", "replace") for token in self.decode_each(ids))',
         "tokenizer/test_bpe.py::test_a_streamed_character_comes_when_its_last_byte_does",
     ),
     Mistake(

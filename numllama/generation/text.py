@@ -1,7 +1,6 @@
 """complete: text in, text out; and the same text in pieces, as it comes."""
 
 import codecs
-import json
 import time
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -14,7 +13,7 @@ from numllama.generation.generate import stream
 from numllama.generation.kv_cache import KVCache
 from numllama.generation.sampling import SamplingConfig
 from numllama.model import ModelConfig, Transformer
-from numllama.storage.files import read_json
+from numllama.tokenizer.config import beside
 
 MAX_NEW_TOKENS = 256  # where nobody says how many
 
@@ -41,7 +40,7 @@ def complete(
     tokenizer
         With ``encode(text)`` and ``decode_stream(ids)``.
     text : str
-        The prompt. It begins with the checkpoint's beginning-of-text token, if it has one.
+        The prompt. What the tokenizer puts before a text, a beginning-of-text token most often, is put before it.
     max_new_tokens : int, optional
         Default 256, or as many as fit the model's max_seq_len.
     stop : str or sequence of str
@@ -158,12 +157,15 @@ class TextStream:
 def encode_prompt(
     model: Transformer, tokenizer: Any, prompt: str | Sequence[int], special: bool = True
 ) -> tuple[list[int], list[int]]:
-    """The ids of a prompt: those that it spells, and all that the model sees, with what opens a text in front."""
+    """The ids of a prompt: those that it spells, and all that the model sees, with what the tokenizer puts around a text."""
     if isinstance(prompt, str):
         context = list(encode_text(tokenizer, prompt, special))
-        ids = [*opening(model, tokenizer), *context]
+        ids = [*opening(model, tokenizer), *context, *getattr(tokenizer, "after", ())]
     else:
         context = ids = list(prompt)
+    if not ids and isinstance(prompt, str):  # as transformers begins where there is no prompt
+        first = getattr(model, "generation_config", {}).get("bos_token_id")
+        ids = [first] if type(first) is int and 0 <= first < model.config.vocab_size else []
     if not ids:
         raise ValueError("the prompt is empty, but at least one token is needed to begin with")
     return context, ids
@@ -177,15 +179,11 @@ def encode_text(tokenizer: Any, text: str, special: bool = True) -> Sequence[int
 
 
 def opening(model: Transformer, tokenizer: Any) -> list[int]:
-    """The checkpoint's beginning-of-text token, if it has one.
+    """What belongs before a text, the beginning-of-text token most often.
 
-    A checkpoint that names such a token may still not have been trained with it: its tokenizer's post-processor says so.
+    The tokenizer says so, never the model: a checkpoint may name such a token without having been trained with it.
     """
-    first = model.generation_config.get("bos_token_id")
-    post_processor = getattr(tokenizer, "post_processor", None)
-    if first is None or (post_processor and "TemplateProcessing" not in json.dumps(post_processor)):
-        return []
-    return [first]
+    return list(getattr(tokenizer, "before", ()))
 
 
 def default_settings(model: Transformer, tokenizer: Any) -> dict[str, Any]:
@@ -208,29 +206,22 @@ def with_stops(sampling: SamplingConfig, model: Transformer, tokenizer: Any, sto
 def end_ids(tokenizer: Any) -> tuple[int, ...]:
     """The token that the tokenizer's files call ``eos_token``; none if they name none, or one that it does not have."""
     folder, special = getattr(tokenizer, "folder", None), getattr(tokenizer, "special_tokens", None)
-    for name in ("tokenizer_config.json", "special_tokens_map.json") if folder and special is not None else ():
-        token = read_json(folder / name).get("eos_token") if (folder / name).exists() else None
-        token = token.get("content") if isinstance(token, dict) else token
-        if isinstance(token, str) and token:
-            ids = encode_text(tokenizer, token)
-            return tuple(ids) if len(ids) == 1 else ()
-    return ()
+    token = beside(folder).names.get("eos_token") if folder and special is not None else None
+    ids = encode_text(tokenizer, token) if token else ()
+    return tuple(ids) if len(ids) == 1 else ()
 
 
 def fewest_tokens(tokenizer: Any, texts: Iterable[str], most: int) -> int:
     """How many tokens some texts have at least, without encoding them; exact only for characters.
 
-    Each token stands for no more bytes than the longest one of the vocabulary. Texts that cannot have more than `most` are not
-    looked at any closer.
+    Each token stands for no more bytes than the longest one of the vocabulary, with most tokenizers. Texts that cannot have more
+    than `most` are not looked at any closer.
     """
     texts = list(texts)
     if hasattr(tokenizer, "characters"):
         return sum(map(len, texts))
     n_bytes = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
-    if n_bytes <= most or not hasattr(tokenizer, "vocab"):
-        return 0
-    longest = max(map(len, tokenizer.vocab.values()))
-    return n_bytes // max(longest, *(len(token.encode()) for token in tokenizer.special_tokens), 1)
+    return n_bytes // longest if n_bytes > most and (longest := getattr(tokenizer, "longest", None)) else 0
 
 
 def special_ids(tokenizer: Any) -> frozenset[int]:

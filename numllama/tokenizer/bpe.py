@@ -1,13 +1,12 @@
-"""Byte-pair encoding on bytes: any text in, the same text out.
+"""Byte-pair encoding on bytes: any text in, the same text out; `core.py` does the work.
 
-A text is split into pre-tokens (`patterns.py`), each pre-token starts as its bytes, and neighbours merge in the order that
-was learnt (`merging.py`). Natural text repeats itself, so each pre-token's ids are kept, packed, and most of the work is to
-look them up.                                                                    Sennrich et al. 2016; Radford et al. 2019
+                                                                                 Sennrich et al. 2016; Radford et al. 2019
 """
 
 from __future__ import annotations
 
 import codecs
+from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -15,12 +14,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numllama.tokenizer.merging import merge, merge_steps
-from numllama.tokenizer.patterns import CHUNK, SpecialTokens, Splitter
-from numllama.tokenizer.vocabulary import by_id, checked_id, checked_pair, numbered
-
-CACHED_PIECES = 2**18  # about 50 MB
-CACHED_LENGTH = 64     # characters: longer pieces hardly ever come again
+from numllama.tokenizer.added_tokens import AddedToken, Sought
+from numllama.tokenizer.core import BytePairs, listed, repaired
+from numllama.tokenizer.cutting import CHUNK, chunks
+from numllama.tokenizer.layout import Layout, byte_level
+from numllama.tokenizer.merging import merge_steps
+from numllama.tokenizer.patterns import as_oniguruma
+from numllama.tokenizer.post_processors import around
+from numllama.tokenizer.rewriting import from_oniguruma
+from numllama.tokenizer.vocabulary import by_id, checked_id, numbered
 
 
 class Merge(NamedTuple):
@@ -32,7 +34,7 @@ class Merge(NamedTuple):
     tokens: list[bytes]
 
 
-class Tokenizer:
+class Tokenizer(BytePairs):
     """Byte-level BPE.
 
     Parameters
@@ -45,7 +47,8 @@ class Tokenizer:
         Ids of their own for strings that never merge. In a sequence, those that are not in the vocabulary get the ids after its
         last.
     pattern : str
-        How a text is split before it is merged: ``gpt2``, ``cl100k``, ``llama3``, or a regular expression.
+        How a text is split before it is merged: ``gpt2``, ``cl100k``, ``llama3``, ``qwen2``, or a regular expression, as the
+        `regex` package reads it; one that Oniguruma, which readers of a ``tokenizer.json`` use, cannot say is refused.
     ignore_merges : bool
         Look a whole pre-token up before merging it, as Llama 3 and tiktoken do.
 
@@ -54,8 +57,14 @@ class Tokenizer:
     vocab : dict of int to bytes
     merges : list of (bytes, bytes)
     special_tokens : dict of str to int
-    pattern : str
-        The regular expression itself.
+    added_tokens : list of AddedToken
+        The special ones, and the other strings that are always one token.
+    pattern : str or None
+        The regular expression itself; None where a text is split in several steps.
+    post_processor : dict or None
+        What is put around a text, as a ``tokenizer.json`` says it.
+    before, after : list of int
+        The ids of that.
     vocab_size : int
         The largest id and one: the rows that a model's embedding needs.
     dtype : numpy dtype
@@ -84,54 +93,34 @@ class Tokenizer:
         ignore_merges: bool = False,
     ) -> None:
         vocab = by_id(vocab)
-        self.special_tokens = numbered(special_tokens, vocab)
-        self.vocab = dict(sorted(vocab.items()))
-        self.merges = [checked_pair(pair, i) for i, pair in enumerate(merges)]
-        self.ignore_merges = ignore_merges
-        self.post_processor: dict | None = None  # of a tokenizer.json: kept for those who read ours
-        self.folder: Path | None = None  # that it was loaded from, where the chat template lies
-        special_ids = set(self.special_tokens.values())
-        ids = {}
-        for i, token in self.vocab.items():
-            if ids.setdefault(token, i) != i:
-                raise ValueError(f"vocab holds {token!r} twice")
-        ids = {token: i for token, i in ids.items() if i not in special_ids}
-        self._bytes = self._byte_ids(ids)
-        self._whole = ids if ignore_merges else {}
-        try:
-            self._ranks = {(ids[left], ids[right]): rank for rank, (left, right) in enumerate(self.merges)}
-            self._made = [ids[left + right] for left, right in self.merges]
-        except KeyError as error:
-            raise ValueError(f"merges need the token {error.args[0]!r}, but vocab has none (or it is special)") from error
-        if len(self._ranks) < len(self.merges):
-            raise ValueError("merges holds a pair twice")
-        self._token = {**self._decoded(), **{i: token.encode() for token, i in self.special_tokens.items()}}
-        self._special = SpecialTokens(self.special_tokens) if self.special_tokens else None
-        self._splitter = self._make_splitter(pattern)
-        self.vocab_size = max(self._token) + 1
-        if self.vocab_size > 2**32:
-            raise ValueError(f"the largest id is {self.vocab_size - 1}, but must be below 2**32")
-        self.dtype = np.dtype("<u2" if self.vocab_size <= 2**16 else "<u4")
-        self._cache = _Pieces(self)
-
-    def _byte_ids(self, ids: Mapping[bytes, int]) -> list[int]:
-        """The id of each byte."""
-        for byte in range(256):
-            if bytes([byte]) not in ids:
-                raise ValueError(f"vocab has no token for the byte 0x{byte:02x}, but each of the 256 needs one")
-        return [ids[bytes([byte])] for byte in range(256)]
-
-    def _decoded(self) -> dict[int, bytes]:
-        """What each id stands for."""
-        return self.vocab
-
-    def _make_splitter(self, pattern: str) -> Splitter:
-        return Splitter(pattern)
+        special = numbered(special_tokens, vocab)
+        ordinary = {token for i, token in vocab.items() if i not in special.values()}
+        if missing := [byte for byte in range(256) if bytes([byte]) not in ordinary]:
+            raise ValueError(f"vocab has no token for the byte 0x{missing[0]:02x}, but each of the 256 needs one")
+        added = [AddedToken(token, i) for token, i in special.items()]
+        layout = Layout(byte_level(as_oniguruma(pattern)))
+        self._set_up(vocab, merges, added, layout, ignore_merges=ignore_merges)
 
     @property
-    def pattern(self) -> str:
+    def pattern(self) -> str | None:
         """The regular expression that splits a text."""
-        return self._splitter.pattern
+        found = self.layout.pre_tokenizer.pattern
+        return None if found is None else from_oniguruma(found)
+
+    @property
+    def before(self) -> list[int]:
+        """The ids that belong before a text."""
+        return around(self.post_processor)[0]
+
+    @property
+    def after(self) -> list[int]:
+        """The ids that belong behind a text."""
+        return around(self.post_processor)[1]
+
+    def wrap(self, ids: Iterable[int]) -> list[int]:
+        """The ids of a text with those that belong around it, as others encode a text by itself."""
+        before, after = around(self.post_processor)
+        return [*before, *ids, *after]
 
     # -------------------------------------------------------------------------------------------- made from files
 
@@ -239,11 +228,11 @@ class Tokenizer:
         """
         if not isinstance(text, str):
             raise TypeError(f"text must be a string, not {type(text).__name__}")
-        special = self._allow(text, allowed_special, disallowed_special)
+        known = self.sought(text, allowed_special, disallowed_special)
         try:
-            return b"".join(self._pack(text, special, begins))
+            return b"".join(self._pack(text, known, begins))
         except UnicodeEncodeError:
-            return b"".join(self._pack(_repaired(text), special, begins))
+            return b"".join(self._pack(repaired(text), known, begins))
 
     def encode_batch(
         self,
@@ -275,16 +264,24 @@ class Tokenizer:
         own, by the longest stretch without a special token.
         """
         begins = True
-        for chunk in self.chunks(texts):
+        for chunk in self.chunks(texts, None, allowed_special, disallowed_special):
             yield from np.frombuffer(self.pack(chunk, allowed_special, disallowed_special, begins), self.dtype).tolist()
             begins = False
 
-    def chunks(self, texts: Iterable[str], size: int = CHUNK) -> Iterator[str]:
+    def chunks(
+        self,
+        texts: Iterable[str],
+        size: int | None = None,
+        allowed_special: Collection[str] | str = "all",
+        disallowed_special: Collection[str] | str = "all",
+    ) -> Iterator[str]:
         """A text that comes in parts, cut anew into parts whose ids are, one after another, those of the whole.
 
         Each but the last has at least `size` characters, and more where there is no such place to cut.
         """
-        return self._splitter.chunks(texts, self._special, size)
+        known, _ = self._sought(allowed_special, disallowed_special)
+        simple = known.then is None or self.layout.normalizer.cut == ""  # else nobody knows where such a token begins
+        return chunks(texts, self.layout.cut if simple else None, known.first, size or CHUNK, known.whole)
 
     def encode_bytes(self, data: bytes) -> list[int]:
         """The ids of any bytes; of UTF-8 text, those of :meth:`encode` with all special tokens as ordinary text."""
@@ -294,14 +291,19 @@ class Tokenizer:
             return self.encode(bytes(data).decode(), disallowed_special=())
         except UnicodeDecodeError:
             text = bytes(data).decode("utf-8", "surrogateescape")  # each stray byte is a character: one code point
-        return [i for piece in self._splitter.split(self._written(text)) for i in self._merged(piece)]
+        ids: list[int] = []
+        for part in self._split(text, self._sought((), ())[0], begins=True):
+            pieces = [] if isinstance(part, int) else self.layout.pre_tokenizer.split(part)
+            ids += [part] if isinstance(part, int) else chain.from_iterable(map(self._merged, pieces))
+        return ids
 
     def merges_of(self, text: str) -> list[Merge]:
         """The merges that turn a word's bytes into tokens, in order, each with all tokens after it.
 
         Of several words, each merges in turn. A word that is looked up as a whole, and that merges do not lead to, takes none.
         """
-        pieces = self._splitter.split(self._written(_repaired(text)))
+        parts = self._split(repaired(text), Sought(None, None, None), begins=True)
+        pieces = [piece for part in parts for piece in self.layout.pre_tokenizer.split(part)]
         words = [self._symbols(piece) for piece in pieces]
         steps = []
         for at, word in enumerate(words):
@@ -315,52 +317,6 @@ class Tokenizer:
                 steps += mine
             words[at] = tokens
         return steps
-
-    def _names(self, ids: Iterable[int]) -> list[bytes]:
-        return [self._token[i] for i in ids]
-
-    def _allow(self, text: str, allowed: Collection[str] | str, disallowed: Collection[str] | str) -> SpecialTokens | None:
-        """The special tokens to look for, once none is found that must not be there."""
-        known = self.special_tokens
-        allowed = known.keys() if allowed == "all" else _known_special("allowed_special", allowed, known)
-        disallowed = known.keys() - allowed if disallowed == "all" else _known_special("disallowed_special", disallowed, known)
-        if disallowed and (found := (self._special if len(disallowed) == len(known) else SpecialTokens(disallowed)).first(text)):
-            raise ValueError(
-                f"the text holds the special token {found!r}: allow it with allowed_special={{{found!r}}} (or 'all'), "
-                "or take it for ordinary text with disallowed_special=()"
-            )
-        if not allowed:
-            return None
-        return self._special if len(allowed) == len(known) else SpecialTokens(allowed)
-
-    def _pack(self, text: str, special: SpecialTokens | None, begins: bool) -> Iterator[bytes]:
-        end = 0
-        for start, stop in special.spans(text) if special else ():
-            yield from self._pack_ordinary(text[end:start], begins, end > 0)
-            yield self._packed([self.special_tokens[text[start:stop]]])
-            end = stop
-        yield from self._pack_ordinary(text[end:], begins, end > 0)
-
-    def _pack_ordinary(self, text: str, begins: bool, after_special: bool) -> Iterator[bytes]:
-        split, ids_of = self._splitter.split, self._cache.__getitem__
-        for chunk in self._splitter.chunks([self._written(text, begins and not after_special, after_special)]):
-            yield b"".join(map(ids_of, split(chunk)))
-
-    def _packed(self, ids: list[int]) -> bytes:
-        return np.array(ids, self.dtype).tobytes()
-
-    def _merged(self, piece: str) -> list[int]:
-        """The ids of a pre-token."""
-        whole = self._whole.get(piece.encode("utf-8", "surrogateescape")) if self._whole else None
-        return merge(self._symbols(piece), self._ranks, self._made) if whole is None else [whole]
-
-    def _symbols(self, piece: str) -> list[int]:
-        """What a pre-token starts as: its bytes."""
-        return [self._bytes[byte] for byte in piece.encode("utf-8", "surrogateescape")]
-
-    def _written(self, text: str, begins: bool = True, after_special: bool = False) -> str:
-        """The text as it is split."""
-        return text
 
     def apply_chat_template(
         self,
@@ -409,61 +365,33 @@ class Tokenizer:
 
         An id that no token has stands for nothing: a model may have more rows than its tokenizer has tokens.
         """
+        if errors == "replace" and not self.layout.decoder.bytes:
+            return "".join(self.layout.decoder.joined(self._looked_up(listed(ids), self._written)))
         return self.decode_bytes(ids).decode("utf-8", errors)
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The bytes of some ids."""
+        if self.layout.decoder.bytes:
+            return b"".join(self._looked_up(listed(ids), self._token))
         return b"".join(self.decode_each(ids))
 
     def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
         """The text of ids as they come, never half a character: joined, what :meth:`decode` gives."""
+        if not self.layout.decoder.bytes:
+            return filter(None, self.layout.decoder.joined(self._looked_up(ids, self._written)))
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        for token in self.decode_each(ids):
-            if text := decoder.decode(token):
-                yield text
-        if text := decoder.decode(b"", final=True):
-            yield text
+        texts = chain(map(decoder.decode, self.decode_each(ids)), (decoder.decode(b"", final=True) for _ in (1,)))
+        return filter(None, texts)
 
     def decode_each(self, ids: Iterable[int]) -> Iterator[bytes]:
         """The bytes of each id, one after another: those of the first may depend on its being the first."""
+        waiting: deque[str] = deque()
+        texts = self.layout.decoder.joined(iter(waiting.popleft, None), as_bytes=True)
         for i in ids.tolist() if isinstance(ids, np.ndarray) else ids:
             if type(i) is not int or i < 0:
                 i = checked_id(i)
-            yield self._token.get(i, b"")
-
-    # -------------------------------------------------------------------------------------------- in another process
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_cache": None}
-
-    def __setstate__(self, state: dict) -> None:
-        self.__dict__ = {**state, "_cache": _Pieces(self)}
-
-
-class _Pieces(dict):
-    """From pre-tokens to packed ids, filled when they are asked for."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.tokenizer = tokenizer
-
-    def __missing__(self, piece: str) -> bytes:
-        piece.encode()  # a surrogate without its partner ends here
-        packed = self.tokenizer._packed(self.tokenizer._merged(piece))
-        if len(piece) <= CACHED_LENGTH:
-            if len(self) >= CACHED_PIECES:
-                self.clear()
-            self[piece] = packed
-        return packed
-
-
-def _known_special(name: str, tokens: Collection[str] | str, known: Mapping[str, int]) -> set[str]:
-    if isinstance(tokens, str):
-        raise ValueError(f"{name} is {tokens!r}, but must be 'all' or a set of special tokens")
-    if unknown := set(tokens) - known.keys():
-        raise ValueError(f"{name} holds {min(unknown)!r}, which is not a special token of this tokenizer")
-    return set(tokens)
-
-
-def _repaired(text: str) -> str:
-    """Surrogate pairs as the characters they mean, other surrogates as U+FFFD."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            if self.layout.decoder.bytes or i not in self._token:
+                yield self._token.get(i, b"")
+            else:
+                waiting.append(self._written[i])
+                yield next(texts).encode("utf-8", "surrogateescape")

@@ -3,7 +3,7 @@
     chat_template.jinja                     the template
     additional_chat_templates/NAME.jinja    others, by name
     tokenizer_config.json                   in older folders chat_template: a text, or a list of {"name": ..., "template": ...}
-    special_tokens_map.json                 in older folders the special tokens
+    tokenizer_config.json, ...              the special tokens: see :mod:`numllama.tokenizer.config`
 """
 
 from collections.abc import Mapping
@@ -12,12 +12,10 @@ from typing import Any, NamedTuple
 
 from numllama.errors import CheckpointError, listed, shown
 from numllama.storage.files import read_bytes, read_json, reading
+from numllama.tokenizer.config import CONFIG, beside
 
-TEMPLATE, MORE_TEMPLATES, CONFIG, TOKENS = (
-    "chat_template.jinja", "additional_chat_templates", "tokenizer_config.json", "special_tokens_map.json"
-)  # fmt: skip
+TEMPLATE, MORE_TEMPLATES = "chat_template.jinja", "additional_chat_templates"
 DEFAULT, TOOL_USE = "default", "tool_use"
-_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
 class ChatTemplates(NamedTuple):
@@ -69,10 +67,7 @@ def read_chat_templates(folder: str | Path) -> ChatTemplates:
     if not templates:
         with reading(folder / CONFIG):
             templates = _in_config(config.get("chat_template"))
-    tokens = _tokens(config, folder / CONFIG)
-    if "added_tokens_decoder" not in config and (folder / TOKENS).exists():  # as transformers wrote it before 2024
-        tokens |= _tokens(read_json(folder / TOKENS), folder / TOKENS)
-    return ChatTemplates(templates, tokens)
+    return ChatTemplates(templates, beside(folder, CheckpointError).names)
 
 
 def _files(folder: Path) -> dict[str, str]:
@@ -103,15 +98,3 @@ def _in_config(value: Any) -> dict[str, str]:
             which = "chat_template" if named == {DEFAULT: value} else f"chat_template {shown(name)}"
             raise ValueError(f"{which} is {shown(template)}, but must be a text")
     return named
-
-
-def _tokens(values: Mapping[str, Any], path: Path) -> dict[str, str]:
-    """The special tokens that have a name."""
-    tokens = {}
-    for name, value in values.items():
-        content = value.get("content") if isinstance(value, Mapping) else value
-        if name in _NAMES and not isinstance(content, str) and value is not None:
-            raise CheckpointError(f"{path} is damaged: {name} is {shown(value)}, but must be a text")
-        if name.endswith("_token") and isinstance(content, str):
-            tokens[name] = content
-    return tokens

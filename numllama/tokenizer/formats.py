@@ -1,27 +1,39 @@
 """Tokenizers on disk: everybody's files are read, and `tokenizer.json` is written as Hugging Face reads it.
 
-    tokenizer.json              Hugging Face: byte-level BPE, or SentencePiece-style BPE with byte fallback; our characters too
-    vocab.json + merges.txt     GPT-2
+    tokenizer.json              Hugging Face: see `tokenizer_json.py`; our characters too
+    vocab.json + merges.txt     GPT-2, Qwen 2
     tokenizer.model, *.tiktoken rank files: a token in base64 and its rank on each line
     *.bin                       llama2.c: a score and a piece for each id
 """
 
 import base64
 import binascii
+import hashlib
 import json
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from numllama.errors import DataError, in_words
-from numllama.storage.files import check_files
+from numllama.errors import DataError, NumllamaError, in_words, shown
+from numllama.storage.fields import as_json
+from numllama.storage.files import check_files, read_bytes, read_json
 from numllama.storage.folders import published
+from numllama.tokenizer import tokenizer_json
+from numllama.tokenizer.added_tokens import AddedToken
 from numllama.tokenizer.bpe import Tokenizer
 from numllama.tokenizer.char import CharTokenizer
+from numllama.tokenizer.chat_files import MORE_TEMPLATES, TEMPLATE
+from numllama.tokenizer.config import CONFIG, MAP, Beside, beside
+from numllama.tokenizer.decoders import CHARACTER_OF as _CHARACTER_OF  # noqa: F401
+from numllama.tokenizer.layout import byte_level
+from numllama.tokenizer.merging import merge
+from numllama.tokenizer.normalizers import SPACE
 from numllama.tokenizer.patterns import PATTERNS
-from numllama.tokenizer.sentencepiece import SPACE, SentencePieceTokenizer
+from numllama.tokenizer.post_processors import template
+from numllama.tokenizer.sentencepiece import BYTES, SentencePieceTokenizer
+from numllama.tokenizer.vocabulary import numbered
 
 Pair = tuple[bytes, bytes]
 
@@ -34,18 +46,25 @@ CL100K_SPECIAL = {
     "<|endoftext|>": 100257, "<|fim_prefix|>": 100258, "<|fim_middle|>": 100259, "<|fim_suffix|>": 100260,
     "<|endofprompt|>": 100276,
 }  # fmt: skip
-CHAT_FILES = ("chat_template.jinja", "tokenizer_config.json")  # the template itself, and the special tokens that it speaks of
-# A rank file says neither how to split nor which special tokens there are; its length tells the well-known ones.
-KNOWN_RANKS = {
-    50_256: ("gpt2", {"<|endoftext|>": 50_256}),
-    100_256: ("cl100k", CL100K_SPECIAL),
-    128_000: ("llama3", {token: 128_000 + i for i, token in enumerate(LLAMA3_SPECIAL)}),
+GPT2_SPECIAL = {"<|endoftext|>": 50_256}
+KINDS = {  # of rank files: the pattern, the special tokens, and what belongs before a text
+    "gpt2": ("gpt2", GPT2_SPECIAL, []),
+    "cl100k": ("cl100k", CL100K_SPECIAL, []),
+    "llama3": ("llama3", {token: 128_000 + i for i, token in enumerate(LLAMA3_SPECIAL)}, [("<|begin_of_text|>", 128_000)]),
 }
+# A rank file says neither how to split nor which special tokens there are. The well-known ones are known by their SHA-256.
+KNOWN_RANKS = {
+    "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930": "gpt2",    # r50k_base
+    "94b5ca7dff4d00767bc256fdd1b27e5b17361d7b8a5f968547f9f23eb70d2069": "gpt2",    # p50k_base
+    "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7": "cl100k",
+    "82e9d31979e92ab929cd544440f129d9ecd797b69e327f80f17e1c50d5551b55": "llama3",  # of Llama 3.0 to 3.3
+}  # fmt: skip
+CHAT_FILES = (TEMPLATE, CONFIG, MAP)  # the template itself, and the special tokens that it speaks of
 FOLDER = ("tokenizer.json", "vocab.json", "tokenizer.model", "tokenizer.bin")
 
 
 def load(
-    path: str | Path, pattern: str | None = None, special_tokens: Mapping[str, int] | None = None
+    path: str | Path, pattern: str | None = None, special_tokens: Mapping[str, int] | Sequence[str] | None = None
 ) -> Tokenizer | CharTokenizer:
     """Read a tokenizer, whatever format it has.
 
@@ -55,7 +74,7 @@ def load(
         A folder; a ``tokenizer.json``; a ``vocab.json`` with ``merges.txt`` beside it (or names that end so); a rank file of
         tiktoken or Llama 3; a ``.bin`` of llama2.c.
     pattern, special_tokens
-        For rank files that are not one of the well-known ones, and do not say them: default ``llama3`` and none.
+        Of a rank file, which does not say them; those of GPT-2, GPT-4 and Llama 3 are known. As in :class:`Tokenizer`.
 
     Returns
     -------
@@ -77,240 +96,139 @@ def load(
     check_files(path.parent, DataError, large=False)
     try:
         tokenizer = _read(path, pattern, special_tokens)
-    except OSError as error:
-        raise DataError(f"{error.filename or path} cannot be read: {error.strerror}") from error
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, struct.error) as error:
+    except (NumllamaError, MemoryError):
+        raise
+    except KeyError as error:
+        raise DataError(f"{path} is not a tokenizer that can be read here: it lacks {shown(error.args[0])}") from error
+    except Exception as error:
         raise DataError(f"{path} is not a tokenizer that can be read here: {in_words(error)}") from error
     tokenizer.folder = path.parent
     return tokenizer
 
 
-def _read(path: Path, pattern: str | None, special_tokens: Mapping[str, int] | None) -> Tokenizer | CharTokenizer:
+def _read(
+    path: Path, pattern: str | None, special_tokens: Mapping[str, int] | Sequence[str] | None
+) -> Tokenizer | CharTokenizer:
+    by_itself = path.name.endswith(("vocab.json", "merges.txt")) or path.suffix in (".json", ".bin")
+    if by_itself and not (pattern is None and special_tokens is None):
+        given = "pattern" if pattern is not None else "special tokens"
+        raise ValueError(f"it says itself how it splits a text and which special tokens it has, so no {given} can be given")
     if path.name.endswith("vocab.json"):
         return _read_gpt2(path, path.with_name(path.name.removesuffix("vocab.json") + "merges.txt"))
     if path.name.endswith("merges.txt"):
         return _read_gpt2(path.with_name(path.name.removesuffix("merges.txt") + "vocab.json"), path)
     if path.suffix == ".json":
-        return _read_tokenizer_json(path)
-    if path.suffix == ".bin":
-        return _read_llama2c(path.read_bytes())
-    return _read_ranks(path.read_bytes(), pattern, special_tokens)
+        return tokenizer_json.read(path)
+    content = read_bytes(path, DataError)
+    return _read_llama2c(content) if path.suffix == ".bin" else _read_ranks(content, pattern, special_tokens)
 
 
 def save(tokenizer: Tokenizer, folder: str | Path) -> Path:
     """Write ``tokenizer.json`` into a folder, and the chat template that the tokenizer came with: all of it, or nothing."""
-    text = json.dumps(_tokenizer_json(tokenizer), ensure_ascii=False, indent=1) + "\n"
+    text = json.dumps(tokenizer_json.content(tokenizer), ensure_ascii=False, indent=1) + "\n"
     with published(folder, "tokenizer.json", error=DataError) as part:
         (part / "tokenizer.json").write_bytes(text.encode())
-        for name in CHAT_FILES if tokenizer.folder else ():
+        for name in _chat_files(tokenizer.folder) if tokenizer.folder else ():
+            (part / name).parent.mkdir(exist_ok=True)
             with suppress(FileNotFoundError):
                 (part / name).write_bytes((tokenizer.folder / name).read_bytes())
     return Path(folder) / "tokenizer.json"
 
 
-# ------------------------------------------------------------------------------------------------ Hugging Face
+def _chat_files(folder: Path) -> list[str]:
+    """What else a folder says about how a tokenizer is used."""
+    return [*CHAT_FILES, *(path.relative_to(folder).as_posix() for path in (folder / MORE_TEMPLATES).glob("*.jinja"))]
 
 
-def _read_tokenizer_json(path: Path) -> Tokenizer | CharTokenizer:
-    values = json.loads(path.read_text(encoding="utf-8"))
-    if isinstance(values, dict) and "characters" in values:
-        return CharTokenizer.load(path)
-    model = values.get("model") if isinstance(values, dict) else None
-    if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict) or not isinstance(model.get("merges"), list):
-        raise ValueError("it has no model with a vocab and merges")
-    _only("model type", model.get("type", "BPE"), ["BPE"])
-    for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
-        _only(name, model.get(name) or None, [None])
-    special = _added_tokens(values.get("added_tokens") or [])
-    merges = [_two(merge) for merge in model["merges"]]
-    splitting = values.get("pre_tokenizer")
-    make = _byte_level if any(part.get("type") == "ByteLevel" for part in _parts(splitting)) else _sentencepiece
-    tokenizer = make(model, merges, special, values.get("normalizer"), splitting)
-    tokenizer.post_processor = values.get("post_processor")
-    return tokenizer
+# ------------------------------------------------------------------------------------------------ GPT-2 and Qwen 2
 
 
-def _byte_level(model: dict, merges: list, special: dict[str, int], normalizer: Any, splitting: dict) -> Tokenizer:
-    _only("normalizer", normalizer or None, [None])
-    *before, byte_level = _parts(splitting)
-    _only("add_prefix_space", byte_level.get("add_prefix_space", True), [False])
-    if byte_level.get("use_regex", True):
-        _only("pre_tokenizer", before, [[]])
-        pattern = "gpt2"
-    elif before:
-        (split,) = before
-        pattern = split["pattern"]["Regex"]
-        _only("pre_tokenizer", (split["type"], split["behavior"], split.get("invert", False)), [("Split", "Isolated", False)])
-    else:
-        pattern = r"(?s:.+)"
-    vocab = {i: _to_bytes(token) for token, i in model["vocab"].items() if token not in special}
-    pairs = [(_to_bytes(left), _to_bytes(right)) for left, right in merges]
-    return Tokenizer(vocab, pairs, special, pattern=pattern, ignore_merges=bool(model.get("ignore_merges")))
+def _gpt2(config: Mapping[str, Any]) -> dict[str, Any]:
+    values = byte_level(PATTERNS["gpt2"])
+    values["pre_tokenizer"]["add_prefix_space"] = config.get("add_prefix_space") is True
+    return values
 
 
-def _sentencepiece(model: dict, merges: list, special: dict[str, int], normalizer: Any, splitting: Any) -> Tokenizer:
-    _only("byte_fallback", model.get("byte_fallback"), [True])
-    _only("ignore_merges", bool(model.get("ignore_merges")), [False])
-    prefix, one_space = "never", False
-    normalizers = _parts(normalizer)
-    if {"type": "Prepend", "prepend": SPACE} in normalizers:
-        prefix = "always"
-        normalizers.remove({"type": "Prepend", "prepend": SPACE})
-    replaced = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
-    if splitting:
-        _only("pre_tokenizer", (splitting["type"], splitting.get("replacement")), [("Metaspace", SPACE)])
-        scheme = splitting.get("prepend_scheme") or ("always" if splitting.get("add_prefix_space", True) else "never")
-        prefix = {"always": "unless spaced", "first": "first unless spaced", "never": prefix}[scheme]
-        one_space = splitting.get("split", True)
-        _only("normalizer", normalizers, [[], [replaced]])
-    else:
-        _only("normalizer", normalizers, [[replaced]])
-    vocab = {i: token.encode() for token, i in model["vocab"].items()}
-    pairs = [(left.encode(), right.encode()) for left, right in merges]
-    return SentencePieceTokenizer(vocab, pairs, special, prefix=prefix, one_space=one_space)
+def _qwen2(config: Mapping[str, Any]) -> dict[str, Any]:
+    return byte_level(PATTERNS["qwen2"]) | {"normalizer": {"type": "NFC"}}
 
 
-def _tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
-    pieces = isinstance(tokenizer, SentencePieceTokenizer)
-    written = bytes.decode if pieces else _from_bytes
-    special = dict(sorted(tokenizer.special_tokens.items(), key=lambda item: item[1]))
-    vocab = {written(token): i for i, token in tokenizer.vocab.items() if i not in special.values()}
-    if both := vocab.keys() & special.keys():
-        raise ValueError(f"tokenizer.json cannot hold {min(both)!r} as a special token and as an ordinary one")
-    merges = [[written(left), written(right)] for left, right in tokenizer.merges]
-    spaced = any(" " in part for merge in merges for part in merge)
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [{"id": i, "content": token, **flags} for token, i in special.items()],
-        **(_pieces_json(tokenizer) if pieces else _byte_level_json(tokenizer)),
-        "post_processor": tokenizer.post_processor,
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": "<unk>" if pieces and "<unk>" in special else None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": pieces,
-            "byte_fallback": pieces,
-            "ignore_merges": tokenizer.ignore_merges,
-            "vocab": dict(sorted((vocab | special).items(), key=lambda item: item[1])),
-            "merges": merges if spaced else [" ".join(merge) for merge in merges],  # old versions read only the latter
-        },
-    }
-
-
-def _byte_level_json(tokenizer: Tokenizer) -> dict[str, Any]:
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-    splitting = byte_level | {"use_regex": True}
-    if tokenizer.pattern != PATTERNS["gpt2"]:
-        split = {"type": "Split", "pattern": {"Regex": tokenizer.pattern}, "behavior": "Isolated", "invert": False}
-        splitting = {"type": "Sequence", "pretokenizers": [split, byte_level | {"use_regex": False}]}
-    return {"normalizer": None, "pre_tokenizer": splitting, "decoder": byte_level | {"use_regex": True}}
-
-
-def _pieces_json(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
-    scheme = {"unless spaced": "always", "first unless spaced": "first"}.get(tokenizer.prefix, "never")
-    normalizer = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
-    if tokenizer.prefix == "always":
-        normalizer = {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": SPACE}, normalizer]}
-    splitting = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": scheme, "split": tokenizer.one_space}
-    decoders = [
-        {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
-        {"type": "ByteFallback"},
-        {"type": "Fuse"},
-        {"type": "Strip", "content": " ", "start": 1, "stop": 0},
-    ]
-    return {
-        "normalizer": normalizer,
-        "pre_tokenizer": splitting if scheme != "never" or tokenizer.one_space else None,
-        "decoder": {"type": "Sequence", "decoders": decoders if tokenizer.prefix != "never" else decoders[:-1]},
-    }
-
-
-def _parts(value: Any) -> list[dict]:
-    """The steps of a normalizer or pre-tokenizer, be it a sequence or a single one or none."""
-    if not value:
-        return []
-    return list(value.get("normalizers") or value.get("pretokenizers") or []) if value["type"] == "Sequence" else [value]
-
-
-def _added_tokens(added: list[dict]) -> dict[str, int]:
-    for token in added:
-        for flag in ("lstrip", "rstrip", "single_word"):
-            _only(f"{flag} of {token['content']!r}", token.get(flag, False), [False])
-    return {token["content"]: token["id"] for token in added}
-
-
-def _only(name: str, value: Any, allowed: list) -> None:
-    if value not in allowed:
-        raise ValueError(f"its {name} is {value!r}, but only {' or '.join(map(repr, allowed))} is known here")
-
-
-def _two(merge: Any) -> tuple[str, str]:
-    parts = merge.split(" ") if isinstance(merge, str) else merge
-    if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(part, str) for part in parts):
-        raise ValueError(f"a merge is two tokens, but one of its merges is {merge!r}")
-    return parts[0], parts[1]
-
-
-# ------------------------------------------------------------------------------------------------ GPT-2
+CLASSES = {None: _gpt2, "GPT2Tokenizer": _gpt2, "Qwen2Tokenizer": _qwen2}  # by tokenizer_class, with or without Fast
+END_OF_TEXT = "<|endoftext|>"  # special in both, whether the files beside them say so or not
 
 
 def _read_gpt2(vocab_path: Path, merges_path: Path) -> Tokenizer:
-    ids = json.loads(vocab_path.read_text(encoding="utf-8"))
-    if not isinstance(ids, dict):
-        raise ValueError(f"{vocab_path.name} is not a dictionary")
-    lines = merges_path.read_text(encoding="utf-8").split("\n")
+    vocab = read_json(vocab_path, DataError)
+    lines = read_bytes(merges_path, DataError).decode("utf-8").split("\n")
     lines = [line.rstrip("\r") for line in lines[lines[0].startswith("#version") :]]
-    merges = [_two(line) for line in lines if line]
-    reachable = {*_BYTE_OF, *(left + right for left, right in merges)}  # the others can only be special
-    vocab = {i: _to_bytes(token) for token, i in ids.items() if token in reachable}
-    special = {token: i for token, i in ids.items() if token not in reachable}
-    return Tokenizer(vocab, [(_to_bytes(left), _to_bytes(right)) for left, right in merges], special)
+    said = beside(vocab_path.parent)
+    kind = said.config.get("tokenizer_class")
+    kind = kind.removesuffix("Fast") if isinstance(kind, str) else kind
+    if not (kind is None or isinstance(kind, str)) or kind not in CLASSES:
+        known = ", ".join(name for name in CLASSES if name)
+        raise ValueError(f"its tokenizer_class is {as_json(kind)}, but vocab.json and merges.txt are read for {known} only")
+    model = tokenizer_json.checked_model(
+        tokenizer_json.PLAIN_MODEL | {"vocab": vocab, "merges": [list(tokenizer_json.two(line)) for line in lines if line]}
+    )
+    added = sorted(_with_end_of_text(said, vocab), key=lambda token: token.id)
+    tokenizer = tokenizer_json.tokenizer_of(CLASSES[kind](said.config), model, added)
+    ids = {token.content: token.id for token in added}
+    around = [[], []]
+    for some, name in zip(around, ("bos", "eos"), strict=True):
+        if said.config.get(f"add_{name}_token") is True:
+            token = said.names.get(f"{name}_token", END_OF_TEXT)
+            if token not in ids:
+                raise ValueError(f"add_{name}_token is true, but {shown(token)}, its {name}_token, has no id")
+            some.append((token, ids[token]))
+    tokenizer.post_processor = template(*around)
+    return tokenizer
 
 
-def _byte_characters() -> dict[str, int]:
-    """GPT-2's alphabet: printable bytes are themselves, the others the characters from U+0100 on."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
-
-
-_BYTE_OF = _byte_characters()
-_CHARACTER_OF = {byte: character for character, byte in _BYTE_OF.items()}
-
-
-def _to_bytes(token: str) -> bytes:
-    try:
-        return bytes([_BYTE_OF[character] for character in token])
-    except KeyError as error:
-        raise ValueError(f"the token {token!r} is neither special nor written in GPT-2's alphabet for bytes") from error
-
-
-def _from_bytes(token: bytes) -> str:
-    return "".join([_CHARACTER_OF[byte] for byte in token])
+def _with_end_of_text(said: Beside, vocab: Mapping[str, int]) -> list[AddedToken]:
+    added = said.tokens(vocab)
+    if END_OF_TEXT in vocab and not any(token.content == END_OF_TEXT for token in added):
+        added.append(AddedToken(END_OF_TEXT, vocab[END_OF_TEXT]))
+    return added
 
 
 # ------------------------------------------------------------------------------------------------ ranks and scores
 
 
-def _read_ranks(content: bytes, pattern: str | None, special: Mapping[str, int] | None) -> Tokenizer:
-    if b"<unk>" in content[:64]:
+def _read_ranks(content: bytes, pattern: str | None, special: Mapping[str, int] | Sequence[str] | None) -> Tokenizer:
+    if content[:1] == b"\n" or b"<unk>" in content[:64]:
         raise ValueError("it is a SentencePiece model; its tokenizer.json can be read")
-    ranks = {}
+    ranks: dict[bytes, int] = {}
     for number, line in enumerate(content.splitlines(), 1):
         try:
             token, rank = line.split()
-            ranks[base64.b64decode(token, validate=True)] = int(rank)
+            token, rank = base64.b64decode(token, validate=True), int(rank)
         except (ValueError, binascii.Error) as error:
             raise ValueError(f"line {number} is not a token in base64 and its rank") from error
-    known_pattern, known_special = KNOWN_RANKS.get(len(ranks), ("llama3", {}))
-    merges = merges_of_ranks(ranks, lambda token: [bytes([byte]) for byte in token])
+        if not token or token in ranks or not 0 <= rank < 2**32:
+            raise ValueError(f"line {number} has {shown(token)} with the rank {shown(rank)}, which cannot be, or not again")
+        ranks[token] = rank
+    if not ranks:
+        raise ValueError("it is empty")
+    known_pattern, known_special, before = KINDS.get(KNOWN_RANKS.get(_fingerprint(ranks)), (None, None, []))
+    pattern = known_pattern if pattern is None else pattern
     special = known_special if special is None else special
-    return Tokenizer(ranks, merges, special, pattern=pattern or known_pattern, ignore_merges=True)
+    if pattern is None or special is None:
+        raise ValueError(
+            "it is a rank file, which says neither how to split a text nor which special tokens there are, and no known one: "
+            "numllama prepare takes both (--pattern, --special), and so does Tokenizer.load (pattern, special_tokens)"
+        )
+    vocab = {i: token for token, i in ranks.items()}
+    special = numbered(special, vocab)
+    merges = merges_of_ranks(ranks, lambda token: [bytes([byte]) for byte in token])
+    tokenizer = Tokenizer(ranks, merges, special, pattern=pattern, ignore_merges=True)
+    tokenizer.post_processor = template([(token, i) for token, i in before if special.get(token) == i])
+    return tokenizer
+
+
+def _fingerprint(ranks: Mapping[bytes, int]) -> str:
+    """SHA-256 of a rank file with its lines in order."""
+    lines = (base64.b64encode(token) + b" %d\n" % rank for token, rank in sorted(ranks.items(), key=lambda item: item[1]))
+    return hashlib.sha256(b"".join(lines)).hexdigest()
 
 
 def _read_llama2c(content: bytes) -> SentencePieceTokenizer:
@@ -326,28 +244,30 @@ def _read_llama2c(content: bytes) -> SentencePieceTokenizer:
         at += 8 + length
     special = {name: i for i, name in enumerate(("<unk>", "<s>", "</s>")) if vocab.get(i, b"").strip() == name.encode()}
     vocab |= {i: name.encode() for name, i in special.items()}
-    bytes_ = {b"<0x%02X>" % byte for byte in range(256)}
+    bytes_ = set(BYTES)
     pieces = [i for i, piece in vocab.items() if piece not in bytes_ and i not in special.values()]
     ranks = {vocab[i]: rank for rank, i in enumerate(sorted(pieces, key=lambda i: -scores[i]))}
     merges = merges_of_ranks(ranks, lambda piece: [character.encode() for character in piece.decode()])
-    return SentencePieceTokenizer(vocab, merges, special)
+    tokenizer = SentencePieceTokenizer(vocab, merges, special)
+    tokenizer.post_processor = template([("<s>", special["<s>"])] if "<s>" in special else [])  # as run.c begins every text
+    return tokenizer
 
 
 def merges_of_ranks(ranks: Mapping[bytes, int], symbols: Callable[[bytes], list[bytes]]) -> list[Pair]:
     """The merges behind tokens of which only the ranks are known, in order.
 
     Merging a token's own symbols ends with the one pair it is ever made of: other text around it would either stop it from
-    being made or change nothing. A token that its symbols do not lead to is never made by merging.
+    being made or change nothing. A token that its symbols do not lead to is never made by merging. A token is made of shorter
+    ones, whose pairs are therefore known when its turn comes.
     """
-    merges = []
-    for token in sorted(ranks, key=ranks.__getitem__):
+    numbers = {token: number for number, token in enumerate(ranks)}
+    tokens = list(ranks)
+    pairs: dict[tuple[int, int], int] = {}
+    made = {rank: numbers[token] for token, rank in ranks.items()}
+    for token in sorted(ranks, key=len):
         parts = symbols(token)
-        while len(parts) > 2:
-            found = [(ranks[pair], i) for i in range(len(parts) - 1) if (pair := parts[i] + parts[i + 1]) in ranks]
-            if not found:
-                break
-            _, i = min(found)
-            parts[i : i + 2] = [parts[i] + parts[i + 1]]
-        if len(parts) == 2 and all(part in ranks for part in parts):
-            merges.append((parts[0], parts[1]))
-    return merges
+        if len(parts) > 1 and all(part in numbers for part in parts):
+            ids = merge([numbers[part] for part in parts], pairs, made)
+            if len(ids) == 2:
+                pairs[ids[0], ids[1]] = ranks[token]
+    return [(tokens[left], tokens[right]) for (left, right), _ in sorted(pairs.items(), key=lambda item: item[1])]

@@ -36,7 +36,7 @@ class ParallelEncoder:
         begins: bool = True,
     ) -> Iterator[tuple[str, bytes]]:
         """One long text that comes in parts, cut anew, and the packed ids of each part."""
-        texts = self.tokenizer.chunks(texts, PART)
+        texts = self.tokenizer.chunks(texts, PART, allowed_special, disallowed_special)
         sent: list[str] = []
 
         def questions() -> Iterator[tuple]:

@@ -1,17 +1,23 @@
 """Pre-tokens: the pieces that a text is split into before any merging, and where a long text may be cut.
 
 A regular expression splits the text from left to right; no merge ever crosses the pieces. What it does not match is a piece
-too, so that nothing is lost.
+too, so that nothing is lost, unless a `behavior` says otherwise. Patterns are Oniguruma's, as those of a ``tokenizer.json`` are.
 
 A text is *cut* into chunks for three reasons: to stream it, to share it among processes, and to hold few pieces at a time. A
 cut must not change the split, so it has to lie where the pattern always ends a piece, whatever comes before and after.
 """
 
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator
+from itertools import pairwise
 
 import regex
+
+from numllama.errors import shown
+from numllama.tokenizer.cutting import CHUNK, SpecialTokens, chunks
+from numllama.tokenizer.expressions import ONIGURUMA, Refused, may_be_empty
+from numllama.tokenizer.parsing import parse
+from numllama.tokenizer.rewriting import compile_oniguruma, every_piece, to_oniguruma
 
 _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -21,12 +27,16 @@ PATTERNS = {
     "gpt2": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
     "cl100k": _LLAMA3,  # Llama 3 took GPT-4's
     "llama3": _LLAMA3,
+    "qwen2": _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}"),
 }
 
 # In all of them a letter ends its piece unless a letter follows, and no piece goes on with a space after something else.
-_CUT = r"(?<=\p{L})(?=[^\p{L}\p{M}\p{N}'’])|(?<=\S)(?= )"
+CUT = r"(?<=\p{L})(?=[^\p{L}\p{M}\p{N}'’])|(?<=\S)(?= )"
 
-CHUNK = 2**14  # characters: the pieces of a chunk fit into the processor's cache
+SECONDS, SECONDS_PER_CHARACTER = 2.0, 2e-5  # a pattern that takes longer than that for a text would never end
+BEHAVIORS = ("Removed", "Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous")
+
+Split = Callable[[str], list[str]]
 
 
 class Splitter:
@@ -35,101 +45,132 @@ class Splitter:
     Parameters
     ----------
     pattern : str
-        A name in PATTERNS, or a regular expression of the `regex` package.
+        A name in PATTERNS, or a regular expression of Oniguruma's.
     cut : str, optional
-        Matches, emptily, where a text may be cut, if `pattern` matches all of any text. The named patterns know theirs; for
-        other ones a text is cut at special tokens only.
+        Matches, emptily, where a text may be cut. `pattern` must then match all of any text, and mean the same to Python's `re`.
+        The named patterns know theirs; for other ones a text is cut at special tokens only.
+    behavior : str
+        What becomes of a match: one of BEHAVIORS, as in `tokenizers`.
+    invert : bool
+        Take what the pattern does not match for what it matches.
     """
 
-    def __init__(self, pattern: str, cut: str | None = None) -> None:
+    def __init__(self, pattern: str, cut: str | None = None, behavior: str = "Isolated", invert: bool = False) -> None:
         if not isinstance(pattern, str):
             raise TypeError(f"pattern must be a string, not {type(pattern).__name__}")
+        self._made = pattern, cut, behavior, invert
         self.pattern = PATTERNS.get(pattern, pattern)
-        cut = _CUT if self.pattern in PATTERNS.values() else cut
-        try:
-            split = regex.compile(self.pattern)
-        except regex.error as error:
-            names = ", ".join(PATTERNS)
-            raise ValueError(f"pattern is {pattern!r}, but must be {names} or a regular expression: {error}") from error
-        self._all = split.findall if cut else _every_piece(split)
-        self._ascii = re.compile(_for_ascii(self.pattern), re.ASCII).findall if cut else self._all
-        self._cut = regex.compile(cut).search if cut else None
+        whole = behavior == "Isolated" or (behavior == "Removed" and invert)  # of a pattern that matches all of any text
+        cut = CUT if self.pattern in PATTERNS.values() else cut
+        self.cut = cut if whole else None
+        self.drops = behavior == "Removed" and not self.cut
+        if cut and cut != CUT:
+            self._all = self._ascii = re.compile(self.pattern).findall
+        elif self.cut:
+            self._all = regex.compile(self.pattern).findall
+            self._ascii = re.compile(_for_ascii(self.pattern), re.ASCII).findall
+        else:
+            self._all = self._ascii = _split(self.pattern, behavior, invert)
+        self._cut = regex.compile(self.cut).search if self.cut else None
+
+    def __reduce__(self) -> tuple:
+        return Splitter, self._made
 
     def split(self, text: str) -> list[str]:
         """The pieces of a text; joined, they are the text."""
         return self._ascii(text) if text.isascii() else self._all(text)
 
-    def chunks(self, texts: Iterable[str], special: "SpecialTokens | None" = None, size: int = CHUNK) -> Iterator[str]:
-        """A stream of text in chunks of at least `size` characters that can be split one by one.
-
-        Parameters
-        ----------
-        texts : iterable of str
-            Parts of one text, cut anywhere.
-        special : SpecialTokens, optional
-            Are never cut through.
-        size : int
-            The last chunk may be shorter; one without a place to cut it is as long as it must be.
-        """
-        held, length, enough = [], 0, size
-        for text in texts:
-            held.append(text)
-            length += len(text)
-            if length > enough:
-                start = 0
-                text = "".join(held)
-                while end := self._next_cut(text, start, size, special):
-                    yield text[start:end]
-                    start = end
-                held, length = [text[start:]], len(text) - start
-                enough = max(size, 2 * length)  # where nothing could be cut, looking again is worth it only later
-        if length:
-            yield "".join(held)
-
-    def _next_cut(self, text: str, start: int, size: int, special: "SpecialTokens | None") -> int | None:
-        """The first place from `start + size` on where `text` may be cut, if all that could forbid it can be seen."""
-        longest = special.longest if special else 0
-        least = start + max(size, longest + 1)
-        found = self._cut(text, least) if self._cut else None
-        end = found.start() if found else len(text)
-        for begin, stop in special.spans(text, start, end + longest) if special else ():
-            if end < begin:
-                break
-            if begin > start and (end <= stop or begin >= least):  # before a special token, never in or after it
-                end = begin
-                break
-        return end if end <= len(text) - max(longest, 1) else None
+    def chunks(self, texts: Iterable[str], special: SpecialTokens | None = None, size: int = CHUNK) -> Iterator[str]:
+        """A stream of text in chunks that can be split one by one: see :func:`numllama.tokenizer.cutting.chunks`."""
+        return chunks(texts, self._cut, special, size)
 
 
-class SpecialTokens:
-    """Finds special tokens in a text, the longest first."""
-
-    def __init__(self, tokens: Iterable[str]) -> None:
-        tokens = sorted(tokens, key=len, reverse=True)
-        self.longest = len(tokens[0])
-        self._find = re.compile("|".join(map(re.escape, tokens)))
-
-    def first(self, text: str) -> str | None:
-        """The first special token in a text."""
-        found = self._find.search(text)
-        return found.group() if found else None
-
-    def spans(self, text: str, start: int = 0, end: int = sys.maxsize) -> Iterator[tuple[int, int]]:
-        """Where they are between two places."""
-        return (found.span() for found in self._find.finditer(text, start, end))
+def as_oniguruma(pattern: str) -> str:
+    """A pattern that somebody has chosen, a name or a regular expression of `regex`, as a ``tokenizer.json`` can hold it."""
+    if not isinstance(pattern, str):
+        raise TypeError(f"pattern must be a string, not {type(pattern).__name__}")
+    if pattern in PATTERNS:
+        return PATTERNS[pattern]
+    try:
+        return to_oniguruma(pattern)
+    except Refused as error:
+        raise _wrong(pattern, error) from error
 
 
-def _every_piece(pattern: regex.Pattern) -> Callable[[str], list[str]]:
-    """As findall, but whatever the pattern's groups are, and what is not matched is a piece as well."""
+def _wrong(pattern: str, error: Exception) -> ValueError:
+    return ValueError(f"pattern is {shown(pattern)}, but must be {', '.join(PATTERNS)} or a regular expression: {error}")
+
+
+# ------------------------------------------------------------------------------------------------ splitting
+
+
+def _split(pattern: str, behavior: str, invert: bool) -> Split:
+    """What splits by a pattern of which nothing is known."""
+    try:
+        empty = may_be_empty(parse(pattern, ONIGURUMA))
+        compiled = compile_oniguruma(pattern) if empty or behavior != "Isolated" else every_piece(pattern)
+    except Refused as error:
+        raise _wrong(pattern, error) from error
 
     def split(text: str) -> list[str]:
-        pieces, end = [], 0
-        for found in pattern.finditer(text):
-            pieces += [text[end : found.start()], found.group()]
-            end = found.end()
-        return [piece for piece in [*pieces, text[end:]] if piece]
+        try:
+            if behavior == "Isolated" and not empty:
+                return compiled.findall(text, timeout=seconds(text))
+            matches = _empty_too(compiled, text) if empty else compiled.finditer(text, timeout=seconds(text))
+            return _joined(text, [found.span() for found in matches], behavior, invert)
+        except TimeoutError as error:
+            raise ValueError(f"the pattern {shown(pattern)} takes too long for a text of {len(text):,} characters") from error
 
     return split
+
+
+def seconds(text: str) -> float:
+    """How long a pattern may look at a text."""
+    return SECONDS + SECONDS_PER_CHARACTER * len(text)
+
+
+def _empty_too(pattern: regex.Pattern, text: str) -> Iterator[regex.Match]:
+    """Matches of a pattern that may match nothing: Oniguruma goes on by a character where nothing follows a match at once."""
+    at, end, limit = 0, None, seconds(text)
+    while at <= len(text) and (found := pattern.search(text, at, timeout=limit)):
+        if found.start() == found.end() == end:
+            at += 1
+            continue
+        yield found
+        at = end = found.end()
+
+
+def _joined(text: str, matches: list[tuple[int, int]], behavior: str, invert: bool) -> list[str]:
+    """The pieces that matches and what lies between them become; none is empty."""
+    parts, end = [], 0
+    for begin, stop in matches:
+        parts += [(end, begin, invert)] if begin > end else []
+        parts.append((begin, stop, not invert))
+        end = stop
+    parts += [(end, len(text), invert)] if end < len(text) else []
+    if behavior == "Removed":
+        spans = [(begin, stop) for begin, stop, matched in parts if not matched]
+    elif behavior == "Isolated":
+        spans = [(begin, stop) for begin, stop, _ in parts]
+    else:
+        spans = _merged(parts, behavior)
+    return [text[begin:stop] for begin, stop in spans if begin < stop]
+
+
+def _merged(parts: list[tuple[int, int, bool]], behavior: str) -> list[tuple[int, int]]:
+    """Parts and their neighbours: Contiguous joins those of one kind, the others a match with what stands on one side of it."""
+    backwards = behavior == "MergedWithNext"
+    parts = parts[::-1] if backwards else parts
+    spans: list[tuple[int, int]] = []
+    for (_, _, before), (begin, stop, matched) in pairwise([(0, 0, False), *parts]):
+        joins = matched == before if behavior == "Contiguous" else matched and not before
+        if not (joins and spans):
+            spans.append((begin, stop))
+        elif backwards:
+            spans[-1] = (begin, spans[-1][1])
+        else:
+            spans[-1] = (spans[-1][0], stop)
+    return spans[::-1] if backwards else spans
 
 
 def _for_ascii(pattern: str) -> str:

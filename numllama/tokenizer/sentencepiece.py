@@ -7,15 +7,14 @@ the same token as anywhere else; decoding takes it away again.                  
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from numllama.errors import shown
+from numllama.tokenizer.added_tokens import AddedToken
 from numllama.tokenizer.bpe import Tokenizer
-from numllama.tokenizer.patterns import Splitter
+from numllama.tokenizer.layout import PREFIXES, Layout, pieces, prefix_of
+from numllama.tokenizer.normalizers import SPACE
+from numllama.tokenizer.vocabulary import by_id, numbered
 
-SPACE = "▁"
-PREFIXES = ("always", "unless spaced", "first unless spaced", "never")
-
-# No merge goes on with a space after something else, so words can be merged one by one.
-_WORDS, _SPACED_WORDS, _CUT = r" *[^ ]+| +", r" [^ ]*|[^ ]+", r"(?<=[^ ])(?= )"
-_EVERYTHING = r"(?s:.+)"
+BYTES = [b"<0x%02X>" % byte for byte in range(256)]
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -30,7 +29,7 @@ class SentencePieceTokenizer(Tokenizer):
     special_tokens : dict of str to int, or sequence of str
     prefix : str
         Which parts of a text (special tokens part it) get a space in front: ``always``; ``unless spaced``, those that have
-        none; ``first unless spaced``, only the text's beginning; ``never``.
+        none; ``first unless spaced``, only the text's beginning; ``never``. Of a file that does something else, ``other``.
     one_space : bool
         No piece has more than one space in front.
     """
@@ -45,46 +44,70 @@ class SentencePieceTokenizer(Tokenizer):
         one_space: bool = False,
     ) -> None:
         if prefix not in PREFIXES:
-            raise ValueError(f"prefix is {prefix!r}, but must be one of {', '.join(PREFIXES)}")
-        self.prefix, self.one_space = prefix, one_space
-        super().__init__(vocab, merges, special_tokens)
+            raise ValueError(f"prefix is {shown(prefix)}, but must be one of {', '.join(PREFIXES)}")
+        vocab = by_id(vocab)
+        special = numbered(special_tokens, vocab)
+        known = set(vocab.values())
+        if missing := [name for name in BYTES if name not in known]:
+            raise ValueError(f"vocab has no token {missing[0].decode()}, but each of the 256 bytes needs one")
+        added = [AddedToken(token, i) for token, i in special.items()]
+        layout = Layout(pieces(prefix, one_space), by_words=merge_by_words(merges))
+        self._set_up(vocab, merges, added, layout, unknown=special.get("<unk>"), fuse_unknown=True)
 
-    def _byte_ids(self, ids: Mapping[bytes, int]) -> list[int]:
-        names = [b"<0x%02X>" % byte for byte in range(256)]
-        for name in names:
-            if name not in ids:
-                raise ValueError(f"vocab has no token {name.decode()}, but each of the 256 bytes needs one")
-        pieces = {name: i for name, i in ids.items() if name not in set(names)}
-        self._characters = {text.replace(SPACE, " "): i for name, i in pieces.items() if len(text := name.decode()) == 1}
-        return [ids[name] for name in names]
+    @property
+    def prefix(self) -> str:
+        """See the parameters."""
+        return prefix_of(self.layout.values)[0]
 
-    def _decoded(self) -> dict[int, bytes]:
+    @property
+    def one_space(self) -> bool:
+        """See the parameters."""
+        return prefix_of(self.layout.values)[1]
+
+    def _symbol_ids(self, ids: Mapping[bytes, int]) -> None:
+        fallback = self.model is None or self.model.get("byte_fallback")
+        self._bytes = [ids.get(name) if fallback else None for name in BYTES]
+        self._complete = None not in self._bytes
+        self._byte_ids = frozenset(i for i in self._bytes if i is not None)
+        pieces = ((name.decode(), i) for name, i in ids.items() if i not in self._special_ids)
+        self._characters = {text: i for text, i in pieces if len(text) == 1}
+        if SPACE in self._characters:
+            self._characters[self.layout.space] = self._characters[SPACE]
+
+    def _tokens(self) -> dict[int, bytes]:
         texts = {i: token.replace(SPACE.encode(), b" ") for i, token in self.vocab.items()}
-        return {**texts, **{i: bytes([byte]) for byte, i in enumerate(self._bytes)}}
+        bytes_ = {i: bytes([byte]) for byte, i in enumerate(self._bytes) if i is not None}
+        return {**texts, **bytes_, **{token.id: token.content.encode() for token in self.added_tokens}}
 
-    def _make_splitter(self, pattern: str) -> Splitter:
-        made = (self._token[i].decode() for i in self._made)
-        if any(" " in text.lstrip(" ") for text in made):
-            return Splitter(_EVERYTHING)
-        return Splitter(_SPACED_WORDS if self.one_space else _WORDS, _CUT)
+    @staticmethod
+    def written(token: bytes) -> str:
+        """How a ``tokenizer.json`` writes the bytes of a token."""
+        return token.decode()
 
     def _symbols(self, piece: str) -> list[int]:
-        ids = []
-        for character in piece:
-            i = self._characters.get(character)
-            ids += [self._bytes[byte] for byte in character.encode("utf-8", "surrogateescape")] if i is None else [i]
-        return ids
+        ids = list(map(self._characters.get, piece))
+        return [i for i, _, _ in self.placed_symbols(piece)] if None in ids else ids
 
-    def _written(self, text: str, begins: bool = True, after_special: bool = False) -> str:
-        text = text.replace(SPACE, " ")
-        wanted = begins if self.prefix.startswith("first") else begins or after_special
-        if not text or not wanted or self.prefix == "never":
-            return text
-        return text if self.prefix != "always" and text.startswith(" ") else f" {text}"
+    def _each_symbol(self, piece: str) -> Iterator[tuple[int, int | None, bool]]:
+        for at, character in enumerate(piece):
+            if (i := self._characters.get(character)) is not None:
+                yield at, i, False
+                continue
+            ids = [self._bytes[byte] for byte in character.encode("utf-8", "surrogateescape")]
+            yield from [(at, None, False)] if None in ids else [(at, i, True) for i in ids]
 
-    def decode_each(self, ids: Iterable[int]) -> Iterator[bytes]:
-        """As :meth:`Tokenizer.decode_each`."""
-        tokens = super().decode_each(ids)
-        if self.prefix != "never":
-            yield next(tokens, b"").removeprefix(b" ")
-        yield from tokens
+    def count_symbols(self, i: int) -> int:
+        """Of how many symbols a token is made."""
+        return 1 if i == self._unknown or i in self._byte_ids else len(self.vocab[i].decode())
+
+
+def merge_by_words(merges: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether no merge makes a piece that goes on with a space after something else."""
+    space = SPACE.encode()
+    return not any(space in _without_spaces(left + right, space) for left, right in merges)
+
+
+def _without_spaces(piece: bytes, space: bytes) -> bytes:
+    while piece.startswith(space):
+        piece = piece.removeprefix(space)
+    return piece

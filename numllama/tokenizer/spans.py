@@ -1,13 +1,19 @@
 """Which characters of a text each of its tokens stands for."""
 
+import re
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import numpy as np
 
+from numllama.tokenizer.added_tokens import Sought
 from numllama.tokenizer.bpe import Tokenizer
 from numllama.tokenizer.char import CharTokenizer
-from numllama.tokenizer.patterns import SpecialTokens
+from numllama.tokenizer.core import between
+from numllama.tokenizer.normalizers import Normalizer
+
+STRETCH = re.compile(r"[\x00-\x7f]|[^\x00-\x7f]+")  # no form of Unicode joins ASCII with what stands before it
+KEPT = 2**16  # pieces
 
 
 def encode_spans(
@@ -35,41 +41,111 @@ def encode_spans(
     ids : integer array, shape (n,)
     spans : integer array, shape (n, 2)
         Tokens that are bytes of one character have the same span. A space that the tokenizer puts in front of a text belongs
-        to the first character.
+        to the first character. Where a text is normalized to other characters, they have the span of all that they come from.
     """
     if isinstance(tokenizer, CharTokenizer):
         ids = tokenizer.encode_array(text)
         return ids, np.arange(len(ids))[:, None] + [0, 1]
-    special = tokenizer._allow(text, allowed_special, "all")
-    ids, spans, end = [], [np.empty((0, 2), dtype=int)], 0
-    for start, stop in [*(_apart(special, text, plain) if special else ()), (len(text), len(text))]:
+    known = tokenizer.sought(text, allowed_special, "all")
+    ids, spans, end = [np.empty(0, dtype=np.int64)], [np.empty((0, 2), dtype=np.int64)], 0
+    for start, stop, i in [*_apart(tokenizer, known, text, plain), (len(text), len(text), None)]:
         for begin, until in pairwise([end, *(cut for cut in cuts if end < cut < start), start]):
-            part_ids, part_spans = _ordinary(tokenizer, text[begin:until], begin == 0, begin == end > 0)
-            ids += part_ids.tolist()
-            spans.append(begin + part_spans)
-        if start < stop:
-            ids.append(tokenizer.special_tokens[text[start:stop]])
-            spans.append(np.array([[start, stop]]))
+            for part_ids, part_spans in _parts(tokenizer, known, text, begin, until, begin > end, plain):
+                ids.append(part_ids)
+                spans.append(part_spans)
+        if i is not None:
+            ids.append([i])
+            spans.append([[start, stop]])
         end = stop
-    return np.array(ids, dtype=np.int64), np.concatenate(spans)
+    return np.concatenate(ids), np.concatenate(spans)
 
 
-def _apart(special: SpecialTokens, text: str, plain: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """Where special tokens stand outside of some parts."""
-    for (_, start), (stop, _) in pairwise([(0, 0), *plain, (len(text), len(text))]):
-        yield from special.spans(text, start, stop)
+def _apart(tokenizer: Tokenizer, known: Sought, text: str, plain: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
+    """Where added tokens stand: special ones outside of some parts, the others there, too."""
+    inside, at = tokenizer.sought("", (), ()).first, 0
+    for start, stop in [*plain, (len(text), len(text))]:
+        yield from known.first.spans(text, at, start) if known.first else ()
+        yield from inside.spans(text, start, stop) if inside else ()
+        at = stop
 
 
-def _ordinary(tokenizer: Tokenizer, text: str, begins: bool, after_special: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Of a part without special tokens: its tokens' bytes, one after another, are those of the text as it is written."""
-    written = tokenizer._written(text, begins and not after_special, after_special)
-    ids = np.frombuffer(b"".join(tokenizer._pack_ordinary(text, begins, after_special)), tokenizer.dtype)
-    lengths = np.array([len(tokenizer._token[i]) for i in ids.tolist()], dtype=int)
-    data = np.frombuffer(written.encode(), np.uint8)
-    character = np.cumsum(data & 0xC0 != 0x80) - 1                     # that each byte belongs to
-    stops = np.cumsum(lengths)
-    spans = np.stack([character[stops - lengths], character[stops - 1] + 1], axis=1)
-    spans -= len(written) - len(text)                                  # the space in front
-    spans[:, 0] = spans[:, 0].clip(0)
-    spans[:, 1] = np.maximum(spans[:, 1], spans[:, 0] + 1)
-    return ids, spans
+def _parts(
+    tokenizer: Tokenizer, known: Sought, text: str, begin: int, until: int, goes_on: bool, plain: Sequence[tuple[int, int]]
+) -> Iterator[tuple[np.ndarray | list, np.ndarray]]:
+    """The ids and places of a part of a text that added tokens have been taken out of."""
+    written, places = normalized(tokenizer.layout.normalizer, text[begin:until], not goes_on)
+    for a, b, piece in between(written, _then(tokenizer, known, written, begin + places, plain)):
+        if isinstance(piece, int):
+            ids, found = [piece], np.array([[0, b - a]])
+        else:
+            ids, found = _ordinary(tokenizer, piece, begin == a == 0, not (goes_on and a == 0))
+        yield ids, begin + np.stack([places[a + found[:, 0], 0], places[a + found[:, 1] - 1, 1]], axis=1)
+
+
+def _then(
+    tokenizer: Tokenizer, known: Sought, written: str, places: np.ndarray, plain: Sequence[tuple[int, int]]
+) -> Iterator[tuple[int, int, int]]:
+    """Where added tokens stand in a normalized part."""
+    special = set(tokenizer.special_tokens.values()) if plain else ()
+    for a, b, i in known.then.spans(written) if known.then else ():
+        start, stop = places[a, 0], places[b - 1, 1]
+        if i not in special or not any(start < end and begin < stop for begin, end in plain):
+            yield a, b, i
+
+
+def normalized(normalizer: Normalizer, text: str, begins: bool = True) -> tuple[str, np.ndarray]:
+    """A text as it is split, and for each of its characters where what it comes from begins and ends."""
+    written = normalizer(text, begins)
+    if written == text:
+        return written, np.arange(len(text))[:, None] + [0, 1]
+    stretches = [found.span() for found in STRETCH.finditer(text)]
+    parts = [normalizer(text[start:stop], begins and start == 0) for start, stop in stretches]
+    if "".join(parts) != written:
+        return written, np.array([(0, len(text))] * len(written)).reshape(-1, 2)
+    places = []
+    for (start, stop), part in zip(stretches, parts, strict=True):
+        front = len(part) - len(normalizer(text[start:stop], begins=False))  # what is put before a text
+        rest = len(part) - front
+        places += [(start, start + 1)] * front
+        places += [(i, i + 1) for i in range(start, stop)] if rest == stop - start else [(start, stop)] * rest
+    return written, np.array(places).reshape(-1, 2)
+
+
+def _ordinary(tokenizer: Tokenizer, text: str, first: bool, begins: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The ids and places of a part without added tokens."""
+    led = tokenizer.layout.pre_tokenizer.led(text, first, begins)
+    front, end, starts, placed = len(led) - len(text), 0, [], []
+    for piece in tokenizer.layout.pre_tokenizer.split(led):
+        found = led.find(piece, end)
+        starts.append(end if found < 0 else found)  # it is not there if a step has added something
+        end = end if found < 0 else found + len(piece)
+        placed.append(_merged(tokenizer, piece))
+    if not placed:
+        return np.empty(0, dtype=np.int64), np.empty((0, 2), dtype=np.int64)
+    table = np.concatenate(placed)
+    spans = table[:, 1:] + (np.repeat(starts, list(map(len, placed))) - front)[:, None]
+    spans[:, 0] = spans[:, 0].clip(0, len(text) - 1)
+    return table[:, 0], np.stack([spans[:, 0], np.maximum(spans[:, 1], spans[:, 0] + 1).clip(None, len(text))], axis=1)
+
+
+def _merged(tokenizer: Tokenizer, piece: str) -> np.ndarray:
+    """The tokens of a pre-token, kept for when it comes again."""
+    known = tokenizer.placed_pieces
+    if piece not in known:
+        if len(known) >= KEPT:
+            known.clear()
+        known[piece] = np.array(_placed(tokenizer, piece), dtype=np.int64).reshape(-1, 3)
+    return known[piece]
+
+
+def _placed(tokenizer: Tokenizer, piece: str) -> list[tuple[int, int, int]]:
+    """Ids, and the places of their first character and of the one after their last."""
+    symbols, ids = tokenizer.placed_symbols(piece), tokenizer._merged(piece)
+    counts = list(map(tokenizer.count_symbols, ids))
+    if sum(counts) != len(symbols):  # it was looked up as a whole
+        return [(i, 0, len(piece)) for i in ids]
+    placed, at = [], 0
+    for i, count in zip(ids, counts, strict=True):
+        placed.append((i, symbols[at][1], symbols[at + count - 1][2]))
+        at += count
+    return placed

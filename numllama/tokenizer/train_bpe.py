@@ -22,7 +22,9 @@ from typing import TYPE_CHECKING
 
 from numllama.processes import Processes, available_cores
 from numllama.tokenizer.bpe import Tokenizer
-from numllama.tokenizer.patterns import SpecialTokens, Splitter
+from numllama.tokenizer.cutting import SpecialTokens
+from numllama.tokenizer.patterns import Splitter, as_oniguruma
+from numllama.tokenizer.rewriting import from_oniguruma
 from numllama.tokenizer.text_files import as_paths, not_empty, read_parts
 from numllama.tokenizer.vocabulary import check_special_tokens
 
@@ -56,7 +58,8 @@ def train(
         raise ValueError(f"vocab_size is {vocab_size!r}, but 256 bytes and {len(special_tokens)} special tokens need {least}")
     if workers is not None and (not isinstance(workers, int) or workers < 1):
         raise ValueError(f"workers is {workers!r}, but must be a whole number of at least 1")
-    Splitter(pattern)  # a wrong one is told before anything is read
+    pattern = as_oniguruma(pattern)  # a wrong one is told before anything is read
+    Splitter(pattern)
     paths = as_paths(files)
     not_empty(paths)
     words = count_words(paths, pattern, special_tokens, workers, progress, errors)
@@ -65,6 +68,7 @@ def train(
 
 def train_on_text(text: str, vocab_size: int, pattern: str = "gpt2") -> Tokenizer:
     """As :func:`train`, from a text in memory, without special tokens."""
+    pattern = as_oniguruma(pattern)
     return _learn(_Count(pattern, ())(text), vocab_size, (), pattern, progress=False)
 
 
@@ -72,7 +76,7 @@ def _learn(words: Words, vocab_size: int, special_tokens: Sequence[str], pattern
     merges = find_merges(words, vocab_size - 256 - len(special_tokens), progress)
     vocab = [*(bytes([byte]) for byte in range(256)), *(left + right for left, right in merges)]
     special = {token: len(vocab) + i for i, token in enumerate(special_tokens)}
-    return Tokenizer(dict(enumerate(vocab)), merges, special, pattern=pattern)
+    return Tokenizer(dict(enumerate(vocab)), merges, special, pattern=from_oniguruma(pattern))
 
 
 # ------------------------------------------------------------------------------------------------ counting

@@ -16,9 +16,9 @@ def by_id(vocab: Mapping) -> dict[int, bytes]:
         raise ValueError("vocab gives the same id to two tokens")
     for i, token in turned.items():
         if isinstance(i, bool) or not isinstance(i, int) or not isinstance(token, bytes):
-            raise TypeError(f"vocab must map integers to bytes or bytes to integers, but holds {i!r} and {token!r}")
+            raise TypeError(f"vocab must map integers to bytes or bytes to integers, but holds {shown(i)} and {shown(token)}")
         if i < 0 or not token:
-            raise ValueError(f"vocab holds {i} and {token!r}, but ids are not negative and tokens not empty")
+            raise ValueError(f"vocab holds {shown(i)} and {shown(token)}, but ids are not negative and tokens not empty")
     return turned
 
 
@@ -32,7 +32,7 @@ def checked_id(i: Any) -> int:
 def checked_pair(pair: Sequence[bytes], rank: int) -> tuple[bytes, bytes]:
     """A merge, if it is one."""
     if len(pair) != 2 or not all(isinstance(part, bytes) for part in pair):
-        raise TypeError(f"merges must be pairs of bytes, but number {rank} is {pair!r}")
+        raise TypeError(f"merges must be pairs of bytes, but number {rank} is {shown(pair)}")
     return tuple(pair)
 
 
@@ -47,9 +47,9 @@ def numbered(special: Mapping[str, int] | Sequence[str], vocab: Mapping[int, byt
         raise ValueError("special_tokens gives the same id to two tokens")
     for token, i in special.items():
         if isinstance(i, bool) or not isinstance(i, int) or i < 0:
-            raise ValueError(f"special_tokens gives {token!r} the id {i!r}, but ids are integers that are not negative")
+            raise ValueError(f"special_tokens gives {shown(token)} the id {shown(i)}, but ids are integers that are not negative")
         if vocab.get(i, token.encode()) != token.encode():
-            raise ValueError(f"special_tokens gives {token!r} the id {i}, but that is {vocab[i]!r} in vocab")
+            raise ValueError(f"special_tokens gives {shown(token)} the id {i}, but that is {shown(vocab[i])} in vocab")
     return dict(special)
 
 
@@ -58,9 +58,11 @@ def check_special_tokens(special: Iterable[str]) -> list[str]:
     if isinstance(special, str):
         raise TypeError("special_tokens must be a dictionary or a sequence of strings, not a single string")
     tokens = list(special)
-    for i, token in enumerate(tokens):
+    known = set()
+    for token in tokens:
         if not isinstance(token, str) or not token:
-            raise ValueError(f"special_tokens holds {token!r}, but each must be a string that is not empty")
-        if token in tokens[:i]:
-            raise ValueError(f"special_tokens holds {token!r} twice")
+            raise ValueError(f"special_tokens holds {shown(token)}, but each must be a string that is not empty")
+        if token in known:
+            raise ValueError(f"special_tokens holds {shown(token)} twice")
+        known.add(token)
     return tokens

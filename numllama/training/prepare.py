@@ -22,13 +22,13 @@ import numpy as np
 from tqdm import tqdm
 
 from numllama.data.token_files import OPENED_PIECES, checksum, describe_tokens
-from numllama.errors import DataError
+from numllama.errors import DataError, shown
 from numllama.processes import available_cores
 from numllama.storage.files import CHECKSUMS, check_files, part_of, read_json, remove, write_checksums, write_json
 from numllama.storage.folders import locked, publish
 from numllama.tokenizer import CharTokenizer, Tokenizer
+from numllama.tokenizer.cutting import SpecialTokens
 from numllama.tokenizer.parallel import ParallelEncoder
-from numllama.tokenizer.patterns import SpecialTokens
 from numllama.tokenizer.text_files import BLOCK, as_paths, file_kind, not_empty, read_parts
 from numllama.tokenizer.train_bpe import WORTH_A_WORKER
 from numllama.training.data import VAL_FRACTION
@@ -39,6 +39,7 @@ SPLITS = ("train", "val")
 END_OF_TEXT = "<|endoftext|>"
 ENDS_OF_TEXT = (END_OF_TEXT, "<|end_of_text|>", "</s>")  # GPT-2's and ours, Llama 3's, Llama 2's
 PARTS_BETWEEN_SAVES = 16
+NO_SPECIAL = "none"  # which a rank file may really have
 SHARD_TOKENS = 100_000_000
 STANDARD_INPUT = Path("-")
 
@@ -48,12 +49,13 @@ def prepare_texts(
     out: Path,
     vocab_size: int | None = None,
     tokenizer: Path | None = None,
-    pattern: str = "gpt2",
+    pattern: str | None = None,
     documents: bool = False,
     errors: str = "strict",
     workers: int | None = None,
     shard_tokens: int = SHARD_TOKENS,
     special_tokens: tuple[str, ...] = (),
+    special: tuple[str, ...] = (),
 ) -> int:
     """Train or load a tokenizer, encode the texts, print the exact counts; returns the exit code.
 
@@ -61,6 +63,8 @@ def prepare_texts(
     """
     if (vocab_size is None) == (tokenizer is None):
         raise ValueError("either vocab_size or tokenizer is needed: a vocabulary to learn, or one that is there already")
+    if special and tokenizer is None:
+        raise ValueError("special is for a rank file that is given as tokenizer; special_token adds one to a vocabulary to learn")
     if shard_tokens < 1:
         raise ValueError(f"shard_tokens is {shard_tokens}, but must be at least 1")
     pipes = _pipes(texts)
@@ -70,11 +74,12 @@ def prepare_texts(
             "texts": named,
             "vocab_size": vocab_size,
             "tokenizer": str(tokenizer.resolve()) if tokenizer else None,
-            "pattern": pattern,
+            "pattern": pattern or ("gpt2" if tokenizer is None else None),
             "documents": documents,
             "errors": errors,
             "shard_tokens": shard_tokens,
             "special_tokens": list(special_tokens),
+            "special": list(special),
         }
         try:
             _prepare(paths, out, settings, workers)
@@ -201,7 +206,9 @@ def _state(out: Path, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_same(out: Path, state: dict[str, Any], settings: dict[str, Any]) -> None:
-    old = {"special_tokens": [], **state["settings"]}  # which older versions did not have
+    old = {"special_tokens": [], "special": [], **state["settings"]}  # which older versions did not have
+    if settings["pattern"] is None and old.get("pattern") == "gpt2":  # nor this, where it means nothing
+        old["pattern"] = None
     if old != settings:
         changed = ", ".join(name for name in settings if old.get(name) != settings[name])
         raise DataError(f"{out} is made from other settings ({changed} differ): choose another --out, or delete it")
@@ -222,7 +229,7 @@ def _tokenizer(work: Path, paths: list[Path], state: dict[str, Any], workers: in
     if not (work / "tokenizer.json").exists():
         special = settings["special_tokens"]
         if settings["tokenizer"]:
-            made = Tokenizer.load(settings["tokenizer"])
+            made = Tokenizer.load(settings["tokenizer"], settings["pattern"], _ids(settings["special"]))
         else:
             all_special = list(dict.fromkeys([*special, *([END_OF_TEXT] if settings["documents"] else [])]))
             made = Tokenizer.train(
@@ -241,6 +248,16 @@ def _tokenizer(work: Path, paths: list[Path], state: dict[str, Any], workers: in
         write_json(work / ABOUT, state, DataError)
         made.save(work)
     return Tokenizer.load(work)
+
+
+def _ids(special: list[str]) -> dict[str, int] | None:
+    """Special tokens and their ids from texts such as <|x|>=7; None where none are given."""
+    if special in ([], [NO_SPECIAL]):
+        return {} if special else None
+    parts = [text.rpartition("=") for text in special]
+    if wrong := [text for text, (name, _, i) in zip(special, parts, strict=True) if not (name and i.isascii() and i.isdigit())]:
+        raise ValueError(f"special is {shown(wrong[0])}, but must be a token and its id, such as <|end|>=50256, or {NO_SPECIAL}")
+    return {name: int(i) for name, _, i in parts}
 
 
 def _end_of_text(tokenizer: Tokenizer) -> str:

@@ -24,6 +24,7 @@ from numllama.generation.text import (
     stream_text,
     until,
 )
+from numllama.tokenizer.post_processors import template
 from numllama.tokenizer.sentencepiece import SentencePieceTokenizer
 
 BYTES = nl.Tokenizer({i: bytes([i]) for i in range(256)}, [])
@@ -212,7 +213,7 @@ def test_the_tokenizers_end_of_turn_ends_a_text_beside_the_checkpoints(tmp_path,
     assert default_settings(model, tokenizer)["stop_ids"] == (257, 300)
 
 
-@pytest.mark.parametrize("values", [{}, {"eos_token": None}, {"eos_token": "</nothing>"}, {"eos_token": 7}, {"eos_token": {}}])
+@pytest.mark.parametrize("values", [{}, {"eos_token": None}, {"eos_token": "</nothing>"}, {"eos_token": {}}])
 def test_a_tokenizer_that_names_no_end_of_its_own_adds_none(tmp_path, values):
     SPECIAL_BYTES.save(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(values))
@@ -272,28 +273,50 @@ def test_a_checkpoints_setting_that_cannot_be_is_named_with_its_file(values):
 # ------------------------------------------------------------------------------------------------ beginnings
 
 
-def test_a_checkpoints_own_token_begins_the_text():
-    model = model_for(BYTES)
-    assert opening(model, BYTES) == []
-    model.generation_config = {"bos_token_id": 7}
-    assert opening(model, BYTES) == [7]
+def putting(before, after=()):
+    """A tokenizer that puts bytes around a text."""
+    tokenizer = nl.Tokenizer(BYTES.vocab, [])
+    tokenizer.post_processor = template([(f"<{i}>", i) for i in before], [(f"<{i}>", i) for i in after])
+    return tokenizer
+
+
+def test_the_tokenizers_own_token_begins_the_text():
+    model, tokenizer = model_for(BYTES), putting([7])
+    assert opening(model, tokenizer) == [7]
     ids = nl.generate(model, [7, *b"To be"], 20, seed=1)
-    assert nl.complete(model, BYTES, "To be", 20, seed=1) == BYTES.decode(ids)
-    assert nl.complete(model, BYTES, "", 20, seed=1) == BYTES.decode(nl.generate(model, [7], 20, seed=1))
+    assert nl.complete(model, tokenizer, "To be", 20, seed=1) == BYTES.decode(ids)
+    assert nl.complete(model, tokenizer, "", 20, seed=1) == BYTES.decode(nl.generate(model, [7], 20, seed=1))
+
+
+def test_what_belongs_behind_a_text_stands_behind_the_prompt():
+    model = model_for(BYTES)
+    ids = nl.generate(model, [7, 8, *b"To be", 9], 20, seed=1)
+    assert nl.complete(model, putting([7, 8], [9]), "To be", 20, seed=1) == BYTES.decode(ids)
+
+
+A = {"Sequence": {"id": "A", "type_id": 0}}
+CLS = {"SpecialToken": {"id": "[CLS]", "type_id": 0}}
+KNOWN = {"[CLS]": {"id": "[CLS]", "ids": [9], "tokens": ["[CLS]"]}}
 
 
 @pytest.mark.parametrize(("post_processor", "begins"), [
-    (None, True),
-    ({"type": "TemplateProcessing", "single": []}, True),
-    ({"type": "Sequence", "processors": [{"type": "ByteLevel"}, {"type": "TemplateProcessing", "single": []}]}, True),
-    ({"type": "ByteLevel", "add_prefix_space": False}, False),
+    (None, []),
+    ({"type": "ByteLevel", "add_prefix_space": False}, []),
+    ({"type": "TemplateProcessing", "single": [A], "special_tokens": {}}, []),
+    ({"type": "TemplateProcessing", "single": [A, CLS], "special_tokens": KNOWN}, []),
+    ({"type": "TemplateProcessing", "single": [CLS, A], "special_tokens": KNOWN}, [9]),
+    ({"type": "BertProcessing", "sep": ["[SEP]", 8], "cls": ["[CLS]", 9]}, [9]),
+    ({"type": "Sequence", "processors": [
+        {"type": "ByteLevel"}, {"type": "TemplateProcessing", "single": [CLS, A], "special_tokens": KNOWN},
+    ]}, [9]),
 ])  # fmt: skip
-def test_a_tokenizer_that_adds_no_such_token_has_the_last_word(post_processor, begins):
+@pytest.mark.parametrize("named", [None, 7])
+def test_what_begins_a_text_is_the_tokenizers_and_never_the_models(post_processor, begins, named):
     model = model_for(BYTES)
-    model.generation_config = {"bos_token_id": 7}
+    model.generation_config = {"bos_token_id": named}
     tokenizer = nl.Tokenizer(BYTES.vocab, [])
     tokenizer.post_processor = post_processor
-    assert opening(model, tokenizer) == ([7] if begins else [])
+    assert opening(model, tokenizer) == begins
 
 
 def test_ids_are_taken_as_they_are():

@@ -2,6 +2,7 @@
 
 import pickle
 from collections import UserDict
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from tokenizer.bpe_reference import naive_encode
 from training.realdata import real_data
 
 from numllama import Tokenizer
-from numllama.tokenizer import bpe, merging
+from numllama.tokenizer import bpe, core, merging
 
 BYTES = {i: bytes([i]) for i in range(256)}
 WORDS = [b"th", b"the", b" the", b" a", b"an", b"aa", b"aaaa", b"\xe4\xb8", b"  "]
@@ -153,7 +154,7 @@ def test_a_tokenizer_can_be_sent_to_another_process():
 
 
 def test_a_cache_that_is_full_starts_again(monkeypatch):
-    monkeypatch.setattr(bpe, "CACHED_PIECES", 3)
+    monkeypatch.setattr(core, "CACHED_PIECES", 3)
     tokenizer = Tokenizer(VOCAB, MERGES)
     text = "the an aa a the b c d e f the"
     assert tokenizer.encode(text) == tokenizer.encode(text) == PLAIN.encode(text)
@@ -217,12 +218,8 @@ def test_a_batch_is_each_text_by_itself():
 @given(text=st.one_of(TEXT, SPECIAL_TEXT), step=st.integers(1, 9), size=st.integers(1, 20))
 def test_a_stream_in_any_parts_has_the_ids_of_the_whole(text, step, size):
     parts = (text[i : i + step] for i in range(0, len(text), step))
-    kept = TOKENIZER._splitter.chunks
-    try:  # small chunks, so that a short text has several
-        TOKENIZER._splitter.chunks = lambda texts, special=None, _=0: kept(texts, special, size)
+    with patch.object(bpe, "CHUNK", size):  # small chunks, so that a short text has several
         ids = list(TOKENIZER.encode_iterable(parts, "all"))
-    finally:
-        del TOKENIZER._splitter.chunks
     assert ids == TOKENIZER.encode(text, "all")
 
 

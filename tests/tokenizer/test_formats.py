@@ -1,6 +1,7 @@
 """Tokenizers on disk: every format is recognised and gives the same ids, and what is damaged is one sentence."""
 
 import base64
+import hashlib
 import json
 import os
 import shutil
@@ -14,9 +15,10 @@ from training.realdata import real_data
 
 from numllama import CharTokenizer, Tokenizer
 from numllama.errors import DataError
+from numllama.tokenizer import formats
 from numllama.tokenizer.formats import CL100K_SPECIAL, LLAMA3_SPECIAL, merges_of_ranks
+from numllama.tokenizer.layout import PREFIXES
 from numllama.tokenizer.patterns import PATTERNS
-from numllama.tokenizer.sentencepiece import PREFIXES
 
 TEXT = "the cat\nan aaaa <s>é中1234<|end|>, the  aa"
 
@@ -144,16 +146,33 @@ def ranks(path, tokens):
     return path
 
 
-def test_a_rank_file_of_any_length_is_split_as_llama_3_unless_told_otherwise(tmp_path):
+@pytest.mark.parametrize("how", [{}, {"pattern": "gpt2"}, {"special_tokens": {}}, {"special_tokens": {"<s>": 900}}])
+def test_pattern_and_special_tokens_of_a_rank_file_that_is_not_well_known_are_asked_for(tmp_path, how):
+    for tokens in (VOCAB.values(), [*VOCAB.values(), *(b"%08d" % i for i in range(50_256 - len(VOCAB)))]):  # as many as GPT-2 has
+        path = ranks(tmp_path / "tokenizer.model", tokens)
+        for place in (path, tmp_path):
+            with pytest.raises(DataError, match="a rank file, which says neither how to split a text nor which special"):
+                Tokenizer.load(place, **how)
+
+
+@pytest.mark.parametrize("special", [{"<s>": 900}, {}, ["<s>", "</s>"]])
+@pytest.mark.parametrize("pattern", ["gpt2", "llama3", r"[a-z]+|.", r"\p{N}{1,2}+|\D+"])
+def test_they_are_taken_as_they_are_given(tmp_path, pattern, special):
     path = ranks(tmp_path / "tokenizer.model", VOCAB.values())
-    for loaded in (Tokenizer.load(path), Tokenizer.load(tmp_path)):
-        assert (loaded.pattern, loaded.special_tokens, loaded.vocab_size) == (PATTERNS["llama3"], {}, len(VOCAB))
-    assert Tokenizer.load(path, pattern="gpt2", special_tokens={"<s>": 900}).special_tokens == {"<s>": 900}
+    loaded, made = Tokenizer.load(path, pattern, special), Tokenizer(VOCAB, MERGES, special, pattern=pattern, ignore_merges=True)
+    assert_same(loaded, made)
+    assert loaded.before == loaded.after == []
 
 
-def test_llama_3s_special_tokens_are_known_by_the_number_of_ranks(tmp_path):
+def test_llama_3s_special_tokens_are_known_by_the_files_checksum(tmp_path, monkeypatch):
     names = [bytes([i]) for i in range(256)] + [b"%08d" % i for i in range(128_000 - 256)]
-    loaded = Tokenizer.load(ranks(tmp_path / "tokenizer.model", names))
+    path = ranks(tmp_path / "tokenizer.model", names)
+    assert "llama3" in formats.KNOWN_RANKS.values()
+    lines = path.read_bytes()
+    monkeypatch.setitem(formats.KNOWN_RANKS, hashlib.sha256(lines).hexdigest(), "llama3")
+    path.write_bytes(b"".join(reversed(lines.splitlines(keepends=True))).replace(b"\n", b"\r\n"))  # the same ranks all the same
+    loaded = Tokenizer.load(path)
+    assert (loaded.before, loaded.wrap([5])) == ([128_000], [128_000, 5])
     special = loaded.special_tokens
     assert (special["<|begin_of_text|>"], special["<|end_of_text|>"], special["<|eot_id|>"]) == (128_000, 128_001, 128_009)
     assert (special["<|start_header_id|>"], special["<|end_header_id|>"]) == (128_006, 128_007)
@@ -164,7 +183,7 @@ def test_llama_3s_special_tokens_are_known_by_the_number_of_ranks(tmp_path):
 
 def test_a_token_that_no_merges_lead_to_is_only_looked_up(tmp_path):
     tokens = [*VOCAB.values(), b"cats"]
-    loaded = Tokenizer.load(ranks(tmp_path / "x.tiktoken", tokens))
+    loaded = Tokenizer.load(ranks(tmp_path / "x.tiktoken", tokens), "gpt2", {})
     assert loaded.encode("cats") == [len(tokens) - 1]
     assert loaded.encode("catsx") == list(b"catsx")
     assert loaded.merges == MERGES
@@ -205,8 +224,6 @@ def content(name, data):
     return write
 
 
-FLAGS = {"id": 300, "content": "<x>", "lstrip": True}
-LOWER = {"type": "Lowercase"}
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
 SPLIT = {"type": "Sequence", "pretokenizers": [{"type": "Split"}, BYTE_LEVEL]}
 UNREADABLE = {
@@ -224,12 +241,11 @@ UNREADABLE = {
     "an id that is text": changed(model__vocab={"a": "97"}),
     "a token outside the alphabet": changed(model__vocab={"中": 0}),
     "a byte missing": changed(model__vocab={"a": 0}, model__merges=[]),
-    "another pre-tokenizer": changed(pre_tokenizer={"type": "Whitespace"}),
-    "no pre-tokenizer": changed(pre_tokenizer=None),
-    "a normalizer": changed(normalizer=LOWER),
-    "a prefix space": changed(pre_tokenizer__add_prefix_space=True),
+    "another pre-tokenizer": changed(pre_tokenizer={"type": "UnicodeScripts"}),
+    "another normalizer": changed(normalizer={"type": "Precompiled"}),
+    "another decoder": changed(decoder={"type": "CTC"}),
+    "another post-processor": changed(post_processor={"type": "Padding"}),
     "dropout": changed(model__dropout=0.1),
-    "an added token that takes spaces": changed(added_tokens=[FLAGS]),
     "an added token without content": changed(added_tokens=[{"id": 3}]),
     "a text for added tokens": changed(added_tokens="<s>"),
     "a split without a pattern": changed(pre_tokenizer=SPLIT),

@@ -1,0 +1,312 @@
+"""Byte-pair encoding as it is done, below what :class:`numllama.tokenizer.Tokenizer` offers.
+
+A text is split at added tokens and into pre-tokens (`layout.py`), each pre-token starts as its bytes, and neighbours merge in the
+order that was learnt (`merging.py`). Natural text repeats itself, so each pre-token's ids are kept, packed, and most of the work
+is to look them up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from numllama.errors import shown
+from numllama.tokenizer.added_tokens import AddedToken, Sought, check_unique, look_for
+from numllama.tokenizer.cutting import CHUNK, SpecialTokens, chunks
+from numllama.tokenizer.decoders import CHARACTER_OF, bytes_of
+from numllama.tokenizer.layout import Layout
+from numllama.tokenizer.merging import merge
+from numllama.tokenizer.normalizers import Normalizer
+from numllama.tokenizer.vocabulary import checked_id, checked_pair
+
+CACHED_PIECES = 2**18  # about 50 MB
+CACHED_LENGTH = 64     # characters: longer pieces hardly ever come again
+FINDERS = 64           # sets of special tokens: those that are allowed and those that are not
+
+
+class BytePairs:
+    """A vocabulary, its merges, and what surrounds them."""
+
+    @classmethod
+    def of_parts(cls, *parts: Any, **more: Any) -> Self:
+        """A tokenizer of what a file says: see :meth:`_set_up`."""
+        made = cls.__new__(cls)
+        made._set_up(*parts, **more)
+        return made
+
+    def _set_up(
+        self,
+        vocab: Mapping[int, bytes],
+        merges: Sequence[tuple[bytes, bytes]],
+        added: Sequence[AddedToken],
+        layout: Layout,
+        *,
+        ignore_merges: bool = False,
+        unknown: int | None = None,
+        fuse_unknown: bool = False,
+        model: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Make it of its parts.
+
+        Parameters
+        ----------
+        vocab, merges, ignore_merges
+            As in a constructor. Bytes may be missing.
+        added : sequence of AddedToken
+        layout : Layout
+        unknown, fuse_unknown
+            The id of what has no token, and whether several in a row are one; None leaves them out.
+        model : mapping, optional
+            The ``model`` of the ``tokenizer.json`` that was read, without its merges.
+        """
+        self.vocab = dict(sorted(vocab.items()))
+        self.merges = [checked_pair(pair, i) for i, pair in enumerate(merges)]
+        self.added_tokens = sorted(added, key=lambda token: token.id)
+        self.special_tokens = {token.content: token.id for token in added if token.special}
+        self.ignore_merges, self.layout, self.model = ignore_merges, layout, model
+        self.post_processor: dict | None = None
+        self.kept: dict[str, Any] = {}  # of a tokenizer.json: what others do with the ids
+        self.folder: Path | None = None  # that it was loaded from, where the chat template lies
+        check_unique(self.added_tokens)
+        normalize = Normalizer(layout.values["normalizer"])
+        self._contents = {} if model is None else {i: name for name, i in model["vocab"].items() if i not in self.vocab}
+        self._contents |= {t.id: normalize(t.content) if t.normalized else t.content for t in self.added_tokens}
+        self._special_ids = frozenset(self.special_tokens.values())
+        ids = _by_token(self.vocab)
+        self._unknown, self._fuse_unknown = unknown, fuse_unknown
+        self._symbol_ids(ids)
+        self._set_up_merges(ids)
+        self._token = self._tokens()
+        self._finders: dict[tuple, Sought] = {}
+        self.vocab_size = max(self._token, default=-1) + 1
+        if self.vocab_size > 2**32:
+            raise ValueError(f"the largest id is {self.vocab_size - 1}, but must be below 2**32")
+        self.dtype = np.dtype("<u2" if self.vocab_size <= 2**16 else "<u4")
+        self._cache, self._written = _Pieces(self), _Written(self)
+        self.placed_pieces: dict[str, list] = {}  # see encode_spans
+
+    def _set_up_merges(self, ids: Mapping[bytes, int]) -> None:
+        self._whole = {token: i for token, i in ids.items() if i not in self._special_ids} if self.ignore_merges else {}
+        try:
+            self._ranks = {(ids[left], ids[right]): rank for rank, (left, right) in enumerate(self.merges)}
+            self._made = [ids[left + right] for left, right in self.merges]
+        except KeyError as error:
+            raise ValueError(f"merges need the token {shown(error.args[0])}, but vocab has none") from error
+        if len(self._ranks) < len(self.merges):
+            raise ValueError("merges holds a pair twice")
+        # a text never becomes a special token by merging: it is taken apart again
+        self._parts = {made: pair for pair, made in zip(self._ranks, self._made, strict=True) if made in self._special_ids}
+
+    def _symbol_ids(self, ids: Mapping[bytes, int]) -> None:
+        """Keep what a pre-token starts as: an id for each byte."""
+        self._bytes = [ids.get(bytes([byte])) for byte in range(256)]
+        self._complete = None not in self._bytes
+
+    def _tokens(self) -> dict[int, bytes]:
+        """What each id stands for."""
+        as_bytes = str.encode if self.model is None else bytes_of  # readers of a file take some letters for bytes
+        return self.vocab | {i: as_bytes(content) for i, content in self._contents.items()}
+
+    @cached_property
+    def longest(self) -> int | None:
+        """The bytes of a text that a token stands for at most; None where it may be any number, as of white space or unknowns."""
+        if not (self.layout.keeps_all and self._complete) or any(token.lstrip or token.rstrip for token in self.added_tokens):
+            return None
+        return max(map(len, (*self.vocab.values(), *(token.content.encode() for token in self.added_tokens))), default=None)
+
+    def name(self, i: int) -> str:
+        """How a ``tokenizer.json`` writes a token."""
+        return self._contents[i] if i in self._contents else self.written(self.vocab[i])
+
+    @staticmethod
+    def written(token: bytes) -> str:
+        """How a ``tokenizer.json`` writes the bytes of a token."""
+        return "".join([CHARACTER_OF[byte] for byte in token])
+
+    def _sought(
+        self, allowed: Collection[str] | str, disallowed: Collection[str] | str
+    ) -> tuple[Sought, SpecialTokens | None]:
+        """What to look for in a text, and what must not be there."""
+        known = self.special_tokens.keys()
+        allowed = "all" if allowed == "all" else _known_special("allowed_special", allowed, known)
+        disallowed = "all" if disallowed == "all" else _known_special("disallowed_special", disallowed, known)
+        if (allowed, disallowed) not in self._finders:
+            if len(self._finders) >= FINDERS:
+                self._finders.clear()
+            tokens = [token for token in self.added_tokens if not token.special or allowed == "all" or token.content in allowed]
+            forbidden = known - {token.content for token in tokens} if disallowed == "all" else disallowed
+            found = look_for(tokens, forbidden, self.layout.normalizer if self.layout.normalizer else None)
+            self._finders[allowed, disallowed] = found, SpecialTokens(forbidden) if forbidden else None
+        return self._finders[allowed, disallowed]
+
+    def sought(self, text: str, allowed: Collection[str] | str, disallowed: Collection[str] | str) -> Sought:
+        """What to look for in a text, once nothing is found that must not be there."""
+        known, forbidden = self._sought(allowed, disallowed)
+        if forbidden and (found := forbidden.first(text)):
+            raise ValueError(
+                f"the text holds the special token {shown(found)}: allow it with allowed_special={{{shown(found)}}} (or 'all'), "
+                "or take it for ordinary text with disallowed_special=()"
+            )
+        return known
+
+    def _pack(self, text: str, known: Sought, begins: bool) -> Iterator[bytes]:
+        split, ids_of, cut = self.layout.pre_tokenizer.split, self._cache.__getitem__, self.layout.inner_cut
+        as_it_is = known.first is None and known.then is None and self.layout.as_it_is
+        for part in (text,) if as_it_is else self._split(text, known, begins):
+            if isinstance(part, int):
+                yield self._packed([part])
+            elif len(part) <= CHUNK:
+                yield b"".join(map(ids_of, split(part)))
+            else:
+                for chunk in chunks([part], cut):
+                    yield b"".join(map(ids_of, split(chunk)))
+
+    def _split(self, text: str, known: Sought, begins: bool) -> Iterator[int | str]:
+        """The ids of added tokens, and, as they are split into pieces, the parts of the text that lie between."""
+        normalize, led = self.layout.normalizer, self.layout.pre_tokenizer.led
+        for start, _, part in between(text, known.first.spans(text) if known.first else ()):
+            if isinstance(part, int):
+                yield part
+                continue
+            goes_on = not begins and start == 0
+            written = normalize(part, not goes_on)
+            for inner, _, piece in between(written, known.then.spans(written) if known.then else ()):
+                if isinstance(piece, int):
+                    yield piece
+                else:
+                    yield led(piece, begins and start == inner == 0, not (goes_on and inner == 0))
+
+    def _packed(self, ids: list[int]) -> bytes:
+        return np.array(ids, self.dtype).tobytes()
+
+    def _merged(self, piece: str) -> list[int]:
+        """The ids of a pre-token."""
+        whole = self._whole.get(piece.encode("utf-8", "surrogateescape")) if self._whole else None
+        ids = merge(self._symbols(piece), self._ranks, self._made) if whole is None else [whole]
+        while self._parts and any(i in self._parts for i in ids):
+            ids = [part for i in ids for part in self._parts.get(i, (i,))]
+        return ids
+
+    def _symbols(self, piece: str) -> list[int]:
+        """What a pre-token starts as: its bytes."""
+        if self._complete:
+            return [self._bytes[byte] for byte in piece.encode("utf-8", "surrogateescape")]
+        return [i for i, _, _ in self.placed_symbols(piece)]
+
+    def placed_symbols(self, piece: str) -> list[tuple[int, int, int]]:
+        """What a pre-token starts as, and for each id the place of its first character and of the one after its last.
+
+        What has no id is the unknown token, if there is one; that waits until something that is no byte follows.
+        """
+        symbols: list[tuple[int, int, int]] = []
+        waiting: list[tuple[int, int, int]] = []
+        for at, i, is_byte in self._each_symbol(piece):
+            if i is not None:
+                if not is_byte:
+                    symbols += waiting
+                    waiting = []
+                symbols.append((i, at, at + 1))
+            elif self._unknown is not None:
+                begin = waiting.pop()[1] if self._fuse_unknown and waiting else at
+                waiting.append((self._unknown, begin, at + 1))
+        return symbols + waiting
+
+    def _each_symbol(self, piece: str) -> Iterator[tuple[int, int | None, bool]]:
+        """The characters' places, their ids, and whether an id is one to fall back on."""
+        for at, character in enumerate(piece):
+            for byte in character.encode("utf-8", "surrogateescape"):
+                yield at, self._bytes[byte], False
+
+    def count_symbols(self, i: int) -> int:
+        """How many of those a token is made of."""
+        return 1 if i == self._unknown else len(self.vocab[i])
+
+    def _names(self, ids: Iterable[int]) -> list[bytes]:
+        return [self._token[i] for i in ids]
+
+    def _looked_up(self, ids: Iterable[int], table: Mapping[int, Any]) -> Iterable[Any]:
+        """What a table has for those ids that have a token."""
+        if isinstance(ids, list):
+            with suppress(KeyError, TypeError):  # most often all of them have one
+                if all(type(i) is int for i in ids):
+                    return [table[i] for i in ids]
+        checked = map(checked_id, ids.tolist() if isinstance(ids, np.ndarray) else ids)
+        return (table[i] for i in checked if i in self._token)
+
+    # -------------------------------------------------------------------------------------------- in another process
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_cache": None, "_written": None, "_finders": {}, "placed_pieces": {}}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__ = {**state, "_cache": _Pieces(self), "_written": _Written(self)}
+
+
+class _Pieces(dict):
+    """From pre-tokens to packed ids, filled when they are asked for."""
+
+    def __init__(self, tokenizer: BytePairs) -> None:
+        self.tokenizer = tokenizer
+
+    def __missing__(self, piece: str) -> bytes:
+        piece.encode()  # a surrogate without its partner ends here
+        packed = self.tokenizer._packed(self.tokenizer._merged(piece))
+        if len(piece) <= CACHED_LENGTH:
+            if len(self) >= CACHED_PIECES:
+                self.clear()
+            self[piece] = packed
+        return packed
+
+
+class _Written(dict):
+    """From ids to the texts that a decoder joins, filled when they are asked for."""
+
+    def __init__(self, tokenizer: BytePairs) -> None:
+        self.tokenizer = tokenizer
+
+    def __missing__(self, i: int) -> str:
+        self[i] = text = self.tokenizer.layout.decoder.each(self.tokenizer.name(i))
+        return text
+
+
+def between(text: str, spans: Iterable[tuple[int, int, int]]) -> Iterator[tuple[int, int, int | str]]:
+    """The ids of tokens whose places in a text are given, and the parts that lie between, each with where it begins and ends."""
+    end = 0
+    for start, stop, i in spans:
+        if end < start:
+            yield end, start, text[end:start]
+        yield start, stop, i
+        end = stop
+    if end < len(text):
+        yield end, len(text), text[end:]
+
+
+def listed(ids: Iterable[int]) -> list[int]:
+    """Ids as a list of Python's integers, if they are."""
+    return ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
+
+
+def _by_token(vocab: Mapping[int, bytes]) -> dict[bytes, int]:
+    ids: dict[bytes, int] = {}
+    for i, token in vocab.items():
+        if ids.setdefault(token, i) != i:
+            raise ValueError(f"vocab holds {shown(token)} twice")
+    return ids
+
+
+def _known_special(name: str, tokens: Collection[str] | str, known: Collection[str]) -> frozenset[str]:
+    if isinstance(tokens, str):
+        raise ValueError(f"{name} is {shown(tokens)}, but must be 'all' or a set of special tokens")
+    if unknown := set(tokens) - known:
+        raise ValueError(f"{name} holds {shown(min(unknown))}, which is not a special token of this tokenizer")
+    return frozenset(tokens)
+
+
+def repaired(text: str) -> str:
+    """Surrogate pairs as the characters they mean, other surrogates as U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

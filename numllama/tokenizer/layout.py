@@ -1,0 +1,124 @@
+"""What surrounds the merges of a tokenizer: normalizer, pre-tokenizer, decoder, as a ``tokenizer.json`` has them.
+
+A tokenizer is what its ``tokenizer.json`` says, whether it was read or made here: so what is saved is what was used.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import regex
+
+from numllama.tokenizer.decoders import Decoder
+from numllama.tokenizer.normalizers import SPACE, Normalizer
+from numllama.tokenizer.patterns import PATTERNS, Splitter
+from numllama.tokenizer.pre_tokenizers import BETWEEN_WORDS, PreTokenizer
+
+PREFIXES = ("always", "unless spaced", "first unless spaced", "never")
+SCHEMES = {"unless spaced": "always", "first unless spaced": "first"}
+NAMES = ("normalizer", "pre_tokenizer", "decoder")
+SPACES = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+PREPEND = {"type": "Prepend", "prepend": SPACE}
+TURNED = str.maketrans({" ": SPACE, SPACE: " "})
+
+
+class Layout:
+    """The parts of a ``tokenizer.json`` around its model.
+
+    Parameters
+    ----------
+    values : mapping
+        With ``normalizer``, ``pre_tokenizer`` and ``decoder``; others are not looked at.
+    by_words : bool
+        No merge goes on with a space (▁) after something else, so that words can be merged one by one.
+
+    Attributes
+    ----------
+    values : dict
+        Those three, as they were given.
+    normalizer, pre_tokenizer, decoder
+    cut, inner_cut : function or None
+        Find a place where a text may be cut before it is normalized, and after that.
+    as_it_is : bool
+        Whether nothing is done to a text before it is split.
+    keeps_all : bool
+        Whether nothing of a text is left out or changed, but for how spaces are written.
+    space : str
+        How a space is written before it is merged. If all that a layout does is to write spaces as ▁, then here ▁ is written as a
+        space: the same, but most texts stay as they are, with a byte for each character.
+    """
+
+    def __init__(self, values: Mapping[str, Any], by_words: bool = False) -> None:
+        self.values = {name: values.get(name) for name in NAMES}
+        self._by_words = by_words
+        turned = by_words and _writes_spaces(self.values)
+        self.space = " " if turned else SPACE
+        done = json.loads(_compact(self.values).translate(TURNED)) if turned else self.values
+        words = f"{self.space}*[^{self.space}]+|{self.space}+"
+        self.normalizer = Normalizer(done["normalizer"])
+        self.pre_tokenizer = PreTokenizer(done["pre_tokenizer"], Splitter(words, BETWEEN_WORDS) if by_words else None)
+        self.decoder = Decoder(self.values["decoder"])
+        inner, outer = self.pre_tokenizer.cut, self.normalizer.cut
+        self.inner_cut = _search(inner)
+        splitters = [step.splitter for step in self.pre_tokenizer.steps if step.splitter]
+        self.keeps_all = self.normalizer.cut == "" and not any(splitter.drops for splitter in splitters)
+        self.as_it_is = not self.normalizer and self.pre_tokenizer.lead is None
+        self.cut = _search(None if inner is None or outer is None else outer or inner)
+
+    def __reduce__(self) -> tuple:
+        return Layout, (self.values, self._by_words)
+
+
+def _writes_spaces(values: Mapping[str, Any]) -> bool:
+    """Whether all that is done is to write spaces as ▁ and to put one in front."""
+    normalizer, splitting = values["normalizer"], values["pre_tokenizer"]
+    several = isinstance(normalizer, dict) and normalizer.get("type") == "Sequence"
+    steps = normalizer.get("normalizers") if several else [normalizer] if normalizer else []
+    metaspace = isinstance(splitting, dict) and splitting.get("type") == "Metaspace" and splitting.get("replacement") == SPACE
+    known = isinstance(steps, list) and all(step in (PREPEND, SPACES) for step in steps)
+    return known and (SPACES in steps or metaspace) and (metaspace or splitting is None)
+
+
+def _compact(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, ensure_ascii=False, separators=(",", ":"))
+
+
+def _search(cut: str | None) -> Callable | None:
+    return regex.compile(cut).search if cut else None
+
+
+def byte_level(pattern: str) -> dict[str, Any]:
+    """For byte-level BPE, with a pattern in Oniguruma's language."""
+    step = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    splitting = step | {"use_regex": True}
+    if pattern != PATTERNS["gpt2"]:
+        split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+        splitting = {"type": "Sequence", "pretokenizers": [split, step | {"use_regex": False}]}
+    return {"normalizer": None, "pre_tokenizer": splitting, "decoder": step | {"use_regex": True}}
+
+
+def pieces(prefix: str, one_space: bool) -> dict[str, Any]:
+    """For SentencePiece's BPE; see :class:`numllama.tokenizer.sentencepiece.SentencePieceTokenizer`."""
+    scheme = SCHEMES.get(prefix, "never")
+    splitting = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": scheme, "split": one_space}
+    decoders = [
+        {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+        {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+    ]
+    return {
+        "normalizer": {"type": "Sequence", "normalizers": [PREPEND, SPACES]} if prefix == "always" else SPACES,
+        "pre_tokenizer": splitting if scheme != "never" or one_space else None,
+        "decoder": {"type": "Sequence", "decoders": decoders if prefix != "never" else decoders[:-1]},
+    }
+
+
+def prefix_of(values: Mapping[str, Any]) -> tuple[str, bool]:
+    """The `prefix` and `one_space` of such parts; of others, ``other``."""
+    for prefix in PREFIXES:
+        for one_space in (False, True):
+            made = pieces(prefix, one_space)
+            if all(made[name] == values.get(name) for name in ("normalizer", "pre_tokenizer")):
+                return prefix, one_space
+    return "other", False

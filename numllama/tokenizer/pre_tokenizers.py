@@ -1,0 +1,185 @@
+"""Pre-tokenizers: how a text is split into pieces before it is merged, one step after another, as a ``tokenizer.json`` says it.
+
+Each step splits the pieces that the steps before it have left. Most are regular expressions, and only differ in what becomes of
+what they match: digits are split by one for digits.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from numllama.storage.fields import FLAG, OBJECT, Kind, one_of
+from numllama.tokenizer.normalizers import SPACE, escaped, expression, fields, steps_of
+from numllama.tokenizer.patterns import BEHAVIORS, PATTERNS, Splitter
+
+BETWEEN_WORDS = rf"(?<=[^ {SPACE}])(?=[ {SPACE}])"  # before a space, written in either way, that follows something else
+PUNCTUATION = r"[!-/:-@\[-`{-~]|\p{P}"
+SCHEMES = ("always", "first", "never")
+CHARACTER = Kind(lambda value: isinstance(value, str) and len(value) == 1, "must be one character")
+METASPACE = {"replacement": CHARACTER, "prepend_scheme": one_of(*SCHEMES), "add_prefix_space": FLAG, "split": FLAG}
+
+
+class Step(NamedTuple):
+    """One split.
+
+    Attributes
+    ----------
+    splitter : Splitter or None
+        What splits a piece; None leaves it whole.
+    lead : function
+        What is done to a piece before: from it, whether a text begins with it, and whether anything does.
+    cut : str or None
+        A regular expression that matches where this step always ends a piece; "" if it splits by each character's kind alone, so
+        that it may be cut anywhere; None if nothing is known.
+    bytes : bool
+        The pieces are bytes from here on.
+    of_text : bool
+        `lead` asks whether the text begins.
+    """
+
+    splitter: Splitter | None
+    lead: Callable[[str, bool, bool], str] | None = None
+    cut: str | None = None
+    bytes: bool = False
+    of_text: bool = False
+
+
+class PreTokenizer:
+    """The steps of a pre-tokenizer.
+
+    Parameters
+    ----------
+    values : dict or None
+        As a ``tokenizer.json`` has it.
+    words : Splitter, optional
+        Splits what the steps have left, if it changes no merge: for speed.
+
+    Attributes
+    ----------
+    bytes : bool
+        Whether its pieces are merged as bytes.
+    cut : str or None
+        A regular expression that matches where a text may be cut, in all the forms that it takes here; None if nothing is known.
+    pattern : str or None
+        The one regular expression that it splits by, in Oniguruma's language.
+    """
+
+    def __init__(self, values: Any, words: Splitter | None = None) -> None:
+        self.values = values
+        self.steps = [] if values is None else steps_of(values, TABLE, "pre_tokenizer", "pretokenizers")
+        self.bytes = bool(self.steps) and self.steps[-1].bytes
+        if any(step.bytes for step in self.steps[:-1]):
+            raise ValueError("its pre_tokenizer has a step behind ByteLevel, but that can only be the last one here")
+        if any(step.of_text for step in self.steps[1:]):
+            raise ValueError("its Metaspace has the prepend_scheme first, but that can only be the first step here")
+        self.words = words
+        if words is not None:
+            self.steps.append(Step(words, cut=words.cut))
+        later = any(step.lead for step in self.steps[1:])  # puts something before pieces
+        cuts = {step.cut for step in self.steps}
+        self.cut = None if later or None in cuts or len(cuts - {""}) != 1 else max(cuts)
+        found = [step.splitter.pattern for step in self.steps if step.splitter]
+        self.pattern = found[0] if len(found) == 1 else None
+        self.lead = self.steps[0].lead if self.steps and self.steps[0].lead else None
+        alone = [step.splitter.split for step in self.steps if step.splitter]
+        self._simple = alone[0] if len(alone) == 1 and not later else None
+
+    def __reduce__(self) -> tuple:
+        return PreTokenizer, (self.values, self.words)
+
+    def led(self, text: str, first: bool, begins: bool) -> str:
+        """A part of a text as it is split.
+
+        `first` says whether the text begins with it, `begins` whether a part does; if not, it goes on with one.
+        """
+        return self.lead(text, first, begins) if self.lead and text else text
+
+    def split(self, text: str) -> list[str]:
+        """The pieces of such a part."""
+        if self._simple:
+            return self._simple(text)
+        pieces = [text] if text else []
+        for i, step in enumerate(self.steps):
+            if step.lead and i:
+                pieces = [step.lead(piece, False, True) for piece in pieces]
+            if step.splitter:
+                split = step.splitter.split
+                pieces = [part for piece in pieces for part in split(piece)]
+        return pieces
+
+
+# ------------------------------------------------------------------------------------------------ the steps
+
+
+def _by(splitter: Splitter, lead: Callable | None = None, **more: Any) -> Step:
+    return Step(splitter, lead, splitter.cut, **more)
+
+
+def _split(values: dict) -> Step:
+    fields(values, {"pattern": OBJECT, "behavior": one_of(*BEHAVIORS), "invert": FLAG}, "pattern", "behavior")
+    pattern = expression(values["pattern"], empty=True)
+    return _by(Splitter(pattern, behavior=values["behavior"], invert=values.get("invert", False)))
+
+
+def _byte_level(values: dict) -> Step:
+    fields(values, {"add_prefix_space": FLAG, "use_regex": FLAG, "trim_offsets": FLAG})
+    lead = _space_in_front if values.get("add_prefix_space", True) else None
+    if values.get("use_regex", True):
+        return _by(Splitter(PATTERNS["gpt2"]), lead, bytes=True)
+    return Step(None, lead, "", bytes=True)
+
+
+def _space_in_front(piece: str, first: bool, begins: bool) -> str:
+    return piece if piece.startswith(" ") or not begins else f" {piece}"
+
+
+def _digits(values: dict) -> Step:
+    fields(values, {"individual_digits": FLAG})
+    behavior = "Isolated" if values.get("individual_digits", False) else "Contiguous"
+    return Step(Splitter(r"\p{N}", behavior=behavior), cut="")
+
+
+def _punctuation(values: dict) -> Step:
+    fields(values, {"behavior": one_of(*BEHAVIORS)})
+    behavior = values.get("behavior", "Isolated")
+    return Step(Splitter(PUNCTUATION, behavior=behavior), cut=None if behavior.startswith("Merged") else "")
+
+
+def _metaspace(values: dict) -> Step:
+    fields(values, METASPACE, "replacement")
+    sign = values["replacement"]
+    other = {" ": SPACE}.get(sign, " ")  # see Layout.space
+    scheme = values.get("prepend_scheme") or ("always" if values.get("add_prefix_space", True) else "never")
+
+    def lead(piece: str, first: bool, begins: bool) -> str:
+        piece = piece.replace(other, sign)
+        wanted = begins and (scheme == "always" or (scheme == "first" and first))
+        return sign + piece if wanted and not piece.startswith(sign) else piece
+
+    cut = BETWEEN_WORDS if sign in (SPACE, " ") else None
+    if not values.get("split", True):
+        return Step(None, lead, cut and "", of_text=scheme == "first")
+    each = re.escape(sign)  # begins a piece
+    step = _by(Splitter(f"{each}[^{each}]*|[^{each}]+", BETWEEN_WORDS), lead, of_text=scheme == "first")
+    return step._replace(cut=cut)
+
+
+def _simple(pattern: str, behavior: str, invert: bool = False) -> Callable[[dict], Step]:
+    return lambda values: Step(Splitter(pattern, behavior=behavior, invert=invert))
+
+
+def _delimiter(values: dict) -> Step:
+    fields(values, {"delimiter": CHARACTER}, "delimiter")
+    return Step(Splitter(escaped(values["delimiter"]), behavior="Removed"))
+
+
+def _bert(values: dict) -> list[Step]:
+    return [_simple(r"\s", "Removed")(values), _simple(PUNCTUATION, "Isolated")(values)]
+
+
+TABLE = {
+    "Split": _split, "ByteLevel": _byte_level, "Digits": _digits, "Punctuation": _punctuation, "Metaspace": _metaspace,
+    "Whitespace": _simple(r"[[:word:]\u200c\u200d]+|[^[:word:]\u200c\u200d\s]+", "Removed", invert=True),
+    "WhitespaceSplit": _simple(r"\s", "Removed"),
+    "CharDelimiterSplit": _delimiter, "BertPreTokenizer": _bert,
+}  # fmt: skip

@@ -1,0 +1,170 @@
+"""``tokenizer.json``: read as `tokenizers` reads it, or refused by name, and written so that it says the same to all.
+
+    added_tokens      strings that are one token, whatever stands around them      (added_tokens.py)
+    normalizer        what is done to a text first                                 (normalizers.py)
+    pre_tokenizer     how it is split into pieces                                  (pre_tokenizers.py)
+    model             the vocabulary and the merges                                (bpe.py, sentencepiece.py)
+    post_processor    what is put around the ids                                   (post_processors.py)
+    decoder           from tokens to a text                                        (decoders.py)
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from numllama.errors import DataError, shown
+from numllama.storage.fields import FLAG, OBJECT, TEXT, Kind, as_json, check, only, optional
+from numllama.storage.files import read_json
+from numllama.tokenizer.added_tokens import AddedToken, check_unique, read_added_token
+from numllama.tokenizer.bpe import Tokenizer
+from numllama.tokenizer.char import CharTokenizer
+from numllama.tokenizer.config import beside
+from numllama.tokenizer.decoders import BYTE_OF, alphabet_bytes
+from numllama.tokenizer.layout import Layout
+from numllama.tokenizer.normalizers import SPACE
+from numllama.tokenizer.post_processors import around
+from numllama.tokenizer.sentencepiece import SentencePieceTokenizer, merge_by_words
+
+LIST = Kind(lambda value: isinstance(value, list), "must be a list")
+MODEL = {
+    "type": only("BPE"), "vocab": OBJECT, "merges": LIST, "dropout": only(None, 0), "unk_token": optional(TEXT),
+    "continuing_subword_prefix": only(None, ""), "end_of_word_suffix": only(None, ""), "fuse_unk": optional(FLAG),
+    "byte_fallback": optional(FLAG), "ignore_merges": optional(FLAG),
+}  # fmt: skip
+PLAIN_MODEL = {
+    "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None, "end_of_word_suffix": None,
+    "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
+}  # fmt: skip
+
+
+def read(path: Path) -> Tokenizer | CharTokenizer:
+    """The tokenizer in a ``tokenizer.json``, with what the files beside it say about its special tokens."""
+    values = read_json(path, DataError)
+    if "characters" in values:
+        return CharTokenizer.load(path)
+    added = values.get("added_tokens")
+    if added is not None and not isinstance(added, list):
+        raise ValueError(f"its added_tokens must be a list, but are {as_json(added)}")
+    model = checked_model(values.get("model"))
+    added = beside(path.parent).tokens(model["vocab"], list(map(read_added_token, added or [])))
+    made = tokenizer_of(values, model, added)
+    around(values.get("post_processor"))  # refused now, if at all
+    made.post_processor = values.get("post_processor")
+    made.kept = {name: values.get(name) for name in ("truncation", "padding")}
+    return made
+
+
+def checked_model(model: Any) -> dict[str, Any]:
+    """The model of a ``tokenizer.json``; ValueError if it is none, or another than BPE."""
+    if not isinstance(model, dict):
+        raise ValueError(f"its model must be an object, but is {as_json(model)}")
+    check(model, MODEL, as_json, "its model's ")
+    if not isinstance(model.get("vocab"), dict) or not isinstance(model.get("merges"), list):
+        raise ValueError("its model has no vocab and merges")
+    for token, i in model["vocab"].items():
+        if type(i) is not int or not 0 <= i < 2**32:
+            raise ValueError(f"its vocab gives {shown(token)} the id {as_json(i)}")
+    return model
+
+
+def tokenizer_of(values: Mapping[str, Any], model: Mapping[str, Any], added: Sequence[AddedToken]) -> Tokenizer:
+    """A tokenizer of the parts of a ``tokenizer.json``: normalizer, pre-tokenizer and decoder; model; added tokens."""
+    vocab = model["vocab"]
+    if len(set(vocab.values())) < len(vocab):
+        raise ValueError("its vocab gives the same id to two tokens")
+    check_unique(added)
+    _check_numbers(added, vocab)
+    unknown = model.get("unk_token")
+    if unknown and unknown not in vocab:
+        raise ValueError(f"its unk_token {shown(unknown)} is not in its vocab")
+    merges = [two(merge) for merge in model["merges"]]
+    layout = Layout(values)
+    more = {
+        "ignore_merges": bool(model.get("ignore_merges")),
+        "unknown": vocab.get(unknown),
+        "fuse_unknown": bool(model.get("fuse_unk")),
+        "model": {name: value for name, value in model.items() if name != "merges"},
+    }
+    if layout.pre_tokenizer.bytes:
+        pairs = [(to_bytes(left), to_bytes(right)) for left, right in merges]
+        return Tokenizer.of_parts(_of_bytes(vocab, merges, added), pairs, added, layout, **more)
+    pairs = [(left.encode(), right.encode()) for left, right in merges]
+    if SPACE in vocab and not more["ignore_merges"] and merge_by_words(pairs):
+        layout = Layout(values, by_words=True)
+    pieces = {i: name.encode() for name, i in vocab.items() if name}
+    return SentencePieceTokenizer.of_parts(pieces, pairs, added, layout, **more)
+
+
+def _of_bytes(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], added: Sequence[AddedToken]) -> dict[int, bytes]:
+    """The tokens that stand for bytes: those that are written so, special ones only if merges know them."""
+    known = {*BYTE_OF, *(part for left, right in merges for part in (left, right, left + right))}
+    special = {token.content for token in added if token.special} - known
+    tokens = {i: alphabet_bytes(name) for name, i in vocab.items() if name not in special}
+    return {i: token for i, token in tokens.items() if token}
+
+
+def _check_numbers(added: Sequence[AddedToken], vocab: Mapping[str, int]) -> None:
+    """Readers of a file number added tokens themselves: ValueError where they would get to another id than it says."""
+    most = None
+    for token in added:
+        following = len(vocab) if most is None or not (most >= len(vocab) or not vocab) else most + 1
+        expected = vocab.get(token.content, following)
+        if token.id != expected:
+            raise ValueError(
+                f"its added token {shown(token.content)} has the id {token.id}, but readers of such files take it for {expected}"
+            )
+        most = max(expected, most or 0)
+
+
+def two(merge: Any) -> tuple[str, str]:
+    """The two tokens of a merge, as a text with a space or as a pair."""
+    parts = merge.split(" ") if isinstance(merge, str) else merge
+    if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(part, str) for part in parts):
+        raise ValueError(f"a merge is two tokens, but one of its merges is {shown(merge)}")
+    return parts[0], parts[1]
+
+
+def to_bytes(token: str) -> bytes:
+    """The bytes of a token in GPT-2's alphabet."""
+    data = alphabet_bytes(token)
+    if data is None:
+        raise ValueError(f"the token {shown(token)} is neither special nor written in GPT-2's alphabet for bytes")
+    return data
+
+
+# ------------------------------------------------------------------------------------------------ writing
+
+
+def content(tokenizer: Tokenizer) -> dict[str, Any]:
+    """The ``tokenizer.json`` of a tokenizer: as it was read, or as it was made here."""
+    merges = [[tokenizer.written(left), tokenizer.written(right)] for left, right in tokenizer.merges]
+    spaced = any(" " in part for merge in merges for part in merge)
+    model = tokenizer.model or _made_here(tokenizer)
+    return {
+        "version": "1.0",
+        **{"truncation": None, "padding": None, **tokenizer.kept},
+        "added_tokens": [token.as_json() for token in tokenizer.added_tokens],
+        **tokenizer.layout.values,
+        "post_processor": tokenizer.post_processor,
+        "model": {
+            **model,
+            "vocab": dict(sorted(model["vocab"].items(), key=lambda item: item[1])),
+            "merges": merges if spaced else [" ".join(merge) for merge in merges],  # old versions read only the latter
+        },
+    }
+
+
+def _made_here(tokenizer: Tokenizer) -> dict[str, Any]:
+    """The model of a tokenizer that was not read from such a file: special tokens are in its vocabulary, for their ids."""
+    special = tokenizer.special_tokens
+    vocab = {tokenizer.written(token): i for i, token in tokenizer.vocab.items() if i not in special.values()}
+    if both := vocab.keys() & special.keys():
+        raise ValueError(f"tokenizer.json cannot hold {shown(min(both))} as a special token and as an ordinary one")
+    pieces = isinstance(tokenizer, SentencePieceTokenizer)
+    return PLAIN_MODEL | {
+        "unk_token": "<unk>" if pieces and "<unk>" in special else None,
+        "fuse_unk": pieces,
+        "byte_fallback": pieces,
+        "ignore_merges": tokenizer.ignore_merges,
+        "vocab": vocab | special,
+    }
