@@ -49,9 +49,9 @@ class Documents:
         """How many tokens there are."""
         return sum(len(ids) for ids, _ in self.documents)
 
-    def longer_than(self, seq_len: int) -> int:
-        """How many documents a row of this length cannot hold."""
-        return sum(len(ids) - 1 > seq_len for ids, _ in self.documents)
+    def cut_off(self, seq_len: int) -> int:
+        """How many documents a row of this length holds the beginning of."""
+        return sum(len(self.documents[i][0]) - 1 > seq_len for i in self._learnable(seq_len))
 
     def left_out(self, seq_len: int) -> int:
         """How many documents say nothing to learn within a row of this length."""

@@ -5,6 +5,7 @@
     OUT/model/              the best model, merged if there is an adapter, with tokenizer and chat template
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
@@ -204,11 +205,23 @@ def _go_on(tuning: Tuning, trainer: Trainer, before: TrainConfig | None = None) 
         f"DATA: {tuning.data}, {len(data.train.documents):,} conversations in {len(rows):,} rows to learn from "
         f"and {len(data.val.documents):,} to validate"
     )
-    if cut := data.train.longer_than(seq_len) + data.val.longer_than(seq_len):
-        print(f"{cut} of them are longer than seq_len, which is {seq_len}, and are cut off there")
+    for sentence in _about(data, seq_len):
+        print(sentence)
     if model.adapter:
         print(f"learnt: {model.learnt.flat.size:,} parameters of an adapter, {len(model.adapter.config.targets)} maps a layer")
     return go_on(trainer, lambda trainer: _finish(tuning, trainer), before=before)
+
+
+def _about(data: Conversations, seq_len: int) -> Iterator[str]:
+    """What a reader should know of the conversations that are not trained on as a whole."""
+    cut_off = data.train.cut_off(seq_len) + data.val.cut_off(seq_len)
+    left_out = data.train.left_out(seq_len) + data.val.left_out(seq_len)
+    if cut_off:
+        yield f"{cut_off:,} of them are longer than seq_len, which is {seq_len}, and are cut off there"
+    if left_out:
+        yield f"{left_out:,} of them are left out: no word of an answer stands within the first {seq_len} tokens (see --seq-len)"
+    if data.unended:
+        yield f"{data.unended:,} answers end with no special token, so the model does not learn from them where to stop"
 
 
 def _finish(tuning: Tuning, trainer: Trainer) -> None:

@@ -208,7 +208,7 @@ def test_what_is_longer_than_a_row_is_cut_and_left_out_if_nothing_to_learn_remai
     late = np.array([1, 2, 3, 4]), np.array([0, 0, 0, 1], bool)
     early = np.array([5, 6, 7, 8]), np.array([0, 1, 0, 1], bool)
     data = Documents([late, early])
-    assert data.longer_than(2) == 2 and data.longer_than(3) == 0
+    assert data.cut_off(2) == 1 and data.cut_off(3) == 0
     assert data.left_out(2) == 1 and data.left_out(3) == data.left_out(9) == 0
     assert data.rows(2) == [[1]]
     assert data.batch([[1]], 2)[1].tolist() == [[6, -100]]

@@ -213,6 +213,18 @@ def test_what_is_too_long_is_cut_off_and_said(base, data, tmp_path):
     assert "12 of them are longer than seq_len, which is 26, and are cut off there" in printed
 
 
+def test_what_is_left_out_is_counted_apart_from_what_is_cut_off(base, tmp_path):
+    def line(question, answer):
+        messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        return json.dumps({"messages": messages}) + "\n"
+
+    path = tmp_path / "long.jsonl"
+    path.write_text(line("q", "yes") * 3 + line("long " * 40, "yes") * 4 + line("q", "yes " * 40) * 2)
+    printed = finetune(base, "--data", path, "--val-data", path, "--out", tmp_path / "run", *QUICK, "--steps", 1, "--seq-len", 32)
+    assert "\n4 of them are longer than seq_len, which is 32, and are cut off there\n" in printed  # two in each split
+    assert "\n8 of them are left out: no word of an answer stands within the first 32 tokens (see --seq-len)\n" in printed
+
+
 @pytest.mark.parametrize("how", ["lora", "full"])
 def test_ctrl_c_saves_and_resume_comes_to_the_same_end(base, data, tmp_path, monkeypatch, how):
     arguments = (base, "--data", data, *QUICK, "--steps", 6, "--lr", "1e-2", *(["--full"] if how == "full" else []))
