@@ -1,6 +1,7 @@
 """Devices and hypothesis settings for all tests."""
 
 import os
+import signal
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -16,6 +17,10 @@ settings.register_profile("numllama", max_examples=40, derandomize=True, **quiet
 settings.register_profile("thorough", max_examples=1000, **quiet)
 settings.register_profile("mistakes", settings.get_profile("numllama"), phases=[Phase.explicit, Phase.generate])  # none is shrunk
 settings.load_profile("numllama")
+
+# Under nohup it would be ignored, by the commands that tests start, too.
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Many small products: a second BLAS thread would only get in the way of the other test processes.
 threadpool_limits(1, user_api="blas")
