@@ -7,10 +7,12 @@ from pathlib import Path
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
-sys.path.insert(0, str(ROOT))
-# Pages run in processes of their own: they use this checkout, `book.py`, the examples, and the test-suite's table of mistakes.
+sys.path[:0] = [str(ROOT), str(DOCS)]
+# Pages run in processes of their own: they use this checkout, the examples, and the test-suite's table of mistakes.
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # several pages run at once, and all their matrices are small
-os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(DOCS), str(ROOT / "examples"), str(ROOT / "tests")])
+os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "examples"), str(ROOT / "tests")])
+
+from downloads import rewrite_all  # noqa: E402
 
 from numllama import __version__  # noqa: E402
 
@@ -66,3 +68,7 @@ html_theme_options = {
     "pygments_light_style": "tango",
 }
 html_sidebars = {page: [] for page in ("index", "start", "exercises", "trace", "references")}    # nothing is below them
+
+
+def setup(app):
+    app.connect("build-finished", rewrite_all)

@@ -29,6 +29,7 @@ from numllama.backend import Array, array_module, xp_of
 from numllama.model import Parameters
 from numllama.model.block import merge_heads, split_heads
 from numllama.storage.files import write_text
+from numllama.system.install import install_command
 from numllama.training.shakespeare import shakespeare_dataset
 
 PARAMETERS = 460_000                                                   # of every rung
@@ -358,7 +359,7 @@ def main() -> None:
     try:
         draw(results).savefig(args.out / "ladder.png")
     except ImportError:
-        print('no picture: it needs pip install "numllama[plot]"')
+        print(f"no picture: it needs {install_command('plot')}")
 
 
 if __name__ == "__main__":

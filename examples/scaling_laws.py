@@ -24,6 +24,7 @@ import numpy as np
 import numllama as nl
 from numllama.backend import array_module
 from numllama.storage.files import write_text
+from numllama.system.install import install_command
 from numllama.training.shakespeare import shakespeare_dataset
 
 SIZES = [(16, 2), (32, 2), (48, 3), (80, 3), (112, 4), (144, 4)]       # (dim, layers): 6 thousand parameters to a million
@@ -224,7 +225,7 @@ def main() -> None:
     try:
         draw(runs, law).savefig(args.out / "scaling.png")
     except ImportError:
-        print('no picture: it needs pip install "numllama[plot]"')
+        print(f"no picture: it needs {install_command('plot')}")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 
 from numllama.errors import DeviceError, shown
+from numllama.system.install import install_command
 
 Array = Any  # a numpy.ndarray or a cupy.ndarray: whatever `xp_of` knows
 DTYPES = {"float32": np.float32, "float64": np.float64}
@@ -48,7 +49,7 @@ def array_module(device: str) -> ModuleType:
         import cupy
     except ImportError as error:
         raise DeviceError(
-            "device 'cuda' needs CuPy: pip install \"numllama[cuda13]\" (or cuda12, as nvidia-smi's CUDA version says)"
+            f"device 'cuda' needs CuPy: {install_command('cuda13')} (or cuda12, as nvidia-smi's CUDA version says)"
         ) from error
     try:
         count = cupy.cuda.runtime.getDeviceCount()

@@ -7,6 +7,7 @@ float64 and compares each result with the library's.
 import ast
 import math
 import runpy
+import shlex
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,8 +17,9 @@ import numpy as np
 
 from numllama import ops
 from numllama.errors import NumllamaError, shown
-from numllama.storage.files import write_text
+from numllama.storage.folders import locked, published
 
+FOLDER = Path("exercises")
 ACCELERATED = "from numllama.dispatch import accelerated"  # the decorator of an op; an exercise has none
 RIGHT = 1e-9  # relative error in float64 that is rounding
 
@@ -94,7 +96,7 @@ FILE = '''\
 
 Write {op}_{blank}, then ask which results are right:
 
-    numllama exercises --check {op}
+    {check}
 
 Forward returns its output and a cache, which backward is given; dout is the gradient of the loss with respect to the output, and
 backward returns one gradient for each input. The derivation is on the page docs/ops/{op}. xp is NumPy here, row_dot(x, y) is
@@ -130,8 +132,8 @@ def test_forward():
 '''
 
 
-def exercise_text(op: str, blank: str = "backward") -> str:
-    """The file of an exercise: the op's source with one function left blank, and the test."""
+def exercise_text(op: str, blank: str = "backward", folder: Path = FOLDER) -> str:
+    """The file of an exercise in a folder: the op's source with one function left blank, and the test."""
     exercise = find_exercise(op)
     source = Path(find_spec(f"numllama.ops.{op}").origin).read_text(encoding="utf-8")
     lines, tree = source.splitlines(), ast.parse(source)
@@ -152,7 +154,7 @@ def exercise_text(op: str, blank: str = "backward") -> str:
     tests = (TEST_FORWARD if blank == "forward" else "") + TEST_BACKWARD
     return FILE.format(
         title=ast.get_docstring(tree).splitlines()[0], op=op, blank=blank, source="\n".join(imports + rest),
-        arguments=exercise.arguments, tests=tests.format(op=op, wrt=list(exercise.wrt)),
+        arguments=exercise.arguments, check=check_command(op, folder), tests=tests.format(op=op, wrt=list(exercise.wrt)),
     )  # fmt: skip
 
 
@@ -167,16 +169,27 @@ def write_exercises(op: str | None, blank: str, folder: Path) -> int:
     """Write one exercise, or all that are not there yet. A file that is there is never written over."""
     if op is not None:
         find_exercise(op)
-        if (folder / f"{op}.py").exists():
+    with locked(folder, NumllamaError):
+        if op is not None and (folder / f"{op}.py").exists():
             raise ValueError(f"{folder / f'{op}.py'} is there already, and is not written over: remove it to begin anew")
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in EXERCISES if op is None else [op]:
-        path = folder / f"{name}.py"
-        if not path.exists():
-            write_text(path, exercise_text(name, blank), NumllamaError)
-            print(f"{path}: write {name}_{blank}")
-    print("then: numllama exercises --check" + (f" {op}" if op else ""))
+        new = [name for name in ([op] if op else EXERCISES) if not (folder / f"{name}.py").exists()]
+        with published(folder, error=NumllamaError) as part:
+            for name in new:
+                (part / f"{name}.py").write_text(exercise_text(name, blank, folder), encoding="utf-8")
+    for name in new:
+        print(f"{folder / name}.py: write {name}_{blank}")
+    print(f"then: {check_command(op, folder)}")
     return 0
+
+
+def check_command(op: str | None, folder: Path) -> str:
+    """What to type to have the exercises in a folder checked."""
+    return f"numllama exercises --check{f' {op}' if op else ''}{_in(folder)}"
+
+
+def _in(folder: Path) -> str:
+    """The option that names the folder, where that is needed."""
+    return "" if folder == FOLDER else f" --out {shlex.quote(str(folder))}"
 
 
 # ------------------------------------------------------------------------------------------------ the check
@@ -186,13 +199,13 @@ def check_exercises(op: str | None, folder: Path) -> int:
     """Say of one exercise, or of all that are there, what is right and what is not. Exit code 0 if all is right, else 2."""
     names = [name for name in EXERCISES if (folder / f"{name}.py").exists()] if op is None else [op]
     if not names:
-        raise ValueError(f"there are no exercises in {folder}: numllama exercises writes them")
+        raise ValueError(f"there are no exercises in {folder}: numllama exercises{_in(folder)} writes them")
     all_right = True
     for name in names:
         find_exercise(name)
         path = folder / f"{name}.py"
         if not path.exists():
-            raise ValueError(f"{path} is not there: numllama exercises {name} writes it")
+            raise ValueError(f"{path} is not there: numllama exercises {name}{_in(folder)} writes it")
         verdicts = check_file(path, name)
         print("\n".join([name, *(f"  {what:9} {verdict}" for what, verdict in verdicts.items())]))
         all_right &= all(verdict == "right" for verdict in verdicts.values())

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from numllama.errors import naming
+from numllama.errors import NumllamaError
+from numllama.storage.files import write_text
 from numllama.tracing import Trace, Traced, trace, traced_model
 
 BLUE, WHITE, RED = np.array([33, 102, 172]), np.array([255, 255, 255]), np.array([178, 24, 43])
@@ -24,8 +25,7 @@ def trace_run(text: str, steps: int, seed: int, json_path: Path | None, html_pat
     traced = trace(*traced_model(seed, steps), text)
     for path, content in ((json_path, as_json), (html_path, as_html)):
         if path is not None:
-            with naming(path):
-                path.write_text(content(traced), encoding="utf-8")
+            write_text(path, content(traced), NumllamaError)
     print(as_text(traced))
     return 0
 

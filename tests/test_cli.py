@@ -25,6 +25,7 @@ from numllama.backend import array_module
 from numllama.cli import main
 from numllama.errors import CheckpointError, DeviceError
 from numllama.model import ModelConfig
+from numllama.system.install import install_command
 from numllama.system.signals import TO_END, exit_code
 from numllama.tokenizer import CharTokenizer, Tokenizer
 from numllama.tokenizer.train_bpe import train_on_text
@@ -776,7 +777,7 @@ def test_without_matplotlib_a_run_says_how_to_get_the_picture(copy, monkeypatch)
     for name in ("matplotlib", "matplotlib.figure", "matplotlib.backends.backend_agg"):
         monkeypatch.setitem(sys.modules, name, None)
     (copy / "loss.png").unlink()
-    assert 'pip install "numllama[plot]"' in finished(numllama_train("--resume", "--out", copy)).out
+    assert f"it needs {install_command('plot')}" in finished(numllama_train("--resume", "--out", copy)).out
 
 
 def test_a_terminal_that_cannot_show_the_characters_of_a_book_still_gets_the_loss(tmp_path):

@@ -2,15 +2,18 @@
 
 import inspect
 import runpy
+import shlex
 from importlib import import_module
 
 import numpy as np
 import pytest
 from mistakes import MISTAKES
+from moments import at_each_moment, files_no_larger_than
 
 from numllama import ops
 from numllama.cli import main
 from numllama.exercises import EXERCISES, check_file, exercise_text
+from numllama.storage.folders import locked
 
 RMSNORM_DX = "dx -= x * (rstd**2 * row_dot(dx, x) / C)\n    dx *= rstd"
 
@@ -145,14 +148,53 @@ def test_the_command_writes_all_that_are_missing_and_checks_all_that_are_there(t
     [
         (["rmsnorm"], "is there already, and is not written over"),
         (["norm"], "op is 'norm', but must be one of linear, lora"),
-        (["--check", "linear"], "is not there: numllama exercises linear writes it"),
+        (["--check", "linear"], "is not there: numllama exercises linear --out {folder} writes it"),
     ],
 )
 def test_what_cannot_be_done_is_one_sentence(arguments, sentence, tmp_path, capsys):
     assert run("rmsnorm", "--out", tmp_path) == 0
     assert run(*arguments, "--out", tmp_path) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: ") and sentence in error and error.count("\n") == 1
+    assert error.startswith("error: ") and sentence.format(folder=tmp_path) in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("folder", ["exercises", "my exercises", "it's/mine"])
+@pytest.mark.parametrize("op", [None, "rope"])
+def test_the_line_that_is_printed_checks_what_was_written(tmp_path, monkeypatch, capsys, folder, op):
+    monkeypatch.chdir(tmp_path)
+    assert run(*filter(None, [op]), "--out", folder) == 0
+    line = capsys.readouterr().out.splitlines()[-1].removeprefix("then: ")
+    text = (tmp_path / folder / "rope.py").read_text(encoding="utf-8")
+    of_one = line if op else line.replace("--check", "--check rope")
+    assert f"\n    {of_one}\n" in text
+    assert shlex.split(line)[:2] == ["numllama", "exercises"]
+    assert run(*shlex.split(line)[2:]) == 2
+    printed = capsys.readouterr().out
+    assert printed.endswith("rope\n  out       right\n  dx        blank\n" if op else "dv        blank\n")
+
+
+def test_exercises_appear_at_once_and_stay_those_of_their_owner(tmp_path, monkeypatch):
+    folder, seen = tmp_path / "x", []
+    with at_each_moment(lambda: seen.append(len([p for p in folder.iterdir() if p.name[0] != "."]) if folder.exists() else 0)):
+        assert run("--out", folder) == 0
+    assert set(seen) == {0, len(EXERCISES)}
+    before = folder.stat().st_ino
+    (folder / "rope.py").write_text("mine")
+    (folder / "gelu.py").unlink()
+    assert run("--out", folder) == 0
+    assert folder.stat().st_ino == before  # somebody may be in it
+    assert (folder / "rope.py").read_text() == "mine"
+    assert {path.stem for path in folder.iterdir()} == set(EXERCISES)
+
+
+def test_exercises_are_not_written_where_another_process_writes_them_or_the_disk_is_full(tmp_path, capsys):
+    with locked(tmp_path / "x"):
+        assert run("rope", "--out", tmp_path / "x") == 2
+    assert "is in use: another process writes there" in capsys.readouterr().err
+    with files_no_larger_than(100):
+        assert run("rope", "--out", tmp_path / "x") == 2
+    assert "x could not be written: File too large" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
 
 
 def test_an_example_is_the_same_each_time_and_in_float64():

@@ -13,6 +13,7 @@ import numpy as np
 from threadpoolctl import threadpool_info
 
 from numllama.backend import BFLOAT16, to_numpy
+from numllama.system.install import install_command
 
 DRIVER_LIBRARIES = ("libcuda.so.1", "nvcuda.dll")
 LIBRARIES = "cupy_backends.cuda.libs"
@@ -50,10 +51,9 @@ def driver_version() -> str | None:
     return None
 
 
-def install_command(driver: str | None) -> str:
+def cupy_command(driver: str | None) -> str:
     """What installs CuPy and CUDA's libraries for a driver."""
-    extra = "cuda12" if driver and int(driver.split(".")[0]) < 13 else "cuda13"
-    return f'pip install "numllama[{extra}]"'
+    return install_command("cuda12" if driver and int(driver.split(".")[0]) < 13 else "cuda13")
 
 
 def _processor() -> Iterator[Finding]:
@@ -61,13 +61,18 @@ def _processor() -> Iterator[Finding]:
     yield Finding("numllama", import_module("numllama").__version__)
     yield Finding("NumPy", np.__version__)
     pools = [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
-    blas = "; ".join(f"{pool['internal_api']} {pool['version']}, {pool['num_threads']} thread(s)" for pool in pools)
-    yield Finding("BLAS", blas or "NumPy's own")
+    yield Finding("BLAS", "; ".join(map(_blas, pools)) or "NumPy's own")
+
+
+def _blas(pool: dict) -> str:
+    """A library, the kernels that it has chosen for this processor, and its threads."""
+    kernels = f", kernels for {pool['architecture']}" if pool.get("architecture") else ""
+    return f"{pool['internal_api']} {pool['version']}{kernels}, {pool['num_threads']} thread(s)"
 
 
 def _gpu() -> Iterator[Finding]:
     driver = driver_version()
-    install = install_command(driver)
+    install = cupy_command(driver)
     yield Finding("driver", driver and f"for CUDA up to {driver}", NO_DRIVER)
     names = {(d.metadata["Name"] or "").lower().replace("_", "-") for d in metadata.distributions()}
     packages = sorted(name for name in names if name == "cupy" or name.startswith("cupy-cuda"))

@@ -15,9 +15,10 @@ from numllama.errors import NumllamaError
 from numllama.generation.config import checkpoint_settings
 from numllama.generation.run import as_words, open_model
 from numllama.serve.engine import Engine, Limits
+from numllama.system.install import install_command
 from numllama.system.signals import handling, ignore
 
-NOT_INSTALLED = 'the server needs its extra: pip install "numllama[app]"'
+NOT_INSTALLED = f"the server needs its extra: {install_command('app')}"
 try:
     import uvicorn
     from starlette.applications import Starlette

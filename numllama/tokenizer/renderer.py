@@ -17,6 +17,7 @@ from typing import Any
 from weakref import finalize
 
 from numllama.errors import CheckpointError, NumllamaError, shown
+from numllama.system.install import install_command
 
 SECONDS = 2.0       # for a conversation
 MEGABYTES = 512     # beyond what a process has when it starts
@@ -111,7 +112,7 @@ class _Process:
         if ready is None or "needs" in ready:
             code = self.close()
             ended = f"the process that renders chat templates ended at once, with code {code}"
-            raise NumllamaError(ready["needs"] if ready else ended)
+            raise NumllamaError(f"chat templates need {ready['needs']}: {install_command('chat')}" if ready else ended)
 
     @property
     def alive(self) -> bool:

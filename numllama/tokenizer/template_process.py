@@ -39,7 +39,7 @@ try:
     if tuple(map(int, re.findall(r"\d+", jinja2.__version__)[:3])) < (3, 1, 6):
         raise ImportError
 except ImportError:
-    say({"needs": 'chat templates need Jinja2 3.1.6 or newer: pip install "numllama[chat]"'})
+    say({"needs": "Jinja2 3.1.6 or newer"})
     sys.exit()
 
 

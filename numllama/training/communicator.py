@@ -23,6 +23,7 @@ import numpy as np
 
 from numllama.backend import Array
 from numllama.errors import NumllamaError, explained
+from numllama.system.install import install_command
 from numllama.system.signals import INTERRUPTED
 
 POLL_SECONDS = 2e-5  # MPI's own waiting would keep a core busy that another rank may need
@@ -179,7 +180,7 @@ class MPI(Communicator):
         except (ImportError, RuntimeError) as error:  # RuntimeError: mpi4py without an MPI library
             raise NumllamaError(
                 f"parallel 'mpi' needs MPI and mpi4py ({error}): install Open MPI (apt-get install openmpi-bin), then "
-                'pip install "numllama[mpi]"'
+                f"{install_command('mpi')}"
             ) from error
         self._mpi, self._comm = mpi, mpi.COMM_WORLD
         self.rank, self.size = self._comm.rank, self._comm.size

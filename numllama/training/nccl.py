@@ -12,6 +12,7 @@ import numpy as np
 
 from numllama.backend import Array
 from numllama.errors import DeviceError, shown
+from numllama.system.install import install_command
 from numllama.training.communicator import MPI, Communicator, Request
 
 UNIQUE_ID_BYTES = 128  # nccl.h
@@ -30,7 +31,7 @@ class NCCL(Communicator):
             from cupy.cuda import nccl
         except ImportError as error:
             raise DeviceError(
-                f"parallel 'nccl' needs CuPy and NCCL ({error}): pip install \"numllama[cuda13,nccl]\" (or cuda12)"
+                f"parallel 'nccl' needs CuPy and NCCL ({error}): {install_command('cuda13', 'nccl')} (or cuda12)"
             ) from error
         self._cupy, self._nccl = cupy, nccl
         self._types = {np.dtype("float32"): nccl.NCCL_FLOAT32, np.dtype("float64"): nccl.NCCL_FLOAT64}

@@ -19,6 +19,7 @@ from numllama.generation import complete
 from numllama.model import ModelConfig, Transformer, count_parameters
 from numllama.storage.files import reading
 from numllama.storage.folders import locked
+from numllama.system.install import install_command
 from numllama.system.signals import HANG_UP, SCHEDULED, TO_END, ends_when_told, exit_code, handling, ignore
 from numllama.tokenizer import CharTokenizer, Tokenizer
 from numllama.training import checkpoint, run_folder
@@ -273,7 +274,7 @@ def _draw(run: Path, best_possible: float | None) -> str:
     except NumllamaError as error:
         return f"not drawn: {error}"
     except ImportError:
-        return 'not drawn, it needs pip install "numllama[plot]"'
+        return f"not drawn, it needs {install_command('plot')}"
     except OSError as error:
         return f"not drawn: {error.strerror}"
 

@@ -11,6 +11,7 @@ from numllama.backend import array_module, default_dtype, out_of_memory
 from numllama.cli import main
 from numllama.cuda import doctor, launch
 from numllama.errors import DeviceError
+from numllama.system.install import install_command
 
 
 class OutOfMemoryError(MemoryError):
@@ -74,12 +75,12 @@ def test_without_a_driver_nothing_misleads(machine, monkeypatch, capsys):
 def test_without_cupy_the_command_fits_the_driver(machine, monkeypatch, driver, extra):
     monkeypatch.setattr(doctor, "driver_version", lambda: driver)
     monkeypatch.setitem(sys.modules, "cupy", None)
-    assert missing()["CuPy"].startswith(f'pip install "numllama[{extra}]"  (ModuleNotFoundError: ')
+    assert missing()["CuPy"].startswith(f"{install_command(extra)}  (ModuleNotFoundError: ")
 
 
 def test_two_cupys_at_once(machine):
     machine.installed.append("cupy-cuda12x")
-    assert missing() == {"CuPy": 'pip uninstall -y cupy-cuda12x cupy-cuda13x && pip install "numllama[cuda13]"'}
+    assert missing() == {"CuPy": f"pip uninstall -y cupy-cuda12x cupy-cuda13x && {install_command('cuda13')}"}
 
 
 @pytest.mark.parametrize("part", ["nvrtc", "cublas"])
@@ -87,7 +88,7 @@ def test_without_a_library_of_cuda(machine, monkeypatch, part):
     monkeypatch.setitem(sys.modules, f"{doctor.LIBRARIES}.{part}", None)
     delattr(machine.libraries, part)
     (mend,) = missing().values()
-    assert mend.startswith('pip install "numllama[cuda13]"  (')
+    assert mend.startswith(f"{install_command('cuda13')}  (")
     with pytest.raises(DeviceError, match="needs cuBLAS and NVRTC, and one is missing: `numllama doctor` says which"):
         array_module("cuda")
 

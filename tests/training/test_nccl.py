@@ -1,5 +1,6 @@
 """NCCL's communicator against a fake CuPy, which notes what waits for what and does what NCCL promises; ranks are threads."""
 
+import re
 import sys
 import threading
 from types import ModuleType, SimpleNamespace
@@ -9,6 +10,7 @@ import pytest
 from training.ranks_in_threads import Group, ThreadRank, together
 
 from numllama.errors import DeviceError
+from numllama.system.install import install_command
 from numllama.training import nccl
 from numllama.training.communicator import Request
 
@@ -211,5 +213,5 @@ def test_a_cpu_is_no_device_for_nccl(gpus):
 
 def test_without_cupy_one_sentence_says_what_to_install(gpus, monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)
-    with pytest.raises(DeviceError, match=r'pip install "numllama\[cuda13,nccl\]"'):
+    with pytest.raises(DeviceError, match=re.escape(install_command("cuda13", "nccl"))):
         together(1, gpus)

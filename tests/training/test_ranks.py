@@ -21,6 +21,7 @@ from numllama.errors import NumllamaError
 from numllama.model import ModelConfig, Transformer
 from numllama.ops import IGNORE
 from numllama.optim import AdamW
+from numllama.system.install import install_command
 from numllama.training import Trainer, checkpoint, communicator, ranks, trainer
 from numllama.training.communicator import Communicator, Request
 from numllama.training.parallel import Workers
@@ -424,7 +425,7 @@ def test_an_error_of_a_process_alone_stays_as_it_is():
 
 def test_without_mpi4py_one_sentence_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "mpi4py", None)
-    with pytest.raises(NumllamaError, match=r'pip install "numllama\[mpi\]"'):
+    with pytest.raises(NumllamaError, match=re.escape(install_command("mpi"))):
         communicator.MPI()
 
 

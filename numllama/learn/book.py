@@ -1,19 +1,34 @@
-"""What the pages of the book share: they print alike, check gradients alike, and make the test-suite's mistakes."""
+"""What the pages of the book share: they print alike, check gradients alike, and make the test-suite's mistakes.
+
+    from numllama.learn.book import *
+
+also gives ``np`` and ``plt``, and works in a notebook as in a script. Mistakes are in the tests, which only a checkout has.
+"""
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
-from IPython.display import Markdown, display
-from matplotlib_inline.backend_inline import set_matplotlib_formats
-from mistakes import MISTAKES, Mistake
 
 import numllama
+from numllama.errors import NumllamaError
 from numllama.gradcheck import GradientError, gradcheck
+from numllama.system.install import install_command
+
+try:
+    import matplotlib.pyplot as plt
+except ImportError as error:
+    raise NumllamaError(f"the pages of the book draw, which needs {install_command('plot')}") from error
+try:
+    from IPython.display import Markdown, display
+    from matplotlib_inline.backend_inline import set_matplotlib_formats
+except ImportError:  # a script
+    Markdown, display, set_matplotlib_formats = str, print, lambda *_: None
 
 PACKAGE = Path(numllama.__file__).parent
 
@@ -55,12 +70,20 @@ def mistake(what: str) -> ModuleType:
     return made(entry)
 
 
-def find_mistake(what: str) -> Mistake:
-    (entry,) = [entry for entry in MISTAKES if entry.what == what]
+def find_mistake(what: str) -> Any:
+    """The row of the table: what is wrong, the file, the right text and the wrong one, and the test that catches it."""
+    tests = str(PACKAGE.parent / "tests")
+    if tests not in sys.path:
+        sys.path.append(tests)
+    try:
+        table = import_module("mistakes").MISTAKES
+    except ImportError as error:
+        raise NumllamaError("mistakes are made in a checkout of numllama only: they are in its tests") from error
+    (entry,) = [entry for entry in table if entry.what == what]
     return entry
 
 
-def made(entry: Mistake) -> ModuleType:
+def made(entry: Any) -> ModuleType:
     """The module, with the mistake."""
     source = (PACKAGE / entry.file).read_text(encoding="utf-8")
     assert source.count(entry.right) == 1

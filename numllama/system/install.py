@@ -1,0 +1,51 @@
+"""How to install an optional part: from where this package came, for no index of packages has it."""
+
+import json
+import re
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def install_command(*extras: str) -> str:
+    """The command that installs some extras, for a sentence or a shell.
+
+    Parameters
+    ----------
+    extras : str
+        ``plot``, ``app``, ... as pyproject.toml names them.
+    """
+    some = f"[{','.join(extras)}]"
+    checkout = PACKAGE.parent
+    if _is_checkout(checkout):
+        place = "." if checkout == _current() else str(checkout)
+        return f'pip install -e "{place}{some}"'
+    if url := _installed_from():
+        return f'pip install "numllama{some} @ {url}"'
+    return f'pip install -e ".{some}" (in the folder of its sources)'
+
+
+def _is_checkout(folder: Path) -> bool:
+    """Whether the package is used from a folder with its sources."""
+    try:
+        return re.search(r'^name = "numllama"$', (folder / "pyproject.toml").read_text(encoding="utf-8"), re.M) is not None
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _current() -> Path | None:
+    try:
+        return Path.cwd()
+    except OSError:  # it has been deleted
+        return None
+
+
+def _installed_from() -> str | None:
+    """The folder, archive or repository that pip was given (PEP 610); None if it has kept none."""
+    from importlib import metadata  # which takes as long to import as a command's help
+    try:
+        origin = json.loads(metadata.distribution("numllama").read_text("direct_url.json") or "{}")
+        kind = (origin.get("vcs_info") or {}).get("vcs")
+        return f"{kind}+{origin['url']}" if kind else origin["url"]
+    except (metadata.PackageNotFoundError, OSError, ValueError, KeyError, AttributeError):
+        return None

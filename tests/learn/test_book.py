@@ -1,0 +1,59 @@
+"""What the pages of the book share works for whoever copies from them, in a notebook or a script."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("matplotlib")
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+
+
+def run(code, folder, **hidden):
+    """A script in another folder, without what is only there when the book is built."""
+    names = ["IPython", "matplotlib_inline", *hidden]
+    hide = f"import sys\nfor name in {names}: sys.modules[name] = None\n"
+    environment = {"PYTHONPATH": str(ROOT), "MPLBACKEND": "agg", "MPLCONFIGDIR": str(folder), "PATH": "", "HOME": str(folder)}
+    command = [sys.executable, "-c", hide + code]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, encoding="utf-8")
+
+
+def cells(page):
+    """The code of a page, one cell after another."""
+    text = (DOCS / page).read_text(encoding="utf-8")
+    blocks = re.findall(r"^```\{code-cell\} python\n(.*?)^```$", text, re.S | re.M)
+    return "\n".join("\n".join(line for line in block.splitlines() if not re.match(r":\w+:", line)) for block in blocks)
+
+
+@pytest.mark.skipif(not DOCS.exists(), reason="tests without the documents")
+@pytest.mark.parametrize("page", ["start.md", "ops/linear.md", "ops/rmsnorm.md"])
+def test_the_code_of_a_page_runs_as_it_stands(page, tmp_path):
+    ended = run(cells(page), tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert "error" in ended.stdout and "backward" in ended.stdout
+    if page.startswith("ops/"):
+        assert "GradientError: " in ended.stdout and "```diff" in ended.stdout
+
+
+@pytest.mark.skipif(not DOCS.exists(), reason="tests without the documents")
+def test_every_page_imports_what_a_reader_can_import():
+    pages = [path for path in sorted(DOCS.rglob("*.md")) if "_build" not in path.parts]
+    texts = {path.name: path.read_text(encoding="utf-8") for path in pages}
+    assert [name for name, text in texts.items() if re.search(r"^(from|import) book\b", text, re.M)] == []
+    assert sum("from numllama.learn.book import *" in text for text in texts.values()) > 25
+
+
+def test_without_matplotlib_it_says_what_to_install(tmp_path):
+    ended = run("from numllama.learn.book import *", tmp_path, matplotlib=None)
+    assert ended.returncode == 1
+    words = f'numllama.errors.NumllamaError: the pages of the book draw, which needs pip install -e "{ROOT}[plot]"'
+    assert ended.stderr.splitlines()[-1] == words
+
+
+def test_mistakes_are_made_in_a_checkout_only(tmp_path):
+    code = "import numllama.learn.book as book\nbook.PACKAGE = book.Path('nowhere/numllama')\nbook.mistake('x')"
+    ended = run(code, tmp_path)
+    assert ended.stderr.splitlines()[-1].endswith("mistakes are made in a checkout of numllama only: they are in its tests")
