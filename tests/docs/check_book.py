@@ -1,7 +1,7 @@
 """Is a book that was built whole?  python tests/docs/check_book.py FOLDER
 
 Every link inside it leads somewhere, nothing is loaded from a network, no cell shows a warning or a picture's name in place of
-the picture, and MathJax and the notebooks to download are there.
+the picture, and MathJax and the notebooks to download are there, and these point to no neighbours.
 """
 
 import re
@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+NEIGHBOUR = re.compile(r"\]\((\.\.?/[^)]*|[^):]+\.(?:md|html)[^)]*)\)")
 FAILED_OUTPUT = re.compile(r"Figure size .* Axes|\S*site-packages\S*|\w+Warning:.*")
 
 
@@ -57,9 +58,11 @@ def problems(folder: Path) -> list[str]:
         found += [f"{where} shows {what}" for what in FAILED_OUTPUT.findall("".join(page.text))]
     if not (folder / "_static" / "tex-svg.js").exists():
         found.append("MathJax is not there")
-    downloads = {path.name for path in folder.glob("_downloads/*/*.ipynb")}
+    downloads = {path.name: path.read_text(encoding="utf-8") for path in folder.glob("_downloads/*/*.ipynb")}
     notebooks = {f"{path.stem}.ipynb" for path in (folder / "notebooks").glob("*.html")} - {"index.ipynb"}
-    found += [f"{name} cannot be downloaded" for name in sorted(notebooks - downloads)]
+    found += [f"{name} cannot be downloaded" for name in sorted(notebooks - set(downloads))]
+    for name, text in sorted(downloads.items()):
+        found += [f"{name} links to {link}, which is nowhere once it is downloaded" for link in NEIGHBOUR.findall(text)]
     return found
 
 

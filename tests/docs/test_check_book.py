@@ -38,6 +38,8 @@ def test_a_whole_book_has_no_problems(tmp_path):
         ("index.html", "<pre>RuntimeWarning: overflow</pre>", "index.html shows RuntimeWarning: overflow"),
         ("_static/tex-svg.js", None, "MathJax is not there"),
         ("_downloads/abc/one.ipynb", None, "one.ipynb cannot be downloaded"),
+        ("_downloads/abc/one.ipynb", '"[x](../a.md)"', "one.ipynb links to ../a.md, which is nowhere once it is downloaded"),
+        ("_downloads/abc/one.ipynb", '"[x](a.html#b)"', "one.ipynb links to a.html#b, which is nowhere once it is downloaded"),
     ],
 )
 def test_each_thing_that_is_wrong_is_a_sentence(tmp_path, name, content, problem):
