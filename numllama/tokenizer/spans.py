@@ -13,6 +13,7 @@ from numllama.tokenizer.core import between
 from numllama.tokenizer.normalizers import Normalizer
 
 STRETCH = re.compile(r"[\x00-\x7f]|[^\x00-\x7f]+")  # no form of Unicode joins ASCII with what stands before it
+SURROGATE = re.compile("[\ud800-\udfff]")
 KEPT = 2**16  # pieces
 
 
@@ -46,6 +47,7 @@ def encode_spans(
     if isinstance(tokenizer, CharTokenizer):
         ids = tokenizer.encode_array(text)
         return ids, np.arange(len(ids))[:, None] + [0, 1]
+    text = SURROGATE.sub("\ufffd", text)  # as `encode` takes them, one for one, so that places stay
     known = tokenizer.sought(text, allowed_special, "all")
     ids, spans, end = [np.empty(0, dtype=np.int64)], [np.empty((0, 2), dtype=np.int64)], 0
     for start, stop, i in [*_apart(tokenizer, known, text, plain), (len(text), len(text), None)]:

@@ -241,6 +241,8 @@ def read_pointer(pointer: Path) -> dict[str, Any]:
         if not isinstance(name, str) or not STEP.fullmatch(name):
             raise ValueError(f"folder is {as_json(name)}, but must be the name of a step folder")
         check(values, POINTER, as_json)
+        if values.get("pointer", pointer.stem) != pointer.stem:
+            raise ValueError(f"it is {values['pointer']}.json, renamed")
     _check_owner(pointer, values.get("run"), pointer.parent)
     return values
 
@@ -295,7 +297,7 @@ def read_state(folder: Path, needed: Sequence[str] = LOADED) -> dict[str, Any]:
 
 def point_to(run: Path, name: str, folder: Path, /, **about: Any) -> None:
     """Let ``RUN/{name}.json`` name a step folder, atomically."""
-    write_json(run / f"{name}.json", with_checksum({"folder": folder.name, **about}))
+    write_json(run / f"{name}.json", with_checksum({"pointer": name, "folder": folder.name, **about}))
 
 
 def point(

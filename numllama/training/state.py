@@ -8,7 +8,7 @@ from numllama.storage.fields import OBJECT, TEXT, Kind, as_json, check, is_numbe
 
 LOADED = ("step", "model", "dtype", "optimizer_steps", "sha256")  # what every state.json has
 RESUMED = ("train", "data", "val_loss", "best", "skipped", "skipped_in_a_row")  # and that of a run besides
-POINTER = {"run": optional(TEXT), "log": optional(OBJECT)}
+POINTER = {"pointer": optional(TEXT), "run": optional(TEXT), "log": optional(OBJECT)}
 NUMBERS = Kind(lambda value: isinstance(value, list) and all(map(is_number, value)), "must be a list of numbers")
 FIELDS = {
     "format": whole(),

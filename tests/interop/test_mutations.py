@@ -24,9 +24,9 @@ def lines(command: list[str]) -> "Queue[str | None]":
     queue: Queue = Queue()
 
     def read() -> None:
-        for line in process.stdout:
-            queue.put(line)
-        process.wait()
+        with process:
+            for line in process.stdout:
+                queue.put(line)
         queue.put(None)
 
     Thread(target=read, daemon=True).start()

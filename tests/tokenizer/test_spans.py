@@ -65,6 +65,13 @@ def test_each_character_is_a_token_of_its_own():
     assert spans.tolist() == [[0, 1], [1, 2], [2, 3]]
 
 
+@pytest.mark.parametrize("text", ["\ud800", "a\udfff the", "\udc80é\ud83d"])
+def test_half_of_a_surrogate_pair_is_the_character_that_encode_makes_of_it(text):
+    ids, spans = encode_spans(LEARNT, text)
+    assert ids.tolist() == LEARNT.encode(text)
+    assert spans[-1].tolist()[1] == len(text)
+
+
 def test_a_special_token_that_is_not_allowed_is_refused():
     with pytest.raises(ValueError, match="the text holds the special token"):
         encode_spans(LEARNT, "a<|a|>")
