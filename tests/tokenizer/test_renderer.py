@@ -1,6 +1,7 @@
 """The process that renders chat templates: its limits, its end, and that it is used again."""
 
 import os
+import random
 import subprocess
 import sys
 import time
@@ -212,3 +213,42 @@ def test_it_may_write_no_file_and_take_no_more_memory():
     lines = {line[:26].strip(): line[26:].split() for line in limits.splitlines()}
     assert lines["Max file size"][:2] == lines["Max core file size"][:2] == ["0", "0"]
     assert 512 * 2**20 < int(lines["Max address space"][1]) < 1024 * 2**20
+
+
+def drawn_bomb(rng):
+    """A template that takes for ever, much memory, or more than Jinja reads: a large core in some loops and filters."""
+    n, small = rng.choice([10**7, 10**8, 10**9, 10**12]), rng.choice([300, 3000, 30_000])
+    core = rng.choice([
+        f"{{{{ 'ab' * {n} }}}}", f"{{{{ 'x'.center({n}) }}}}", f"{{{{ '%{n}d' % 1 }}}}", f"{{{{ '{{:>{n}}}'.format('x') }}}}",
+        f"{{{{ [1] * {n} }}}}", f"{{{{ (range(99999) | list) * {small} }}}}", f"{{{{ messages | tojson(indent={n}) }}}}",
+        f"{{{{ ('a' * 99999).replace('a', 'b' * {small}) }}}}", f"{{{{ ('a,' * 99999).split(',') * {small} }}}}",
+        f"{{{{ 9 ** 9 ** 9 % {n} }}}}", f"{{{{ (9 ** {small * 100}) | string }}}}", "{{ " + "[" * small + "]" * small + " }}",
+        "{{ " + "-" * small + "1 }}", "{{ 1" + " | abs" * small + " }}", "{% if 1 %}" * small + "{% endif %}" * small,
+        f"{{% set n = namespace(s='a') %}}{{% for i in range({small}) %}}{{% set n.s = n.s + n.s %}}{{% endfor %}}{{{{ n.s }}}}",
+        "{% macro f(n) %}{% for i in range(9) %}{{ f(n + 1) }}{% endfor %}{% endmacro %}{{ f(0) }}", ENDLESS,
+        f"{{{{ 'a' | indent({n}) }}}}", f"{{{{ ('a ' * {small * 30}) | wordwrap(1) | wordcount }}}}{ENDLESS}",
+        "{% for a in range(9999) %}{{ (range(99999) | list | sort | join(',')) | length }}{% endfor %}",
+    ])  # fmt: skip
+    for _ in range(rng.randint(0, 3)):
+        core = rng.choice([
+            f"{{% for i in range({rng.choice([2, 99999])}) %}}{core}{{% endfor %}}",
+            f"{{% set x %}}{core}{{% endset %}}{{{{ x }}}}", f"{{% filter upper %}}{core}{{% endfilter %}}",
+        ])  # fmt: skip
+    return core
+
+
+@pytest.mark.soak
+def test_a_hundred_bombs_are_each_ended_within_three_seconds():
+    rng, longest, refused = random.Random(7), 0.0, 0
+    outcome("{{ 1 }}")
+    for _ in range(100):
+        template = drawn_bomb(rng)
+        begin = time.monotonic()
+        result = outcome(template)
+        seconds = time.monotonic() - begin
+        assert seconds < 3, template[:200]
+        assert isinstance(result, str | ValueError | CheckpointError), template[:200]
+        longest, refused = max(longest, seconds), refused + isinstance(result, Exception)
+    print(f"\n100 templates, {refused} of them refused, the longest after {longest:.2f} s")
+    assert refused > 80
+    assert outcome("{{ messages[0].content }}") == "x"
