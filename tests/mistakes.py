@@ -1157,8 +1157,13 @@ MISTAKES = [
         "test_exercises.py::test_the_check_finds_each_mistake_of_a_backward_with_a_hint[RMSNorm_without_the_second_term_of_its_gradient]",
     ),
     Mistake(
+        "a device that is replaced by a file",
+        "storage/files.py", "if is_device(path):", "if False:",
+        "test_cli_errors.py::test_a_pipe_is_written_to_and_not_replaced",
+    ),
+    Mistake(
         "an exercise that is written over",
-        "exercises.py", "if not path.exists():\n            write_text", "if True:\n            write_text",
+        "exercises.py", """if not (folder / f"{name}.py").exists()]\n        with""", """]\n        with""",
         "test_exercises.py::test_the_command_writes_all_that_are_missing_and_checks_all_that_are_there",
     ),
     Mistake(

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from threading import Thread
 
 import pytest
 from system.commands import ENVIRONMENT, TINY, run
@@ -104,15 +105,41 @@ def test_a_place_below_a_file_cannot_be_written_and_is_named(command, given, tmp
 def test_a_page_or_an_exercise_that_cannot_be_written_names_its_file(tmp_path):
     (tmp_path / "file").write_text("")
     page = tmp_path / "nowhere" / "x.html"
-    refused(run("trace", "--html", page), f"{page} cannot be", "No such file")
-    refused(run("trace", "--html", tmp_path), f"{tmp_path} cannot be", "Is a directory")
+    refused(run("trace", "--html", page), f"{page} could not be written", "No such file")
+    refused(run("trace", "--html", tmp_path), f"{tmp_path} could not be written", "Is a directory")
     refused(run("exercises", "rmsnorm", "--out", tmp_path / "file"), str(tmp_path / "file"))
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
 @pytest.mark.parametrize("flag", ["--json", "--html"])
-def test_a_full_disk_is_one_sentence_that_names_the_file(flag):
-    refused(run("trace", flag, "/dev/full"), "/dev/full cannot be", "No space left on device")
+def test_a_full_disk_is_one_sentence_that_names_the_file(flag, tmp_path):
+    full = tmp_path / "full"
+    full.symlink_to("/dev/full")  # a program that replaces what it writes to would replace the link
+    refused(run("trace", flag, full), f"{full} could not be written", "No space left on device")
+    assert full.is_symlink()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with a name")
+def test_a_pipe_is_written_to_and_not_replaced(tmp_path):
+    pipe, read = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    reader = Thread(target=lambda: read.append(json.loads(pipe.read_text())), daemon=True)
+    reader.start()
+    assert run("trace", "--json", pipe)[0] == 0
+    assert pipe.is_fifo()
+    reader.join(10)
+    assert read[0]["loss"] > 0
+
+
+def test_a_file_that_a_link_leads_to_is_replaced_and_the_link_is_not(tmp_path):
+    (tmp_path / "there").mkdir()
+    link = tmp_path / "link.json"
+    link.symlink_to(tmp_path / "there" / "trace.json")
+    for _ in "new", "old":
+        assert run("trace", "--json", link)[0] == 0
+        assert link.is_symlink()
+        assert json.loads((tmp_path / "there" / "trace.json").read_text())["loss"] > 0
+    assert os.listdir(tmp_path / "there") == ["trace.json"]
 
 
 @contextmanager

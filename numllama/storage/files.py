@@ -294,6 +294,8 @@ def _check_sums(sums: Any) -> None:
 def write_file(path: str | Path, write: Callable[[BinaryIO], Any], error: type[NumllamaError] = CheckpointError) -> None:
     """Write a file whole or not at all; what it held before stays until then.
 
+    A device or a pipe (``/dev/stdout``) is written to, never replaced, and a link stays a link.
+
     Parameters
     ----------
     path : path
@@ -302,7 +304,23 @@ def write_file(path: str | Path, write: Callable[[BinaryIO], Any], error: type[N
     error : type
         Raised if the file cannot be written.
     """
-    path = Path(path)
+    try:
+        if is_device(path):
+            with open(path, "wb") as file:
+                write(file)
+        else:
+            _replace(Path(os.path.realpath(path)), write)
+    except OSError as failure:
+        raise error(f"{path} could not be written: {failure.strerror or failure}") from failure
+
+
+def is_device(path: str | Path) -> bool:
+    """Whether a path leads to something that is there, and is neither a file nor a folder: a terminal, a pipe, ``/dev/null``."""
+    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
+
+
+def _replace(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    """Write beside a file, and put that in its place."""
     part = part_of(path)
     try:
         remove_leftovers(path)
@@ -311,8 +329,6 @@ def write_file(path: str | Path, write: Callable[[BinaryIO], Any], error: type[N
             flush(file)
         os.replace(part, path)
         flush_folder(path.parent)
-    except OSError as failure:
-        raise error(f"{path} could not be written: {failure.strerror or failure}") from failure
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
