@@ -255,6 +255,10 @@ def _checked(line: bytes) -> Conversation:
     """A line's conversation, if its messages are what they should be."""
     try:
         values = json.loads(line.decode("utf-8-sig"))
+        if b"\\u" in line:  # only an escape can be half of a pair of surrogates
+            json.dumps(values, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"it is not Unicode: {error.reason}") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"it is not UTF-8: byte {error.start} is 0x{line[error.start]:02x}") from error
     except ValueError as error:
