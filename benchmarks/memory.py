@@ -2,7 +2,7 @@
 
     python benchmarks/memory.py
 
-A batch of 2048 sequences in 256 shards, each of which takes little: two training steps; then the rest of the run, with two
+A batch of 2048 sequences in 256 shards, each of which takes little: four training steps; then the rest of the run, with two
 evaluations of several batches, the final evaluation and the sample; and `numllama eval` on such a text. Peaks are of resident
 memory, of all processes of a run together and less what they share. "reported" is `memory_mb` of the last line of metrics.jsonl.
 """
@@ -20,15 +20,20 @@ SHAPES = {
     "C128 L4 T64": dict(dim=128, n_layers=4, n_heads=4, max_seq_len=64),
     "C8 L1 T4": dict(dim=8, n_layers=1, n_heads=1, max_seq_len=4),
 }
-RUN = dict(batch_size=2048, shards=256, steps=3, eval_every=2, eval_batches=4, warmup_steps=0)
+RUN = dict(batch_size=2048, shards=256, steps=6, eval_every=4, eval_batches=4, warmup_steps=0)
 MOST = 1.5
 CHILD = """
+import os
 import sys
+cores = int(sys.argv.pop(1))
+if hasattr(os, "sched_setaffinity"):
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])  # `eval` takes all cores that it has
 from numllama.cli import app
 from numllama.processes import peak_memory_mb
 from numllama.training import parallel
 from numllama.training.trainer import Trainer
-plain_step, plain_close, peaks, pids = Trainer._step, parallel.Workers.close, [], []
+parallel.TEAM_AFTER = 0.0  # processes from the second step on, however short the run
+plain_step, plain_close, peaks = Trainer._step, parallel.Workers.close, []
 def step(trainer):
     report = plain_step(trainer)
     peaks.append(peak_memory_mb(trainer.workers.pids))
@@ -38,7 +43,7 @@ def close(workers):
     plain_close(workers)
 Trainer._step, parallel.Workers.close = step, close
 code = app(sys.argv[1:], result_action="return_value")
-print(code, peaks[1] if len(peaks) > 1 else 0, max(peaks[-1], peak_memory_mb()))  # after two steps nothing was evaluated yet
+print(code, peaks[3] if len(peaks) > 3 else 0, max(peaks[-1], peak_memory_mb()))  # after four steps nothing was evaluated yet
 """
 
 
@@ -73,16 +78,16 @@ def measure(shape: dict, workers: int) -> dict:
 
     with tempfile.TemporaryDirectory() as folder:
         out, text = Path(folder) / "run", Path(folder) / "text.txt"
-        training, run = peaks("train", "--data", "stand-in", *flags, "--out", out)
+        training, run = peaks(workers, "train", "--data", "stand-in", *flags, "--out", out)
         text.write_text(write_play(), encoding="utf-8")
-        _, evaluation = peaks("eval", out, text)
+        _, evaluation = peaks(workers, "eval", out, text)
         last = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
     return {"training": training, "run": run, "reported": last["memory_mb"], "eval": evaluation}
 
 
-def peaks(*arguments: object) -> tuple[float, float]:
-    """The most that a command holds in a training step, and in all."""
-    command = [sys.executable, "-c", CHILD, *map(str, arguments)]
+def peaks(cores: int, *arguments: object) -> tuple[float, float]:
+    """The most that a command on some cores holds in a training step, and in all."""
+    command = [sys.executable, "-c", CHILD, str(cores), *map(str, arguments)]
     answer = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, check=True)
     code, *found = answer.stdout.splitlines()[-1].split()
     if code != "0":

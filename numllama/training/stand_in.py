@@ -123,7 +123,7 @@ def best_loss(text: str, window: int) -> float:
     window = min(window, n_targets)
     padded = _code_points(text + "\0" * window)  # fills the last window with what no state emits
     windows = np.lib.stride_tricks.sliding_window_view(padded, window + 1)[:n_targets:window]
-    parts = [_chances(windows[i : i + 1024]) for i in range(0, len(windows), 1024)]  # bounds the memory
+    parts = [_chances(windows[i : i + 128]) for i in range(0, len(windows), 128)]  # bounds the memory
     chances = np.concatenate([parts[0][0, :1], *(part[:, 1:].ravel() for part in parts)])[: len(text)]
     if not chances.all():
         i = int(np.argmin(chances))
