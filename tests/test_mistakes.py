@@ -1,5 +1,6 @@
 """Would a mistake be caught?  Each one of `mistakes.py`, made in a copy of the project, turns its test red."""
 
+import gc
 import multiprocessing
 import os
 import shutil
@@ -29,7 +30,7 @@ def test_a_mistake_is_caught(copy, tmp_path, mistake):
     assert source.count(mistake.right) == 1, f"{mistake.file} holds this {source.count(mistake.right)} times: {mistake.right}"
     path.write_text(source.replace(mistake.right, mistake.wrong), encoding="utf-8")
     printed = tmp_path / "printed.txt"
-    environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     run = PROCESSES.Process(target=run_test, args=(copy, mistake.test, printed, environment))
     try:
         run.start()
@@ -45,13 +46,19 @@ def test_a_mistake_is_caught(copy, tmp_path, mistake):
 # A process for each mistake. Where processes can be forked, they come with all loaded that takes long to load, but for numllama.
 if "forkserver" in multiprocessing.get_all_start_methods():
     PROCESSES = multiprocessing.get_context("forkserver")
-    PROCESSES.set_forkserver_preload(["hypothesis", "numpy", "pytest", "threadpoolctl"])
+    PROCESSES.set_forkserver_preload([
+        "_hypothesis_pytestplugin", "_pytest.doctest", "_pytest.fixtures", "_pytest.junitxml", "_pytest.logging",
+        "_pytest.pytester", "_pytest.python", "_pytest.terminal", "asyncio", "cyclopts", "hypothesis.database",
+        "hypothesis.extra.numpy", "jinja2.sandbox", "ml_dtypes", "numpy.testing", "pdb", "pytest", "regex", "threadpoolctl",
+        "tomllib", "tqdm", "unittest.mock",
+    ])  # fmt: skip
 else:
     PROCESSES = multiprocessing.get_context("spawn")
 
 
 def run_test(copy: Path, test: str, printed: Path, environment: dict[str, str]) -> None:
     """Ends with pytest's exit code. The copy comes before the project; compiled files of the right source are not left."""
+    gc.freeze()  # pytest collects garbage again and again, of which what was loaded before has none
     sys.dont_write_bytecode = True
     sys.path.insert(0, str(copy))
     os.environ.update(environment)
@@ -59,7 +66,8 @@ def run_test(copy: Path, test: str, printed: Path, environment: dict[str, str]) 
     with open(printed, "wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    quiet = ["-x", "--assert=plain", "-p", "no:cacheprovider", "-p", "no:xdist"]  # plain: no minutes of comparing long values
+    # plain: no minutes of comparing long values
+    quiet = ["-x", "--assert=plain", "-p", "no:cacheprovider", "-p", "_hypothesis_pytestplugin"]
     sys.exit(pytest.main([*quiet, "--hypothesis-profile=mistakes", f"tests/{test}"]))
 
 

@@ -19,6 +19,8 @@ from numllama.training import TrainConfig, checkpoint, load_dataset, write_token
 from numllama.training.checkpoint import Snapshot
 from numllama.training.trainer import spike
 
+DAMAGED = int(os.environ.get("NUMLLAMA_DAMAGE", 200))  # CI asks for 2000
+
 # ------------------------------------------------------------------------------------------------ saved while training goes on
 
 
@@ -236,7 +238,7 @@ def test_data_with_one_token_changed_are_other_data(tmp_path):
     assert [folder.name for folder in checkpoint.step_folders(tmp_path)] == ["step-000002"]
 
 
-def test_a_thousand_wrong_bytes_are_each_noticed_or_harmless(tmp_path, monkeypatch):
+def test_wrong_bytes_are_each_noticed_or_harmless(tmp_path, monkeypatch):
     """One at a time, in any file of a step folder and in the pointers: what is gone on from is always what was saved."""
     monkeypatch.setattr(os, "fsync", lambda handle: None)
     expected = {}
@@ -248,7 +250,7 @@ def test_a_thousand_wrong_bytes_are_each_noticed_or_harmless(tmp_path, monkeypat
     whole = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     rng, second = np.random.default_rng(0), train(tmp_path / "run", model=build(dim=8))
     noticed = 0
-    for _ in range(1000):
+    for _ in range(DAMAGED):
         path = list(whole)[rng.integers(len(whole))]
         content = bytearray(whole[path])
         content[rng.integers(len(content))] ^= int(rng.integers(1, 256))
@@ -269,7 +271,7 @@ def test_a_thousand_wrong_bytes_are_each_noticed_or_harmless(tmp_path, monkeypat
         for file, content in whole.items():
             if file == path or file.suffix == ".json":
                 file.write_bytes(content)
-    assert noticed > 300
+    assert noticed > 0.3 * DAMAGED
 
 
 # ------------------------------------------------------------------------------------------------ before the first step
