@@ -409,3 +409,7 @@ def shakespeare(data: Path | None, **changes) -> Iterator[dict]:
             seconds = time.perf_counter() - start
             says = f"best validation loss {best:.4f} at step {at}; {report.step} of {settings.steps} steps in {seconds:.1f} s"
             yield {"name": "shakespeare", "says": says, "best": best, "step": report.step, "seconds": seconds}
+
+
+if __name__ == "__main__":
+    print(__doc__)  # what runs it

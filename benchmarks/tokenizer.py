@@ -1,7 +1,7 @@
 """How fast is the tokenizer?  numllama against tiktoken and Hugging Face tokenizers, on this CPU.
 
-    python benchmarks/tokenizer.py --data ../shared/data                      # encoding, and training on 5.6 MB and 200 MB
-    python benchmarks/tokenizer.py --data ../shared/data --train-mb 6 --json out.json
+    python benchmarks/tokenizer.py --data path/to/data                        # encoding, and training on 5.6 MB and 200 MB
+    python benchmarks/tokenizer.py --data path/to/data --train-mb 6 --json out.json
 
 The folder holds tinyshakespeare.txt, gpt2_vocab.json and gpt2_merges.txt. Contestants take turns in one run, A B C A B C ...;
 medians count, and ratios more than seconds. All of them encode with GPT-2's vocabulary, tinyshakespeare 20 times over, to a list
@@ -22,17 +22,21 @@ import tempfile
 import threading
 import time
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 from train_step import machine
 
 MERGES = 10_000
+FILES = ("tinyshakespeare.txt", "gpt2_vocab.json", "gpt2_merges.txt")
 HF_REPEATS = 2  # it encodes a tenth of the text, so that a turn does not take a minute
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder with tinyshakespeare and GPT-2's vocabulary")
+    default = os.environ.get("NUMLLAMA_TEST_DATA", "data")
+    about = "folder of the files above; default $NUMLLAMA_TEST_DATA, or data"
+    parser.add_argument("--data", type=Path, default=Path(default), help=about)
     parser.add_argument("--rounds", type=int, default=7, help="turns of each contestant when encoding")
     parser.add_argument("--train-rounds", type=int, default=3, help="turns of each contestant when training")
     parser.add_argument("--train-mb", type=float, nargs="*", default=[5.57697, 200], help="default tinyshakespeare x 5, and 200")
@@ -43,6 +47,10 @@ def main() -> None:
     if args.train:
         train_once(*args.train)
         return
+    if missing := [name for name in FILES if not (args.data / name).is_file()]:
+        parser.error(f"the folder {args.data} lacks {', '.join(missing)}: name another with --data")
+    if missing := [name for name in ("tiktoken", "tokenizers") if find_spec(name) is None]:
+        parser.error(f"the libraries to compare with are missing: pip install {' '.join(missing)}")
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])
     libraries = {name: version(name) for name in ("regex", "tiktoken", "tokenizers", "numpy")}

@@ -294,3 +294,7 @@ def jax_step(config: dict, cores: int):
         return float(loss)
 
     return step, f"JAX {jax.__version__}"
+
+
+if __name__ == "__main__":
+    print(__doc__)  # what runs it

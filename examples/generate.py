@@ -6,25 +6,39 @@
 On the command line: numllama generate runs/first --prompt "The king"
 """
 
-import sys
+import argparse
 
 import numllama as nl
 
-path, text = sys.argv[1], sys.argv[2]
-model, tokenizer = nl.load(path), nl.Tokenizer.load(path)
-room = model.config.max_seq_len
 
-# Text in, text out, up to a stop string; a window lets the text grow beyond what the model was trained on.
-print(text + nl.complete(model, tokenizer, text, 400, stop="\n\n", window=room, temperature=0.8, top_p=0.95, seed=0))
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="a training run, a Hugging Face folder, or whatever else nl.load opens with its tokenizer")
+    parser.add_argument("text", nargs="?", default="The king", help="what the model continues; default: The king")
+    args = parser.parse_args()
+    text = args.text
+    try:
+        model, tokenizer = nl.load(args.model), nl.Tokenizer.load(args.model)
+    except nl.NumllamaError as error:
+        parser.error(str(error))
+    room = model.config.max_seq_len
 
-# The same in tokens, as they come.
-for token in nl.stream(model, tokenizer.encode(text), 200, window=room, sampling=nl.SamplingConfig(temperature=0.8, seed=1)):
-    print(tokenizer.decode([token]), end="", flush=True)
-print()
+    # Text in, text out, up to a stop string; a window lets the text grow beyond what the model was trained on.
+    print(text + nl.complete(model, tokenizer, text, 400, stop="\n\n", window=room, temperature=0.8, top_p=0.95, seed=0))
 
-# Prompts of different lengths in one batch, three continuations of each, and how likely the model thinks they are.
-prompts = [tokenizer.encode(text), tokenizer.encode("\n")]
-texts, logprobs = nl.generate(model, prompts, 20, seed=2, n=3, logprobs=True)
-for prompt, continuations, chances in zip(prompts, texts, logprobs, strict=True):
-    for ids, chance in zip(continuations, chances, strict=True):
-        print(f"{sum(chance):8.2f} {tokenizer.decode(prompt + ids)!r}")
+    # The same in tokens, as they come.
+    sampling = nl.SamplingConfig(temperature=0.8, seed=1)
+    for token in nl.stream(model, tokenizer.encode(text), 200, window=room, sampling=sampling):
+        print(tokenizer.decode([token]), end="", flush=True)
+    print()
+
+    # Prompts of different lengths in one batch, three continuations of each, and how likely the model thinks they are.
+    prompts = [tokenizer.encode(text), tokenizer.encode("\n")]
+    texts, logprobs = nl.generate(model, prompts, 20, seed=2, n=3, logprobs=True)
+    for prompt, continuations, chances in zip(prompts, texts, logprobs, strict=True):
+        for ids, chance in zip(continuations, chances, strict=True):
+            print(f"{sum(chance):8.2f} {tokenizer.decode(prompt + ids)!r}")
+
+
+if __name__ == "__main__":
+    main()

@@ -590,8 +590,8 @@ def convert(source: Path, target: Path, *, dtype: str | None = None, tokenizer: 
 def bench(
     model: Path,
     *,
-    prompt_tokens: int = 64,
-    new_tokens: int = 64,
+    prompt_tokens: int | None = None,
+    new_tokens: int | None = None,
     batch_size: int = 1,
     rounds: int = 3,
     as_json: JsonFlag = False,
@@ -607,9 +607,9 @@ def bench(
     model
         A training run, a Hugging Face folder, a .safetensors or a llama2.c .bin.
     prompt_tokens
-        Random ones.
+        Random ones. Default 64, or as many as fit the model's max_seq_len.
     new_tokens
-        Behind them.
+        Tokens after the prompt. Default 64, or as many as fit.
     batch_size
         Sequences at the same time.
     rounds

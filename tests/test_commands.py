@@ -25,6 +25,7 @@ from generation.models import random_model
 import numllama as nl
 from numllama.cli import app, main, serve
 from numllama.cuda import doctor
+from numllama.generation.bench import bench
 from numllama.interop.convert import convert
 from numllama.training import write_tokens
 
@@ -169,8 +170,32 @@ def test_bench_counts_what_it_did(folder):
     assert code == 0
     assert found["decode_tokens_per_second"] == pytest.approx(2 * 1e3 / found["ms_per_token"])
     assert found["prefill_tokens_per_second"] > 0
-    code, _, err = run("bench", folder)
-    assert (code, "64 + 64 tokens are more than the model's max_seq_len, 16" in err) == (2, True)
+    code, _, err = run("bench", folder, "--prompt-tokens", 12, "--new-tokens", 5)
+    assert (code, "12 + 5 tokens are more than the model's max_seq_len, 16" in err) == (2, True)
+
+
+@pytest.mark.parametrize("given, prompt, new", [({}, 8, 8), ({"prompt_tokens": 13}, 13, 3), ({"new_tokens": 14}, 2, 14)])
+def test_bench_measures_as_many_tokens_as_fit(folder, given, prompt, new):
+    found = bench(nl.load(folder), rounds=1, **given)
+    assert (found["prompt_tokens"], found["new_tokens"]) == (prompt, new)
+
+
+@pytest.mark.parametrize("shape", [
+    dict(max_seq_len=64), dict(max_seq_len=300), dict(max_seq_len=2), dict(positions="learned", norm="layernorm", ffn="gelu"),
+    dict(n_heads=1, n_kv_heads=1, vocab_size=1), dict(n_layers=1, positions="none", qk_norm="l2"),
+])  # fmt: skip
+def test_bench_needs_no_flags_for_any_model(shape):
+    model = nl.Transformer(nl.ModelConfig(**{**dict(vocab_size=7, dim=8, n_layers=2, n_heads=2, max_seq_len=16), **shape}))
+    found = bench(model, rounds=1)
+    most = model.config.max_seq_len
+    assert (found["prompt_tokens"], found["new_tokens"]) == (min(64, most // 2), min(64, most - most // 2))
+    assert found["decode_tokens_per_second"] > 0
+
+
+def test_bench_says_that_a_model_of_one_position_has_no_room():
+    model = nl.Transformer(nl.ModelConfig(vocab_size=7, dim=8, n_layers=1, n_heads=1, max_seq_len=1))
+    with pytest.raises(ValueError, match="max_seq_len, 1"):
+        bench(model)
 
 
 def test_doctor_tells_programs_the_same_as_people(monkeypatch):

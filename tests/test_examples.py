@@ -1,4 +1,4 @@
-"""The examples that print something: what they print is true."""
+"""The examples that print something: what they print is true. All scripts explain themselves with --help."""
 
 import runpy
 import sys
@@ -27,10 +27,45 @@ def test_generate_writes_what_complete_writes_and_as_much_as_was_asked_for(tmp_p
     model = random_model("float32", vocab_size=4)
     model.save(tmp_path, tokenizer)
     monkeypatch.setattr(sys, "argv", ["generate.py", str(tmp_path), "abc"])
-    runpy.run_path(str(EXAMPLES / "generate.py"))
+    runpy.run_path(str(EXAMPLES / "generate.py"), run_name="__main__")
     out = capsys.readouterr().out
     settings = dict(window=32, temperature=0.8, seed=0)
     assert out.startswith("abc" + nl.complete(model, tokenizer, "abc", 400, stop="\n\n", top_p=0.95, **settings) + "\n")
     lines = out.splitlines()[-6:]
     assert all(float(line.split()[0]) < 0 for line in lines)
     assert [line.split(maxsplit=1)[1].startswith(("'abc", "'\\n")) for line in lines] == [True] * 6
+
+
+BENCHMARKS = EXAMPLES.parent / "benchmarks"
+SCRIPTS = sorted([*EXAMPLES.glob("*.py"), *BENCHMARKS.glob("*.py")])
+
+
+def script(path, *arguments, monkeypatch):
+    """The exit code of a script, in this process."""
+    monkeypatch.setattr(sys, "argv", [str(path), *map(str, arguments)])
+    monkeypatch.syspath_prepend(str(path.parent))
+    try:
+        runpy.run_path(str(path), run_name="__main__")
+    except SystemExit as end:
+        return end.code or 0
+    return 0
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_a_script_says_with_help_what_it_does(path, monkeypatch, capsys):
+    assert script(path, "--help", monkeypatch=monkeypatch) == 0
+    out = capsys.readouterr()
+    assert len(out.out.split()) >= 10
+    assert out.err == ""
+
+
+@pytest.mark.parametrize("name, arguments, words", [
+    ("examples/generate.py", [], "required: model"), ("examples/generate.py", ["nowhere"], "nowhere does not exist"),
+    ("benchmarks/tokenizer.py", [], "the folder data lacks tinyshakespeare.txt, gpt2_vocab.json, gpt2_merges.txt"),
+    ("benchmarks/tokenizer.py", ["--data", "other"], "the folder other lacks tinyshakespeare.txt"),
+])  # fmt: skip
+def test_what_a_script_lacks_is_one_sentence(name, arguments, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("NUMLLAMA_TEST_DATA", raising=False)
+    assert script(EXAMPLES.parent / name, *arguments, monkeypatch=monkeypatch) == 2
+    assert words in capsys.readouterr().err

@@ -13,19 +13,24 @@ from numllama.generation.kv_cache import KVCache
 from numllama.generation.prefill import prefill
 from numllama.model import Transformer
 
+TOKENS = 64
 TICK = 1e-9  # seconds; some clocks stand still for longer than a short round takes
 
 
 def bench(
-    model: Transformer, prompt_tokens: int = 64, new_tokens: int = 64, batch_size: int = 1, rounds: int = 3
+    model: Transformer,
+    prompt_tokens: int | None = None,
+    new_tokens: int | None = None,
+    batch_size: int = 1,
+    rounds: int = 3,
 ) -> dict[str, Any]:
     """Medians of some rounds, after one that is not counted.
 
     Parameters
     ----------
     model : Transformer
-    prompt_tokens, new_tokens : int
-        Random ids; together at most the model's max_seq_len.
+    prompt_tokens, new_tokens : int, optional
+        Random ids; together at most the model's max_seq_len. Default 64 of each, or as many as fit.
     batch_size : int
         Sequences at the same time.
     rounds : int
@@ -36,6 +41,12 @@ def bench(
         ``prefill_tokens_per_second``, ``decode_tokens_per_second`` (of all sequences together), ``ms_per_token``, and what was
         measured.
     """
+    most = model.config.max_seq_len
+    if prompt_tokens is None:
+        taken = new_tokens if is_number(new_tokens, Integral) else most // 2
+        prompt_tokens = max(1, min(TOKENS, most - taken))
+    if new_tokens is None and is_number(prompt_tokens, Integral):
+        new_tokens = max(1, min(TOKENS, most - prompt_tokens))
     for name, value in (
         ("prompt_tokens", prompt_tokens),
         ("new_tokens", new_tokens),
@@ -44,7 +55,6 @@ def bench(
     ):
         if not is_number(value, Integral) or value < 1:
             raise ValueError(f"{name} is {value}, but must be a whole number of at least 1")
-    most = model.config.max_seq_len
     if prompt_tokens + new_tokens > most:
         raise ValueError(f"{prompt_tokens} + {new_tokens} tokens are more than the model's max_seq_len, {most}")
     tokens = np.random.default_rng(0).integers(0, model.config.vocab_size, (batch_size, prompt_tokens + new_tokens))
