@@ -1,0 +1,186 @@
+"""Has a change made anything slower?  This checkout against another one, in turns, in one run.
+
+    git worktree add ../before COMMIT
+    python benchmarks/against.py ../before                        # training, decoding, the tokenizer, the server
+    python benchmarks/against.py ../before --only train serve --rounds 15 --json out.json
+
+Both checkouts run the same tasks in processes of their own with a clean environment, pinned to the same cores, A B A B ... The
+ratio is the median over the rounds of this checkout's time divided by the other's in the same round: 1.02 is 2 % slower.
+Training and decoding are what each checkout's own train_step.py and decode.py measure; their losses and texts are compared.
+"""
+
+import argparse
+import json
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from serve import make_model, stream
+from train_step import USUAL, clean_environment, machine
+
+HERE = Path(__file__).parents[1]
+SECONDS = 1.0  # a turn of training
+GROUPS = ("train", "decode", "tokenizer", "serve")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("other", type=Path, nargs="?", help="the other checkout's folder")
+    parser.add_argument("--only", nargs="+", choices=GROUPS, default=list(GROUPS))
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--cores", type=int, default=2)
+    parser.add_argument("--json", type=Path, help="write all ratios to this file")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        tokenizer_child(args.cores)
+        return
+    if args.other is None or not (args.other / "numllama").is_dir():
+        parser.error("name the folder of another checkout of this repository")
+    print(f"{machine(args.cores)['cpu']}, {args.cores} cores\n", flush=True)
+    results = {}
+    for group in args.only:
+        for name, (ours, theirs) in globals()[group](args.other.resolve(), args.rounds, args.cores):
+            ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+            results[name] = dict(here=statistics.median(ours), other=statistics.median(theirs), ratio=ratio)
+            print(f"{name:24} {results[name]['here']:10.4g} {results[name]['other']:10.4g} s   ratio {ratio:.3f}", flush=True)
+    if args.json:
+        args.json.write_text(json.dumps({"machine": machine(args.cores), "results": results}, indent=1) + "\n")
+
+
+Times = tuple[str, tuple[list[float], list[float]]]
+
+
+class Child:
+    """A process of one checkout that answers each line with a line."""
+
+    def __init__(self, checkout: Path, *command: object) -> None:
+        env = clean_environment() | {"PYTHONPATH": str(checkout)}
+        self.process = subprocess.Popen(
+            [sys.executable, *map(str, command)],
+            env=env, cwd=checkout, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        )  # fmt: skip
+        self.ready = self.answer()
+
+    def ask(self, line: str) -> str:
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+        return self.answer()
+
+    def answer(self) -> str:
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"a child ended: {self.process.args}")
+        return line
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+def train(other: Path, rounds: int, cores: int) -> Iterator[Times]:
+    """Seconds of a training step."""
+    for config in USUAL:
+        pair = [
+            Child(where, where / "benchmarks" / "train_step.py", "--child", "numllama", "--configs", config, "--cores", cores)
+            for where in (HERE, other)
+        ]
+        about = [json.loads(child.ready) for child in pair]
+        if about[0]["losses"] != about[1]["losses"]:
+            print(f"train {config}: losses differ, {about[0]['losses']} and {about[1]['losses']}")
+        steps = max(1, round(SECONDS / about[0]["seconds"]))
+        times = [], []
+        for _ in range(rounds):
+            for child, taken in zip(pair, times, strict=True):
+                taken.append(statistics.median(json.loads(child.ask(str(steps)))["milliseconds"]) / 1e3)
+        for child in pair:
+            child.end()
+        yield f"train {config}", times
+
+
+def decode(other: Path, rounds: int, cores: int) -> Iterator[Times]:
+    """Seconds of decode.py's tasks."""
+    pair = [Child(where, where / "benchmarks" / "decode.py", "--child", "numllama", "--cores", cores) for where in (HERE, other)]
+    yield from tasks(pair, json.loads(pair[0].ready), rounds)
+
+
+def tokenizer(other: Path, rounds: int, cores: int) -> Iterator[Times]:
+    """Seconds of learning a vocabulary, and of encoding and decoding with it."""
+    pair = [Child(where, __file__, "--child", "tokenizer", "--cores", cores) for where in (HERE, other)]
+    yield from tasks(pair, json.loads(pair[0].ready), rounds)
+
+
+def tasks(pair: list[Child], names: list[str], rounds: int) -> Iterator[Times]:
+    for name in names:
+        times = [], []
+        for _ in range(rounds):
+            for child, taken in zip(pair, times, strict=True):
+                taken.append(float(child.ask(name)))
+        yield name, times
+    for child in pair:
+        child.end()
+
+
+def serve(other: Path, rounds: int, cores: int) -> Iterator[Times]:
+    """Seconds until the first token of a stream has arrived over HTTP, and for each of the tokens behind it."""
+    with tempfile.TemporaryDirectory() as folder:
+        make_model(Path(folder))
+        ports = [free_port(), free_port()]
+        pair = [
+            Child(where, "-m", "numllama.cli", "serve", folder, "--port", port)
+            for where, port in zip((HERE, other), ports, strict=True)
+        ]
+        firsts, rest = ([], []), ([], [])
+        for i in range(-1, rounds):
+            for port, first, behind in zip(ports, firsts, rest, strict=True):
+                seconds, rate = stream(port)
+                if i >= 0:
+                    first.append(seconds)
+                    behind.append(1 / rate)
+        for child in pair:
+            child.end()
+    yield "first token", firsts
+    yield "token of a stream", rest
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def tokenizer_child(cores: int) -> None:
+    """Do each task that standard input names, and say how many seconds it took."""
+    import os
+    import time
+
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
+    import numllama as nl
+    from numllama.training.stand_in import write_play
+
+    play = write_play()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "play.txt"
+        path.write_text(5 * play, encoding="utf-8")
+        learnt = nl.Tokenizer.train([path], 2000)
+        ids = learnt.encode(play)
+        work = {
+            "learn 2,000 tokens": lambda: nl.Tokenizer.train([path], 2000),
+            "encode": lambda: learnt.encode(play),
+            "encode, short": lambda: [learnt.encode(play[i : i + 60]) for i in range(0, 60_000, 60)],
+            "decode": lambda: learnt.decode(ids),
+        }
+        print(json.dumps(list(work)), flush=True)
+        for line in sys.stdin:
+            begin = time.perf_counter()
+            work[line.strip()]()
+            print(time.perf_counter() - begin, flush=True)
+
+
+if __name__ == "__main__":
+    main()
