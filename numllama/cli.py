@@ -34,7 +34,7 @@ from numllama.system.output import BROKEN_PIPE, Output, OutputError, goes_on_wit
 from numllama.system.signals import FOR_THE_PARENT, INTERRUPTED, ignore, quiet_program, restored
 from numllama.training import TrainConfig
 from numllama.training.config import recipe, tuning_defaults
-from numllama.training.plan import Plan
+from numllama.training.plan import Plan, planned_recipe
 
 ABOUT = "A Llama language model in pure NumPy, every gradient by hand."
 ORDER = (
@@ -127,7 +127,8 @@ def _planned_model(arguments: Mapping[str, str]) -> dict[str, Any]:
 
 def _plan(arguments: Mapping[str, str]) -> dict[str, Any]:
     longest = min(Plan.seq_len, _planned_model(arguments)["max_seq_len"])
-    return {field.name: field.default for field in fields(Plan)} | {"seq_len": longest}
+    preset = arguments.get("preset", PLANNED)
+    return {field.name: field.default for field in fields(Plan)} | planned_recipe(preset, longest) | {"seq_len": longest}
 
 
 PlannedFlags = as_flags(ModelConfig, ("vocab_size", "rope_scaling"), Defaults(_planned_model))
@@ -150,12 +151,13 @@ def plan(
     Parameters
     ----------
     preset
-        The model.
+        The model; of shakespeare-cpu and shakespeare, the run that `train` makes of them.
     as_json
         Print JSON, for a program to read.
     """
     config = ModelConfig.preset(preset, **given(model))
-    found = Plan(config, **{"seq_len": min(Plan.seq_len, config.max_seq_len), **given(run)})
+    longest = min(Plan.seq_len, config.max_seq_len)
+    found = Plan(config, **{"seq_len": longest, **planned_recipe(preset, longest), **given(run)})
     _print(found.values(), found.text(), as_json)
     return 0
 

@@ -9,11 +9,15 @@ leaves half; backward: twice the products, and 5/2 of attention's (Dao et al. 20
 Messages of a step, for each of n ranks: (n − 1)/n of all gradients out and as much back; ZeRO-1 sends the same.
 """
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
 from numllama.model import ModelConfig
+from numllama.processes import available_cores
 from numllama.storage.fields import check, number, one_of, optional, whole
+from numllama.training.config import RECIPES
 
 BYTES = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
 LATENCY = 20e-6  # seconds for a message to begin
@@ -21,7 +25,7 @@ LATENCY = 20e-6  # seconds for a message to begin
 
 @dataclass(frozen=True)
 class Gpu:
-    """What it can do: dense bfloat16 FLOP/s, bytes of memory, bytes/s to its neighbours, and about what an hour costs, in $."""
+    """What a device can do: dense FLOP/s, bytes of memory, bytes/s to its neighbours, and about what an hour costs, in $."""
 
     flops: float
     memory: float
@@ -36,6 +40,40 @@ GPUS = {
     "h200": Gpu(989e12, 141e9, 450e9, 3.0),
     "b200": Gpu(2250e12, 180e9, 900e9, 4.5),
 }
+CPU = "cpu"  # of this machine
+CORE_FLOPS = 150e9  # float32 products by NumPy's OpenBLAS: 145 to 168 GFLOP/s on a core with AVX-512, measured
+BYTE_UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "B"))
+TIME_UNITS = ((86400, "days"), (3600, "hours"), (60, "minutes"), (1, "s"), (1e-3, "ms"), (1e-6, "us"))
+
+
+def device(name: str) -> Gpu:
+    """A GPU by name, or this machine's CPU."""
+    if name != CPU:
+        return GPUS[name]
+    return Gpu(CORE_FLOPS * available_cores(), machine_memory(), 1e9, 0.0)
+
+
+def planned_recipe(preset: str, seq_len: int) -> dict[str, object]:
+    """The settings of a plan that a preset's own recipe gives, if it has one."""
+    if preset not in RECIPES:
+        return {}
+    settings = RECIPES[preset]
+    tokens = float(settings.steps * settings.batch_size * seq_len)
+    return {"batch_size": settings.batch_size, "tokens": tokens} | ({"gpu": CPU} if preset.endswith("-cpu") else {})
+
+
+def machine_memory() -> float:
+    """Bytes of this machine; infinite where the system does not tell."""
+    try:
+        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (AttributeError, OSError, ValueError):
+        return float("inf")
+
+
+def in_units(value: float, units: Sequence[tuple[float, str]]) -> str:
+    """A value in the largest unit of which there is at least one."""
+    size, unit = next((each for each in units if value >= each[0]), units[-1])
+    return f"{value / size:,.2f} {unit}"
 
 
 def flops_per_token(config: ModelConfig, seq_len: int, recompute: bool = False) -> dict[str, float]:
@@ -96,9 +134,10 @@ def memory(
 
 
 KINDS = {
-    "gpu": one_of(*GPUS),
-    "dtype": one_of(*BYTES),
-    **dict.fromkeys(("gpus", "per_machine", "batch_size", "rows", "seq_len"), whole(1)),
+    "gpu": one_of(*GPUS, CPU),
+    "dtype": optional(one_of(*BYTES)),
+    "rows": optional(whole(1)),
+    **dict.fromkeys(("gpus", "per_machine", "batch_size", "seq_len"), whole(1)),
     **dict.fromkeys(("tokens", "network"), number(lambda value: value > 0, "must be positive and finite")),
     "price": optional(number(lambda value: value >= 0, "must not be negative")),
     "mfu": number(lambda value: 0 < value <= 1, "must lie in (0, 1]"),
@@ -115,19 +154,20 @@ class Plan:
     gpus : int
         How many in all.
     gpu : str
-        rtx4090, a100, h100, h200 or b200.
+        rtx4090, a100, h100, h200 or b200; or cpu, which is this machine's.
     per_machine : int
         GPUs that share a machine.
     batch_size : int
         Sequences in a step, of all GPUs.
-    rows : int
-        Sequences that a GPU runs at once; the rest of its part of the batch is accumulated.
+    rows : int, optional
+        Sequences that a GPU runs at once; the rest of its part of the batch is accumulated. Default 1; on a CPU, a shard of the
+        batch for each core, as `train` does.
     seq_len : int
         Tokens in a sequence.
     tokens : float
         To train on in all.
-    dtype : str
-        What is computed in: float32, float64, bfloat16 or float16.
+    dtype : str, optional
+        What is computed in: float32, float64, bfloat16 or float16. Default bfloat16, on a CPU float32.
     shard_optimizer : bool
         Each GPU keeps the moments of its part of the parameters only (ZeRO-1).
     recompute : bool
@@ -145,10 +185,10 @@ class Plan:
     gpu: str = "h100"
     per_machine: int = 8
     batch_size: int = 512
-    rows: int = 1
+    rows: int | None = None
     seq_len: int = 2048
     tokens: float = 20e9
-    dtype: str = "bfloat16"
+    dtype: str | None = None
     shard_optimizer: bool = False
     recompute: bool = False
     mfu: float = 0.4
@@ -161,12 +201,25 @@ class Plan:
             raise ValueError(f"seq_len is {self.seq_len}, but the model's max_seq_len is {self.config.max_seq_len}")
         if self.batch_size < self.gpus:
             raise ValueError(f"batch_size is {self.batch_size}, but {self.gpus} GPUs need a sequence each")
+        if self.gpu == CPU and self.gpus > 1:
+            raise ValueError(f"gpus is {self.gpus}, but cpu is this machine's, of which there is one")
+        if self.dtype is None:
+            object.__setattr__(self, "dtype", "float32" if self.gpu == CPU else "bfloat16")
+        if self.rows is None:
+            object.__setattr__(self, "rows", self._shards_at_once() if self.gpu == CPU else 1)
+
+    def _shards_at_once(self) -> int:
+        """The sequences of the shards that a CPU's cores run at the same time."""
+        from numllama.training.parallel import shard_count, shard_rows
+
+        shards = shard_count(self.batch_size, self.seq_len)
+        return min(available_cores(), shards) * shard_rows(self.batch_size, shards)
 
     def figures(self) -> dict[str, float]:
         """What follows from it, in FLOPs, bytes, seconds and $."""
         from numllama.model import count_parameters
 
-        kind, flops = GPUS[self.gpu], flops_per_token(self.config, self.seq_len, self.recompute)
+        kind, flops = device(self.gpu), flops_per_token(self.config, self.seq_len, self.recompute)
         needed, done = flops["forward"] + flops["backward"], sum(flops.values())
         per_step = self.batch_size * self.seq_len
         sequences = -(-self.batch_size // self.gpus)  # of the GPU that has most of them
@@ -187,7 +240,8 @@ class Plan:
 
     def memory(self) -> dict[str, float]:
         """Bytes of each GPU by part."""
-        return memory(self.config, self.rows, self.seq_len, self.dtype, self.gpus, self.shard_optimizer, self.recompute)
+        how = self.dtype, self.gpus, self.shard_optimizer, self.recompute
+        return memory(self.config, self.rows, self.seq_len, *how, on_gpu=self.gpu != CPU)
 
     def values(self) -> dict[str, object]:
         """For programs to read."""
@@ -198,21 +252,52 @@ class Plan:
         """For people to read."""
         from numllama.model import count_parameters
 
-        f, kind, machines = self.figures(), GPUS[self.gpu], -(-self.gpus // self.per_machine)
-        parts = self.memory()
-        fits = "fits" if parts["all of it"] <= kind.memory else "DOES NOT FIT: see --shard-optimizer, --recompute, --rows"
+        f, kind, parts = self.figures(), device(self.gpu), self.memory()
+        fits = "fits" if parts["all of it"] <= kind.memory else f"DOES NOT FIT: {self._advice()}"
+        computing, sending, hidden, step = (in_units(f[name], TIME_UNITS) for name in ("computing", "sending", "hidden", "step"))
+        many = self.gpus > 1
         lines = [
-            f"{count_parameters(self.config):,} parameters, {f['flops per token']:.3g} FLOPs per token "
-            f"({f['flops per token, done']:.3g} with what is computed again)",
-            f"{self.gpus} x {self.gpu} on {machines} machine(s): {self.batch_size} x {self.seq_len} tokens a step, {self.dtype}",
+            f"{count_parameters(self.config):,} parameters, {f['flops per token']:.3g} FLOPs per token"
+            + (f" ({f['flops per token, done']:.3g} with what is computed again)" if self.recompute else ""),
+            f"{self._devices()}: {self.batch_size} x {self.seq_len} tokens a step, {self.dtype}",
             "",
-            "memory of each GPU, GB",
-            *(f"  {name:12}{value / 1e9:10.2f}" for name, value in parts.items() if name != "cache"),
-            f"  of {kind.memory / 1e9:.0f}: {fits}",
-            f"  (a cache to generate {self.seq_len} tokens: {parts['cache'] / 1e9:.2f})",
+            f"memory of {'this machine' if self.gpu == CPU else 'each GPU'}",
+            *(f"  {name:12}{in_units(value, BYTE_UNITS):>14}" for name, value in parts.items() if name != "cache"),
+            f"  of {in_units(kind.memory, BYTE_UNITS)}: {fits}",
+            f"  (a cache to generate {self.seq_len} tokens: {in_units(parts['cache'], BYTE_UNITS)})",
             "",
-            f"a step: {f['step']:.3f} s = computing {f['computing']:.3f} + sending {f['sending']:.3f} - hidden {f['hidden']:.3f}",
-            f"  each GPU sends {f['sent'] / 1e9:.2f} GB; {f['tokens per second']:,.0f} tokens/s in all",
-            f"{self.tokens:.3g} tokens: {f['steps']:,.0f} steps, {f['seconds'] / 86400:.2f} days, about ${f['cost']:,.0f}",
+            f"a step: {step}" + (f" = computing {computing} + sending {sending} - hidden {hidden}" if many else ""),
+            f"  {f['tokens per second']:,.0f} tokens/s in all"
+            + (f"; each GPU sends {in_units(f['sent'], BYTE_UNITS)}" if many else ""),
+            f"{self.tokens:.3g} tokens: {f['steps']:,.0f} steps, {in_units(f['seconds'], TIME_UNITS)}"
+            + (f", about ${f['cost']:,.0f}" if self.gpu != CPU or self.price else ""),
+            f"estimated: {self._estimated()}; parameters, FLOPs and memory are counted",
         ]
         return "\n".join(lines)
+
+    def _devices(self) -> str:
+        if self.gpu == CPU:
+            return f"this machine's CPU, {available_cores()} core(s)"
+        return f"{self.gpus} x {self.gpu} on {-(-self.gpus // self.per_machine)} machine(s)"
+
+    def _advice(self) -> str:
+        """The flags that would save memory and are not given yet."""
+        flags = {
+            "--shard-optimizer": self.gpus > 1 and not self.shard_optimizer,
+            "--recompute": not self.recompute,
+            "fewer --rows": self.rows > 1,
+            "more --gpus": self.shard_optimizer and self.gpus < self.batch_size,
+            "--gpus with --shard-optimizer": self.gpus == 1 < self.batch_size and self.gpu != CPU,
+        }
+        helpful = [flag for flag, helps in flags.items() if helps]
+        return f"see {', '.join(helpful)}" if helpful else "it takes a smaller model, or a shorter --seq-len"
+
+    def _estimated(self) -> str:
+        """Which figures are no facts, and where they come from."""
+        if self.gpu == CPU:
+            return (
+                f"time, from {CORE_FLOPS / 1e9:.0f} GFLOP/s of a core (OpenBLAS on AVX-512 in float32; others are slower) "
+                f"and the {self.mfu:.0%} of them that --mfu says"
+            )
+        flops = f"{device(self.gpu).flops / 1e12:,.0f} TFLOP/s"
+        return f"time, from the maker's {flops} and the {self.mfu:.0%} of them that --mfu says"

@@ -53,7 +53,10 @@ def test_plan_shows_what_it_plans(preset):
     found = shown("plan", "--preset", preset)
     assert found["dim"] == str(PRESETS[preset].dim)
     assert found["seq_len"] == str(min(Plan.seq_len, PRESETS[preset].max_seq_len))
-    assert found["tokens"] == as_text(Plan.tokens)
+    settings = recipe(preset)
+    tokens = settings.steps * settings.batch_size * PRESETS[preset].max_seq_len
+    expected = (Plan.tokens, Plan.batch_size, Plan.gpu) if preset == "llama-3-8b" else (float(tokens), settings.batch_size, "cpu")
+    assert (found["tokens"], found["batch_size"], found["gpu"]) == tuple(map(as_text, expected))
 
 
 def test_fields_are_flags_that_may_be_left_out():

@@ -168,11 +168,11 @@ def test_the_documents_table_is_what_the_plan_says():
 
 
 def test_the_command_prints_all_of_it(capsys):
-    words = ["plan", "--preset", "llama-3-8b", "--gpus", "64", "--shard-optimizer", "--recompute"]
+    words = ["plan", "--preset", "llama-3-8b", "--gpus", "64", "--tokens", "160e9", "--shard-optimizer", "--recompute"]
     assert app(words, result_action="return_value") == 0
     out = capsys.readouterr().out
     parts = ["weights", "gradients", "moments", "activations"]
-    for words in ("8,030,261,248 parameters", "64 x h100 on 8 machine(s)", *parts, "days, about $"):
+    for words in ("8,030,261,248 parameters", "64 x h100 on 8 machine(s)", *parts, "6.17 days, about $23,703"):
         assert words in out
 
 
@@ -211,3 +211,67 @@ def test_a_model_beyond_any_machine_is_planned_at_once(changes):
 def test_an_impossible_plan_is_refused(changes, sentence):
     with pytest.raises(ValueError, match=sentence):
         plan.Plan(ModelConfig.preset("llama-3-8b"), **changes)
+
+
+# ------------------------------------------------------------------------------------------------ for people
+
+
+@pytest.mark.parametrize(("value", "units", "words"), [
+    (141e9, plan.BYTE_UNITS, "141.00 GB"), (3.23e6, plan.BYTE_UNITS, "3.23 MB"), (40, plan.BYTE_UNITS, "40.00 B"),
+    (2 * 86400, plan.TIME_UNITS, "2.00 days"), (90, plan.TIME_UNITS, "1.50 minutes"), (0.0123, plan.TIME_UNITS, "12.30 ms"),
+    (0.0, plan.TIME_UNITS, "0.00 us"), (4e12, plan.BYTE_UNITS, "4,000.00 GB"),
+])  # fmt: skip
+def test_a_value_is_shown_in_a_unit_in_which_it_is_not_zero(value, units, words):
+    assert plan.in_units(value, units) == words
+
+
+@pytest.mark.parametrize("run", [dict(gpu="cpu"), dict(gpu="h100"), dict(gpu="rtx4090", gpus=2, rows=4)])
+@pytest.mark.parametrize("shape", [dict(), dict(dim=8, n_layers=1, n_heads=1, n_kv_heads=1, ffn_dim=8)])
+def test_nothing_of_a_small_model_is_shown_as_zero(run, shape):
+    config = ModelConfig.preset("shakespeare-cpu", vocab_size=65, **shape)
+    text = Plan(config, **dict(seq_len=64, batch_size=12, tokens=1e6) | run).text()
+    memory = text.split("memory of")[1].split("\n\n")[0]
+    assert not re.search(r"\b0\.00 [GMk]?B", memory)
+    assert not re.search(r"a step: 0\.00 |steps, 0\.00 ", text)
+
+
+@pytest.mark.parametrize(("changes", "advice"), [
+    (dict(), "see --recompute, --gpus with --shard-optimizer"),
+    (dict(recompute=True), "see --gpus with --shard-optimizer"),
+    (dict(gpus=4, rows=2), "see --shard-optimizer, --recompute, fewer --rows"),
+    (dict(gpus=4, rows=2, recompute=True, shard_optimizer=True), "see fewer --rows, more --gpus"),
+    (dict(gpus=4, batch_size=4, recompute=True, shard_optimizer=True), "it takes a smaller model, or a shorter --seq-len"),
+    (dict(gpu="cpu", batch_size=1, recompute=True), "it takes a smaller model, or a shorter --seq-len"),
+])  # fmt: skip
+def test_advice_is_what_is_not_taken_yet(monkeypatch, changes, advice):
+    monkeypatch.setattr(plan, "machine_memory", lambda: 8e9)
+    text = Plan(ModelConfig.preset("llama-3-8b"), **changes).text()
+    assert re.search("DOES NOT FIT: (.*)", text)[1] == advice
+    assert ("with what is computed again" in text) == changes.get("recompute", False)
+
+
+def test_a_cpu_is_planned_as_train_runs_on_it(monkeypatch):
+    monkeypatch.setattr(plan, "available_cores", lambda: 3)
+    monkeypatch.setattr(plan, "machine_memory", lambda: 8e9)
+    config = ModelConfig.preset("shakespeare-cpu", vocab_size=65)
+    p = Plan(config, gpu="cpu", batch_size=64, seq_len=64)
+    assert (p.dtype, p.rows) == ("float32", 3 * 16)  # 4 shards of 16 sequences, of which three run at once
+    f = p.figures()
+    assert f["step"] == pytest.approx(64 * 64 * f["flops per token"] / (3 * plan.CORE_FLOPS * 0.4))
+    assert p.memory()["activations"] == 4 * activation_numbers(config, 48, 64, False)
+    text = p.text()
+    for words in ("this machine's CPU, 3 core(s)", "of 8.00 GB: fits", "estimated: time, from 150 GFLOP/s of a core"):
+        assert words in text
+    assert "$" not in text
+    with pytest.raises(ValueError, match="gpus is 2, but cpu is this machine's"):
+        Plan(config, gpu="cpu", gpus=2, seq_len=64)
+
+
+def test_a_preset_with_a_recipe_is_planned_as_train_runs_it(capsys):
+    assert app(["plan", "--preset", "shakespeare-cpu"], result_action="return_value") == 0
+    out = capsys.readouterr().out
+    assert "this machine's CPU" in out
+    assert "12 x 64 tokens a step, float32" in out
+    assert "2,000 steps" in out
+    assert app(["plan", "--preset", "shakespeare", "--batch-size", "4"], result_action="return_value") == 0
+    assert "1 x h100 on 1 machine(s): 4 x 256 tokens" in capsys.readouterr().out
