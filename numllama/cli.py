@@ -83,6 +83,7 @@ def train(
     *,
     data: Path | None = None,
     tokenizer: str | None = None,
+    vocab_size: int | None = None,
     preset: str | None = None,
     device: str = "cpu",
     out: Path | None = None,
@@ -100,7 +101,9 @@ def train(
         A text file, a token file (.bin, .npy), a folder with train and val token files, or stand-in: a play that is
         written on the spot. Default tinyshakespeare.
     tokenizer
-        How a text becomes tokens: char, bpe (learnt from the text), or the path of a tokenizer. Default char.
+        How a text becomes tokens: char, bpe (trained on the text), or the path of a tokenizer. Default char.
+    vocab_size
+        Train a byte-level BPE tokenizer of this size on the text. Default 1024 with --tokenizer bpe.
     preset
         Model and training settings to start from. Default shakespeare-cpu, or shakespeare on a GPU.
     device
@@ -115,7 +118,7 @@ def train(
 
     if tokenizer == "":
         raise ValueError("tokenizer is empty, but must be char, bpe or the path of a tokenizer")
-    return train_run(data, preset, device, out, resume, given(model), given(training), tokenizer)
+    return train_run(data, preset, device, out, resume, given(model), given(training), tokenizer, vocab_size)
 
 
 PLANNED = "llama-3-8b"

@@ -295,6 +295,37 @@ def test_a_run_with_bpe_goes_on_with_its_own_tokenizer(book, tmp_path):
     refused(numllama_train("--resume", "--tokenizer", "char", "--out", tmp_path / "run"), "keeps its tokenizer")
 
 
+def test_a_vocabulary_of_any_size_is_trained_on_the_text_and_kept(book, tmp_path):
+    arguments, out = ("--data", book, "--vocab-size", 280), tmp_path / "run"
+    finished(numllama_train(*arguments, *tiny(steps=2), "--out", out))
+    made = Tokenizer.load(out)
+    assert made.merges == train_on_text(TEXT[: int(0.9 * len(TEXT))], 280).merges
+    assert load_run(out).config.vocab_size == made.vocab_size == 280
+    refused(numllama_train("--resume", "--vocab-size", 280, "--out", out), "keeps its tokenizer, so vocab_size cannot change")
+    refused(numllama_train("--resume=auto", "--vocab-size", 300, "--out", out), "so vocab_size cannot change")
+    finished(numllama_train("--resume=auto", *arguments, "--tokenizer", "bpe", "--steps", 3, "--out", out))
+    finished(numllama_train(*arguments, *tiny(steps=3), "--out", tmp_path / "straight"))
+    assert weights(out) == weights(tmp_path / "straight")
+    assert json.loads((out / "config.json").read_text())["vocab_size"] == 280
+
+
+@pytest.mark.parametrize(("flags", "words"), [
+    (["--vocab-size", 300, "--tokenizer", "char"], "the size of a BPE vocabulary to train, but tokenizer is 'char'"),
+    (["--vocab-size", 300, "--tokenizer", "some/folder"], "but tokenizer is 'some/folder': give one of them"),
+    (["--vocab-size", 255], "vocab_size is 255, but 256 bytes and 0 special tokens need 256"),
+])  # fmt: skip
+def test_a_vocabulary_that_cannot_be_trained_is_refused_before_any_data_is_read(flags, words, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "_open_data", None)
+    assert words in refused(numllama_train(*flags, *tiny(), "--out", tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_tokens_need_no_vocabulary(book, tmp_path):
+    prepare_texts([book], tmp_path / "tokens", vocab_size=300)
+    said = refused(numllama_train("--data", tmp_path / "tokens", "--vocab-size", 300, *tiny(), "--out", tmp_path / "x"))
+    assert "vocab_size is for texts" in said
+
+
 def test_a_folder_that_was_prepared_is_trained_on_with_its_tokenizer(book, tmp_path):
     assert prepare_texts([book], tmp_path / "tokens", vocab_size=300) == 0
     result = finished(numllama_train("--data", tmp_path / "tokens", *tiny(steps=2), "--out", tmp_path / "run"))

@@ -53,9 +53,7 @@ def train(
 ) -> Tokenizer:
     """See :meth:`numllama.tokenizer.Tokenizer.train`."""
     special_tokens = check_special_tokens(special_tokens)
-    least = 256 + len(special_tokens)
-    if not isinstance(vocab_size, int) or vocab_size < least:
-        raise ValueError(f"vocab_size is {vocab_size!r}, but 256 bytes and {len(special_tokens)} special tokens need {least}")
+    check_vocab_size(vocab_size, len(special_tokens))
     if workers is not None and (not isinstance(workers, int) or workers < 1):
         raise ValueError(f"workers is {workers!r}, but must be a whole number of at least 1")
     pattern = as_oniguruma(pattern)  # a wrong one is told before anything is read
@@ -66,8 +64,16 @@ def train(
     return _learn(words, vocab_size, special_tokens, pattern, progress)
 
 
+def check_vocab_size(vocab_size: int, special: int = 0) -> None:
+    """ValueError unless there is room for all bytes and so many special tokens."""
+    least = 256 + special
+    if not isinstance(vocab_size, int) or vocab_size < least:
+        raise ValueError(f"vocab_size is {vocab_size!r}, but 256 bytes and {special} special tokens need {least}")
+
+
 def train_on_text(text: str, vocab_size: int, pattern: str = "gpt2") -> Tokenizer:
     """As :func:`train`, from a text in memory, without special tokens."""
+    check_vocab_size(vocab_size)
     pattern = as_oniguruma(pattern)
     return _learn(_Count(pattern, ())(text), vocab_size, (), pattern, progress=False)
 

@@ -4,14 +4,15 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from numllama.data.token_files import TokenShards, checksum, numbered_files, read_tokens
-from numllama.errors import DataError
+from numllama.errors import DataError, shown
 from numllama.storage.files import check_files, reading, regular
 from numllama.tokenizer import CharTokenizer, Tokenizer
-from numllama.tokenizer.train_bpe import train_on_text
+from numllama.tokenizer.train_bpe import check_vocab_size, train_on_text
 
 VAL_FRACTION = 0.1
 VAL_STREAM = 2**32  # validation estimates draw their batches apart from any training step
@@ -70,7 +71,9 @@ class Dataset:
         return -(-(len(self.val) - 1) // seq_len)
 
 
-def load_dataset(path: str | Path, tokenizer: Tokenizer | CharTokenizer | str | None = None) -> Dataset:
+def load_dataset(
+    path: str | Path, tokenizer: Tokenizer | CharTokenizer | str | None = None, vocab_size: int | None = None
+) -> Dataset:
     """Open training data.
 
     Parameters
@@ -80,6 +83,7 @@ def load_dataset(path: str | Path, tokenizer: Tokenizer | CharTokenizer | str | 
         makes it, each whole or in many parts (``train-00000.bin``, ``train-00001.bin``, ...). Of a single file the last tenth
         is the validation split.
     tokenizer : tokenizer or str, optional
+    vocab_size : int, optional
         Of a text file: see :func:`text_dataset`.
 
     Returns
@@ -87,8 +91,9 @@ def load_dataset(path: str | Path, tokenizer: Tokenizer | CharTokenizer | str | 
     Dataset
     """
     path = Path(path)
-    if tokenizer is not None and (path.is_dir() or path.suffix in (".bin", ".npy")):
-        raise ValueError(f"tokenizer is for texts, but {path} is made of tokens already")
+    if (tokenizer is not None or vocab_size is not None) and (path.is_dir() or path.suffix in (".bin", ".npy")):
+        name = "tokenizer" if vocab_size is None else "vocab_size"
+        raise ValueError(f"{name} is for texts, but {path} is made of tokens already")
     with reading(path, DataError):
         if path.is_dir():
             return _load_folder(path)
@@ -98,7 +103,7 @@ def load_dataset(path: str | Path, tokenizer: Tokenizer | CharTokenizer | str | 
         if path.suffix == ".npz":
             raise DataError(f"{path} is an archive of arrays, but a single array is needed: save it with numpy.save")
         text = read_text(path)
-    return text_dataset(text, str(path), tokenizer)
+    return text_dataset(text, str(path), tokenizer, vocab_size)
 
 
 def _load_folder(path: Path) -> Dataset:
@@ -128,26 +133,42 @@ def _load_folder(path: Path) -> Dataset:
     return Dataset(*tokens, known[0] if known else max(sizes), tokenizer, str(path))
 
 
-def text_dataset(text: str, name: str, tokenizer: Tokenizer | CharTokenizer | str | None = None) -> Dataset:
+def text_dataset(
+    text: str, name: str, tokenizer: Tokenizer | CharTokenizer | str | None = None, vocab_size: int | None = None
+) -> Dataset:
     """A text in memory.
 
     Parameters
     ----------
     text, name : str
     tokenizer : tokenizer or str, optional
-        ``char``, the default: one token for each character. ``bpe``: byte-pair encoding, learnt from the training split. Or
+        ``char``, the default: one token for each character. ``bpe``: byte-pair encoding, trained on the training split. Or
         a tokenizer, or a path to one.
+    vocab_size : int, optional
+        Of ``bpe``, which it asks for. Default BPE_VOCABULARY.
     """
+    tokenizer = trained_tokenizer(tokenizer, vocab_size)
     if len(text) < 2:
         raise DataError(f"{name} is empty" if not text else f"{name} has a single character, which is too short to learn from")
     parts = split(text)
     if tokenizer in (None, "char"):
         tokenizer = CharTokenizer(text)
     elif tokenizer == "bpe":
-        tokenizer = train_on_text(parts[0], BPE_VOCABULARY)
+        tokenizer = train_on_text(parts[0], vocab_size or BPE_VOCABULARY)
     elif isinstance(tokenizer, str | Path):
         tokenizer = Tokenizer.load(tokenizer)
     return Dataset(*(encode_plain(tokenizer, part) for part in parts), tokenizer.vocab_size, tokenizer, name)
+
+
+def trained_tokenizer(tokenizer: Any, vocab_size: int | None) -> Any:
+    """The tokenizer, which is ``bpe`` where a vocabulary's size is given; ValueError if it is another one, or has no room."""
+    if vocab_size is None:
+        return tokenizer
+    if tokenizer not in (None, "bpe"):
+        name = f"tokenizer is {shown(tokenizer)}" if isinstance(tokenizer, str | Path) else "a tokenizer is given"
+        raise ValueError(f"vocab_size is the size of a BPE vocabulary to train, but {name}: give one of them")
+    check_vocab_size(vocab_size)
+    return "bpe"
 
 
 def encode_plain(tokenizer: Tokenizer | CharTokenizer, text: str) -> np.ndarray:

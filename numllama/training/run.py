@@ -25,7 +25,7 @@ from numllama.tokenizer import CharTokenizer, Tokenizer
 from numllama.training import checkpoint, run_folder
 from numllama.training.communicator import Communicator, communicator
 from numllama.training.config import TrainConfig, recipe
-from numllama.training.data import Dataset, load_dataset, text_dataset
+from numllama.training.data import Dataset, load_dataset, text_dataset, trained_tokenizer
 from numllama.training.evaluate import evaluation_bar
 from numllama.training.metrics import METRICS, read_metrics
 from numllama.training.plot import plot_losses
@@ -51,6 +51,7 @@ def train_run(
     model_changes: dict[str, Any],
     train_changes: dict[str, Any],
     tokenizer: str | None = None,
+    vocab_size: int | None = None,
 ) -> int:
     """Train from the beginning, or go on with a run; returns the exit code.
 
@@ -69,13 +70,17 @@ def train_run(
         Fields of ModelConfig and TrainConfig that differ from the preset's.
     tokenizer : str, optional
         Of a text: ``char``, ``bpe`` or a path; default ``char``.
+    vocab_size : int, optional
+        Of ``bpe``, which it asks for.
     """
+    tokenizer = trained_tokenizer(tokenizer, vocab_size)
     comm = communicator(train_changes.get("parallel", "threads"))
     comm.timeout = train_changes.get("timeout", comm.timeout)
     with comm.guard(), ExitStack() as stack:
         if comm.rank:  # rank 0 tells
             stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w", encoding="utf-8"))))
-        code = _train_run(comm, data, preset, comm.device(device), out, resume, model_changes, train_changes, tokenizer)
+        how = model_changes, train_changes, tokenizer, vocab_size
+        code = _train_run(comm, data, preset, comm.device(device), out, resume, *how)
         comm.barrier()  # MPI's own end would keep the cores busy until rank 0 has drawn and written everything
         return code
 
@@ -90,6 +95,7 @@ def _train_run(
     model_changes: dict[str, Any],
     train_changes: dict[str, Any],
     tokenizer: str | None,
+    vocab_size: int | None,
 ) -> int:
     array_module(device)  # this and all settings are checked before any data is read or downloaded
     named, preset = preset, preset or ("shakespeare-cpu" if device == "cpu" else "shakespeare")
@@ -98,17 +104,19 @@ def _train_run(
     if auto and not (out / "config.json").exists():
         resume = False
     if resume:
-        saved_data, saved_tokenizer, model_config, config = _read_about(out, data)
+        saved_data, (saved_tokenizer, saved_size), model_config, config = _read_about(out, data)
         if auto:  # what is said again is no change
             if named:
                 model_changes = ModelConfig.preset(named, **{"vocab_size": model_config.vocab_size, **model_changes}).to_dict()
             model_changes = {name: value for name, value in model_changes.items() if getattr(model_config, name) != value}
-            tokenizer = None if tokenizer == (saved_tokenizer or "char") else tokenizer
+            if vocab_size in (None, saved_size) and tokenizer == (saved_tokenizer or "char"):
+                tokenizer = vocab_size = None
         if model_changes:
             raise ValueError(f"a resumed run keeps its model, so {', '.join(model_changes)} cannot change")
         if tokenizer:
-            raise ValueError("a resumed run keeps its tokenizer, so tokenizer cannot change")
-        tokenizer, data, before = saved_tokenizer, data or saved_data, config
+            name = "tokenizer" if vocab_size is None else "vocab_size"
+            raise ValueError(f"a resumed run keeps its tokenizer, so {name} cannot change")
+        tokenizer, vocab_size, data, before = saved_tokenizer, saved_size, data or saved_data, config
         known = out if tokenizer not in (None, "char") else tokenizer
         alone = dict(parallel="threads", shard_optimizer=False, sum_by=None)  # a run may go on with other ranks, or with none
         if train_changes.get("parallel", "threads") != "threads":
@@ -123,7 +131,7 @@ def _train_run(
     if known not in (None, *LEARNT_FROM_THE_TEXT):
         known = Tokenizer.load(known)
 
-    dataset = comm.rank_zero_first(lambda: _open_data(data, known))
+    dataset = comm.rank_zero_first(lambda: _open_data(data, known, None if resume else vocab_size))
     if not resume:
         model_config = ModelConfig.preset(preset, **{"vocab_size": dataset.vocab_size, **model_changes})
     model = Transformer(model_config, seed=config.seed, device=device, dtype=config.dtype)
@@ -137,7 +145,8 @@ def _train_run(
         comm.barrier()  # all have seen the folder as it was
         if comm.rank == 0:
             path = str(data if data == PLAY else data.resolve()) if data else None
-            trainer.write_config(data=path, tokenizer=tokenizer)  # of a resumed run too: its settings may have changed
+            size = {} if vocab_size is None else {"vocab_size": vocab_size}
+            trainer.write_config(data=path, tokenizer=tokenizer, **size)  # of a resumed run too: its settings may have changed
         return go_on(trainer, _finish, comm, before)
 
 
@@ -288,15 +297,15 @@ def _best_possible(trainer: Trainer) -> float | None:
 # ------------------------------------------------------------------------------------------------ folders
 
 
-def _open_data(data: Path | None, tokenizer: Tokenizer | CharTokenizer | str | None) -> Dataset:
+def _open_data(data: Path | None, tokenizer: Tokenizer | CharTokenizer | str | None, vocab_size: int | None) -> Dataset:
     if data == PLAY:
         print("DATA: a stand-in play generated here")
-        return text_dataset(write_play(), STAND_IN, tokenizer)
+        return text_dataset(write_play(), STAND_IN, tokenizer, vocab_size)
     if data is not None:
-        dataset = load_dataset(data, tokenizer)
+        dataset = load_dataset(data, tokenizer, vocab_size)
         print(f"DATA: {data}, {len(dataset.train):,} tokens to train on and {len(dataset.val):,} to validate")
         return dataset
-    dataset, line = shakespeare_dataset(tokenizer=tokenizer)
+    dataset, line = shakespeare_dataset(tokenizer=tokenizer, vocab_size=vocab_size)
     print(line)
     return dataset
 
@@ -329,8 +338,8 @@ def only_run_in(out: Path, begun: bool) -> Iterator[None]:
         yield
 
 
-def _read_about(out: Path, data: Path | None = None) -> tuple[Path | None, str | None, ModelConfig, TrainConfig]:
-    """How a run was started: its data unless some are given, its tokenizer, model and training settings."""
+def _read_about(out: Path, data: Path | None = None) -> tuple[Path | None, tuple, ModelConfig, TrainConfig]:
+    """How a run was started: its data unless some are given, its tokenizer (and size), model and training settings."""
     path = out / run_folder.CONFIG
     try:
         path.stat()
@@ -343,7 +352,8 @@ def _read_about(out: Path, data: Path | None = None) -> tuple[Path | None, str |
             name = shown(about.get("data_name"))
             raise CheckpointError(f"{out} was begun by another program, on data named {name}: say which they are with --data")
         data = Path(about["data"]) if data is None and about["data"] else data
-        return data, about.get("tokenizer"), ModelConfig.from_dict(about["model"]), TrainConfig(**about["train"])
+        tokenizer = about.get("tokenizer"), about.get("vocab_size")
+        return data, tokenizer, ModelConfig.from_dict(about["model"]), TrainConfig(**about["train"])
 
 
 # ------------------------------------------------------------------------------------------------ the loop's readers

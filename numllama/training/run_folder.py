@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numllama
 from numllama.backend import to_numpy
 from numllama.errors import CheckpointError, DamagedError
-from numllama.storage.fields import OBJECT, TEXT, as_json, check, optional
+from numllama.storage.fields import OBJECT, TEXT, as_json, check, optional, whole
 from numllama.storage.files import (
     CONFIG,
     check_files,
@@ -43,9 +43,10 @@ FIELDS = {
     **dict.fromkeys(("model", "train", "tuning", "files"), OBJECT),
     **dict.fromkeys(("data", "tokenizer", "data_name"), optional(TEXT)),
     "id": TEXT,
+    "vocab_size": optional(whole(1)),
 }
 UNSEALED = ("version", "data_name", "data", "tokenizer", "model", "train", "tuning")  # a config.json of before its checksum
-STARTED = ("data", "tokenizer", "tuning", "loop")  # how to start a run again
+STARTED = ("data", "tokenizer", "vocab_size", "tuning", "loop")  # how to start a run again
 OWN_LOOP = "own"
 LOOKED_AT = 2**16  # of a model's parameters, to tell it from others
 WITHOUT_EFFECT = (  # on weights; steps have one, but a run may get more of them

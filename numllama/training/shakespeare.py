@@ -18,7 +18,10 @@ STAND_IN = "stand-in play"
 
 
 def shakespeare_dataset(
-    cache: Path | None = None, url: str = URL, tokenizer: Tokenizer | CharTokenizer | str | None = None
+    cache: Path | None = None,
+    url: str = URL,
+    tokenizer: Tokenizer | CharTokenizer | str | None = None,
+    vocab_size: int | None = None,
 ) -> tuple[Dataset, str]:
     """The data of ``examples/train_shakespeare.py``, and one line that says which of the three it is.
 
@@ -29,14 +32,16 @@ def shakespeare_dataset(
     url : str
         Where to download from.
     tokenizer : tokenizer or str, optional
+    vocab_size : int, optional
         See :func:`numllama.training.data.text_dataset`.
     """
+    how = tokenizer, vocab_size
     path = (cache or cache_folder()) / "tinyshakespeare.txt"
     text = b""
     with suppress(OSError):
         text = path.read_bytes()
     if _is_shakespeare(text):
-        return text_dataset(text.decode(), "tinyshakespeare", tokenizer), f"DATA: tinyshakespeare, the cached copy {path}"
+        return text_dataset(text.decode(), "tinyshakespeare", *how), f"DATA: tinyshakespeare, the cached copy {path}"
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as answer:
             text = answer.read(2**21)
@@ -46,9 +51,9 @@ def shakespeare_dataset(
         problem = f"no download ({reason})"
     if problem:
         line = f"DATA: NOT Shakespeare but a stand-in play generated here, for there is no cached copy and {problem}"
-        return text_dataset(write_play(), STAND_IN, tokenizer), line
+        return text_dataset(write_play(), STAND_IN, *how), line
     kept = _keep(path, text)
-    return text_dataset(text.decode(), "tinyshakespeare", tokenizer), f"DATA: tinyshakespeare, downloaded and verified{kept}"
+    return text_dataset(text.decode(), "tinyshakespeare", *how), f"DATA: tinyshakespeare, downloaded and verified{kept}"
 
 
 def _is_shakespeare(text: bytes) -> bool:
