@@ -666,25 +666,34 @@ def exercises(
 
 @_command("trace")
 def trace(
+    model: Path | None = None,
     *,
-    text: str = "the king shall sing",
-    steps: int = 0,
-    seed: int = 0,
+    text: str | None = None,
+    ids: Annotated[tuple[int, ...] | None, Parameter(consume_multiple=True, negative=())] = None,
+    steps: int | None = None,
+    seed: int | None = None,
+    tokenizer: Path | None = None,
     json: Path | None = None,
     html: Path | None = None,
 ) -> int:
-    """Show every intermediate of a small model, and its gradient: a text through two layers, and back.
+    """Show every intermediate of a Llama, and its gradient: a text through all layers, and back, in float64.
 
     Example: numllama trace --steps 300 --html trace.html
 
     Parameters
     ----------
+    model
+        A training run, a Hugging Face folder, a .safetensors or a llama2.c .bin. Default a small one with two layers.
     text
-        What goes through it, in characters of the play that the model is made for.
+        What goes through it; for the small model in characters of the play that it is made for. Default "the king shall sing".
+    ids
+        Tokens by their ids, in place of a text: --ids 1 306 626.
     steps
-        Train the model for so many steps first.
+        Train the small model for so many steps first. Default 0.
     seed
-        Of the model.
+        Of the small model. Default 0.
+    tokenizer
+        Its file or folder. Default the one beside the model.
     json
         Also write all numbers to this file.
     html
@@ -692,7 +701,7 @@ def trace(
     """
     from numllama.trace_report import trace_run
 
-    return trace_run(text, steps, seed, json, html)
+    return trace_run(model, tokenizer, text, ids, steps, seed, json, html)
 
 
 app.register_install_completion_command(help="Let this shell complete commands and flags.")

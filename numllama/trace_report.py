@@ -4,30 +4,81 @@ import base64
 import json
 import struct
 import zlib
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
 import numpy as np
 
-from numllama.errors import NumllamaError
+import numllama
+from numllama.errors import DataError, NumllamaError
+from numllama.generation.run import load_tokenizer
+from numllama.model import Transformer
 from numllama.storage.files import write_text
-from numllama.tracing import Trace, Traced, trace, traced_model
+from numllama.tokenizer import CharTokenizer, Tokenizer
+from numllama.tracing import TEXT, Trace, Traced, trace, traced_model
 
 BLUE, WHITE, RED = np.array([33, 102, 172]), np.array([255, 255, 255]), np.array([178, 24, 43])
 FEW = 4  # numbers that stand for an array
+MOST = 5_000_000  # numbers of a trace in a file: 100 MB of JSON
 
 
-def trace_run(text: str, steps: int, seed: int, json_path: Path | None, html_path: Path | None) -> int:
-    """The command: print the trace, and write it to files."""
-    for name, value in (("steps", steps), ("seed", seed)):
-        if value < 0:
-            raise ValueError(f"{name} is {value}, but must be a whole number that is not negative")
-    traced = trace(*traced_model(seed, steps), text)
+def trace_run(
+    model: Path | None,
+    tokenizer: Path | None,
+    text: str | None,
+    ids: Sequence[int] | None,
+    steps: int | None,
+    seed: int | None,
+    json_path: Path | None,
+    html_path: Path | None,
+) -> int:
+    """The command: print the trace, and write it to files.
+
+    Parameters
+    ----------
+    model : path, optional
+        Whatever :func:`numllama.load` reads. Default a small one, for which `seed` and `steps` are.
+    tokenizer : path, optional
+        Default the one beside the model.
+    text, ids : str, sequence of int, optional
+        What goes through the model: one of them, or the default text.
+    json_path, html_path : path, optional
+    """
+    if text is not None and ids:
+        raise ValueError("either a text goes through the model, or tokens by their ids")
+    if model is None:
+        if tokenizer is not None:
+            raise ValueError("the small model has its own tokenizer: --tokenizer is for a MODEL")
+        small = {"steps": steps or 0, "seed": seed or 0}
+        for name, value in small.items():
+            if value < 0:
+                raise ValueError(f"{name} is {value}, but must be a whole number that is not negative")
+        pair = traced_model(**small)
+    else:
+        if steps is not None or seed is not None:
+            raise ValueError("--steps and --seed are for the small model, not for a MODEL that is given")
+        pair = opened(model, tokenizer, needed=not ids)
+    traced = trace(*pair, ids or (TEXT if text is None else text))
+    size = sum(t.value.size + t.gradient.size for t in traced.values)
+    if size > MOST and (json_path or html_path):
+        raise ValueError(f"the trace has {size:,} numbers, but a file is written for {MOST:,} at most: take a shorter text")
     for path, content in ((json_path, as_json), (html_path, as_html)):
         if path is not None:
             write_text(path, content(traced), NumllamaError)
     print(as_text(traced))
     return 0
+
+
+def opened(path: Path, tokenizer: Path | None, needed: bool) -> tuple[Transformer, Tokenizer | CharTokenizer | None]:
+    """A model in float64, and its tokenizer, which a text needs."""
+    model = numllama.load(path, "float64")
+    try:
+        return model, load_tokenizer(path, tokenizer)
+    except DataError:
+        if needed or tokenizer is not None:
+            raise
+        return model, None
 
 
 def as_text(trace: Trace) -> str:
@@ -194,7 +245,7 @@ figcaption {{ grid-column: 2; font-size: .8rem; color: #555 }}
 }}
 </style>
 <h1>One text through a model, and back</h1>
-<p>{text}: {places} places, each to predict the next character. Loss {loss} nats. In pictures red is positive, blue negative,
+<p>{text}: {places} places, each to predict the next. Loss {loss} nats. In pictures red is positive, blue negative,
 white zero; rows are tokens, from top to bottom.</p>
 <h2>Attention of each head</h2>
 <p>A row for each query: where it looks, white for nowhere and red for one place alone.</p>

@@ -1,26 +1,31 @@
 """A small Llama, written out: every intermediate has a name, and so has its gradient.
 
-What `model.block` does for any configuration is done here for one, op by op, in the order in which it happens: forward downwards,
-backward upwards. The loss and the parameters' gradients are those of `Transformer.loss_and_grads`; a test says so.
+What `model.block` does for any configuration is done here for a plain Llama, op by op, in the order in which it happens: forward
+downwards, backward upwards. The loss and the parameters' gradients are those of `Transformer.loss_and_grads`; a test says so.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
 from numllama import ops
+from numllama.checks import check_shape
+from numllama.errors import shown
+from numllama.generation.text import encode_prompt
 from numllama.model import ModelConfig, Transformer
 from numllama.model.block import merge_heads, split_heads
 from numllama.model.parameters import copied_parameters
 from numllama.ops.attention import fold_groups
 from numllama.optim import AdamW, clip_grad_norm
-from numllama.tokenizer import CharTokenizer
+from numllama.tokenizer import CharTokenizer, Tokenizer
 from numllama.training.data import random_batch
 from numllama.training.stand_in import write_play
 
 TEXT = "the king shall sing"
+PLAIN = {"norm": "rmsnorm", "positions": "rope", "ffn": "swiglu", "bias": False, "qk_norm": None}  # what a Llama has
 
 
 @dataclass(frozen=True)
@@ -74,44 +79,58 @@ def traced_model(seed: int = 0, steps: int = 0) -> tuple[Transformer, CharTokeni
     return Transformer(config, dtype="float64", params=copied_parameters(config, model.params, np.float64)), tokenizer
 
 
-def trace(model: Transformer, tokenizer: CharTokenizer, text: str = TEXT) -> Trace:
+def trace(model: Transformer, tokenizer: Tokenizer | CharTokenizer | None, text: str | Sequence[int] = TEXT) -> Trace:
     """A text through the model and back; each token is to predict the next.
 
     Parameters
     ----------
     model : Transformer
-        A plain Llama: RMSNorm, RoPE, SwiGLU, no biases, no norms of queries and keys.
-    tokenizer : CharTokenizer
-    text : str
-        At least two tokens that the tokenizer knows.
+        A plain Llama: RMSNorm, RoPE, SwiGLU, no biases, no norms of queries and keys. In float64 it is the most exact.
+    tokenizer : Tokenizer or CharTokenizer, optional
+        Without one, tokens are named by their ids.
+    text : str or sequence of int
+        At least two tokens: as a text, in front of which comes what the tokenizer puts there (BOS), or by their ids.
+
+    Raises
+    ------
+    ValueError
+        If the model is another one than a plain Llama, or if the text is too short or too long for it.
     """
-    ids = np.array(tokenizer.encode(text))
-    if not 2 <= len(ids) <= model.config.max_seq_len + 1:
-        raise ValueError(f"the text has {len(ids)} tokens, but there must be 2 to {model.config.max_seq_len + 1}")
-    tokens, targets = ids[None, :-1], ids[None, 1:]                    # (1, T)
     c, w, r = model.config, model.params, Recorder()
-    table = ops.rope_table(np.arange(tokens.shape[1]), c.head_dim, c.rope_theta, dtype=model.dtype)
+    for name, plain in PLAIN.items():
+        if getattr(c, name) != plain:
+            raise ValueError(f"{name} is {shown(getattr(c, name))}, but only a plain Llama can be traced, with {shown(plain)}")
+    if tokenizer is None and isinstance(text, str):
+        raise ValueError("a text needs a tokenizer: give one, or the tokens by their ids")
+    ids = np.array(encode_prompt(model, tokenizer, text)[1] if isinstance(text, str) else text)
+    check_shape("the tokens", ids, (None,))
+    if not 2 <= len(ids) <= c.max_seq_len + 1:
+        raise ValueError(f"the text has {len(ids)} tokens, but there must be 2 to {c.max_seq_len + 1}")
+    tokens, targets = ids[None, :-1], ids[None, 1:]                    # (1, T)
+    table = ops.rope_table(np.arange(tokens.shape[1]), c.head_dim, c.rope_theta, c.rope_scaling, model.dtype)
+    head = "embed" if c.tie_embeddings else "head"
 
     x = r.keep("embedding", ops.embedding_forward(tokens, w["embed"]))                # (1, T, C)
     for i in range(c.n_layers):
         x = _layer_forward(r, x, w, i, c, table)
     n = r.keep("norm", ops.rmsnorm_forward(x, w["norm"], c.norm_eps))
-    logits = r.keep("logits", ops.linear_forward(n, w["head"]))                       # (1, T, V)
+    logits = r.keep("logits", ops.linear_forward(n, w[head]))                       # (1, T, V)
     loss = r.keep("loss", ops.cross_entropy_forward(logits, targets))
 
     d, g = r.gradients, {}
     d["loss"] = np.ones(())
     d["logits"] = ops.cross_entropy_backward(1.0, r.caches["loss"])
-    d["norm"], g["head"] = ops.linear_backward(d["logits"], r.caches["logits"])
+    d["norm"], g[head] = ops.linear_backward(d["logits"], r.caches["logits"])
     dx, g["norm"] = ops.rmsnorm_backward(d["norm"], r.caches["norm"])
     for i in reversed(range(c.n_layers)):
         dx = _layer_backward(r, dx, g, i, c)
     d["embedding"] = dx
-    g["embed"] = ops.embedding_backward(dx, r.caches["embedding"])
+    g["embed"] = g.get("embed", 0) + ops.embedding_backward(dx, r.caches["embedding"])    # of tied embeddings, both parts
 
     values = [Traced(name, value, d[name], _axes(name)) for name, value in r.values.items()]
-    characters = [tokenizer.decode([token]) for token in ids]
-    return Trace(text, characters, float(loss), values, {name: (w[name], g[name]) for name in w})
+    names = [(tokenizer and tokenizer.decode([i])) or str(i) for i in ids.tolist()]
+    text = text if isinstance(text, str) else " ".join(map(str, ids.tolist()))
+    return Trace(text, names, float(loss), values, {name: (w[name], g[name]) for name in w})
 
 
 def _layer_forward(r: Recorder, x, w, i, c, table):

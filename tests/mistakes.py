@@ -1172,6 +1172,21 @@ MISTAKES = [
         "test_exercises.py::test_a_file_has_a_blank_and_the_librarys_own_lines_fill_it[rmsnorm]",
     ),
     Mistake(
+        "a trace that does not stretch RoPE",
+        "tracing.py", "c.rope_theta, c.rope_scaling, model.dtype)", "c.rope_theta, None, model.dtype)",
+        "test_tracing.py::test_a_llama_of_any_shape_is_traced_as_it_is[rope_scaling]",
+    ),
+    Mistake(
+        "a tied embedding without the gradient of the head",
+        "tracing.py", 'g["embed"] = g.get("embed", 0) + ops', 'g["embed"] = ops',
+        "test_tracing.py::test_a_llama_of_any_shape_is_traced_as_it_is[tie_embeddings]",
+    ),
+    Mistake(
+        "a norm of queries and keys that a trace leaves out",
+        "tracing.py", ', "qk_norm": None}', "}",
+        "test_tracing.py::test_a_model_that_is_no_plain_llama_is_refused_by_name[qk_norm-l2]",
+    ),
+    Mistake(
         "a trace whose stream forgets the branch's gradient",
         "tracing.py", "return dx + through_norm", "return dx",
         "test_tracing.py::test_loss_and_gradients_are_those_of_the_model",

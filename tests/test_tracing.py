@@ -2,18 +2,24 @@
 
 import json
 import re
+import shutil
 import struct
 import zlib
+from dataclasses import fields
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from helpers import assert_close
 
+import numllama as nl
+from numllama import trace_report
 from numllama.cli import main
+from numllama.model import ModelConfig, Transformer
 from numllama.ops.attention import fold_groups
+from numllama.tokenizer import Tokenizer
 from numllama.trace_report import as_html, as_json, as_text, png
-from numllama.tracing import trace, traced_model
+from numllama.tracing import PLAIN, trace, traced_model
 
 MODEL, TOKENIZER = traced_model(seed=3, steps=2)
 TEXT = "the king"
@@ -37,6 +43,69 @@ def test_loss_and_gradients_are_those_of_the_model():
     for name, (value, gradient) in TRACE.parameters.items():
         assert_close(value, MODEL.params[name])
         assert_close(gradient, grads[name], rtol=1e-11)
+
+
+LLAMA3 = dict(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16)
+RIGHT = {  # every option but those of PLAIN: a model that has it is traced as it is
+    "vocab_size": 70, "dim": 24, "n_layers": 3, "n_heads": 2, "n_kv_heads": 1, "ffn_dim": 20, "max_seq_len": 9, "head_dim": 6,
+    "norm_eps": 1e-2, "rope_theta": 50.0, "rope_layout": "interleaved", "tie_embeddings": True, "dropout": 0.5,
+    "init_std": 0.5, "init": "truncated_normal",
+    "rope_scaling": {"rope_type": "llama3", **LLAMA3}, "rope_scaling, linear": {"rope_type": "linear", "factor": 4.0},
+}  # fmt: skip
+OTHER = {
+    "norm": ["layernorm"], "positions": ["learned", "none"], "ffn": ["gelu"], "bias": [True], "qk_norm": ["rms", "l2"],
+}  # fmt: skip
+
+
+def a_model(**options):
+    """Random weights that are no symmetry's: norms have gains of their own."""
+    model = Transformer(
+        ModelConfig(**{"vocab_size": 60, "dim": 16, "n_layers": 2, "n_heads": 4, "init_std": 0.3, **options}), dtype="float64"
+    )
+    rng = np.random.default_rng(0)
+    for value in model.params.values():
+        value += rng.normal(0, 0.1, value.shape)
+    return model
+
+
+@pytest.mark.parametrize("option", RIGHT)
+def test_a_llama_of_any_shape_is_traced_as_it_is(option):
+    model = a_model(**{option.partition(",")[0]: RIGHT[option]})
+    ids = np.array([7, 50, 7, 3, 9, 11, 20, 33, 4, 5])
+    traced = trace(model, None, ids.tolist())
+    loss, grads = model.loss_and_grads(ids[None, :-1], ids[None, 1:])
+    assert_close(traced.loss, float(loss), rtol=1e-12)
+    assert set(traced.parameters) == set(grads)
+    for name, (_, gradient) in traced.parameters.items():
+        assert_close(gradient, grads[name], rtol=1e-11)
+    assert traced.tokens == list(map(str, ids))
+
+
+@pytest.mark.parametrize(("option", "value"), [(option, value) for option, values in OTHER.items() for value in values])
+def test_a_model_that_is_no_plain_llama_is_refused_by_name(option, value):
+    with pytest.raises(ValueError, match=f"^{option} is .*{value}.*, but only a plain Llama can be traced"):
+        trace(a_model(**{option: value}), None, [1, 2, 3])
+
+
+def test_every_option_of_a_model_is_traced_or_refused():
+    assert {name.partition(",")[0] for name in RIGHT} | set(OTHER) == {field.name for field in fields(ModelConfig)}
+    assert set(OTHER) == set(PLAIN)
+
+
+@pytest.mark.parametrize(
+    ("what", "error", "sentence"),
+    [
+        ("the king", ValueError, "a text needs a tokenizer"),
+        ([1], ValueError, "the text has 1 tokens, but there must be 2 to 1025"),
+        ([1, 60], ValueError, "holds 60, but must lie in 0..59"),
+        ([-1, 2], ValueError, "holds -1, but must lie in 0..59"),
+        ([[1, 2]], ValueError, r"the tokens has shape \(1, 2\)"),
+        ([1.0, 2.0], TypeError, "must be integers, not float64"),
+    ],
+)
+def test_tokens_that_the_model_cannot_take_are_refused(what, error, sentence):
+    with pytest.raises(error, match=sentence):
+        trace(a_model(), None, what)
 
 
 def test_every_intermediate_of_both_layers_has_a_gradient_of_its_shape():
@@ -107,6 +176,13 @@ def test_a_picture_holds_the_colours_it_was_given():
     assert np.array_equal(lines[:, 1:].reshape(3, 5, 3), colours)
 
 
+def test_files_hold_no_more_numbers_than_somebody_can_open(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(trace_report, "MOST", 1000)
+    assert run("--json", tmp_path / "t.json") == 2
+    assert "numbers, but a file is written for 1,000 at most: take a shorter text" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_command_writes_what_it_prints(tmp_path, capsys):
     assert run("--text", TEXT, "--json", tmp_path / "t.json", "--html", tmp_path / "t.html") == 0
     printed = capsys.readouterr().out
@@ -115,9 +191,49 @@ def test_the_command_writes_what_it_prints(tmp_path, capsys):
     assert "the king" in (tmp_path / "t.html").read_text(encoding="utf-8")
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model in the layout of others, with a BPE tokenizer."""
+    folder = tmp_path_factory.mktemp("traced") / "model"
+    (folder.parent / "text.txt").write_text("the king shall sing. " * 50)
+    tokenizer = Tokenizer.train([folder.parent / "text.txt"], 270, progress=False)
+    config = ModelConfig(vocab_size=270, dim=16, n_layers=2, n_heads=2, tie_embeddings=True)
+    Transformer(config).save(folder, tokenizer)
+    return folder
+
+
+@pytest.mark.parametrize("by_ids", [False, True])
+def test_a_model_of_ones_own_is_traced(folder, by_ids, tmp_path, capsys):
+    ids = Tokenizer.load(folder).encode("the king sings")
+    what = ["--ids", *ids] if by_ids else ["--text", "the king sings"]
+    assert run(folder, *what, "--json", tmp_path / "t.json") == 0
+    content = json.loads((tmp_path / "t.json").read_text(encoding="utf-8"))
+    loss, grads = nl.load(folder, "float64").loss_and_grads(np.array([ids[:-1]]), np.array([ids[1:]]))
+    assert_close(content["loss"], float(loss), rtol=1e-12)
+    assert "".join(content["tokens"]) == "the king sings"
+    norms = {p["name"]: p["gradient_norm"] for p in content["parameters"]}
+    assert_close(norms["embed"], np.linalg.norm(grads["embed"]), rtol=1e-10)
+
+
+def test_a_model_without_a_tokenizer_is_traced_by_ids(folder, tmp_path, capsys):
+    shutil.copytree(folder, tmp_path / "bare", ignore=shutil.ignore_patterns("tokenizer*"))
+    assert run(tmp_path / "bare", "--ids", 5, 6, 7) == 0
+    assert capsys.readouterr().out.startswith("'5 6 7': 2 places, loss ")
+    assert run(tmp_path / "bare", "--text", "the king") == 2
+    assert "tokenizer" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "arguments, sentence",
-    [(["--text", "a"], "the text has 1 tokens, but there must be 2 to 65"), (["--steps", -1], "steps is -1, but must be")],
+    [
+        (["--text", "a"], "the text has 1 tokens, but there must be 2 to 65"),
+        (["--steps", -1], "steps is -1, but must be"),
+        (["--text", "the king", "--ids", 1, 2], "either a text goes through the model, or tokens by their ids"),
+        (["--tokenizer", "x"], "the small model has its own tokenizer"),
+        (["nowhere"], "nowhere"),
+        (["nowhere", "--steps", 3], "--steps and --seed are for the small model"),
+        (["--ids", 1, 2, 99], "holds 99, but must lie in"),
+    ],
 )
 def test_what_cannot_be_traced_is_one_sentence(arguments, sentence, capsys):
     assert run(*arguments) == 2

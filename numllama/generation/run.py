@@ -177,11 +177,14 @@ def chat_run(
 def open_model(
     path: Path, tokenizer: Path | None, device: str, dtype: str | None
 ) -> tuple[Transformer, Tokenizer | CharTokenizer]:
-    """A model and its tokenizer, which lies beside it; of one step of a training run, beside the step."""
-    model = numllama.load(path, dtype, device)
-    folder = path if path.is_dir() else path.parent
-    beside = folder.parent if folder.name.startswith("step-") else folder
-    return model, Tokenizer.load(tokenizer or beside)
+    """A model and its tokenizer."""
+    return numllama.load(path, dtype, device), load_tokenizer(path, tokenizer)
+
+
+def load_tokenizer(model: Path, tokenizer: Path | None) -> Tokenizer | CharTokenizer:
+    """The tokenizer that is named, or that lies beside a model; of one step of a training run, beside the step."""
+    folder = model if model.is_dir() else model.parent
+    return Tokenizer.load(tokenizer or (folder.parent if folder.name.startswith("step-") else folder))
 
 
 def show(pieces: Iterable[str]) -> None:
