@@ -150,7 +150,8 @@ def attention_maps(t: Traced, tokens: list[str]) -> str:
         f"{image(plane, 1.0, title=f'head {h}')}</figure>"
         for h, plane in enumerate(t.value[0])
     )
-    return f'<h3>{escape(t.name.partition(":")[0])}</h3><div class="heads" style="--n: {len(tokens) - 1}">{maps}</div>'
+    long = " long" if max(map(len, tokens)) > 1 else ""  # names that need room
+    return f'<h3>{escape(t.name.partition(":")[0])}</h3><div class="heads{long}" style="--n: {len(tokens) - 1}">{maps}</div>'
 
 
 def gradient_norms(trace: Trace) -> str:
@@ -227,12 +228,14 @@ small {{ display: block; color: #777; font-size: .75rem; font-weight: normal; wh
 img {{ image-rendering: pixelated; width: 132px; height: 66px; margin: 0 4px 4px 0; border: 1px solid #ddd }}
 .wide {{ overflow-x: auto }}
 .heads {{ display: flex; flex-wrap: wrap; gap: 1.2rem }}
-figure {{ margin: 0; display: grid; grid-template: auto 1.4rem 200px / 1.2rem 200px }}
+figure {{ margin: 0; display: grid; grid-template: auto minmax(1.4rem, auto) 200px / minmax(1.2rem, auto) 200px }}
 figure img {{ grid-area: 3 / 2; width: 200px; height: 200px; margin: 0; box-sizing: border-box }}
 figcaption {{ grid-column: 2; font-size: .8rem; color: #555 }}
 .keys {{ grid-area: 2 / 2; display: grid; grid-template-columns: repeat(var(--n), 1fr) }}
 .queries {{ grid-area: 3 / 1; display: grid; grid-template-rows: repeat(var(--n), 1fr) }}
 .keys span, .queries span {{ font: 10px/1 ui-monospace, monospace; text-align: center; align-self: center }}
+.long .keys span {{ writing-mode: vertical-rl; place-self: end center; padding-bottom: 2px }}
+.long .queries span {{ text-align: right; padding-right: 4px }}
 .bars td {{ min-width: 9rem; font-size: .8rem }}
 .bars i {{ display: block; height: .5rem; background: #2166ac; border-radius: 2px }}
 @media (max-width: 640px) {{
