@@ -26,10 +26,11 @@ def processes() -> None:
 
 def workers() -> None:
     """One worker, whose products BLAS spreads over all cores."""
+    from numllama.system import blas
     from numllama.training import parallel
 
     processes()
-    parallel.one_blas_thread = nullcontext
+    parallel.one_blas_thread, blas.SMALL_MODEL = nullcontext, 0
     begin = parallel.Workers.__init__
     parallel.Workers.__init__ = lambda self, model, workers=None, **options: begin(self, model, 1, **options)
 

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from numllama import ops
 from numllama.checks import check_shape
@@ -71,11 +70,10 @@ def traced_model(seed: int = 0, steps: int = 0) -> tuple[Transformer, CharTokeni
     config = ModelConfig(vocab_size=tokenizer.vocab_size, init_std=0.08, **shape)
     model = Transformer(config, seed)
     tokens, optimizer = np.array(tokenizer.encode(play)), AdamW(model.params, lr=5e-3)
-    with threadpool_limits(1, user_api="blas"):  # small products, in which a second thread is only in the way
-        for step in range(1, steps + 1):
-            _, grads = model.loss_and_grads(*random_batch(tokens, 16, 32, seed, step))
-            clip_grad_norm(grads, 1.0)
-            optimizer.step(grads)
+    for step in range(1, steps + 1):
+        _, grads = model.loss_and_grads(*random_batch(tokens, 16, 32, seed, step))
+        clip_grad_norm(grads, 1.0)
+        optimizer.step(grads)
     return Transformer(config, dtype="float64", params=copied_parameters(config, model.params, np.float64)), tokenizer
 
 

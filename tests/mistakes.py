@@ -1201,4 +1201,14 @@ MISTAKES = [
         "trace_report.py", "return f\"<tr>{''.join(cells)}</tr>\"", "return f\"<tr>{''.join(cells)}\"",
         "test_tracing.py::test_the_page_is_well_formed_and_needs_no_other_file",
     ),
+    Mistake(
+        "a small model that shares its tiny products among all cores",
+        "system/blas.py", "            return _one.by_one_more(_limit)", "            return nullcontext()",
+        "system/test_blas.py::test_a_small_model_in_anybodys_loop_has_one_thread[loss_and_grads]",
+    ),
+    Mistake(
+        "BLAS's threads set by a thread that threadpoolctl ignores",
+        "system/blas.py", "        release(force=True)\n        library", "        library",
+        "system/test_blas.py::test_a_thread_may_ask_for_what_another_puts_back",
+    ),
 ]  # fmt: skip

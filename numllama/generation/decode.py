@@ -31,7 +31,7 @@ from numllama.generation.products import product, products
 from numllama.model import ModelConfig, Transformer
 from numllama.model.parameters import count_parameters
 from numllama.processes import available_cores
-from numllama.training.parallel import one_blas_thread
+from numllama.system.blas import one_blas_thread
 
 # To meet takes some 50 microseconds, in which a core makes a million multiplications; and threads wait for Python's lock, too.
 SHARED_PRODUCTS = 10**7  # between two meetings, at least

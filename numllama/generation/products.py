@@ -7,7 +7,7 @@ from itertools import accumulate, pairwise
 import numpy as np
 
 from numllama.backend import Array
-from numllama.training.parallel import blas
+from numllama.system.blas import blas
 
 # OpenBLAS's threads share a product with one column from so many real multiplications on; a complex one is worth it much earlier.
 REAL_PRODUCTS, COMPLEX_PRODUCTS = 460_800, 50_000

@@ -1,5 +1,6 @@
 """The model: tokens -> embedding -> layers -> norm -> logits -> loss, and back."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from os import PathLike
 from typing import Any
@@ -20,6 +21,7 @@ from numllama.model.block import (
 from numllama.model.config import ModelConfig
 from numllama.model.lora import Adapter, LoraConfig, initial_adapter
 from numllama.model.parameters import Parameters, initial_parameters
+from numllama.system.blas import few_threads, with_few_threads
 
 # Head and loss run in chunks of rows of at most this many logits (32 MiB of float32): (N, V) never exists whole. A GPU needs
 # larger ones to be busy (512 MiB of bfloat16).
@@ -97,12 +99,14 @@ class Transformer:
         if kv_cache is not None:
             kv_cache.reserve(*tokens.shape)
         context = self._context(tokens, positions=positions, kv_cache=kv_cache)
-        x = self._hidden(tokens, context, last)
-        if kv_cache is not None:
-            kv_cache.advance(to_numpy(tokens))
-        n, _ = self._norm(x if last is None else x[:, max(0, x.shape[1] - last) :], context)
-        return ops.linear_forward(n, self._head(self.weights))[0]
+        with few_threads(self, tokens) if kv_cache is None else nullcontext():  # generation sees to its threads itself
+            x = self._hidden(tokens, context, last)
+            if kv_cache is not None:
+                kv_cache.advance(to_numpy(tokens))
+            n, _ = self._norm(x if last is None else x[:, max(0, x.shape[1] - last) :], context)
+            return ops.linear_forward(n, self._head(self.weights))[0]
 
+    @with_few_threads
     def loss(self, tokens: Array, targets: Array, *, count: int | None = None, segments: Array | None = None) -> Array:
         """Mean negative log-likelihood of the targets, in nats, without dropout; arguments as :meth:`loss_and_grads`."""
         tokens = self._check_tokens(tokens)
@@ -111,6 +115,7 @@ class Transformer:
         n, _ = self._norm(self._hidden(tokens, context), context)
         return self._head_loss(n, targets, count)
 
+    @with_few_threads
     def loss_and_grads(
         self,
         tokens: Array,

@@ -16,11 +16,9 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from itertools import islice, pairwise
-from threading import Lock
 from typing import Any
 
 import numpy as np
-from threadpoolctl import ThreadpoolController
 
 from numllama.backend import Array
 from numllama.dispatch import runs_here
@@ -29,13 +27,13 @@ from numllama.ops import IGNORE
 from numllama.optim import clip_grad_norm
 from numllama.optim.optimizer import Optimizer
 from numllama.processes import available_cores
+from numllama.system.blas import Held, one_blas_thread, switch_after
 from numllama.training.team import Team
 from numllama.training.turns import Stopped, Turns
 
 SHARD_TOKENS = 1024  # large enough for full speed of matrix products, small enough for the cache
 MAX_SHARDS = 8
 WORTH_PROCESSES = 8  # items for each of them: for fewer, threads begin sooner
-SWITCH_SECONDS = 5e-5
 Progress = Callable[[int], object]
 TEAM_AFTER = 2.0  # seconds of work with threads: a process takes half a second to start
 
@@ -268,56 +266,7 @@ def run_windows(model: Transformer, turns: Turns | None, windows: Sequence[tuple
 # ------------------------------------------------------------------------------------------------ the machine
 
 
-@cache
-def blas() -> ThreadpoolController:
-    """BLAS and its threads; found once, for to look for libraries takes longer than many a token."""
-    return ThreadpoolController().select(user_api="blas")
-
-
-class Held:
-    """Settings of the process: made for the first who asks for them, and put back when the last one who asked is done."""
-
-    def __init__(self) -> None:
-        self._lock, self._users, self._undo = Lock(), 0, ExitStack()
-
-    @contextmanager
-    def by_one_more(self, make: Callable[[ExitStack], Any]) -> Iterator[None]:
-        """``make(undo)`` makes the settings, and tells `undo` how to put them back."""
-        with self._lock:
-            self._users += 1
-            if self._users == 1:
-                self._undo = ExitStack()
-                make(self._undo)
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._users -= 1
-                if self._users == 0:
-                    self._undo.close()
-
-
-_one, _settings = Held(), Held()
-
-
-def _switch_after(undo: ExitStack, seconds: float) -> None:
-    undo.callback(sys.setswitchinterval, sys.getswitchinterval())
-    sys.setswitchinterval(seconds)
-
-
-@contextmanager
-def one_blas_thread() -> Iterator[None]:
-    """Let BLAS have one thread, where the threads are our own.
-
-    Ours wait for Python's lock between calls of some 20 microseconds: whoever holds it passes it on after two or three of them.
-    """
-
-    def make(undo: ExitStack) -> None:
-        undo.callback(blas().limit(limits=1).restore_original_limits)
-        _switch_after(undo, SWITCH_SECONDS)
-
-    with _one.by_one_more(make):
-        yield
+_settings = Held()
 
 
 @contextmanager
@@ -332,7 +281,7 @@ def training_settings(device: str) -> Iterator[None]:
 
     def make(undo: ExitStack) -> None:
         undo.enter_context(one_blas_thread())
-        _switch_after(undo, 1e-4)
+        switch_after(undo, 1e-4)
         undo.enter_context(kept_memory())
 
     if device != "cpu":

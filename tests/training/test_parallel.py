@@ -439,18 +439,3 @@ def test_a_system_without_mallopt_does_without(monkeypatch):
     monkeypatch.setattr(parallel.ctypes, "CDLL", lambda name: object())
     with training_settings("cpu"):
         assert sys.getswitchinterval() < 5e-3
-
-
-def test_blas_has_its_threads_again_when_the_last_of_several_is_done():
-    """One leaves before the other: each by itself would put back what it found."""
-    threads = lambda: [pool["num_threads"] for pool in parallel.blas().info()]  # noqa: E731
-    before = threads()
-    with parallel.blas().limit(limits=2):
-        first, second = parallel.one_blas_thread(), parallel.one_blas_thread()
-        first.__enter__()
-        second.__enter__()
-        first.__exit__(None, None, None)
-        assert set(threads()) == {1}
-        second.__exit__(None, None, None)
-        assert set(threads()) == {2}
-    assert threads() == before

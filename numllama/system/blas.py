@@ -1,0 +1,120 @@
+"""How many threads BLAS has, and when one is better.
+
+OpenBLAS shares out any product of more than 2**18 multiplications. In a small model that is over before its threads have met, and
+where other work keeps the cores busy each product waits for the slowest of them. So one thread is enough
+
+    while our own threads or processes are the parallelism   one_blas_thread(), for training, prefill and batched decoding
+    while a small model runs by itself                       few_threads(model, tokens), in Transformer.loss_and_grads, loss and
+                                                             forward: somebody's own loop needs no switch
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import cache, wraps
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from numllama.backend import Array, as_array
+
+if TYPE_CHECKING:
+    from threadpoolctl import ThreadpoolController
+
+    from numllama.model import Transformer
+
+SWITCH_SECONDS = 5e-5
+SHARED_PRODUCT = 2**18  # multiplications: OpenBLAS computes smaller products with one thread anyway
+SMALL_PRODUCT = 2**26  # takes one core about half a millisecond
+SMALL_MODEL = 2**22  # parameters: reading those of a larger one takes more than one core
+
+
+@cache
+def blas() -> "ThreadpoolController":
+    """BLAS and its threads. Cached: searching for libraries takes longer than generating a token."""
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController().select(user_api="blas")
+
+
+class Held:
+    """Settings of the process: made for the first who asks for them, and put back when the last one who asked is done."""
+
+    def __init__(self) -> None:
+        self._lock, self._users, self._undo = Lock(), 0, ExitStack()
+
+    @contextmanager
+    def by_one_more(self, make: Callable[[ExitStack], Any]) -> Iterator[None]:
+        """``make(undo)`` makes the settings, and tells `undo` how to put them back."""
+        with self._lock:
+            self._users += 1
+            if self._users == 1:
+                self._undo = ExitStack()
+                make(self._undo)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+                if self._users == 0:
+                    self._undo.close()
+
+
+_one, _switch = Held(), Held()
+
+
+def _limit(undo: ExitStack) -> None:
+    undo.callback(_set_threads, [library.get_num_threads() for library in blas().lib_controllers])
+    _set_threads([1] * len(blas().lib_controllers))
+
+
+def _set_threads(counts: list[int]) -> None:
+    """Give each library so many threads.
+
+    The setting is the process's, but threadpoolctl 3.8 ignores every thread that asks for one except the first. Whoever comes
+    last puts it back here, and that may be any thread: `Held` is what keeps them from each other's way.
+    """
+    for library, count in zip(blas().lib_controllers, counts, strict=True):
+        release = getattr(library, "clear_controlling_thread", lambda force: None)
+        release(force=True)
+        library.set_num_threads(count)
+        release(force=True)  # whoever sets threads elsewhere is heard again
+
+
+def switch_after(undo: ExitStack, seconds: float) -> None:
+    """Have Python pass its lock on sooner, until `undo` is closed."""
+    undo.callback(sys.setswitchinterval, sys.getswitchinterval())
+    sys.setswitchinterval(seconds)
+
+
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Let BLAS have one thread, where the threads are our own.
+
+    Ours wait for Python's lock between calls of some 20 microseconds: whoever holds it passes it on after two or three of them.
+    """
+    with _one.by_one_more(_limit), _switch.by_one_more(lambda undo: switch_after(undo, SWITCH_SECONDS)):
+        yield
+
+
+def few_threads(model: "Transformer", tokens: Array) -> AbstractContextManager[None]:
+    """One BLAS thread for a small model on a CPU; else, BLAS stays as it is."""
+    if model.xp is np and model.params.flat.size <= SMALL_MODEL:
+        c = model.config
+        widest = max(c.ffn_dim, c.n_heads * c.head_dim, c.vocab_size)
+        if SHARED_PRODUCT < tokens.size * c.dim * widest <= SMALL_PRODUCT:
+            return _one.by_one_more(_limit)
+    return nullcontext()
+
+
+def with_few_threads(method: Callable) -> Callable:
+    """A method of a model whose first argument are tokens, with :func:`few_threads`."""
+
+    @wraps(method)
+    def run(self: "Transformer", tokens: Array, *args: Any, **options: Any) -> Any:
+        tokens = as_array(tokens)
+        with few_threads(self, tokens):
+            return method(self, tokens, *args, **options)
+
+    return run
