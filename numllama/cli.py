@@ -234,6 +234,7 @@ def finetune(
     device: str = "cpu",
     out: Path | None = None,
     resume: bool = False,
+    show: int = 0,
     training: Annotated[TuneFlags, Parameter(name="*", group="Training")] = NO_TUNE_FLAGS,
 ) -> int:
     """Fine-tune a model on conversations: a low-rank adapter (LoRA), or with --full all weights.
@@ -271,12 +272,14 @@ def finetune(
         Folder of the run. Default a new one under runs/.
     resume
         Go on with the run in --out.
+    show
+        Print so many conversations as the model would see them, with what of them is learnt, and do nothing else.
     """
     from numllama.model import LoraConfig
     from numllama.training.finetune import Tuning, finetune_run, resume_run
 
     about = dict(model=model, data=data, val_data=val_data, full=full or None, rank=rank, alpha=alpha, targets=targets or None)
-    about |= dict(epochs=epochs, chat_template=chat_template, tokenizer=tokenizer)
+    about |= dict(epochs=epochs, chat_template=chat_template, tokenizer=tokenizer, show=show or None)
     if resume:
         if out is None:
             raise ValueError("a run to resume is named with --out")
@@ -291,7 +294,7 @@ def finetune(
     rank = 8 if rank is None else rank
     lora = None if full else LoraConfig(**{"rank": rank, "alpha": 2.0 * rank, **shape})
     tuning = Tuning(model, data, val_data, tokenizer, chat_template, lora)
-    return finetune_run(tuning, out, device, epochs, given(training))
+    return finetune_run(tuning, out, device, epochs, given(training), show)
 
 
 @_command("doctor")

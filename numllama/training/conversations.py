@@ -49,6 +49,10 @@ class Documents:
         """How many tokens there are."""
         return sum(len(ids) for ids, _ in self.documents)
 
+    def longest(self) -> int:
+        """The length of a row that cuts off nothing."""
+        return max(len(ids) for ids, _ in self.documents) - 1
+
     def cut_off(self, seq_len: int) -> int:
         """How many documents a row of this length holds the beginning of."""
         return sum(len(self.documents[i][0]) - 1 > seq_len for i in self._learnable(seq_len))

@@ -7,9 +7,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from math import ceil
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 import numllama
 from numllama.backend import TWO_BYTES, array_module, compute_dtype, default_dtype
@@ -23,7 +26,7 @@ from numllama.storage.files import reading, write_bytes
 from numllama.storage.folders import published
 from numllama.tokenizer import CharTokenizer, Tokenizer
 from numllama.training import checkpoint, run_folder
-from numllama.training.config import TUNING, TrainConfig, tuning_values
+from numllama.training.config import TUNING, TUNING_VALUES, TrainConfig, tuning_lr
 from numllama.training.conversations import Conversations, load_conversations
 from numllama.training.run import check_new, default_folder, ends_when_told, final_evaluation, go_on, in_words, only_run_in
 from numllama.training.trainer import Trainer
@@ -71,7 +74,7 @@ class Tuning:
 
 @ends_when_told
 def finetune_run(
-    tuning: Tuning, out: Path | None, device: str, epochs: float | None, train_changes: dict[str, Any]
+    tuning: Tuning, out: Path | None, device: str, epochs: float | None, train_changes: dict[str, Any], show: int = 0
 ) -> int:
     """Fine-tune from the beginning; returns the exit code.
 
@@ -85,15 +88,23 @@ def finetune_run(
         How often each row is seen, where ``steps`` is not given; default 3.
     train_changes : dict
         Fields of TrainConfig that differ from the defaults of fine-tuning.
+    show : int
+        Print so many conversations as the model would see them, and do nothing else.
     """
+    if show < 0:
+        raise ValueError(f"show is {show}, but must be a number of conversations")
     _check_alone(train_changes)
     TrainConfig(**train_changes)  # checked before the model is read
     if epochs is not None and not epochs > 0:
         raise ValueError(f"epochs is {epochs}, but must be a positive number")
     out = out or default_folder(f"{tuning.model.resolve().name}-tuned", resume=False)
-    check_new(out)
+    if not show:
+        check_new(out)
     model, data = _open(tuning, device, train_changes.get("dtype"), train_changes.get("seed", 0))
     config = _recipe(tuning, model, data, epochs or TUNING["epochs"], train_changes)
+    if show:
+        print("\n\n".join(islice(shown_conversations(data, config.seq_len), show)))
+        return 0
     trainer = Trainer(model, data, config, out)
     with only_run_in(out, begun=False):
         return _go_on(tuning, trainer)
@@ -180,21 +191,22 @@ def _open(tuning: Tuning, device: str, dtype: str | None, seed: int) -> tuple[Tr
 def _recipe(
     tuning: Tuning, model: Transformer, data: Conversations, epochs: float, changes: dict[str, Any]
 ) -> TrainConfig:
-    """The settings of fine-tuning: few steps, small ones, no pull towards zero."""
-    seq_len = changes.get("seq_len") or min(model.config.max_seq_len, TUNING["seq_len"])
+    """The settings of fine-tuning. Few conversations make short rows and small batches, or a model would end where it began."""
+    seq_len = changes.get("seq_len") or min(data.train.longest(), model.config.max_seq_len, TUNING["seq_len"])
     data.check(model.config.vocab_size, seq_len)
     rows = len(data.train.rows(seq_len))
-    batch_size = changes.get("batch_size") or min(TUNING["batch_size"], rows)
+    batch_size = changes.get("batch_size") or max(1, min(TUNING["tokens"] // seq_len, rows // TUNING["steps"]))
     steps = changes.get("steps") or max(1, ceil(epochs * rows / batch_size))
     defaults = dict(
         steps=steps,
+        lr=tuning_lr(model.config.dim, full=tuning.lora is None),
         batch_size=batch_size,
         seq_len=seq_len,
         warmup_steps=int(TUNING["warmup"] * steps),
         eval_every=max(1, ceil(rows / batch_size)),
         dtype=model.params.flat.dtype.name if model.params.flat.dtype in TWO_BYTES else model.dtype.name,
     )
-    return TrainConfig(**{**tuning_values(full=tuning.lora is None), **defaults, **changes})
+    return TrainConfig(**{**TUNING_VALUES, **defaults, **changes})
 
 
 def _go_on(tuning: Tuning, trainer: Trainer, before: TrainConfig | None = None) -> int:
@@ -212,6 +224,21 @@ def _go_on(tuning: Tuning, trainer: Trainer, before: TrainConfig | None = None) 
     return go_on(trainer, lambda trainer: _finish(tuning, trainer), before=before)
 
 
+def shown_conversations(data: Conversations, seq_len: int) -> Iterator[str]:
+    """Each conversation as the model sees it, in lines of what is learnt and what is not."""
+    for number, (ids, said) in enumerate(data.train.documents, start=1):
+        ids, said, length = ids[: seq_len + 1], said[: seq_len + 1], len(ids)
+        lines = [f"conversation {number}: {length} tokens, {said[1:].sum()} of them learnt"]
+        starts = [0, *np.flatnonzero(said[1:] != said[:-1]) + 1]
+        for start, stop in zip(starts, [*starts[1:], len(ids)], strict=True):
+            mark = "learnt |" if said[start] else "       |"
+            text = data.tokenizer.decode(ids[start:stop].tolist())
+            lines += [f"{mark} {line}" for line in text.replace("\n", "⏎\n").removesuffix("\n").split("\n")]
+        if length > len(ids):
+            lines.append(f"(cut off here, by seq_len {seq_len})" if said[1:].any() else f"(left out: seq_len is {seq_len})")
+        yield "\n".join(lines)
+
+
 def _about(data: Conversations, seq_len: int) -> Iterator[str]:
     """What a reader should know of the conversations that are not trained on as a whole."""
     cut_off = data.train.cut_off(seq_len) + data.val.cut_off(seq_len)
@@ -220,6 +247,8 @@ def _about(data: Conversations, seq_len: int) -> Iterator[str]:
         yield f"{cut_off:,} of them are longer than seq_len, which is {seq_len}, and are cut off there"
     if left_out:
         yield f"{left_out:,} of them are left out: no word of an answer stands within the first {seq_len} tokens (see --seq-len)"
+    if data.spelled:
+        yield f"{data.spelled:,} of them spell special tokens, which are ordinary text there"
     if data.unended:
         yield f"{data.unended:,} answers end with no special token, so the model does not learn from them where to stop"
 

@@ -18,7 +18,9 @@ from numllama.cli import main
 from numllama.errors import CheckpointError
 from numllama.generation.chat import Chat, has_chat_template
 from numllama.training import checkpoint, parallel
+from numllama.training.config import tuning_lr
 from numllama.training.conversations import Conversations, Documents
+from numllama.training.finetune import Tuning, _recipe
 from numllama.training.parallel import Workers
 
 NAMES = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|end_of_text|>"]
@@ -186,9 +188,37 @@ def test_defaults_are_three_epochs_of_rows_and_nothing_that_pulls_towards_zero(b
     finetune(base, "--data", data, "--out", tmp_path / "run", "--batch-size", 2, "--workers", 1, "--seq-len", 30)
     settings = json.loads((tmp_path / "run" / "config.json").read_text())["train"]
     assert (settings["steps"], settings["eval_every"]) == (15, 5)  # ten conversations, of which no two fit a row
-    assert (settings["lr"], settings["weight_decay"], settings["seq_len"]) == (2e-4, 0.0, 30)
+    assert (settings["lr"], settings["weight_decay"], settings["seq_len"]) == (4.3e-3, 0.0, 30)
     lora = json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text())
     assert (lora["r"], lora["lora_alpha"], len(lora["target_modules"])) == (8, 16, 7)
+
+
+@pytest.mark.parametrize(
+    ("dim", "lora", "full"), [(16, 4.3e-3, 4.3e-4), (128, 4.3e-3, 4.3e-4), (2000, 5e-4, 5e-5), (4096, 2.9e-4, 2.9e-5)]
+)
+def test_narrow_models_take_larger_steps_and_adapters_ten_times_those_of_all_weights(dim, lora, full):
+    assert (tuning_lr(dim, full=False), tuning_lr(dim, full=True)) == (lora, full)
+
+
+@pytest.mark.parametrize(
+    ("rows", "longest", "expected"),
+    [(10, 40, (40, 1)), (200, 40, (40, 12)), (100_000, 40, (40, 8192 // 40)), (200, 90, (90, 12)), (200, 5000, (96, 12))],
+)
+def test_few_or_short_conversations_make_small_batches(base, rows, longest, expected):
+    ids, said = np.zeros(longest + 1, np.int64), np.ones(longest + 1, bool)
+    documents = Documents([(ids, said)] * rows)
+    model = nl.load(base)
+    config = _recipe(Tuning(base, base), model, Conversations(documents, documents, None, "x"), 3.0, {})
+    assert (config.seq_len, config.batch_size) == expected
+    assert config.steps == -(-3 * rows // config.batch_size)
+
+
+@pytest.mark.parametrize("flags", [(), ("--full",)])
+def test_two_hundred_conversations_are_learnt_with_the_defaults(base, tmp_path, flags):
+    data = write(tmp_path / "chat.jsonl", 200)
+    printed = finetune(base, "--data", data, "--out", tmp_path / "run", "--workers", 1, *flags)
+    first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])["loss"]
+    assert float(printed.split()[-1]) < first / 2
 
 
 @pytest.mark.parametrize("flags", [("--steps", 0), ("--lr", -1), ("--optimizer", "adam"), ("--epochs", 0)])
@@ -206,6 +236,56 @@ def test_a_finished_run_says_so_and_a_longer_schedule_what_it_does_to_the_learni
     rates = [json.loads(line)["lr"] for line in (out / "metrics.jsonl").read_text().splitlines()]
     words = f"the learning rate goes from {rates[3]:.2e} in step 4 to {rates[4]:.2e} in step 5"
     assert f"the schedule ends at step 6 now, not 4: {words}\n" in said
+
+
+LLAMA_SAYS = """\
+       | <|begin_of_text|><|start_header_id|>user<|end_header_id|>⏎
+       | ⏎
+       | a<|eot_id|><|start_header_id|>assistant<|end_header_id|>⏎
+       | ⏎
+learnt | an"""
+MARKED = "[user] {{ messages[0].content }}\n[assistant] {% generation %}{{ messages[1].content }}!{% endgeneration %}."
+MARKED_SAYS = """\
+       | [user] a⏎
+       | [assistant] \n\
+learnt | and!
+       | .
+"""
+SHOWN = [
+    (None, (), f"conversation 1: 28 tokens, 4 of them learnt\n{LLAMA_SAYS}d<|eot_id|>\n"),
+    (None, ("--seq-len", 25), f"conversation 1: 28 tokens, 2 of them learnt\n{LLAMA_SAYS}\n(cut off here, by seq_len 25)\n"),
+    (MARKED, (), f"conversation 1: 26 tokens, 4 of them learnt\n{MARKED_SAYS}"),
+    ("", (), "conversation 1: 8 tokens, 5 of them learnt\n       | a⏎\n       | ⏎\nlearnt | and⏎\nlearnt | ⏎\n"),
+]
+
+
+@pytest.mark.parametrize(("template", "flags", "expected"), SHOWN, ids=["a template", "cut off", "marked", "no template"])
+def test_conversations_are_shown_as_the_model_sees_them(base, data, tmp_path, template, flags, expected):
+    if template == "":
+        shutil.copytree(base, tmp_path / "base", ignore=shutil.ignore_patterns("tokenizer_config.json"))
+        base = tmp_path / "base"
+    elif template:
+        (tmp_path / "marked.jinja").write_text(template)
+        flags = (*flags, "--chat-template", tmp_path / "marked.jinja")
+    before = set(tmp_path.rglob("*"))
+    assert finetune(base, "--data", data, "--show", 1, *flags, "--out", tmp_path / "run") == expected
+    assert set(tmp_path.rglob("*")) == before
+
+
+def test_as_many_conversations_are_shown_as_are_asked_for_and_those_that_are_left_out_say_so(base, tmp_path):
+    path = write(tmp_path / "chat.jsonl", 5)
+    path.write_text(path.read_text().replace('"a"', f'"{"long " * 9}"', 1))
+    printed = finetune(base, "--data", path, "--show", 99, "--seq-len", 30)
+    assert re.findall(r"conversation (\d): \d+ tokens, (\d) of them learnt", printed) == [*zip("1234", "0444", strict=True)]
+    assert printed.count("(left out: seq_len is 30)") == 1
+    assert "show is -1, but must be" in finetune(base, "--data", path, "--show", -1, code=2)
+
+
+def test_conversations_that_spell_special_tokens_are_counted(base, tmp_path):
+    path = write(tmp_path / "chat.jsonl")
+    path.write_text(path.read_text().replace('"a"', '"<|eot_id|>"'))
+    printed = finetune(base, "--data", path, "--out", tmp_path / "run", *QUICK, "--steps", 1)
+    assert "\n3 of them spell special tokens, which are ordinary text there\n" in printed
 
 
 def test_what_is_too_long_is_cut_off_and_said(base, data, tmp_path):
@@ -278,7 +358,7 @@ def test_a_kill_before_the_first_pointer_loses_nothing(stopped):
 def test_a_wrong_byte_in_the_settings_is_noticed(stopped):
     path = stopped / "config.json"
     text = path.read_text(encoding="utf-8")
-    path.write_text(text.replace('"lr": 0.0002', '"lr": 0.0003'), encoding="utf-8")
+    path.write_text(text.replace('"lr": 0.0043', '"lr": 0.0042'), encoding="utf-8")
     assert f"{path} is damaged: its checksum is wrong" in finetune("--resume", "--out", stopped, "--steps", 3, code=2)
     with pytest.raises(CheckpointError, match="its checksum is wrong"):
         nl.load(stopped)
