@@ -12,6 +12,7 @@ with warnings.catch_warnings():
     transformers = pytest.importorskip("transformers")
     from transformers import (  # noqa: F401  for the tests that import them from here
         AutoModelForCausalLM,
+        AutoTokenizer,
         GenerationConfig,
         LlamaConfig,
         LlamaForCausalLM,

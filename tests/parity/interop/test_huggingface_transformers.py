@@ -6,11 +6,22 @@ import numpy as np
 import pytest
 from helpers import assert_close, assert_same_bits
 from interop.checkpoints import LLAMAS, SHAPE, random_model
-from interop.peer import LLAMA_3, PARITY, AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM, torch
+from interop.peer import (
+    LLAMA_3,
+    PARITY,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    torch,
+)
 from safetensors.numpy import load_file, save_file
 from training.realdata import real_data
 
 import numllama as nl
+from numllama.cli import app
+from numllama.generation.text import opening
 from numllama.interop.huggingface import huggingface_names
 
 pytestmark = PARITY
@@ -258,6 +269,26 @@ def test_a_trained_model_of_llama2c_opens_in_transformers(tmp_path):
     config = GenerationConfig(do_sample=False, max_new_tokens=64, eos_token_id=None, pad_token_id=0)
     ids = opened.generate(torch.tensor([[1]]), attention_mask=torch.ones(1, 1, dtype=torch.long), generation_config=config)
     assert nl.generate(model, [1], 64, temperature=0) == ids[0, 1:].tolist()
+
+
+def test_a_converted_model_of_llama2c_writes_the_same_text_in_transformers(tmp_path, capsys):
+    folder, words = tmp_path / "folder", ["--tokenizer", str(real_data("tok512.bin"))]
+    assert app(["convert", str(real_data("stories260K.bin")), str(folder), *words], result_action="return_value") == 0
+    theirs, opened = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    model, tokenizer = nl.load(folder), nl.Tokenizer.load(folder)
+    config = GenerationConfig(do_sample=False, max_new_tokens=60, eos_token_id=None, pad_token_id=0)
+    for prompt in ("Once upon a time", "Lily and Ben are  friends.\n", "Café 🎉", "the"):
+        asked = theirs(prompt, return_tensors="pt")
+        ids = asked.input_ids[0].tolist()
+        assert ids == [*opening(model, tokenizer), *tokenizer.encode(prompt)]
+        assert ids[0] == 1
+        new = opened.generate(asked.input_ids, attention_mask=asked.attention_mask, generation_config=config)[0, len(ids) :]
+        assert nl.generate(model, ids, 60, temperature=0, stop_ids=()) == new.tolist()
+        capsys.readouterr()
+        words = ["generate", str(folder), prompt, "--temperature", "0", "--max-new-tokens", "60"]
+        assert app(words, result_action="return_value") == 0
+        said = theirs.decode([*ids, *new.tolist()], skip_special_tokens=True)
+        assert capsys.readouterr().out.removesuffix("\n").removeprefix(" ") == said.removeprefix(" ")
 
 
 def test_torchs_own_files_are_refused_and_never_run(tmp_path):
