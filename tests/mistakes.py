@@ -1211,4 +1211,34 @@ MISTAKES = [
         "system/blas.py", "        release(force=True)\n        library", "        library",
         "system/test_blas.py::test_a_thread_may_ask_for_what_another_puts_back",
     ),
+    Mistake(
+        "a possessive quantifier of Oniguruma read as Python's",
+        "tokenizer/parsing.py", 'if self.oniguruma:  # what + follows', 'if False:  # what + follows',
+        "tokenizer/test_tokenizer_json.py::test_a_pattern_is_read_as_oniguruma_reads_it[a{1,3}+-aaaaa-expected0]",
+    ),
+    Mistake(
+        "a possessive quantifier that gives back",
+        "tokenizer/rewriting.py", '"possessive": "+"}', '"possessive": ""}',
+        "tokenizer/test_tokenizer_json.py::test_a_pattern_is_read_as_oniguruma_reads_it[a++a|a-aaaa-expected1]",
+    ),
+    Mistake(
+        "the start of a line read as the start of the text",
+        "tokenizer/parsing.py", "Sequence((AFTER_NEWLINE, Look(END, negated=True)))", "Sequence((START,))",
+        "tokenizer/test_tokenizer_json.py::test_a_pattern_is_read_as_oniguruma_reads_it[^a-aa\\naa-expected2]",
+    ),
+    Mistake(
+        "white space that an added token leaves in front of it",
+        "tokenizer/added_tokens.py", 'while token.lstrip and begin > done', 'while False and begin > done',
+        "tokenizer/test_tokenizer_json.py::test_flags_of_added_tokens[flags1-a \\n<x> b-expected1]",
+    ),
+    Mistake(
+        "the beginning of a text put there twice",
+        "tokenizer/post_processors.py", 'outer[0] + before, after', 'outer[0] + outer[0] + before, after',
+        "tokenizer/test_tokenizer_json.py::test_what_belongs_before_a_text_stands_there_once",
+    ),
+    Mistake(
+        "an id without a token that cannot be decoded",
+        "tokenizer/bpe.py", 'yield self._token.get(i, b"")', "yield self._token[i]",
+        "tokenizer/test_tokenizer_json.py::test_an_id_without_a_token_decodes_to_nothing",
+    ),
 ]  # fmt: skip

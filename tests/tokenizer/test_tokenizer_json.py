@@ -109,6 +109,50 @@ def test_what_a_decoder_says_is_done(tmp_path):
     assert tokenizer.decode_bytes(half) == b"\xc3a\xc3\xa9\xc3"
 
 
+WORDS = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+
+
+@pytest.mark.parametrize(("regex", "text", "expected"), [
+    ("a{1,3}+", "aaaaa", [258, 97]),                # Oniguruma: one or more times one to three, which is all five
+    ("a++a|a", "aaaa", [97] * 4),                   # nothing is left for the second a
+    ("^a", "aa\naa", [97, 97, 10, 97, 97]),         # the first a of each line is a piece of its own
+    ("(?>aa|a)a|a", "aab", [97, 97, 98]),           # an atomic group gives nothing back either
+])  # fmt: skip
+def test_a_pattern_is_read_as_oniguruma_reads_it(tmp_path, regex, text, expected):
+    vocab, merges = ALPHABET | {"aa": 257, "aaaa": 258}, ["a a", "aa aa"]
+    steps = {"type": "Sequence", "pretokenizers": [split(regex), WORDS]}
+    tokenizer = Tokenizer.load(written(tmp_path, {"vocab": vocab, "merges": merges}, pre_tokenizer=steps))
+    assert tokenizer.encode(text) == expected
+
+
+def test_an_id_without_a_token_decodes_to_nothing(tmp_path):
+    vocab = {name: i if i < 200 else i + 50 for name, i in ALPHABET.items()}  # ids 200 to 249 are a hole
+    tokenizer = Tokenizer.load(written(tmp_path, {"vocab": vocab}))
+    for ids in ([97, 220, 98], [97, 249, 98, 10**6], [200, 97, 98]):
+        assert tokenizer.decode(ids) == "".join(tokenizer.decode_stream(ids)) == "ab"
+        assert tokenizer.decode_bytes(ids) == b"ab"
+
+
+def test_what_belongs_before_a_text_stands_there_once(tmp_path):
+    begin = {"id": "<s>", "ids": [256], "tokens": ["<s>"]}
+    single = [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    processor = {"type": "TemplateProcessing", "single": single, "pair": [], "special_tokens": {"<s>": begin}}
+    processor = {"type": "Sequence", "processors": [BYTES, processor]}  # as Llama 3's
+    (tmp_path / "tokenizer_config.json").write_text('{"add_bos_token": true, "bos_token": "<s>"}', encoding="utf-8")
+    tokenizer = Tokenizer.load(written(tmp_path, added_tokens=[added("<s>")], post_processor=processor))
+    assert tokenizer.encode("a") == [97]
+    assert [*tokenizer.before, *tokenizer.encode("a")] == [256, 97]
+
+
+def test_a_token_of_60000_bytes_is_read(tmp_path):
+    long = "ab" * 30_000
+    tokenizer = Tokenizer.load(written(tmp_path, {"vocab": ALPHABET | {long: 256}, "ignore_merges": True}, pre_tokenizer=WORDS))
+    assert tokenizer.encode(long) == [256]
+    assert tokenizer.decode([256, 97]) == long + "a"
+    special = Tokenizer.load(written(tmp_path, added_tokens=[added(long)]))
+    assert special.encode("a" + long, allowed_special="all") == [97, 256]
+
+
 def test_what_readers_do_with_the_ids_is_kept(tmp_path):
     truncation = {"direction": "Right", "max_length": 512, "strategy": "LongestFirst", "stride": 0}
     tokenizer = Tokenizer.load(written(tmp_path, truncation=truncation))

@@ -1,5 +1,6 @@
 """numllama prepare: texts to token files, exactly, and on from wherever it was stopped."""
 
+import base64
 import errno
 import io
 import json
@@ -22,6 +23,7 @@ from numllama.cli import main
 from numllama.data import token_files
 from numllama.errors import DataError
 from numllama.tokenizer import parallel
+from numllama.tokenizer.patterns import PATTERNS
 from numllama.training import prepare
 
 FILES = ("train.bin", "train.json", "val.bin", "val.json", "tokenizer.json", "prepare.json")
@@ -624,6 +626,29 @@ def test_special_tokens_are_one_token_where_they_stand(tmp_path, small_parts):
     assert "special_token is '<|no|>'" in refused(
         tmp_path / "a.txt", "--tokenizer", tmp_path / "x", "--special-token", "<|no|>", "--out", tmp_path / "z"
     )
+
+
+@pytest.mark.parametrize(("special", "expected"), [
+    (["<|end|>=300"], {"<|end|>": 300}), (["none"], {}), (["<a>=260", "<b>=261"], {"<a>": 260, "<b>": 261}),
+])  # fmt: skip
+def test_pattern_and_special_say_what_a_rank_file_does_not(book, tmp_path, special, expected):
+    path = tmp_path / "ranks.tiktoken"
+    path.write_bytes(b"".join(b"%s %d\n" % (base64.b64encode(bytes([i])), i) for i in range(256)))
+    flags = [part for text in special for part in ("--special", text)]
+    prepared(book, "--tokenizer", path, "--pattern", "llama3", *flags, "--out", tmp_path / "x")
+    made = Tokenizer.load(tmp_path / "x")
+    assert made.special_tokens == expected
+    assert made.pattern == PATTERNS["llama3"]
+
+
+def test_a_rank_file_asks_for_pattern_and_special(book, tmp_path):
+    path = tmp_path / "ranks.tiktoken"
+    path.write_bytes(b"".join(b"%s %d\n" % (base64.b64encode(bytes([i])), i) for i in range(256)))
+    tokens = ("--tokenizer", path, "--out", tmp_path / "x")
+    for flags in ((), ("--pattern", "llama3"), ("--special", "none")):
+        assert "a rank file, which says neither how to split a text nor which special" in refused(book, *tokens, *flags)
+    assert "special is '<a>', but must be a token and its id" in refused(book, *tokens, "--pattern", "gpt2", "--special", "<a>")
+    assert "special is for a rank file" in refused(book, "--vocab-size", 300, "--special", "none", "--out", tmp_path / "x")
 
 
 # ------------------------------------------------------------------------------------------------ what cannot be
