@@ -140,3 +140,13 @@ def test_out_of_gpu_memory_says_what_is_free_and_which_settings_to_lower(machine
         "lower batch_size or seq_len, or set shards, recompute or dtype bfloat16"
     )
     assert out_of_memory(MemoryError("x")) == "out of memory, a smaller model or batch may fit: x"
+
+
+@pytest.mark.parametrize(("architecture", "words"), [
+    ("SkylakeX", "openblas 0.3, kernels for SkylakeX, 2 thread(s)"), ("Zen", "openblas 0.3, kernels for Zen, 2 thread(s)"),
+    (None, "openblas 0.3, 2 thread(s)"),
+])  # fmt: skip
+def test_the_kernels_that_blas_runs_are_named(monkeypatch, architecture, words):
+    pool = dict(user_api="blas", internal_api="openblas", version="0.3", num_threads=2, architecture=architecture)
+    monkeypatch.setattr(doctor, "threadpool_info", lambda: [pool, {"user_api": "openmp"}])
+    assert next(finding.found for finding in doctor.examine() if finding.part == "BLAS") == words
