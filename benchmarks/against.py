@@ -4,8 +4,8 @@
     python benchmarks/against.py ../before                        # training, decoding, the tokenizer, the server
     python benchmarks/against.py ../before --only train serve --rounds 15 --json out.json
 
-Both checkouts run the same tasks in processes of their own with a clean environment, pinned to the same cores, A B A B ... The
-ratio is the median over the rounds of this checkout's time divided by the other's in the same round: 1.02 is 2 % slower.
+Both checkouts run the same tasks in processes of their own with a clean environment, pinned to the same cores, A B B A ...
+The ratio is the median over the rounds of this checkout's time divided by the other's in the same round: 1.02 is 2 % slower.
 Training and decoding are what each checkout's own train_step.py and decode.py measure; their losses and texts are compared.
 """
 
@@ -94,9 +94,8 @@ def train(other: Path, rounds: int, cores: int) -> Iterator[Times]:
             print(f"train {config}: losses differ, {about[0]['losses']} and {about[1]['losses']}")
         steps = max(1, round(SECONDS / about[0]["seconds"]))
         times = [], []
-        for _ in range(rounds):
-            for child, taken in zip(pair, times, strict=True):
-                taken.append(statistics.median(json.loads(child.ask(str(steps)))["milliseconds"]) / 1e3)
+        for child, taken in turns(rounds, pair, times):
+            taken.append(statistics.median(json.loads(child.ask(str(steps)))["milliseconds"]) / 1e3)
         for child in pair:
             child.end()
         yield f"train {config}", times
@@ -117,9 +116,8 @@ def tokenizer(other: Path, rounds: int, cores: int) -> Iterator[Times]:
 def tasks(pair: list[Child], names: list[str], rounds: int) -> Iterator[Times]:
     for name in names:
         times = [], []
-        for _ in range(rounds):
-            for child, taken in zip(pair, times, strict=True):
-                taken.append(float(child.ask(name)))
+        for child, taken in turns(rounds, pair, times):
+            taken.append(float(child.ask(name)))
         yield name, times
     for child in pair:
         child.end()
@@ -135,16 +133,22 @@ def serve(other: Path, rounds: int, cores: int) -> Iterator[Times]:
             for where, port in zip((HERE, other), ports, strict=True)
         ]
         firsts, rest = ([], []), ([], [])
-        for i in range(-1, rounds):
-            for port, first, behind in zip(ports, firsts, rest, strict=True):
-                seconds, rate = stream(port)
-                if i >= 0:
-                    first.append(seconds)
-                    behind.append(1 / rate)
+        for port in ports:
+            stream(port)  # whatever is made once, is made
+        for port, first, behind in turns(rounds, ports, firsts, rest):
+            seconds, rate = stream(port)
+            first.append(seconds)
+            behind.append(1 / rate)
         for child in pair:
             child.end()
     yield "first token", firsts
     yield "token of a stream", rest
+
+
+def turns(rounds: int, *columns: tuple) -> Iterator[tuple]:
+    """What belongs to either checkout, in turns; who was second in one round is first in the next."""
+    for i in range(rounds):
+        yield from list(zip(*columns, strict=True))[:: -1 if i % 2 else 1]
 
 
 def free_port() -> int:
