@@ -45,7 +45,7 @@ def trace_run(
         What goes through the model: one of them, or the default text.
     json_path, html_path : path, optional
     """
-    if text is not None and ids:
+    if text is not None and ids is not None:
         raise ValueError("either a text goes through the model, or tokens by their ids")
     if model is None:
         if tokenizer is not None:
@@ -58,8 +58,8 @@ def trace_run(
     else:
         if steps is not None or seed is not None:
             raise ValueError("--steps and --seed are for the small model, not for a MODEL that is given")
-        pair = opened(model, tokenizer, needed=not ids)
-    traced = trace(*pair, ids or (TEXT if text is None else text))
+        pair = opened(model, tokenizer, needed=ids is None)
+    traced = trace(*pair, ids if ids is not None else TEXT if text is None else text)
     size = sum(t.value.size + t.gradient.size for t in traced.values)
     if size > MOST and (json_path or html_path):
         raise ValueError(f"the trace has {size:,} numbers, but a file is written for {MOST:,} at most: take a shorter text")
@@ -71,8 +71,10 @@ def trace_run(
 
 
 def opened(path: Path, tokenizer: Path | None, needed: bool) -> tuple[Transformer, Tokenizer | CharTokenizer | None]:
-    """A model in float64, and its tokenizer, which a text needs."""
+    """A model in float64, its adapter merged, and its tokenizer, which a text needs."""
     model = numllama.load(path, "float64")
+    if model.adapter is not None:
+        model.merge_adapter()
     try:
         return model, load_tokenizer(path, tokenizer)
     except DataError:

@@ -92,12 +92,14 @@ def trace(model: Transformer, tokenizer: Tokenizer | CharTokenizer | None, text:
     Raises
     ------
     ValueError
-        If the model is another one than a plain Llama, or if the text is too short or too long for it.
+        If the model is another one than a plain Llama, or has an adapter, or if the text is too short or too long for it.
     """
     c, w, r = model.config, model.params, Recorder()
     for name, plain in PLAIN.items():
         if getattr(c, name) != plain:
             raise ValueError(f"{name} is {shown(getattr(c, name))}, but only a plain Llama can be traced, with {shown(plain)}")
+    if model.adapter is not None:
+        raise ValueError("the model has an adapter, which a plain Llama lacks: merge_adapter() makes it part of the weights")
     if tokenizer is None and isinstance(text, str):
         raise ValueError("a text needs a tokenizer: give one, or the tokens by their ids")
     ids = np.array(encode_prompt(model, tokenizer, text)[1] if isinstance(text, str) else text)

@@ -1187,6 +1187,16 @@ MISTAKES = [
         "test_tracing.py::test_a_model_that_is_no_plain_llama_is_refused_by_name[qk_norm-l2]",
     ),
     Mistake(
+        "an adapter that a trace leaves out",
+        "tracing.py", "if model.adapter is not None:", "if False:",
+        "test_tracing.py::test_a_model_with_an_adapter_is_refused_until_it_is_merged",
+    ),
+    Mistake(
+        "an adapter's folder that is traced without its adapter",
+        "trace_report.py", "        model.merge_adapter()", "        model.adapter = None",
+        "test_tracing.py::test_an_adapter_is_merged_before_its_model_is_traced",
+    ),
+    Mistake(
         "a trace whose stream forgets the branch's gradient",
         "tracing.py", "return dx + through_norm", "return dx",
         "test_tracing.py::test_loss_and_gradients_are_those_of_the_model",

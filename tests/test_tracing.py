@@ -15,7 +15,7 @@ from helpers import assert_close
 import numllama as nl
 from numllama import trace_report
 from numllama.cli import main
-from numllama.model import ModelConfig, Transformer
+from numllama.model import LoraConfig, ModelConfig, Transformer
 from numllama.ops.attention import fold_groups
 from numllama.tokenizer import Tokenizer
 from numllama.trace_report import as_html, as_json, as_text, png
@@ -85,6 +85,23 @@ def test_a_llama_of_any_shape_is_traced_as_it_is(option):
 def test_a_model_that_is_no_plain_llama_is_refused_by_name(option, value):
     with pytest.raises(ValueError, match=f"^{option} is .*{value}.*, but only a plain Llama can be traced"):
         trace(a_model(**{option: value}), None, [1, 2, 3])
+
+
+def with_adapter(model):
+    """Updates that change the model: those of a new adapter are zero."""
+    model.add_adapter(LoraConfig(rank=2))
+    for value in model.adapter.params.values():
+        value[...] = np.random.default_rng(1).normal(0, 0.3, value.shape)
+    return model
+
+
+def test_a_model_with_an_adapter_is_refused_until_it_is_merged():
+    model, ids = with_adapter(a_model()), np.array([7, 50, 7, 3])
+    loss = float(model.loss(ids[None, :-1], ids[None, 1:]))
+    with pytest.raises(ValueError, match=r"the model has an adapter.*merge_adapter"):
+        trace(model, None, ids.tolist())
+    model.merge_adapter()
+    assert_close(trace(model, None, ids.tolist()).loss, loss, rtol=1e-12)
 
 
 def test_every_option_of_a_model_is_traced_or_refused():
@@ -215,6 +232,15 @@ def test_a_model_of_ones_own_is_traced(folder, by_ids, tmp_path, capsys):
     assert_close(norms["embed"], np.linalg.norm(grads["embed"]), rtol=1e-10)
 
 
+def test_an_adapter_is_merged_before_its_model_is_traced(folder, tmp_path, capsys):
+    model = with_adapter(nl.load(folder, "float64"))
+    model.save_adapter(tmp_path / "adapter", folder)
+    assert run(tmp_path / "adapter", "--ids", 5, 6, 7) == 0
+    loss = float(nl.load(tmp_path / "adapter", "float64").loss(np.array([[5, 6]]), np.array([[6, 7]])))
+    assert abs(loss - float(nl.load(folder, "float64").loss(np.array([[5, 6]]), np.array([[6, 7]])))) > 0.001
+    assert f"loss {loss:.4f} nats" in capsys.readouterr().out
+
+
 def test_a_model_without_a_tokenizer_is_traced_by_ids(folder, tmp_path, capsys):
     shutil.copytree(folder, tmp_path / "bare", ignore=shutil.ignore_patterns("tokenizer*"))
     assert run(tmp_path / "bare", "--ids", 5, 6, 7) == 0
@@ -229,6 +255,7 @@ def test_a_model_without_a_tokenizer_is_traced_by_ids(folder, tmp_path, capsys):
         (["--text", "a"], "the text has 1 tokens, but there must be 2 to 65"),
         (["--steps", -1], "steps is -1, but must be"),
         (["--text", "the king", "--ids", 1, 2], "either a text goes through the model, or tokens by their ids"),
+        (["--ids"], "the text has 0 tokens, but there must be 2 to 65"),
         (["--tokenizer", "x"], "the small model has its own tokenizer"),
         (["nowhere"], "nowhere"),
         (["nowhere", "--steps", 3], "--steps and --seed are for the small model"),

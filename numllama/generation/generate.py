@@ -38,6 +38,9 @@ def generate(
 ) -> Any:
     """Continue a prompt, or a batch of them.
 
+    The settings are those given here: unlike ``model.generate`` of transformers, this ignores the checkpoint's
+    generation_config.json, its end tokens too, which :func:`complete` reads.
+
     Parameters
     ----------
     model : Transformer

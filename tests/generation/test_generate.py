@@ -31,6 +31,17 @@ def test_temperature_zero_takes_the_likeliest_token_each_time(model):
     assert generate(model, [1, 2], 4, temperature=0) == ids[2:]
 
 
+ENDS = list(range(VOCAB))
+
+
+@pytest.mark.parametrize("said", [{"do_sample": False}, {"temperature": 0.01}, {"top_k": 1}, {"eos_token_id": ENDS}])
+def test_settings_are_those_given_and_not_the_checkpoints(model, said, monkeypatch):
+    ids = generate(model, [1, 2], 12, seed=0)
+    assert ids != generate(model, [1, 2], 12, seed=0, temperature=0)
+    monkeypatch.setattr(model, "generation_config", said)
+    assert generate(model, [1, 2], 12, seed=0) == ids == list(stream(model, [1, 2], 12, seed=0))
+
+
 def test_only_new_ids_are_returned_as_plain_numbers(model):
     ids = generate(model, np.array([1, 2, 3]), 5, seed=0)
     assert len(ids) == 5
