@@ -40,10 +40,11 @@ def test_train_shows_the_settings_of_its_preset(beside, preset):
     assert {"dim", "steps", "lr", "dropout", "eval_every", "tie_embeddings"} <= set(found)
 
 
-@pytest.mark.parametrize("beside, lr", [([], "0.0002"), (["--full"], "2e-05")])
+@pytest.mark.parametrize("beside, lr", [([], "0.0005"), (["--full"], "5e-05")])
 def test_finetune_shows_its_own(beside, lr):
     found = shown("finetune", *beside)
-    assert (found["lr"], found["weight_decay"], found["beta2"], found["keep"]) == (lr, "0", "0.999", str(TrainConfig.keep))
+    assert found["lr"] == f"{lr} for a dim of 2000, more for less"
+    assert (found["weight_decay"], found["beta2"], found["keep"]) == ("0", "0.999", str(TrainConfig.keep))
     assert found["eval_every"] == "once an epoch"
     assert found["steps"] == "as --epochs says"
 
