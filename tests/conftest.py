@@ -18,7 +18,8 @@ settings.register_profile("thorough", max_examples=1000, **quiet)
 settings.register_profile("mistakes", settings.get_profile("numllama"), phases=[Phase.explicit, Phase.generate])  # none is shrunk
 settings.load_profile("numllama")
 
-# Under nohup it would be ignored, by the commands that tests start, too.
+# Under nohup, or in a shell's background, they would be ignored, by the commands that tests start, too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 if hasattr(signal, "SIGHUP"):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 

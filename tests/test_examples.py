@@ -44,10 +44,16 @@ def script(path, *arguments, monkeypatch):
     """The exit code of a script, in this process."""
     monkeypatch.setattr(sys, "argv", [str(path), *map(str, arguments)])
     monkeypatch.syspath_prepend(str(path.parent))
+    names = [other.stem for other in path.parent.glob("*.py")]
+    ours = {name: sys.modules.pop(name) for name in names if name in sys.modules}  # tests/serve is not benchmarks/serve.py
     try:
         runpy.run_path(str(path), run_name="__main__")
     except SystemExit as end:
         return end.code or 0
+    finally:
+        for name in names:
+            sys.modules.pop(name, None)
+        sys.modules.update(ours)
     return 0
 
 

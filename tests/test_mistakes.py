@@ -23,11 +23,11 @@ def copy(tmp_path_factory):
     return copy
 
 
+@pytest.mark.mistakes
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.what.replace(" ", "_"))
 def test_a_mistake_is_caught(copy, tmp_path, mistake):
     path = copy / "numllama" / mistake.file
     source = path.read_text(encoding="utf-8")
-    assert source.count(mistake.right) == 1, f"{mistake.file} holds this {source.count(mistake.right)} times: {mistake.right}"
     path.write_text(source.replace(mistake.right, mistake.wrong), encoding="utf-8")
     printed = tmp_path / "printed.txt"
     environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
@@ -69,6 +69,14 @@ def run_test(copy: Path, test: str, printed: Path, environment: dict[str, str]) 
     # plain: no minutes of comparing long values
     quiet = ["-x", "--assert=plain", "-p", "no:cacheprovider", "-p", "_hypothesis_pytestplugin"]
     sys.exit(pytest.main([*quiet, "--hypothesis-profile=mistakes", f"tests/{test}"]))
+
+
+def test_every_mistake_can_be_made():
+    for mistake in MISTAKES:
+        n = (ROOT / "numllama" / mistake.file).read_text(encoding="utf-8").count(mistake.right)
+        assert n == 1, f"{mistake.file} holds this {n} times: {mistake.right}"
+        file, _, name = mistake.test.partition("::")
+        assert f"def {name.partition('[')[0]}(" in (ROOT / "tests" / file).read_text(encoding="utf-8"), mistake.test
 
 
 def test_there_are_enough_of_them():
