@@ -281,6 +281,12 @@ def test_as_many_conversations_are_shown_as_are_asked_for_and_those_that_are_lef
     assert "show is -1, but must be" in finetune(base, "--data", path, "--show", -1, code=2)
 
 
+def test_what_a_terminal_would_obey_is_shown_as_a_number(base, tmp_path):
+    path = write(tmp_path / "chat.jsonl")
+    path.write_text(path.read_text().replace('"a"', json.dumps("\x1b[31m\r\x00")))
+    assert "\n       | \\x1b[31m\\x0d\\x00<|eot_id|>" in finetune(base, "--data", path, "--show", 1)
+
+
 def test_conversations_that_spell_special_tokens_are_counted(base, tmp_path):
     path = write(tmp_path / "chat.jsonl")
     path.write_text(path.read_text().replace('"a"', '"<|eot_id|>"'))
