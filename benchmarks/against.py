@@ -6,12 +6,12 @@
 
 Both checkouts run the same tasks in processes of their own with a clean environment, pinned to the same cores, A B B A ...
 The ratio is the median over the rounds of this checkout's time divided by the other's in the same round: 1.02 is 2 % slower.
-Training and decoding are what each checkout's own train_step.py and decode.py measure; their losses and texts are compared.
+Training and decoding are what each checkout's own train_step.py and decode.py measure; their losses are compared.
 """
 
 import argparse
 import json
-import socket
+import os
 import statistics
 import subprocess
 import sys
@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from serve import make_model, stream
+from serve import free_port, make_model, stream
 from train_step import USUAL, clean_environment, machine
 
 HERE = Path(__file__).parents[1]
@@ -37,10 +37,12 @@ def main() -> None:
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        tokenizer_child(args.cores)
+        tokenizer_child()
         return
     if args.other is None or not (args.other / "numllama").is_dir():
         parser.error("name the folder of another checkout of this repository")
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])  # which all children inherit
     print(f"{machine(args.cores)['cpu']}, {args.cores} cores\n", flush=True)
     results = {}
     for group in args.only:
@@ -109,7 +111,7 @@ def decode(other: Path, rounds: int, cores: int) -> Iterator[Times]:
 
 def tokenizer(other: Path, rounds: int, cores: int) -> Iterator[Times]:
     """Seconds of learning a vocabulary, and of encoding and decoding with it."""
-    pair = [Child(where, __file__, "--child", "tokenizer", "--cores", cores) for where in (HERE, other)]
+    pair = [Child(where, __file__, "--child", "tokenizer") for where in (HERE, other)]
     yield from tasks(pair, json.loads(pair[0].ready), rounds)
 
 
@@ -151,19 +153,10 @@ def turns(rounds: int, *columns: tuple) -> Iterator[tuple]:
         yield from list(zip(*columns, strict=True))[:: -1 if i % 2 else 1]
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
-def tokenizer_child(cores: int) -> None:
+def tokenizer_child() -> None:
     """Do each task that standard input names, and say how many seconds it took."""
-    import os
     import time
 
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
     import numllama as nl
     from numllama.training.stand_in import write_play
 

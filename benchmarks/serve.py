@@ -72,9 +72,7 @@ def make_model(folder: Path) -> Path:
 
 def serving(folder: Path, rounds: int) -> dict[str, tuple]:
     """The server and plain decoding, each in a process of its own, in turns."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     server = start("-m", "numllama.cli", "serve", folder, "--port", port)
     plain = start(__file__, "--child", folder, stdin=subprocess.PIPE)
     try:
@@ -103,6 +101,12 @@ def serving(folder: Path, rounds: int) -> dict[str, tuple]:
         "streaming / plain decoding": (ratio, "", f">= {STREAMING}"),
         "eight at once": (together, "tokens/s", "all finish"),
     }
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def start(*arguments: object, **more: object) -> subprocess.Popen:

@@ -43,6 +43,11 @@ def shown(value: object, quote: bool = True, most: int = 60) -> str:
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
+def visible(text: str) -> str:
+    """A text as a terminal or a page may show it: characters without a shape, but for tabs and lines' ends, as their codes."""
+    return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
+
+
 def listed(names: Sequence[str]) -> str:
     """The first few of many names, each of them cut if it is long."""
     some = ", ".join(shown(name, quote=False, most=100) for name in names[:5])

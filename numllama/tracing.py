@@ -114,7 +114,7 @@ def trace(model: Transformer, tokenizer: Tokenizer | CharTokenizer | None, text:
     for i in range(c.n_layers):
         x = _layer_forward(r, x, w, i, c, table)
     n = r.keep("norm", ops.rmsnorm_forward(x, w["norm"], c.norm_eps))
-    logits = r.keep("logits", ops.linear_forward(n, w[head]))                       # (1, T, V)
+    logits = r.keep("logits", ops.linear_forward(n, w[head]))                         # (1, T, V)
     loss = r.keep("loss", ops.cross_entropy_forward(logits, targets))
 
     d, g = r.gradients, {}
@@ -125,7 +125,7 @@ def trace(model: Transformer, tokenizer: Tokenizer | CharTokenizer | None, text:
     for i in reversed(range(c.n_layers)):
         dx = _layer_backward(r, dx, g, i, c)
     d["embedding"] = dx
-    g["embed"] = g.get("embed", 0) + ops.embedding_backward(dx, r.caches["embedding"])    # of tied embeddings, both parts
+    g["embed"] = g.get("embed", 0) + ops.embedding_backward(dx, r.caches["embedding"])  # of tied embeddings, both parts
 
     values = [Traced(name, value, d[name], _axes(name)) for name, value in r.values.items()]
     names = [(tokenizer and tokenizer.decode([i])) or str(i) for i in ids.tolist()]

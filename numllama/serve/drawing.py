@@ -10,6 +10,8 @@ from itertools import pairwise
 
 import numpy as np
 
+from numllama.errors import visible
+
 COLOURS = 6  # of neighbouring tokens, see style.css
 WIDTH, HEIGHT, LEFT, RIGHT, ABOVE, BELOW = 720, 300, 52, 24, 16, 30  # of a curve, in its own units
 MOST_POINTS = 600  # of a curve: more cannot be seen
@@ -60,9 +62,8 @@ def _name(text: str) -> str:
 
 
 def _visible(text: str) -> str:
-    """A line's end is shown and kept; other characters without a shape are shown as their codes."""
-    shown = "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
-    return escape(shown).replace("\n", "↵\n").replace("\t", "⇥") or "∅"
+    """A line's end is shown and kept."""
+    return escape(visible(text)).replace("\n", "↵\n").replace("\t", "⇥") or "∅"
 
 
 # ------------------------------------------------------------------------------------------------ attention

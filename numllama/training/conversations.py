@@ -9,6 +9,7 @@ seed and of how many rows were taken before.
 """
 
 import json
+import re
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -29,6 +30,7 @@ from numllama.training.data import VAL_FRACTION
 Batch = tuple[np.ndarray, np.ndarray, np.ndarray]
 Document = tuple[np.ndarray, np.ndarray]  # ids, and which of them the assistant says
 CALLS = ("tool_calls", "function_call")
+SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 AT_ONCE = 128  # conversations whose templates are rendered at once
 
 
@@ -259,7 +261,7 @@ def _checked(line: bytes) -> Conversation:
     """A line's conversation, if its messages are what they should be."""
     try:
         values = json.loads(line.decode("utf-8-sig"))
-        if b"\\u" in line:  # only an escape can be half of a pair of surrogates
+        if SURROGATE.search(line):  # only an escape can be half of a pair
             json.dumps(values, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise ValueError(f"it is not Unicode: {error.reason}") from error

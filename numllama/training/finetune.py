@@ -16,7 +16,7 @@ import numpy as np
 
 import numllama
 from numllama.backend import TWO_BYTES, array_module, compute_dtype, default_dtype
-from numllama.errors import CheckpointError, DataError, NumllamaError, shown
+from numllama.errors import CheckpointError, DataError, NumllamaError, shown, visible
 from numllama.generation.chat import has_chat_template
 from numllama.generation.run import open_model
 from numllama.generation.text import opening
@@ -31,7 +31,6 @@ from numllama.training.conversations import Conversations, load_conversations
 from numllama.training.run import check_new, default_folder, ends_when_told, final_evaluation, go_on, in_words, only_run_in
 from numllama.training.trainer import Trainer
 
-VISIBLE = {i: f"\\x{i:02x}" for i in (*range(32), 127) if i != ord("\n")}  # a terminal obeys what it is not shown
 TEMPLATE_FILES = ("tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
 
 
@@ -233,7 +232,7 @@ def shown_conversations(data: Conversations, seq_len: int) -> Iterator[str]:
         starts = [0, *np.flatnonzero(said[1:] != said[:-1]) + 1]
         for start, stop in zip(starts, [*starts[1:], len(ids)], strict=True):
             mark = "learnt |" if said[start] else "       |"
-            text = data.tokenizer.decode(ids[start:stop].tolist()).translate(VISIBLE)
+            text = visible(data.tokenizer.decode(ids[start:stop].tolist()))  # a terminal would obey what it is not shown
             lines += [f"{mark} {line}" for line in text.replace("\n", "⏎\n").removesuffix("\n").split("\n")]
         if length > len(ids):
             lines.append(f"(cut off here, by seq_len {seq_len})" if said[1:].any() else f"(left out: seq_len is {seq_len})")
