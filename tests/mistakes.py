@@ -133,7 +133,7 @@ MISTAKES = [
     ),
     Mistake(
         "a token's text is markup",
-        "serve/drawing.py", "return escape(visible(text))", "return (shown)",
+        "serve/drawing.py", "return escape(visible(text))", "return (visible(text))",
         "serve/test_drawing.py::test_texts_stay_texts",
     ),
     Mistake(
