@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=GROUPS, default=list(GROUPS))
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--cores", type=int, default=2)
+    parser.add_argument("--most", type=float, help="fail if any ratio is larger")
     parser.add_argument("--json", type=Path, help="write all ratios to this file")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -52,6 +53,8 @@ def main() -> None:
             print(f"{name:24} {results[name]['here']:10.4g} {results[name]['other']:10.4g} s   ratio {ratio:.3f}", flush=True)
     if args.json:
         args.json.write_text(json.dumps({"machine": machine(args.cores), "results": results}, indent=1) + "\n")
+    if args.most and (slower := [name for name, row in results.items() if row["ratio"] > args.most]):
+        raise SystemExit(f"more than {args.most} times the other's time: {', '.join(slower)}")
 
 
 Times = tuple[str, tuple[list[float], list[float]]]
