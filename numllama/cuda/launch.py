@@ -11,6 +11,7 @@ same sources for the CPU and takes NumPy arrays, so that the same launchers run 
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from math import prod
 from pathlib import Path
@@ -272,11 +273,19 @@ def elementwise(
 # ------------------------------------------------------------------------------------------------ CuPy
 
 
+@dataclass
+class _Function:
+    """A compiled kernel, and how much dynamic shared memory it may have by now: 48 KiB hold what is static, too."""
+
+    kernel: Any
+    dynamic_bytes: int
+
+
 class CuPy:
     """Runs kernels with CuPy, compiled by NVRTC when first used and kept on disk by CuPy."""
 
     def __init__(self) -> None:
-        self._functions: dict[tuple, Any] = {}
+        self._functions: dict[tuple, _Function] = {}
 
     def is_ready(self) -> bool:
         """Whether there can be arrays on a GPU: whoever made one has imported CuPy."""
@@ -303,15 +312,19 @@ class CuPy:
         for arg in args:
             if isinstance(arg, cupy.ndarray) and arg.size and arg.data.device_id != device:
                 raise DeviceError(f"{name} runs on GPU {device}, but was given an array of GPU {arg.data.device_id}")
-        key = (program, name, device)
-        function = self._functions.get(key)
-        if function is None:
-            module = cupy.RawModule(code=program.text, options=("-std=c++17",), backend="nvrtc")
-            function = self._functions[key] = module.get_function(name)
-        if shared_bytes > SHARED_BYTES and function.max_dynamic_shared_size_bytes < shared_bytes:
-            function.max_dynamic_shared_size_bytes = shared_bytes
+        function = self._function(program, name, device)
+        if shared_bytes > function.dynamic_bytes:  # more than what needs no asking
+            function.kernel.max_dynamic_shared_size_bytes = function.dynamic_bytes = shared_bytes
         null = np.uintp(0)
-        function(grid, block, tuple(null if arg is None else arg for arg in args), shared_mem=shared_bytes)
+        function.kernel(grid, block, tuple(null if arg is None else arg for arg in args), shared_mem=shared_bytes)
+
+    def _function(self, program: Program, name: str, device: int) -> "_Function":
+        key = (program, name, device)
+        if key not in self._functions:
+            module = sys.modules["cupy"].RawModule(code=program.text, options=("-std=c++17",), backend="nvrtc")
+            kernel = module.get_function(name)
+            self._functions[key] = _Function(kernel, SHARED_BYTES - kernel.shared_size_bytes)
+        return self._functions[key]
 
     def gemm(self, *call: Any) -> None:
         from numllama.cuda.gemm import cublas_gemm

@@ -4,6 +4,19 @@
 #include <cstdint>
 #include <cstring>
 
+#include <vector>
+
+#ifdef ON_STREAMS  // of a GPU that is emulated as a whole: real_cupy/device.h
+#include "device.h"
+#define CHECKED(condition, what) if (!(condition)) return device::problem(std::string("cuBLAS: ") + what, 7);
+#define ON_STREAM(stream, ...) return device::enqueue((device::Stream*)stream, "product", __VA_ARGS__) ? 13 : 0
+#define COMPUTES device::settings.computes
+#else
+#define CHECKED(condition, what) if (!(condition)) return 7;
+#define ON_STREAM(stream, ...) return (__VA_ARGS__)(), 0
+#define COMPUTES true
+#endif
+
 extern "C" float emulator_half_to_float(unsigned short);
 extern "C" unsigned short emulator_float_to_half(float);
 
@@ -15,7 +28,11 @@ int failing = 0;  // the status that every product returns
 
 int cublasCreate_v2(Handle** handle) { *handle = &handles[made++ % 1024]; return 0; }
 int cublasSetStream_v2(Handle* h, void* stream) { h->stream = stream; h->workspace = nullptr; h->bytes = 0; return 0; }
-int cublasSetWorkspace_v2(Handle* h, void* workspace, size_t bytes) { h->workspace = workspace; h->bytes = bytes; return 0; }
+int cublasSetWorkspace_v2(Handle* h, void* workspace, size_t bytes) {
+  CHECKED((uintptr_t)workspace % 256 == 0, "a workspace that is not aligned");
+  h->workspace = workspace; h->bytes = bytes;
+  return 0;
+}
 int cublasSetMathMode(Handle* h, int mode) { h->math = mode; return 0; }
 }
 
@@ -47,20 +64,40 @@ extern "C" int cublasGemmStridedBatchedEx(Handle* h, int transa, int transb, int
   if (failing) return failing;
   const bool is_double = Atype == F64;
   const bool known = is_double ? compute == 70 : compute == 68 || (compute == 77 && Atype == F32);
-  if (!h->workspace || h->bytes < (32u << 20) || h->math != 16 || Atype != Btype || !known || algo != -1) return 7;
+  CHECKED(h->workspace && h->bytes >= (32u << 20), "a product without a workspace");
+  CHECKED(h->math == 16 && Atype == Btype && known && algo == -1, "a product of these types, or by these rules");
+  CHECKED(m > 0 && n > 0 && k > 0 && batch > 0, "an empty product");
+  CHECKED(lda >= (transa ? k : m) && ldb >= (transb ? n : k) && ldc >= m, "a leading dimension that is too small");
   if (Ctype != Atype && Ctype != F32) return 15;
+#ifdef ON_STREAMS
+  const auto holds = [](const void* at, int type, int leading, int columns, int rows, long long stride, int batch) {
+    const size_t size = type == F64 ? 8 : type == F32 ? 4 : 2;
+    return device::is_device_memory(at, size * ((batch - 1) * stride + (columns - 1) * (long long)leading + rows)) && (size_t)at % size == 0;
+  };
+  CHECKED(holds(A, Atype, lda, transa ? m : k, transa ? k : m, strideA, batch) && holds(B, Btype, ldb, transb ? k : n, transb ? n : k, strideB, batch) &&
+          holds(C, Ctype, ldc, n, m, strideC, batch), "a matrix that reaches beyond the device's memory");
+#endif
   const double a = is_double ? *(const double*)alpha : *(const float*)alpha, b = is_double ? *(const double*)beta : *(const float*)beta;
-  for (int i = 0; i < batch; i++)
-    for (int column = 0; column < n; column++)
-      for (int row = 0; row < m; row++) {
-        double sum = 0;
+  ON_STREAM(h->stream, [=] {
+    if (!COMPUTES) return;
+    std::vector<double> x((size_t)m * k), y((size_t)n * k);  // op(A) by rows, op(B) by columns
+    for (int i = 0; i < batch; i++) {
+      for (int row = 0; row < m; row++)
         for (int l = 0; l < k; l++)
-          sum += read(A, Atype, i * strideA + (transa ? row * (long long)lda + l : l * (long long)lda + row)) *
-                 read(B, Btype, i * strideB + (transb ? l * (long long)ldb + column : column * (long long)ldb + l));
-        const long long at = i * strideC + column * (long long)ldc + row;
-        write(C, Ctype, at, a * sum + (b == 0 ? 0 : b * read(C, Ctype, at)));
-      }
-  return 0;
+          x[(size_t)row * k + l] = read(A, Atype, i * strideA + (transa ? row * (long long)lda + l : l * (long long)lda + row));
+      for (int column = 0; column < n; column++)
+        for (int l = 0; l < k; l++)
+          y[(size_t)column * k + l] = read(B, Btype, i * strideB + (transb ? l * (long long)ldb + column : column * (long long)ldb + l));
+      for (int column = 0; column < n; column++)
+        for (int row = 0; row < m; row++) {
+          const double *p = &x[(size_t)row * k], *q = &y[(size_t)column * k];
+          double sum = 0;
+          for (int l = 0; l < k; l++) sum += p[l] * q[l];
+          const long long at = i * strideC + column * (long long)ldc + row;
+          write(C, Ctype, at, a * sum + (b == 0 ? 0 : b * read(C, Ctype, at)));
+        }
+    }
+  });
 }
 extern "C" int cublasGemmEx(Handle* h, int transa, int transb, int m, int n, int k, const void* alpha, const void* A, int Atype,
                             int lda, const void* B, int Btype, int ldb, const void* beta, void* C, int Ctype, int ldc, int compute,
