@@ -23,7 +23,7 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 FILES = ("runtime.cc", "driver.cc", "libraries.cc")
 LOADED = ("libcublasLt.so.12", "libcublasLt.so.13", "libnccl.so.2")
-FLAGS = ["-std=c++17", "-O2", "-fPIC", "-w", "-shared"]
+FLAGS = ["-std=c++17", "-O2", "-fPIC", "-w", "-shared", "-Wl,-Bsymbolic"]
 
 
 class Cuda:
@@ -70,14 +70,16 @@ def install(version: str | None = None) -> Cuda:
     site = build.folder(version or os.environ.get("NUMLLAMA_CUPY") or build.NEWEST)
     emulator = [HERE / "emulate.py", HERE.parent / "emulator/runtime.cc", *HERE.parent.glob("emulator/*.h"), *HERE.rglob("*.*h")]
     key = hashlib.sha256("".join(path.read_text() for path in sorted(emulator)).encode()).hexdigest()[:12]
-    programs = build.cache() / f"programs-{key}"
-    programs.mkdir(exist_ok=True)
+    cubins, programs = build.cache() / "cubins", build.cache() / f"programs-{key}"
+    for folder in (cubins, programs):
+        folder.mkdir(exist_ok=True)
     environment = {
+        "CUPY_CACHE_DIR": cubins,
+        "CUDA_ON_CPU_TEXTS": cubins,  # of the programs that the cubins were made of
         "CUDA_ON_CPU_PROGRAMS": programs,
         "CUDA_ON_CPU_EMULATE": f"'{sys.executable}' '{HERE / 'emulate.py'}'",
         "CUDA_ON_CPU_CUPY": site,
         "CUDA_ON_CPU_NVRTC": nvrtc(),
-        "CUPY_CACHE_DIR": build.cache() / f"cubins-{site.name}",
         "CUPY_ACCELERATORS": "",  # CUB's own reductions are no text that g++ could compile
     }
     os.environ.update({name: str(value) for name, value in environment.items()})

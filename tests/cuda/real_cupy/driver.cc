@@ -30,11 +30,12 @@ static uint64_t hash(const char* at, size_t n) {  // FNV-1a
   for (size_t i = 0; i < n; i++) h = (h ^ (unsigned char)at[i]) * 1099511628211ULL;
   return h;
 }
-static std::string file_of(uint64_t program, const char* suffix) {
+static std::string file_of(uint64_t program, const char* folder, const char* suffix) {
   char name[64];
   snprintf(name, sizeof name, "/%016llx%s", (unsigned long long)program, suffix);
-  return std::string(getenv("CUDA_ON_CPU_PROGRAMS")) + name;
+  return getenv(folder) + std::string(name);
 }
+static std::string text_of(uint64_t program) { return file_of(program, "CUDA_ON_CPU_TEXTS", ".cu"); }
 static size_t size_of_elf(const char* base) {
   const Elf64_Ehdr* h = (const Elf64_Ehdr*)base;
   const size_t sections = h->e_shoff + size_t(h->e_shnum) * h->e_shentsize, programs = h->e_phoff + size_t(h->e_phnum) * h->e_phentsize;
@@ -63,7 +64,8 @@ static int is_able(int of_binary) {  // a cubin runs on GPUs of its major versio
 // Bind what runs: the program's text, compiled by g++. A sentence if that fails.
 static std::string bind(Function& f) {
   if (f.launch) return "";
-  const std::string text = file_of(f.program, ".cu"), library = file_of(f.program, getenv("NUMLLAMA_EMULATOR_ASAN") ? ".asan.so" : ".so");
+  const bool checked = getenv("NUMLLAMA_EMULATOR_ASAN");
+  const std::string text = text_of(f.program), library = file_of(f.program, "CUDA_ON_CPU_PROGRAMS", checked ? ".asan.so" : ".so");
   if (FILE* there = fopen(library.c_str(), "r")) fclose(there);
   else if (system((std::string(getenv("CUDA_ON_CPU_EMULATE")) + " '" + text + "' '" + library + "'").c_str())) return "g++ could not compile it";
   void* opened = dlopen(library.c_str(), RTLD_NOW | RTLD_LOCAL);
@@ -223,7 +225,7 @@ int nvrtcGetCUBIN(void* program, char* to) {  // and its text is kept under its 
   size_t n = 0;
   nvrtcGetCUBINSize(program, &n);
   LOCKED;
-  const std::string made = file_of(hash(to, size_of_elf(to)), ".cu"), part = made + "." + std::to_string((unsigned long long)to);
+  const std::string made = text_of(hash(to, size_of_elf(to))), part = made + "." + std::to_string((unsigned long long)to);
   if (FILE* file = fopen(part.c_str(), "w")) {
     fputs(texts[program].c_str(), file);
     fclose(file);
