@@ -1,19 +1,21 @@
 """cuBLAS, called without CuPy in between.
 
 CuPy's own functions refuse to be recorded in a CUDA graph. cuBLAS does not, if its workspace is there before; so there is a
-handle for each stream, with a workspace of its own, and every product goes through it, recorded or not: the same algorithm, the
-same bits. The library is the one that CuPy has loaded.
+handle for each thread and stream, with a workspace of its own, and every product goes through it, recorded or not: the same
+algorithm, the same bits. The library is the one that CuPy has loaded: there may be others, PyTorch's for example.
 """
 
 import ctypes
 import os
 import sys
+import threading
 from functools import cache
 from typing import Any
 
 from numllama.errors import DeviceError
 
-NAMES = ("libcublas.so.13", "libcublas.so.12", "cublas64_13.dll", "cublas64_12.dll")
+NAME = "cublas64_{}.dll" if sys.platform == "win32" else "libcublas.so.{}"  # by CUDA's major version
+MOST_HANDLES = 8              # of one thread
 WORKSPACE_BYTES = 32 * 2**20  # what NVIDIA recommends since Hopper; less would make some products slower
 FLOAT32_SUMS = 16             # CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION: partial sums of two-byte products, too
 STATUS = {1: "it was not initialised", 3: "out of memory", 7: "an argument is invalid", 8: "this GPU cannot do it",
@@ -23,6 +25,7 @@ _int, _long, _at = ctypes.c_int, ctypes.c_longlong, ctypes.c_void_p
 _MATRIX, _MATRICES = (_at, _int, _int), (_at, _int, _int, _long)  # address, type, leading dimension, stride
 PROTOTYPES = {  # cublas_api.h
     "cublasCreate_v2": (_at,),
+    "cublasDestroy_v2": (_at,),
     "cublasSetStream_v2": (_at, _at),
     "cublasSetWorkspace_v2": (_at, _at, ctypes.c_size_t),
     "cublasSetMathMode": (_at, _int),
@@ -40,39 +43,49 @@ def call(name: str, *args: Any) -> None:
 
 @cache
 def library() -> Any:
-    """The library, as CuPy has loaded it, with its functions' types."""
+    """The library that CuPy has loaded, with its functions' types."""
     from cupy_backends.cuda.libs import cublas  # noqa: F401 - loads it
 
-    loaded_only = getattr(os, "RTLD_NOLOAD", 0) | getattr(os, "RTLD_NOW", 0)  # not another version that may lie about
-    for name in NAMES:
-        try:
-            found = ctypes.CDLL(name, mode=loaded_only or ctypes.DEFAULT_MODE)
-        except OSError:
-            continue
-        return typed(found)
-    raise DeviceError(f"CuPy's cuBLAS is none of {', '.join(NAMES)}: see `numllama doctor`")
+    name = NAME.format(sys.modules["cupy"].cuda.runtime.runtimeGetVersion() // 1000)
+    loaded_only = getattr(os, "RTLD_NOLOAD", 0) | getattr(os, "RTLD_NOW", 0)  # not another one of that name that may lie about
+    try:
+        found = ctypes.CDLL(name, mode=loaded_only or ctypes.DEFAULT_MODE)
+    except OSError as error:
+        raise DeviceError(f"CuPy's cuBLAS, {name}, is not loaded: see `numllama doctor`") from error
+    for function, arguments in PROTOTYPES.items():
+        getattr(found, function).argtypes = arguments  # which are then converted
+    return found
 
 
-def typed(library: Any) -> Any:
-    """The library, whose functions then convert their arguments."""
-    for name, arguments in PROTOTYPES.items():
-        getattr(library, name).argtypes = arguments
-    return library
+class Handle:
+    """A handle for the current GPU and stream, with 32 MiB in which products leave what they will add up.
+
+    Whoever records products in a graph keeps it, for the graph has the workspace's address.
+    """
+
+    def __init__(self) -> None:
+        cuda, made = sys.modules["cupy"].cuda, _at()
+        call("cublasCreate_v2", ctypes.byref(made))
+        self.value, self.workspace = made.value, cuda.alloc(WORKSPACE_BYTES)
+        call("cublasSetStream_v2", made, cuda.get_current_stream().ptr)
+        call("cublasSetWorkspace_v2", made, self.workspace.ptr, WORKSPACE_BYTES)  # setting a stream takes the workspace away
+        call("cublasSetMathMode", made, FLOAT32_SUMS)
+
+    def __del__(self) -> None:
+        if getattr(self, "value", None) and not sys.is_finalizing():
+            library().cublasDestroy_v2(self.value)
 
 
-_handles: dict[tuple[int, int], tuple[int, Any]] = {}
+_handles = threading.local()  # cuBLAS wants no handle to be used by two threads at once
 
 
-def handle() -> int:
-    """The handle of the current GPU and stream."""
+def handle() -> Handle:
+    """This thread's, for the current GPU and stream."""
     cuda = sys.modules["cupy"].cuda
     key = cuda.runtime.getDevice(), cuda.get_current_stream().ptr
-    if key not in _handles:
-        made = _at()
-        call("cublasCreate_v2", ctypes.byref(made))
-        workspace = cuda.alloc(WORKSPACE_BYTES)
-        call("cublasSetStream_v2", made, key[1])
-        call("cublasSetWorkspace_v2", made, workspace.ptr, WORKSPACE_BYTES)  # setting a stream takes the workspace away
-        call("cublasSetMathMode", made, FLOAT32_SUMS)
-        _handles[key] = made.value, workspace
-    return _handles[key][0]
+    known = _handles.__dict__
+    if key not in known:
+        while len(known) >= MOST_HANDLES:  # of streams that are gone, mostly
+            known.pop(next(iter(known)))
+        known[key] = Handle()
+    return known[key]

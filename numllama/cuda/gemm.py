@@ -1,4 +1,4 @@
-"""Matrix products on a GPU:  out = a b + beta · out,  by cuBLAS, in every type that training uses.
+"""Matrix products on a GPU:  out = alpha · a b + beta · out,  by cuBLAS, in every type that training uses.
 
     a, b            float32 (TF32 if asked for), float64, bfloat16, float16; views of transposed matrices become flags
     out             the same type, or float32 for products of two-byte numbers
@@ -37,7 +37,7 @@ class Operand(NamedTuple):
     stride: int   # elements from one matrix of the batch to the next
 
 
-def gemm(a: Array, b: Array, out: Array | None = None, beta: float = 0.0) -> Array:
+def gemm(a: Array, b: Array, out: Array | None = None, beta: float = 0.0, alpha: float = 1.0) -> Array:
     """The product of two matrices, or of two equally long batches of them.
 
     Parameters
@@ -49,6 +49,8 @@ def gemm(a: Array, b: Array, out: Array | None = None, beta: float = 0.0) -> Arr
         Where to write; rows contiguous. Of a's dtype, or float32. Default a new one of a's dtype.
     beta : float
         What `out` is multiplied by before the product is added to it; 0 forgets it, whatever it holds.
+    alpha : float
+        What the product is multiplied by.
 
     Returns
     -------
@@ -78,7 +80,7 @@ def gemm(a: Array, b: Array, out: Array | None = None, beta: float = 0.0) -> Arr
     if result.flag != NORMAL:
         raise ValueError("out must have contiguous rows")
     batch = 1 if a.ndim == 2 else a.shape[0]
-    launch.backend.gemm(left, right, result, N, M, K, batch, beta)
+    launch.backend.gemm(left, right, result, N, M, K, batch, beta, alpha)
     return out
 
 
@@ -101,16 +103,18 @@ def takes(*matrices: Array) -> bool:
     return dtype in KINDS and all(m.dtype == dtype and m.size and m.flags.c_contiguous for m in matrices)
 
 
-def cublas_gemm(left: Operand, right: Operand, result: Operand, M: int, N: int, K: int, batch: int, beta: float) -> None:
+def cublas_gemm(
+    left: Operand, right: Operand, result: Operand, M: int, N: int, K: int, batch: int, beta: float, alpha: float
+) -> None:
     """The call on a GPU, with cuBLAS's names: M columns of `left`, N rows of `right`, on the current stream."""
     dtype = left.array.dtype
     double = dtype == np.float64
     compute = COMPUTE_64F if double else COMPUTE_TF32 if TF32 and dtype == np.float32 else COMPUTE_32F
     number = ctypes.c_double if double else ctypes.c_float  # on the host, read before the call returns
-    alpha, beta = (ctypes.byref(number(value)) for value in (1.0, beta))
+    alpha, beta = (ctypes.byref(number(value)) for value in (alpha, beta))
     (a, b, c), kind, kind_out = (left, right, result), KINDS[dtype], KINDS[result.array.dtype]
     a_at, b_at, c_at = (operand.array.data.ptr for operand in (a, b, c))
-    start = cublas.handle(), a.flag, b.flag, M, N, K, alpha
+    start = cublas.handle().value, a.flag, b.flag, M, N, K, alpha
     if batch == 1:
         operands = a_at, kind, a.leading, b_at, kind, b.leading, beta, c_at, kind_out, c.leading
         cublas.call("cublasGemmEx", *start, *operands, compute, ANY_ALGORITHM)

@@ -23,7 +23,7 @@ import numpy as np
 
 from numllama.backend import Array, real_dtype
 from numllama.checks import checked_ids
-from numllama.cuda import launch
+from numllama.cuda import cublas, launch
 from numllama.cuda.adamw import adamw_update_by, step_numbers, takes
 from numllama.cuda.clip import clip_factor
 from numllama.ops.dropout import fold_key
@@ -186,6 +186,7 @@ class Stream:
 
     def record(self, run: Callable[[], None]) -> Callable[[], None]:
         """What launches all that `run` would have launched, at once."""
+        self.products = cublas.handle()  # whose workspace the graph will have the address of
         self.stream.begin_capture()
         try:
             run()

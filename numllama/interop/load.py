@@ -5,8 +5,10 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from numllama.backend import BFLOAT16, DTYPES, array_module, float_dtype
-from numllama.errors import CheckpointError, DeviceError, shown
+import numpy as np
+
+from numllama.backend import BFLOAT16, DTYPES, TWO_BYTES, array_module, compute_dtype, default_dtype
+from numllama.errors import CheckpointError, shown
 from numllama.interop import huggingface, llama2c, peft
 from numllama.interop.pickles import refuse_other
 from numllama.model import ModelConfig, Transformer
@@ -15,6 +17,8 @@ from numllama.storage.files import check_files, reading
 from numllama.storage.folders import published, read_steadily
 from numllama.training.checkpoint import STATE, load_run
 from numllama.training.run_folder import is_run
+
+IN_TWO_BYTES = tuple(dtype.name for dtype in TWO_BYTES)
 
 
 def load(
@@ -29,8 +33,9 @@ def load(
         ``.safetensors`` file, a llama2.c ``.bin``, or a training run (its best checkpoint) or one step folder of it. Or the
         folder of an adapter that says where its model lies.
     dtype : str, optional
-        ``"float32"`` or ``"float64"``, or ``"bfloat16"`` to keep the weights in two bytes each and compute in float32. Default
-        float32; a training run's own.
+        ``"float32"`` or ``"float64"``, or ``"bfloat16"`` to keep the weights in two bytes each: on a CPU, which computes in
+        float32 then, for a model that would not fit otherwise; on a GPU, which computes in them, also ``"float16"``. Default
+        on a CPU float32, or a training run's float64; on a GPU bfloat16, or float32 if it is from before 2020 (Ampere).
     device : str
         ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
     adapter : path, optional
@@ -45,11 +50,12 @@ def load(
     -----
     Files are mapped into memory and copied tensor by tensor into the model, so that only the model itself takes memory.
     """
-    if dtype not in (None, BFLOAT16.name, *DTYPES):
-        raise ValueError(f"dtype is {shown(dtype)}, but must be one of {', '.join(DTYPES)}, {BFLOAT16.name}")
-    if dtype == BFLOAT16.name and device != "cpu":
-        raise DeviceError(f"dtype 'bfloat16' keeps weights on a CPU in two bytes, but device is {shown(device)}")
-    array_module(device)  # before anything is read
+    xp = array_module(device)  # before anything is read
+    choices = *DTYPES, *(two.name for two in TWO_BYTES if xp is not np or two == BFLOAT16)
+    if dtype not in (None, *choices):
+        raise ValueError(f"dtype is {shown(dtype)}, but must be one of {', '.join(choices)} on {shown(device)}")
+    if xp is not np and dtype is None:
+        dtype = default_dtype(device)
     path, adapter = Path(path), None if adapter is None else Path(adapter)
     with reading(path):
         return read_steadily(path, lambda: _load(path, dtype, device, adapter, ()))
@@ -141,8 +147,9 @@ def _is_run(path: Path) -> bool:
 
 
 def _load_run(folder: Path, dtype: str | None, device: str) -> Transformer:
-    model = load_run(folder, device, None if dtype == BFLOAT16.name else dtype)
-    if dtype == BFLOAT16.name:
+    in_two_bytes = dtype in IN_TWO_BYTES  # and without the float32 that training needs
+    model = load_run(folder, *(("cpu", None) if in_two_bytes else (device, dtype)))
+    if in_two_bytes:
         if model.adapter is not None:
             model.merge_adapter()
         model = _model(model.config, model.params, dtype, device)
@@ -154,6 +161,7 @@ def _load_run(folder: Path, dtype: str | None, device: str) -> Transformer:
 
 def _model(config: ModelConfig, tensors: Mapping[str, Any], dtype: str | None, device: str) -> Transformer:
     xp = array_module(device)
-    computed = "float32" if dtype in (None, BFLOAT16.name) else dtype
-    stored = BFLOAT16 if dtype == BFLOAT16.name else float_dtype(computed)
+    on_cpu = xp is np
+    computed = "float32" if dtype is None or (on_cpu and dtype in IN_TWO_BYTES) else dtype
+    stored = np.dtype(compute_dtype(dtype or "float32"))
     return Transformer(config, device=device, dtype=computed, params=copied_parameters(config, tensors, stored, xp))

@@ -73,7 +73,7 @@ class Parameters(Mapping):
     shapes : dict
         From :func:`parameter_shapes`.
     flat : array, shape (number of parameters,)
-    vectors : Parameters, optional
+    vectors : Parameters, or dict of arrays, optional
         Whose gains and biases these share; `flat` then holds matrices only.
 
     Attributes
@@ -87,7 +87,7 @@ class Parameters(Mapping):
         These in two bytes, for mixed precision: see :meth:`rounded_to`.
     """
 
-    def __init__(self, shapes: dict[str, tuple[int, ...]], flat: Array, vectors: "Parameters | None" = None) -> None:
+    def __init__(self, shapes: dict[str, tuple[int, ...]], flat: Array, vectors: Mapping[str, Array] | None = None) -> None:
         self.shapes, self.flat = shapes, flat
         self.rounded: Parameters | None = None
         self._views, self._starts, start = {}, {}, 0
@@ -138,8 +138,13 @@ class Parameters(Mapping):
     def rounded_to(self, dtype: np.dtype) -> "Parameters":
         """What mixed precision computes with: the matrices in `dtype`, and the gains and biases themselves.
 
-        Whoever changes these parameters brings the copy up to date, as optimizers do, or calls :meth:`round`.
+        Whoever changes these parameters brings the copy up to date, as optimizers do, or calls :meth:`round`. Parameters that
+        are kept in `dtype`, as only somebody who does not train keeps them, have no copy: their matrices are used as they are,
+        and gains and biases in float32.
         """
+        if self.flat.dtype == dtype:
+            wide = {name: view.astype(np.float32) for name, view in self.items() if view.ndim == 1}
+            return Parameters(self.shapes, self.matrices, vectors=wide)
         flat = xp_of(self.flat).empty(self.matrices.size, dtype)
         self.rounded = Parameters(self.shapes, flat, vectors=self)
         self.round()

@@ -169,13 +169,13 @@ def _open(tuning: Tuning, device: str, dtype: str | None, seed: int) -> tuple[Tr
             template = tuning.chat_template.read_text(encoding="utf-8")
     dtype = dtype or (default_dtype(device) if device != "cpu" else None)
     two_bytes = dtype is not None and compute_dtype(dtype) in TWO_BYTES
-    mixed = two_bytes and device != "cpu"
-    model, tokenizer = open_model(tuning.model, tuning.tokenizer, device, "float32" if mixed else dtype)
+    masters = two_bytes and device != "cpu" and tuning.lora is None  # all weights are learnt, in float32
+    model, tokenizer = open_model(tuning.model, tuning.tokenizer, device, "float32" if masters else dtype)
     if model.adapter is not None:
         model.merge_adapter()
-    if two_bytes and not mixed and tuning.lora is None:
+    if two_bytes and not masters and tuning.lora is None:
         raise ValueError(f"dtype is {dtype}, which on a CPU keeps the weights in two bytes: then only an adapter can be learnt")
-    if mixed:
+    if masters:
         about = model.generation_config
         model = Transformer(model.config, device=device, dtype=dtype, params=model.params)
         model.generation_config = about

@@ -1,19 +1,14 @@
 """The product and the linear map, with a stand-in for cuBLAS that takes the same flags, leading dimensions and strides."""
 
-import ctypes
 from contextlib import nullcontext
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from emulator import build_cublas, emulated
+from emulator import emulated
 from helpers import assert_close, assert_same_bits
 from kernel_checks import FLOAT32, HALVES, check_kernels, every_dtype, real
 
-from numllama.cuda import cublas, launch
-from numllama.cuda import gemm as module
 from numllama.cuda.gemm import gemm
-from numllama.errors import DeviceError
 from numllama.ops import linear_backward, linear_backward_input, linear_forward
 
 SIZES = [(1, 1, 1), (3, 5, 7), (1, 8, 4), (8, 1, 4), (8, 4, 1), (65, 96, 33)]
@@ -148,60 +143,3 @@ def test_what_the_product_does_not_take_runs_as_the_op_says(gpu):
     assert gpu.launched == []
     with pytest.raises(ValueError, match=r"^x has shape \(3, 7\), but \(3, 8\) is needed$"):
         linear_forward(normal(3, 7), weight)
-
-
-class FakeArray(np.ndarray):
-    @property
-    def data(self):
-        return type("Memory", (), {"ptr": self.ctypes.data})
-
-
-@pytest.fixture
-def library(monkeypatch):
-    """cuBLAS's functions, with its prototypes and what it says of them, compiled for the CPU; streams and memory by hand."""
-    library = cublas.typed(build_cublas())
-    memory = np.zeros(64 * 2**20, np.uint8)
-    cuda = SimpleNamespace(
-        runtime=SimpleNamespace(getDevice=lambda: 0), get_current_stream=lambda: SimpleNamespace(ptr=library.stream),
-        alloc=lambda n: SimpleNamespace(ptr=memory[:n].ctypes.data),
-    )  # fmt: skip
-    library.stream, library.failing = 0, ctypes.c_int.in_dll(library, "failing")
-    monkeypatch.setitem(module.cublas.sys.modules, "cupy", SimpleNamespace(cuda=cuda, ndarray=FakeArray))
-    monkeypatch.setattr(cublas, "library", lambda: library)
-    monkeypatch.setattr(cublas, "_handles", {})
-    monkeypatch.setattr(launch, "backend", launch.CuPy())
-    monkeypatch.setattr(launch.CuPy, "empty", lambda self, like, shape, dtype: np.full(shape, np.nan, dtype).view(FakeArray))
-    yield library
-    library.failing.value = 0
-
-
-@every_dtype
-@pytest.mark.parametrize("tf32", [False, True])
-@pytest.mark.parametrize("batch", [(), (4,)], ids=str)
-def test_what_cublas_itself_is_called_with_gives_the_product(library, monkeypatch, batch, tf32, dtype):
-    monkeypatch.setattr(module, "TF32", tf32)
-    a, b = normal(*batch, 3, 4, dtype=dtype), normal(*batch, 4, 5, dtype=dtype)
-    expected = a.astype(real(dtype)) @ b.astype(real(dtype))
-    for how_a in ("rows", "transposed", "columns"):
-        for how_b in ("rows", "transposed", "columns"):
-            left, right = laid_out(a, how_a).view(FakeArray), laid_out(b, how_b).view(FakeArray)
-            out = gemm(left, right)
-            assert_close(np.asarray(out, real(dtype)), expected, rtol=1e-2 if dtype in HALVES else 1e-6)
-            wide = np.full(expected.shape, 2, real(dtype)).view(FakeArray)
-            gemm(left, right, wide, beta=0.5)
-            assert_close(np.asarray(wide), expected + 1, rtol=1e-6)
-
-
-def test_each_stream_has_a_handle_with_a_workspace_of_its_own(library):
-    a = normal(3, 4).view(FakeArray)
-    for library.stream in (0, 77, 0):
-        gemm(a, a.T)
-    assert set(cublas._handles) == {(0, 0), (0, 77)}
-    assert len({handle for handle, _ in cublas._handles.values()}) == 2
-
-
-def test_a_product_that_fails_says_why(library):
-    a = normal(3, 4).view(FakeArray)
-    library.failing.value = 13
-    with pytest.raises(DeviceError, match=r"^cublasGemmEx failed: the product failed \(13\)$"):
-        gemm(a, a.T)

@@ -95,14 +95,14 @@ class Emulator:
         if error:
             raise EmulatorError(f"{name}: {error.decode()}")
 
-    def gemm(self, left, right, result, M, N, K, batch, beta):
+    def gemm(self, left, right, result, M, N, K, batch, beta, alpha=1.0):
         """What cuBLAS does with the same arguments: column-major matrices at addresses, float32 accumulation, beta."""
         a = _matrices(left, batch, *((M, K) if left.flag == 0 else (K, M)))
         b = _matrices(right, batch, *((K, N) if right.flag == 0 else (N, K)))
         c = _matrices(result, batch, M, N)
         a, b = (x.swapaxes(1, 2) if operand.flag else x for x, operand in ((a, left), (b, right)))
         wide = np.float64 if a.dtype == np.float64 else np.float32
-        product = a.astype(wide) @ b.astype(wide)
+        product = wide(alpha) * (a.astype(wide) @ b.astype(wide))
         c[...] = product if beta == 0 else product + wide(beta) * c.astype(wide)
         self.launched.append("gemm")
 
@@ -153,12 +153,6 @@ def build(program):
     library.emulator_launch.restype = ctypes.c_char_p
     _libraries[program] = library
     return library
-
-
-def build_cublas():
-    """A library with the functions of cuBLAS that we call, as cublas.cc computes them."""
-    objects = [_compiled((HERE / f"{name}.cc").read_text(encoding="utf-8"), ["-c"], ".o", []) for name in ("cublas", "runtime")]
-    return ctypes.CDLL(str(_compiled("", ["-shared"], ".so", objects)))
 
 
 def _invoker(name, parameters):

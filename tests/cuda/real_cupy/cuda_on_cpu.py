@@ -113,10 +113,9 @@ def library(site: Path) -> Path:
 
 def cublas(major: int) -> Path:
     """libcublas as the package calls it; there are two versions, so that it has to take CuPy's."""
-    source = HERE.parent / "emulator" / "cublas.cc"
-    runtime = HERE.parent / "emulator" / "runtime.cc"
-    flags = ["-DON_STREAMS", f"-I{HERE}", f"-DMAJOR={major}", str(source), str(runtime)]
-    return _compiled(source.read_text() + (HERE / "device.h").read_text(), "", flags, f"libcublas.so.{major}")
+    source, runtime = HERE / "cublas.cc", HERE.parent / "emulator" / "runtime.cc"
+    key = source.read_text() + (HERE / "device.h").read_text()
+    return _compiled(key, "", [f"-DMAJOR={major}", str(source), str(runtime)], f"libcublas.so.{major}")
 
 
 def nothing(soname: str) -> Path:

@@ -33,22 +33,27 @@ static void write(void* to, int type, long long i, double value) {
 struct Handle { Stream* stream = nullptr; int math = 0; };
 struct Matrix { const void* at; int type, leading; long long stride; };
 
+static void multiply(int ta, int tb, int m, int n, int k, double alpha, Matrix A, Matrix B, double beta, void* C, int type, int ldc,
+                     long long stride, int batch) {
+  for (int i = 0; i < batch; i++)
+    for (int column = 0; column < n; column++)
+      for (int row = 0; row < m; row++) {
+        double sum = 0;
+        for (int l = 0; l < k; l++)
+          sum += read(A.at, A.type, i * A.stride + (ta ? row * (long long)A.leading + l : l * (long long)A.leading + row)) *
+                 read(B.at, B.type, i * B.stride + (tb ? l * (long long)B.leading + column : column * (long long)B.leading + l));
+        const long long at = i * stride + column * (long long)ldc + row;
+        write(C, type, at, alpha * sum + (beta == 0 ? 0 : beta * read(C, type, at)));
+      }
+}
+
+static double number(const void* at, int type) { return type == F64 ? *(const double*)at : *(const float*)at; }
+
 static int product(Handle* h, const char* name, int ta, int tb, int m, int n, int k, const void* alpha, Matrix A, Matrix B, const void* beta,
                    void* C, int type, int ldc, long long stride, int batch) {
-  const bool wide = A.type == F64;
-  const double a = wide ? *(const double*)alpha : *(const float*)alpha, b = wide ? *(const double*)beta : *(const float*)beta;
+  const double a = number(alpha, A.type), b = number(beta, A.type);   // read before the call returns
   return enqueue(h->stream, name, [=] {
-    if (!settings.computes) return;
-    for (int i = 0; i < batch; i++)
-      for (int column = 0; column < n; column++)
-        for (int row = 0; row < m; row++) {
-          double sum = 0;
-          for (int l = 0; l < k; l++)
-            sum += read(A.at, A.type, i * A.stride + (ta ? row * (long long)A.leading + l : l * (long long)A.leading + row)) *
-                   read(B.at, B.type, i * B.stride + (tb ? l * (long long)B.leading + column : column * (long long)B.leading + l));
-          const long long at = i * stride + column * (long long)ldc + row;
-          write(C, type, at, a * sum + (b == 0 ? 0 : b * read(C, type, at)));
-        }
+    if (settings.computes) multiply(ta, tb, m, n, k, a, A, B, b, C, type, ldc, stride, batch);
   }) ? 13 : 0;
 }
 
@@ -94,11 +99,10 @@ int cublasGemmStridedBatchedEx_v11(Handle* h, int ta, int tb, int m, int n, int 
   } \
   int name##gemmBatched(Handle* h, int ta, int tb, int m, int n, int k, const number* alpha, const number** A, int lda, const number** B, int ldb, \
                         const number* beta, number** C, int ldc, int batch) { \
-    LOCKED; \
+    const double x = *alpha, y = *beta; \
     return enqueue(h->stream, "products by CuPy, of pointers", [=] { \
       if (!settings.computes) return; \
-      Handle now; \
-      for (int i = 0; i < batch; i++) name##gemm(&now, ta, tb, m, n, k, alpha, A[i], lda, B[i], ldb, beta, C[i], ldc); \
+      for (int i = 0; i < batch; i++) multiply(ta, tb, m, n, k, x, {A[i], type, lda, 0}, {B[i], type, ldb, 0}, y, C[i], type, ldc, 0, 1); \
     }) ? 13 : 0; \
   }
 GEMM(cublasS, float, F32)

@@ -1,4 +1,4 @@
-// What cuBLAS promises of the functions that we call, with the prototypes of cublas_api.h: a caller that passes an argument of
+// What cuBLAS promises of the functions that the package calls, with the prototypes of cublas_api.h: a caller that passes an argument of
 // another size, or in another place, gets another product here too.
 #include <cstddef>
 #include <cstdint>
@@ -6,27 +6,23 @@
 
 #include <vector>
 
-#ifdef ON_STREAMS  // of a GPU that is emulated as a whole: real_cupy/device.h
 #include "device.h"
-#define CHECKED(condition, what) if (!(condition)) return device::problem(std::string("cuBLAS: ") + what, 7);
-#define ON_STREAM(stream, ...) return device::enqueue((device::Stream*)stream, "product", __VA_ARGS__) ? 13 : 0
-#define COMPUTES device::settings.computes
-#else
-#define CHECKED(condition, what) if (!(condition)) return 7;
-#define ON_STREAM(stream, ...) return (__VA_ARGS__)(), 0
-#define COMPUTES true
-#endif
+
+using device::problem;
+#define CHECKED(condition, what) if (!(condition)) return problem(std::string("cuBLAS: ") + what, 7);
 
 extern "C" float emulator_half_to_float(unsigned short);
 extern "C" unsigned short emulator_float_to_half(float);
 
 struct Handle { void* stream; void* workspace; size_t bytes; int math; };
-static Handle handles[1024];
-static int made;
 extern "C" {
 int failing = 0;  // the status that every product returns
 
-int cublasCreate_v2(Handle** handle) { *handle = &handles[made++ % 1024]; return 0; }
+int handles = 0;  // that are there
+int version = MAJOR;
+
+int cublasCreate_v2(Handle** handle) { *handle = new Handle(); handles++; return 0; }
+int cublasDestroy_v2(Handle* handle) { delete handle; handles--; return 0; }
 int cublasSetStream_v2(Handle* h, void* stream) { h->stream = stream; h->workspace = nullptr; h->bytes = 0; return 0; }
 int cublasSetWorkspace_v2(Handle* h, void* workspace, size_t bytes) {
   CHECKED((uintptr_t)workspace % 256 == 0, "a workspace that is not aligned");
@@ -69,17 +65,15 @@ extern "C" int cublasGemmStridedBatchedEx(Handle* h, int transa, int transb, int
   CHECKED(m > 0 && n > 0 && k > 0 && batch > 0, "an empty product");
   CHECKED(lda >= (transa ? k : m) && ldb >= (transb ? n : k) && ldc >= m, "a leading dimension that is too small");
   if (Ctype != Atype && Ctype != F32) return 15;
-#ifdef ON_STREAMS
   const auto holds = [](const void* at, int type, int leading, int columns, int rows, long long stride, int batch) {
     const size_t size = type == F64 ? 8 : type == F32 ? 4 : 2;
     return device::is_device_memory(at, size * ((batch - 1) * stride + (columns - 1) * (long long)leading + rows)) && (size_t)at % size == 0;
   };
   CHECKED(holds(A, Atype, lda, transa ? m : k, transa ? k : m, strideA, batch) && holds(B, Btype, ldb, transb ? k : n, transb ? n : k, strideB, batch) &&
           holds(C, Ctype, ldc, n, m, strideC, batch), "a matrix that reaches beyond the device's memory");
-#endif
   const double a = is_double ? *(const double*)alpha : *(const float*)alpha, b = is_double ? *(const double*)beta : *(const float*)beta;
-  ON_STREAM(h->stream, [=] {
-    if (!COMPUTES) return;
+  return device::enqueue((device::Stream*)h->stream, "product", [=] {
+    if (!device::settings.computes) return;
     std::vector<double> x((size_t)m * k), y((size_t)n * k);  // op(A) by rows, op(B) by columns
     for (int i = 0; i < batch; i++) {
       for (int row = 0; row < m; row++)
@@ -97,7 +91,7 @@ extern "C" int cublasGemmStridedBatchedEx(Handle* h, int transa, int transb, int
           write(C, Ctype, at, a * sum + (b == 0 ? 0 : b * read(C, Ctype, at)));
         }
     }
-  });
+  }) ? 13 : 0;
 }
 extern "C" int cublasGemmEx(Handle* h, int transa, int transb, int m, int n, int k, const void* alpha, const void* A, int Atype,
                             int lda, const void* B, int Btype, int ldb, const void* beta, void* C, int Ctype, int ldc, int compute,
