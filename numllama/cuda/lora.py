@@ -16,7 +16,9 @@ def lora_forward(x: Array, a: Array, b: Array, scale: float) -> tuple[Array, tup
 def lora_backward(dout: Array, cache: tuple, dx: Array | None = None) -> tuple[Array, Array, Array]:
     x, a, b, h, scale = cache
     O, I = len(b), a.shape[1]  # noqa: E741
-    if dout.shape != (*x.shape[:-1], O) or not takes(x, a, b, h, dout) or not (dx is None or (dx.shape == x.shape and takes(x, dx))):
+    if dout.shape != (*x.shape[:-1], O) or not takes(x, a, b, h, dout):
+        return NotImplemented
+    if dx is not None and (dx.shape != x.shape or not takes(x, dx)):
         return NotImplemented
     real, dout = real_dtype(x.dtype), dout.reshape(-1, O)              # (N, O)
     db = gemm(dout.T, h, launch.empty(b, b.shape, real), alpha=scale)  # (O, R)

@@ -40,9 +40,9 @@ class NCCL(Communicator):
         if self._device >= count:
             raise DeviceError(f"rank {self.rank} needs a GPU of its own, but this machine has {count}: start fewer ranks on it")
         cupy.cuda.Device(self._device).use()
-        name = np.array(nccl.get_unique_id() if self.rank == 0 else [0] * UNIQUE_ID_BYTES, dtype=np.int64)
+        name = np.frombuffer(nccl.get_unique_id() if self.rank == 0 else bytes(UNIQUE_ID_BYTES), np.uint8).copy()
         self._mpi.broadcast(name)
-        self._comm = nccl.NcclCommunicator(self.size, tuple(name.tolist()), self.rank)
+        self._comm = nccl.NcclCommunicator(self.size, name.tobytes(), self.rank)
         self._stream = cupy.cuda.Stream(non_blocking=True)
 
     @property
