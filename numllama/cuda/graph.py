@@ -11,24 +11,19 @@ Memory comes from a pool of its own, in which the first step, not recorded, has 
 what a graph has addresses of. Where a step cannot be recorded, it runs launch by launch: the same kernels, the same losses.
 """
 
-import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from itertools import pairwise
-from math import prod
 from typing import Any
 
 import numpy as np
 
 from numllama.backend import Array, real_dtype
 from numllama.checks import checked_ids
-from numllama.cuda import cublas, launch
+from numllama.cuda import launch
 from numllama.cuda.adamw import adamw_update_by, step_numbers, takes
 from numllama.cuda.clip import clip_factor
+from numllama.cuda.stream import StagingBuffers, Stream
 from numllama.ops.dropout import fold_key
-
-ALIGNED = 256  # bytes; as CuPy aligns arrays
 
 
 class TrainingStep:
@@ -70,7 +65,7 @@ class TrainingStep:
         self.shards = min(shards, batch_size)
         self.grads = model.params.zeros_like()
         self.sites = 2 * model.config.n_layers + 1 if model.config.dropout else 0
-        self.told = Told(
+        self.told = StagingBuffers(
             model.params.flat,
             tokens=((batch_size, seq_len), np.int32),
             targets=((batch_size, seq_len), np.int32),
@@ -99,7 +94,7 @@ class TrainingStep:
         for shard, site in np.ndindex(self.shards, self.sites):
             told["keys"][shard, site] = fold_key((self.seed, step, shard, site))
         with self._stream.entered(), checked_ids():
-            self.told.send()
+            self.told.upload()
             if self._is_warm and self._may_record:
                 self._record()
             self._run()
@@ -144,54 +139,3 @@ class TrainingStep:
             arrays = (buffer.flat[part] for buffer in (params, grads, state["m"], state["v"]))
             copy = params.rounded_part(part)
             adamw_update_by(told["numbers"][row], self.result[2:], *arrays, copy, optimizer.betas, optimizer.eps)
-
-
-class Told:
-    """Arrays that the host writes and the device reads, sent in one piece.
-
-    Attributes
-    ----------
-    host, device : dict of str to array
-    """
-
-    def __init__(self, like: Array, **arrays: tuple[tuple[int, ...], np.dtype]) -> None:
-        sizes = [prod(shape) * np.dtype(dtype).itemsize for shape, dtype in arrays.values()]
-        starts = np.cumsum([0, *(-(-size // ALIGNED) * ALIGNED for size in sizes)]).tolist()
-        self._host, self._device = np.zeros(starts[-1], np.uint8), launch.empty(like, (starts[-1],), np.uint8)
-        self.host, self.device = (
-            {
-                name: memory[start : start + size].view(dtype).reshape(shape)
-                for (name, (shape, dtype)), start, size in zip(arrays.items(), starts, sizes, strict=False)
-            }
-            for memory in (self._host, self._device)
-        )
-
-    def send(self) -> None:
-        """Let the device have what the host has written."""
-        self._device.set(self._host)
-
-
-class Stream:
-    """A stream that can be recorded, with a pool of memory of its own. It waits for CuPy's default stream, and that for it."""
-
-    def __init__(self) -> None:
-        cuda = sys.modules["cupy"].cuda
-        self.stream, self.pool = cuda.Stream(), cuda.MemoryPool()
-
-    @contextmanager
-    def entered(self) -> Iterator[None]:
-        """Within it, CuPy launches on this stream and allocates from this pool."""
-        with self.stream, sys.modules["cupy"].cuda.using_allocator(self.pool.malloc):
-            yield
-
-    def record(self, run: Callable[[], None]) -> Callable[[], None]:
-        """What launches all that `run` would have launched, at once."""
-        self.products = cublas.handle()  # whose workspace the graph will have the address of
-        self.stream.begin_capture()
-        try:
-            run()
-        except BaseException:
-            with suppress(Exception):  # of the capture that has just failed
-                self.stream.end_capture()
-            raise
-        return self.stream.end_capture().launch

@@ -6,7 +6,7 @@ from helpers import assert_same_bits
 from tiny import CONFIG, TOKENS, trainer
 
 from numllama import ModelConfig
-from numllama.cuda.graph import Stream
+from numllama.cuda.stream import Stream
 from numllama.training.data import random_batch
 
 LLAMA = dict(max_seq_len=16)

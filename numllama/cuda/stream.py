@@ -1,0 +1,64 @@
+"""A stream that can be recorded as a CUDA graph, and buffers through which the host tells the device what changes."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from math import prod
+
+import numpy as np
+
+from numllama.backend import Array
+from numllama.cuda import cublas, launch
+
+ALIGNED = 256  # bytes; as CuPy aligns arrays
+
+
+class StagingBuffers:
+    """Arrays that the host writes and the device reads, copied in one piece.
+
+    Attributes
+    ----------
+    host, device : dict of str to array
+    """
+
+    def __init__(self, like: Array, **arrays: tuple[tuple[int, ...], np.dtype]) -> None:
+        sizes = [prod(shape) * np.dtype(dtype).itemsize for shape, dtype in arrays.values()]
+        starts = np.cumsum([0, *(-(-size // ALIGNED) * ALIGNED for size in sizes)]).tolist()
+        self._host, self._device = np.zeros(starts[-1], np.uint8), launch.empty(like, (starts[-1],), np.uint8)
+        self.host, self.device = (
+            {
+                name: memory[start : start + size].view(dtype).reshape(shape)
+                for (name, (shape, dtype)), start, size in zip(arrays.items(), starts, sizes, strict=False)
+            }
+            for memory in (self._host, self._device)
+        )
+
+    def upload(self) -> None:
+        """Copy what the host has written to the device."""
+        self._device.set(self._host)
+
+
+class Stream:
+    """A stream that can be recorded, with a pool of memory of its own. It waits for CuPy's default stream, and that for it."""
+
+    def __init__(self) -> None:
+        cuda = sys.modules["cupy"].cuda
+        self.stream, self.pool = cuda.Stream(), cuda.MemoryPool()
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """Within it, CuPy launches on this stream and allocates from this pool."""
+        with self.stream, sys.modules["cupy"].cuda.using_allocator(self.pool.malloc):
+            yield
+
+    def record(self, run: Callable[[], None]) -> Callable[[], None]:
+        """What launches all that `run` would have launched, at once."""
+        self.products = cublas.handle()  # whose workspace the graph will have the address of
+        self.stream.begin_capture()
+        try:
+            run()
+        except BaseException:
+            with suppress(Exception):  # of the capture that has just failed
+                self.stream.end_capture()
+            raise
+        return self.stream.end_capture().launch
