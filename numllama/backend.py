@@ -14,6 +14,7 @@ from numllama.system.install import install_command
 Array = Any  # a numpy.ndarray or a cupy.ndarray: whatever `xp_of` knows
 DTYPES = {"float32": np.float32, "float64": np.float64}
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+LEAST_NUMPY = "2.1.2"  # with which CuPy takes bfloat16
 TWO_BYTES = (BFLOAT16, np.dtype(np.float16))  # to keep numbers in, and for a GPU's matrix products; sums are in float32
 
 
@@ -57,21 +58,46 @@ def array_module(device: str) -> ModuleType:
         raise DeviceError("device 'cuda' needs an NVIDIA GPU and its driver, and none was found (see nvidia-smi)") from error
     if int(index or 0) >= count:
         raise DeviceError(f"device {shown(device)} was asked for, but this machine has {count} GPU(s), counted from 0")
+    if np.lib.NumpyVersion(np.__version__) < LEAST_NUMPY:
+        mend = "pip install -U numpy"
+        raise DeviceError(f"device 'cuda' needs NumPy {LEAST_NUMPY} for bfloat16, but this is {np.__version__}: {mend}")
     try:
         from cupy_backends.cuda.libs import cublas, nvrtc  # noqa: F401 - products, and a compiler for the kernels
-    except ImportError as error:
+
+        nvrtc.getVersion()  # a library that is opened when it is first used
+    except (ImportError, RuntimeError) as error:
         raise DeviceError("device 'cuda' needs cuBLAS and NVRTC, and one is missing: `numllama doctor` says which") from error
     cupy.cuda.Device(int(index or 0)).use()
     return cupy
 
 
 def out_of_memory(error: MemoryError) -> str:
-    """One sentence: what was asked for, what is free, which settings to lower. CuPy's error is a MemoryError too."""
-    if not type(error).__module__.startswith("cupy"):
+    """One sentence: what was asked for, what is held and free, which settings to lower. CuPy's error is a MemoryError too.
+
+    Arrays of the work that has failed are given back to the GPU, so that something smaller may fit.
+    """
+    if not is_cupys(error):
         return f"out of memory, a smaller model or batch may fit: {error}"
-    free, total = sys.modules["cupy"].cuda.runtime.memGetInfo()
+    cupy = sys.modules["cupy"]
+    pool = cupy.get_default_memory_pool()
+    used = pool.used_bytes()
+    error.__traceback__ = None  # whose frames hold arrays
+    pool.free_all_blocks()
+    used, free, total = (f"{n / 1e6:,.0f} MB" for n in (used, *cupy.cuda.runtime.memGetInfo()))
     settings = "lower batch_size or seq_len, or set shards, recompute or dtype bfloat16"
-    return f"out of GPU memory, {free / 1e6:,.0f} MB of {total / 1e6:,.0f} MB are free ({error}); {settings}"
+    return f"out of GPU memory ({str(error).rstrip('.')}); arrays take {used}, and {free} of {total} are free; {settings}"
+
+
+def is_cupys(error: BaseException) -> bool:
+    """Whether CuPy has raised it: for CUDA, cuBLAS, NVRTC or NCCL."""
+    return type(error).__module__.partition(".")[0] in ("cupy", "cupy_backends")
+
+
+def gpu_error(error: BaseException) -> str:
+    """One sentence for an error of CUDA, or of the compiler for kernels, whose message is the whole program."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    first = next((line for line in lines if "error" in line), lines[0]).strip()
+    return f"the GPU failed, {type(error).__name__}: {first[:200]}; `numllama doctor` looks at the driver, CuPy and the kernels"
 
 
 def as_array(values: Any) -> Array:

@@ -26,6 +26,7 @@ import numpy as np
 
 from numllama.backend import BFLOAT16, TWO_BYTES
 from numllama.checks import argument_checks
+from numllama.cuda import launch
 from numllama.cuda.launch import runs_here
 
 # An array of up to 32 MiB of floats is left whole: blocks would save passes through main memory, but arrays of many sizes leave
@@ -81,6 +82,11 @@ def training_step(model: Any, optimizer: Any, **settings: Any) -> Any | None:
     from numllama.cuda.graph import TrainingStep
 
     return TrainingStep(model, optimizer, **settings) if TrainingStep.takes(model, optimizer) else None
+
+
+def compile_seconds() -> float:
+    """How long kernels have been compiled in this process."""
+    return getattr(launch.backend, "compile_seconds", 0.0)
 
 
 @cache

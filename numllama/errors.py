@@ -82,6 +82,10 @@ def explained(error: BaseException) -> str | None:
         from numllama.backend import out_of_memory  # which asks the GPU
 
         return out_of_memory(error)
+    if type(error).__module__.startswith("cupy"):
+        from numllama.backend import gpu_error
+
+        return gpu_error(error)
     if isinstance(error, OSError):
         why = error.strerror or error
         if not isinstance(error.filename, str | bytes | os.PathLike):

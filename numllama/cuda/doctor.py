@@ -89,6 +89,8 @@ def _gpu() -> Iterator[Finding]:
         _look("cuBLAS", lambda: import_module(f"{LIBRARIES}.cublas") and "found", install),
     ]
     yield from needed
+    if needed[0].found:
+        yield Finding("runs", _how(int(import_module("cupy").cuda.Device().compute_capability)))
     nccl = _look("NCCL", lambda: str(import_module(f"{LIBRARIES}.nccl").get_version()), "")
     yield nccl if nccl.found else Finding("NCCL", "not found, and needed for several GPUs only")
     if driver and all(finding.found for finding in needed):
@@ -114,6 +116,13 @@ def _gpus() -> str:
     if not gpus:
         raise RuntimeError("the driver lists none")
     return "; ".join(gpus)
+
+
+def _how(capability: int) -> str:
+    """What runs how on such a GPU."""
+    if capability >= 80:
+        return "in bfloat16 unless --dtype says otherwise, with flash attention, steps and tokens as CUDA graphs"
+    return "in float32 unless --dtype float16 says otherwise, attention by products and a softmax: it is from before 2020 (sm_80)"
 
 
 def _try_kernel() -> str:

@@ -10,6 +10,7 @@ same sources for the CPU and takes NumPy arrays, so that the same launchers run 
 
 import re
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -282,9 +283,16 @@ class _Function:
 
 
 class CuPy:
-    """Runs kernels with CuPy, compiled by NVRTC when first used and kept on disk by CuPy."""
+    """Runs kernels with CuPy, compiled by NVRTC when first used and kept on disk by CuPy.
+
+    Attributes
+    ----------
+    compile_seconds : float
+        That went into compiling, or into loading what an earlier process has compiled.
+    """
 
     def __init__(self) -> None:
+        self.compile_seconds = 0.0
         self._functions: dict[tuple, _Function] = {}
 
     def is_ready(self) -> bool:
@@ -321,9 +329,11 @@ class CuPy:
     def _function(self, program: Program, name: str, device: int) -> "_Function":
         key = (program, name, device)
         if key not in self._functions:
+            start = time.perf_counter()
             module = sys.modules["cupy"].RawModule(code=program.text, options=("-std=c++17",), backend="nvrtc")
             kernel = module.get_function(name)
             self._functions[key] = _Function(kernel, SHARED_BYTES - kernel.shared_size_bytes)
+            self.compile_seconds += time.perf_counter() - start
         return self._functions[key]
 
     def gemm(self, *call: Any) -> None:

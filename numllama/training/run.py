@@ -162,6 +162,8 @@ def go_on(
     print(f"model: {model}, on {trainer.model.device} with {_hands(trainer, comm)}\nrun: {out}, {_steps(trainer)}", flush=True)
     if before and before.steps != config.steps and 0 < trainer.step < config.steps:
         print(_new_schedule(before, config, trainer.step), flush=True)
+    if trainer.model.device != "cpu":
+        print("the first steps compile kernels for this GPU, or find those of an earlier run", file=sys.stderr, flush=True)
     code, missing = 0, None
     try:
         with _interrupts() as interrupted:

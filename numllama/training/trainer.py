@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from numllama.data.token_files import TokenShards
-from numllama.dispatch import training_step
+from numllama.dispatch import compile_seconds, training_step
 from numllama.errors import CheckpointError, DamagedError, TrainingError, shown
 from numllama.model import Transformer
 from numllama.processes import peak_memory_mb
@@ -129,7 +129,7 @@ class Trainer:
                 self._log.pause()
 
     def _step(self) -> StepReport:
-        c, start = self.config, time.perf_counter()
+        c, start = self.config, time.perf_counter() - compile_seconds()  # which are not the speed of training
         step = self.step + 1
         lr = c.learning_rate(step)
         tokens, targets, *segments = self._batch(step)
@@ -143,7 +143,7 @@ class Trainer:
         height = spike(loss, self._losses) if finite else None
         if finite:
             self._losses.append(float(loss))
-        seconds = max(time.perf_counter() - start, TICK)
+        seconds = max(time.perf_counter() - compile_seconds() - start, TICK)
         speed = (c.batch_size * tokens.shape[1] / seconds, 1e3 * seconds)
         return StepReport(step, loss, lr, norm, *speed, self._memory_mb(), skipped=not finite, spike=height)
 

@@ -14,8 +14,8 @@ cuda = cuda_on_cpu.install()
 
 @pytest.fixture
 def gpu():
-    """The GPU: an sm_90, one of two, that computes at once. What CUDA refused, and the test has not asked for, is an error."""
-    set_up(capability=90, devices=2, computes=True, lazy=False, memory=64 << 30)
+    """The GPU: an sm_90, one of three, that computes at once. What CUDA refused, and the test has not asked for, is an error."""
+    set_up(capability=90, devices=cuda_on_cpu.DEVICES, computes=True, lazy=False, memory=64 << 30)
     cuda.reset()
     yield cuda
     problems = cuda.problems()

@@ -22,6 +22,7 @@ import numpy as np
 
 HERE = Path(__file__).resolve().parent
 FILES = ("runtime.cc", "driver.cc", "libraries.cc")
+DEVICES = 3  # CuPy's pool of memory has a place for each that there is when it is imported
 LOADED = ("libcublasLt.so.12", "libcublasLt.so.13", "libnccl.so.2")
 FLAGS = ["-std=c++17", "-O2", "-fPIC", "-w", "-shared", "-Wl,-Bsymbolic"]
 
@@ -87,6 +88,7 @@ def install(version: str | None = None) -> Cuda:
     for path in (cublas(12), cublas(13), *map(nothing, LOADED)):
         ctypes.CDLL(str(path))
     sys.path.insert(0, str(site))
+    _cuda.devices = DEVICES
     _sort_without_thrust()
     return _cuda
 

@@ -7,6 +7,7 @@ stubs become declarations, and the library `cuda_on_cpu` (see the file of that n
 
 - libraries that it would look for on disk (driver, runtime, NVRTC) are `cuda_on_cpu`;
 - what it reads of a pointer's attributes in a build for CUDA, it reads here too (`CUPY_CUDA_VERSION` is 0 in a build with stubs);
+- NCCL is 2.16, the last version whose functions take no configuration (in a build with stubs it is 0, which has no groups);
 - what it says of a device, which is nothing in such a build, is `cuda_on_cpu.properties`.
 """
 
@@ -100,6 +101,8 @@ def _patch(source: Path) -> None:
         one = f"    return SoftLink('{LIBRARY}', prefix, mandatory=True)"
         _replace(backends / name, r"    return SoftLink\(libname, prefix, mandatory=True[^)]*\)", one)
     _replace(backends / "stub/cupy_cuda_common.h", r"struct cudaPointerAttributes\{\n", r"\g<0>    int type;\n")
+    _replace(backends / "stub/cupy_nccl.h", r"MAJOR 0\n(#define NCCL_MINOR) 0", r"MAJOR 2\n\1 16")
+    _replace(backends / "stub/cupy_nccl.h", r"ncclResult_t ncclGroupStart", r"ncclResult_t ncclGetVersion(...);\n\n\g<0>")
     attributes = r"IF 0 < (CUPY_CUDA_VERSION:\s+ctypedef struct _PointerAttributes)"
     _replace(backends / "cuda/api/_runtime_typedef.pxi", attributes, r"IF 0 <= \1")
     runtime = backends / "cuda/api/runtime.pyx"

@@ -161,13 +161,13 @@ def test_an_array_of_another_gpu(gpu):
         x = cupy.ones(3)
     assert x.device.id == 1 and (x.get() == 1).all()
     with pytest.raises(cupy.cuda.runtime.CUDARuntimeError, match="invalid device ordinal"):
-        cupy.cuda.Device(2).use()
+        cupy.cuda.Device(3).use()
 
 
 def test_memory_has_an_end(gpu):
     gpu.memory = 1 << 20
     with pytest.raises(cupy.cuda.memory.OutOfMemoryError):
-        cupy.empty(1 << 21, dtype=np.uint8)
+        cupy.empty(1 << 30, dtype=np.uint8)
 
 
 # ------------------------------------------------------------------------------------------------ as late as may be

@@ -1,49 +1,28 @@
 """What is missing for a GPU, and the one command that mends it: with every part there, and with each one taken away."""
 
 import ctypes
+import re
 import sys
 from types import SimpleNamespace
 
+import cupy
 import numpy as np
 import pytest
 
-from numllama.backend import array_module, default_dtype, out_of_memory
+from numllama.backend import array_module
 from numllama.cli import main
 from numllama.cuda import doctor, launch
-from numllama.errors import DeviceError
+from numllama.errors import DeviceError, explained
 from numllama.system.install import install_command
-
-
-class OutOfMemoryError(MemoryError):
-    __module__ = "cupy.cuda.memory"
 
 
 @pytest.fixture
 def machine(monkeypatch, gpu):
-    """A machine with a driver, CuPy and its libraries, all of them fakes but for the kernels, which the emulator runs."""
-    about = {"totalGlobalMem": 140 * 2**30, "name": b"NVIDIA H200", "major": 9, "minor": 0}
-    runtime = SimpleNamespace(
-        getDeviceCount=lambda: 1, getDeviceProperties=lambda i: about, memGetInfo=lambda: (2**20, 2**30),
-        CUDARuntimeError=OSError,
-    )  # fmt: skip
-    array = type("Array", (np.ndarray,), {"get": lambda self: np.asarray(self)})
-    device = lambda index=0: SimpleNamespace(use=lambda: None, compute_capability="90")  # noqa: E731
-    cupy = SimpleNamespace(
-        __version__="14.2.0", ndarray=array, cuda=SimpleNamespace(runtime=runtime, Device=device),
-        asarray=lambda x: x.view(array),
-    )  # fmt: skip
-    libraries = SimpleNamespace(nvrtc=SimpleNamespace(getVersion=lambda: (13, 0)), cublas=SimpleNamespace())
-    modules = {
-        "cupy": cupy, "cupy_backends": SimpleNamespace(), "cupy_backends.cuda": SimpleNamespace(), doctor.LIBRARIES: libraries,
-        f"{doctor.LIBRARIES}.nvrtc": libraries.nvrtc, f"{doctor.LIBRARIES}.cublas": libraries.cublas,
-        f"{doctor.LIBRARIES}.nccl": SimpleNamespace(get_version=lambda: 22703),
-    }  # fmt: skip
-    for name, module in modules.items():
-        monkeypatch.setitem(sys.modules, name, module)
+    """A machine with a driver, and one CuPy installed by pip."""
     monkeypatch.setattr(doctor, "driver_version", lambda: "13.0")
     installed = ["numpy", "cupy_cuda13x"]
     monkeypatch.setattr(doctor.metadata, "distributions", lambda: [SimpleNamespace(metadata={"Name": n}) for n in installed])
-    return SimpleNamespace(cupy=cupy, libraries=libraries, installed=installed)
+    return SimpleNamespace(installed=installed)
 
 
 def missing():
@@ -55,11 +34,16 @@ def test_a_machine_that_has_everything(machine, gpu, capsys):
         main(["doctor"])
     out = capsys.readouterr().out
     assert end.value.code == 0
-    assert "GPU       0: NVIDIA H200, sm_90, 140 GiB\n" in out
-    assert "NVRTC     13.0\n" in out and "NCCL      22703\n" in out and "driver    for CUDA up to 13.0\n" in out
+    assert "GPU       0: a CPU, sm_90, 64 GiB; 1: a CPU, sm_90, 64 GiB; 2: a CPU, sm_90, 64 GiB\n" in out
+    assert "runs      in bfloat16 unless --dtype says otherwise, with flash attention" in out
+    assert "NCCL      22605\n" in out and "driver    for CUDA up to 13.0\n" in out
     assert "a kernel  compiled, launched, and right\n" in out
     assert out.endswith("device 'cuda' can be used\n")
-    assert gpu.launched == ["rmsnorm_forward"] * 2 + ["gemm"] * 2  # on the fakes of the GPU, and on NumPy's arrays
+
+
+@pytest.mark.parametrize(("capability", "words"), [(75, "in float32 unless"), (80, "in bfloat16"), (120, "in bfloat16")])
+def test_what_runs_how_on_a_gpu(capability, words):
+    assert doctor._how(capability).startswith(words)
 
 
 def test_without_a_driver_nothing_misleads(machine, monkeypatch, capsys):
@@ -83,13 +67,33 @@ def test_two_cupys_at_once(machine):
     assert missing() == {"CuPy": f"pip uninstall -y cupy-cuda12x cupy-cuda13x && {install_command('cuda13')}"}
 
 
-@pytest.mark.parametrize("part", ["nvrtc", "cublas"])
-def test_without_a_library_of_cuda(machine, monkeypatch, part):
-    monkeypatch.setitem(sys.modules, f"{doctor.LIBRARIES}.{part}", None)
-    delattr(machine.libraries, part)
-    (mend,) = missing().values()
+def test_without_the_compiler_for_kernels(machine, monkeypatch):
+    """CuPy opens it when it is first used: importing its module says nothing."""
+    from cupy_backends.cuda.libs import nvrtc
+
+    def fail():
+        raise RuntimeError("CuPy failed to load libnvrtc.so.13: OSError: cannot open shared object file")
+
+    monkeypatch.setattr(nvrtc, "getVersion", fail)
+    assert "CuPy failed to load libnvrtc.so.13" in missing()["NVRTC"]
+    with pytest.raises(DeviceError, match="needs cuBLAS and NVRTC, and one is missing: `numllama doctor` says which"):
+        array_module("cuda")
+
+
+def test_without_cublas(machine, monkeypatch):
+    import cupy_backends.cuda.libs as libraries
+
+    monkeypatch.setitem(sys.modules, f"{doctor.LIBRARIES}.cublas", None)
+    monkeypatch.delattr(libraries, "cublas", raising=False)
+    (mend,) = (mend for part, mend in missing().items() if part != "a kernel")
     assert mend.startswith(f"{install_command('cuda13')}  (")
     with pytest.raises(DeviceError, match="needs cuBLAS and NVRTC, and one is missing: `numllama doctor` says which"):
+        array_module("cuda")
+
+
+def test_a_numpy_that_cupys_bfloat16_does_not_take(gpu, monkeypatch):
+    monkeypatch.setattr(np, "__version__", "2.1.1")
+    with pytest.raises(DeviceError, match=r"needs NumPy 2\.1\.2 for bfloat16, but this is 2\.1\.1: pip install -U numpy$"):
         array_module("cuda")
 
 
@@ -99,7 +103,8 @@ def test_nccl_is_not_asked_of_one_gpu(machine, monkeypatch):
 
 
 def test_a_gpu_that_computes_nonsense(machine, monkeypatch):
-    machine.cupy.asarray = lambda x: (2 + x).view(machine.cupy.ndarray)
+    asarray = cupy.asarray
+    monkeypatch.setattr(cupy, "asarray", lambda x: asarray(2 + x))
     assert "RuntimeError: rmsnorm on the GPU is off by" in missing()["a kernel"]
 
 
@@ -126,20 +131,49 @@ def test_the_drivers_version(monkeypatch):
     assert doctor.driver_version() is None
 
 
-@pytest.mark.parametrize(("capability", "dtype"), [("75", "float32"), ("80", "bfloat16"), ("100", "bfloat16")])
-def test_training_is_in_bfloat16_where_a_gpu_multiplies_it(machine, capability, dtype):
-    machine.cupy.cuda.Device = lambda index=0: SimpleNamespace(use=lambda: None, compute_capability=capability)
-    assert default_dtype("cuda") == dtype
-    assert default_dtype("cpu") == "float32"
+def test_out_of_gpu_memory_says_what_is_held_and_free_and_gives_back_what_failed(gpu):
+    pool = cupy.get_default_memory_pool()
+    pool.free_all_blocks()
+    before = pool.used_bytes()
+    gpu.memory = pool.total_bytes() + (8 << 20)
 
+    def work():
+        held = cupy.empty(2 << 20, np.uint8)
+        return held, cupy.empty(1 << 30, np.uint8)
 
-def test_out_of_gpu_memory_says_what_is_free_and_which_settings_to_lower(machine):
-    sentence = out_of_memory(OutOfMemoryError("Out of memory allocating 3,221,225,472 bytes"))
-    assert sentence == (
-        "out of GPU memory, 1 MB of 1,074 MB are free (Out of memory allocating 3,221,225,472 bytes); "
-        "lower batch_size or seq_len, or set shards, recompute or dtype bfloat16"
+    with pytest.raises(MemoryError) as caught:
+        work()
+    assert re.fullmatch(
+        r"out of GPU memory \(Out of memory allocating 1,073,741,824 bytes \(allocated so far: .*\)\); arrays take \d+ MB, "
+        r"and \d+ MB of \d+ MB are free; lower batch_size or seq_len, or set shards, recompute or dtype bfloat16",
+        explained(caught.value),
     )
-    assert out_of_memory(MemoryError("x")) == "out of memory, a smaller model or batch may fit: x"
+    del caught
+    assert pool.used_bytes() == before
+
+
+def test_out_of_the_hosts_memory():
+    assert explained(MemoryError("x")) == "out of memory, a smaller model or batch may fit: x"
+
+
+def test_errors_of_cuda_and_of_the_compiler_are_one_sentence(gpu):
+    with pytest.raises(RuntimeError) as caught:
+        cupy.cuda.Device(9).use()
+    mend = "`numllama doctor` looks at the driver, CuPy and the kernels"
+    assert explained(caught.value) == f"the GPU failed, CUDARuntimeError: cudaErrorInvalidDevice: invalid device ordinal; {mend}"
+    with pytest.raises(cupy.cuda.compiler.CompileException) as caught:
+        cupy.RawModule(code="int f() { return x; }\n" * 100, backend="nvrtc").get_function("f")
+    sentence = explained(caught.value)
+    assert sentence.startswith("the GPU failed, CompileException: ") and 'identifier "x" is undefined' in sentence
+    assert len(sentence) < 400 and "\n" not in sentence
+
+
+def test_a_command_ends_with_that_sentence(gpu, tmp_path, capsys):
+    gpu.memory = 1 << 20
+    (tmp_path / "text.txt").write_text("To be, or not to be. " * 500)
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main(f"train --data {tmp_path / 'text.txt'} --steps 1 --device cuda --out {tmp_path / 'run'}".split())
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: out of GPU memory (Out of memory allocating ")
 
 
 @pytest.mark.parametrize(("architecture", "words"), [
