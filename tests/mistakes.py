@@ -18,7 +18,7 @@ class Mistake(NamedTuple):
 
 
 MODEL = "model/test_transformer.py"
-GRAPH = "cuda/test_graph.py::test_ten_replayed_steps_are_ten_plain_steps_bit_for_bit[float32]"
+GRAPH = "cuda/real_cupy/test_graph.py::test_ten_replayed_steps_are_ten_plain_steps_bit_for_bit[float32]"
 
 MISTAKES = [
     Mistake(
@@ -715,14 +715,24 @@ MISTAKES = [
     Mistake(
         "a kernel that steps although the gradients are not finite",
         "../kernels/adamw.cu", "  if (clip == 0) return;\n", "",
-        "cuda/test_graph.py::test_nothing_changes_where_a_gradient_is_not_finite[plain]",
+        "cuda/real_cupy/test_graph.py::test_nothing_changes_where_a_gradient_is_not_finite[plain]",
     ),
     Mistake(
         "a workspace that is taken away again",
         "cuda/cublas.py",
-        '        call("cublasSetWorkspace_v2", made, workspace.ptr, WORKSPACE_BYTES)',
-        '        call("cublasSetWorkspace_v2", made, workspace.ptr, WORKSPACE_BYTES); call("cublasSetStream_v2", made, key[1])',
-        "cuda/test_gemm.py::test_what_cublas_itself_is_called_with_gives_the_product[()-False-float32]",
+        'call("cublasSetWorkspace_v2", made, self.workspace.ptr, WORKSPACE_BYTES)',
+        'call("cublasSetWorkspace_v2", made, self.workspace.ptr, WORKSPACE_BYTES); call("cublasSetStream_v2", made, None)',
+        "cuda/real_cupy/test_cublas.py::test_what_cublas_is_called_with_gives_the_product[()-False-float32]",
+    ),
+    Mistake(
+        "static shared memory left out of what a launch needs",
+        "cuda/launch.py", "SHARED_BYTES - kernel.shared_size_bytes", "SHARED_BYTES",
+        "cuda/real_cupy/test_launch.py::test_norms_of_every_width_ask_for_the_memory_that_they_need[3072-float32]",
+    ),
+    Mistake(
+        "the cuBLAS of another CUDA",
+        "cuda/cublas.py", "runtimeGetVersion() // 1000", "runtimeGetVersion() // 13000 + 12",
+        "cuda/real_cupy/test_cublas.py::test_the_library_is_of_cupys_cuda_also_where_another_program_has_loaded_another[12]",
     ),
     Mistake(
         "a kernel of LayerNorm's gradient without the mean's part",
@@ -971,7 +981,7 @@ MISTAKES = [
     Mistake(
         "a message that does not wait for what is computed",
         "training/nccl.py", "self._stream.wait_event(self._cupy.cuda.get_current_stream().record())", "pass",
-        "training/test_nccl.py::test_reduce_scatter_reduces_a_part_to_each_rank_beside_the_computation[float32-7]",
+        "cuda/real_cupy/test_nccl.py::test_reduce_scatter_reduces_a_part_to_each_rank_once_it_is_computed[float32-True]",
     ),
     Mistake(
         "every rank keeping the moments of all",
