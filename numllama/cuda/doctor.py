@@ -79,9 +79,9 @@ def _gpu() -> Iterator[Finding]:
     if len(packages) > 1:
         yield Finding("CuPy", None, f"pip uninstall -y {' '.join(packages)} && {install}")
         return
-    cupy = _look("CuPy", lambda: import_module("cupy").__version__, install)
-    yield cupy
-    if cupy.found is None:
+    package = _look("CuPy", lambda: import_module("cupy").__version__, install)
+    yield package
+    if package.found is None:
         return
     needed = [
         _look("GPU", _gpus, NO_DRIVER) if driver else Finding("GPU", None, NO_DRIVER),  # CuPy's own error would mislead
