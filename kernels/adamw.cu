@@ -13,7 +13,7 @@ typedef COPY Copy;
 __device__ __forceinline__ float product(float a, float b) { return __fmul_rn(a, b); }
 __device__ __forceinline__ double product(double a, double b) { return __dmul_rn(a, b); }
 
-extern "C" __global__ void __launch_bounds__(256) adamw(
+extern "C" __global__ void __launch_bounds__(256, 1) adamw(
     Real* __restrict__ w, const Real* __restrict__ g, Real* __restrict__ m, Real* __restrict__ v, Copy* __restrict__ copy,
     Index n, Real gain1, Real gain2, Real eps, Real unbias, Real rate, Real keep, const Real* numbers, const double* factor) {
   const Index at = (Index(blockIdx.x) * blockDim.x + threadIdx.x) * WIDTH, left = n - at;

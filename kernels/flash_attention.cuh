@@ -1,14 +1,20 @@
-// What flash attention's kernels are made of: how work is cut, intervals of keys, tiles in shared memory, products of tiles.
+// What flash attention's kernels are made of: how work is cut, intervals of keys, masks, tiles in shared memory, products of tiles.
 
 #include "common.cuh"
 #include "tensor_cores.cuh"
 
+// D, the size of a head, is any multiple of 16 bytes up to 128. Products take W columns, those from D on being zeros, and rows of
+// tiles lie PITCH elements apart.
 constexpr bool PAIRS = sizeof(Element) == 2;        // two elements in a register: tensor cores
+constexpr bool WIDE = D > 64;
+constexpr int W = (D + 15) / 16 * 16;
+constexpr int PITCH = WIDE ? 128 : 64;
 constexpr int PER_CHUNK = 16 / sizeof(Element);     // elements in 16 bytes
-constexpr int CHUNKS = D / PER_CHUNK;               // in a row
+constexpr int CHUNKS = PITCH / PER_CHUNK;           // in a row of a tile
 constexpr float LOG2_E = 1.4426950408889634f;
 #define INFINITE __int_as_float(0x7F800000)
 #define LARGEST_INT 0x7FFFFFFF
+static_assert(D <= 128 && D % PER_CHUNK == 0, "heads of other sizes are padded by the launcher");
 
 // Warps of a block, tiles of 16 rows to a warp, rows of the other side in a step, blocks on one multiprocessor. The launchers in
 // numllama/cuda/flash_attention.py know the same numbers.
@@ -20,12 +26,20 @@ struct Tiling {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
 constexpr bool THREE_FIT = false;                   // there the compiler needs a few registers more
 #else
-constexpr bool THREE_FIT = PAIRS && D == 64;
+constexpr bool THREE_FIT = PAIRS && !WIDE;
 #endif
-typedef Tiling<4, PAIRS ? 2 : 1, PAIRS ? 48 : 32, THREE_FIT ? 3 : 2> Forward;
-typedef Tiling<4, PAIRS ? 2 : 1, !PAIRS ? 16 : D == 64 ? 64 : 32, 2> Dq;
-typedef Tiling<PAIRS && D == 128 ? 8 : 4, PAIRS && D == 64 ? 2 : 1, PAIRS ? 32 : 16, PAIRS && D == 128 ? 1 : 2> Dkv;
-static_assert(int(Dq::WARP_ROWS) == int(Dkv::STEP), "each warp of dq writes the bounds that a step of dk, dv reads");
+constexpr bool ROOMY = SHARED_KIB >= 163;           // shared memory that a block may have: 99 KiB on sm_86, sm_89 and sm_120
+constexpr bool TIGHT = PAIRS && WIDE && !ROOMY;
+typedef Tiling<TIGHT ? 8 : 4, PAIRS && !TIGHT ? 2 : 1, PAIRS ? 48 : 32, TIGHT ? 1 : THREE_FIT ? 3 : 2> Forward;
+typedef Tiling<PAIRS && WIDE ? 8 : !PAIRS && WIDE && !ROOMY ? 2 : 4, PAIRS && !WIDE ? 2 : 1,
+               !PAIRS ? 16 : !WIDE ? 32 : ROOMY ? 64 : 16, WIDE ? 1 : 2> Backward;
+
+// How the warps of backward share a step's part of dq: a warp has 16 M queries, and SIXTEENS times 16 columns.
+struct DqTiling {
+  enum { ROW_GROUPS = Backward::STEP > 16 ? 2 : 1, COLUMN_GROUPS = Backward::WARPS / ROW_GROUPS };
+  enum { M = Backward::STEP / 16 / ROW_GROUPS, SIXTEENS = (W / 16 + COLUMN_GROUPS - 1) / COLUMN_GROUPS };
+  enum { EVEN = SIXTEENS * COLUMN_GROUPS == W / 16 };
+};
 
 
 // ------------------------------------------------------------------------------------------------ intervals of keys
@@ -48,18 +62,70 @@ __device__ __forceinline__ Interval interval(const INTERVAL* first, const INTERV
   return {LARGEST_INT, 0};
 }
 
+// Of the queries of both.
+__device__ __forceinline__ Bounds both(const Bounds& a, const Bounds& b) {
+  return {min(a.begin, b.begin), max(a.end, b.end), max(a.inner_begin, b.inner_begin), min(a.inner_end, b.inner_end)};
+}
+
 // Over the lanes of a warp, each with the interval of one query; queries that do not exist want nothing.
 __device__ __forceinline__ Bounds warp_bounds(Interval mine, bool exists) {
   return {__reduce_min_sync(~0u, mine.first), __reduce_max_sync(~0u, mine.last),
           __reduce_max_sync(~0u, exists ? mine.first : 0), __reduce_min_sync(~0u, exists ? mine.last : LARGEST_INT)};
 }
 
-// The smallest interval that holds those of all warps, for every thread of the block.
-template <int WARPS>
-__device__ __forceinline__ Interval block_union(const Bounds (&of_warp)[WARPS]) {
+// The smallest interval that holds those of all lanes; and of all warps, for every thread of the block.
+__device__ __forceinline__ Interval warp_union(Interval mine) {
+  return {__reduce_min_sync(~0u, mine.first), __reduce_max_sync(~0u, mine.last)};  // and the compiler knows that no lane differs
+}
+__device__ __forceinline__ Interval interval(const Interval& of_warp) { return of_warp; }
+__device__ __forceinline__ Interval interval(const Bounds& of_warp) { return {of_warp.begin, of_warp.end}; }
+
+template <int WARPS, class OfWarp>
+__device__ __forceinline__ Interval block_union(const OfWarp (&of_warp)[WARPS]) {
   __syncthreads();
-  const Bounds b = of_warp[threadIdx.x % WARPS];
-  return {__reduce_min_sync(~0u, b.begin), __reduce_max_sync(~0u, b.end)};  // and the compiler knows that no lane differs
+  return warp_union(interval(of_warp[threadIdx.x % WARPS]));
+}
+
+// Hidden scores become -infinity; column 0 is key s0, and `seen` has an interval for each of the warp's rows.
+template <int M, int N>
+__device__ __forceinline__ void hide(float (&s)[M][N / 8][4], const Interval* seen, int s0) {
+  const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
+  #pragma unroll
+  for (int m = 0; m < M; m++)
+    #pragma unroll
+    for (int r = 0; r < 2; r++) {
+      const Interval of_row = seen[16 * m + 8 * r + g];
+      const int first = of_row.first - s0 - 2 * c, last = of_row.last - s0 - 2 * c;
+      #pragma unroll
+      for (int n = 0; n < N / 8; n++)
+        #pragma unroll
+        for (int j = 0; j < 2; j++)
+          if (8 * n + j < first || 8 * n + j >= last) s[m][n][2 * r + j] = -INFINITE;
+    }
+}
+
+// The same where rows are keys, from s0 on, and columns queries, from t0 on.
+template <int M, int N>
+__device__ __forceinline__ void hide_columns(
+    float (&s)[M][N / 8][4], const INTERVAL* first, const INTERVAL* last, int t0, int T, int S, int s0) {
+  const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
+  #pragma unroll
+  for (int n = 0; n < N / 8; n++)
+    #pragma unroll
+    for (int j = 0; j < 2; j++) {
+      const Interval seen = interval(first, last, t0 + 8 * n + 2 * c + j, T, S);
+      const int begin = seen.first - s0 - g, end = seen.last - s0 - g;
+      #pragma unroll
+      for (int m = 0; m < M; m++)
+        #pragma unroll
+        for (int r = 0; r < 2; r++)
+          if (16 * m + 8 * r < begin || 16 * m + 8 * r >= end) s[m][n][2 * r + j] = -INFINITE;
+    }
+}
+
+// The sums of dq that a block makes are its own: (gridDim.x, B, H, steps), each in the order in which lanes hold them.
+__device__ __forceinline__ float4* dq_part(float* sums, int split, int batch, int B, int head, int H, int step, int steps) {
+  return reinterpret_cast<float4*>(sums) + ((((Index)split * B + batch) * H + head) * steps + step) * (Backward::STEP * W / 4);
 }
 
 
@@ -67,7 +133,15 @@ __device__ __forceinline__ Interval block_union(const Bounds (&of_warp)[WARPS]) 
 
 // Chunk i of a row. One access reads chunk i of eight rows, and these lie in eight different groups of four banks.
 template <class pointer>
-__device__ __forceinline__ pointer chunk(pointer tile, int row, int i) { return tile + row * D + (i ^ row % 8) * PER_CHUNK; }
+__device__ __forceinline__ pointer chunk(pointer tile, int row, int i) { return tile + row * PITCH + (i ^ row % 8) * PER_CHUNK; }
+
+// The same in a tile of scores, whose rows are N long: 2, 4 or 8 chunks.
+template <int N, class pointer>
+__device__ __forceinline__ pointer score_chunk(pointer tile, int row, int i) {
+  constexpr int chunks = N / PER_CHUNK;
+  static_assert(8 % chunks == 0, "rows that share 128 bytes begin at different chunks");
+  return tile + row * N + (i ^ row / (8 / chunks) % chunks) * PER_CHUNK;
+}
 
 // The address of chunk j + i of a row from that of its chunk j < 2, for an even i: one instruction, and no register is kept.
 // Tiles begin at multiples of 128 bytes.
@@ -87,10 +161,17 @@ struct Rows {
   // of the same strides that lies so many elements behind.
   template <int N, int THREADS>
   __device__ __forceinline__ void load(Element* tile, int count, Index apart = 0) const {
+    load<N, THREADS>(tile, Interval{0, count}, apart);
+  }
+
+  template <int N, int THREADS>
+  __device__ __forceinline__ void load(Element* tile, Interval there, Index apart = 0) const {
     const int first = threadIdx.x / CHUNKS, column = threadIdx.x % CHUNKS;
+    if (column * PER_CHUNK >= W) return;
+    const int begin = there.first - first, end = column * PER_CHUNK < D ? there.last - first : 0;
     #pragma unroll
     for (int i = 0; i < N; i += THREADS / CHUNKS)
-      copy_async_16(chunk(tile, first + i, column), mine + (Index)i * stride + apart, i < count - first);
+      copy_async_16(chunk(tile, first + i, column), mine + (Index)i * stride + apart, i >= begin && i < end);
   }
 };
 
@@ -101,12 +182,12 @@ __device__ __forceinline__ void put_pair(float* p, float x, float y) { *reinterp
 // A warp's sums to rows of global memory, through rows of shared memory that are its own: so that 16 bytes go out at once.
 template <int M>
 __device__ __forceinline__ void store_rows(
-    Element* to, Index stride, int count, const float (&acc)[M][D / 8][4], Element* tile) {
+    Element* to, Index stride, int count, const float (&acc)[M][W / 8][4], Element* tile) {
   const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
   #pragma unroll
   for (int m = 0; m < M; m++)
     #pragma unroll
-    for (int n = 0; n < D / 8; n++)
+    for (int n = 0; n < W / 8; n++)
       #pragma unroll
       for (int r = 0; r < 2; r++) {
         const int column = 8 * n + 2 * c;
@@ -119,7 +200,7 @@ __device__ __forceinline__ void store_rows(
   for (int i = 0; i < 16 * M; i += 32 / CHUNKS) {
     const int row = first + i;
     const uint4 sixteen_bytes = *reinterpret_cast<const uint4*>(chunk(tile, row, column));
-    if (row < count) *reinterpret_cast<uint4*>(to + row * stride + column * PER_CHUNK) = sixteen_bytes;
+    if (row < count && column * PER_CHUNK < D) *reinterpret_cast<uint4*>(to + row * stride + column * PER_CHUNK) = sixteen_bytes;
   }
 }
 
@@ -130,20 +211,20 @@ __device__ __forceinline__ void store_rows(
 
 template <class E>
 struct Product {
-  // acc += a b^T: rows of a (16 M, the warp's own) with rows of b (N), over D
+  // acc += a b^T: rows of a (16 M, the warp's own) with rows of b (N), over W
   template <int M, int N>
   static __device__ __forceinline__ void rows_by_rows(float (&acc)[M][N / 8][4], const E* a, const E* b) {
     const int lane = threadIdx.x % 32;
     const unsigned mine_of_a = shared_address(chunk(a, lane % 16, lane / 16));
     const unsigned mine_of_b = shared_address(chunk(b, lane % 8 + lane / 16 * 8, lane / 8 % 2));
     #pragma unroll
-    for (int k = 0; k < D / 16; k++) {
+    for (int k = 0; k < W / 16; k++) {
       unsigned x[M][4], y[4];
       #pragma unroll
-      for (int m = 0; m < M; m++) load_matrices(x[m], further(mine_of_a, 2 * k) + 16 * m * D * 2);
+      for (int m = 0; m < M; m++) load_matrices(x[m], further(mine_of_a, 2 * k) + 16 * m * PITCH * 2);
       #pragma unroll
       for (int n = 0; n < N / 8; n += 2) {                      // eight rows of b and the next eight
-        load_matrices(y, further(mine_of_b, 2 * k) + 8 * n * D * 2);
+        load_matrices(y, further(mine_of_b, 2 * k) + 8 * n * PITCH * 2);
         #pragma unroll
         for (int m = 0; m < M; m++) {
           multiply_add(acc[m][n], x[m], y, E());
@@ -155,7 +236,7 @@ struct Product {
 
   // acc += s b: s from registers, rounded to E; over the rows of b (N)
   template <int M, int N>
-  static __device__ __forceinline__ void scores_by_rows(float (&acc)[M][D / 8][4], const float (&s)[M][N / 8][4], const E* b) {
+  static __device__ __forceinline__ void scores_by_rows(float (&acc)[M][W / 8][4], const float (&s)[M][N / 8][4], const E* b) {
     const int lane = threadIdx.x % 32;
     const unsigned mine_of_b = shared_address(chunk(b, lane % 16, lane / 16));
     #pragma unroll
@@ -169,8 +250,32 @@ struct Product {
           x[m][i] = pack(pair[0], pair[1], E());
         }
       #pragma unroll
-      for (int n = 0; n < D / 8; n += 2) {
-        load_matrices_transposed(y, further(mine_of_b, n) + 16 * k * D * 2);
+      for (int n = 0; n < W / 8; n += 2) {
+        load_matrices_transposed(y, further(mine_of_b, n) + 16 * k * PITCH * 2);
+        #pragma unroll
+        for (int m = 0; m < M; m++) {
+          multiply_add(acc[m][n], x[m], y, E());
+          multiply_add(acc[m][n + 1], x[m], y + 2, E());
+        }
+      }
+    }
+  }
+
+  // acc += s^T b, the part of it that is this warp's: s (keys x queries) and b are tiles in shared memory
+  template <int KEYS, int STEP, int M, int N>
+  static __device__ __forceinline__ void columns_by_rows(float (&acc)[M][N][4], const E* s, const E* b, int query, int sixteen) {
+    const int lane = threadIdx.x % 32;
+    const unsigned mine_of_s = shared_address(score_chunk<STEP>(s, lane % 8 + lane / 16 * 8, query / 8 + lane / 8 % 2));
+    const unsigned mine_of_b = shared_address(chunk(b, lane % 16, 2 * sixteen + lane / 16));
+    #pragma unroll 4
+    for (int k = 0; k < KEYS / 16; k++) {
+      unsigned x[M][4], y[4];
+      #pragma unroll
+      for (int m = 0; m < M; m++) load_matrices_transposed(x[m], (mine_of_s ^ 32 * m) + 16 * k * STEP * 2);
+      #pragma unroll
+      for (int n = 0; n < N; n += 2) {
+        if (!DqTiling::EVEN && sixteen + n / 2 >= W / 16) break;
+        load_matrices_transposed(y, (mine_of_b ^ 16 * n) + 16 * k * PITCH * 2);
         #pragma unroll
         for (int m = 0; m < M; m++) {
           multiply_add(acc[m][n], x[m], y, E());
@@ -187,7 +292,7 @@ struct Product<float> {
   static __device__ __forceinline__ void rows_by_rows(float (&acc)[M][N / 8][4], const float* a, const float* b) {
     const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
     #pragma unroll 2
-    for (int k = 0; k < CHUNKS; k++) {
+    for (int k = 0; k < W / 4; k++) {
       float4 x[M][2];
       #pragma unroll
       for (int m = 0; m < M; m++)
@@ -209,7 +314,7 @@ struct Product<float> {
 
   template <int M, int N>
   static __device__ __forceinline__ void scores_by_rows(
-      float (&acc)[M][D / 8][4], const float (&s)[M][N / 8][4], const float* b) {
+      float (&acc)[M][W / 8][4], const float (&s)[M][N / 8][4], const float* b) {
     const int lane = threadIdx.x % 32, c = lane % 4;
     const float* const even = b + c / 2 * PER_CHUNK + c % 2 * 2;            // chunk c / 2 of row 0
     const float* const odd = b + (c / 2 ^ 1) * PER_CHUNK + c % 2 * 2;       // and of row 1, its row left out
@@ -221,8 +326,34 @@ struct Product<float> {
         #pragma unroll
         for (int r = 0; r < 2; r++) x[m][r] = __shfl_sync(~0u, s[m][k / 8][2 * r + k % 2], lane - c + k % 8 / 2);
       #pragma unroll
-      for (int n = 0; n < D / 8; n++) {
-        const float2 y = *reinterpret_cast<const float2*>((k % 2 ? odd : even) + k * D + (2 * n ^ k % 8 / 2 * 2) * PER_CHUNK);
+      for (int n = 0; n < W / 8; n++) {
+        const float2 y = *reinterpret_cast<const float2*>((k % 2 ? odd : even) + k * PITCH + (2 * n ^ k % 8 / 2 * 2) * PER_CHUNK);
+        #pragma unroll
+        for (int m = 0; m < M; m++)
+          #pragma unroll
+          for (int r = 0; r < 2; r++) {
+            acc[m][n][2 * r] = fmaf(x[m][r], y.x, acc[m][n][2 * r]);
+            acc[m][n][2 * r + 1] = fmaf(x[m][r], y.y, acc[m][n][2 * r + 1]);
+          }
+      }
+    }
+  }
+
+  template <int KEYS, int STEP, int M, int N>
+  static __device__ __forceinline__ void columns_by_rows(
+      float (&acc)[M][N][4], const float* s, const float* b, int query, int sixteen) {
+    const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
+    #pragma unroll 2
+    for (int k = 0; k < KEYS; k++) {
+      float x[M][2];
+      #pragma unroll
+      for (int m = 0; m < M; m++)
+        #pragma unroll
+        for (int r = 0; r < 2; r++) x[m][r] = score_chunk<STEP>(s, k, query / 4 + 4 * m + 2 * r + g / 4)[g % 4];
+      #pragma unroll
+      for (int n = 0; n < N; n++) {
+        if (!DqTiling::EVEN && sixteen + n / 2 >= W / 16) break;
+        const float2 y = *reinterpret_cast<const float2*>(chunk(b, k, 4 * sixteen + 2 * n + c / 2) + c % 2 * 2);
         #pragma unroll
         for (int m = 0; m < M; m++)
           #pragma unroll

@@ -780,13 +780,13 @@ MISTAKES = [
         "cuda/test_flash_attention.py::test_grouped_queries_and_random_intervals[2-float32-64]",
     ),
     Mistake(
-        "the next query head's rows read where the last head's ended",
-        "../kernels/flash_attention.cu", "      q_rows.skip((steps.first - steps.last) * STEP);\n", "",
+        "the next query head's rows read where the last head's are",
+        "../kernels/flash_attention.cu", "T - step * STEP, head * q_head + ", "T - step * STEP, ",
         "cuda/test_flash_attention.py::test_grouped_queries_and_random_intervals[2-bfloat16-64]",
     ),
     Mistake(
         "a query that sees the key after its last",
-        "../kernels/flash_attention.cu", "8 * n + j >= last)", "8 * n + j > last)",
+        "../kernels/flash_attention.cuh", "8 * n + j >= last)", "8 * n + j > last)",
         "cuda/test_flash_attention.py::test_causal[65-65-bfloat16-128]",
     ),
     Mistake(
@@ -796,15 +796,39 @@ MISTAKES = [
     ),
     Mistake(
         "the gradient of scores without its row's sum",
-        "../kernels/flash_attention.cu", "p * (dp[m][n][i] - row_delta[m][i / 2])", "p * dp[m][n][i]",
+        "../kernels/flash_attention.cu", "(ds[m][n][j] - (j % 2 ? column_delta.y : column_delta.x))", "ds[m][n][j]",
         "cuda/test_flash_attention.py::test_intervals[everything-float32]",
     ),
     Mistake(
         "a step of keys read before it has arrived",
         "../kernels/flash_attention.cu",
-        "    copy_wait<0>();\n    __syncthreads();                                                // this step has arrived",
-        "    __syncthreads();                                                // this step has arrived",
+        "    copy_wait<0>();                                                 // for the step of keys\n", "",
         "cuda/test_flash_attention.py::test_a_length_of_257[float16]",
+    ),
+    Mistake(
+        "sums of dq that go on from what a block never wrote, where a query does not see its first keys",
+        "../kernels/flash_attention.cu", "< bounds.begin / ROWS * ROWS;", "< 0;",
+        "cuda/test_flash_attention.py::test_blocks_that_share_the_keys_in_any_number[bfloat16-3-2]",
+    ),
+    Mistake(
+        "sums of dq added up that a block has not made",
+        "../kernels/flash_attention.cu", "(split + splits - first_tile % splits) % splits >= tiles", "tiles == 0",
+        "cuda/test_flash_attention.py::test_blocks_that_share_the_keys_in_any_number[bfloat16-100-4]",
+    ),
+    Mistake(
+        "columns beyond a head's size read from the next head",
+        "../kernels/flash_attention.cuh", "column * PER_CHUNK < D ? there.last - first : 0", "there.last - first",
+        "cuda/test_flash_attention.py::test_heads_of_other_sizes_are_read_where_they_lie[40-bfloat16]",
+    ),
+    Mistake(
+        "asynchronous copies on a GPU that has none",
+        "cuda/flash_attention.py", "launch.backend.compute_capability() >= FIRST_CAPABILITY", "True",
+        "cuda/test_attention_products.py::test_gpus_before_ampere[75-bfloat16]",
+    ),
+    Mistake(
+        "keys that are not seen counted in the sum of a softmax between products",
+        "../kernels/attention_products.cu", "if (q.sees(j + i)) z += ", "z += ",
+        "cuda/test_attention_products.py::test_large_scores_and_intervals_of_every_kind[float32]",
     ),
     Mistake(
         "two arrays of different strides read with those of the first",

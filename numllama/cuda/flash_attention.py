@@ -1,26 +1,35 @@
-"""Launchers of flash attention's kernels. Heads are read where they lie, and written as (B, T, H, D) seen as (B, H, T, D)."""
+"""Launchers of flash attention's kernels. Heads are read where they lie, and written as (B, T, H, D) seen as (B, H, T, D).
+
+The kernels take bfloat16, float16 and float32, heads of up to 128, and GPUs since sm_80. Heads whose rows are no multiple of 16
+bytes are padded with zeros first. Everything else goes through :mod:`numllama.cuda.attention_products`. Nothing here waits for
+the GPU: all of it can be recorded in a CUDA graph.
+"""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from numllama.backend import BFLOAT16, Array, xp_of
+from numllama.backend import BFLOAT16, Array, real_dtype, xp_of
 from numllama.checks import check_shape
-from numllama.cuda import launch
+from numllama.cuda import attention_products, launch
 from numllama.cuda.launch import int32, int64
 from numllama.ops.attention import check_heads, key_intervals
 
 INTERVAL_DTYPES = {np.dtype(np.int32), np.dtype(np.int64)}
+LARGEST_HEAD = 128
+FIRST_CAPABILITY = 80  # asynchronous copies, products of bfloat16
+BLOCKS = {64: 256, 128: 128}  # of backward, if there are so many tiles: two, or one, on each multiprocessor of a large GPU
+MOST_SPLITS = 16  # blocks that share a head: their sums take 4 H T D bytes each, and memory grows with T, not with its square
 
 
 class Tiling(NamedTuple):
-    """How a kernel cuts its work: the .cu file has the same numbers, and the reasons.
+    """How a kernel cuts its work: the .cuh file has the same numbers, and the reasons.
 
     Attributes
     ----------
     warps, warp_rows : int
-        Of a block, and rows of queries (dk, dv: of keys) that each warp owns.
+        Of a block, and rows of queries (backward: of keys) that each warp owns.
     step : int
         Rows of the other side that are loaded at a time, twice.
     """
@@ -34,12 +43,16 @@ class Tiling(NamedTuple):
         return self.warps * self.warp_rows
 
 
-# (bytes of an element, D) -> forward, dq, and dk with dv
+# (bytes of an element, elements from row to row of a tile, KiB of shared memory that a block may have) -> forward, backward
 TILINGS = {
-    (2, 64): (Tiling(4, 32, 48), Tiling(4, 32, 64), Tiling(4, 32, 32)),
-    (2, 128): (Tiling(4, 32, 48), Tiling(4, 32, 32), Tiling(8, 16, 32)),
-    (4, 64): (Tiling(4, 16, 32), Tiling(4, 16, 16), Tiling(4, 16, 16)),
-    (4, 128): (Tiling(4, 16, 32), Tiling(4, 16, 16), Tiling(4, 16, 16)),
+    (2, 64, 163): (Tiling(4, 32, 48), Tiling(4, 32, 32)),
+    (2, 64, 99): (Tiling(4, 32, 48), Tiling(4, 32, 32)),
+    (2, 128, 163): (Tiling(4, 32, 48), Tiling(8, 16, 64)),
+    (2, 128, 99): (Tiling(8, 16, 48), Tiling(8, 16, 16)),
+    (4, 64, 163): (Tiling(4, 16, 32), Tiling(4, 16, 16)),
+    (4, 64, 99): (Tiling(4, 16, 32), Tiling(4, 16, 16)),
+    (4, 128, 163): (Tiling(4, 16, 32), Tiling(4, 16, 16)),
+    (4, 128, 99): (Tiling(4, 16, 32), Tiling(2, 16, 16)),
 }
 
 
@@ -49,74 +62,118 @@ def flash_attention_forward(
     K, S = check_heads(q, k, v)
     B, H, T, D = q.shape
     scale = 1 / math.sqrt(D) if scale is None else float(scale)
+    if not launch.is_uniform(q, k, v):
+        return NotImplemented
     causal = first is None and last is None
+    if not _fits(q, scale):
+        first, last = key_intervals(first, last, q, S)                 # (1 or B, T)
+        out, lse = attention_products.forward(q, k, v, *_one_shape(first, last), scale)
+        return out, (q, k, v, out, lse, first, last, scale)
     if causal:  # written by the kernel itself, which saves the launches that would make them
         first, last = launch.empty(q, (1, T), int), launch.empty(q, (1, T), int)
     else:
-        first, last = key_intervals(first, last, q, S)                 # (1 or B, T)
-    if not _takes(scale, first, last, q, k, v):
-        return NotImplemented
-    tiling, _, _ = TILINGS[q.dtype.itemsize, D]
-    out, lse = launch.empty(q, (B, T, H, D), q.dtype), launch.empty(q, (B, H, T), np.float32)
+        first, last = key_intervals(first, last, q, S)
     intervals = _one_shape(first, last)
+    padded_q, padded_k, padded_v = map(_padded, (q, k, v))
+    work = _work(padded_q, intervals)
+    tiling, _ = work.tilings
+    out, lse = launch.empty(q, (B, T, H, work.D), q.dtype), launch.empty(q, (B, H, T), np.float32)
     args = [
-        out, lse, *intervals, *_view(q), *_view(k, v), int32(K), int32(T), int32(S), _batch_stride(intervals), int32(causal),
-        np.float32(scale), np.float32(scale * math.log2(math.e)),
+        out, lse, *intervals, *_view(padded_q), *_view(padded_k, padded_v), int32(K), int32(T), int32(S),
+        _batch_stride(intervals), int32(causal), np.float32(scale), np.float32(scale * math.log2(math.e)),
     ]  # fmt: skip
-    _launch("flash_attention_forward", T, H, B, tiling, args, tiling.rows + 4 * tiling.step, q, intervals)
-    out = out.swapaxes(1, 2)                                           # (B, H, T, D)
+    rows = tiling.rows + 4 * tiling.step
+    work.launch("flash_attention_forward", (launch.blocks(T, tiling.rows), H, B), 32 * tiling.warps, args, rows * work.row_bytes)
+    out = out[..., :D].swapaxes(1, 2)                                  # (B, H, T, D)
     return out, (q, k, v, out, lse, first, last, scale)
 
 
 def flash_attention_backward(dout: Array, cache: tuple) -> tuple[Array, Array, Array]:
     q, k, v, out, lse, first, last, scale = cache
     check_shape("dout", dout, q.shape)
-    if not (_takes(scale, first, last, q, k, v, out, dout) and lse.dtype == np.float32 and lse.flags.c_contiguous):
+    if not launch.is_uniform(q, k, v, out, dout):
         return NotImplemented
+    intervals = _one_shape(first, last)
+    lse = xp_of(lse).ascontiguousarray(lse, dtype=real_dtype(q.dtype))
+    if not _fits(q, scale):
+        return attention_products.backward(q, k, v, dout, lse, *intervals, scale)
     B, H, T, D = q.shape
     K, S = k.shape[1:3]
-    _, of_queries, of_keys = TILINGS[q.dtype.itemsize, D]
-    dq, dk, dv = (launch.empty(q, shape, q.dtype) for shape in [(B, T, H, D), (B, S, K, D), (B, S, K, D)])
-    intervals = _one_shape(first, last)
+    q, k, v, out, dout = map(_padded, (q, k, v, out, dout))
+    work = _work(q, intervals)
+    _, tiling = work.tilings
+    dq, dk, dv = (launch.empty(q, shape, q.dtype) for shape in [(B, T, H, work.D), (B, S, K, work.D), (B, S, K, work.D)])
+    steps, splits = launch.blocks(T, tiling.step), _splits(B * K, launch.blocks(S, tiling.rows), work.pitch)
     delta = launch.empty(q, (B, H, T), np.float32)
-    bounds = launch.empty(q, (len(intervals[0]), launch.blocks(T, of_queries.warp_rows), 4), np.int32)
-    q, k_and_v, dout = _view(q), _view(k, v), _view(dout)
-    numbers = int32(T), int32(S), _batch_stride(intervals), np.float32(scale)
+    bounds = launch.empty(q, (len(intervals[0]), steps, 4), np.int32)
+    columns = launch.blocks(work.D, 16) * 16
+    dq_sums = launch.empty(q, (splits, B, H, steps, tiling.step * columns), np.float32)
+    out, dout, batch_stride = _view(out), _view(dout), _batch_stride(intervals)
 
-    args = [dq, delta, bounds, *q, *k_and_v, *_view(out), *dout, lse, *intervals, int32(K), *numbers]
-    _launch("flash_attention_dq", T, H, B, of_queries, args, 2 * of_queries.rows + 4 * of_queries.step, dq, intervals)
-    args = [dk, dv, *q, *k_and_v, *dout, lse, delta, bounds, *intervals, int32(H), *numbers]
-    rows, statistics = 2 * of_keys.rows + 4 * of_keys.step, 4 * of_keys.step
-    _launch("flash_attention_dkv", S, K, B, of_keys, args, rows, dk, intervals, statistics)
-    return dq.swapaxes(1, 2), dk.swapaxes(1, 2), dv.swapaxes(1, 2)
-
-
-def _launch(
-    name: str, n: int, heads: int, B: int, tiling: Tiling, args: list, rows: int, like: Array, intervals: tuple, floats: int = 0
-) -> None:
-    """Launch a kernel over n times, in tiles, of all heads, with so many rows and floats in shared memory."""
-    D = like.shape[-1]
-    grid, threads = (launch.blocks(n, tiling.rows), heads, B), 32 * tiling.warps
-    defines = {"DTYPE": like.dtype, "D": D, "INTERVAL": intervals[0].dtype}
-    launch.launch("flash_attention", name, grid, threads, args, rows * D * like.dtype.itemsize + 4 * floats, **defines)
+    args = [delta, bounds, *out, *dout, *intervals, int32(T), int32(S), batch_stride]
+    work.launch("flash_attention_delta", (steps, H, B), 128, args)
+    numbers = int32(H), int32(T), int32(S), batch_stride, np.float32(scale)
+    args = [dk, dv, dq_sums, *_view(q), *_view(k, v), *dout, lse, delta, bounds, *intervals, *numbers]
+    shared = (2 * tiling.rows + 4 * tiling.step) * work.row_bytes + tiling.rows * tiling.step * dq.itemsize + 16 * tiling.step
+    work.launch("flash_attention_backward", (splits, K, B), 32 * tiling.warps, args, shared)
+    args = [dq, dq_sums, bounds, int32(T), int32(splits), batch_stride, np.float32(scale)]
+    work.launch("flash_attention_dq", (launch.blocks(launch.blocks(T, 16) * columns, 256), H, B), 256, args)
+    return tuple(gradient[..., :D].swapaxes(1, 2) for gradient in (dq, dk, dv))
 
 
-def _takes(scale: float, first: Array, last: Array, *heads: Array) -> bool:
-    """Whether there are kernels for these. They look for the largest score before they scale it."""
-    q = heads[0]
+class _Work(NamedTuple):
+    """What all kernels of a call are compiled for, and how they cut their work."""
+
+    D: int
+    pitch: int
+    row_bytes: int
+    tilings: tuple[Tiling, Tiling]
+    defines: dict[str, Any]
+
+    def launch(self, name: str, grid: tuple, threads: int, args: list, shared_bytes: int = 0) -> None:
+        launch.launch("flash_attention", name, grid, threads, args, shared_bytes, **self.defines)
+
+
+def _work(q: Array, intervals: tuple[Array, Array]) -> _Work:
+    D, size = q.shape[-1], q.dtype.itemsize
+    pitch = 64 if D <= 64 else 128
+    shared_kib = 163 if launch.max_shared_bytes() >= 163 * 1024 else 99
+    defines = {"DTYPE": q.dtype, "D": D, "INTERVAL": intervals[0].dtype, "SHARED_KIB": shared_kib}
+    return _Work(D, pitch, pitch * size, TILINGS[size, pitch, shared_kib], defines)
+
+
+def _splits(heads: int, tiles: int, pitch: int) -> int:
+    """How many blocks share the tiles of keys of a sequence's key head; each has its own float32 sums of dq, added up in the end.
+
+    It follows from shapes alone, as the bits do, and not from the GPU.
+    """
+    return min(tiles, MOST_SPLITS, launch.blocks(BLOCKS[pitch], heads))
+
+
+def _fits(q: Array, scale: float) -> bool:
+    """Whether the kernels run here and take this. They look for the largest score before they scale it."""
     return (
-        q.size > 0
-        and q.dtype in (np.float32, np.float16, BFLOAT16)
-        and all(x.dtype == q.dtype for x in heads)
-        and (q.dtype.itemsize, q.shape[-1]) in TILINGS
-        and {first.dtype, last.dtype} <= INTERVAL_DTYPES
+        q.dtype in (np.float32, np.float16, BFLOAT16)
+        and q.shape[-1] <= LARGEST_HEAD
         and 0 < scale < math.inf
+        and launch.backend.compute_capability() >= FIRST_CAPABILITY
     )
 
 
+def _padded(x: Array) -> Array:
+    """Heads with zeros behind them, up to a multiple of 16 bytes; themselves where they are that long."""
+    D, multiple = x.shape[-1], 16 // x.dtype.itemsize
+    if D % multiple == 0:
+        return x
+    padded = launch.zeros(x, (*x.shape[:-1], launch.blocks(D, multiple) * multiple), x.dtype)
+    padded[..., :D] = x
+    return padded
+
+
 def _one_shape(first: Array, last: Array) -> tuple[Array, Array]:
-    """Both intervals' ends contiguous, of one shape and one dtype; themselves if they are that already."""
+    """Both intervals' ends contiguous, of one shape and one dtype, int32 or int64; themselves if they are that already."""
     shape, dtype = (max(len(first), len(last)), first.shape[-1]), np.promote_types(first.dtype, last.dtype)
+    dtype = dtype if dtype in INTERVAL_DTYPES else np.dtype(np.int64)
     xp = xp_of(first)
     return tuple(xp.ascontiguousarray(xp.broadcast_to(ends, shape), dtype=dtype) for ends in (first, last))
 

@@ -40,7 +40,10 @@ FLOATS = (np.dtype(np.float32), np.dtype(np.float64), *TWO_BYTES)
 MAX_THREADS = 1024                                      # of a block
 MAX_BLOCK = (1024, 1024, 64)
 MAX_GRID = (2**31 - 1, 65535, 65535)
-SHARED_BYTES, MAX_SHARED_BYTES = 48 * 1024, 227 * 1024  # without asking; asked for, on sm_90 and sm_100 (sm_80: 163 KiB)
+SHARED_BYTES = 48 * 1024                                # without asking
+# Asked for, by compute capability (CUDA Programming Guide, "Technical specifications per compute capability"), in KiB.
+MAX_SHARED_KIB = {70: 96, 72: 96, 75: 64, 80: 163, 87: 163, 90: 227, 100: 227, 103: 227, 110: 227}
+LEAST_SHARED_KIB = 99                                   # sm_86, sm_89, sm_120, and GPUs that are not known here
 
 
 class Parameter(NamedTuple):
@@ -114,11 +117,16 @@ def launch(
         raise ValueError(f"{name}: block is {block}, but at most {MAX_BLOCK} and {MAX_THREADS} threads in all are possible")
     if min(grid) < 0 or any(n > most for n, most in zip(grid, MAX_GRID, strict=True)):
         raise ValueError(f"{name}: grid is {grid}, but at most {MAX_GRID} is possible")
-    if not 0 <= shared_bytes <= MAX_SHARED_BYTES:
-        raise ValueError(f"{name}: shared_bytes is {shared_bytes}, but must lie in 0..{MAX_SHARED_BYTES}")
+    if not 0 <= shared_bytes <= SHARED_BYTES and not 0 <= shared_bytes <= max_shared_bytes():
+        raise ValueError(f"{name}: shared_bytes is {shared_bytes}, but must lie in 0..{max_shared_bytes()}")
     args = _checked(name, args, program.kernels[name])
     if 0 not in grid:
         backend.run(program, name, grid, block, args, shared_bytes)
+
+
+def max_shared_bytes() -> int:
+    """The most shared memory that a block may have on the current GPU."""
+    return 1024 * MAX_SHARED_KIB.get(backend.compute_capability(), LEAST_SHARED_KIB)
 
 
 def zeros(like: Array, shape: Sequence[int], dtype: np.dtype | type | str) -> Array:
@@ -212,10 +220,15 @@ def _kernels(text: str, defines: dict[str, str]) -> dict[str, tuple[Parameter, .
 # ------------------------------------------------------------------------------------------------ what launchers share
 
 
+def is_uniform(*arrays: Array) -> bool:
+    """Whether these are of one floating type that kernels know, and not empty."""
+    dtype = arrays[0].dtype
+    return dtype in FLOATS and all(a.dtype == dtype and a.size for a in arrays)
+
+
 def is_plain(*arrays: Array) -> bool:
     """Whether kernels can take these: contiguous, not empty, and all of one floating type."""
-    dtype = arrays[0].dtype
-    return dtype in FLOATS and all(a.dtype == dtype and a.size and a.flags.c_contiguous for a in arrays)
+    return is_uniform(*arrays) and all(a.flags.c_contiguous for a in arrays)
 
 
 def ids(tokens: Array) -> Array:
@@ -294,6 +307,7 @@ class CuPy:
     def __init__(self) -> None:
         self.compile_seconds = 0.0
         self._functions: dict[tuple, _Function] = {}
+        self._capabilities: dict[int, int] = {}
 
     def is_ready(self) -> bool:
         """Whether there can be arrays on a GPU: whoever made one has imported CuPy."""
@@ -306,6 +320,14 @@ class CuPy:
 
     def address(self, array: Array) -> int:
         return array.data.ptr
+
+    def compute_capability(self) -> int:
+        """Of the current GPU: 90 for an H200."""
+        cuda = sys.modules["cupy"].cuda
+        device = cuda.runtime.getDevice()
+        if device not in self._capabilities:
+            self._capabilities[device] = int(cuda.Device(device).compute_capability)
+        return self._capabilities[device]
 
     def empty(self, like: Array, shape: Sequence[int], dtype: Any) -> Array:
         return sys.modules["cupy"].empty(shape, dtype)

@@ -1,4 +1,4 @@
-"""Compiles every kernel for sm_80, sm_90 and sm_100, as CuPy would, on a machine without a GPU.
+"""Compiles every kernel for GPUs from sm_75 to sm_120, as CuPy would, on a machine without one.
 
     pip install nvidia-cuda-nvrtc && python tests/cuda/compile_kernels.py            # --record writes registers.json anew
 
@@ -18,7 +18,9 @@ from pathlib import Path
 
 from numllama.cuda import launch
 
-ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
+ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120")
+# Blocks have 163 KiB of shared memory or more, or 99. What holds for sm_86 holds for sm_89.
+ROOMY, SMALL = ("sm_80", "sm_90", "sm_100"), ("sm_86", "sm_120")
 RECORD = Path(__file__).with_name("registers.json")
 OPTIONS = ("-std=c++17", "-ftz=true", "--device-as-default-execution-space", "--ptxas-options=-v")  # CuPy's
 SIZES = {"float": 4, "double": 8, "bfloat16": 2, "half": 2}
@@ -51,12 +53,25 @@ DEFINES = {
         for width in (16 // SIZES[copy], 1)
     ],
     "flash_attention": [
-        {"DTYPE": dtype, "D": str(D), "INTERVAL": interval}
-        for dtype, D, interval in product(("float", "bfloat16", "half"), (64, 128), ("int", "long long"))
+        {"DTYPE": dtype, "D": str(D), "INTERVAL": interval, "SHARED_KIB": shared}
+        for dtype, D, interval, shared in [
+            *product(("float", "bfloat16", "half"), (64, 128), ("long long",), ("163",)),
+            *product(("bfloat16",), (64, 128), ("int",), ("163",)),
+            *product(("bfloat16",), (32, 80, 96), ("long long",), ("163",)),
+            *product(("float", "bfloat16"), (64, 128), ("long long",), ("99",)),
+        ]
     ],
+    "attention_products": list(variants(INTERVAL=["long long"])),
 }
 SUMS = {"rmsnorm_dweight", "layernorm_dweight", "add_rmsnorm_dweight", "cross_entropy_sum", "root_of_sums", "clip_factor"}
 NARROW = SUMS | {"embedding_sort"}  # not 16 bytes
+
+
+def architectures(source, defines):
+    """What a variant is compiled for; variants of small kernels are many, and only the usual ones see the first and the last."""
+    if source == "flash_attention":
+        return ROOMY if defines["SHARED_KIB"] == "163" else SMALL
+    return ROOMY if defines["WIDTH"] == "1" or defines["DTYPE"] == "double" else ("sm_75", *ROOMY, "sm_120")
 
 
 class Compiler:
@@ -130,7 +145,7 @@ def main():
         for defines in DEFINES[source]:
             program = launch.compiled_text(source, tuple(sorted(defines.items())))
             what = f"{source} {' '.join(f'{k}={v}' for k, v in defines.items())}"
-            for architecture in ARCHITECTURES:
+            for architecture in architectures(source, defines):
                 n += 1
                 try:
                     log, _ = compiler.compile(program.text, f"{source}.cu", [*OPTIONS, f"-arch={architecture}"])
@@ -146,8 +161,8 @@ def main():
                     if spills:
                         problems.append(f"{what} {architecture}: {kernel} spills {spills} bytes")
                     key = f"{kernel} {defines['DTYPE']}"
-                    of = found.setdefault(key, dict.fromkeys(ARCHITECTURES, 0))
-                    of[architecture] = max(of[architecture], registers)
+                    of = found.setdefault(key, {})
+                    of[architecture] = max(of.get(architecture, 0), registers)
             else:
                 if defines.get("WIDTH") != "1":
                     _, ptx = compiler.compile(program.text, f"{source}.cu", ["-std=c++17", "-arch=compute_90"])
@@ -168,7 +183,7 @@ def main():
     print(f"NVRTC {compiler.version}: {n} compilations in {seconds:.0f} s; registers, the most of all variants")
     print(f"{'':{width}}  {'  '.join(f'{a:>6}' for a in ARCHITECTURES)}")
     for key, of in sorted(found.items()):
-        print(f"{key:{width}}  {'  '.join(f'{of[a]:>6}' for a in ARCHITECTURES)}")
+        print(f"{key:{width}}  {'  '.join(str(of.get(a, '-')).rjust(6) for a in ARCHITECTURES)}")
     print("\n".join(problems) or "everything compiles, nothing spills")
     return 1 if problems else 0
 

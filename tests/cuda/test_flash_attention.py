@@ -5,13 +5,14 @@ from helpers import assert_close, assert_same_bits
 from kernel_checks import FLOAT32, HALVES, check_kernels, offset_by_one
 
 from numllama.backend import BFLOAT16
-from numllama.cuda import launch
+from numllama.cuda import flash_attention, launch
 from numllama.cuda.flash_attention import TILINGS
 from numllama.ops import flash_attention_backward, flash_attention_forward
 
-KERNELS = (["flash_attention_forward"], ["flash_attention_dq", "flash_attention_dkv"])
+KERNELS = (["flash_attention_forward"], ["flash_attention_delta", "flash_attention_backward", "flash_attention_dq"])
 every_dtype = pytest.mark.parametrize("dtype", [FLOAT32, *HALVES], ids=str)
 every_D = pytest.mark.parametrize("D", [64, 128])
+SMALL = 86  # a GPU whose blocks have 99 KiB of shared memory
 
 
 def draw(B=1, H=2, K=1, T=33, S=33, D=64, dtype="float64"):
@@ -27,7 +28,7 @@ def random_intervals(B, T, S):
     return rng.integers(-1, S + 1, (B, T)), rng.integers(0, S + 3, (B, T))
 
 
-def check(args, dtype):
+def check(args, dtype, capability=90):
     """All that kernel_checks promises."""
 
     def summed_in_other_orders(q, k, *args):
@@ -36,7 +37,10 @@ def check(args, dtype):
             _, (_, _, *rest) = flash_attention_forward(q[..., order], k[..., order], *args)
             yield q, k, *rest
 
-    check_kernels(flash_attention_forward, flash_attention_backward, args, dtype, KERNELS, other_caches=summed_in_other_orders)
+    check_kernels(
+        flash_attention_forward, flash_attention_backward, args, dtype, KERNELS,
+        other_caches=summed_in_other_orders, capability=capability,
+    )  # fmt: skip
 
 
 def both(*args, **kwargs):
@@ -78,6 +82,88 @@ def test_grouped_queries_and_random_intervals(R, D, dtype):
     T, S = 50, 75
     args = [*draw(B=2, H=4, K=4 // R, T=T, S=S, D=D), *random_intervals(2, T, S), 0.2]
     check(args, dtype)
+
+
+# ------------------------------------------------------------------------------------------------ heads, GPUs, blocks
+
+
+HEADS = [
+    (8, "bfloat16"), (32, "float32"), (40, "bfloat16"), (48, "float16"), (80, "bfloat16"), (96, "bfloat16"), (100, "float32"),
+    (112, "float16"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("D", "dtype"), HEADS)
+def test_heads_of_other_sizes_are_read_where_they_lie(D, dtype):
+    T, S = 40, 70
+    check([*draw(H=2, K=1, T=T, S=S, D=D), *random_intervals(1, T, S)], np.dtype(dtype))
+
+
+@pytest.mark.parametrize(("D", "dtype"), [(2, "bfloat16"), (30, "float32"), (46, "float16"), (79, "bfloat16"), (90, "bfloat16")])
+def test_heads_that_are_no_multiple_of_16_bytes_are_padded(D, dtype):
+    T, S = 34, 35
+    check([*draw(B=2, T=T, S=S, D=D), *random_intervals(2, T, S)], np.dtype(dtype))
+
+
+@every_dtype
+def test_gpus_with_less_shared_memory(dtype):
+    T, S = 50, 140
+    check([*draw(T=T, S=S, D=128), *random_intervals(1, T, S)], dtype, capability=SMALL)
+
+
+def test_every_tiling_fits_where_it_is_used(gpu):
+    """Twice on a multiprocessor, where that is the plan: KiB of shared memory there, and 1 KiB that CUDA keeps for each block."""
+    most = {}
+    for capability, of_multiprocessor in ((80, 164), (86, 100), (89, 100), (90, 228), (100, 228), (120, 100)):
+        for D in (64, 128):
+            for dtype in ("float32", "bfloat16"):
+                gpu.capability, sizes = capability, []
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setattr(launch, "launch", lambda *args, sizes=sizes, **defines: sizes.append((*args, 0)[5]))
+                    args = draw(T=1, S=1, D=D, dtype=dtype)
+                    out, cache = flash_attention_forward(*args)
+                    flash_attention_backward(out, cache)
+                assert len(sizes) == 4
+                assert max(sizes) + 512 <= launch.max_shared_bytes()               # 512: what is static
+                most[capability, D, dtype] = sizes[0], sizes[2]
+                if (D, dtype) == (64, "bfloat16") and of_multiprocessor > 100:
+                    assert 2 * (sizes[2] + 1024 + 512) <= of_multiprocessor * 1024
+    assert most[90, 128, "bfloat16"] == (80 * 1024, 145 * 1024)
+    assert most[86, 128, "bfloat16"] == (80 * 1024, 84 * 1024 + 256)
+
+
+@pytest.mark.parametrize(("blocks", "splits"), [(1, 1), (3, 2), (6, 3), (100, 4)])
+@pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16], ids=str)
+def test_blocks_that_share_the_keys_in_any_number(blocks, splits, dtype, monkeypatch):
+    """Some intervals skip tiles, so that a block's sums begin late, and some blocks have nothing of a query at all."""
+    monkeypatch.setattr(flash_attention, "BLOCKS", {64: blocks})
+    tile = TILINGS[dtype.itemsize, 64, 163][1].rows
+    B, T, S = 2, 70, 3 * tile + 5
+    seen = []
+    run = launch.launch
+    monkeypatch.setattr(launch, "launch", lambda *args, **defines: (seen.append(args), run(*args, **defines)))
+    first, last = random_intervals(B, T, S)
+    first[:, ::3], last[:, ::3] = 2 * tile + 1, 2 * tile + 9
+    first[:, 32:50] = 3 * tile                                         # a step of queries that sees one tile only
+    check([*draw(B=B, T=T, S=S), first, last], dtype)
+    assert {args[2][0] for args in seen if args[1] == "flash_attention_backward"} == {splits}
+
+
+def test_the_number_of_blocks_follows_from_shapes_alone():
+    assert [flash_attention._splits(heads, 8, 64) for heads in (1, 32, 192, 256, 1000)] == [8, 8, 2, 1, 1]
+    assert [flash_attention._splits(heads, 64, 128) for heads in (1, 8, 100, 128)] == [16, 16, 2, 1]
+
+
+def test_the_same_bits_on_every_gpu_and_in_every_run():
+    """Tilings differ, but every sum has one order."""
+    args = draw(H=4, K=2, T=100, S=300, D=128, dtype="bfloat16")
+    runs = []
+    for seed, capability in ((0, 90), (1, 90), (2, SMALL)):
+        with emulated(seed=seed, capability=capability):
+            runs.append(both(*args))
+    for other in runs[1:]:
+        for a, b in zip(runs[0][1:], other[1:], strict=True):
+            assert_same_bits(a, b)
 
 
 # ------------------------------------------------------------------------------------------------ intervals
@@ -133,7 +219,7 @@ def test_keys_that_nobody_sees_are_not_read(gpu, dtype):
     k[:, :, :200] = v[:, :, :200] = k[:, :, 350:] = v[:, :, 350:] = 1e3
     for actual, same in zip(both(q, k, v, first, last), expected, strict=True):
         assert_same_bits(actual, same)
-    step = max(tiling.step for tiling in TILINGS[q.itemsize, 64])
+    step = max(tiling.step for tiling in TILINGS[q.itemsize, 64, 163])
     k[:, :, :200] = v[:, :, :200] = k[:, :, 350 + step :] = v[:, :, 350 + step :] = np.nan
     out, dq, dk, dv = both(q, k, v, first, last)
     for actual, same in zip((out, dq), expected, strict=False):
@@ -198,16 +284,13 @@ def test_what_cannot_be_read_where_it_lies_is_copied(gpu, dtype):
     for args in (spread, odd, [offset_by_one(x) for x in (q, k, v)], (q, k, np.ascontiguousarray(v)), (q, spread[1], v)):
         for actual, same in zip(both(*args), expected, strict=True):
             assert_same_bits(actual, same)
-    assert len(gpu.launched) == 6 * 3
+    assert len(gpu.launched) == 6 * 4
 
 
 def test_what_the_kernels_do_not_take_runs_as_the_op_says(gpu):
-    q, k, v = draw(D=64)
-    narrow = [x[..., :48].astype("float32") for x in (q, k, v)]
-    single = [x.astype("float32") for x in (q, k, v)]
-    empty = [x[:0] for x in single]
-    odd = [*single, np.zeros(33, "uint8"), np.full(33, 9, "uint8")]
-    for args in ([q, k, v], narrow, [*single, None, None, -0.5], empty, odd):
+    single = draw(D=64, dtype="float32")
+    mixed = [single[0], *(x.astype("float64") for x in single[1:])]
+    for args in ([x[:0] for x in single], mixed):
         out, cache = flash_attention_forward(*args)
         expected, expected_cache = flash_attention_forward.reference(*args)
         assert_same_bits(out, expected)
@@ -225,6 +308,15 @@ def test_what_the_kernels_do_not_take_runs_as_the_op_says(gpu):
         flash_attention_backward(single[0][..., :63], cache)
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint32"])
+def test_intervals_in_other_integers_are_converted(gpu, dtype):
+    args, first, last = draw(dtype="float32"), np.arange(33) // 2, np.arange(1, 34)
+    expected = both(*args, first, last)
+    for actual, same in zip(both(*args, first.astype(dtype), last.astype(dtype)), expected, strict=True):
+        assert_same_bits(actual, same)
+    assert gpu.launched == 2 * [*KERNELS[0], *KERNELS[1]]
+
+
 # ------------------------------------------------------------------------------------------------ would a mistake be found?
 
 
@@ -232,33 +324,42 @@ def test_the_launcher_and_the_kernels_agree_on_how_work_is_cut(tmp_path, monkeyp
     """Less shared memory than the kernels use is an error of the emulator's, and so would be a step or tile of another size."""
     run = launch.launch
     monkeypatch.setattr(launch, "launch", lambda *args, **defines: run(*args[:5], args[5] - 16, **defines))
-    for (_, D), dtype in zip(TILINGS, ("float16", "float16", "float32", "float32"), strict=True):
-        with emulated(), pytest.raises(EmulatorError, match="outside of shared memory"):
-            flash_attention_forward(*draw(T=200, S=200, D=D, dtype=dtype))
+    for size, D, shared_kib in TILINGS:
+        args, capability = draw(T=200, S=200, D=D, dtype=f"float{8 * size}"), SMALL if shared_kib == 99 else 80
+        with emulated(capability=capability), pytest.raises(EmulatorError, match="outside of shared memory"):
+            flash_attention_forward(*args)
 
 
+# Lines of flash_attention.cu, by the comment at their end, and what stands there in place of a barrier or a wait.
 MISTAKES = {
-    "no barrier before a step is read": ("copy_wait<0>();\n    __syncthreads();", "copy_wait<0>();\n    __syncwarp();"),
-    "no wait before a step is read": ("copy_wait<0>();\n    __syncthreads();", "copy_wait<1>();\n    __syncthreads();"),
+    "no barrier before a step of keys is read": ("this step has arrived", "__syncthreads", "__syncwarp"),
+    "no barrier before a step of queries is read": ("this step is there", "__syncthreads", "__syncwarp"),
+    "no barrier between the gradient of scores and its product": ("ds is there", "__syncthreads", "__syncwarp"),
+    "no barrier before gradients are laid over keys and values": ("tiles are free", "__syncthreads", "__syncwarp"),
+    "no wait before a step of keys is read": ("for the step of keys", "copy_wait<0>", "copy_wait<1>"),
+    "no wait before a step of queries is read": ("for the step of queries", "copy_wait<0>", "copy_wait<1>"),
 }
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_step_that_is_read_too_early_is_found(mistake, tmp_path, monkeypatch):
+def test_what_is_read_or_written_too_early_is_found(mistake, tmp_path, monkeypatch):
+    comment, right, wrong = MISTAKES[mistake]
     for path in launch.KERNELS.glob("*.cu*"):
         text = path.read_text(encoding="utf-8")
         if path.name == "flash_attention.cu":
-            assert text.count(MISTAKES[mistake][0]) == 3
-            text = text.replace(*MISTAKES[mistake])
+            (line,) = (line for line in text.splitlines() if line.endswith(comment) or f"// {comment}" in line)
+            assert right in line
+            text = text.replace(line, line.replace(right, wrong))
         (tmp_path / path.name).write_text(text, encoding="utf-8")
-    args = draw(H=1, T=40, S=300, dtype="float16")
+    monkeypatch.setattr(flash_attention, "BLOCKS", {64: 1})
+    args = draw(H=1, T=70, S=300, dtype="float16")
     with emulated():
-        expected, _ = flash_attention_forward(*args)
+        expected = both(*args)
     monkeypatch.setattr(launch, "KERNELS", tmp_path)
     launch.compiled_text.cache_clear()
-    wrong = []
+    differ = []
     for seed in range(3):
         with emulated(seed=seed):
-            wrong.append(not np.array_equal(flash_attention_forward(*args)[0], expected))
+            differ += [not np.array_equal(a, b) for a, b in zip(both(*args), expected, strict=True)]
     launch.compiled_text.cache_clear()
-    assert any(wrong)
+    assert any(differ)

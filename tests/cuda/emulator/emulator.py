@@ -41,6 +41,8 @@ class Emulator:
         In which order lanes, warps and blocks run: FORWARD, BACKWARD or SHUFFLED.
     seed : int
         Of the shuffling.
+    capability : int
+        The compute capability of the GPU that this is.
 
     Attributes
     ----------
@@ -48,8 +50,8 @@ class Emulator:
         The names of the kernels that ran.
     """
 
-    def __init__(self, order=SHUFFLED, seed=0):
-        self.order, self.seed, self.launched = order, seed, []
+    def __init__(self, order=SHUFFLED, seed=0, capability=90):
+        self.order, self.seed, self.capability, self.launched = order, seed, capability, []
 
     def is_ready(self):
         return True
@@ -59,6 +61,9 @@ class Emulator:
 
     def address(self, array):
         return array.ctypes.data
+
+    def compute_capability(self):
+        return self.capability
 
     def empty(self, like, shape, dtype):
         """Poisoned: NaN in every floating type, -1 or the largest number in integers."""
@@ -76,7 +81,7 @@ class Emulator:
     def _run(self, program, name, grid, block, args, shared_bytes):
         library = build(program)
         static = library.emulator_static_shared()  # of all kernels of the file together: never too few
-        if static > launch.SHARED_BYTES or static + shared_bytes > launch.MAX_SHARED_BYTES:
+        if static > launch.SHARED_BYTES or static + shared_bytes > launch.max_shared_bytes():
             raise EmulatorError(f"{name} asks for {static} + {shared_bytes} bytes of shared memory, which is too much")
         boxes = [
             ctypes.c_void_p(None if arg is None else arg.ctypes.data)
@@ -121,9 +126,9 @@ def _matrices(operand, batch, rows, columns):
 
 
 @contextmanager
-def emulated(order=SHUFFLED, seed=0):
+def emulated(order=SHUFFLED, seed=0, capability=90):
     """Within it, kernels run on the emulator. Yields it."""
-    before, launch.backend = launch.backend, Emulator(order, seed)
+    before, launch.backend = launch.backend, Emulator(order, seed, capability)
     try:
         yield launch.backend
     finally:

@@ -56,7 +56,7 @@ def assert_as_good(actual, references, exact, what):
         assert error <= bound, f"{what} {i}: error {error:.2e}, but {bound:.2e} is allowed (the op's own: {own:.2e})"
 
 
-def check_kernels(forward, backward, args, dtype, kernels, reals=(), douts=None, other_caches=None, **options):
+def check_kernels(forward, backward, args, dtype, kernels, reals=(), douts=None, other_caches=None, capability=90, **options):
     """All promises for one case.
 
     Parameters
@@ -70,6 +70,8 @@ def check_kernels(forward, backward, args, dtype, kernels, reals=(), douts=None,
     other_caches : callable, optional
         Makes caches of the op for the same arguments, rounded otherwise. Where backward computes again what forward has summed,
         rounding cancels as long as both sum in one order: gradients from the other side's cache are then held against these.
+    capability : int
+        Of the emulated GPU.
     **options
         Of `backward`; copied for each call.
     """
@@ -91,7 +93,7 @@ def check_kernels(forward, backward, args, dtype, kernels, reals=(), douts=None,
 
     results = []
     for order in (FORWARD, BACKWARD, SHUFFLED):
-        with emulated(order) as emulator, unmodified(args, douts):
+        with emulated(order, capability=capability) as emulator, unmodified(args, douts):
             kernel_out, kernel_cache = forward(*args)
             assert emulator.launched == kernels[0]
             kernel_gradients = backward(douts, kernel_cache, **copied_options())

@@ -50,6 +50,14 @@ def test_whatever_a_step_consists_of(gpu, changes):
     assert gpu.counts()["graph launches"] == 3
 
 
+@pytest.mark.parametrize(("head_dim", "dtype"), [(48, "bfloat16"), (36, "float32"), (144, "bfloat16")])
+def test_heads_of_every_size_are_recorded(gpu, head_dim, dtype):
+    """Read where they lie, padded, and larger than the flash kernels take."""
+    variant = {**LLAMA, "head_dim": head_dim}
+    assert_same_run(run(steps=4, variant=variant, dtype=dtype), run(steps=4, variant=variant, dtype=dtype, by_host=True))
+    assert gpu.counts()["graph launches"] == 3
+
+
 def test_a_gpt2_is_recorded_too(gpu):
     assert_same_run(run(steps=4, variant=GPT2), run(steps=4, variant=GPT2, by_host=True))
     assert gpu.counts()["graph launches"] == 3
