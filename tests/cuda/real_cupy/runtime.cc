@@ -372,7 +372,7 @@ int cudaEventQuery(Event* event) {
   if (!event->stream || event->stream->done >= event->number) return OK;
   return drain(event->stream, event->number), NOT_READY;
 }
-int cudaEventElapsedTime(float* ms, Event*, Event*) { return *ms = 1, OK; }
+int cudaEventElapsedTime(float* ms, Event*, Event*) { return *ms = 1000, OK; }  // a CPU's time says nothing of a GPU's
 int cudaStreamAddCallback(Stream*, void*, void*, unsigned) { return NOT_SUPPORTED; }
 
 // ------------------------------------------------------------------------------------------------ capture and graphs
