@@ -70,8 +70,9 @@ def test_the_same_bits_again_and_however_late_work_is_done(gpu, dtype, lazy):
 
 # ------------------------------------------------------------------------------------------------ gradients of one batch
 
+INPUTS, NEXT = (TOKENS[start : start + 18].reshape(2, 9).astype(int) for start in (0, 1))
 BATCHES = {
-    "ignored targets": dict(targets=np.where(np.arange(18).reshape(2, 9) % 3 == 0, IGNORE, TOKENS[1:19].reshape(2, 9).astype(int))),
+    "ignored targets": dict(targets=np.where(np.arange(18).reshape(2, 9) % 3 == 0, IGNORE, NEXT)),
     "packed documents": dict(segments=np.array([[0, 0, 0, 1, 1, 1, 2, 2, 2], [0] * 9])),
     "nothing counted": dict(targets=np.full((2, 9), IGNORE)),
     "an adapter": dict(adapter=True),
@@ -82,14 +83,13 @@ BATCHES = {
 @pytest.mark.parametrize("case", BATCHES)
 def test_gradients(gpu, case, dtype):
     about = dict(BATCHES[case])
-    tokens = TOKENS[:18].reshape(2, 9).astype(int)
-    targets, adapter = about.pop("targets", TOKENS[1:19].reshape(2, 9).astype(int)), about.pop("adapter", False)
+    targets, adapter = about.pop("targets", NEXT), about.pop("adapter", False)
     results = []
     for device in ("cuda", "cpu"):
         model = Transformer(CONFIG, seed=2, device=device, dtype=dtype)
         if adapter:
             model.add_adapter(LoraConfig(rank=2), seed=1)
-        loss, grads = model.loss_and_grads(tokens, targets, key=(0, 1), **about)
+        loss, grads = model.loss_and_grads(INPUTS, targets, key=(0, 1), **about)
         results.append((float(loss), grads.flat if device == "cpu" else grads.flat.get()))
     (loss, flat), (expected, expected_flat) = results
     assert loss == pytest.approx(expected, rel=1e-10 if dtype == "float64" else 1e-5)
