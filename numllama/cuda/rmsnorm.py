@@ -2,7 +2,7 @@
 
 from math import prod
 
-from numllama.backend import Array, real_dtype
+from numllama.backend import Array, real_dtype, xp_of
 from numllama.cuda import launch
 
 BLOCKS, THREADS = 512, 256  # that add up dweight for themselves: enough to fill a GPU, few enough to add at the end
@@ -25,8 +25,9 @@ def rmsnorm_forward(x: Array, weight: Array, eps: float) -> tuple[Array, tuple]:
 
 def rmsnorm_backward(dout: Array, cache: tuple) -> tuple[Array, Array]:
     x, weight, rstd = cache
-    if _are_heads(x, dout, rstd) and dout.shape == x.shape:
-        result = rmsnorm_backward(dout.swapaxes(1, 2), (x.swapaxes(1, 2), weight, rstd.swapaxes(1, 2)))
+    if _are_heads(x, rstd) and dout.shape == x.shape:
+        dout = xp_of(dout).ascontiguousarray(dout.swapaxes(1, 2))       # a copy only if it lies otherwise than x
+        result = rmsnorm_backward(dout, (x.swapaxes(1, 2), weight, rstd.swapaxes(1, 2)))
         return NotImplemented if result is NotImplemented else (result[0].swapaxes(1, 2), result[1])
     if dout.shape != x.shape or not takes_rows(weight, x, dout):
         return NotImplemented
