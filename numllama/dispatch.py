@@ -89,6 +89,24 @@ def compile_seconds() -> float:
     return getattr(launch.backend, "compile_seconds", 0.0)
 
 
+def decoder(model: Any, kv_cache: Any, sampler: Any = None) -> Any | None:
+    """A faster way to decode a token, numllama.cuda.decode.Decoder, which also draws the next one; None where there is none."""
+    if model.xp is np or not runs_here((model.weights.flat,)):
+        return None
+    from numllama.cuda.decode import Decoder
+
+    return Decoder(model, kv_cache, sampler) if Decoder.supports(model) else None
+
+
+def sampler(logits: Any, *settings: Any) -> Any | None:
+    """A faster way to draw tokens from logits, numllama.cuda.sample.Sampler; None where there is none."""
+    if isinstance(logits, np.ndarray) or not runs_here((logits,)):
+        return None
+    from numllama.cuda.sample import Sampler
+
+    return Sampler(logits, *settings) if Sampler.supports(logits) else None
+
+
 @cache
 def _launcher(op: Callable) -> Callable | None:
     """The function of the same file and name in numllama.cuda, if there is one."""

@@ -837,8 +837,23 @@ MISTAKES = [
     ),
     Mistake(
         "logits that are no numbers, drawn from",
-        "generation/generate.py", "        check_logits(model, logits)\n        chosen", "        chosen",
+        "generation/sampling.py", "        self.check(logits)\n", "",
         "generation/test_generate.py::test_a_parameter_that_is_not_finite_is_named",
+    ),
+    Mistake(
+        "a slot beyond the last, seen by a token that is decoded on a GPU",
+        "cuda/decode.py", "slots=np.full(len(tokens), cache.used)", "slots=np.full(len(tokens), cache.used + 1)",
+        "cuda/real_cupy/test_decode.py::test_logits_are_those_of_the_whole_forward_pass[llama-float32-1e-05]",
+    ),
+    Mistake(
+        "a graph that is replayed with the addresses of a cache that has grown since",
+        "cuda/decode.py", "self._replay, self._keys, self.table = None,", "_, self._keys, self.table = None,",
+        "cuda/real_cupy/test_decode.py::test_a_cache_that_grows_is_recorded_again_and_a_text_of_many_parts_is_the_same",
+    ),
+    Mistake(
+        "random numbers that are drawn ahead, and drawn again by the next to ask",
+        "cuda/sample.py", "deepcopy(generator).random(AHEAD)", "generator.random(AHEAD)",
+        "cuda/real_cupy/test_decode.py::test_generators_end_as_if_each_had_given_a_number_for_each_token",
     ),
     Mistake(
         "a character that the last token began, counted as begun by this one",

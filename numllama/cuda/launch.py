@@ -31,7 +31,7 @@ KERNELS = PACKAGED if PACKAGED.is_dir() else Path(__file__).parents[2] / "kernel
 C_NAMES = {
     np.dtype(np.float32): "float", np.dtype(np.float64): "double", BFLOAT16: "bfloat16", np.dtype(np.float16): "half",
     np.dtype(np.int32): "int", np.dtype(np.int64): "long long",
-    np.dtype(np.uint16): "unsigned short", np.dtype(np.uint32): "unsigned",
+    np.dtype(np.uint8): "unsigned char", np.dtype(np.uint16): "unsigned short", np.dtype(np.uint32): "unsigned",
 }  # fmt: skip
 DTYPES = {name: dtype for dtype, name in C_NAMES.items()} | {"Index": np.dtype(np.int64)}
 

@@ -1,6 +1,7 @@
 """A stream that can be recorded as a CUDA graph, and buffers through which the host tells the device what changes."""
 
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from math import prod
@@ -62,3 +63,17 @@ class Stream:
                 self.stream.end_capture()
             raise
         return self.stream.end_capture().launch
+
+
+_streams = threading.local()
+
+
+def stream() -> Stream:
+    """This thread's stream for generation on the current GPU.
+
+    One for all texts: what a recorded step leaves in its pool lasts for that step only, and steps on one stream do not overlap.
+    """
+    device, known = sys.modules["cupy"].cuda.runtime.getDevice(), _streams.__dict__
+    if device not in known:
+        known[device] = Stream()
+    return known[device]

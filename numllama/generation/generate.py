@@ -9,12 +9,14 @@ import numpy as np
 
 from numllama.backend import Array, quiet, to_numpy
 from numllama.checks import check_ids
+from numllama.dispatch import decoder as accelerated_decoder
+from numllama.dispatch import sampler as accelerated_sampler
 from numllama.errors import GenerationError, shown
 from numllama.generation.config import is_number
 from numllama.generation.decode import Decoder
 from numllama.generation.kv_cache import KVCache, check_window
 from numllama.generation.prefill import prefill
-from numllama.generation.sampling import SamplingConfig, log_softmax, next_tokens, widened
+from numllama.generation.sampling import Sampler, SamplingConfig, widened
 from numllama.model import Transformer
 
 
@@ -191,28 +193,25 @@ def _steps(model, prompts, max_new_tokens, config, generators, n, logprobs, wind
         logits = logits[xp.asarray(copies)]
     rows = np.arange(len(prompts) * n)
     seen = _seen(model, [prompts[row // n] for row in rows]) if config.repetition_penalty != 1 else None
+    draws = (config, generators, seen, logprobs, lambda logits: check_logits(model, logits))
+    sampler = accelerated_sampler(logits, *draws) or Sampler(logits, *draws)
     decoder, alive = None, np.ones(len(rows), dtype=bool)
     for left in reversed(range(max_new_tokens)):
-        check_logits(model, logits)
-        chosen = next_tokens(logits, config, generators, seen)             # (B,)
-        ids = to_numpy(chosen)
+        ids, chances = sampler.draw(logits)                                # (B,)
         if config.stop_ids:
             alive &= ~np.isin(ids, config.stop_ids)
         if not alive.any():
             return
-        chances = to_numpy(log_softmax(logits)[xp.arange(len(rows)), chosen])[alive] if logprobs else None
-        yield Step(rows[alive], ids[alive], chances, logits)
+        yield Step(rows[alive], ids[alive], chances[alive] if logprobs else None, logits)
         if left == 0:
             return
         if owned and alive.mean() <= 0.5:                                  # half of the batch has ended: go on without it
             kept = np.flatnonzero(alive)
             kv_cache.take(kept)
             rows, ids, alive, decoder = rows[kept], ids[kept], alive[kept], None
-            generators = [generators[i] for i in kept]
-            seen = None if seen is None else seen[xp.asarray(kept)]
-        if seen is not None:
-            seen[xp.arange(len(rows)), xp.asarray(ids)] = True
-        decoder = decoder or Decoder(model, kv_cache)
+            sampler = sampler.take(kept, logits[: len(kept)])
+        if decoder is None:
+            decoder = accelerated_decoder(model, kv_cache, sampler) or Decoder(model, kv_cache)
         logits = decoder.step(ids)
 
 

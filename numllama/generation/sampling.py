@@ -7,11 +7,11 @@ Each filter is a pure function of logits (B, V) that sets to −inf what must no
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from numllama.backend import Array, real_dtype, xp_of
+from numllama.backend import Array, real_dtype, to_numpy, xp_of
 from numllama.generation.config import SamplingConfig
 
 # ------------------------------------------------------------------------------------------------ filters
@@ -115,3 +115,46 @@ def draw(weights: Array, u: Sequence[float]) -> Array:
     cumulated = xp.cumsum(weights, axis=-1, dtype="float64")               # (B, V)
     # u of the sum itself: of rounded probabilities it could lie beyond all of them, where tokens may have weight 0
     return xp.stack([xp.searchsorted(row, row[-1] * part, side="right") for row, part in zip(cumulated, u, strict=True)])
+
+
+class Sampler:
+    """Draws a token for each row of logits, step after step.
+
+    Parameters
+    ----------
+    logits : array, shape (B, V)
+        Like those that will be drawn from.
+    config : SamplingConfig
+    generators : sequence of B numpy.random.Generator
+    seen : boolean array, shape (B, V), or None
+        What the repetition penalty is for; drawn tokens are added to it.
+    logprobs : bool
+        Say each token's log-probability as well.
+    check : callable
+        Raises for logits that cannot be drawn from.
+    """
+
+    def __init__(
+        self,
+        logits: Array,
+        config: SamplingConfig,
+        generators: Sequence[np.random.Generator],
+        seen: Array | None,
+        logprobs: bool,
+        check: Callable[[Array], None],
+    ) -> None:
+        self.config, self.generators, self.seen, self.logprobs, self.check = config, list(generators), seen, logprobs, check
+        self.rows = xp_of(logits).arange(len(logits))
+
+    def draw(self, logits: Array) -> tuple[np.ndarray, np.ndarray | None]:
+        """The tokens (B,), and their log-probabilities if those are asked for."""
+        self.check(logits)
+        chosen = next_tokens(logits, self.config, self.generators, self.seen)
+        if self.seen is not None:
+            self.seen[self.rows, chosen] = True
+        return to_numpy(chosen), to_numpy(log_softmax(logits)[self.rows, chosen]) if self.logprobs else None
+
+    def take(self, rows: np.ndarray, logits: Array) -> "Sampler":
+        """A sampler of these rows, for logits of as many."""
+        seen = None if self.seen is None else self.seen[xp_of(logits).asarray(rows)]
+        return Sampler(logits, self.config, [self.generators[row] for row in rows], seen, self.logprobs, self.check)

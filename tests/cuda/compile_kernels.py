@@ -62,16 +62,27 @@ DEFINES = {
         ]
     ],
     "attention_products": list(variants(INTERVAL=["long long"])),
+    "sample": [{"DTYPE": dtype} for dtype in SIZES],
+    "decode": [
+        {"DTYPE": dtype, "WIDTH": str(width), "D": str(D), "LANES": str(lanes), "ROWS": str(rows), "QK_NORM": norm, "ROPE": rope}
+        for dtype, width, tilings in (
+            ("float", 4, [(256, 32, 4), (128, 32, 8), (64, 16, 8)]),
+            ("double", 2, [(256, 32, 2), (128, 32, 4), (64, 32, 8)]),
+            ("bfloat16", 8, [(256, 32, 4), (128, 16, 4), (64, 8, 4)]),
+            ("half", 8, [(256, 32, 4), (128, 16, 4), (64, 8, 4)]),
+        )
+        for (D, lanes, rows), norm, rope in product(tilings, "210", "21")
+    ],
 }
 SUMS = {"rmsnorm_dweight", "layernorm_dweight", "add_rmsnorm_dweight", "cross_entropy_sum", "root_of_sums", "clip_factor"}
-NARROW = SUMS | {"embedding_sort"}  # not 16 bytes
+NARROW = SUMS | {"embedding_sort", "sample", "rope_append", "attention_sum"}  # not 16 bytes
 
 
 def architectures(source, defines):
     """What a variant is compiled for; variants of small kernels are many, and only the usual ones see the first and the last."""
     if source == "flash_attention":
         return ROOMY if defines["SHARED_KIB"] == "163" else SMALL
-    return ROOMY if defines["WIDTH"] == "1" or defines["DTYPE"] == "double" else ("sm_75", *ROOMY, "sm_120")
+    return ROOMY if defines.get("WIDTH") == "1" or defines["DTYPE"] == "double" else ("sm_75", *ROOMY, "sm_120")
 
 
 class Compiler:

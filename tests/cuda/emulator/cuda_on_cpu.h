@@ -132,6 +132,7 @@ inline unsigned min(unsigned a, unsigned b) { return a < b ? a : b; }
 inline unsigned max(unsigned a, unsigned b) { return a > b ? a : b; }
 inline long long min(long long a, long long b) { return a < b ? a : b; }
 inline long long max(long long a, long long b) { return a > b ? a : b; }
+inline unsigned long long min(unsigned long long a, unsigned long long b) { return a < b ? a : b; }
 inline float min(float a, float b) { return fminf(a, b); }
 inline float max(float a, float b) { return fmaxf(a, b); }
 inline double min(double a, double b) { return fmin(a, b); }
@@ -140,6 +141,10 @@ inline float __uint_as_float(unsigned x) { return emulator::copied<float>(&x); }
 inline float __int_as_float(int x) { return emulator::copied<float>(&x); }
 inline unsigned __float_as_uint(float x) { return emulator::copied<unsigned>(&x); }
 inline int __float_as_int(float x) { return emulator::copied<int>(&x); }
+inline long long __double_as_longlong(double x) { return emulator::copied<long long>(&x); }
+inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) {
+  return (unsigned long long)((unsigned __int128)a * b >> 64);
+}
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __clz(int x) { return x ? __builtin_clz(x) : 32; }
