@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from numllama.backend import out_of_memory
+from numllama.backend import array_module, out_of_memory
 from numllama.errors import NumllamaError
 from numllama.generation import KVCache
 from numllama.generation.generate import begin
@@ -188,6 +188,7 @@ class Engine:
         """All that the thread does. Whatever else than a text's own error ends it is told to everybody who waits."""
         error: BaseException = NumllamaError("the server is shutting down")
         try:
+            array_module(self.model.device)  # which GPU is the current one is a matter of each thread
             while self._round():
                 pass
         except BaseException as failure:

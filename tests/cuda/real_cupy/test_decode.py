@@ -12,6 +12,8 @@ from numllama.cuda import decode
 from numllama.cuda.stream import Stream
 from numllama.generation import KVCache
 from numllama.model.lora import LoraConfig
+from numllama.serve.engine import Engine
+from numllama.tokenizer import CharTokenizer
 
 PROMPTS = [[1, 2, 3, 4, 5], [6, 7]]
 SMALL = dict(n_layers=1, max_seq_len=64)
@@ -190,6 +192,22 @@ def test_a_conversation_goes_on_with_its_cache(gpu):
         first = nl.generate(model, [1, 2, 3], 5, temperature=0.0, kv_cache=cache)
         answers.append((first, nl.generate(model, [1, 2, 3, *first, 9], 5, temperature=0.0, kv_cache=cache)))
     assert answers[0] == answers[1]
+
+
+def test_the_engine_of_a_server_writes_on_the_models_own_gpu(gpu):
+    """Which GPU is the current one is a matter of each thread; a new one has the first."""
+    import cupy
+
+    with cupy.cuda.Device(1):
+        model = Transformer(CONFIG, device="cuda:1")
+        engine = Engine(model, CharTokenizer("".join(map(chr, range(97, 97 + CONFIG.vocab_size)))))
+        try:
+            assert engine.call(lambda: cupy.cuda.runtime.getDevice()).result(timeout=60) == 1
+            text = engine.call(lambda: nl.generate(model, [1, 2], 5, temperature=0.0)).result(timeout=60)
+        finally:
+            engine.close()
+        assert text == nl.generate(model, [1, 2], 5, temperature=0.0)
+    assert launched(gpu) == 6
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
