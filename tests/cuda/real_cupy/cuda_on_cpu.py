@@ -160,7 +160,9 @@ def _sort_without_thrust() -> None:
         n = int(np.prod(shape)) * np.dtype(dtype).itemsize
         return np.frombuffer((ctypes.c_char * n).from_address(int(address)), dtype).reshape(shape)
 
-    def wait() -> None:
+    def wait(dtype: np.dtype) -> None:
+        if np.dtype(dtype).kind not in "biuf":  # bfloat16, for one
+            raise NotImplementedError(f"Sorting arrays with dtype '{dtype}' is not supported")
         cupy.cuda.get_current_stream().synchronize()  # an error in a capture, as thrust's
 
     class Thrust:
@@ -168,13 +170,13 @@ def _sort_without_thrust() -> None:
 
         @staticmethod
         def sort(dtype, data, keys, shape):
-            wait()
+            wait(dtype)
             values = memory(data, dtype, shape)
             values[...] = np.sort(values, -1, kind="stable")
 
         @staticmethod
         def argsort(dtype, indices, data, keys, shape):
-            wait()
+            wait(dtype)
             values, into = memory(data, dtype, shape), memory(indices, np.intp, shape)
             into[...] = np.argsort(values, -1, kind="stable")
             values[...] = np.take_along_axis(values, into, -1)

@@ -7,6 +7,8 @@ import cupy
 import numpy as np
 import pytest
 
+from numllama.backend import BFLOAT16
+
 HALF = r"""
 extern "C" __global__ void half_of(float* x, int n) {
   __shared__ float kept[64];
@@ -85,9 +87,15 @@ def test_a_barrier_that_some_never_reach(gpu, kernels):
     (lambda x: cupy.cuda.Device().synchronize(), "StreamCapture"),
     (lambda x: cupy.sort(x), "StreamCapture|capturing"),
     (lambda x: x[:9].reshape(3, 3) @ x[:9].reshape(3, 3), "calling cuBLAS API during stream capture is currently unsupported"),
+    (lambda x: cupy.argsort(x), "StreamCapture|capturing"),
+    (lambda x: cupy.partition(x, 3), "StreamCapture|capturing"),
+    (lambda x: cupy.concatenate([x] * 9), "disallowed|StreamCapture"),
     (lambda x: cupy.nonzero(x), "disallowed|StreamCapture"),
     (lambda x: x[x > 0], "disallowed|StreamCapture"),
-], ids=["get", "float", "asarray", "synchronize", "device", "sort", "matmul", "nonzero", "mask"])  # fmt: skip
+], ids=[
+    "get", "float", "asarray", "synchronize", "device", "sort", "matmul", "argsort", "partition", "concatenate", "nonzero",
+    "mask",
+])  # fmt: skip
 def test_what_cannot_be_captured(gpu, what, words):
     x = cupy.ones(16, dtype=np.float32)
     (x @ x).get()
@@ -100,6 +108,25 @@ def test_what_cannot_be_captured(gpu, what, words):
         finally:
             with suppress(cupy.cuda.runtime.CUDARuntimeError):
                 stream.end_capture()
+    gpu.problems()
+
+
+def test_what_cupy_does_otherwise_than_numpy(gpu):
+    """Each of these, a stand-in once forgave."""
+    x = cupy.ones(4, dtype=np.float32)
+    for call, error in {
+        "a NumPy array does not mix": lambda: x + np.ones(4, np.float32),
+        "nor is one assigned": lambda: x.__setitem__(slice(None), np.ones(4, np.float32)),
+        "nor does NumPy take one of CuPy's": lambda: np.asarray(x),
+        "a ufunc has fewer keywords": lambda: cupy.exp(x, subok=True),
+        "two bytes are not sorted": lambda: cupy.sort(x.astype(BFLOAT16)),
+        "batches of them are not multiplied": lambda: x.reshape(1, 2, 2).astype(BFLOAT16) @ x.reshape(1, 2, 2).astype(BFLOAT16),
+    }.items():
+        with pytest.raises((TypeError, ValueError, NotImplementedError, RuntimeError)):
+            error()
+            pytest.fail(call)
+    assert issubclass(cupy.cuda.runtime.CUDARuntimeError, RuntimeError)
+    assert issubclass(cupy.cuda.memory.OutOfMemoryError, MemoryError)
     gpu.problems()
 
 
