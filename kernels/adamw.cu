@@ -1,7 +1,8 @@
 // AdamW over a flat buffer                                                                  numllama/optim/adamw.py
 //     m += (g - m) (1 - beta1)        v += (g^2 - v) (1 - beta2)        w = w (1 - lr decay) - rate m / (sqrt(v) unbias + eps)
-// What changes from step to step may come from memory: `numbers` (unbias, rate, keep), and the `factor` that clips the gradients;
-// a factor of 0 says that the gradients are not finite, and that there is no step.
+// keep = 1 - lr decay is another for the first `matrices` of the parameters than for the rest, and only those have a `copy`.
+// What changes from step to step may come from memory: `numbers` (unbias, rate, keep, keep of the rest), and the `factor` that clips
+// the gradients; a factor of 0 says that the gradients are not finite, and that there is no step.
 //
 // Rows:    none: a thread takes WIDTH elements anywhere.
 // Fused:   clipping, moments, bias correction, decay, step, and the weights once more in the type that the model computes with.
@@ -15,12 +16,14 @@ __device__ __forceinline__ double product(double a, double b) { return __dmul_rn
 
 extern "C" __global__ void __launch_bounds__(256, 1) adamw(
     Real* __restrict__ w, const Real* __restrict__ g, Real* __restrict__ m, Real* __restrict__ v, Copy* __restrict__ copy,
-    Index n, Real gain1, Real gain2, Real eps, Real unbias, Real rate, Real keep, const Real* numbers, const double* factor) {
+    Index n, Index matrices, Real gain1, Real gain2, Real eps, Real unbias, Real rate, Real keep, const Real* numbers,
+    const double* factor) {
   const Index at = (Index(blockIdx.x) * blockDim.x + threadIdx.x) * WIDTH, left = n - at;
   if (left <= 0) return;
   const Real clip = factor ? Real(factor[0]) : Real(1);
   if (clip == 0) return;
-  if (numbers) unbias = numbers[0], rate = numbers[1], keep = numbers[2];
+  Real keep_rest = keep;
+  if (numbers) unbias = numbers[0], rate = numbers[1], keep = numbers[2], keep_rest = numbers[3];
   const Vector<Real, WIDTH> gs = load<WIDTH>(g + at, 0, left, Real(0));
   Vector<Real, WIDTH> ws = load<WIDTH>(w + at, 0, left, Real(0)), ms = load<WIDTH>(m + at, 0, left, Real(0));
   Vector<Real, WIDTH> vs = load<WIDTH>(v + at, 0, left, Real(0));
@@ -29,15 +32,15 @@ extern "C" __global__ void __launch_bounds__(256, 1) adamw(
     const Real grad = product(gs.at[i], clip);
     ms.at[i] += (grad - ms.at[i]) * gain1;
     vs.at[i] += (grad * grad - vs.at[i]) * gain2;
-    ws.at[i] = ws.at[i] * keep - ms.at[i] / (sqrt(vs.at[i]) * unbias + eps) * rate;
+    ws.at[i] = ws.at[i] * (at + i < matrices ? keep : keep_rest) - ms.at[i] / (sqrt(vs.at[i]) * unbias + eps) * rate;
   }
   store(w + at, ws, 0, left);
   store(m + at, ms, 0, left);
   store(v + at, vs, 0, left);
-  if (copy) {
+  if (copy && at < matrices) {
     Vector<Copy, WIDTH> c;
 #pragma unroll
     for (int i = 0; i < WIDTH; i++) c.at[i] = Convert<Copy>::from(ws.at[i]);
-    store(copy + at, c, 0, left);
+    store(copy + at, c, 0, matrices - at);
   }
 }

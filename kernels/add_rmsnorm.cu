@@ -1,26 +1,29 @@
-// A residual sum and the norm of it:  total = x + branch,   out = total * rstd * weight     numllama/ops/add_rmsnorm.py
+// A residual sum and the norm of it:                                                       numllama/ops/add_rmsnorm.py
+//     total = x + dropout(branch),   out = total * rstd * weight
 //
 // Rows:    as in rmsnorm.cu.
-// Fused:   the sum is normalised on its way to memory, where two kernels would write it and read it again; backward adds the
-//          gradient that total gets from elsewhere to the one that comes through the norm.
-// Floor:   forward reads x and branch, writes total and out: 4 N C elements (apart: 5). Backward reads dtotal, dout and total,
-//          writes dx, which is dbranch too: 4 N C elements (apart: 6).
+// Fused:   the branch is masked, and the sum normalised, on the way to memory, where three kernels would write and read them again;
+//          backward adds the gradient that total gets from elsewhere to the one that comes through the norm, and masks it once
+//          more for the branch. Without an x the stream begins with the branch; without dtotal it ends with the norm.
+// Floor:   forward reads x and branch, writes total and out: 4 N C elements (apart: 7). Backward reads dtotal, dout and total,
+//          writes dx, which is dbranch too unless something is dropped: 4 or 5 N C elements (apart: 6 or 8).
 #include "rmsnorm.cuh"
 
 extern "C" __global__ void __launch_bounds__(512) add_rmsnorm_forward(
     Element* __restrict__ total, Element* __restrict__ out, Real* __restrict__ rstd, const Element* __restrict__ x,
-    const Element* __restrict__ branch, const Real* __restrict__ weight, int N, int C, Real eps) {
-  forward_rows<true>(total, out, rstd, x, branch, weight, N, C, eps);
+    const Element* __restrict__ branch, const Real* __restrict__ weight, int N, int C, Real eps, int drops, const unsigned* key,
+    unsigned low, unsigned high, unsigned threshold, Real scale) {
+  const Mask mask(key, low, high, threshold, scale);
+  forward_rows<true>(total, out, rstd, x, branch, weight, N, C, eps, Rows{}, drops, mask);
 }
 
-extern "C" __global__ void __launch_bounds__(512) add_rmsnorm_backward(
-    Element* __restrict__ dx, Real* __restrict__ dweights, const Element* __restrict__ dout,
-    const Element* __restrict__ dtotal, const Element* __restrict__ total, const Real* __restrict__ weight,
-    const Real* __restrict__ rstd, int N, int C) {
-  backward_rows<true>(dx, dweights, dout, dtotal, total, weight, rstd, N, C);
-}
-
-extern "C" __global__ void __launch_bounds__(256) add_rmsnorm_dweight(
-    Real* __restrict__ dweight, const Real* __restrict__ dweights, int rows, int C) {
-  sum_rows(dweight, dweights, rows, C);
+extern "C" __global__ void __launch_bounds__(512, 2) add_rmsnorm_backward(
+    Element* __restrict__ dx, Element* __restrict__ dbranch, Real* dweight, Real* dweights, unsigned* arrived,
+    const Element* __restrict__ dout, const Element* __restrict__ dtotal, const Element* __restrict__ total,
+    const Real* __restrict__ weight, const Real* __restrict__ rstd, int N, int C, int adds, int drops, const unsigned* key,
+    unsigned low, unsigned high, unsigned threshold, Real scale) {
+  const Mask mask(key, low, high, threshold, scale);
+  backward_rows<true>(
+      dx, dbranch, dweight, dweights, arrived, dout, dtotal, total, weight, rstd, N, C, adds, Rows{}, Rows{},
+      drops, mask);
 }

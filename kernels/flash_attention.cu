@@ -47,7 +47,8 @@
 // What is fused: scaling, masking, softmax and its gradient. delta needs all of D and is wanted by every tile of keys, so it is
 // made once before, and with it the bounds of each step. Keys that nobody of a block sees are not loaded, those that no query of
 // a warp sees are not multiplied, and masks are looked at only where an interval ends inside of a step. (B, H, T, D) views of
-// (B, T, H, D) memory are read where they lie, through their strides, and results are written as (B, T, H, D).
+// (B, T, H, D) memory are read where they lie, through their strides, and results are written as (B, T, H, D); dq, dk
+// and dv with a stride from time to time, for they may share rows.
 //
 // DTYPE is bfloat16 or half: products on the tensor cores with sums in float32; p and ds are rounded to DTYPE where they become
 // operands. Or it is float: then the same kernels do plain multiplications and additions, in the same layout.
@@ -234,7 +235,7 @@ extern "C" __global__ void __launch_bounds__(128) flash_attention_delta(
 
 // grid (splits, K, B). Rows are keys here, and columns queries.
 extern "C" __global__ void __launch_bounds__(Backward::THREADS, Backward::BLOCKS) flash_attention_backward(
-    Element* dk, Element* dv, float* dq_sums, const Element* q, Index q_batch, Index q_head, int q_time,
+    Element* dk, Element* dv, int dkv_time, float* dq_sums, const Element* q, Index q_batch, Index q_head, int q_time,
     const Element* k, const Element* v, Index kv_batch, Index kv_head, int kv_time,
     const Element* dout, Index dout_batch, Index dout_head, int dout_time, const float* lse, const float* delta,
     const Bounds* bounds_of, const INTERVAL* first, const INTERVAL* last, int H, int T, int S, int interval_batch, float scale) {
@@ -381,15 +382,15 @@ extern "C" __global__ void __launch_bounds__(Backward::THREADS, Backward::BLOCKS
         for (int i = 0; i < 4; i++) dk_acc[m][n][i] *= scale;
     copy_wait<0>();
     __syncthreads();                                                // tiles are free, and nothing is on its way into them
-    const Index at = (((Index)batch * S + warp_s0) * K + k_head) * D;
-    store_rows<M>(dk + at, (Index)K * D, S - warp_s0, dk_acc, k_tile + warp_row * PITCH);
-    store_rows<M>(dv + at, (Index)K * D, S - warp_s0, dv_acc, v_tile + warp_row * PITCH);
+    const Index at = ((Index)batch * S + warp_s0) * dkv_time + k_head * D;
+    store_rows<M>(dk + at, dkv_time, S - warp_s0, dk_acc, k_tile + warp_row * PITCH);
+    store_rows<M>(dv + at, dkv_time, S - warp_s0, dv_acc, v_tile + warp_row * PITCH);
   }
 }
 
 // dq (B, T, H, D) = scale times the sum over splits. A thread has rows g and g + 8 of 16 queries, and 8 columns; grid (x, H, B).
 extern "C" __global__ void __launch_bounds__(256) flash_attention_dq(
-    Element* dq, const float* dq_sums, const Bounds* bounds_of, int T, int splits, int interval_batch, float scale) {
+    Element* dq, int dq_time, const float* dq_sums, const Bounds* bounds_of, int T, int splits, int interval_batch, float scale) {
   constexpr int STEP = Backward::STEP, ROWS = Backward::ROWS;
   const int batch = blockIdx.z, head = blockIdx.y, H = gridDim.y, steps = (T + STEP - 1) / STEP;
   const int i = blockIdx.x * 256 + threadIdx.x, g = i % 8, n = i / 8 % (W / 8), t = i / W * 16 + g, step = t / STEP;
@@ -413,7 +414,7 @@ extern "C" __global__ void __launch_bounds__(256) flash_attention_dq(
   #pragma unroll
   for (int r = 0; r < 2; r++) {
     if (t + 8 * r >= T) return;
-    Element* const to = dq + (((Index)batch * T + t + 8 * r) * H + head) * D + 8 * n;
+    Element* const to = dq + ((Index)batch * T + t + 8 * r) * dq_time + head * D + 8 * n;
     #pragma unroll
     for (int j = 0; j < 8; j += PER_CHUNK) {
       Vector<Element, PER_CHUNK> v;

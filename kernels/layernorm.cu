@@ -2,10 +2,10 @@
 //
 // Rows:    32 to 512 threads for a row of C, by its length; several short rows in a block (as rmsnorm.cuh).
 // Fused:   a row is read once and waits in shared memory for its own mean and rstd. Backward makes dx, dweight and dbias in one
-//          pass: at most BLOCKS blocks walk over all rows, each adds up dweight and dbias for itself, and a small second kernel
-//          adds those sums in a fixed order. It reads a row twice, the second time from the cache.
+//          pass: at most BLOCKS blocks walk over all rows, each adds up dweight and dbias for itself, and the last to end adds
+//          those sums in a fixed order (last_block.cuh). It reads a row twice, the second time from the cache.
 // Floor:   forward reads x and writes out: 2 N C elements. Backward reads dout and x, writes dx: 3 N C elements.
-#include "rmsnorm.cuh"
+#include "last_block.cuh"
 
 extern "C" __global__ void __launch_bounds__(512) layernorm_forward(
     Element* __restrict__ out, Real* __restrict__ means, Real* __restrict__ rstds, const Element* __restrict__ x,
@@ -39,9 +39,9 @@ extern "C" __global__ void __launch_bounds__(512) layernorm_forward(
   }
 }
 
-// `sums` is what a block leaves: dweight, then dbias, C each.
+// `sums` is what a block leaves: dweight, then dbias, C each; `both` is their sum over all blocks.
 extern "C" __global__ void __launch_bounds__(512, 2) layernorm_backward(
-    Element* __restrict__ dx, Real* __restrict__ sums, const Element* __restrict__ dout, const Element* __restrict__ x,
+    Element* __restrict__ dx, Real* both, Real* sums, unsigned* arrived, const Element* __restrict__ dout, const Element* __restrict__ x,
     const Real* __restrict__ weight, const Real* __restrict__ means, const Real* __restrict__ rstds, int N, int C) {
   SHARED_MEMORY(Real, shared);
   __shared__ Real partial[32];
@@ -85,9 +85,5 @@ extern "C" __global__ void __launch_bounds__(512, 2) layernorm_backward(
     for (int y = 0; y < blockDim.y; y++) total += shared[y * 2 * C + c];
     sums[Index(blockIdx.x) * 2 * C + c] = total;
   }
-}
-
-extern "C" __global__ void __launch_bounds__(256) layernorm_dweight(
-    Real* __restrict__ dweight, const Real* __restrict__ sums, int rows, int columns) {
-  sum_rows(dweight, sums, rows, columns);
+  sum_over_blocks(sums, arrived, 2 * C, [=](int c, Real sum) { both[c] = sum; });
 }

@@ -3,29 +3,43 @@
 // A block has blockDim.y rows of blockDim.x threads each, a multiple of 32. A thread owns the same columns all along: WIDTH
 // neighbours, then those blockDim.x * WIDTH further on. So what it stages in shared memory it alone reads, without a barrier.
 #pragma once
+#include "dropout.cuh"
+#include "last_block.cuh"
 
-// If ADD, x + branch is written to `total`, rounded, and what is normalised is that sum before it was rounded.
+// Rows of x that lie together, or heads where a projection left them: `heads` rows together, and the next ones `stride` further on.
+struct Rows {
+  int heads;
+  Index stride;
+  __device__ __forceinline__ Index start(Index row, int C) const {
+    return heads == 1 ? row * stride : row / heads * stride + row % heads * C;
+  }
+};
+
+// If ADD, x (if there is one) + branch * mask is written to `total`, and what is normalised is that sum as it was rounded: so a layer
+// that is run again from `total` finds the same bits. Unless `drops`, the mask is not looked at.
 template <bool ADD> __device__ __forceinline__ void forward_rows(
-    Element* total, Element* out, Real* rstd, const Element* x, const Element* branch, const Real* weight, int N, int C, Real eps) {
+    Element* total, Element* out, Real* rstd, const Element* x, const Element* branch, const Real* weight, int N, int C, Real eps,
+    const Rows& rows_of_x, bool drops, const Mask& mask) {
   SHARED_MEMORY(Real, staged);
   __shared__ Real partial[32];
   const int row = blockIdx.x * blockDim.y + threadIdx.y, step = blockDim.x * WIDTH;
-  const Index start = Index(row) * C;
+  const Index start = Index(row) * C, x_start = ADD ? start : rows_of_x.start(row, C);
   Real* const kept = staged + threadIdx.y * C;
   Real squares = 0;
   if (row < N) {
     for (int c = threadIdx.x * WIDTH; c < C; c += step) {
-      Vector<Element, WIDTH> v = load<WIDTH>(x + start + c);
+      Vector<Element, WIDTH> v;
       Vector<Real, WIDTH> sum;
-      for (int i = 0; i < WIDTH; i++) sum.at[i] = real(v.at[i]);
+      if (!ADD || x) v = load<WIDTH>(x + x_start + c);
       if (ADD) {
         const Vector<Element, WIDTH> b = load<WIDTH>(branch + start + c);
         for (int i = 0; i < WIDTH; i++) {
-          sum.at[i] += real(b.at[i]);
-          v.at[i] = element(sum.at[i]);
+          const Real kept = drops ? real(b.at[i]) * mask.at(start + c + i) : real(b.at[i]);
+          v.at[i] = element(x ? real(v.at[i]) + kept : kept);
         }
         store(total + start + c, v);
       }
+      for (int i = 0; i < WIDTH; i++) sum.at[i] = real(v.at[i]);
       store(kept + c, sum);
       for (int i = 0; i < WIDTH; i++) squares += sum.at[i] * sum.at[i];
     }
@@ -41,11 +55,13 @@ template <bool ADD> __device__ __forceinline__ void forward_rows(
   }
 }
 
-// A block goes through its rows; each row of threads adds up dweight in shared memory, and the block leaves their sum in `dweights`.
-// If ADD, the gradient that reached the sum from elsewhere, `dtotal`, is added to dx.
+// A block goes through its rows; each row of threads adds up dweight in shared memory, the block leaves their sum in `dweights`, and
+// the last block adds those to `dweight`, or writes them there.
+// If ADD, the gradient that reached the sum from elsewhere, `dtotal`, is added to dx; and dbranch, if it is another, is dx * mask.
 template <bool ADD> __device__ __forceinline__ void backward_rows(
-    Element* dx, Real* dweights, const Element* dout, const Element* dtotal, const Element* x, const Real* weight,
-    const Real* rstd, int N, int C) {
+    Element* dx, Element* dbranch, Real* dweight, Real* dweights, unsigned* arrived, const Element* dout, const Element* dtotal,
+    const Element* x, const Real* weight, const Real* rstd, int N, int C, int adds, const Rows& rows_of_x, const Rows& rows_of_dout,
+    bool drops, const Mask& mask) {
   SHARED_MEMORY(Real, sums);
   __shared__ Real partial[32];
   const int step = blockDim.x * WIDTH;
@@ -57,11 +73,12 @@ template <bool ADD> __device__ __forceinline__ void backward_rows(
 
   for (Index first = Index(blockIdx.x) * blockDim.y; first < N; first += Index(gridDim.x) * blockDim.y) {
     const Index row = first + threadIdx.y, start = row * C;
+    const Index x_start = ADD ? start : rows_of_x.start(row, C), dout_start = ADD ? start : rows_of_dout.start(row, C);
     const bool is_there = row < N;  // all threads take part in the sum of a row
     const Real r = is_there ? rstd[row] : Real(0);
     Real dot = 0;                                                      // of dn and x
     for (int c = threadIdx.x * WIDTH; is_there && c < C; c += step) {
-      const Vector<Element, WIDTH> vx = load<WIDTH>(x + start + c), vd = load<WIDTH>(dout + start + c);
+      const Vector<Element, WIDTH> vx = load<WIDTH>(x + x_start + c), vd = load<WIDTH>(dout + dout_start + c);
       const Vector<Real, WIDTH> w = load<WIDTH>(weight + c);
       Vector<Real, WIDTH> sum = load<WIDTH>(dw + c);
       for (int i = 0; i < WIDTH; i++) {
@@ -77,14 +94,16 @@ template <bool ADD> __device__ __forceinline__ void backward_rows(
     for (int c = threadIdx.x * WIDTH; is_there && c < C; c += step) {
       const Vector<Element, WIDTH> vx = load<WIDTH>(kept_x + c), vd = load<WIDTH>(kept_dout + c);
       const Vector<Real, WIDTH> w = load<WIDTH>(weight + c);
-      Vector<Element, WIDTH> v, before;
-      if (ADD) before = load<WIDTH>(dtotal + start + c);
+      Vector<Element, WIDTH> v, masked, before;
+      if (ADD && dtotal) before = load<WIDTH>(dtotal + start + c);
       for (int i = 0; i < WIDTH; i++) {
         Real d = r * (real(vd.at[i]) * w.at[i]) - real(vx.at[i]) * dot;
-        if (ADD) d += real(before.at[i]);
+        if (ADD && dtotal) d += real(before.at[i]);
         v.at[i] = element(d);
+        if (ADD && drops) masked.at[i] = element(d * mask.at(start + c + i));
       }
       store(dx + start + c, v);
+      if (ADD && drops) store(dbranch + start + c, masked);
     }
   }
   __syncthreads();
@@ -93,18 +112,5 @@ template <bool ADD> __device__ __forceinline__ void backward_rows(
     for (int y = 0; y < blockDim.y; y++) sum += sums[y * C + c];
     dweights[Index(blockIdx.x) * C + c] = sum;
   }
-}
-
-// dweight[c] = sum over rows of dweights[row, c], always in the same order. Blocks of 32 columns; threads (32, 8).
-__device__ __forceinline__ void sum_rows(Real* dweight, const Real* dweights, int rows, int C) {
-  __shared__ Real tile[8][33];
-  const int c = blockIdx.x * 32 + threadIdx.x;
-  Real sum = 0;
-  if (c < C)
-    for (int row = threadIdx.y; row < rows; row += 8) sum += dweights[Index(row) * C + c];
-  tile[threadIdx.y][threadIdx.x] = sum;
-  __syncthreads();
-  if (threadIdx.y > 0 || c >= C) return;
-  for (int i = 1; i < 8; i++) sum += tile[i][threadIdx.x];
-  dweight[c] = sum;
+  sum_over_blocks(dweights, arrived, C, [=](int c, Real sum) { dweight[c] = adds ? dweight[c] + sum : sum; });
 }

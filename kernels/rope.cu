@@ -3,8 +3,8 @@
 //
 // Rows:    a block takes all heads of one place (b, t), so that its row of cos and sin is read from memory once. A thread turns
 //          WIDTH pairs of the layout `half`, or WIDTH/2 (at least one) of `interleaved`.
-// Fused:   x comes with its strides: heads may lie anywhere, as in the (B, T, H, D) that a projection leaves. out is written as
-//          (B, T, H, D), so that no permutation is ever a pass of its own.
+// Fused:   x and out come with their strides: heads may lie anywhere, as in the (B, T, H, D) that a projection leaves, so that no
+//          permutation is ever a pass of its own. out may be x: a thread writes where it alone has read.
 // Floor:   reads x, writes out: 2 B T H D elements; the table is small.
 
 #if INTERLEAVED
@@ -14,18 +14,19 @@
 #endif
 
 extern "C" __global__ void __launch_bounds__(256) rope(
-    Element* __restrict__ out, const Element* __restrict__ x, const Real* __restrict__ cos, const Real* __restrict__ sin,
-    Index batch_stride, Index head_stride, Index time_stride, Index table_stride, int H, int T, int D, Real sign) {
+    Element* out, const Element* x, const Real* __restrict__ cos, const Real* __restrict__ sin,
+    Index x_batch, Index x_head, Index x_time, Index out_batch, Index out_head, Index out_time, Index table_stride,
+    int H, int T, int D, Real sign) {
   const int b = blockIdx.x / T, t = blockIdx.x % T, half_D = D / 2, pieces = half_D / PAIRS;
-  x += b * batch_stride + t * time_stride;
-  out += Index(blockIdx.x) * H * D;
+  x += b * x_batch + t * x_time;
+  out += b * out_batch + t * out_time;
   cos += b * table_stride + Index(t) * half_D;
   sin += b * table_stride + Index(t) * half_D;
   for (int piece = threadIdx.x; piece < H * pieces; piece += blockDim.x) {
     const int h = piece / pieces, j = piece % pieces * PAIRS;  // the pairs j .. j + PAIRS - 1 of head h
     const Vector<Real, PAIRS> c = load<PAIRS>(cos + j), s = load<PAIRS>(sin + j);
-    const Element* const from = x + h * head_stride;
-    Element* const to = out + h * D;
+    const Element* const from = x + h * x_head;
+    Element* const to = out + h * out_head;
 #if INTERLEAVED
     const Vector<Element, 2 * PAIRS> v = load<2 * PAIRS>(from + 2 * j);
     Vector<Element, 2 * PAIRS> turned;

@@ -10,8 +10,8 @@ struct Row {
   Index base;  // offset of the first vector
   int skew, n;
 };
-__device__ __forceinline__ Row row_of(Index row, int n) {
-  const Index start = row * n;
+__device__ __forceinline__ Row row_of(Index row, int n, Index stride) {
+  const Index start = row * stride;
   const int skew = int(start % WIDTH);
   return {start - skew, skew, n};
 }

@@ -1,6 +1,7 @@
 // SwiGLU:  out = silu(gate) * up                                                            numllama/ops/swiglu.py
 //
-// Rows:    none: a thread takes WIDTH elements anywhere.
+// Rows:    a block takes threads * WIDTH columns of a row of F, or all of them. From row to row of gate and up it is `stride`
+//          elements: F, or 2 F where they are the halves of one product's rows, as dgate and dup are.
 // Fused:   the whole formula, forward and backward; nothing but the inputs is kept.
 // Floor:   forward reads gate and up, writes out: 3 n elements. Backward reads dout, gate, up, writes dgate, dup: 5 n elements.
 
@@ -8,24 +9,37 @@
 __device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + exp(-x)); }
 __device__ __forceinline__ double sigmoid(double x) { return 0.5 * tanh(0.5 * x) + 0.5; }
 
+// Where the block's thread begins: its row, and its column, which may be beyond the last.
+struct Place {
+  Index row;
+  int column;
+};
+__device__ __forceinline__ Place place(int columns) {
+  const unsigned row = blockIdx.x / columns;
+  return {row, int((blockIdx.x - row * columns) * blockDim.x + threadIdx.x) * WIDTH};
+}
+
 extern "C" __global__ void __launch_bounds__(256) swiglu_forward(
-    Element* __restrict__ out, const Element* __restrict__ gate, const Element* __restrict__ up, Index n) {
-  const Index at = (Index(blockIdx.x) * blockDim.x + threadIdx.x) * WIDTH, left = n - at;
-  if (left <= 0) return;
-  const Vector<Element, WIDTH> g = load<WIDTH>(gate + at, 0, left, Element()), u = load<WIDTH>(up + at, 0, left, Element());
+    Element* __restrict__ out, const Element* __restrict__ gate, const Element* __restrict__ up, int F, int columns, Index stride,
+    Index out_stride) {
+  const Place p = place(columns);
+  if (p.column >= F) return;
+  const Index from = p.row * stride + p.column;
+  const Vector<Element, WIDTH> g = load<WIDTH>(gate + from), u = load<WIDTH>(up + from);
   Vector<Element, WIDTH> o;
 #pragma unroll
   for (int i = 0; i < WIDTH; i++) o.at[i] = element(sigmoid(real(g.at[i])) * real(g.at[i]) * real(u.at[i]));
-  store(out + at, o, 0, left);
+  store(out + p.row * out_stride + p.column, o);
 }
 
 extern "C" __global__ void __launch_bounds__(256) swiglu_backward(
     Element* __restrict__ dgate, Element* __restrict__ dup, const Element* __restrict__ dout, const Element* __restrict__ gate,
-    const Element* __restrict__ up, Index n) {
-  const Index at = (Index(blockIdx.x) * blockDim.x + threadIdx.x) * WIDTH, left = n - at;
-  if (left <= 0) return;
-  const Vector<Element, WIDTH> g = load<WIDTH>(gate + at, 0, left, Element()), u = load<WIDTH>(up + at, 0, left, Element());
-  const Vector<Element, WIDTH> d = load<WIDTH>(dout + at, 0, left, Element());
+    const Element* __restrict__ up, int F, int columns, Index stride, Index d_stride) {
+  const Place p = place(columns);
+  if (p.column >= F) return;
+  const Index from = p.row * stride + p.column, to = p.row * d_stride + p.column;
+  const Vector<Element, WIDTH> g = load<WIDTH>(gate + from), u = load<WIDTH>(up + from);
+  const Vector<Element, WIDTH> d = load<WIDTH>(dout + p.row * F + p.column);
   Vector<Element, WIDTH> dg, du;
 #pragma unroll
   for (int i = 0; i < WIDTH; i++) {
@@ -33,6 +47,6 @@ extern "C" __global__ void __launch_bounds__(256) swiglu_backward(
     dg.at[i] = element((sigma + silu * (Real(1) - sigma)) * real(u.at[i]) * di);
     du.at[i] = element(di * silu);
   }
-  store(dgate + at, dg, 0, left);
-  store(dup + at, du, 0, left);
+  store(dgate + to, dg);
+  store(dup + to, du);
 }

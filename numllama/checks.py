@@ -163,6 +163,29 @@ def _float_pair(name: str, value: Any) -> tuple:
     return tuple(_floats(f"{name}[{i}]", array) for i, array in enumerate(value))
 
 
+def _several(name: str, value: Any) -> tuple:
+    if not isinstance(value, tuple) or not value:
+        raise TypeError(f"{name} is {shown(value)}, but must be a tuple of arrays")
+    return tuple(_floats(f"{name}[{i}]", array) for i, array in enumerate(value))
+
+
+def _buffers(name: str, value: Any) -> tuple:
+    if not isinstance(value, tuple):
+        raise TypeError(f"{name} is {shown(value)}, but must be a tuple of arrays")
+    return tuple(_buffer(f"{name}[{i}]", array) for i, array in enumerate(value))
+
+
+def _pair_or_second(name: str, value: Any) -> tuple:
+    """A pair of arrays of which the first may be None."""
+    if not isinstance(value, tuple) or len(value) != 2 or value[0] is not None:
+        return _float_pair(name, value)
+    return None, _floats(f"{name}[1]", value[1])
+
+
+def _floats_or_none(name: str, value: Any) -> Any:
+    return None if value is None else _floats(name, value)
+
+
 def _key(name: str, value: Any) -> Any:
     if not hasattr(value, "dtype"):
         if not isinstance(value, list | tuple):
@@ -202,10 +225,14 @@ RULES: dict[str, Callable[[str, Any], Any]] = {
     "ignore_index": _integer,
     "key": _key,
     "cache": _cache,
-    "douts": _float_pair,
+    "douts": _several,
+    **dict.fromkeys(("xs", "weights", "biases", "outs"), _several),
 }
 OWN_RULES = {
     "cross_entropy_backward": {"dout": _scalar},  # the gradient of a loss is a number
+    "add_rmsnorm_forward": {"x": _floats_or_none},
+    "add_rmsnorm_backward": {"douts": _pair_or_second},
+    "linears_backward": {"into": _buffers},
     "dropout_forward": {"x": _floats_of_any_shape},
     "dropout_backward": {"dout": _floats_of_any_shape},
 }
@@ -249,7 +276,7 @@ class _Place:
 
     def __init__(self, name: str, rule: Callable, parameter: inspect.Parameter) -> None:
         self.name, self.rule, self.may_be_none = name, rule, parameter.default is None
-        self.is_array = rule in (_floats, _floats_of_any_shape, _buffer)
+        self.is_array = rule in (_floats, _floats_of_any_shape, _floats_or_none, _buffer)
 
 
 def _is_plain(place: _Place, value: Any) -> bool:

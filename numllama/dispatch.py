@@ -39,7 +39,9 @@ PIECE_ELEMENTS = 192 * 1024
 WEIGHT_ELEMENTS = 256 * 1024
 
 
-def accelerated(op: Callable | None = None, *, by_rows: bool = False, by_outputs: bool = False) -> Callable:
+def accelerated(
+    op: Callable | None = None, *, by_rows: bool = False, by_outputs: bool = False, of_ops: bool = False
+) -> Callable:
     """Let an op be run in a faster way that gives the same result.
 
     Parameters
@@ -50,9 +52,11 @@ def accelerated(op: Callable | None = None, *, by_rows: bool = False, by_outputs
         The op treats each row of its arrays alone, and may be run on blocks of rows.
     by_outputs : bool
         The op takes x, a weight with a row for each output, and a bias; it may be run on blocks of outputs.
+    of_ops : bool
+        The op calls other ops, which see to numbers in two bytes themselves.
     """
     if op is None:
-        return lambda op: accelerated(op, by_rows=by_rows, by_outputs=by_outputs)
+        return lambda op: accelerated(op, by_rows=by_rows, by_outputs=by_outputs, of_ops=of_ops)
 
     check = argument_checks(op)
 
@@ -63,7 +67,7 @@ def accelerated(op: Callable | None = None, *, by_rows: bool = False, by_outputs
             result = launcher(*args, **kwargs)
             if result is not NotImplemented:
                 return result
-        if _may_be_in_two_bytes(args) and _first_dtype((*args, *kwargs.values())) in TWO_BYTES:
+        if not of_ops and _may_be_in_two_bytes(args) and _first_dtype((*args, *kwargs.values())) in TWO_BYTES:
             return _in_float32(run, op.__name__.endswith("_forward"), args, kwargs)
         if by_rows and not kwargs and _has_many_rows(args):
             return _in_row_blocks(op, args)
@@ -164,14 +168,16 @@ def _in_float32(run: Callable, is_forward: bool, args: tuple, kwargs: dict) -> A
 
     wide_args, wide_kwargs = widen(args), {name: widen(value) for name, value in kwargs.items()}
     result = run(*wide_args, **wide_kwargs)
-    if is_forward:
-        out, kept = result
-        return narrow(out), as_kept(kept)
-    buffers = zip((*args[2:], *kwargs.values()), (*wide_args[2:], *wide_kwargs.values()), strict=True)
-    for buffer, wide in buffers:  # what comes after dout and cache is written to
+    buffers = [(kwargs["out"], wide_kwargs["out"])] if "out" in kwargs else []
+    if not is_forward:  # what comes after dout and cache is written to
+        buffers = zip((*args[2:], *kwargs.values()), (*wide_args[2:], *wide_kwargs.values()), strict=True)
+    for buffer, wide in buffers:
         if wide is not buffer:
             buffer[...] = rounded(wide)
-    return narrow(result)
+    if not is_forward:
+        return narrow(result)
+    out, kept = result
+    return narrow(out), as_kept(kept)
 
 
 def _has_many_rows(args: tuple) -> bool:

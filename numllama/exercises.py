@@ -68,9 +68,9 @@ EXERCISES = {  # in the order in which they are easiest to learn
         "dweight": "weight multiplies n in every row: sum over all rows.",
         "dbias": "the bias was added to every row: sum over all rows.",
     }),
-    "add_rmsnorm": Exercise("normal(2, 3, 6), normal(2, 3, 6)[::-1], normal(6), 1e-5", (0, 1, 2), {
+    "add_rmsnorm": Exercise("normal(2, 3, 6), normal(2, 3, 6)[::-1], normal(6), 1e-5, 0.3, (1, 2, 3)", (0, 1, 2), {
         "dx": "total went on along the stream, and through the norm: add both paths.",
-        "dbranch": "x and branch were added: they have the same gradient.",
+        "dbranch": "x and branch were added, the branch through dropout: dx, through the same mask.",
         "dweight": "as in rmsnorm, of total.",
     }),
     "dropout": Exercise("normal(2, 3, 6), 0.3, (1, 2, 3)", (0,), {

@@ -163,7 +163,7 @@ MISTAKES = [
     ),
     Mistake(
         "the stream's own gradient forgotten",
-        "ops/add_rmsnorm.py", "    dx += dtotal\n", "",
+        "ops/add_rmsnorm.py", "        dx += dtotal\n", "",
         "ops/test_add_rmsnorm.py::test_gradients",
     ),
     Mistake(
@@ -191,12 +191,12 @@ MISTAKES = [
     ),
     Mistake(
         "RoPE with the wrong sign",
-        "ops/rope.py", "out *= _join(-sin, sin, layout)", "out *= _join(sin, sin, layout)",
+        "ops/rope.py", "other *= _join(-sin, sin, layout)", "other *= _join(sin, sin, layout)",
         "ops/test_rope.py::test_norms_stay",
     ),
     Mistake(
         "RoPE's backward turning forward",
-        "ops/rope.py", "rope_forward(dout, cos, -sin, layout)[0]", "rope_forward(dout, cos, sin, layout)[0]",
+        "ops/rope.py", "rope_forward(dout, cos, -sin, layout, out=out)[0]", "rope_forward(dout, cos, sin, layout, out=out)[0]",
         "ops/test_rope.py::test_backward_turns_back",
     ),
     Mistake(
@@ -363,13 +363,13 @@ MISTAKES = [
     Mistake(
         "the residual stream's gradient cut off",
         "model/block.py",
-        'return ADD_NORM[c.norm][1](dout, dn, norm_cache, g, "ffn_norm")',
-        'return ADD_NORM[c.norm][1](0 * dout, dn, norm_cache, g, "ffn_norm")',
+        'return ADD_NORM[c.norm][1](dx, dn, norm_cache, g, "ffn_norm")',
+        'return ADD_NORM[c.norm][1](None, dn, norm_cache, g, "ffn_norm")',
         f"{MODEL}::test_every_gradient_against_differences[cpu-llama]",
     ),
     Mistake(
         "the path through the keys forgotten",
-        "model/block.py", 'linear_backward(dk, k_cache, g, "wk", dx=dn)', 'linear_backward(dk, k_cache, g, "wk")',
+        "model/block.py", "(merge_heads(dq), merge_heads(dk), ", "(merge_heads(dq), 0 * merge_heads(dk), ",
         f"{MODEL}::test_every_gradient_against_differences[cpu-gqa]",
     ),
     Mistake(
@@ -384,7 +384,7 @@ MISTAKES = [
     ),
     Mistake(
         "one dropout mask for both blocks of a layer",
-        "model/block.py", "site=2 * layer + 2,", "site=2 * layer + 1,",
+        "model/block.py", '"ffn_norm", context, 2 * layer + 1)', '"ffn_norm", context, 2 * layer)',
         f"{MODEL}::test_each_place_that_drops_has_a_mask_of_its_own[cpu]",
     ),
     Mistake(
@@ -652,7 +652,7 @@ MISTAKES = [
     ),
     Mistake(
         "the gradient along the residual stream forgotten",
-        "ops/add_rmsnorm.py", "    dx += dtotal\n", "",
+        "ops/add_rmsnorm.py", "        dx += dtotal\n", "",
         "ops/test_add_rmsnorm.py::test_gradients",
     ),
     Mistake(
@@ -679,7 +679,7 @@ MISTAKES = [
     ),
     Mistake(
         "a rotation back that turns forward",
-        "cuda/rope.py", "return _turned(dout, cos, sin, layout, -1)", "return _turned(dout, cos, sin, layout, 1)",
+        "cuda/rope.py", "return _turned(dout, cos, sin, layout, -1, out)", "return _turned(dout, cos, sin, layout, 1, out)",
         "cuda/test_rope.py::test_rope[(2, 3, 65, 64)-half-float32]",
     ),
     Mistake(
@@ -709,7 +709,7 @@ MISTAKES = [
     ),
     Mistake(
         "a kernel that clips the short gradients",
-        "../kernels/clip.cu", "norm[0] > max_norm ?", "norm[0] < max_norm ?",
+        "../kernels/clip.cu", "norm > max_norm ?", "norm < max_norm ?",
         GRAPH,
     ),
     Mistake(
@@ -750,9 +750,9 @@ MISTAKES = [
         "model/test_mixed_precision.py::test_an_optimizer_steps_float32_and_brings_the_copy_up_to_date[adamw-bfloat16]",
     ),
     Mistake(
-        "the gradient of a tied or untied head rounded to two bytes",
+        "the gradient of a tied head rounded to two bytes",
         "model/transformer.py", "dhead = self.xp.zeros_like(self._head(self.params))", "dhead = None",
-        "model/test_mixed_precision.py::test_no_gradient_of_a_matrix_is_rounded_to_two_bytes[llama-bfloat16]",
+        "model/test_mixed_precision.py::test_no_gradient_of_a_matrix_is_rounded_to_two_bytes[tied-bfloat16]",
     ),
     Mistake(
         "gradients that are scaled and stay so",
@@ -832,7 +832,7 @@ MISTAKES = [
     ),
     Mistake(
         "two arrays of different strides read with those of the first",
-        "cuda/flash_attention.py", " or len({x.strides for x in arrays}) > 1", "",
+        "cuda/flash_attention.py", " or len({_steps(x) for x in arrays}) > 1", "",
         "cuda/test_flash_attention.py::test_what_cannot_be_read_where_it_lies_is_copied[float32]",
     ),
     Mistake(
@@ -1040,7 +1040,7 @@ MISTAKES = [
     Mistake(
         "an update that x gets no gradient through",
         "model/block.py",
-        "dx, da, db = ops.lora_backward(dout, lora_cache, dx=dx)", "_, da, db = ops.lora_backward(dout, lora_cache)",
+        "dx, da, db = ops.lora_backward(dout, cache, dx=dx)", "_, da, db = ops.lora_backward(dout, cache)",
         "model/test_lora.py::test_gradients_are_those_of_the_merged_model_by_the_chain_rule",
     ),
     Mistake(

@@ -20,6 +20,9 @@ from numllama.ops import (
     linear_forward,
     rmsnorm_backward,
     rmsnorm_forward,
+    rope_backward,
+    rope_forward,
+    rope_table,
     swiglu_backward,
     swiglu_forward,
 )
@@ -256,19 +259,43 @@ HALVES = [BFLOAT16, np.dtype("float16")]
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 def test_numbers_in_two_bytes_are_computed_with_in_float32_and_rounded(dtype):
-    x, branch, dtotal, dout = (a.astype(dtype) for a in arrays((4, 7), (4, 7), (4, 7), (4, 7)))
+    x, dout = (a.astype(dtype) for a in arrays((4, 7), (4, 7)))
     (weight,) = arrays((7,), dtype="float32")
-    (total, out), cache = add_rmsnorm_forward(x, branch, weight, 1e-5)
-    wide = [a.astype("float32") for a in (x, branch, dtotal, dout)]
-    (total_2, out_2), cache_2 = add_rmsnorm_forward(*wide[:2], weight, 1e-5)
-    assert_same_bits(total, total_2.astype(dtype))
+    out, cache = rmsnorm_forward(x, weight, 1e-5)
+    out_2, cache_2 = rmsnorm_forward(x.astype("float32"), weight, 1e-5)
     assert_same_bits(out, out_2.astype(dtype))
-    assert cache[0] is total and cache[1] is weight
+    assert cache[0] is x and cache[1] is weight
     assert_same_bits(cache[2], cache_2[2])  # a statistic: float32
-    dx, _, dweight = add_rmsnorm_backward((dtotal, dout), cache)
-    dx_2, _, dweight_2 = add_rmsnorm_backward(tuple(wide[2:]), (total.astype("float32"), weight, cache[2]))
+    dx, dweight = rmsnorm_backward(dout, cache)
+    dx_2, dweight_2 = rmsnorm_backward(dout.astype("float32"), cache_2)
     assert_same_bits(dx, dx_2.astype(dtype))
     assert_same_bits(dweight, dweight_2)  # of a gain, which is float32
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_an_op_of_ops_leaves_numbers_in_two_bytes_to_them(dtype):
+    x, branch, dtotal, dout = (a.astype(dtype) for a in arrays((4, 7), (4, 7), (4, 7), (4, 7)))
+    (weight,) = arrays((7,), dtype="float32")
+    (total, out), (norm_cache, dropped) = add_rmsnorm_forward(x, branch, weight, 1e-5)
+    assert_same_bits(total, x + branch)
+    assert_same_bits(out, rmsnorm_forward(total, weight, 1e-5)[0])  # of the sum as it was rounded
+    assert norm_cache[0] is total and norm_cache[1] is weight and dropped is None
+    dx, dbranch, dweight = add_rmsnorm_backward((dtotal, dout), (norm_cache, dropped))
+    through, dweight_2 = rmsnorm_backward(dout, norm_cache)
+    assert dbranch is dx
+    assert_same_bits(dx, through + dtotal)
+    assert_same_bits(dweight, dweight_2)
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_an_out_in_two_bytes_is_written_to(dtype):
+    x = arrays((1, 2, 3, 4))[0].astype(dtype)
+    table = rope_table(np.arange(3), 4, 100.0)
+    apart, cache = rope_forward(x.copy(), *table)
+    assert rope_forward(x, *table, out=x)[0] is x
+    assert_same_bits(x, apart)
+    assert rope_backward(x, cache, out=x) is x
+    assert_same_bits(x, rope_backward(apart, cache))
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)

@@ -49,7 +49,8 @@ def verdicts(tmp_path, op, text):
 
 
 def test_every_op_has_an_exercise_from_linear_to_flash_attention():
-    assert {f"{op}_backward" for op in EXERCISES} == {name for name in ops.__all__ if name.endswith("_backward")}
+    loops = {"linears_backward", "ropes_backward"}  # over an op that has one
+    assert {f"{op}_backward" for op in EXERCISES} == {name for name in ops.__all__ if name.endswith("_backward")} - loops
     assert (next(iter(EXERCISES)), list(EXERCISES)[-1]) == ("linear", "flash_attention")
 
 
@@ -77,7 +78,10 @@ def test_the_test_in_the_file_fails_on_the_blank_and_passes_on_the_solution(op, 
 def test_a_blank_forward_is_checked_too(op, tmp_path):
     text = exercise_text(op, "forward")
     assert verdicts(tmp_path, op, text) == {"out": "blank"}
-    parameters = inspect.signature(getattr(ops, f"{op}_forward")).parameters
+    parameters = [
+        name for name, parameter in inspect.signature(getattr(ops, f"{op}_forward")).parameters.items()
+        if parameter.kind is not parameter.KEYWORD_ONLY
+    ]  # fmt: skip
     filled = text.replace('raise NotImplementedError("your turn")', f"return ops.{op}_forward({', '.join(parameters)})")
     assert set(verdicts(tmp_path, op, filled).values()) == {"right"}
     module = runpy.run_path(str(tmp_path / f"{op}.py"))

@@ -22,7 +22,7 @@ def adamw_update(
     if not takes(w, g, m, v, copy):
         return NotImplemented
     numbers = map(w.dtype.type, step_numbers(t, lr, betas, weight_decay))
-    _launch(w, g, m, v, copy, betas, eps, [*numbers, None, None])
+    _launch(w, g, m, v, copy, w.size, betas, eps, [*numbers, None, None])
     return None
 
 
@@ -37,15 +37,30 @@ def step_numbers(t: int, lr: float, betas: tuple[float, float], weight_decay: fl
 
 
 def adamw_update_by(
-    numbers: Array, factor: Array, w: Array, g: Array, m: Array, v: Array, copy: Array | None, betas: tuple, eps: float
+    numbers: Array,
+    factor: Array,
+    matrices: int,
+    w: Array,
+    g: Array,
+    m: Array,
+    v: Array,
+    copy: Array | None,
+    betas: tuple[float, float],
+    eps: float,
 ) -> None:
-    """One step by numbers on the device: those of :func:`step_numbers`, and what gradients are multiplied by (0: no step)."""
-    _launch(w, g, m, v, copy, betas, eps, [*map(w.dtype.type, (0, 0, 0)), numbers, factor])
+    """One step of all parameters, the first `matrices` of which have a copy and decay, by numbers on the device.
+
+    Those of :func:`step_numbers` and what keeps the rest, and what gradients are multiplied by (0: no step).
+    """
+    _launch(w, g, m, v, copy, matrices, betas, eps, [*map(w.dtype.type, (0, 0, 0)), numbers, factor])
 
 
 def _launch(
-    w: Array, g: Array, m: Array, v: Array, copy: Array | None, betas: tuple[float, float], eps: float, values: Sequence
+    w: Array, g: Array, m: Array, v: Array, copy: Array | None, matrices: int, betas: tuple, eps: float, values: Sequence
 ) -> None:
     widest = w.dtype if copy is None else copy.dtype
     constants = map(w.dtype.type, (1 - betas[0], 1 - betas[1], eps))
-    launch.elementwise("adamw", "adamw", [w, g, m, v, copy], [*constants, *values], width_of=widest, DTYPE=w.dtype, COPY=widest)
+    defines = {"DTYPE": w.dtype, "COPY": widest}
+    launch.elementwise(
+        "adamw", "adamw", [w, g, m, v, copy], [launch.int64(matrices), *constants, *values], width_of=widest, **defines
+    )

@@ -1,23 +1,44 @@
 """Launchers of the kernels that add and normalise."""
 
+from collections.abc import Sequence
+
+import numpy as np
+
 from numllama.backend import Array
 from numllama.cuda import launch
-from numllama.cuda.rmsnorm import backward, forward, takes_rows
+from numllama.cuda.dropout import mask_values, takes_mask
+from numllama.cuda.rmsnorm import backward, forward, rmsnorm_forward, takes_gradient, takes_rows
+
+NO_MASK = 0.0, (0, 0)
 
 
-def add_rmsnorm_forward(x: Array, branch: Array, weight: Array, eps: float) -> tuple[tuple[Array, Array], tuple]:
-    if branch.shape != x.shape or not takes_rows(weight, x, branch):
+def add_rmsnorm_forward(
+    x: Array | None, branch: Array, weight: Array, eps: float, p: float = 0.0, key: Sequence[int] | None = None
+) -> tuple[tuple[Array, Array], tuple]:
+    if x is None and key is None:
+        result = rmsnorm_forward(branch, weight, eps)
+        return result if result is NotImplemented else ((branch, result[0]), (result[1], None))
+    rows = (branch,) if x is None else (branch, x)
+    if any(row.shape != branch.shape for row in rows) or not takes_rows(weight, *rows) or not takes_mask(p):
         return NotImplemented
-    total, out = launch.empty(x, x.shape, x.dtype), launch.empty(x, x.shape, x.dtype)
-    rstd = launch.empty(x, (*x.shape[:-1], 1), weight.dtype)
-    forward("add_rmsnorm", (total, out, rstd, x, branch, weight), x, eps)
-    return (total, out), (total, weight, rstd)
+    total, out = launch.empty(branch, branch.shape, branch.dtype), launch.empty(branch, branch.shape, branch.dtype)
+    rstd = launch.empty(branch, (*branch.shape[:-1], 1), weight.dtype)
+    drops = key is not None
+    values = [np.int32(drops), *mask_values(branch, *((p, key) if drops else NO_MASK))]
+    forward("add_rmsnorm", (total, out, rstd, x, branch, weight), total, eps, values=values)
+    return (total, out), ((total, weight, rstd), (p, key, branch.shape) if drops else None)
 
 
-def add_rmsnorm_backward(douts: tuple[Array, Array], cache: tuple) -> tuple[Array, Array, Array]:
+def add_rmsnorm_backward(
+    douts: tuple[Array | None, Array], cache: tuple, into: Array | None = None
+) -> tuple[Array, Array, Array]:
     dtotal, dout = douts
-    total, weight, rstd = cache
-    if dtotal.shape != total.shape or dout.shape != total.shape or not takes_rows(weight, total, dtotal, dout):
+    (total, weight, rstd), dropout_cache = cache
+    rows = (total, dout) if dtotal is None else (total, dout, dtotal)
+    if any(row.shape != total.shape for row in rows) or not takes_rows(weight, *rows) or not takes_gradient(weight, into):
         return NotImplemented
-    dx, dweight = backward("add_rmsnorm", (dout, dtotal, total), weight, rstd)
-    return dx, dx, dweight
+    dx, drops = launch.empty(total, total.shape, total.dtype), dropout_cache is not None
+    dbranch = launch.empty(total, total.shape, total.dtype) if drops else None
+    values = [np.int32(drops), *mask_values(total, *(dropout_cache[:2] if drops else NO_MASK))]
+    dweight = backward("add_rmsnorm", (dx, dbranch), (dout, dtotal, total), weight, rstd, into, values=values)
+    return dx, dbranch if drops else dx, dweight

@@ -1,4 +1,4 @@
-"""Launcher of the gradient norm's kernels."""
+"""Launcher of the gradient norm's kernel."""
 
 from collections.abc import Callable
 
@@ -11,22 +11,19 @@ PER_BLOCK = 256 * 16  # vectors of 16 bytes
 
 
 def euclidean_norm(flat: Array, run: Callable = map) -> float:
-    return float(_norm(flat)) if launch.is_plain(flat) else NotImplemented
+    return float(_launch(flat, None, 0.0)[1]) if launch.is_plain(flat) else NotImplemented
 
 
 def clip_factor(flat: Array, losses: Array, max_norm: float) -> Array:
     """On the device: the sum of some losses, the norm of all gradients, and what to multiply them by (0: they are not finite)."""
-    result = launch.empty(flat, (3,), np.float64)
-    args = [result, _norm(flat), losses, launch.int32(losses.size), np.float64(max_norm)]
-    launch.launch("clip", "clip_factor", 1, 1, args, DTYPE=flat.dtype, WIDTH=launch.width(flat.dtype, arrays=(flat,)))
-    return result
+    return _launch(flat, losses, max_norm)
 
 
-def _norm(flat: Array) -> Array:
+def _launch(flat: Array, losses: Array | None, max_norm: float) -> Array:
     width = launch.width(flat.dtype, arrays=(flat,))
     n = launch.blocks(flat.size, PER_BLOCK * width)
-    sums, norm = launch.empty(flat, (n,), np.float64), launch.empty(flat, (), np.float64)
-    defines = {"DTYPE": flat.dtype, "WIDTH": width}
-    launch.launch("clip", "square_sums", n, 256, [sums, flat, launch.int64(flat.size)], **defines)
-    launch.launch("clip", "root_of_sums", 1, 1024, [norm, sums, launch.int32(n)], **defines)
-    return norm
+    result, sums = launch.empty(flat, (3,), np.float64), launch.empty(flat, (n,), np.float64)
+    n_losses = launch.int32(0 if losses is None else losses.size)
+    args = [result, sums, launch.backend.counters(), flat, launch.int64(flat.size), losses, n_losses, np.float64(max_norm)]
+    launch.launch("clip", "gradient_norm", n, 256, args, DTYPE=flat.dtype, WIDTH=width)
+    return result

@@ -7,7 +7,9 @@ import numpy as np
 from numllama.backend import Array, real_dtype
 from numllama.checks import check_ids
 from numllama.cuda import launch
-from numllama.cuda.launch import int32
+from numllama.cuda.launch import int32, int64
+
+SUMS_OF_A_THREAD = 16  # of blocks, for each thread of the last one
 
 
 def cross_entropy_forward(
@@ -17,23 +19,24 @@ def cross_entropy_forward(
         logits.ndim < 2
         or targets.shape != logits.shape[:-1]
         or targets.dtype.kind not in "iu"
-        or not launch.is_plain(logits)
+        or not _takes(logits)
         or not (count is None or float(count) > 0)
     ):
         return NotImplemented
     V, N = logits.shape[-1], prod(logits.shape[:-1])
     check_ids("targets", targets, V, ignore_index)
-    real = real_dtype(logits.dtype)
-    losses, lse = launch.empty(logits, (N,), real), launch.empty(logits, targets.shape, real)
-    dense = launch.ids(targets)
-    kept = launch.empty(logits, targets.shape, dense.dtype)
+    real, dense = real_dtype(logits.dtype), launch.ids(targets)
+    lse, kept = launch.empty(logits, targets.shape, real), launch.empty(logits, targets.shape, dense.dtype)
     loss, count_out = launch.empty(logits, (), real), launch.empty(logits, (), real)
     width, block, grid = _rows(logits)
+    grid = min(grid, most_blocks(prod(block)))
+    args = [
+        loss, count_out, launch.empty(logits, (2, grid), real), launch.backend.counters(), lse, kept, launch.strided(logits),
+        dense, int32(N), int32(V), int64(launch.row_stride(logits)), dense.dtype.type(ignore_index),
+        real.type(0 if count is None else count),
+    ]  # fmt: skip
     defines = {"DTYPE": logits.dtype, "WIDTH": width, "TARGET": dense.dtype}
-    args = [losses, lse, kept, logits, dense, int32(N), int32(V), dense.dtype.type(ignore_index)]
-    launch.launch("cross_entropy", "cross_entropy_rows", grid, block, args, **defines)
-    args = [loss, count_out, losses, kept, int32(N), real.type(0 if count is None else count)]
-    launch.launch("cross_entropy", "cross_entropy_sum", 1, 1024, args, **defines)
+    launch.launch("cross_entropy", "cross_entropy_forward", grid, block, args, **defines)
     return loss, (logits, kept, lse, count_out)
 
 
@@ -43,22 +46,34 @@ def cross_entropy_backward(dout: Array | float, cache: tuple, *, out: Array | No
     on_device = launch.backend.owns(dout)
     if (
         logits.ndim < 2
-        or not launch.is_plain(logits)
+        or not _takes(logits)
         or kept.dtype not in (np.int32, np.int64)
         or lse.dtype != real
         or not (kept.flags.c_contiguous and lse.flags.c_contiguous)
         or (on_device and (dout.dtype != real or dout.size != 1))
-        or (out is not None and (out.shape != logits.shape or not launch.is_plain(logits, out)))
+        or (out is not None and (out.shape, out.dtype, out.strides) != (logits.shape, logits.dtype, logits.strides))
     ):
         return NotImplemented
     V, N = logits.shape[-1], prod(logits.shape[:-1])
-    dlogits = launch.empty(logits, logits.shape, logits.dtype) if out is None else out
+    stride = launch.row_stride(logits)
+    dlogits = launch.empty(logits, (*logits.shape[:-1], stride), logits.dtype)[..., :V] if out is None else out
     width, block, grid = _rows(logits, dlogits)
     number = real.type(0 if on_device else float(dout))
-    args = [dlogits, logits, kept, lse, count, dout if on_device else None, number, int32(N), int32(V)]
+    rows, numbers = map(launch.strided, (dlogits, logits)), (int32(N), int32(V), int64(stride))
+    args = [*rows, kept, lse, count, dout if on_device else None, number, *numbers]
     defines = {"DTYPE": logits.dtype, "WIDTH": width, "TARGET": kept.dtype}
     launch.launch("cross_entropy", "cross_entropy_backward", grid, block, args, **defines)
     return dlogits
+
+
+def _takes(logits: Array) -> bool:
+    """Whether the kernels read these rows; the product that has made them may have left gaps between them."""
+    return logits.dtype in launch.FLOATS and launch.row_stride(logits) is not None
+
+
+def most_blocks(threads: int) -> int:
+    """Of so many threads; if there are more rows, each block walks over several."""
+    return SUMS_OF_A_THREAD * threads
 
 
 def _rows(*arrays: Array) -> tuple[int, tuple[int, int], int]:

@@ -20,12 +20,21 @@ def dropout_backward(dout: Array, cache: tuple) -> Array:
 
 
 def _masked(x: Array, p: float, key: Sequence[int]) -> Array:
-    if not 0 <= p < 1 or not launch.is_plain(x):
+    if not takes_mask(p) or not launch.is_plain(x):
         return NotImplemented
     out = launch.empty(x, x.shape, x.dtype)
+    launch.elementwise("dropout", "dropout", [out, x], mask_values(x, p, key))
+    return out
+
+
+def takes_mask(p: float) -> bool:
+    """Whether there is a mask of this probability."""
+    return 0 <= p < 1
+
+
+def mask_values(x: Array, p: float, key: Sequence[int]) -> list:
+    """What a kernel makes a mask of: the key in memory or as two numbers, the threshold, and what is kept is multiplied by."""
     on_device = launch.backend.owns(key)
     low, high = (0, 0) if on_device else fold_key(key)
     scale = real_dtype(x.dtype).type(1 / (1 - p))
-    values = [key if on_device else None, np.uint32(low), np.uint32(high), np.uint32(int(p * 2**32)), scale]
-    launch.elementwise("dropout", "dropout", [out, x], values)
-    return out
+    return [key if on_device else None, np.uint32(low), np.uint32(high), np.uint32(int(p * 2**32)), scale]

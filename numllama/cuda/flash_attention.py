@@ -102,7 +102,7 @@ def flash_attention_backward(dout: Array, cache: tuple) -> tuple[Array, Array, A
     q, k, v, out, dout = map(_padded, (q, k, v, out, dout))
     work = _work(q, intervals)
     _, tiling = work.tilings
-    dq, dk, dv = (launch.empty(q, shape, q.dtype) for shape in [(B, T, H, work.D), (B, S, K, work.D), (B, S, K, work.D)])
+    dq, dk, dv = _gradients(q, k)
     steps, splits = launch.blocks(T, tiling.step), _splits(B * K, launch.blocks(S, tiling.rows), work.pitch)
     delta = launch.empty(q, (B, H, T), np.float32)
     bounds = launch.empty(q, (len(intervals[0]), steps, 4), np.int32)
@@ -113,12 +113,29 @@ def flash_attention_backward(dout: Array, cache: tuple) -> tuple[Array, Array, A
     args = [delta, bounds, *out, *dout, *intervals, int32(T), int32(S), batch_stride]
     work.launch("flash_attention_delta", (steps, H, B), 128, args)
     numbers = int32(H), int32(T), int32(S), batch_stride, np.float32(scale)
-    args = [dk, dv, dq_sums, *_view(q), *_view(k, v), *dout, lse, delta, bounds, *intervals, *numbers]
+    args = [*_rows(dk, dv), dq_sums, *_view(q), *_view(k, v), *dout, lse, delta, bounds, *intervals, *numbers]
     shared = (2 * tiling.rows + 4 * tiling.step) * work.row_bytes + tiling.rows * tiling.step * dq.itemsize + 16 * tiling.step
     work.launch("flash_attention_backward", (splits, K, B), 32 * tiling.warps, args, shared)
-    args = [dq, dq_sums, bounds, int32(T), int32(splits), batch_stride, np.float32(scale)]
+    args = [*_rows(dq), dq_sums, bounds, int32(T), int32(splits), batch_stride, np.float32(scale)]
     work.launch("flash_attention_dq", (launch.blocks(launch.blocks(T, 16) * columns, 256), H, B), 256, args)
     return tuple(gradient[..., :D].swapaxes(1, 2) for gradient in (dq, dk, dv))
+
+
+def _gradients(q: Array, k: Array) -> list[Array]:
+    """Room for dq (B, T, H, D), dk and dv (B, S, K, D): side by side in the same rows where T is S.
+
+    So they are one matrix to the products with wq, wk and wv, which follow.
+    """
+    (B, H, T, D), (K, S) = q.shape, k.shape[1:3]
+    if T != S:
+        return [launch.empty(q, shape, q.dtype) for shape in [(B, T, H, D), (B, S, K, D), (B, S, K, D)]]
+    rows = launch.empty(q, (B, T, H + 2 * K, D), q.dtype)
+    return [rows[:, :, :H], rows[:, :, H : H + K], rows[:, :, H + K :]]
+
+
+def _rows(*arrays: Array) -> list:
+    """What a kernel is told of (B, T, heads, D) that it writes: where it begins, and how many elements apart times are."""
+    return [*map(launch.strided, arrays), int32(arrays[0].strides[1] // arrays[0].itemsize)]
 
 
 class _Work(NamedTuple):
@@ -189,12 +206,16 @@ def _view(*arrays: Array) -> list:
     Arrays whose rows of D do not lie together, or do not begin at multiples of 16 bytes, are copied. Two arrays that share their
     strides need them only once; if they do not, they are copied as well.
     """
-    if not all(map(_is_readable, arrays)) or len({x.strides for x in arrays}) > 1:
+    if not all(map(_is_readable, arrays)) or len({_steps(x) for x in arrays}) > 1:
         arrays = [x.copy() for x in arrays]
     batch, head, time, _ = (stride // arrays[0].itemsize for stride in arrays[0].strides)
     return [*map(launch.strided, arrays), int64(batch), int64(head), int32(time)]
 
 
 def _is_readable(x: Array) -> bool:
-    steps = [stride for stride, n in zip(x.strides, x.shape, strict=True) if n > 1]
-    return x.strides[-1] == x.itemsize and not any(step % 16 for step in steps[:-1]) and launch.backend.address(x) % 16 == 0
+    return x.strides[-1] == x.itemsize and not any(step % 16 for step in _steps(x)[:-1]) and launch.backend.address(x) % 16 == 0
+
+
+def _steps(x: Array) -> tuple[int, ...]:
+    """The strides that are ever taken: an axis of length 1 may have any."""
+    return tuple(stride for stride, n in zip(x.strides, x.shape, strict=True) if n > 1)

@@ -70,7 +70,7 @@ class TrainingStep:
             tokens=((batch_size, seq_len), np.int32),
             targets=((batch_size, seq_len), np.int32),
             keys=((self.shards, self.sites, 2), np.uint32),
-            numbers=((2, 3), real_dtype(model.dtype)),
+            numbers=((4,), real_dtype(model.dtype)),
         )
         self.result: Array = None
         self._table = model._rope_table(seq_len) if model.config.positions == "rope" else None  # a graph has its address
@@ -89,8 +89,7 @@ class TrainingStep:
         """Loss and norm of the gradients, before clipping. Unless both are finite, no parameter has changed."""
         optimizer, told = self.optimizer, self.told.host
         told["tokens"][...], told["targets"][...] = tokens, targets
-        for row, decay in enumerate((optimizer.weight_decay, 0.0)):
-            told["numbers"][row] = step_numbers(optimizer.steps + 1, lr, optimizer.betas, decay)
+        told["numbers"][...] = *step_numbers(optimizer.steps + 1, lr, optimizer.betas, optimizer.weight_decay), 1.0
         for shard, site in np.ndindex(self.shards, self.sites):
             told["keys"][shard, site] = fold_key((self.seed, step, shard, site))
         with self._stream.entered(), checked_ids():
@@ -127,15 +126,15 @@ class TrainingStep:
         model, told, grads = self.model, self.told.device, self.grads
         B = len(told["tokens"])
         grads.flat[...] = 0
-        losses = launch.empty(grads.flat, (self.shards,), grads.flat.dtype)
+        losses = []
         for i, (start, stop) in enumerate(pairwise(B * i // self.shards for i in range(self.shards + 1))):
-            losses[i], _ = model.loss_and_grads(
+            loss, _ = model.loss_and_grads(
                 told["tokens"][start:stop], told["targets"][start:stop], grads=grads, count=told["tokens"].size,
                 key=told["keys"][i] if self.sites else None, recompute=self.recompute,
             )  # fmt: skip
-        self.result = clip_factor(grads.flat, losses, self.clip)
+            losses.append(loss.reshape(1))
+        self.result = clip_factor(grads.flat, losses[0] if len(losses) == 1 else model.xp.concatenate(losses), self.clip)
         params, state, optimizer = model.params, self.optimizer.state, self.optimizer
-        for row, part in enumerate((slice(0, params.matrices.size), slice(params.matrices.size, params.flat.size))):
-            arrays = (buffer.flat[part] for buffer in (params, grads, state["m"], state["v"]))
-            copy = params.rounded_part(part)
-            adamw_update_by(told["numbers"][row], self.result[2:], *arrays, copy, optimizer.betas, optimizer.eps)
+        copy, matrices = params.rounded_part(slice(0, params.matrices.size)), params.matrices.size
+        arrays = (buffer.flat for buffer in (params, grads, state["m"], state["v"]))
+        adamw_update_by(told["numbers"], self.result[2:], matrices, *arrays, copy, optimizer.betas, optimizer.eps)

@@ -37,6 +37,7 @@ DTYPES = {name: dtype for dtype, name in C_NAMES.items()} | {"Index": np.dtype(n
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64), *TWO_BYTES)
 
+COUNTERS = 64                                           # of blocks that have arrived: kernels/last_block.cuh
 MAX_THREADS = 1024                                      # of a block
 MAX_BLOCK = (1024, 1024, 64)
 MAX_GRID = (2**31 - 1, 65535, 65535)
@@ -237,6 +238,40 @@ def ids(tokens: Array) -> Array:
     return xp_of(tokens).ascontiguousarray(tokens, dtype=dtype)
 
 
+def adjacent(arrays: Sequence[Array], axis: int) -> Array | None:
+    """One view of arrays that lie next to each other in memory along an axis; None if they do not."""
+    first, end, n = arrays[0], backend.address(arrays[0]), 0
+    axis %= first.ndim
+    for array in arrays:
+        if not (
+            backend.owns(array)
+            and array.dtype == first.dtype
+            and array.strides == first.strides
+            and array.shape[:axis] == first.shape[:axis]
+            and array.shape[axis + 1 :] == first.shape[axis + 1 :]
+            and backend.address(array) == end
+        ):
+            return None
+        end, n = end + array.shape[axis] * array.strides[axis], n + array.shape[axis]
+    return backend.view(first, (*first.shape[:axis], n, *first.shape[axis + 1 :]), first.strides)
+
+
+def row_stride(x: Array) -> int | None:
+    """Elements from one row (the last axis) of an array to the next; None unless all are equally far apart, and have no gaps."""
+    *lead, C = zip(x.shape, x.strides, strict=True)
+    if x.size == 0 or (C[0] > 1 and C[1] != x.dtype.itemsize):
+        return None
+    step, rows = None, 1  # from row to row, in bytes
+    for n, stride in reversed(lead):
+        if n > 1:
+            step = stride // rows if step is None else step
+            if stride != step * rows or stride % rows:
+                return None
+        rows *= n
+    step = C[0] if step is None else step // x.dtype.itemsize
+    return step if step >= C[0] else None
+
+
 def blocks(n: int, block: int) -> int:
     """How many blocks of `block` it takes to cover n."""
     return -(-n // block)
@@ -308,6 +343,7 @@ class CuPy:
         self.compile_seconds = 0.0
         self._functions: dict[tuple, _Function] = {}
         self._capabilities: dict[int, int] = {}
+        self._counters: dict[tuple[int, int], Array] = {}
 
     def is_ready(self) -> bool:
         """Whether there can be arrays on a GPU: whoever made one has imported CuPy."""
@@ -334,6 +370,18 @@ class CuPy:
 
     def zeros(self, like: Array, shape: Sequence[int], dtype: Any) -> Array:
         return sys.modules["cupy"].zeros(shape, dtype)
+
+    def view(self, array: Array, shape: Sequence[int], strides: Sequence[int]) -> Array:
+        """An array of other shape that begins where this one does; strides in bytes."""
+        return sys.modules["cupy"].ndarray(shape, array.dtype, memptr=array.data, strides=strides)
+
+    def counters(self) -> Array:
+        """Zeros, with which kernels count and which they leave as zeros: one array for each stream, as two may run at once."""
+        cupy = sys.modules["cupy"]
+        key = cupy.cuda.runtime.getDevice(), cupy.cuda.get_current_stream().ptr
+        if key not in self._counters:
+            self._counters[key] = cupy.zeros(COUNTERS, np.uint32)
+        return self._counters[key]
 
     def run(self, program: Program, name: str, grid: tuple, block: tuple, args: list, shared_bytes: int) -> None:
         """Compile if need be, and launch on the current stream."""

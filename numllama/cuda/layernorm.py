@@ -4,7 +4,7 @@ from math import prod
 
 from numllama.backend import Array, real_dtype
 from numllama.cuda import launch
-from numllama.cuda.rmsnorm import BLOCKS, MAX_SHARED_BYTES, THREADS
+from numllama.cuda.rmsnorm import BLOCKS, GROUP, MAX_SHARED_BYTES, THREADS
 
 
 def layernorm_forward(x: Array, weight: Array, bias: Array, eps: float) -> tuple[Array, tuple]:
@@ -33,12 +33,11 @@ def layernorm_backward(dout: Array, cache: tuple) -> tuple[Array, Array, Array]:
     row_bytes = 2 * C * weight.dtype.itemsize
     rows = max(1, min(THREADS // threads, launch.SHARED_BYTES // row_bytes))
     grid = min(launch.blocks(N, rows), BLOCKS)
-    sums, both = launch.empty(x, (grid, 2 * C), weight.dtype), launch.empty(x, (2, C), weight.dtype)
+    sums = launch.empty(x, (grid + launch.blocks(grid, GROUP), 2 * C), weight.dtype)
+    both = launch.empty(x, (2, C), weight.dtype)
     defines = {"DTYPE": x.dtype, "WIDTH": width}
-    args = [dx, sums, dout, x, weight, mean, rstd, launch.int32(N), launch.int32(C)]
+    args = [dx, both, sums, launch.backend.counters(), dout, x, weight, mean, rstd, launch.int32(N), launch.int32(C)]
     launch.launch("layernorm", "layernorm_backward", grid, (threads, rows), args, rows * row_bytes, **defines)
-    args = [both, sums, launch.int32(grid), launch.int32(2 * C)]
-    launch.launch("layernorm", "layernorm_dweight", launch.blocks(2 * C, 32), (32, 8), args, **defines)
     return dx, both[0], both[1]
 
 

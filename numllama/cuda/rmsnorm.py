@@ -1,50 +1,66 @@
 """Launchers of RMSNorm's kernels."""
 
+from collections.abc import Sequence
 from math import prod
 
-from numllama.backend import Array, real_dtype, xp_of
+from numllama.backend import Array, real_dtype
 from numllama.cuda import launch
 
 BLOCKS, THREADS = 512, 256  # that add up dweight for themselves: enough to fill a GPU, few enough to add at the end
+GROUP = 16  # blocks whose sums one of them adds up, as kernels/last_block.cuh says; BLOCKS / GROUP fits launch.COUNTERS
 MAX_SHARED_BYTES = 96 * 1024  # for one row; every GPU since 2020 has them
 
 
 def rmsnorm_forward(x: Array, weight: Array, eps: float) -> tuple[Array, tuple]:
-    if _are_heads(x):
-        result = rmsnorm_forward(x.swapaxes(1, 2), weight, eps)
-        if result is NotImplemented:
-            return NotImplemented
-        out, (_, _, rstd) = result
-        return out.swapaxes(1, 2), (x, weight, rstd.swapaxes(1, 2))
-    if not takes_rows(weight, x):
+    is_heads, strides = _heads_or_rows(x)
+    if strides is None or not _takes(weight, x):
         return NotImplemented
-    out, rstd = launch.empty(x, x.shape, x.dtype), launch.empty(x, (*x.shape[:-1], 1), weight.dtype)
-    forward("rmsnorm", (out, rstd, x, weight), x, eps)
+    rows = x.swapaxes(1, 2) if is_heads else x
+    out, rstd = launch.empty(x, rows.shape, x.dtype), launch.empty(x, (*rows.shape[:-1], 1), weight.dtype)
+    forward("rmsnorm", (out, rstd, rows, weight), rows, eps, strides)
+    if is_heads:
+        out, rstd = out.swapaxes(1, 2), rstd.swapaxes(1, 2)
     return out, (x, weight, rstd)
 
 
 def rmsnorm_backward(dout: Array, cache: tuple) -> tuple[Array, Array]:
     x, weight, rstd = cache
-    if _are_heads(x, rstd) and dout.shape == x.shape:
-        dout = xp_of(dout).ascontiguousarray(dout.swapaxes(1, 2))       # a copy only if it lies otherwise than x
-        result = rmsnorm_backward(dout, (x.swapaxes(1, 2), weight, rstd.swapaxes(1, 2)))
-        return NotImplemented if result is NotImplemented else (result[0].swapaxes(1, 2), result[1])
-    if dout.shape != x.shape or not takes_rows(weight, x, dout):
+    is_heads, strides = _heads_or_rows(dout, x)
+    if dout.shape != x.shape or strides is None or not _takes(weight, x, dout):
         return NotImplemented
-    return backward("rmsnorm", (dout, x), weight, rstd)
+    if is_heads:
+        dout, x, rstd = (a.swapaxes(1, 2) for a in (dout, x, rstd))
+    if not rstd.flags.c_contiguous:
+        return NotImplemented
+    dx = launch.empty(x, x.shape, x.dtype)
+    dweight = backward("rmsnorm", (dx,), (dout, x), weight, rstd, strides=strides)
+    return (dx.swapaxes(1, 2) if is_heads else dx), dweight
 
 
-def _are_heads(*arrays: Array) -> bool:
-    """Whether these are (B, H, T, D) in the memory of (B, T, H, D), as a projection leaves them: rows all the same."""
-    return all(a.ndim == 4 and not a.flags.c_contiguous and a.swapaxes(1, 2).flags.c_contiguous for a in arrays)
+def _heads_or_rows(*arrays: Array) -> tuple[bool, list | None]:
+    """Whether these are heads (B, H, T, D) that lie as (B, T, H, D), as projections and attention leave them, and not plain rows.
+
+    And what a kernel is told of where rows begin: how many heads lie together, and each array's stride; None if neither holds.
+    """
+    if all(a.ndim > 1 and a.flags.c_contiguous for a in arrays):
+        return False, [launch.int32(1), *(launch.int64(a.shape[-1]) for a in arrays)]
+    if any(a.ndim != 4 or not a.size or (a.shape[1] > 1 and a.strides[1] != a.shape[3] * a.itemsize) for a in arrays):
+        return False, None
+    strides = [launch.row_stride(a[:, 0]) for a in arrays]
+    return True, None if None in strides else [launch.int32(arrays[0].shape[1]), *map(launch.int64, strides)]
 
 
 def takes_rows(weight: Array, *rows: Array) -> bool:
-    """Whether the kernels take rows of this type and length; gains of activations in two bytes are kept in float32."""
+    """Whether the kernels take rows of this type and length that lie one after the other."""
+    return launch.is_plain(*rows) and rows[0].ndim > 1 and _takes(weight, *rows)
+
+
+def _takes(weight: Array, *rows: Array) -> bool:
+    """Whether the kernels take this type and length; gains of activations in two bytes are kept in float32."""
     x = rows[0]
     return (
-        launch.is_plain(*rows)
-        and x.ndim > 1
+        x.dtype in launch.FLOATS
+        and all(row.dtype == x.dtype and row.size for row in rows)
         and weight.shape == x.shape[-1:]
         and weight.dtype == real_dtype(x.dtype)
         and weight.flags.c_contiguous
@@ -57,31 +73,49 @@ def _backward_bytes(x: Array, weight: Array) -> int:
     return x.shape[-1] * (2 * x.dtype.itemsize + weight.dtype.itemsize)
 
 
-def forward(op: str, arrays: tuple, x: Array, eps: float) -> None:
-    """Launch OP_forward(arrays, N, C, eps)."""
+def takes_gradient(weight: Array, into: Array | None) -> bool:
+    """Whether the kernels add the weight's gradient to this."""
+    return into is None or (launch.backend.owns(into) and into.shape == weight.shape and launch.is_plain(weight, into))
+
+
+def forward(op: str, arrays: tuple, x: Array, eps: float, strides: Sequence = (), values: Sequence = ()) -> None:
+    """Launch OP_forward(arrays, N, C, eps, strides, values)."""
     C, N = x.shape[-1], prod(x.shape[:-1])
-    width = launch.width(x.dtype, C, arrays=arrays)
+    width = launch.width(x.dtype, C, *strides[1:], arrays=arrays)
     threads, rows = launch.row_block(C, width)
     real = real_dtype(x.dtype)
-    args = [*arrays, launch.int32(N), launch.int32(C), real.type(eps)]
+    args = [*_strided(arrays), launch.int32(N), launch.int32(C), real.type(eps), *strides, *values]
     shared = rows * C * real.itemsize
     launch.launch(op, f"{op}_forward", launch.blocks(N, rows), (threads, rows), args, shared, DTYPE=x.dtype, WIDTH=width)
 
 
-def backward(op: str, arrays: tuple, weight: Array, rstd: Array) -> tuple[Array, Array]:
-    """Launch OP_backward(dx, dweights, arrays, weight, rstd, N, C), and the sum of dweights; arrays end with x."""
+def backward(
+    op: str,
+    outs: tuple,
+    arrays: tuple,
+    weight: Array,
+    rstd: Array,
+    into: Array | None = None,
+    strides: Sequence = (),
+    values: Sequence = (),
+) -> Array:
+    """Launch OP_backward(outs, dweight, sums, arrived, arrays, weight, rstd, N, C, adds, strides, values); arrays end with x."""
     x = arrays[-1]
     C, N = x.shape[-1], prod(x.shape[:-1])
-    dx = launch.empty(x, x.shape, x.dtype)
-    width = launch.width(x.dtype, C, arrays=(dx, *arrays, weight))
+    width = launch.width(x.dtype, C, *strides[1:], arrays=(*outs, *arrays, weight))
     threads, _ = launch.row_block(C, width)
     row_bytes = _backward_bytes(x, weight)
     rows = max(1, min(THREADS // threads, launch.SHARED_BYTES // row_bytes))
     grid = min(launch.blocks(N, rows), BLOCKS)
-    dweights, dweight = launch.empty(x, (grid, C), weight.dtype), launch.empty(x, (C,), weight.dtype)
-    defines = {"DTYPE": x.dtype, "WIDTH": width}
-    args = [dx, dweights, *arrays, weight, rstd, launch.int32(N), launch.int32(C)]
-    launch.launch(op, f"{op}_backward", grid, (threads, rows), args, rows * row_bytes, **defines)
-    args = [dweight, dweights, launch.int32(grid), launch.int32(C)]
-    launch.launch(op, f"{op}_dweight", launch.blocks(C, 32), (32, 8), args, **defines)
-    return dx, dweight
+    dweights = launch.empty(x, (grid + launch.blocks(grid, GROUP), C), weight.dtype)
+    dweight = launch.empty(x, (C,), weight.dtype) if into is None else into
+    numbers = launch.int32(N), launch.int32(C), launch.int32(into is not None)
+    sums = dweight, dweights, launch.backend.counters()
+    args = [*outs, *sums, *_strided(arrays), weight, rstd, *numbers, *strides, *values]
+    launch.launch(op, f"{op}_backward", grid, (threads, rows), args, rows * row_bytes, DTYPE=x.dtype, WIDTH=width)
+    return dweight
+
+
+def _strided(arrays: tuple) -> list:
+    """Arrays whose strides the kernel knows."""
+    return [None if array is None else launch.strided(array) for array in arrays]

@@ -1,21 +1,47 @@
-"""Launchers of SwiGLU's kernels."""
+"""Launchers of SwiGLU's kernels. gate and up may be the halves of rows that one product has left; dgate and dup are."""
+
+from math import prod
 
 from numllama.backend import Array
 from numllama.cuda import launch
+from numllama.cuda.launch import int32, int64
 
 
 def swiglu_forward(gate: Array, up: Array) -> tuple[Array, tuple]:
-    if gate.shape != up.shape or not launch.is_plain(gate, up):
+    if not _takes(gate, up):
         return NotImplemented
     out = launch.empty(gate, gate.shape, gate.dtype)
-    launch.elementwise("swiglu", "swiglu_forward", [out, gate, up])
+    _launch("swiglu_forward", [out, gate, up], gate, gate.shape[-1])
     return out, (gate, up)
 
 
 def swiglu_backward(dout: Array, cache: tuple) -> tuple[Array, Array]:
     gate, up = cache
-    if dout.shape != gate.shape or not launch.is_plain(gate, up, dout):
+    if not _takes(gate, up) or dout.dtype != gate.dtype or dout.shape != gate.shape or not launch.is_plain(dout):
         return NotImplemented
-    dgate, dup = launch.empty(gate, gate.shape, gate.dtype), launch.empty(gate, gate.shape, gate.dtype)
-    launch.elementwise("swiglu", "swiglu_backward", [dgate, dup, dout, gate, up])
+    *lead, F = gate.shape
+    rows = launch.empty(gate, (*lead, 2 * F), gate.dtype)              # side by side, for the products that follow
+    dgate, dup = rows[..., :F], rows[..., F:]
+    _launch("swiglu_backward", [dgate, dup, dout, gate, up], gate, 2 * F)
     return dgate, dup
+
+
+def _takes(gate: Array, up: Array) -> bool:
+    """Whether the kernels read these: rows that are equally far apart in both."""
+    return (
+        gate.dtype in launch.FLOATS
+        and up.dtype == gate.dtype
+        and up.shape == gate.shape
+        and launch.row_stride(gate) is not None
+        and launch.row_stride(gate) == launch.row_stride(up)
+    )
+
+
+def _launch(name: str, arrays: list[Array], gate: Array, written: int) -> None:
+    """Launch a kernel (arrays, columns, elements from row to row of gate and up, and of what is written)."""
+    F, N, stride = gate.shape[-1], prod(gate.shape[:-1]), launch.row_stride(gate)
+    width = launch.width(gate.dtype, F, stride, written, arrays=arrays)
+    threads = min(256, 32 * launch.blocks(F, 32 * width))
+    columns = launch.blocks(F, threads * width)
+    args = [*map(launch.strided, arrays), int32(F), int32(columns), int64(stride), int64(written)]
+    launch.launch("swiglu", name, N * columns, threads, args, DTYPE=gate.dtype, WIDTH=width)

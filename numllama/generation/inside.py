@@ -34,10 +34,10 @@ def attention_weights(model: Transformer, ids: Sequence[int], layer: int) -> np.
         raise ValueError(f"layer is {shown(layer)}, but must lie in 0..{model.config.n_layers - 1}")
     tokens = model._check_tokens(np.asarray([ids]))
     context = model._context(tokens)
-    x, _ = model._embed_forward(tokens, context)
+    x, (branch, _) = None, model._embed_forward(tokens, context)
     for i in range(layer + 1):
-        x, (attention_cache, _) = layer_forward(x, model.weights.blocks[i], context, i)
-    _, (*_, flash, _, _) = attention_cache
+        (x, branch), (attention_cache, _) = layer_forward(x, branch, model.weights.blocks[i], context, i)
+    _, _, (_, _, flash, _) = attention_cache
     q, k, v = flash[:3]  # (1, H, T, D), (1, K, T, D)
     _, (_, _, _, weights, _) = ops.attention_forward(q, k, v)
     return to_numpy(weights[0]).astype("float32")  # (H, T, T)

@@ -2,22 +2,17 @@
 
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import reduce
+from operator import add
 from os import PathLike
 from typing import Any
 
 import numpy as np
 
 from numllama import ops
-from numllama.backend import TWO_BYTES, Array, array_module, as_array, compute_dtype, real_dtype, to_numpy, xp_of
+from numllama.backend import TWO_BYTES, Array, array_module, as_array, compute_dtype, real_dtype, to_numpy
 from numllama.checks import check_ids, check_shape, checked_ids
-from numllama.model.block import (
-    NORM,
-    Context,
-    dropout_backward,
-    dropout_forward,
-    layer_backward,
-    layer_forward,
-)
+from numllama.model.block import ADD_NORM, Context, layer_again, layer_backward, layer_entry, layer_forward
 from numllama.model.config import ModelConfig
 from numllama.model.lora import Adapter, LoraConfig, initial_adapter
 from numllama.model.parameters import Parameters, initial_parameters
@@ -100,10 +95,12 @@ class Transformer:
             kv_cache.reserve(*tokens.shape)
         context = self._context(tokens, positions=positions, kv_cache=kv_cache)
         with few_threads(self, tokens) if kv_cache is None else nullcontext():  # generation sees to its threads itself
-            x = self._hidden(tokens, context, last)
+            x, branch = self._hidden(tokens, context, last)
             if kv_cache is not None:
                 kv_cache.advance(to_numpy(tokens))
-            n, _ = self._norm(x if last is None else x[:, max(0, x.shape[1] - last) :], context)
+            if last is not None:
+                x, branch = (each[:, max(0, each.shape[1] - last) :] for each in (x, branch))
+            (_, n), _ = self._norm(x, branch, context)
             return ops.linear_forward(n, self._head(self.weights))[0]
 
     @with_few_threads
@@ -112,7 +109,7 @@ class Transformer:
         tokens = self._check_tokens(tokens)
         targets = self._check_targets(targets, tokens)
         context = self._context(tokens, segments=segments)
-        n, _ = self._norm(self._hidden(tokens, context), context)
+        (_, n), _ = self._norm(*self._hidden(tokens, context), context)
         return self._head_loss(n, targets, count)
 
     @with_few_threads
@@ -165,26 +162,25 @@ class Transformer:
         self.learnt.check_layout("grads", grads)
         context = self._context(tokens, segments=segments, key=key)
 
-        x, embed_cache = self._embed_forward(tokens, context)          # (B, T, C)
+        x, (branch, embed_cache) = None, self._embed_forward(tokens, context)           # (B, T, C)
         caches, blocks = [], self._blocks()
         for i, w in enumerate(blocks):
-            out, cache = layer_forward(x, w, context, i)
-            caches.append(x if recompute else cache)
-            x = out
+            (x, branch), cache = layer_forward(x, branch, w, context, i)
+            caches.append(layer_entry(cache) if recompute else cache)
             del cache
-        n, norm_cache = self._norm(x, context)
-        loss, dn, dhead = self._head_loss_and_grads(n, targets, count, scale)
+        (x, n), norm_cache = self._norm(x, branch, context)
+        loss, dn, dhead = self._head_loss_and_grads(n, targets, count, scale, grads)
 
-        dx = NORM[self.config.norm][1](dn, norm_cache, grads, "norm")
-        del x, out, n, norm_cache, dn                                  # memory falls from here on
+        dx, dbranch = ADD_NORM[self.config.norm][1](None, dn, norm_cache, grads, "norm")
+        del x, branch, n, norm_cache, dn                               # memory falls from here on
         for i in reversed(range(self.config.n_layers)):
             cache = caches.pop()
             if recompute:
-                _, cache = layer_forward(cache, blocks[i], context, i, again=True)
-            dx = layer_backward(dx, cache, grads.blocks[i])
+                cache = layer_again(cache, blocks[i], context, i)
+            dx, dbranch = layer_backward(dx, dbranch, cache, grads.blocks[i])
             del cache
         if self.adapter is None:
-            self._embed_backward(dx, embed_cache, grads, dhead)
+            self._embed_backward(dbranch, embed_cache, grads, dhead)
         return loss, grads
 
     # -------------------------------------------------------------------------------------------- adapters
@@ -263,12 +259,10 @@ class Transformer:
         if self.config.positions == "learned":
             pos, pos_cache = ops.embedding_forward(context.positions, self.weights["pos_embed"])
             x += pos                                                   # (B, T, C) + (T, C) or (B, T, C)
-        x, dropout_cache = dropout_forward(x, 0, context)
-        return x, (embed_cache, pos_cache, dropout_cache)
+        return x, (embed_cache, pos_cache)
 
-    def _embed_backward(self, dx: Array, cache: tuple, grads: Parameters, dhead: Array) -> None:
-        embed_cache, pos_cache, dropout_cache = cache
-        dx = dropout_backward(dx, dropout_cache)
+    def _embed_backward(self, dx: Array, cache: tuple, grads: Parameters, dhead: Array | None) -> None:
+        embed_cache, pos_cache = cache
         if pos_cache is not None:
             shared = pos_cache[0].ndim == 1                            # positions collect from all sequences then
             dpos = dx.sum(0, dtype=real_dtype(dx.dtype)) if shared else dx
@@ -277,19 +271,21 @@ class Transformer:
             grads["embed"] += ops.embedding_backward(dx, embed_cache, into=dhead)
         else:
             ops.embedding_backward(dx, embed_cache, into=grads["embed"])
-            grads["head"] += dhead
+            if dhead is not None:
+                grads["head"] += dhead
 
-    def _hidden(self, tokens: Array, context: Context, last: int | None = None) -> Array:
-        """The residual stream after the last layer: of all tokens, or of `last` at the end, but at least one."""
-        x, _ = self._embed_forward(tokens, context)
+    def _hidden(self, tokens: Array, context: Context, last: int | None = None) -> tuple[Array, Array]:
+        """The stream and the last layer's branch: of all tokens, or of `last` at the end, but at least one."""
+        x, (branch, _) = None, self._embed_forward(tokens, context)
         for i, w in enumerate(self._blocks()):
             if last is not None and i == self.config.n_layers - 1:
                 context = replace(context, asked=max(1, last))
-            x = layer_forward(x, w, context, i)[0]
-        return x
+            (x, branch), _ = layer_forward(x, branch, w, context, i)
+        return x, branch
 
-    def _norm(self, x: Array, context: Context) -> tuple[Array, tuple]:
-        return NORM[self.config.norm][0](x, self.weights, "norm", context)
+    def _norm(self, x: Array, branch: Array, context: Context) -> tuple[tuple[Array, Array], tuple]:
+        """The stream after all layers, and the norm of it."""
+        return ADD_NORM[self.config.norm][0](x, branch, self.weights, "norm", context, 2 * self.config.n_layers)
 
     def _head(self, params: Parameters) -> Array:
         return params["embed" if self.config.tie_embeddings else "head"]
@@ -306,32 +302,39 @@ class Transformer:
 
     def _head_loss(self, n: Array, targets: Array, count: int | None) -> Array:
         chunks, count = self._chunks(n, targets, count)
-        loss = 0
+        parts = []
         for rows, row_targets in chunks:
             logits, _ = ops.linear_forward(rows, self._head(self.weights))
             with checked_ids():
-                loss = loss + ops.cross_entropy_forward(logits, row_targets, count=count)[0]
-        return loss
+                parts.append(ops.cross_entropy_forward(logits, row_targets, count=count)[0])
+        return reduce(add, parts)
 
-    def _head_loss_and_grads(self, n: Array, targets: Array, count: int | None, scale: float) -> tuple[Array, Array, Array]:
-        """Loss, dn and the head's gradient, forward and backward at once for each chunk of rows."""
+    def _head_loss_and_grads(
+        self, n: Array, targets: Array, count: int | None, scale: float, grads: Parameters
+    ) -> tuple[Array, Array, Array | None]:
+        """Loss, dn and the head's gradient, forward and backward at once for each chunk of rows.
+
+        The gradient is None where it has been added to `grads` already: that of an untied head made in one piece.
+        """
         chunks, count = self._chunks(n, targets, count)
-        loss, dn, dhead = 0, [], None
-        if self.adapter is None and self.weights is not self.params:   # a gradient in float32 for a matrix in two bytes
+        is_one, learns = len(chunks) == 1, self.adapter is None
+        adds_at_once = is_one and learns and not self.config.tie_embeddings
+        dn = None if is_one else self.xp.zeros_like(n.reshape(-1, n.shape[-1]))
+        parts, dhead = [], grads["head"] if adds_at_once else None
+        if learns and not adds_at_once and self.weights is not self.params:  # a gradient in float32 for a matrix in two bytes
             dhead = self.xp.zeros_like(self._head(self.params))
-        for rows, row_targets in chunks:
+        for i, (rows, row_targets) in enumerate(chunks):
             logits, head_cache = ops.linear_forward(rows, self._head(self.weights))      # (rows, V)
             with checked_ids():
                 part, loss_cache = ops.cross_entropy_forward(logits, row_targets, count=count)
             dlogits = ops.cross_entropy_backward(scale, loss_cache, out=logits)         # logits are gone
-            if self.adapter is None:
-                drows, dhead = ops.linear_backward(dlogits, head_cache, into=dhead)
+            drows = None if is_one else dn[i * len(chunks[0][0]) :][: len(rows)]
+            if learns:
+                drows, dhead = ops.linear_backward(dlogits, head_cache, into=dhead, dx=drows)
             else:
-                drows = ops.linear_backward_input(dlogits, head_cache)
-            loss = loss + part
-            dn.append(drows)
-        dn = dn[0] if len(dn) == 1 else xp_of(n).concatenate(dn)
-        return loss, dn.reshape(n.shape), dhead
+                drows = ops.linear_backward_input(dlogits, head_cache, dx=drows)
+            parts.append(part)
+        return reduce(add, parts), (drows if is_one else dn).reshape(n.shape), None if adds_at_once else dhead
 
     # -------------------------------------------------------------------------------------------- inputs
 
@@ -350,7 +353,7 @@ class Transformer:
             positions = kv_cache.positions(T)
             cos, sin = self._rope(positions) if rope else (None, None)
         elif positions is None:
-            positions = xp.arange(T)
+            positions = xp.arange(T) if self.config.positions == "learned" else None
             cos, sin = self._rope_table(T) if rope else (None, None)
         else:
             positions = as_array(positions)

@@ -70,7 +70,9 @@ def _llama3_scaling(frequencies: Array, scaling: Mapping) -> Array:
 
 
 @accelerated
-def rope_forward(x: Array, cos: Array, sin: Array, layout: str = "half") -> tuple[Array, tuple]:
+def rope_forward(
+    x: Array, cos: Array, sin: Array, layout: str = "half", *, out: Array | None = None
+) -> tuple[Array, tuple]:
     """Turn each pair of components by its angle.
 
     Parameters
@@ -80,6 +82,8 @@ def rope_forward(x: Array, cos: Array, sin: Array, layout: str = "half") -> tupl
         From :func:`rope_table`.
     layout : str
         ``"half"`` (Hugging Face) or ``"interleaved"`` (Meta).
+    out : array, shape (B, H, T, D), optional
+        Where to write; it may be x itself.
 
     Returns
     -------
@@ -92,20 +96,42 @@ def rope_forward(x: Array, cos: Array, sin: Array, layout: str = "half") -> tupl
         raise ValueError(f"x has heads of {D}, but RoPE turns pairs of components and needs an even head size")
     check_shape("cos", cos, (T, D // 2) if cos.ndim == 2 else (B, 1, T, D // 2))
     check_shape("sin", sin, cos.shape)
+    xp = xp_of(x)
+    out = xp.empty_like(x) if out is None else out                     # (B, H, T, D), in the order that x has in memory
+    check_shape("out", out, x.shape)
     first, second = _pairs(D, layout)
-    out = xp_of(x).empty_like(x)                                       # (B, H, T, D), in the order that x has in memory
-    out[..., first], out[..., second] = x[..., second], x[..., first]
-    out *= _join(-sin, sin, layout)
-    out += x * _join(cos, cos, layout)
+    other = xp.empty_like(x)                                           # of each pair the other component
+    other[..., first], other[..., second] = x[..., second], x[..., first]
+    other *= _join(-sin, sin, layout)
+    xp.multiply(x, _join(cos, cos, layout), out=out)
+    out += other
     return out, (cos, sin, layout)
 
 
 @accelerated
-def rope_backward(dout: Array, cache: tuple) -> Array:
-    """Gradient of :func:`rope_forward` with respect to ``x``: the rotation back."""
+def rope_backward(dout: Array, cache: tuple, *, out: Array | None = None) -> Array:
+    """Gradient of :func:`rope_forward` with respect to ``x``: the rotation back; written to `out`, which may be `dout` itself."""
     cos, sin, layout = cache
     check_shape("dout", dout, (None, None, cos.shape[-2], 2 * cos.shape[-1]))
-    return rope_forward(dout, cos, -sin, layout)[0]
+    return rope_forward(dout, cos, -sin, layout, out=out)[0]
+
+
+@accelerated(of_ops=True)
+def ropes_forward(
+    xs: tuple[Array, ...], cos: Array, sin: Array, layout: str = "half", *, outs: tuple[Array, ...] | None = None
+) -> tuple[tuple[Array, ...], tuple]:
+    """:func:`rope_forward` of several arrays that one table turns: queries and keys. `outs` may be `xs` themselves."""
+    outs = (None,) * len(xs) if outs is None else outs
+    return tuple(rope_forward(x, cos, sin, layout, out=out)[0] for x, out in zip(xs, outs, strict=True)), (cos, sin, layout)
+
+
+@accelerated(of_ops=True)
+def ropes_backward(
+    douts: tuple[Array, ...], cache: tuple, *, outs: tuple[Array, ...] | None = None
+) -> tuple[Array, ...]:
+    """Gradients of :func:`ropes_forward` with respect to ``xs``; written to `outs`, which may be `douts` themselves."""
+    outs = (None,) * len(douts) if outs is None else outs
+    return tuple(rope_backward(dout, cache, out=out) for dout, out in zip(douts, outs, strict=True))
 
 
 def _join(x1: Array, x2: Array, layout: str) -> Array:

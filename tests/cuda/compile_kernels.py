@@ -74,8 +74,7 @@ DEFINES = {
         for (D, lanes, rows), norm, rope in product(tilings, "210", "21")
     ],
 }
-SUMS = {"rmsnorm_dweight", "layernorm_dweight", "add_rmsnorm_dweight", "cross_entropy_sum", "root_of_sums", "clip_factor"}
-NARROW = SUMS | {"embedding_sort", "sample", "rope_append", "attention_sum"}  # not 16 bytes
+NARROW = {"embedding_sort", "sample", "rope_append", "attention_sum"}  # not 16 bytes
 
 
 def architectures(source, defines):

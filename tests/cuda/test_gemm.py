@@ -5,11 +5,18 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 from emulator import emulated
-from helpers import assert_close, assert_same_bits
+from helpers import assert_close, assert_same_bits, leaves
 from kernel_checks import FLOAT32, HALVES, check_kernels, every_dtype, real
 
 from numllama.cuda.gemm import gemm
-from numllama.ops import linear_backward, linear_backward_input, linear_forward
+from numllama.ops import (
+    linear_backward,
+    linear_backward_input,
+    linear_forward,
+    linears_backward,
+    linears_backward_input,
+    linears_forward,
+)
 
 SIZES = [(1, 1, 1), (3, 5, 7), (1, 8, 4), (8, 1, 4), (8, 4, 1), (65, 96, 33)]
 
@@ -135,6 +142,58 @@ def test_a_frozen_maps_gradient_is_one_product(dtype):
     rtol = 1e-2 if dtype in HALVES else 1e-6
     assert_close(dx.astype(real(dtype)), dout.astype(real(dtype)) @ weight.astype(real(dtype)), rtol=rtol)
     assert_close(twice.astype(real(dtype)), 2 * dx.astype(real(dtype)), rtol=rtol)
+
+
+@every_dtype
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_several_maps_whose_weights_are_neighbours_are_one_product(with_bias, dtype):
+    flat, grads = normal(11, 8, dtype=dtype), np.ones((11, 8), real(dtype))
+    x, biases = normal(2, 3, 8, dtype=dtype), normal(11, dtype=real(dtype))
+    cuts = slice(0, 6), slice(6, 8), slice(8, 11)
+    weights, into = tuple(flat[cut] for cut in cuts), tuple(grads[cut] for cut in cuts)
+    biases = tuple(biases[cut] for cut in cuts) if with_bias else None
+    rows = normal(2, 3, 11, dtype=dtype)
+    douts = tuple(rows[..., cut] for cut in cuts)
+    expected, expected_cache = linears_forward(x, weights, biases)
+    expected_grads = linears_backward(douts, expected_cache)
+    with emulated() as emulator:
+        outs, cache = linears_forward(x, weights, biases)
+        assert emulator.launched == ["gemm"]
+        dx, dweights, *dbiases = linears_backward(douts, cache, into=into)
+        assert emulator.launched == ["gemm"] * (4 if with_bias else 3)
+        twice = linears_backward_input(douts, cache, dx=dx.copy())
+        assert emulator.launched == ["gemm"] * (5 if with_bias else 4)
+    rtol = 2e-2 if dtype in HALVES else 1e-5
+    for one, other in zip(leaves((outs, dx, dbiases)), leaves((expected, expected_grads[0], expected_grads[2:])), strict=True):
+        assert one.shape == other.shape
+        assert_close(one.astype(real(dtype)), other.astype(real(dtype)), rtol=rtol)
+    assert_close(twice.astype(real(dtype)), 2 * dx.astype(real(dtype)), rtol=rtol)
+    for dweight, buffer, other in zip(dweights, into, expected_grads[1], strict=True):
+        assert dweight is buffer
+        assert_close(buffer - 1, other.astype(real(dtype)), rtol=rtol)
+
+
+def test_several_maps_that_are_no_neighbours_are_one_after_the_other(gpu):
+    x, weights = normal(4, 8), (normal(3, 8), normal(5, 8))
+    outs, cache = linears_forward(x, weights)
+    dx, dweights = linears_backward(outs, cache)
+    assert gpu.launched == ["gemm"] * 6
+    expected = linears_backward(outs, linears_forward.reference(x, weights)[1])
+    assert_close(dx, expected[0], rtol=1e-5)
+    for one, other in zip(dweights, expected[1], strict=True):
+        assert_close(one, other, rtol=1e-5)
+
+
+@every_dtype
+def test_rows_of_a_result_begin_at_multiples_of_16_bytes(gpu, dtype):
+    x, weight = normal(3, 4, 8, dtype=dtype), normal(5, 8, dtype=dtype)
+    out, cache = linear_forward(x, weight)
+    assert out.shape == (3, 4, 5) and out.strides[-2] % 16 == 0 and out.strides[-2] - 5 * dtype.itemsize < 16
+    dx, dweight = linear_backward(out, cache)
+    dense_dx, dense_dweight = linear_backward(out.copy(), cache)
+    assert gpu.launched == ["gemm"] * 5
+    assert_same_bits(dx, dense_dx)
+    assert_same_bits(dweight, dense_dweight)
 
 
 def test_what_the_product_does_not_take_runs_as_the_op_says(gpu):

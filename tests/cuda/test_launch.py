@@ -4,6 +4,7 @@ import subprocess
 import sys
 from itertools import takewhile
 
+import numpy as np
 import pytest
 
 from numllama.cuda import launch
@@ -25,3 +26,33 @@ def test_a_source_opens_with_its_op_how_threads_map_to_rows_what_it_fuses_and_it
     lines = path.read_text(encoding="utf-8").splitlines()
     head = "\n".join(takewhile(lambda line: line.startswith("//"), lines)).lower()
     assert [word for word in (f"/{path.stem}.py", "rows", "fused", "floor") if word not in head] == []
+
+
+def test_arrays_that_lie_next_to_each_other_are_one_view(gpu):
+    whole = np.arange(24.0).reshape(4, 6)
+    rows = launch.adjacent((whole[:1], whole[1:3], whole[3:]), 0)
+    assert (rows == whole).all() and np.shares_memory(rows, whole)
+    columns = launch.adjacent((whole[:, :2], whole[:, 2:3]), -1)
+    assert (columns == whole[:, :3]).all() and np.shares_memory(columns, whole)
+    heads = whole.reshape(2, 2, 3, 2).swapaxes(1, 2)  # (B, heads, T, D)
+    assert (launch.adjacent((heads[:, :2], heads[:, 2:]), 1) == heads).all()
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        lambda x: (x[:1], x[2:]), lambda x: (x[1:2], x[:1]), lambda x: (x[:2], x[2:].copy()), lambda x: (x[:2], x[2:, :3]),
+        lambda x: (x[:2, :3], x[2:, 3:]), lambda x: (x[:2], x[2:].astype("float32")), lambda x: (x[:1], x[1::2]),
+    ],
+)  # fmt: skip
+def test_arrays_that_do_not_are_none(gpu, parts):
+    assert launch.adjacent(parts(np.arange(24.0).reshape(4, 6)), 0) is None
+
+
+def test_how_far_apart_rows_are():
+    x = np.zeros((2, 3, 4, 5))
+    assert launch.row_stride(x) == launch.row_stride(x[0]) == launch.row_stride(x[0, 0, 0]) == 5
+    assert launch.row_stride(x[..., :3]) == 5
+    assert launch.row_stride(x[:, :, 0]) == 20 and launch.row_stride(x[:, :, :1]) == 20
+    for unlike in (x[..., ::2], x[:, :, :2], x[:, :1], x.swapaxes(1, 2), x[::-1], x[:0], x.T):
+        assert launch.row_stride(unlike) is None

@@ -5,7 +5,7 @@ from kernel_checks import check_kernels, every_dtype, offset_by_one
 
 from numllama.ops import layernorm_backward, layernorm_forward
 
-KERNELS = (["layernorm_forward"], ["layernorm_backward", "layernorm_dweight"])
+KERNELS = (["layernorm_forward"], ["layernorm_backward"])
 
 
 def draw(*shape):

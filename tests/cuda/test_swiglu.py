@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from kernel_checks import check_kernels, every_dtype, offset_by_one
 
+from numllama.cuda import launch
 from numllama.ops import swiglu_backward, swiglu_forward
 
 
@@ -27,3 +28,18 @@ def test_any_address(gpu):
     (out, _), (out_2, _) = swiglu_forward(gate, up), swiglu_forward(offset_by_one(gate), up)
     assert (out == out_2).all()
     assert len(gpu.launched) == 2
+
+
+@every_dtype
+@pytest.mark.parametrize("F", [7, 64, 2056])
+def test_halves_of_one_products_rows_and_gradients_side_by_side(gpu, F, dtype):
+    rows = np.random.default_rng(0).standard_normal((3, 2, 2 * F)).astype(dtype)
+    dout = np.random.default_rng(1).standard_normal((3, 2, F)).astype(dtype)
+    gate, up = rows[..., :F], rows[..., F:]
+    (out, cache), (apart, apart_cache) = swiglu_forward(gate, up), swiglu_forward(gate.copy(), up.copy())
+    assert out.tobytes() == apart.tobytes() and out.flags.c_contiguous
+    gradients, expected = swiglu_backward(dout, cache), swiglu_backward(dout, apart_cache)
+    for gradient, other in zip(gradients, expected, strict=True):
+        assert gradient.tobytes() == other.tobytes()
+    assert launch.adjacent(gradients, -1).shape == (3, 2, 2 * F)
+    assert len(gpu.launched) == 4

@@ -49,10 +49,11 @@ def windowed(model, tokens, window):
     t = np.arange(T)
     cos, sin = model._rope(t) if model.config.positions == "rope" else (None, None)
     context = Context(model.config, t, cos, sin, first=np.maximum(0, t - window + 1), last=t + 1)
-    x = model._embed_forward(tokens, context)[0]
+    x, branch = None, model._embed_forward(tokens, context)[0]
     for i, w in enumerate(model.params.blocks):
-        x = layer_forward(x, w, context, i)[0]
-    return ops.linear_forward(model._norm(x, context)[0], model._head(model.params))[0]
+        (x, branch), _ = layer_forward(x, branch, w, context, i)
+    (_, n), _ = model._norm(x, branch, context)
+    return ops.linear_forward(n, model._head(model.params))[0]
 
 
 ENDLESS = [{}, dict(rope_layout="interleaved"), dict(qk_norm="rms"), dict(positions="none")]

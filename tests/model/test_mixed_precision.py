@@ -75,7 +75,7 @@ def test_no_gradient_of_a_matrix_is_rounded_to_two_bytes(variant, dtype):
 @DTYPES
 def test_what_is_in_two_bytes_and_what_is_not(dtype, monkeypatch):
     seen = {}
-    for name in ("linear_forward", "rmsnorm_forward", "rope_forward", "cross_entropy_forward", "linear_backward"):
+    for name in ("linear_forward", "add_rmsnorm_forward", "ropes_forward", "cross_entropy_forward", "linear_backward"):
         op = getattr(ops, name)
 
         def spy(*args, op=op, name=name, **kwargs):
@@ -88,8 +88,9 @@ def test_what_is_in_two_bytes_and_what_is_not(dtype, monkeypatch):
     model.loss_and_grads(*batch())
     half, single = dtype, "float32"
     assert seen["linear_forward"] == [half] * 5  # x, weight; out and the cache
-    assert seen["rmsnorm_forward"] == [half, single, half, half, single, single]  # x, gain; out, x, gain, rstd
-    assert seen["rope_forward"] == [half, single, single, half, single, single]  # x and the table; out and the table
+    sums = [half, half, single, half, half, half, single, single]  # x, branch, gain; sum, out; the cache: sum, gain, rstd
+    assert seen["add_rmsnorm_forward"] == sums
+    assert seen["ropes_forward"] == [half, half, single, single] * 2  # queries, keys and the table, before and after
     assert seen["cross_entropy_forward"][:2] == [half, single]  # logits; the loss
     assert model.params.flat.dtype == single
     assert {name: view.dtype.name for name, view in model.weights.items()} == {

@@ -407,21 +407,21 @@ def test_a_key_names_what_is_dropped(device):
 
 def test_each_place_that_drops_has_a_mask_of_its_own(device, monkeypatch):
     """The embedding, and both blocks of each layer; backward drops the same ones, the last one first."""
-    keys = {"dropout_forward": [], "dropout_backward": []}
+    forwards, backwards = [], []
 
-    def forward(x, p, key):
-        keys["dropout_forward"].append((p, key))
-        return ops.dropout_forward(x, p, key)
+    def forward(x, branch, weight, eps, p, key):
+        forwards.append((p, key))
+        return ops.add_rmsnorm_forward(x, branch, weight, eps, p, key)
 
-    def backward(dout, cache):
-        keys["dropout_backward"].append(cache[:2])
-        return ops.dropout_backward(dout, cache)
+    def backward(douts, cache, into):
+        backwards.append(cache[1][:2])
+        return ops.add_rmsnorm_backward(douts, cache, into)
 
-    spy = SimpleNamespace(**vars(ops) | dict(dropout_forward=forward, dropout_backward=backward))
+    spy = SimpleNamespace(**vars(ops) | dict(add_rmsnorm_forward=forward, add_rmsnorm_backward=backward))
     monkeypatch.setattr(block, "ops", spy)
     build(dict(dropout=0.3), device).loss_and_grads(*batch(), key=(3, 4))
-    assert keys["dropout_forward"] == [(0.3, (3, 4, site)) for site in range(5)]
-    assert keys["dropout_backward"] == keys["dropout_forward"][::-1]
+    assert forwards == [(0.3, (3, 4, site)) for site in range(5)]
+    assert backwards == forwards[::-1]
 
 
 @both_families
@@ -435,13 +435,17 @@ def test_recompute_gives_the_same_bits(device, switches, arguments):
 
 
 def test_recompute_leaves_out_the_product_that_only_the_output_needs(monkeypatch):
-    done, forward = [], ops.linear_forward
+    done = []
 
-    def spied(x, weight, bias=None):
+    def one(x, weight, bias=None):
         done.append(weight.shape)
-        return forward(x, weight, bias)
+        return ops.linear_forward(x, weight, bias)
 
-    monkeypatch.setattr(block, "ops", SimpleNamespace(**vars(ops) | dict(linear_forward=spied)))
+    def several(x, weights, biases=None):
+        done.extend(weight.shape for weight in weights)
+        return ops.linears_forward(x, weights, biases)
+
+    monkeypatch.setattr(block, "ops", SimpleNamespace(**vars(ops) | dict(linear_forward=one, linears_forward=several)))
     model = Transformer(ModelConfig(23, 64, n_layers=3, n_heads=4, ffn_dim=96))
     model.loss_and_grads(*batch(), recompute=True)
     assert done.count((96, 64)) == 2 * 3 * 2                           # w_gate and w_up of three layers, twice

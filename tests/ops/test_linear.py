@@ -1,12 +1,31 @@
 import numpy as np
 import pytest
-from helpers import LEADS, RNGS, SIZES, assert_close, check_dtype, check_inputs_stay, check_strides, normal
+from helpers import (
+    LEADS,
+    RNGS,
+    SIZES,
+    assert_close,
+    assert_same_bits,
+    check_dtype,
+    check_inputs_stay,
+    check_strides,
+    leaves,
+    normal,
+    unmodified,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
 from numllama.backend import to_numpy
 from numllama.gradcheck import gradcheck
-from numllama.ops import linear_backward, linear_forward
+from numllama.ops import (
+    linear_backward,
+    linear_backward_input,
+    linear_forward,
+    linears_backward,
+    linears_backward_input,
+    linears_forward,
+)
 
 
 def example(xp, with_bias=True):
@@ -103,3 +122,62 @@ def test_a_gradient_of_x_may_be_added_to_a_buffer(xp):
     buffer = xp.ones_like(x)
     assert linear_backward(out, cache, dx=buffer)[0] is buffer
     assert_close(buffer, 1 + linear_backward(out, cache)[0])
+
+
+# ------------------------------------------------------------------------------------------------ several maps of one input
+
+
+@given(LEADS, SIZES, st.lists(SIZES, min_size=1, max_size=3), st.booleans(), RNGS)
+def test_gradients_of_several_maps(xp, lead, n_in, n_outs, with_bias, rng):
+    x, weights = normal(xp, rng, *lead, n_in), [normal(xp, rng, n, n_in) for n in n_outs]
+    biases = [normal(xp, rng, n) for n in n_outs] if with_bias else []
+
+    def forward(x, *values):
+        biases = tuple(values[len(n_outs) :]) or None
+        return linears_forward(x, tuple(values[: len(n_outs)]), biases)
+
+    def backward(douts, cache):
+        dx, *gradients = linears_backward(douts, cache)
+        return dx, *(gradient for of_maps in gradients for gradient in of_maps)
+
+    gradcheck(forward, backward, [x, *weights, *biases])
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_several_maps_are_one_after_the_other(xp, with_bias):
+    rng = np.random.default_rng(0)
+    x, weights = normal(xp, rng, 2, 3, 4), tuple(normal(xp, rng, n, 4) for n in (5, 1, 2))
+    biases = tuple(normal(xp, rng, n) for n in (5, 1, 2)) if with_bias else None
+    with unmodified(x, weights, biases):
+        outs, cache = linears_forward(x, weights, biases)
+    singles = [linear_forward(x, w, None if biases is None else biases[i]) for i, w in enumerate(weights)]
+    into, dx, expected_dx = tuple(xp.ones_like(w) for w in weights), xp.ones_like(x), xp.ones_like(x)
+    with unmodified(outs, cache):
+        results = linears_backward(outs, cache, into=into, dx=dx)
+        frozen = linears_backward_input(outs, cache, dx=xp.ones_like(x))
+    assert results[0] is dx and len(results) == 2 + with_bias
+    for i, (out, of_map) in enumerate(singles):
+        assert_same_bits(outs[i], out)
+        _, dweight, *dbias = linear_backward(out, of_map, dx=expected_dx)
+        assert results[1][i] is into[i]
+        assert_close(into[i], 1 + dweight)
+        if with_bias:
+            assert_same_bits(results[2][i], dbias[0])
+    assert_same_bits(dx, expected_dx)
+    assert_same_bits(frozen, expected_dx)
+    for out, of_map in singles[:1]:
+        assert_same_bits(linears_backward_input((out,), (of_map,)), linear_backward_input(out, of_map))
+
+
+def test_what_is_not_several_maps_is_named(xp):
+    x, weight, _ = example(xp)
+    with pytest.raises(TypeError, match=r"^weights is .*, but must be a tuple of arrays$"):
+        linears_forward(x, weight)
+    with pytest.raises(TypeError, match=r"^weights is \(\), but must be a tuple of arrays$"):
+        linears_forward(x, ())
+    with pytest.raises(TypeError, match=r"^weights\[1\] must be real floating-point numbers, not int64$"):
+        linears_forward(x, (weight, weight.astype("int64")))
+    outs, cache = linears_forward(x, (weight, weight))
+    with pytest.raises(TypeError, match=r"^into is .*, but must be a tuple of arrays$"):
+        linears_backward(outs, cache, into=[weight])
+    assert len(leaves(outs)) == 2

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from numllama.backend import to_numpy
 from numllama.gradcheck import gradcheck
-from numllama.ops import rope_backward, rope_forward, rope_table
+from numllama.ops import rope_backward, rope_forward, rope_table, ropes_backward, ropes_forward
 
 LAYOUTS = ["half", "interleaved"]
 EVEN = st.sampled_from([2, 4, 6, 8])
@@ -231,3 +231,41 @@ def test_a_sine_table_unlike_the_cosines(xp):
     x, cos, _ = example(xp)
     with pytest.raises(ValueError, match=r"^sin has shape \(1, 2\), but \(5, 2\) is needed$"):
         rope_forward(x, cos, xp.ones((1, 2)))
+
+
+# ------------------------------------------------------------------------------------------------ in place, and several at once
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_in_place_gives_the_same_bits(xp, layout, dtype):
+    x, cos, sin = (array.astype(dtype) for array in example(xp))
+    out, cache = rope_forward(x, cos, sin, layout)
+    for lies in (x.copy(), xp.ascontiguousarray(x.swapaxes(1, 2)).swapaxes(1, 2)):
+        assert rope_forward(lies, cos, sin, layout, out=lies)[0] is lies
+        assert_same_bits(lies, out)
+        assert rope_backward(lies, cache, out=lies) is lies
+        assert_same_bits(lies, rope_backward(out, cache))
+    other = xp.empty_like(x)
+    assert rope_forward(x, cos, sin, layout, out=other)[0] is other
+    assert_same_bits(other, out)
+    with pytest.raises(ValueError, match=r"^out has shape \(2, 3, 4, 4\), but \(2, 3, 5, 4\) is needed$"):
+        rope_forward(x, cos, sin, layout, out=other[:, :, :4])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_queries_and_keys_turn_by_one_table(xp, layout):
+    q, cos, sin = example(xp)
+    k = normal(xp, np.random.default_rng(1), 2, 1, 5, 4)
+    outs, cache = ropes_forward((q, k), cos, sin, layout)
+    for x, out in zip((q, k), outs, strict=True):
+        assert_same_bits(out, rope_forward(x, cos, sin, layout)[0])
+    for dout, dx in zip(outs, ropes_backward(outs, cache), strict=True):
+        assert_same_bits(dx, rope_backward(dout, cache))
+    copies = q.copy(), k.copy()
+    assert ropes_forward(copies, cos, sin, layout, outs=copies)[0] is not None
+    for copy, out in zip(copies, outs, strict=True):
+        assert_same_bits(copy, out)
+    gradcheck(
+        lambda q, k: ropes_forward((q, k), cos, sin, layout), lambda douts, cache: ropes_backward(douts, cache), [q, k]
+    )  # fmt: skip

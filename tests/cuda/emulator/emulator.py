@@ -52,6 +52,7 @@ class Emulator:
 
     def __init__(self, order=SHUFFLED, seed=0, capability=90):
         self.order, self.seed, self.capability, self.launched = order, seed, capability, []
+        self._counters = np.zeros(launch.COUNTERS, np.uint32)
 
     def is_ready(self):
         return True
@@ -73,6 +74,12 @@ class Emulator:
 
     def zeros(self, like, shape, dtype):
         return np.zeros(shape, dtype)
+
+    def view(self, array, shape, strides):
+        return np.lib.stride_tricks.as_strided(array, shape, strides)
+
+    def counters(self):
+        return self._counters
 
     def run(self, program, name, grid, block, args, shared_bytes):
         with _one_at_a_time:
@@ -99,6 +106,8 @@ class Emulator:
         self.launched.append(name)
         if error:
             raise EmulatorError(f"{name}: {error.decode()}")
+        if self._counters.any():
+            raise EmulatorError(f"{name} leaves a counter that is not zero")
 
     def gemm(self, left, right, result, M, N, K, batch, beta, alpha=1.0):
         """What cuBLAS does with the same arguments: column-major matrices at addresses, float32 accumulation, beta."""

@@ -323,6 +323,12 @@ class Gpu(Emulator):
         array[...] = 0
         return array
 
+    def view(self, array, shape, strides):
+        return ndarray(super().view(array.memory, shape, strides))
+
+    def counters(self):
+        return ndarray(super().counters())
+
     def run(self, program, name, grid, block, args, shared_bytes):
         args = plain(args)
         change(lambda: Emulator.run(self, program, name, grid, block, args, shared_bytes))

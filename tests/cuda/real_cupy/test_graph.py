@@ -1,11 +1,14 @@
 """A training step that is recorded and replayed gives what its launches give one by one, and what the host decides."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 from helpers import assert_same_bits
 from tiny import CONFIG, TOKENS, trainer
 
 from numllama import ModelConfig
+from numllama.cuda import launch
 from numllama.cuda.stream import Stream
 from numllama.training.data import random_batch
 
@@ -111,6 +114,64 @@ def test_nothing_changes_where_a_gradient_is_not_finite(gpu, where):
     flat[5] = good
     assert np.isfinite(made._whole_step(*batch, 4, 1e-2)).all()
     assert made.optimizer.steps == steps + 1
+
+
+# The shape of the preset `shakespeare`, with tiny widths: six layers, dropout, a vocabulary whose rows are not aligned.
+SHAKESPEARE = dict(
+    vocab_size=65, dim=32, n_layers=6, n_heads=2, n_kv_heads=2, head_dim=64, ffn_dim=48, max_seq_len=8, dropout=0.2
+)  # fmt: skip
+OF_A_LAYER = {
+    "gemm": 12,  # qkv, wo, gate and up, w_down; for each dx and dW
+    "add_rmsnorm_forward": 2, "add_rmsnorm_backward": 2, "rope": 2, "swiglu_forward": 1, "swiglu_backward": 1,
+}  # fmt: skip
+OF_THE_REST = {  # the last norm, the head, the loss, the embedding, and what comes after the gradients
+    "gemm": 3, "add_rmsnorm_forward": 1, "add_rmsnorm_backward": 1, "cross_entropy_forward": 1, "cross_entropy_backward": 1,
+    "embedding_forward": 1, "embedding_sort": 1, "embedding_backward": 1, "gradient_norm": 1, "adamw": 1, "fill": 1,
+}  # fmt: skip
+MOST_NODES = 170
+
+
+def nodes(gpu, **changes):
+    """How often each kind of node is in the graph of a step; attention's kernels by one name."""
+    run(steps=2, batch_size=2, **changes)
+    return Counter("attention" if kind.startswith("flash_attention") else kind for kind in gpu.graph().elements())
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_step_of_shakespeare_has_few_nodes(gpu, dtype):
+    found = nodes(gpu, variant=SHAKESPEARE, dtype=dtype)
+    attention = found.pop("attention")
+    expected = Counter({kind: 6 * n for kind, n in OF_A_LAYER.items()}) + Counter(OF_THE_REST)
+    assert found == expected, sorted(found.items())
+    assert attention % 6 == 0 and found.total() + attention <= MOST_NODES, (found, attention)
+
+
+def test_a_step_without_dropout_has_as_many(gpu):
+    """Of fewer layers, in grouped heads: the first norm has neither a sum nor a mask in front of it."""
+    found = nodes(gpu, variant=SHAKESPEARE | dict(n_layers=3, dropout=0.0, n_heads=4), dtype="bfloat16")
+    del found["attention"]
+    expected = Counter({kind: 3 * n for kind, n in OF_A_LAYER.items()}) + Counter(OF_THE_REST)
+    expected += Counter({"rmsnorm_forward": 1})
+    assert found == expected - Counter({"add_rmsnorm_forward": 1})
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        dict(tie_embeddings=True), dict(qk_norm="rms"), dict(rope_layout="interleaved"), dict(n_heads=1, n_kv_heads=1),
+        dict(n_heads=4, n_kv_heads=1, qk_norm="l2"), dict(dropout=0.0), dict(vocab_size=97),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_nothing_is_copied_or_converted_on_the_way(gpu, variant):
+    """Whatever the variant: beside kernels and products, only what a bias or a gain that is not fused adds."""
+    found = nodes(gpu, variant=SHAKESPEARE | dict(n_layers=1) | variant, dtype="bfloat16")
+    kernels = {name for path in launch.KERNELS.glob("*.cu") for name in launch.compiled_text(path.stem, ()).kernels}
+    others = {kind: n for kind, n in found.items() if kind not in kernels | {"gemm", "attention", "fill"}}
+    tied = {"zeros_like": 1} if variant.get("tie_embeddings") else {}
+    sums = 2 * (variant.get("qk_norm") == "rms") + 2 * bool(tied)
+    ones = {"ones": 2} if variant.get("qk_norm") == "l2" else {}
+    assert others == tied | ({"elementwise": sums} if sums else {}) | ones
 
 
 def test_what_the_host_tells_is_all_that_changes(gpu):

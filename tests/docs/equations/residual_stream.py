@@ -26,15 +26,13 @@ X, DOUT = normal(1, T, C), normal(1, T, C, seed=1)
 def run(x):
     """The stream before each of the four blocks and after the last, the branches, and the caches."""
     streams, branches, caches = [x], [], []
+    before, branch = x, np.zeros_like(x)
     for i, w in enumerate(MODEL.params.blocks):
-        branch, cache = attention_block_forward(x, w, CONTEXT, i)
-        caches.append((attention_block_backward, cache))
-        streams.append(x + branch)
-        after, cache = ffn_block_forward(x, branch, w, CONTEXT, 0)
-        caches.append((ffn_block_backward, cache))
-        branches += [branch, after - streams[-1]]
-        x = after
-        streams.append(x)
+        for forward, backward in ((attention_block_forward, attention_block_backward), (ffn_block_forward, ffn_block_backward)):
+            (before, branch), cache = forward(before, branch, w, CONTEXT, i)
+            caches.append((backward, cache))
+            branches.append(branch)
+            streams.append(before + branch)
     return streams, branches, caches
 
 
@@ -43,10 +41,10 @@ STREAMS, BRANCHES, CACHES = run(X)
 
 def gradients():
     """Of the stream before each block."""
-    d, found, grads = DOUT, [DOUT], MODEL.params.zeros_like()
+    d, dbranch, found, grads = DOUT, DOUT, [DOUT], MODEL.params.zeros_like()
     for i in reversed(range(4)):
         backward, cache = CACHES[i]
-        d = backward(d, cache, grads.blocks[i // 2])
+        d, dbranch = backward(d, dbranch, cache, grads.blocks[i // 2])
         found.append(d)
     return found[::-1]
 
@@ -56,9 +54,9 @@ def jacobian(i):
     w = MODEL.params.blocks[i // 2]
 
     def branch(x):
-        if i % 2 == 0:
-            return attention_block_forward(x, w, CONTEXT, 0)[0].ravel()
-        return (ffn_block_forward(x, np.zeros_like(x), w, CONTEXT, 0)[0] - x).ravel()
+        forward = ffn_block_forward if i % 2 else attention_block_forward
+        (_, out), _ = forward(x, np.zeros_like(x), w, CONTEXT, 0)
+        return out.ravel()
 
     return np.stack([derivative(branch, STREAMS[i], j) for j in np.ndindex(1, T, C)], axis=1)
 
@@ -66,10 +64,10 @@ def jacobian(i):
 def forward():
     for i in range(4):
         yield STREAMS[i] + BRANCHES[i], STREAMS[i + 1]
-    x = X
+    x, branch = X, np.zeros_like(X)
     for i, w in enumerate(MODEL.params.blocks):
-        x, _ = layer_forward(x, w, CONTEXT, i)
-        yield STREAMS[2 * i + 2], x
+        (x, branch), _ = layer_forward(x, branch, w, CONTEXT, i)
+        yield STREAMS[2 * i + 2], x + branch
 
 
 def backward():
