@@ -126,14 +126,15 @@ class TrainingStep:
         model, told, grads = self.model, self.told.device, self.grads
         B = len(told["tokens"])
         grads.flat[...] = 0
-        losses = []
+        losses = launch.empty(grads.flat, (self.shards,), grads.flat.dtype)
         for i, (start, stop) in enumerate(pairwise(B * i // self.shards for i in range(self.shards + 1))):
             loss, _ = model.loss_and_grads(
                 told["tokens"][start:stop], told["targets"][start:stop], grads=grads, count=told["tokens"].size,
                 key=told["keys"][i] if self.sites else None, recompute=self.recompute,
             )  # fmt: skip
-            losses.append(loss.reshape(1))
-        self.result = clip_factor(grads.flat, losses[0] if len(losses) == 1 else model.xp.concatenate(losses), self.clip)
+            if self.shards > 1:
+                losses[i] = loss
+        self.result = clip_factor(grads.flat, loss if self.shards == 1 else losses, self.clip)
         params, state, optimizer = model.params, self.optimizer.state, self.optimizer
         copy, matrices = params.rounded_part(slice(0, params.matrices.size)), params.matrices.size
         arrays = (buffer.flat for buffer in (params, grads, state["m"], state["v"]))

@@ -164,7 +164,7 @@ def test_a_step_without_dropout_has_as_many(gpu):
     ids=str,
 )  # fmt: skip
 def test_nothing_is_copied_or_converted_on_the_way(gpu, variant):
-    """Whatever the variant: beside kernels and products, only the gradients of tied embeddings and of norms of heads are added."""
+    """Whatever the variant: beside kernels and products, only gradients of tied embeddings and of norms of heads are added."""
     found = nodes(gpu, variant=SHAKESPEARE | dict(n_layers=1) | variant, dtype="bfloat16")
     kernels = {name for path in launch.KERNELS.glob("*.cu") for name in launch.compiled_text(path.stem, ()).kernels}
     others = {kind: n for kind, n in found.items() if kind not in kernels | {"product", "attention", "memset"}}
