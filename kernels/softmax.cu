@@ -8,7 +8,7 @@
 extern "C" __global__ void __launch_bounds__(512, 1) softmax_forward(Element* p, const Element* x, int rows, int n) {
   __shared__ Real partial[32];
   const int r = blockIdx.x * blockDim.y + threadIdx.y;
-  const Row row = row_of(min(r, rows - 1), n, n);  // threads beyond the last row go along, and write nothing
+  const Row row = row_of(min(r, rows - 1), n);  // threads beyond the last row go along, and write nothing
   Real top, sum;
   top_and_sum(x, row, partial, top, sum);
   if (r >= rows) return;
@@ -26,7 +26,7 @@ extern "C" __global__ void __launch_bounds__(512, 1) softmax_backward(
     Element* dx, const Element* dout, const Element* p, int rows, int n) {
   __shared__ Real partial[32];
   const int r = blockIdx.x * blockDim.y + threadIdx.y;
-  const Row row = row_of(min(r, rows - 1), n, n);
+  const Row row = row_of(min(r, rows - 1), n);
   Real dot = 0;
   for (int j = threadIdx.x * WIDTH; j < row.skew + n; j += blockDim.x * WIDTH) {
     const Vector<Element, WIDTH> d = load_piece(dout, row, j), v = load_piece(p, row, j);

@@ -15,6 +15,7 @@ __device__ __forceinline__ Row row_of(Index row, int n, Index stride) {
   const int skew = int(start % WIDTH);
   return {start - skew, skew, n};
 }
+__device__ __forceinline__ Row row_of(Index row, int n) { return row_of(row, n, n); }
 __device__ __forceinline__ Vector<Element, WIDTH> load_piece(const Element* from, const Row& row, int j) {
   return load<WIDTH>(from + row.base + j, row.skew - j, row.skew + row.n - j, element(minus_infinity()));
 }
