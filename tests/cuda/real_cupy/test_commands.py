@@ -39,7 +39,8 @@ def test_the_example_from_end_to_end(gpu, text, tmp_path, monkeypatch, capsys):
     out, err = capsys.readouterr()
     assert out.splitlines()[-1].startswith("validation loss: ")
     assert "the first steps compile kernels for this GPU, or find those of an earlier run" in err
-    assert gpu.counts()["graphs"] == 1 and gpu.counts()["graph launches"] == 5
+    assert gpu.counts()["graphs"] == 2  # of a step, and of a token of the sample
+    assert gpu.counts()["graph launches"] > 5
 
 
 def test_a_run_is_resumed_evaluated_and_writes(gpu, text, tmp_path):
