@@ -40,13 +40,13 @@ def by_kernel(logits, config, u, seen, order):
     tokens, slots, positions = (np.full(ROWS, 7, np.int32) for _ in range(3))
     seen = None if seen is None else seen.astype(np.uint8)
     numbers = [
-        np.int32(ROWS), np.int32(logits.shape[1]), real.type(0 if is_greedy else config.temperature),
-        real.type(config.repetition_penalty), np.int32(config.top_k or 0),
+        np.int32(ROWS), np.int32(logits.shape[1]), np.int64(launch.row_stride(logits)),
+        real.type(0 if is_greedy else config.temperature), real.type(config.repetition_penalty), np.int32(config.top_k or 0),
         np.float64(-1 if config.top_p is None else 1 - config.top_p), real.type(-1 if config.min_p is None else config.min_p),
         np.int32(True),
     ]  # fmt: skip
     threads = 1024 if logits.shape[1] >= 4096 else 128
-    args = [result, tokens, scratch, logits, seen, uniforms, drawn, slots, positions, *numbers]
+    args = [result, tokens, scratch, launch.strided(logits), seen, uniforms, drawn, slots, positions, *numbers]
     with emulated(order):
         launch.launch("sample", "sample", ROWS, threads, args, DTYPE=logits.dtype)
     assert slots.tolist() == positions.tolist() == [8] * ROWS
@@ -110,3 +110,12 @@ def test_a_row_that_holds_nan_is_said_to_have_no_largest():
         result, _ = by_kernel(logits, SamplingConfig(**settings), np.zeros(ROWS), None, SHUFFLED)
         assert np.isfinite(result[2]).tolist() == [True, False, False]
         assert ((result[0] >= 0) & (result[0] < 61)).all()
+
+
+def test_rows_that_begin_at_aligned_addresses():
+    """The head leaves a gap behind each row, so that the next one begins at a multiple of 16 bytes."""
+    wide = np.full((ROWS, 64), np.nan, np.float32)
+    wide[:, :61] = rows("random", 61)
+    u, config = np.array([0.02, 0.5, 0.99]), SamplingConfig(top_k=7)
+    (ids, *_), _ = by_kernel(wide[:, :61], config, u, None, SHUFFLED)
+    assert ids.astype(int).tolist() == by_numpy(wide[:, :61].copy(), config, u, None).tolist()
