@@ -130,11 +130,11 @@ struct CountWeight {
 
 extern "C" __global__ void __launch_bounds__(1024) sample(
     double* result, int* tokens, Real* scratch, const Element* __restrict__ logits, unsigned char* seen,
-    const double* __restrict__ uniforms, int* drawn, int* slots, int* positions, int rows, int V, Index stride, Real temperature, Real penalty,
+    const double* __restrict__ uniforms, int* drawn, int* slots, int* positions, int rows, int V, int stride, Real temperature, Real penalty,
     int top_k, double below_top_p, Real min_p, int has_logprobs) {
   __shared__ Shared s;
   const int b = blockIdx.x;
-  logits += b * stride;
+  logits += Index(b) * stride;
   Real* const x = scratch + Index(b) * V;
   if (seen) seen += Index(b) * V;
 

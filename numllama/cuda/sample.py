@@ -12,7 +12,7 @@ import numpy as np
 
 from numllama.backend import TWO_BYTES, Array, real_dtype, xp_of
 from numllama.cuda import launch
-from numllama.cuda.launch import int32, int64
+from numllama.cuda.launch import int32
 from numllama.cuda.stream import StagingBuffers, stream
 from numllama.generation.config import SamplingConfig
 
@@ -103,7 +103,7 @@ class Sampler:
         is_greedy = c.temperature < GREEDY
         args = [
             self.result, tokens, self.scratch, launch.strided(logits), self.seen, told["uniforms"], told["drawn"], slots,
-            positions, int32(self.B), int32(self.V), int64(launch.row_stride(logits)),
+            positions, int32(self.B), int32(self.V), int32(launch.row_stride(logits)),
             real(0 if is_greedy else c.temperature), real(c.repetition_penalty),
             int32(min(c.top_k or 0, self.V)), np.float64(-1 if c.top_p is None else 1 - c.top_p),
             real(-1 if c.min_p is None else c.min_p), int32(self.logprobs),

@@ -40,7 +40,7 @@ def by_kernel(logits, config, u, seen, order):
     tokens, slots, positions = (np.full(ROWS, 7, np.int32) for _ in range(3))
     seen = None if seen is None else seen.astype(np.uint8)
     numbers = [
-        np.int32(ROWS), np.int32(logits.shape[1]), np.int64(launch.row_stride(logits)),
+        np.int32(ROWS), np.int32(logits.shape[1]), np.int32(launch.row_stride(logits)),
         real.type(0 if is_greedy else config.temperature), real.type(config.repetition_penalty), np.int32(config.top_k or 0),
         np.float64(-1 if config.top_p is None else 1 - config.top_p), real.type(-1 if config.min_p is None else config.min_p),
         np.int32(True),
