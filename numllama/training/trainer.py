@@ -86,8 +86,11 @@ class Trainer:
         self.step, self.windows, self.skipped, self._skipped_in_a_row = 0, 0, 0, 0
         self.best, self._best_step = math.inf, None
         self._losses: deque[float] = deque(maxlen=SPIKE_STEPS)
-        in_epochs = sampling == "epochs" and isinstance(data, Dataset)
-        self._loader = Prefetched(self._epoch_batch, config.batch_size) if in_epochs else None
+        self._loader: Prefetched | None = None
+        if isinstance(data, Dataset) and sampling == "epochs":
+            self._loader = Prefetched(self._epoch_batch, config.batch_size)
+        elif isinstance(data, Dataset) and not on_cpu:
+            self._loader = Prefetched(self._random_batch, 1)           # while the GPU works, the processor draws
         self._writing: Future | None = None
         self._has_folder = self._has_config = self._resumed = False
         self._identity: str | None = None
@@ -165,12 +168,15 @@ class Trainer:
 
     def _batch(self, step: int) -> tuple[np.ndarray, ...]:
         """A step's inputs and targets, and segments if there are some; on ranks, the rows that this one computes."""
-        if self._loader:
-            return self._loader(self.windows)
         c = self.config
+        if self._loader:
+            return self._loader(self.windows if c.sampling == "epochs" else step)
         if not isinstance(self.data, Dataset):
             return self.data.batch(c.batch_size, c.seq_len, c.seed, self.windows)
-        rows = () if self._rows is None else (self._rows,)
+        return self._random_batch(step)
+
+    def _random_batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        c, rows = self.config, () if self._rows is None else (self._rows,)
         return self.data.batch(c.batch_size, c.seq_len, c.seed, step, *rows)
 
     def _epoch_batch(self, start: int) -> tuple[np.ndarray, np.ndarray]:

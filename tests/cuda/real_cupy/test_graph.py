@@ -1,5 +1,7 @@
 """A training step that is recorded and replayed gives what its launches give one by one, and what the host decides."""
 
+import threading
+import time
 from collections import Counter
 
 import numpy as np
@@ -10,7 +12,7 @@ from tiny import CONFIG, TOKENS, trainer
 from numllama import ModelConfig
 from numllama.cuda import launch
 from numllama.cuda.stream import Stream
-from numllama.training.data import random_batch
+from numllama.training.data import Dataset, random_batch
 
 LLAMA = dict(max_seq_len=16)
 GPT2 = dict(max_seq_len=16, norm="layernorm", ffn="gelu", positions="learned", bias=True, tie_embeddings=True)
@@ -185,3 +187,28 @@ def test_what_the_host_has_to_decide_about_is_not_recorded(gpu, changes):
     made = trainer(steps=2, **changes)
     assert made._whole_step is None
     assert len(list(made)) == 2
+
+
+def test_the_next_batch_is_drawn_while_the_gpu_works(gpu, monkeypatch):
+    """On another thread, before the step in hand has said its loss; and each step has its own batch."""
+    made, batch, asked = trainer(steps=5, eval_every=5), Dataset.batch, {}
+    run = made._whole_step
+
+    def draw(self, rows, columns, seed, step):
+        asked[step] = threading.current_thread()
+        return batch(self, rows, columns, seed, step)
+
+    def step(tokens, targets, number, lr):
+        patience = time.monotonic() + 10
+        while number + 1 not in asked and time.monotonic() < patience:
+            time.sleep(0.001)
+        assert asked[number + 1] is not threading.main_thread()
+        for given, expected in zip((tokens, targets), batch(made.data, 3, 24, 0, number), strict=True):
+            np.testing.assert_array_equal(given, expected)
+        return run(tokens, targets, number, lr)
+
+    step.memory_bytes = run.memory_bytes
+    monkeypatch.setattr(Dataset, "batch", draw)
+    monkeypatch.setattr(made, "_whole_step", step)
+    assert len(list(made)) == 5
+    made.close()
