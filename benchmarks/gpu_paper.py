@@ -110,13 +110,14 @@ def step(preset: str, capability: int) -> list[tuple]:
 
 
 def predicted(launches: list[tuple], gpu: str) -> tuple[float, dict[str, list[float]]]:
-    """Milliseconds in all, and for each kind its number, ms, GFLOP and GB."""
+    """Milliseconds in all, and for each kind its number, ms, GFLOP, GB and KiB of dynamic shared memory."""
     peak, bandwidth, _ = GPUS[gpu]
-    kinds = defaultdict(lambda: [0, 0.0, 0.0, 0.0])
-    for name, flops, size, share, _ in launches:
+    kinds = defaultdict(lambda: [0, 0.0, 0.0, 0.0, 0])
+    for name, flops, size, share, shared in launches:
         ms = max(flops / (share * peak * 1e9), size / (MEMORY * bandwidth * 1e6), LEAST_US / 1e3)
         for i, value in enumerate((1, ms, flops / 1e9, size / 1e9)):
             kinds[name][i] += value
+        kinds[name][4] = max(kinds[name][4], shared / 1024)
     return sum(values[1] for values in kinds.values()), dict(kinds)
 
 
@@ -163,7 +164,7 @@ def main() -> None:
         form = "| {preset} | {gpu} | {tree} | {launches} | {gflop:,.0f} | {gb:.1f} | {ms:.1f} | {tokens_per_s:,.0f} | {mfu:.0%} |"
         print(form.format(**row))
     if args.kinds:
-        print_kinds(figures, args.kinds)
+        print_kinds(figures, args.kinds, {"here": HERE, "before": args.before})
     if args.json:
         args.json.write_text(json.dumps(figures, indent=1) + "\n")
 
@@ -178,16 +179,16 @@ def figure(preset: str, gpu: str, tree: str, launches: list[tuple]) -> dict:
     )  # fmt: skip
 
 
-def print_kinds(figures: list[dict], gpu: str) -> None:
-    """A table of the kinds of launches, the longest first, with the most registers that they take."""
-    recorded = json.loads((HERE / "tests" / "cuda" / "registers.json").read_text())["registers"]
+def print_kinds(figures: list[dict], gpu: str, trees: dict[str, Path]) -> None:
+    """A table of the kinds of launches, the longest first, with the most registers and shared memory that they take."""
     for row in figures:
         if row["gpu"] != gpu:
             continue
+        recorded = json.loads((trees[row["tree"]] / "tests" / "cuda" / "registers.json").read_text())["registers"]
         print(f"\n{row['preset']} on a {gpu}, {row['tree']}\n")
-        print("| launch | times | ms | GFLOP | GB | registers |\n|---|---|---|---|---|---|")
-        for name, (n, ms, gflop, gb) in sorted(row["kinds"].items(), key=lambda item: -item[1][1]):
-            print(f"| {name} | {n} | {ms:.3f} | {gflop:,.1f} | {gb:.2f} | {most_registers(recorded, name)} |")
+        print("| launch | times | ms | GFLOP | GB | registers | KiB shared |\n|---|---|---|---|---|---|---|")
+        for name, (n, ms, gflop, gb, kib) in sorted(row["kinds"].items(), key=lambda item: -item[1][1]):
+            print(f"| {name} | {n} | {ms:.3f} | {gflop:,.1f} | {gb:.2f} | {most_registers(recorded, name)} | {kib:.1f} |")
 
 
 def most_registers(recorded: dict, kernel: str) -> str:
