@@ -9,6 +9,7 @@
 //                   lanes have one key, 16 bytes each; a group of lanes takes every GROUPS-th key, UNROLL at a time.
 // attention_sum     puts the parts together, in their order: no atomics, the same bits each time.
 // swiglu_pair       SwiGLU of one product's output, gate beside up.
+// Fused:            the heads' norms, RoPE and the cache's new entries are one launch, where the ops are up to five.
 // Floor:            a token reads all weights, and the keys and values that it sees, once.
 
 #ifndef D

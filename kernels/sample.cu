@@ -6,6 +6,8 @@
 //          histograms of 2048 bins over the numbers' bits in ascending order. Probabilities are added up as whole numbers, in
 //          units of 2^-62: exact, so any order gives the same bits, and atomics too.
 // Equals:  in ascending order, the later of two equal logits counts as the larger, as a stable sort has it.
+// Fused:   all of it, with the log-probability and the counting of slots and positions: one launch for a token.
+// Floor:   logits are read once, V numbers a row.
 // Result:  (3, rows): the token, its log-probability if asked for, and the largest logit, infinite if one is NaN.
 #define BINS 2048
 #define DIGIT 11
