@@ -474,7 +474,8 @@ def test_recompute_keeps_one_array_per_layer():
             peaks.append(peak_memory(model.loss_and_grads, tokens, targets, recompute=recompute) - model.params.flat.nbytes)
         return (peaks[1] - peaks[0]) / 8 / stream
 
-    assert 0.95 < kept(recompute=True) < 1.05
+    statistics = 1 / 64                                                # the norm's, one for each row of 64
+    assert 0.95 < kept(recompute=True) - statistics < 1.05
     assert kept(recompute=False) > 10
 
 

@@ -5,8 +5,11 @@
 What a test of an op or of the model says of NumPy holds for every kernel and launcher too, as it must on a GPU.
 """
 
+from collections import deque
+
 from emulator import Emulator
 
 from numllama.cuda import launch
 
 launch.backend = Emulator()
+launch.backend.launched = deque(maxlen=0)  # nobody asks, and tests of memory would count it
