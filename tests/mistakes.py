@@ -727,11 +727,11 @@ MISTAKES = [
     Mistake(
         "static shared memory left out of what a launch needs",
         "cuda/launch.py", "SHARED_BYTES - kernel.shared_size_bytes", "SHARED_BYTES",
-        "cuda/real_cupy/test_launch.py::test_norms_of_every_width_ask_for_the_memory_that_they_need[3072-float32]",
+        "cuda/real_cupy/test_launch.py::test_norms_of_every_width_ask_for_the_memory_that_they_need[4096-float32]",
     ),
     Mistake(
         "the cuBLAS of another CUDA",
-        "cuda/cublas.py", "runtimeGetVersion() // 1000", "runtimeGetVersion() // 13000 + 12",
+        "cuda/cublas.py", "runtimeGetVersion() // 1000", "runtimeGetVersion() // 1000 * 0 + 13",
         "cuda/real_cupy/test_cublas.py::test_the_library_is_of_cupys_cuda_also_where_another_program_has_loaded_another[12]",
     ),
     Mistake(
@@ -847,7 +847,7 @@ MISTAKES = [
     ),
     Mistake(
         "a graph that is replayed with the addresses of a cache that has grown since",
-        "cuda/decode.py", "self._replay, self._keys, self.table = None,", "_, self._keys, self.table = None,",
+        "cuda/decode.py", "self._replay, self._keys, self.table = None, cache.keys, range(0)", "self._keys = cache.keys",
         "cuda/real_cupy/test_decode.py::test_a_cache_that_grows_is_recorded_again_and_a_text_of_many_parts_is_the_same",
     ),
     Mistake(

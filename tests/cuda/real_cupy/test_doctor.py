@@ -135,7 +135,8 @@ def test_out_of_gpu_memory_says_what_is_held_and_free_and_gives_back_what_failed
     pool = cupy.get_default_memory_pool()
     pool.free_all_blocks()
     before = pool.used_bytes()
-    gpu.memory = pool.total_bytes() + (8 << 20)
+    free, total = cupy.cuda.runtime.memGetInfo()
+    gpu.memory = total - free + (8 << 20)
 
     def work():
         held = cupy.empty(2 << 20, np.uint8)

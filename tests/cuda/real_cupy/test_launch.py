@@ -110,6 +110,6 @@ def test_a_null_pointer_is_one(gpu):
 def test_arrays_of_the_cpu_do_not_reach_cupy(gpu):
     swiglu_forward(np.ones((2, 3), "float32"), np.ones((2, 3), "float32"))
     assert gpu.counts()["launches"] == 0
-    with pytest.raises(TypeError, match="argument 1 of swiglu_forward must be an array on the device, not ndarray"):
-        args = [cupy.ones(4, "float32"), np.ones(4, "float32"), cupy.ones(4, "float32"), np.int64(4)]
-        launch.launch("swiglu", "swiglu_forward", 1, 256, args, DTYPE=np.dtype("float32"), WIDTH=4)
+    with pytest.raises(TypeError, match="argument 1 of gelu_forward must be an array on the device, not ndarray"):
+        args = [cupy.ones(4, "float32"), np.ones(4, "float32"), np.int64(4)]
+        launch.launch("gelu", "gelu_forward", 1, 256, args, DTYPE=np.dtype("float32"), WIDTH=4)

@@ -1,5 +1,10 @@
 """Models of others, and runs, on a GPU: in two bytes each, unless somebody asks for more."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import cupy
 import numpy as np
 import pytest
@@ -11,6 +16,7 @@ from numllama import ModelConfig, Transformer
 from numllama.backend import BFLOAT16, to_numpy
 from numllama.model.lora import LoraConfig
 
+HERE = Path(__file__).parent
 SMALL = ModelConfig.from_dict({**CONFIG.to_dict(), "dropout": 0.0})
 TOKENS = np.arange(12).reshape(2, 6) % 61
 
@@ -52,10 +58,18 @@ def test_whatever_is_asked_for(gpu, folder, dtype, stored):
     assert_close(to_numpy(model.forward(TOKENS)).astype(np.float64), nl.load(folder).forward(TOKENS), rtol=2e-2)
 
 
-def test_a_gpu_that_does_not_multiply_bfloat16_gets_float32(gpu, folder):
-    gpu.capability = 75
-    assert nl.load(folder, device="cuda:1").dtype == np.float32  # CuPy has not asked that GPU yet what it is
-    cupy.cuda.Device(0).use()
+def test_a_gpu_that_does_not_multiply_bfloat16_gets_float32(folder):
+    """In a process of its own: CuPy asks a GPU once what it is."""
+    program = f"""
+import cuda_on_cpu
+cuda = cuda_on_cpu.install()
+cuda.capability = 75
+import numllama
+assert numllama.load({str(folder)!r}, device="cuda").dtype == "float32"
+"""
+    env = os.environ | {"PYTHONPATH": os.pathsep.join((str(HERE), str(HERE.parents[2])))}
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("dtype", ["int8", "bfloat"])

@@ -45,7 +45,7 @@ def uses():
             while isinstance(root, ast.Attribute) and ast.unparse(root) not in ROOTS:
                 chain.insert(0, root.attr)
                 root = root.value
-            name = re.sub(r"^xp_of\(.*\)$", "xp_of(x)", ast.unparse(root))
+            name = re.sub(r"^xp_of\([^()]*\)$", "xp_of(x)", ast.unparse(root))
             if chain and name in ROOTS and re.search(ONLY_IN.get(name, ""), file):
                 yield f"{file}:{node.lineno}", name, tuple(chain), called.get(id(node))
 
