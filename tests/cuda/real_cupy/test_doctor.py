@@ -145,8 +145,8 @@ def test_out_of_gpu_memory_says_what_is_held_and_free_and_gives_back_what_failed
     with pytest.raises(MemoryError) as caught:
         work()
     assert re.fullmatch(
-        r"out of GPU memory \(Out of memory allocating 1,073,741,824 bytes \(allocated so far: .*\)\); arrays take \d+ MB, "
-        r"and \d+ MB of \d+ MB are free; lower batch_size or seq_len, or set shards, recompute or dtype bfloat16",
+        r"out of GPU memory \(Out of memory allocating 1,073,741,824 bytes \(allocated so far: .*\)\); arrays take [\d,]+ MB, "
+        r"and [\d,]+ MB of [\d,]+ MB are free; lower batch_size or seq_len, or set shards, recompute or dtype bfloat16",
         explained(caught.value),
     )
     del caught
