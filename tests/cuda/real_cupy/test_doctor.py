@@ -150,7 +150,7 @@ def test_out_of_gpu_memory_says_what_is_held_and_free_and_gives_back_what_failed
         explained(caught.value),
     )
     del caught
-    assert pool.used_bytes() == before
+    assert pool.used_bytes() <= before  # or less, if there was garbage
 
 
 def test_out_of_the_hosts_memory():
