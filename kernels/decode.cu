@@ -8,7 +8,6 @@
 // attention_decode  a block for a part of the keys and for the ROWS query heads that share them: each key is read once. LANES
 //                   lanes have one key, 16 bytes each; a group of lanes takes every GROUPS-th key, UNROLL at a time.
 // attention_sum     puts the parts together, in their order: no atomics, the same bits each time.
-// swiglu_pair       SwiGLU of one product's output, gate beside up.
 // Fused:            the heads' norms, RoPE and the cache's new entries are one launch, where the ops are up to five.
 // Floor:            a token reads all weights, and the keys and values that it sees, once.
 
@@ -229,20 +228,4 @@ extern "C" __global__ void __launch_bounds__(128) attention_sum(
     }
     out[at * D + d] = element(all / total);
   }
-}
-
-// out (B, F) = silu(gate) * up, where a row of `pair` (B, 2F) is gate and then up.
-extern "C" __global__ void __launch_bounds__(256) swiglu_pair(
-    Element* __restrict__ out, const Element* __restrict__ pair, Index n, int F) {
-  const Index i = (Index(blockIdx.x) * 256 + threadIdx.x) * WIDTH;
-  if (i >= n) return;
-  const Index row = i / F;
-  const Vector<Element, WIDTH> gate = load<WIDTH>(pair + i + row * F), up = load<WIDTH>(pair + i + row * F + F);
-  Vector<Element, WIDTH> v;
-#pragma unroll
-  for (int j = 0; j < WIDTH; j++) {
-    const Real g = real(gate.at[j]);
-    v.at[j] = element(g / (Real(1) + exp(-g)) * real(up.at[j]));
-  }
-  store(out + i, v);
 }

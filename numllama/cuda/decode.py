@@ -21,7 +21,7 @@ from numllama.backend import Array, real_dtype
 from numllama.checks import checked_ids
 from numllama.cuda import launch
 from numllama.cuda.gemm import gemm
-from numllama.cuda.launch import int32, int64
+from numllama.cuda.launch import int32
 from numllama.cuda.sample import Sampler
 from numllama.cuda.stream import StagingBuffers, stream
 
@@ -158,9 +158,9 @@ class Decoder:
         branch = None
         for i, block in enumerate(self.blocks):
             x, n = self._add_norm(x, branch, block, "attn_norm")
-            mixed = self._attention(i, *self._qkv(i, n, block))            # (B, H·D)
+            mixed = self._attention(i, *self._linears(n, block, "wq", "wk", "wv"))         # (B, H·D)
             x, n = self._add_norm(x, self._linear(mixed, block, "wo"), block, "ffn_norm")
-            branch = self._linear(self._activation(i, n, block), block, "w_down")
+            branch = self._linear(self._activation(n, block), block, "w_down")
         _, n = self._add_norm(x, branch, w, "norm")
         gemm(n, w["embed" if c.tie_embeddings else "head"].T, self.logits)
         if self.sampler is not None:
@@ -183,32 +183,18 @@ class Decoder:
             out += ops.lora_forward(x, w[f"{name}_lora_a"], w[f"{name}_lora_b"], self.scale)[0]
         return out
 
-    def _is_joined(self, w: dict, *names: str) -> bool:
-        """Whether these maps are one product."""
-        return not any(f"{name}{suffix}" in w for name in names for suffix in ("_bias", "_lora_a"))
+    def _linears(self, x: Array, w: dict, *names: str) -> tuple[Array, ...]:
+        """Several maps of one input: one product, where an adapter has no part in them."""
+        if any(f"{name}_lora_a" in w for name in names):
+            return tuple(self._linear(x, w, name) for name in names)
+        biases = tuple(w[f"{name}_bias"] for name in names) if f"{names[0]}_bias" in w else None
+        return ops.linears_forward(x, tuple(w[name] for name in names), biases)[0]
 
-    def _qkv(self, i: int, n: Array, w: dict) -> list[Array]:
-        """Queries (B, H·D), keys and values (B, K·D); views of one array where they are one product."""
-        names, c = ("wq", "wk", "wv"), self.model.config
-        if not self._is_joined(w, *names):
-            return [self._linear(n, w, name) for name in names]
-        out = gemm(n, self.model.weights.joined(f"blocks.{i}.wq", f"blocks.{i}.wv").T)
-        q, k = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
-        return [out[:, :q], out[:, q : q + k], out[:, q + k :]]
-
-    def _activation(self, i: int, n: Array, w: dict) -> Array:
+    def _activation(self, n: Array, w: dict) -> Array:
         """What w_down reads, (B, F)."""
         if self.model.config.ffn == "gelu":
             return ops.gelu_forward(self._linear(n, w, "w_up"))[0]
-        if not self._is_joined(w, "w_gate", "w_up"):
-            return ops.swiglu_forward(self._linear(n, w, "w_gate"), self._linear(n, w, "w_up"))[0]
-        pair = gemm(n, self.model.weights.joined(f"blocks.{i}.w_gate", f"blocks.{i}.w_up").T)
-        B, F = len(pair), pair.shape[1] // 2
-        out = launch.empty(pair, (B, F), pair.dtype)
-        width = launch.width(pair.dtype, F, arrays=(pair, out))
-        grid = launch.blocks(B * F, 256 * width)
-        launch.launch("decode", "swiglu_pair", grid, 256, [out, pair, int64(B * F), int32(F)], DTYPE=pair.dtype, WIDTH=width)
-        return out
+        return ops.swiglu_forward(*self._linears(n, w, "w_gate", "w_up"))[0]
 
     def _attention(self, i: int, q: Array, k: Array, v: Array) -> Array:
         """Turn queries and keys, store keys and values, and mix the values that each query sees: (B, H·D)."""
