@@ -116,16 +116,19 @@ extern "C" __global__ void __launch_bounds__(128, 1) attention_decode(
   for (int start = begin; start < end; start += GROUPS * UNROLL) {  // the same for all: each turn has warp-wide sums
     Vector<Element, WIDTH> kv[UNROLL][PIECES];
     Real score[UNROLL][ROWS];
+    const auto read = [&](const Element* from) {
 #pragma unroll
-    for (int u = 0; u < UNROLL; u++) {
-      const int s = start + u * GROUPS + group;
+      for (int u = 0; u < UNROLL; u++) {
+        const int s = start + u * GROUPS + group;
 #pragma unroll
-      for (int p = 0; p < PIECES; p++) {
-        const int d = (p * LANES + lane) * WIDTH;
-        if (s < end && d < D) kv[u][p] = load<WIDTH>(keys + base + Index(s) * D + d);
-        else for (int i = 0; i < WIDTH; i++) kv[u][p].at[i] = element(Real(0));
+        for (int p = 0; p < PIECES; p++) {
+          const int d = (p * LANES + lane) * WIDTH;
+          if (s < end && d < D) kv[u][p] = load<WIDTH>(from + base + Index(s) * D + d);
+          else for (int i = 0; i < WIDTH; i++) kv[u][p].at[i] = element(Real(0));
+        }
       }
-    }
+    };
+    read(keys);
 #pragma unroll
     for (int u = 0; u < UNROLL; u++) {
       const bool is_there = start + u * GROUPS + group < end;
@@ -141,16 +144,7 @@ extern "C" __global__ void __launch_bounds__(128, 1) attention_decode(
         score[u][r] = is_there ? dot : minus_infinity();
       }
     }
-#pragma unroll
-    for (int u = 0; u < UNROLL; u++) {
-      const int s = start + u * GROUPS + group;
-#pragma unroll
-      for (int p = 0; p < PIECES; p++) {
-        const int d = (p * LANES + lane) * WIDTH;
-        if (s < end && d < D) kv[u][p] = load<WIDTH>(values + base + Index(s) * D + d);
-        else for (int i = 0; i < WIDTH; i++) kv[u][p].at[i] = element(Real(0));
-      }
-    }
+    read(values);
 #pragma unroll
     for (int r = 0; r < ROWS; r++) {
       Real most = top[r];
