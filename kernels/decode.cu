@@ -150,7 +150,7 @@ extern "C" __global__ void __launch_bounds__(128, 1) attention_decode(
       Real most = top[r];
 #pragma unroll
       for (int u = 0; u < UNROLL; u++) most = max(most, score[u][r]);
-      if (most == minus_infinity()) continue;             // this group has seen no key yet
+      if (start + group >= end) continue;                 // this group has no key here; what is no number has to show
       const Real shrink = exp2(top[r] - most);
       top[r] = most;
       weight[r] *= shrink;

@@ -235,3 +235,21 @@ def test_generators_end_as_if_each_had_given_a_number_for_each_token(gpu):
             sampler.draw(logits)
         for row, generator in enumerate(generators):
             assert generator.random() == np.random.default_rng(row).random(n + 1)[-1]
+
+
+@pytest.mark.parametrize("kind", ["keys", "values"])
+def test_a_key_or_value_that_is_no_number_is_seen_in_the_logits(gpu, kind):
+    """Its sequence's are no numbers either, and those of the other stay as they are; one that nobody sees does no harm."""
+    _, model = models()
+    tokens = np.random.default_rng(0).integers(0, 61, (2, 4))
+    logits = []
+    for slot in (None, 0, 3):                                          # slot 3 is not filled yet
+        kv_cache = KVCache(model, 2)
+        model.forward(tokens[:, :2], kv_cache=kv_cache)
+        if slot is not None:
+            getattr(kv_cache, kind)[:, 1, :, slot] = np.nan
+        logits.append(to_numpy(decode.Decoder(model, kv_cache).step(tokens[:, 2])))
+    plain, seen, unseen = logits
+    assert np.isnan(seen[1]).all()
+    assert_same_bits(seen[0], plain[0])
+    assert_same_bits(unseen, plain)
