@@ -8,7 +8,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from numllama.errors import DeviceError, shown
+from numllama.errors import DeviceError, is_cupys, shown
 from numllama.system.install import install_command
 
 Array = Any  # a numpy.ndarray or a cupy.ndarray: whatever `xp_of` knows
@@ -86,11 +86,6 @@ def out_of_memory(error: MemoryError) -> str:
     used, free, total = (f"{n / 1e6:,.0f} MB" for n in (used, *cupy.cuda.runtime.memGetInfo()))
     settings = "lower batch_size or seq_len, or set shards, recompute or dtype bfloat16"
     return f"out of GPU memory ({str(error).rstrip('.')}); arrays take {used}, and {free} of {total} are free; {settings}"
-
-
-def is_cupys(error: BaseException) -> bool:
-    """Whether CuPy has raised it: for CUDA, cuBLAS, NVRTC or NCCL."""
-    return type(error).__module__.partition(".")[0] in ("cupy", "cupy_backends")
 
 
 def gpu_error(error: BaseException) -> str:

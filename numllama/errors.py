@@ -74,6 +74,11 @@ def naming(path: str | os.PathLike) -> Iterator[None]:
         raise
 
 
+def is_cupys(error: BaseException) -> bool:
+    """Whether CuPy has raised it: for CUDA, cuBLAS, NVRTC or NCCL."""
+    return type(error).__module__.partition(".")[0] in ("cupy", "cupy_backends")
+
+
 def explained(error: BaseException) -> str | None:
     """The sentence by which the user can fix what has gone wrong; None for a mistake of ours."""
     if isinstance(error, NumllamaError | ValueError):
@@ -82,7 +87,7 @@ def explained(error: BaseException) -> str | None:
         from numllama.backend import out_of_memory  # which asks the GPU
 
         return out_of_memory(error)
-    if type(error).__module__.startswith("cupy"):
+    if is_cupys(error):
         from numllama.backend import gpu_error
 
         return gpu_error(error)

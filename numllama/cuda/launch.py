@@ -10,10 +10,12 @@ same sources for the CPU and takes NumPy arrays, so that the same launchers run 
 
 import re
 import sys
+import threading
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import accumulate, pairwise
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -256,6 +258,12 @@ def adjacent(arrays: Sequence[Array], axis: int) -> Array | None:
     return backend.view(first, (*first.shape[:axis], n, *first.shape[axis + 1 :]), first.strides)
 
 
+def parts(x: Array, sizes: Iterable[int], axis: int) -> tuple[Array, ...]:
+    """Views of so many rows along an axis, one after the other: what :func:`adjacent` joins."""
+    lead = (slice(None),) * (axis % x.ndim)
+    return tuple(x[(*lead, slice(start, stop))] for start, stop in pairwise(accumulate(sizes, initial=0)))
+
+
 def row_stride(x: Array) -> int | None:
     """Elements from one row (the last axis) of an array to the next; None unless all are equally far apart, and have no gaps."""
     *lead, C = zip(x.shape, x.strides, strict=True)
@@ -343,7 +351,7 @@ class CuPy:
         self.compile_seconds = 0.0
         self._functions: dict[tuple, _Function] = {}
         self._capabilities: dict[int, int] = {}
-        self._counters: dict[tuple[int, int], Array] = {}
+        self._counters: dict[tuple[int, int, int], Array] = {}
 
     def is_ready(self) -> bool:
         """Whether there can be arrays on a GPU: whoever made one has imported CuPy."""
@@ -376,9 +384,12 @@ class CuPy:
         return sys.modules["cupy"].ndarray(shape, array.dtype, memptr=array.data, strides=strides)
 
     def counters(self) -> Array:
-        """Zeros, with which kernels count and which they leave as zeros: one array for each stream, as two may run at once."""
+        """Zeros, with which kernels count and which they leave as zeros.
+
+        One array for each stream, as two may run at once, and for each thread: their default streams go by the same number.
+        """
         cupy = sys.modules["cupy"]
-        key = cupy.cuda.runtime.getDevice(), cupy.cuda.get_current_stream().ptr
+        key = cupy.cuda.runtime.getDevice(), cupy.cuda.get_current_stream().ptr, threading.get_ident()
         if key not in self._counters:
             self._counters[key] = cupy.zeros(COUNTERS, np.uint32)
         return self._counters[key]

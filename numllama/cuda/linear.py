@@ -1,7 +1,5 @@
 """Launchers of the linear map: cuBLAS. Several maps whose weights lie next to each other are one product."""
 
-from itertools import accumulate, pairwise
-
 from numllama.backend import Array, real_dtype
 from numllama.cuda import launch
 from numllama.cuda.gemm import KINDS, gemm, takes
@@ -75,7 +73,7 @@ def linears_forward(
     result = linear_forward(x, weight, bias)
     if result is NotImplemented:
         return NotImplemented
-    outs = _parts(result[0], [len(each) for each in weights], -1)
+    outs = launch.parts(result[0], [len(each) for each in weights], -1)
     return outs, tuple((x, each, None if biases is None else biases[i]) for i, each in enumerate(weights))
 
 
@@ -89,7 +87,7 @@ def linears_backward(
     if result is NotImplemented:
         return NotImplemented
     dx, *gradients = result
-    dweights, *dbiases = (_parts(gradient, [len(weight) for _, weight, _ in cache], 0) for gradient in gradients)
+    dweights, *dbiases = (launch.parts(gradient, [len(weight) for _, weight, _ in cache], 0) for gradient in gradients)
     return dx, dweights if into is None else into, *dbiases
 
 
@@ -115,9 +113,3 @@ def _joined_maps(douts: tuple[Array, ...], cache: tuple) -> tuple[Array, tuple] 
     if dout is None or weight is None or has_bias != (bias is not None):
         return None
     return dout, (xs[0], weight, bias)
-
-
-def _parts(x: Array, sizes: list[int], axis: int) -> tuple[Array, ...]:
-    """Views of so many rows, or columns, one after the other."""
-    cuts = [slice(start, stop) for start, stop in pairwise(accumulate(sizes, initial=0))]
-    return tuple(x[..., cut] if axis else x[cut] for cut in cuts)

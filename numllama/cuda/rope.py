@@ -1,7 +1,5 @@
 """Launchers of RoPE's kernel. Heads are read where they lie, and written there, or as (B, T, H, D) seen as (B, H, T, D)."""
 
-from itertools import accumulate, pairwise
-
 from numllama.backend import Array, real_dtype
 from numllama.cuda import launch
 from numllama.cuda.launch import int32, int64
@@ -45,7 +43,7 @@ def _turned_together(
     turned = _turned(x, cos, sin, layout, sign, out)
     if turned is NotImplemented:
         return NotImplemented
-    return outs or tuple(turned[:, start:stop] for start, stop in pairwise(accumulate((x.shape[1] for x in xs), initial=0)))
+    return outs or launch.parts(turned, [x.shape[1] for x in xs], 1)
 
 
 def _turned(x: Array, cos: Array, sin: Array, layout: str, sign: int, out: Array | None) -> Array:

@@ -1,4 +1,4 @@
-"""Sampler: the next token of each sequence, drawn on the GPU; see kernels/sample.cu.
+"""Sampler: what generation/sampling.py draws, drawn on the GPU; see kernels/sample.cu.
 
 The host draws the uniform numbers, each sequence's with its own generator, and uploads those for many tokens at a time. What
 comes back for a token are a few numbers for each sequence.
@@ -15,9 +15,9 @@ from numllama.cuda import launch
 from numllama.cuda.launch import int32
 from numllama.cuda.stream import StagingBuffers, stream
 from numllama.generation.config import SamplingConfig
+from numllama.generation.sampling import GREEDY
 
 AHEAD = 64  # tokens that uniform numbers are uploaded for at a time
-GREEDY = 1e-6  # as in numllama.generation.sampling
 LONG_ROW = 4096
 
 

@@ -14,6 +14,8 @@ import numpy as np
 from numllama.backend import Array, real_dtype, to_numpy, xp_of
 from numllama.generation.config import SamplingConfig
 
+GREEDY = 1e-6  # a temperature below this takes the largest logit: dividing by less may overflow
+
 # ------------------------------------------------------------------------------------------------ filters
 
 
@@ -102,7 +104,7 @@ def next_tokens(logits: Array, config: SamplingConfig, generators: Sequence[np.r
     logits = widened(logits)
     if config.repetition_penalty != 1 and seen is not None:
         logits = penalise_repetition(logits, seen, config.repetition_penalty)
-    if config.temperature < 1e-6:                                          # dividing by less may overflow
+    if config.temperature < GREEDY:
         return logits.argmax(-1)
     logits = filtered(logits, config)
     weights = xp_of(logits).exp(logits - logits.max(-1, keepdims=True))

@@ -161,7 +161,7 @@ def _load_run(folder: Path, dtype: str | None, device: str) -> Transformer:
 
 def _model(config: ModelConfig, tensors: Mapping[str, Any], dtype: str | None, device: str) -> Transformer:
     xp = array_module(device)
-    on_cpu = xp is np
-    computed = "float32" if dtype is None or (on_cpu and dtype in IN_TWO_BYTES) else dtype
-    stored = np.dtype(compute_dtype(dtype or "float32"))
-    return Transformer(config, device=device, dtype=computed, params=copied_parameters(config, tensors, stored, xp))
+    stored = dtype or "float32"
+    computed = "float32" if xp is np and stored in IN_TWO_BYTES else stored
+    params = copied_parameters(config, tensors, np.dtype(compute_dtype(stored)), xp)
+    return Transformer(config, device=device, dtype=computed, params=params)

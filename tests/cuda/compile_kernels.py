@@ -13,6 +13,7 @@ import re
 import sys
 import sysconfig
 import time
+from concurrent.futures import ProcessPoolExecutor
 from itertools import product
 from pathlib import Path
 
@@ -141,56 +142,64 @@ def wide_accesses(ptx):
     }
 
 
+def examine(source, defines):
+    """One variant, for all its architectures: how many compilations, what is wrong, and {(kernel, architecture): registers}."""
+    compiler, program = Compiler(), launch.compiled_text(source, tuple(sorted(defines.items())))
+    what = f"{source} {' '.join(f'{k}={v}' for k, v in defines.items())}"
+    problems, found = [], {}
+    for n, architecture in enumerate(architectures(source, defines), 1):
+        try:
+            log, _ = compiler.compile(program.text, f"{source}.cu", [*OPTIONS, f"-arch={architecture}"])
+        except RuntimeError as error:
+            return n, [*problems, f"{what} {architecture}: {str(error)[:2000]}"], found
+        if "warning" in log:
+            problems.append(f"{what} {architecture}: {log[:1000]}")
+        used = usage(log)
+        if set(used) != set(program.kernels):
+            problems.append(f"{what}: compiled {sorted(used)}, but launch.py sees {sorted(program.kernels)}")
+        for kernel, (registers, spills) in used.items():
+            if spills:
+                problems.append(f"{what} {architecture}: {kernel} spills {spills} bytes")
+            found[kernel, architecture] = registers
+    if defines.get("WIDTH") != "1":
+        _, ptx = compiler.compile(program.text, f"{source}.cu", ["-std=c++17", "-arch=compute_90"])
+        for kernel, wide in wide_accesses(ptx).items():
+            if not wide and kernel not in NARROW:
+                problems.append(f"{what}: {kernel} has no access of 16 bytes")
+    return n, problems, found
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--record", action="store_true", help="write registers.json anew")
     parser.add_argument("--only", nargs="*", default=sorted(DEFINES), help="sources")
     arguments = parser.parse_args()
-    start, compiler, problems, n = time.perf_counter(), Compiler(), [], 0
+    start, version, problems, n = time.perf_counter(), Compiler().version, [], 0
     missing = {path.stem for path in launch.KERNELS.glob("*.cu")} - set(DEFINES)
     problems += [f"kernels/{name}.cu is not in the table of this script" for name in sorted(missing)]
     recorded = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
+    variants = [(source, defines) for source in arguments.only for defines in DEFINES[source]]
     found = {}
-    for source in arguments.only:
-        for defines in DEFINES[source]:
-            program = launch.compiled_text(source, tuple(sorted(defines.items())))
-            what = f"{source} {' '.join(f'{k}={v}' for k, v in defines.items())}"
-            for architecture in architectures(source, defines):
-                n += 1
-                try:
-                    log, _ = compiler.compile(program.text, f"{source}.cu", [*OPTIONS, f"-arch={architecture}"])
-                except RuntimeError as error:
-                    problems.append(f"{what} {architecture}: {str(error)[:2000]}")
-                    break
-                if "warning" in log:
-                    problems.append(f"{what} {architecture}: {log[:1000]}")
-                used = usage(log)
-                if set(used) != set(program.kernels):
-                    problems.append(f"{what}: compiled {sorted(used)}, but launch.py sees {sorted(program.kernels)}")
-                for kernel, (registers, spills) in used.items():
-                    if spills:
-                        problems.append(f"{what} {architecture}: {kernel} spills {spills} bytes")
-                    key = f"{kernel} {defines['DTYPE']}"
-                    of = found.setdefault(key, {})
-                    of[architecture] = max(of.get(architecture, 0), registers)
-            else:
-                if defines.get("WIDTH") != "1":
-                    _, ptx = compiler.compile(program.text, f"{source}.cu", ["-std=c++17", "-arch=compute_90"])
-                    for kernel, wide in wide_accesses(ptx).items():
-                        if not wide and kernel not in NARROW:
-                            problems.append(f"{what}: {kernel} has no access of 16 bytes")
-    comparable = recorded.get("nvrtc") == compiler.version and not arguments.record
+    with ProcessPoolExecutor() as pool:
+        examined = pool.map(examine, *zip(*variants, strict=True))
+        for (_, defines), (compilations, wrong, registers) in zip(variants, examined, strict=True):
+            n += compilations
+            problems += wrong
+            for (kernel, architecture), most in registers.items():
+                of = found.setdefault(f"{kernel} {defines['DTYPE']}", {})
+                of[architecture] = max(of.get(architecture, 0), most)
+    comparable = recorded.get("nvrtc") == version and not arguments.record
     for key, of in found.items():
         for architecture, registers in of.items():
             most = recorded.get("registers", {}).get(key, {}).get(architecture, 0)
             if registers > most and comparable:
                 problems.append(f"{key} {architecture}: {registers} registers, but {most} are recorded")
     if arguments.record:
-        recorded = {"nvrtc": compiler.version, "registers": dict(sorted((recorded.get("registers", {}) | found).items()))}
+        recorded = {"nvrtc": version, "registers": dict(sorted((recorded.get("registers", {}) | found).items()))}
         RECORD.write_text(json.dumps(recorded, indent=1) + "\n", encoding="utf-8")
     width = max(map(len, found), default=0)
     seconds = time.perf_counter() - start
-    print(f"NVRTC {compiler.version}: {n} compilations in {seconds:.0f} s; registers, the most of all variants")
+    print(f"NVRTC {version}: {n} compilations in {seconds:.0f} s; registers, the most of all variants")
     print(f"{'':{width}}  {'  '.join(f'{a:>6}' for a in ARCHITECTURES)}")
     for key, of in sorted(found.items()):
         print(f"{key:{width}}  {'  '.join(str(of.get(a, '-')).rjust(6) for a in ARCHITECTURES)}")

@@ -38,6 +38,15 @@ def test_arrays_that_lie_next_to_each_other_are_one_view(gpu):
     assert (launch.adjacent((heads[:, :2], heads[:, 2:]), 1) == heads).all()
 
 
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_parts_of_an_array_lie_next_to_each_other(axis):
+    whole = np.arange(24.0).reshape(4, 6)
+    sizes = (1, 0, whole.shape[axis] - 1)
+    parts = launch.parts(whole, sizes, axis)
+    assert tuple(part.shape[axis] for part in parts) == sizes
+    assert (np.concatenate(parts, axis) == whole).all() and np.shares_memory(parts[2], whole)
+
+
 @pytest.mark.parametrize(
     "parts",
     [

@@ -1,5 +1,7 @@
 """How kernels reach CuPy: compiled once for each GPU, with arguments of the declared types and memory that the GPU has."""
 
+import threading
+
 import cupy
 import numpy as np
 import pytest
@@ -113,3 +115,22 @@ def test_arrays_of_the_cpu_do_not_reach_cupy(gpu):
     with pytest.raises(TypeError, match="argument 1 of gelu_forward must be an array on the device, not ndarray"):
         args = [cupy.ones(4, "float32"), np.ones(4, "float32"), np.int64(4)]
         launch.launch("gelu", "gelu_forward", 1, 256, args, DTYPE=np.dtype("float32"), WIDTH=4)
+
+
+def test_each_stream_of_each_thread_counts_blocks_in_an_array_of_its_own(gpu):
+    """Two default streams of threads have the same number, and their kernels run at once."""
+    seen, both = {}, threading.Barrier(2)
+
+    def counters(name):
+        for stream in (cupy.cuda.Stream.ptds, cupy.cuda.Stream()):
+            with stream:
+                seen[name, stream] = [launch.backend.counters() for _ in range(2)]
+        both.wait()
+
+    threads = [threading.Thread(target=counters, args=[i]) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(first is again for first, again in seen.values())
+    assert len({first.data.ptr for first, _ in seen.values()}) == 4
