@@ -9,7 +9,7 @@ from numllama.checks import check_ids
 from numllama.cuda import launch
 from numllama.cuda.launch import int32
 
-MAX_SORTED = 2**17  # tokens; backward sorts them with N² comparisons
+TOGETHER = 2**16  # tokens that backward sorts at once, with as many comparisons as their square
 
 
 def embedding_forward(tokens: Array, weight: Array) -> tuple[Array, tuple]:
@@ -33,7 +33,7 @@ def embedding_backward(dout: Array, cache: tuple, into: Array | None = None) -> 
     real, (V, C) = real_dtype(dout.dtype), weight.shape
     N = prod(tokens.shape)
     if (
-        not 0 < N <= MAX_SORTED
+        N == 0
         or dout.shape != (*tokens.shape, C)
         or not launch.is_plain(dout)
         or (weight.dtype != real if into is None else into.shape != weight.shape or into.dtype != real)
@@ -41,13 +41,21 @@ def embedding_backward(dout: Array, cache: tuple, into: Array | None = None) -> 
     ):
         return NotImplemented
     dweight = launch.zeros(dout, (V, C), real) if into is None else into
+    dense, dout = launch.ids(tokens).reshape(N), dout.reshape(N, C)
+    for start in range(0, N, TOGETHER):
+        _add_rows(dweight, dout[start : start + TOGETHER], dense[start : start + TOGETHER])
+    return dweight
+
+
+def _add_rows(dweight: Array, dout: Array, tokens: Array) -> None:
+    """dweight[tokens[n]] += dout[n], those of one token in the order that they come in."""
+    (V, C), N = dweight.shape, len(tokens)
     order, ordered = launch.empty(dout, (N,), np.int32), launch.empty(dout, (N,), np.int32)
-    width, dense = launch.width(dout.dtype, C, arrays=(dout, dweight)), launch.ids(tokens)
-    defines = {"DTYPE": dout.dtype, "WIDTH": width, "TOKEN": dense.dtype}
-    args = [order, ordered, dense, int32(N)]
+    width = launch.width(dout.dtype, C, arrays=(dout, dweight))
+    defines = {"DTYPE": dout.dtype, "WIDTH": width, "TOKEN": tokens.dtype}
+    args = [order, ordered, tokens, int32(N)]
     launch.launch("embedding", "embedding_sort", launch.blocks(N, 64), 64, args, **defines)
     threads = min(128, 32 * launch.blocks(C, 32 * width))
     grid = (N, launch.blocks(C, threads * width))
     args = [dweight, dout, order, ordered, int32(N), int32(V), int32(C)]
     launch.launch("embedding", "embedding_backward", grid, threads, args, **defines)
-    return dweight

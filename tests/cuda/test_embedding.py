@@ -55,12 +55,11 @@ def test_an_id_outside_of_the_vocabulary_is_an_error_and_never_an_address(dtype,
     assert dweight.sum(1).tolist() == [0, 8, 0, 0, 8]
 
 
-def test_more_tokens_than_are_worth_comparing_are_left_to_the_op(gpu, monkeypatch):
-    monkeypatch.setattr("numllama.cuda.embedding.MAX_SORTED", 20)
-    tokens, weight = draw(9, 8, 30)
-    out, cache = embedding_forward(tokens, weight)
-    assert_same_bits(embedding_backward(out, cache), embedding_backward.reference(out, cache))
-    assert gpu.launched == ["embedding_forward"]
+def test_many_tokens_are_sorted_some_at_a_time(monkeypatch):
+    monkeypatch.setattr("numllama.cuda.embedding.TOGETHER", 20)
+    into = np.random.default_rng(1).standard_normal((9, 8)).astype("float32")
+    kernels = KERNELS[0], 3 * KERNELS[1]
+    check_kernels(embedding_forward, embedding_backward, draw(9, 8, 3, 17), FLOAT32, kernels, into=into)
 
 
 def test_gradients_in_two_bytes_are_summed_in_float32_first(gpu):

@@ -63,6 +63,13 @@ def test_heads_of_every_size_are_recorded(gpu, head_dim, dtype):
     assert gpu.counts()["graph launches"] == 3
 
 
+def test_any_number_of_tokens_is_recorded(gpu, monkeypatch):
+    """The embedding's backward sorts some at a time."""
+    monkeypatch.setattr("numllama.cuda.embedding.TOGETHER", 5)
+    assert_same_run(run(steps=4), run(steps=4, by_host=True))
+    assert gpu.counts()["graph launches"] == 3
+
+
 def test_a_gpt2_is_recorded_too(gpu):
     assert_same_run(run(steps=4, variant=GPT2), run(steps=4, variant=GPT2, by_host=True))
     assert gpu.counts()["graph launches"] == 3
