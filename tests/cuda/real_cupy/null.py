@@ -5,6 +5,7 @@ them it is recorded how many launches a token and how many nodes a step takes.
 """
 
 import argparse
+import asyncio
 import json
 import sys
 import warnings
@@ -22,6 +23,9 @@ from numllama.model import transformer
 from numllama.model.config import PRESETS
 from numllama.model.lora import LoraConfig
 from numllama.model.parameters import Parameters, count_parameters, parameter_shapes
+from numllama.serve.engine import Engine
+from numllama.serve.texts import Request
+from numllama.tokenizer import CharTokenizer
 from numllama.training.config import TrainConfig, recipe
 from numllama.training.data import Dataset
 
@@ -65,6 +69,21 @@ def decode(config, dtype, preset):
         generate(model, [[1, 2, 3], [4]], 6, seed=0, **settings)
 
 
+def serve(config, dtype, preset):
+    """A prompt, one that goes on with its keys and values, and one whose own tokens are given their probabilities."""
+    model, prompt = nl.Transformer(config, device="cuda", dtype=dtype), list(range(20))
+    characters = map(chr, range(0x10000, 0x10000 + config.vocab_size))
+    requests = [Request(prompt, 4), Request([*prompt, 1, 2], 4), Request(prompt, 2, echo=True, runners_up=2)]
+
+    async def answers(engine):
+        for request in requests:
+            async for _ in (await engine.submit([request])).pieces():
+                pass
+
+    with closing(Engine(model, CharTokenizer(characters))) as engine:
+        asyncio.run(answers(engine))
+
+
 def evaluate(config, dtype, preset):
     model = nl.Transformer(config, device="cuda", dtype=dtype)
     tokens = np.zeros((2, min(config.max_seq_len, LONGEST)), int)
@@ -78,6 +97,7 @@ PHASES = {
     "shards": lambda *about: train(*about, shards=2),
     "finetune": finetune,
     "generate": decode,
+    "serve": serve,
     "eval": evaluate,
 }
 
@@ -90,6 +110,7 @@ def run(cuda, preset, dtype, phase):
     cuda.reset()
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
+        warnings.simplefilter("ignore", RuntimeWarning)  # of numbers that nobody has computed
         try:
             PHASES[phase](config, dtype, preset)
             errors = []

@@ -29,7 +29,7 @@ def test_a_driver_takes_every_launch(capability, tmp_path):
     assert run.returncode == 0
     for row in rows:
         recorded = row["phase"] in ("training", "recompute", "shards") and row["dtype"] != "float16"
-        if row["phase"] != "generate":
+        if row["phase"] not in ("generate", "serve"):
             assert row["graphs"] == recorded, f"{row['preset']} {row['dtype']} {row['phase']}"
     if capability == 90:
         counts = {
