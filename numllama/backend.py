@@ -1,6 +1,7 @@
 """NumPy or CuPy?  Which device, which dtype.  CuPy is imported only when a GPU is asked for."""
 
 import math
+import re
 import sys
 from types import ModuleType
 from typing import Any
@@ -14,6 +15,7 @@ from numllama.system.install import install_command
 Array = Any  # a numpy.ndarray or a cupy.ndarray: whatever `xp_of` knows
 DTYPES = {"float32": np.float32, "float64": np.float64}
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+LEAST_CUPY = "14.2"  # before it, a pool of memory that went took along the arrays that were left of it
 LEAST_NUMPY = "2.1.2"  # with which CuPy takes bfloat16
 TWO_BYTES = (BFLOAT16, np.dtype(np.float16))  # to keep numbers in, and for a GPU's matrix products; sums are in float32
 
@@ -52,13 +54,16 @@ def array_module(device: str) -> ModuleType:
         raise DeviceError(
             f"device 'cuda' needs CuPy: {install_command('cuda13')} (or cuda12, as nvidia-smi's CUDA version says)"
         ) from error
+    if is_older(cupy.__version__, LEAST_CUPY):
+        mend = install_command("cuda13")
+        raise DeviceError(f"device 'cuda' needs CuPy {LEAST_CUPY} or newer, but this is {cupy.__version__}: {mend} (or cuda12)")
     try:
         count = cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError as error:  # says "driver too old" where there is none at all
         raise DeviceError("device 'cuda' needs an NVIDIA GPU and its driver, and none was found (see nvidia-smi)") from error
     if int(index or 0) >= count:
         raise DeviceError(f"device {shown(device)} was asked for, but this machine has {count} GPU(s), counted from 0")
-    if np.lib.NumpyVersion(np.__version__) < LEAST_NUMPY:
+    if is_older(np.__version__, LEAST_NUMPY):
         mend = "pip install -U numpy"
         raise DeviceError(f"device 'cuda' needs NumPy {LEAST_NUMPY} for bfloat16, but this is {np.__version__}: {mend}")
     try:
@@ -69,6 +74,12 @@ def array_module(device: str) -> ModuleType:
         raise DeviceError("device 'cuda' needs cuBLAS and NVRTC, and one is missing: `numllama doctor` says which") from error
     cupy.cuda.Device(int(index or 0)).use()
     return cupy
+
+
+def is_older(version: str, least: str) -> bool:
+    """Whether a library's version, such as 14.2.0 or 15.0.0rc1, is older than the oldest that will do."""
+    first_numbers = [tuple(map(int, re.findall(r"\d+", text)[: least.count(".") + 1])) for text in (version, least)]
+    return first_numbers[0] < first_numbers[1]
 
 
 def out_of_memory(error: MemoryError) -> str:

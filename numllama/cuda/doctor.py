@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from threadpoolctl import threadpool_info
 
-from numllama.backend import BFLOAT16, to_numpy
+from numllama.backend import BFLOAT16, LEAST_CUPY, is_older, to_numpy
 from numllama.system.install import install_command
 
 DRIVER_LIBRARIES = ("libcuda.so.1", "nvcuda.dll")
@@ -79,7 +79,7 @@ def _gpu() -> Iterator[Finding]:
     if len(packages) > 1:
         yield Finding("CuPy", None, f"pip uninstall -y {' '.join(packages)} && {install}")
         return
-    package = _look("CuPy", lambda: import_module("cupy").__version__, install)
+    package = _look("CuPy", _cupy, install)
     yield package
     if package.found is None:
         return
@@ -104,6 +104,13 @@ def _look(part: str, probe: Callable[[], str], mend: str) -> Finding:
     except Exception as error:  # a library that is half installed raises anything
         reason = " ".join(str(error).split())[:120]
         return Finding(part, None, f"{mend}  ({type(error).__name__}: {reason})")
+
+
+def _cupy() -> str:
+    version = import_module("cupy").__version__
+    if is_older(version, LEAST_CUPY):
+        raise RuntimeError(f"{version} is older than {LEAST_CUPY}")
+    return version
 
 
 def _gpus() -> str:

@@ -61,14 +61,14 @@ class Cuda:
 _cuda = None
 
 
-def install(version: str | None = None) -> Cuda:
-    """Let ``import cupy`` find a GPU, and CuPy of this version: default $NUMLLAMA_CUPY, or the newest. Once for a process."""
+def install() -> Cuda:
+    """Let ``import cupy`` find CuPy, and that a GPU. Once for a process."""
     global _cuda
     if _cuda is not None:
         return _cuda
     if "cupy" in sys.modules:
         raise RuntimeError("cupy was imported before")
-    site = build.folder(version or os.environ.get("NUMLLAMA_CUPY") or build.NEWEST)
+    site = build.folder()
     emulator = [HERE / "emulate.py", HERE.parent / "emulator/runtime.cc", *HERE.parent.glob("emulator/*.h"), *HERE.rglob("*.*h")]
     key = hashlib.sha256("".join(path.read_text() for path in sorted(emulator)).encode()).hexdigest()[:12]
     cubins, programs = build.cache() / "cubins", build.cache() / f"programs-{key}"

@@ -1,6 +1,6 @@
-"""CuPy from its own sources, built to run on a CPU: `folder(version)` holds it, built once and kept.
+"""CuPy from its own sources, built to run on a CPU: `folder()` holds it, built once and kept.
 
-    python tests/cuda/real_cupy/cupy_on_cpu.py 14.2.0 14.0.0         # about three minutes each, if it is not there yet
+    python tests/cuda/real_cupy/cupy_on_cpu.py         # two minutes, if it is not there yet
 
 CuPy's sources come with headers of CUDA in which every function is an empty stub; its documentation is built that way. Here the
 stubs become declarations, and the library `cuda_on_cpu` (see the file of that name) has the functions. What else changes of CuPy:
@@ -22,17 +22,9 @@ import tempfile
 import urllib.request
 from pathlib import Path
 
-SOURCES = {  # of PyPI
-    "14.2.0": (
-        "https://files.pythonhosted.org/packages/dc/10/059a92d40b161ea24607c9e41a75098812ca7021f2b565524f87beba15c9/cupy-14.2.0.tar.gz",
-        "cfed725e612178cfbdbf62f4a3a598b60edecbbca718c0d4580c21a16ae4a62c",
-    ),
-    "14.0.0": (
-        "https://files.pythonhosted.org/packages/16/ec/7e34f243a7fa93d21bc989e1570d5386b1b14d4eb153e54cecb945f3a39f/cupy-14.0.0.tar.gz",
-        "615a7dfbe699729785fa9ef0789de05ec1c278b8c3b675460ad19c8808802995",
-    ),
-}  # fmt: skip
-NEWEST, OLDEST = "14.2.0", "14.0.0"     # that the extras cuda12 and cuda13 allow
+VERSION = "14.2.0"                      # the newest, and the oldest that the extras cuda12 and cuda13 allow
+URL = f"https://files.pythonhosted.org/packages/dc/10/059a92d40b161ea24607c9e41a75098812ca7021f2b565524f87beba15c9/cupy-{VERSION}.tar.gz"
+SHA256 = "cfed725e612178cfbdbf62f4a3a598b60edecbbca718c0d4580c21a16ae4a62c"
 LIBRARY = "libcuda_on_cpu.so"           # as it is known to the dynamic linker, once it is loaded
 NEEDS = ("cuda-pathfinder",)            # of what CuPy depends on, all that is not there with NumPy
 NAMES = "cuda_names.txt"                # in the folder: every function of CUDA that CuPy may call
@@ -44,15 +36,15 @@ def cache() -> Path:
     return Path(os.environ.get("NUMLLAMA_CUPY_CACHE") or default)
 
 
-def folder(version: str) -> Path:
+def folder() -> Path:
     """A folder to put on ``sys.path``; built first if need be."""
     key = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
-    made = cache() / f"{version}-{sys.implementation.cache_tag}-{key}"
+    made = cache() / f"{VERSION}-{sys.implementation.cache_tag}-{key}"
     if not made.exists():
         made.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=made.parent) as temporary:
-            source, target = Path(temporary) / f"cupy-{version}", Path(temporary) / "site"
-            _fetch(version, Path(temporary))
+            source, target = Path(temporary) / f"cupy-{VERSION}", Path(temporary) / "site"
+            _fetch(Path(temporary))
             names = _declare(source)
             _patch(source)
             _install(source, target)
@@ -65,12 +57,11 @@ def folder(version: str) -> Path:
     return made
 
 
-def _fetch(version: str, to: Path) -> None:
-    url, sha256 = SOURCES[version]
-    with urllib.request.urlopen(url, timeout=300) as response:
+def _fetch(to: Path) -> None:
+    with urllib.request.urlopen(URL, timeout=300) as response:
         data = response.read()
-    if hashlib.sha256(data).hexdigest() != sha256:
-        raise SystemExit(f"{url} is not what it was")
+    if hashlib.sha256(data).hexdigest() != SHA256:
+        raise SystemExit(f"{URL} is not what it was")
     with tarfile.open(fileobj=io.BytesIO(data)) as archive:
         archive.extractall(to, filter="data")
 
@@ -109,8 +100,7 @@ def _patch(source: Path) -> None:
     _replace(runtime, r"IF CUPY_CUDA_VERSION > 0:(\s+return PointerAttributes\()", r"IF CUPY_CUDA_VERSION >= 0:\1")
     ours = r"\g<0>    return __import__('cuda_on_cpu').properties(device)\n"
     _replace(runtime, r"cpdef getDeviceProperties\(int device\):\n", ours)
-    if "pointerGetMemoryType" in runtime.read_text():
-        _replace(runtime, r"IF CUPY_CUDA_VERSION > 0 or 60000000 <= \w+:(\s+return attrs.type)", r"IF True:\1")
+    _replace(runtime, r"IF CUPY_CUDA_VERSION > 0 or 60000000 <= \w+:(\s+return attrs.type)", r"IF True:\1")
 
 
 def _replace(path: Path, pattern: str, by: str) -> None:
@@ -131,5 +121,4 @@ def _install(source: Path, target: Path) -> None:
 
 
 if __name__ == "__main__":
-    for asked in sys.argv[1:] or [NEWEST, OLDEST]:
-        print(folder(asked))
+    print(folder())

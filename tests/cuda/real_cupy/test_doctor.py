@@ -1,6 +1,7 @@
 """What is missing for a GPU, and the one command that mends it: with every part there, and with each one taken away."""
 
 import ctypes
+import gc
 import re
 import sys
 from types import SimpleNamespace
@@ -95,6 +96,29 @@ def test_a_numpy_that_cupys_bfloat16_does_not_take(gpu, monkeypatch):
     monkeypatch.setattr(np, "__version__", "2.1.1")
     with pytest.raises(DeviceError, match=r"needs NumPy 2\.1\.2 for bfloat16, but this is 2\.1\.1: pip install -U numpy$"):
         array_module("cuda")
+
+
+@pytest.mark.parametrize("version", ["13.6.0", "14.1.1", "14.2.0", "15.0.0rc1"])
+def test_a_cupy_whose_arrays_do_not_outlive_their_pool(machine, monkeypatch, version):
+    monkeypatch.setattr(cupy, "__version__", version)
+    if version >= "14.2":
+        assert missing() == {} and array_module("cuda") is cupy
+        return
+    command = install_command("cuda13")
+    assert missing() == {"CuPy": f"{command}  (RuntimeError: {version} is older than 14.2)"}
+    with pytest.raises(DeviceError) as error:
+        array_module("cuda")
+    assert str(error.value) == f"device 'cuda' needs CuPy 14.2 or newer, but this is {version}: {command} (or cuda12)"
+
+
+def test_arrays_outlive_their_pool(gpu):
+    pool = cupy.cuda.MemoryPool()
+    with cupy.cuda.using_allocator(pool.malloc):
+        left = cupy.arange(5)
+    del pool
+    gc.collect()
+    assert gpu.counts()["cudaFree"] == 0
+    assert left.tolist() == [0, 1, 2, 3, 4]
 
 
 def test_nccl_is_not_asked_of_one_gpu(machine, monkeypatch):
