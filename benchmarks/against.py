@@ -161,7 +161,7 @@ def tokenizer_child() -> None:
     import time
 
     import numllama as nl
-    from numllama.training.stand_in import write_play
+    from numllama.data.synthetic import write_play
 
     play = write_play()
     with tempfile.TemporaryDirectory() as folder:

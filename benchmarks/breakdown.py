@@ -50,7 +50,7 @@ def measure(name: str, workers: int, seconds: float) -> dict:
     from numllama import ops
     from numllama.model import Transformer
     from numllama.optim import AdamW
-    from numllama.training.parallel import Workers
+    from numllama.parallel.shards import Workers
 
     clock, local, lock = Counter(), threading.local(), threading.Lock()
 

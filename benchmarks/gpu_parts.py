@@ -392,9 +392,9 @@ def shakespeare(data: Path | None, **changes) -> Iterator[dict]:
     from dataclasses import replace
 
     import numllama as nl
+    from numllama.data.dataset import load_dataset
+    from numllama.data.shakespeare import shakespeare_dataset
     from numllama.training.config import recipe
-    from numllama.training.data import load_dataset
-    from numllama.training.shakespeare import shakespeare_dataset
 
     dataset = load_dataset(data) if data else shakespeare_dataset()[0]
     config = nl.ModelConfig.preset("shakespeare", vocab_size=dataset.vocab_size)

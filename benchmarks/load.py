@@ -64,8 +64,8 @@ def make_checkpoints(folder: Path, gigabytes: float) -> int:
 
     from numllama.backend import BFLOAT16
     from numllama.interop import huggingface
-    from numllama.interop.tensor_file import write_tensors
     from numllama.model import ModelConfig, count_parameters, parameter_shapes
+    from numllama.storage.tensor_file import write_tensors
 
     counts = [count_parameters(ModelConfig(**SHAPE, n_layers=n)) for n in (1, 2)]
     layers = max(1, round((gigabytes * 1e9 / 4 - counts[0]) / (counts[1] - counts[0])) + 1)

@@ -29,7 +29,7 @@ cores = int(sys.argv.pop(1))
 if hasattr(os, "sched_setaffinity"):
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])  # `eval` takes all cores that it has
 from numllama.cli import app
-from numllama.processes import peak_memory_mb
+from numllama.system.processes import peak_memory_mb
 from numllama.training import parallel
 from numllama.training.trainer import Trainer
 parallel.TEAM_AFTER = 0.0  # processes from the second step on, however short the run
@@ -74,7 +74,7 @@ def measure(shape: dict, workers: int) -> dict:
     """Peaks in MB."""
     settings = {**shape, **RUN, "workers": workers}
     flags = [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", value)]
-    from numllama.training.stand_in import write_play
+    from numllama.data.synthetic import write_play
 
     with tempfile.TemporaryDirectory() as folder:
         out, text = Path(folder) / "run", Path(folder) / "text.txt"

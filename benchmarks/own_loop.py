@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from numllama.processes import available_cores
+from numllama.system.processes import available_cores
 
 SHAPES = {
     "C64 L2, 16 x 32 tokens": dict(dim=64, n_layers=2, n_heads=2, max_seq_len=32, batch=16),

@@ -13,8 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numllama as nl
+from numllama.data.shakespeare import shakespeare_dataset
 from numllama.training import recipe
-from numllama.training.shakespeare import shakespeare_dataset
 
 
 def main() -> None:

@@ -118,9 +118,9 @@ def child(variant: str, config: dict, network: float | None) -> None:
     import train_step_peers
 
     import numllama as nl
-    import numllama.training.data as data_module
-    from numllama.training import parallel, ranks
-    from numllama.training.communicator import communicator
+    import numllama.data.dataset as data_module
+    from numllama.parallel import ranks, shards
+    from numllama.parallel.communicator import communicator
 
     source = train_step_peers.batches(config)
 
@@ -131,7 +131,7 @@ def child(variant: str, config: dict, network: float | None) -> None:
     data_module.random_batch = random_batch
     if variant.endswith("afterwards"):
         ranks.first_layer = lambda *_: -1
-    parallel.TEAM_AFTER = -1.0 if variant == "processes" else float("inf")
+    shards.TEAM_AFTER = -1.0 if variant == "processes" else float("inf")
     model = nl.Transformer(train_step_peers.model_config(config), seed=0)
     some = np.zeros(2 * config["max_seq_len"], dtype=np.int64)
     who = dict(workers=2)
@@ -144,7 +144,7 @@ def child(variant: str, config: dict, network: float | None) -> None:
     if network:
         slow_down(comm, network)
     loop = ExitStack()
-    loop.enter_context(parallel.training_settings("cpu"))
+    loop.enter_context(shards.training_settings("cpu"))
 
     def timed(n: int) -> list[float]:
         times = []

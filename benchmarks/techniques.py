@@ -19,27 +19,27 @@ WITHOUT = "numllama-without-"
 
 def processes() -> None:
     """Threads all the way."""
-    from numllama.training.team import Team
+    from numllama.parallel.team import Team
 
     Team.possible = staticmethod(lambda model: False)
 
 
 def workers() -> None:
     """One worker, whose products BLAS spreads over all cores."""
+    from numllama.parallel import shards
     from numllama.system import blas
-    from numllama.training import parallel
 
     processes()
-    parallel.one_blas_thread, blas.SMALL_MODEL = nullcontext, 0
-    begin = parallel.Workers.__init__
-    parallel.Workers.__init__ = lambda self, model, workers=None, **options: begin(self, model, 1, **options)
+    shards.one_blas_thread, blas.SMALL_MODEL = nullcontext, 0
+    begin = shards.Workers.__init__
+    shards.Workers.__init__ = lambda self, model, workers=None, **options: begin(self, model, 1, **options)
 
 
 def kept_memory() -> None:
     """The C library gives large arrays back to the system."""
-    from numllama.training import parallel
+    from numllama.parallel import shards
 
-    parallel.kept_memory = nullcontext
+    shards.kept_memory = nullcontext
 
 
 def flash_attention() -> None:
@@ -63,7 +63,7 @@ def one_gradient_buffer() -> None:
     """Each shard clears a buffer of its own and adds it to the total when it is done."""
     from contextlib import contextmanager
 
-    from numllama.training.turns import Turns
+    from numllama.parallel.turns import Turns
 
     @contextmanager
     def shard(self, index):
@@ -92,11 +92,11 @@ TECHNIQUES: dict[str, Callable[[], None]] = {
 
 def leave_out(name: str) -> None:
     """Do without a technique, here and in the worker processes that are started from here."""
-    from numllama import processes as module
+    from numllama.system import processes as module
 
     TECHNIQUES[name]()
-    also = f"import techniques; techniques.TECHNIQUES[{name!r}](); from numllama.processes"
-    module._CHILD = module._CHILD.replace("from numllama.processes", also)
+    also = f"import techniques; techniques.TECHNIQUES[{name!r}](); from numllama.system.processes"
+    module._CHILD = module._CHILD.replace("from numllama.system.processes", also)
 
 
 def main() -> None:

@@ -54,12 +54,12 @@ def blas_name() -> str:
 
 def numllama_step(config: dict, cores: int):
     import numllama as nl
-    import numllama.training.data as data_module
-    from numllama.training import parallel
+    import numllama.data.dataset as data_module
+    from numllama.parallel import shards
 
     source = batches(config)
     data_module.random_batch = lambda *_: next(source)  # the benchmark's batches in place of random windows of a text
-    parallel.TEAM_AFTER = 0.0  # as after the first seconds of a run
+    shards.TEAM_AFTER = 0.0  # as after the first seconds of a run
     model = nl.Transformer(model_config(config), seed=SEED)
     some = np.zeros(2 * config["max_seq_len"], dtype=np.int64)
     data = nl.Dataset(some, some, config["vocab_size"])
@@ -69,7 +69,7 @@ def numllama_step(config: dict, cores: int):
     )  # fmt: skip
     trainer = nl.Trainer(model, data, settings)
     loop = ExitStack()
-    loop.enter_context(parallel.training_settings(model.device))  # as while a Trainer runs
+    loop.enter_context(shards.training_settings(model.device))  # as while a Trainer runs
 
     def step(loop=loop):  # which must not be collected, for its settings would end with it
         return trainer._step().loss

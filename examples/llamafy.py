@@ -26,11 +26,11 @@ import numpy as np
 import numllama as nl
 from numllama import ops
 from numllama.backend import Array, array_module, xp_of
+from numllama.data.shakespeare import shakespeare_dataset
+from numllama.install import install_command
 from numllama.model import Parameters
 from numllama.model.block import merge_heads, split_heads
 from numllama.storage.files import write_text
-from numllama.system.install import install_command
-from numllama.training.shakespeare import shakespeare_dataset
 
 PARAMETERS = 460_000                                                   # of every rung
 SEQ_LEN, BATCH_SIZE, LEARNING_RATE = 64, 16, 6e-3

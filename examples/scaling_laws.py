@@ -23,9 +23,9 @@ import numpy as np
 
 import numllama as nl
 from numllama.backend import array_module
+from numllama.data.shakespeare import shakespeare_dataset
+from numllama.install import install_command
 from numllama.storage.files import write_text
-from numllama.system.install import install_command
-from numllama.training.shakespeare import shakespeare_dataset
 
 SIZES = [(16, 2), (32, 2), (48, 3), (80, 3), (112, 4), (144, 4)]       # (dim, layers): 6 thousand parameters to a million
 SEQ_LEN, BATCH_SIZE, LEARNING_RATE = 64, 16, 2e-3

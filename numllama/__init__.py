@@ -5,6 +5,8 @@ from numllama.lazy import lazy
 TYPE_CHECKING = False  # as type checkers know it: to import `typing` takes longer than all the rest
 if TYPE_CHECKING:  # the public API; each name is imported when it is first asked for
     from numllama import ops
+    from numllama.data.conversations import load_conversations
+    from numllama.data.dataset import Dataset, load_dataset
     from numllama.errors import CheckpointError, DataError, DeviceError, GenerationError, NumllamaError, TrainingError
     from numllama.generation.config import SamplingConfig
     from numllama.generation.generate import generate, stream
@@ -20,8 +22,6 @@ if TYPE_CHECKING:  # the public API; each name is imported when it is first aske
     from numllama.tokenizer import CharTokenizer, Tokenizer
     from numllama.training.checkpoint import load_run
     from numllama.training.config import TrainConfig
-    from numllama.training.conversations import load_conversations
-    from numllama.training.data import Dataset, load_dataset
     from numllama.training.trainer import StepReport, Trainer
 
 __version__ = "0.1.0"
@@ -44,7 +44,7 @@ lazy(__name__, {
     "numllama.optim": "AdamW SGD cosine_schedule clip_grad_norm",
     "numllama.tokenizer": "Tokenizer CharTokenizer",
     "numllama.training": "Dataset load_dataset Trainer TrainConfig StepReport load_run",
-    "numllama.training.conversations": "load_conversations",
+    "numllama.data.conversations": "load_conversations",
     "numllama.interop": "load",
     "numllama.generation": "generate stream complete SamplingConfig KVCache",
     "numllama.errors": "NumllamaError CheckpointError DataError DeviceError GenerationError TrainingError",

@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 
 from numllama.errors import DeviceError, is_cupys, shown
-from numllama.system.install import install_command
+from numllama.install import install_command
 
 Array = Any  # a numpy.ndarray or a cupy.ndarray: whatever `xp_of` knows
 DTYPES = {"float32": np.float32, "float64": np.float64}

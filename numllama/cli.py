@@ -114,7 +114,7 @@ def train(
         Go on with the run in --out, or with the newest one. auto: begin if there is none, and if the newest checkpoint is
         damaged go on from the one before it; settings may be given again.
     """
-    from numllama.training.run import train_run
+    from numllama.commands.train import train_run
 
     if tokenizer == "":
         raise ValueError("tokenizer is empty, but must be char, bpe or the path of a tokenizer")
@@ -209,7 +209,7 @@ def prepare(
     special
         A special token of a rank file and its id, such as '<|endoftext|>=50256', or none. May be given several times.
     """
-    from numllama.training.prepare import STANDARD_INPUT, prepare_texts
+    from numllama.data.prepare import STANDARD_INPUT, prepare_texts
 
     if unknown := [text for text in texts if str(text).startswith("-") and text != STANDARD_INPUT]:
         raise ValueError(f"there is no option {unknown[0]}; a file of that name is ./{unknown[0]}")
@@ -275,8 +275,8 @@ def finetune(
     show
         Print so many conversations as the model would see them, with what of them is learnt, and do nothing else.
     """
+    from numllama.commands.finetune import Tuning, finetune_run, resume_run
     from numllama.model import LoraConfig
-    from numllama.training.finetune import Tuning, finetune_run, resume_run
 
     about = dict(model=model, data=data, val_data=val_data, full=full or None, rank=rank, alpha=alpha, targets=targets or None)
     about |= dict(epochs=epochs, chat_template=chat_template, tokenizer=tokenizer, show=show or None)
@@ -378,7 +378,7 @@ def generate(
         How the next token is drawn. Default what the checkpoint's generation_config.json says; temperature 0.8 where it says
         nothing.
     """
-    from numllama.generation.run import generate_run
+    from numllama.commands.generate import generate_run
 
     limits = dict(max_new_tokens=max_new_tokens, stop=stop, window=window, seed=seed)
     how = dict(special=special, skip_special_tokens=skip_special_tokens)
@@ -430,7 +430,7 @@ def chat(
         How the next token is drawn. Default what the checkpoint's generation_config.json says; temperature 0.8 where it says
         nothing.
     """
-    from numllama.generation.run import chat_run
+    from numllama.commands.generate import chat_run
 
     limits = dict(max_new_tokens=max_new_tokens, window=window, seed=seed, skip_special_tokens=skip_special_tokens)
     return chat_run(model, tokenizer, device, dtype, system, **limits, **given(sampling))
@@ -534,7 +534,7 @@ def evaluate(
     tokenizer
         Its file or folder. Default the one beside the model.
     """
-    from numllama.generation.run import open_model
+    from numllama.commands.generate import open_model
     from numllama.training.evaluate import evaluate_file
 
     if (file is None) == (data is None):
@@ -662,7 +662,7 @@ def exercises(
     out
         Folder of the files.
     """
-    from numllama.exercises import check_exercises, write_exercises
+    from numllama.learn.exercises import check_exercises, write_exercises
 
     return check_exercises(op, out) if check else write_exercises(op, blank, out)
 
@@ -702,7 +702,7 @@ def trace(
     html
         Also write a page with heat maps to this file; it needs nothing else.
     """
-    from numllama.trace_report import trace_run
+    from numllama.learn.trace_report import trace_run
 
     return trace_run(model, tokenizer, text, ids, steps, seed, json, html)
 

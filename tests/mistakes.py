@@ -128,7 +128,7 @@ MISTAKES = [
     ),
     Mistake(
         "the last window of a text is not evaluated",
-        "training/data.py", "if len(rest) > 1:", "if len(rest) > seq_len:",
+        "data/dataset.py", "if len(rest) > 1:", "if len(rest) > seq_len:",
         "test_commands.py::test_eval_is_the_mean_over_every_token_but_the_first",
     ),
     Mistake(
@@ -459,33 +459,33 @@ MISTAKES = [
     ),
     Mistake(
         "targets that are the inputs",
-        "training/data.py", "return read[:, :-1], read[:, 1:]", "return read[:, :-1], read[:, :-1]",
-        "training/test_data.py::test_targets_are_the_tokens_that_follow_the_inputs",
+        "data/dataset.py", "return read[:, :-1], read[:, 1:]", "return read[:, :-1], read[:, :-1]",
+        "data/test_dataset.py::test_targets_are_the_tokens_that_follow_the_inputs",
     ),
     Mistake(
         "the same batch in every step",
-        "training/data.py", "np.random.default_rng([seed, step]).integers", "np.random.default_rng([seed]).integers",
-        "training/test_data.py::test_a_batch_is_a_function_of_seed_and_step",
+        "data/dataset.py", "np.random.default_rng([seed, step]).integers", "np.random.default_rng([seed]).integers",
+        "data/test_dataset.py::test_a_batch_is_a_function_of_seed_and_step",
     ),
     Mistake(
         "a validation that drops the last, shorter window",
-        "training/data.py", "if len(rest) > 1:", "if len(rest) > seq_len:",
-        "training/test_data.py::test_windows_ask_for_every_token_but_the_first_exactly_once",
+        "data/dataset.py", "if len(rest) > 1:", "if len(rest) > seq_len:",
+        "data/test_dataset.py::test_windows_ask_for_every_token_but_the_first_exactly_once",
     ),
     Mistake(
         "a first shard that adds to what the step before has left",
-        "training/turns.py", "            view[...] = x\n", "            view += x\n",
-        "training/test_parallel.py::test_nothing_of_one_batch_is_left_in_the_gradients_of_the_next",
+        "parallel/turns.py", "            view[...] = x\n", "            view += x\n",
+        "parallel/test_shards.py::test_nothing_of_one_batch_is_left_in_the_gradients_of_the_next",
     ),
     Mistake(
         "weights and gradients in the same memory",
-        "training/team.py", "np.frombuffer(memory[at : at + n], self.dtype)", "np.frombuffer(memory[:n], self.dtype)",
-        "training/test_team.py::test_processes_give_the_same_bits_as_one_worker",
+        "parallel/team.py", "np.frombuffer(memory[at : at + n], self.dtype)", "np.frombuffer(memory[:n], self.dtype)",
+        "parallel/test_team.py::test_processes_give_the_same_bits_as_one_worker",
     ),
     Mistake(
         "shards that add in whatever order they end",
-        "training/turns.py", "while self._state[i] < index and", "while False and",
-        "training/test_parallel.py::test_shards_add_in_index_order_however_long_each_takes",
+        "parallel/turns.py", "while self._state[i] < index and", "while False and",
+        "parallel/test_shards.py::test_shards_add_in_index_order_however_long_each_takes",
     ),
     Mistake(
         "the same dropout masks in every step",
@@ -565,8 +565,8 @@ MISTAKES = [
     ),
     Mistake(
         "a stopped preparation that keeps what came after its last save",
-        "training/prepare.py", "self._file.truncate(written)", "written",
-        "training/test_prepare.py::test_what_was_stopped_goes_on_and_ends_with_the_same_bytes",
+        "data/prepare.py", "self._file.truncate(written)", "written",
+        "data/test_prepare.py::test_what_was_stopped_goes_on_and_ends_with_the_same_bytes",
     ),
     Mistake(
         "wk permuted with the number of query heads",
@@ -600,8 +600,8 @@ MISTAKES = [
     ),
     Mistake(
         "tensors that share bytes",
-        "interop/tensor_file.py", "            if begin != reached:", "            if begin > reached:",
-        "interop/test_tensor_file.py::test_a_damaged_header_is_named[overlap]",
+        "storage/tensor_file.py", "            if begin != reached:", "            if begin > reached:",
+        "storage/test_tensor_file.py::test_a_damaged_header_is_named[overlap]",
     ),
     Mistake(
         "a token beyond the vocabulary looked for at the beginning of a file alone",
@@ -626,8 +626,8 @@ MISTAKES = [
     ),
     Mistake(
         "all tensors in memory before the first is written",
-        "interop/tensor_file.py", "    for tensor in tensors:\n", "    for tensor in list(tensors):\n",
-        "interop/test_tensor_file.py::test_writing_holds_one_tensor_at_a_time",
+        "storage/tensor_file.py", "    for tensor in tensors:\n", "    for tensor in list(tensors):\n",
+        "storage/test_tensor_file.py::test_writing_holds_one_tensor_at_a_time",
     ),
     Mistake(
         "w1, w2 and w3 taken for gate, up and down",
@@ -969,63 +969,63 @@ MISTAKES = [
     ),
     Mistake(
         "a shard lost from the end of a folder that nobody misses",
-        "training/prepare.py", 'more = {"shards": len(paths)} if len(paths) > 1 else {}', "more = {}",
-        "training/test_prepare.py::test_a_missing_shard_is_named",
+        "data/prepare.py", 'more = {"shards": len(paths)} if len(paths) > 1 else {}', "more = {}",
+        "data/test_prepare.py::test_a_missing_shard_is_named",
     ),
     Mistake(
         "a shard that takes what belongs to the next one",
-        "training/prepare.py", "room = self._limit - written", "room = self._limit",
-        "training/test_prepare.py::test_shards_of_any_size_are_the_one_file[97]",
+        "data/prepare.py", "room = self._limit - written", "room = self._limit",
+        "data/test_prepare.py::test_shards_of_any_size_are_the_one_file[97]",
     ),
     Mistake(
         "every rank reading the rows of all",
-        "training/ranks.py", "*parts[self.rank :: self.comm.size]", "*parts",
-        "training/test_ranks.py::test_each_rank_reads_the_rows_that_it_computes_and_no_others[2-rows1-random]",
+        "parallel/ranks.py", "*parts[self.rank :: self.comm.size]", "*parts",
+        "parallel/test_ranks.py::test_each_rank_reads_the_rows_that_it_computes_and_no_others[2-rows1-random]",
     ),
     Mistake(
         "the tokens of one rank told as those of all",
         "training/trainer.py", "c.batch_size * tokens.shape[1] / seconds", "tokens.size / seconds",
-        "training/test_ranks.py::test_each_rank_reads_the_rows_that_it_computes_and_no_others[2-rows1-random]",
+        "parallel/test_ranks.py::test_each_rank_reads_the_rows_that_it_computes_and_no_others[2-rows1-random]",
     ),
     Mistake(
         "a silent rank excused by what it said of an earlier message",
-        "training/communicator.py", "self._heard[r] < number]", "self._heard[r] < 1]",
-        "training/test_ranks.py::test_who_does_not_wait_as_well_is_blamed_for_a_message_that_does_not_arrive",
+        "parallel/communicator.py", "self._heard[r] < number]", "self._heard[r] < 1]",
+        "parallel/test_ranks.py::test_who_does_not_wait_as_well_is_blamed_for_a_message_that_does_not_arrive",
     ),
     Mistake(
         "a rank that ends in good order while the others wait for it",
-        "training/communicator.py", "if self.size == 1:\n", "if self.size == 1 or isinstance(error, SystemExit):\n",
-        "training/test_ranks.py::test_a_signal_to_one_rank_where_there_is_nothing_to_save_ends_all",
+        "parallel/communicator.py", "if self.size == 1:\n", "if self.size == 1 or isinstance(error, SystemExit):\n",
+        "parallel/test_ranks.py::test_a_signal_to_one_rank_where_there_is_nothing_to_save_ends_all",
     ),
     Mistake(
         "ranks' sums that begin anew with every round of shards",
-        "training/ranks.py", "add=self._by_shard and first > 0", "add=False",
-        "training/test_ranks.py::test_any_number_of_ranks_gives_the_bits_of_one_process[2-5-False]",
+        "parallel/ranks.py", "add=self._by_shard and first > 0", "add=False",
+        "parallel/test_ranks.py::test_any_number_of_ranks_gives_the_bits_of_one_process[2-5-False]",
     ),
     Mistake(
         "the gradients of one round left in the buffer of the next",
-        "training/ranks.py", "if first == 0 or self._by_shard:", "if first == 0:",
-        "training/test_ranks.py::test_any_number_of_ranks_gives_the_bits_of_one_process[2-5-False]",
+        "parallel/ranks.py", "if first == 0 or self._by_shard:", "if first == 0:",
+        "parallel/test_ranks.py::test_any_number_of_ranks_gives_the_bits_of_one_process[2-5-False]",
     ),
     Mistake(
         "a bucket sent while backward is still at work on its layer",
-        "training/ranks.py", "self._ready[0].layer > layer", "self._ready[0].layer >= layer",
-        "training/test_ranks.py::test_a_bucket_is_sent_as_soon_as_backward_is_done_with_it_and_no_sooner",
+        "parallel/ranks.py", "self._ready[0].layer > layer", "self._ready[0].layer >= layer",
+        "parallel/test_ranks.py::test_a_bucket_is_sent_as_soon_as_backward_is_done_with_it_and_no_sooner",
     ),
     Mistake(
         "each rank clipping by the norm of its own gradients",
-        "training/ranks.py", "norm=self._norm(grads) if self.sharded else None", "norm=None",
-        "training/test_ranks.py::test_any_number_of_ranks_gives_the_bits_of_one_process[2-5-True]",
+        "parallel/ranks.py", "norm=self._norm(grads) if self.sharded else None", "norm=None",
+        "parallel/test_ranks.py::test_any_number_of_ranks_gives_the_bits_of_one_process[2-5-True]",
     ),
     Mistake(
         "a message that does not wait for what is computed",
-        "training/nccl.py", "self._stream.wait_event(self._cupy.cuda.get_current_stream().record())", "pass",
+        "parallel/nccl.py", "self._stream.wait_event(self._cupy.cuda.get_current_stream().record())", "pass",
         "cuda/real_cupy/test_nccl.py::test_reduce_scatter_reduces_a_part_to_each_rank_once_it_is_computed[float32-True]",
     ),
     Mistake(
         "every rank keeping the moments of all",
-        "training/ranks.py", "self._owned(model.params) if sharded else model.params", "model.params",
-        "training/test_ranks.py::test_a_sharded_optimizer_keeps_a_part_of_the_moments[2]",
+        "parallel/ranks.py", "self._owned(model.params) if sharded else model.params", "model.params",
+        "parallel/test_ranks.py::test_a_sharded_optimizer_keeps_a_part_of_the_moments[2]",
     ),
     Mistake(
         "the gradient of an update's first matrix without the scale",
@@ -1050,13 +1050,13 @@ MISTAKES = [
     ),
     Mistake(
         "targets chosen by who says the token before",
-        "training/conversations.py", "np.where(said[1:], ids[1:], IGNORE)", "np.where(said[:-1], ids[1:], IGNORE)",
-        "training/test_conversations.py::test_only_the_assistants_tokens_are_targets_with_the_end_of_its_turn",
+        "data/conversations.py", "np.where(said[1:], ids[1:], IGNORE)", "np.where(said[:-1], ids[1:], IGNORE)",
+        "data/test_conversations.py::test_only_the_assistants_tokens_are_targets_with_the_end_of_its_turn",
     ),
     Mistake(
         "conversations of one row that see each other",
-        "training/conversations.py", "= ids[:-1], segment\n", "= ids[:-1], 0\n",
-        "training/test_conversations.py::test_packed_gradients_are_the_sum_of_each_conversations_own",
+        "data/conversations.py", "= ids[:-1], segment\n", "= ids[:-1], 0\n",
+        "data/test_conversations.py::test_packed_gradients_are_the_sum_of_each_conversations_own",
     ),
     Mistake(
         "answers without the token that ends them",
@@ -1096,8 +1096,8 @@ MISTAKES = [
     ),
     Mistake(
         "every epoch in the same order",
-        "training/conversations.py", "default_rng([seed, epoch])", "default_rng([seed])",
-        "training/test_conversations.py::test_each_epoch_sees_every_row_once_in_an_order_of_its_own",
+        "data/conversations.py", "default_rng([seed, epoch])", "default_rng([seed])",
+        "data/test_conversations.py::test_each_epoch_sees_every_row_once_in_an_order_of_its_own",
     ),
     Mistake(
         "a checkpoint that shares its memory with the steps that follow",
@@ -1127,23 +1127,23 @@ MISTAKES = [
     ),
     Mistake(
         "ranks that train on different data, and nobody told",
-        "training/ranks.py", "if digest != expected", "if False",
-        "training/test_ranks.py::test_a_rank_that_would_do_something_else_ends_the_job_before_the_first_step[data-changes2]",
+        "parallel/ranks.py", "if digest != expected", "if False",
+        "parallel/test_ranks.py::test_a_rank_that_would_do_something_else_ends_the_job_before_the_first_step[data-changes2]",
     ),
     Mistake(
         "an adapter over a model whose weights have changed",
         "training/checkpoint.py", "and saved != below:", "and False:",
-        "training/test_finetune.py::test_an_adapter_whose_model_has_changed_below_it_is_refused",
+        "commands/test_finetune.py::test_an_adapter_whose_model_has_changed_below_it_is_refused",
     ),
     Mistake(
         "two processes that train in one folder",
-        "training/run.py", 'with locked(out, doing="trains"):', "with nullcontext():",
+        "commands/train.py", 'with locked(out, doing="trains"):', "with nullcontext():",
         "test_cli.py::test_a_folder_in_which_another_process_trains_is_refused_and_left_alone",
     ),
     Mistake(
         "worker processes that a signal to all ends while they start",
-        "processes.py", "with _unheard():", "if True:",
-        "test_processes.py::test_a_signal_to_all_is_for_the_parent_however_early_it_comes[15]",
+        "system/processes.py", "with _unheard():", "if True:",
+        "system/test_processes.py::test_a_signal_to_all_is_for_the_parent_however_early_it_comes[15]",
     ),
     Mistake(
         "the memory of GELU planned as SwiGLU's",
@@ -1157,12 +1157,12 @@ MISTAKES = [
     ),
     Mistake(
         "a permutation that is not led back, so that a window comes twice",
-        "training/epochs.py", "        wanted = result >= n\n", "        result %= n\n        wanted = result >= n\n",
-        "training/test_epochs.py::test_a_permutation_leads_everywhere_once",
+        "data/epochs.py", "        wanted = result >= n\n", "        result %= n\n        wanted = result >= n\n",
+        "data/test_epochs.py::test_a_permutation_leads_everywhere_once",
     ),
     Mistake(
         "the same order in every epoch",
-        "training/epochs.py", "(seed, int(epoch))", "(seed, 0)",
+        "data/epochs.py", "(seed, int(epoch))", "(seed, 0)",
         "training/test_trainer_survives.py::test_each_window_comes_once_in_an_epoch",
     ),
     Mistake(
@@ -1173,7 +1173,7 @@ MISTAKES = [
     Mistake(
         "processes that a scheduler's SIGTERM ends before their run has saved",
         "system/signals.py", "FOR_THE_PARENT = (signal.SIGINT, *TO_END)", "FOR_THE_PARENT = (signal.SIGINT,)",
-        "training/test_run.py::test_sigterm_to_all_processes_of_a_run_saves_and_exits_with_0",
+        "commands/test_train.py::test_sigterm_to_all_processes_of_a_run_saves_and_exits_with_0",
     ),
     Mistake(
         "a run that ends when nobody reads its progress",
@@ -1197,13 +1197,13 @@ MISTAKES = [
     ),
     Mistake(
         "an interrupted run that a script takes for a finished one",
-        "training/run.py", "return exit_code(signal.SIGINT)", "return 0",
+        "commands/train.py", "return exit_code(signal.SIGINT)", "return 0",
         "test_cli.py::test_ctrl_c_saves_and_resume_comes_to_the_same_end",
     ),
     Mistake(
         "a check of exercises that finds everything right",
-        "exercises.py", "RIGHT = 1e-9", "RIGHT = 1e9",
-        "test_exercises.py::test_the_check_finds_each_mistake_of_a_backward_with_a_hint[RMSNorm_without_the_second_term_of_its_gradient]",
+        "learn/exercises.py", "RIGHT = 1e-9", "RIGHT = 1e9",
+        "learn/test_exercises.py::test_the_check_finds_each_mistake_of_a_backward_with_a_hint[RMSNorm_without_the_second_term_of_its_gradient]",
     ),
     Mistake(
         "a device that is replaced by a file",
@@ -1212,53 +1212,53 @@ MISTAKES = [
     ),
     Mistake(
         "an exercise that is written over",
-        "exercises.py", """if not (folder / f"{name}.py").exists()]\n        with""", """]\n        with""",
-        "test_exercises.py::test_the_command_writes_all_that_are_missing_and_checks_all_that_are_there",
+        "learn/exercises.py", """if not (folder / f"{name}.py").exists()]\n        with""", """]\n        with""",
+        "learn/test_exercises.py::test_the_command_writes_all_that_are_missing_and_checks_all_that_are_there",
     ),
     Mistake(
         "an exercise that shows its solution",
-        "exercises.py", 'node.name == f"{op}_{blank}"', "node.name == op",
-        "test_exercises.py::test_a_file_has_a_blank_and_the_librarys_own_lines_fill_it[rmsnorm]",
+        "learn/exercises.py", 'node.name == f"{op}_{blank}"', "node.name == op",
+        "learn/test_exercises.py::test_a_file_has_a_blank_and_the_librarys_own_lines_fill_it[rmsnorm]",
     ),
     Mistake(
         "a trace that does not stretch RoPE",
-        "tracing.py", "c.rope_theta, c.rope_scaling, model.dtype)", "c.rope_theta, None, model.dtype)",
-        "test_tracing.py::test_a_llama_of_any_shape_is_traced_as_it_is[rope_scaling]",
+        "learn/tracing.py", "c.rope_theta, c.rope_scaling, model.dtype)", "c.rope_theta, None, model.dtype)",
+        "learn/test_tracing.py::test_a_llama_of_any_shape_is_traced_as_it_is[rope_scaling]",
     ),
     Mistake(
         "a tied embedding without the gradient of the head",
-        "tracing.py", 'g["embed"] = g.get("embed", 0) + ops', 'g["embed"] = ops',
-        "test_tracing.py::test_a_llama_of_any_shape_is_traced_as_it_is[tie_embeddings]",
+        "learn/tracing.py", 'g["embed"] = g.get("embed", 0) + ops', 'g["embed"] = ops',
+        "learn/test_tracing.py::test_a_llama_of_any_shape_is_traced_as_it_is[tie_embeddings]",
     ),
     Mistake(
         "a norm of queries and keys that a trace leaves out",
-        "tracing.py", ', "qk_norm": None}', "}",
-        "test_tracing.py::test_a_model_that_is_no_plain_llama_is_refused_by_name[qk_norm-l2]",
+        "learn/tracing.py", ', "qk_norm": None}', "}",
+        "learn/test_tracing.py::test_a_model_that_is_no_plain_llama_is_refused_by_name[qk_norm-l2]",
     ),
     Mistake(
         "an adapter that a trace leaves out",
-        "tracing.py", "if model.adapter is not None:", "if False:",
-        "test_tracing.py::test_a_model_with_an_adapter_is_refused_until_it_is_merged",
+        "learn/tracing.py", "if model.adapter is not None:", "if False:",
+        "learn/test_tracing.py::test_a_model_with_an_adapter_is_refused_until_it_is_merged",
     ),
     Mistake(
         "an adapter's folder that is traced without its adapter",
-        "trace_report.py", "        model.merge_adapter()", "        model.adapter = None",
-        "test_tracing.py::test_an_adapter_is_merged_before_its_model_is_traced",
+        "learn/trace_report.py", "        model.merge_adapter()", "        model.adapter = None",
+        "learn/test_tracing.py::test_an_adapter_is_merged_before_its_model_is_traced",
     ),
     Mistake(
         "a trace whose stream forgets the branch's gradient",
-        "tracing.py", "return dx + through_norm", "return dx",
-        "test_tracing.py::test_loss_and_gradients_are_those_of_the_model",
+        "learn/tracing.py", "return dx + through_norm", "return dx",
+        "learn/test_tracing.py::test_loss_and_gradients_are_those_of_the_model",
     ),
     Mistake(
         "a trace that leaves softmax's backward out",
-        "tracing.py", 'd["scores"] = ops.softmax_backward(d["attention"], (p,))', 'd["scores"] = d["attention"]',
-        "test_tracing.py::test_the_gradients_inside_attention_belong_together[0]",
+        "learn/tracing.py", 'd["scores"] = ops.softmax_backward(d["attention"], (p,))', 'd["scores"] = d["attention"]',
+        "learn/test_tracing.py::test_the_gradients_inside_attention_belong_together[0]",
     ),
     Mistake(
         "a page with a tag left open",
-        "trace_report.py", "return f\"<tr>{''.join(cells)}</tr>\"", "return f\"<tr>{''.join(cells)}\"",
-        "test_tracing.py::test_the_page_is_well_formed_and_needs_no_other_file",
+        "learn/trace_report.py", "return f\"<tr>{''.join(cells)}</tr>\"", "return f\"<tr>{''.join(cells)}\"",
+        "learn/test_tracing.py::test_the_page_is_well_formed_and_needs_no_other_file",
     ),
     Mistake(
         "a small model that shares its tiny products among all cores",

@@ -8,7 +8,7 @@ import pytest
 
 from numllama.backend import array_module, erf, float_dtype, to_numpy, xp_of
 from numllama.errors import DeviceError, NumllamaError
-from numllama.system.install import install_command
+from numllama.install import install_command
 
 
 def run_python(code):

@@ -23,18 +23,20 @@ import pytest
 import numllama
 from numllama.backend import array_module
 from numllama.cli import main
+from numllama.commands import train
+from numllama.commands.train import only_run_in
+from numllama.data import shakespeare, synthetic
+from numllama.data.prepare import prepare_texts
 from numllama.errors import CheckpointError, DeviceError
+from numllama.install import install_command
 from numllama.model import ModelConfig
-from numllama.system.install import install_command
+from numllama.parallel.communicator import Communicator
+from numllama.parallel.shards import Workers
 from numllama.system.signals import TO_END, exit_code
 from numllama.tokenizer import CharTokenizer, Tokenizer
 from numllama.tokenizer.train_bpe import train_on_text
-from numllama.training import TrainConfig, Trainer, load_dataset, load_run, run, shakespeare, stand_in, trainer, write_tokens
+from numllama.training import TrainConfig, Trainer, load_dataset, load_run, trainer, write_tokens
 from numllama.training.checkpoint import find_step
-from numllama.training.communicator import Communicator
-from numllama.training.parallel import Workers
-from numllama.training.prepare import prepare_texts
-from numllama.training.run import only_run_in
 
 PROJECT = Path(__file__).resolve().parents[1]
 TEXT = "The quick brown fox jumps over the lazy dog.\n" * 30
@@ -137,7 +139,7 @@ def without_network(monkeypatch, tmp_path):
     for name in ("https_proxy", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     monkeypatch.setattr(urllib.request, "_opener", None)
-    monkeypatch.setattr(shakespeare, "write_play", lambda: stand_in.write_play(30_000))
+    monkeypatch.setattr(shakespeare, "write_play", lambda: synthetic.write_play(30_000))
 
 
 # ------------------------------------------------------------------------------------------------ a whole run
@@ -221,7 +223,7 @@ def test_without_data_and_network_a_run_says_what_the_best_predictor_of_the_stan
     arguments = (*tiny(steps=2, batch_size=100), "--out", tmp_path / "run")
     result = finished(numllama_train(*arguments))
     assert result.out.startswith("DATA: NOT Shakespeare but a stand-in")
-    best = stand_in.best_loss(stand_in.write_play(30_000)[27_000:], 8)
+    best = synthetic.best_loss(synthetic.write_play(30_000)[27_000:], 8)
     assert f"loss of the best possible predictor on the same windows: {best:.4f}\n" in result.out
     assert float(result.last_line.split()[-1]) > best
 
@@ -315,7 +317,7 @@ def test_a_vocabulary_of_any_size_is_trained_on_the_text_and_kept(book, tmp_path
     (["--vocab-size", 255], "vocab_size is 255, but 256 bytes and 0 special tokens need 256"),
 ])  # fmt: skip
 def test_a_vocabulary_that_cannot_be_trained_is_refused_before_any_data_is_read(flags, words, tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "_open_data", None)
+    monkeypatch.setattr(train, "_open_data", None)
     assert words in refused(numllama_train(*flags, *tiny(), "--out", tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
@@ -392,14 +394,14 @@ CHECKED_FIRST = [
 
 @pytest.mark.parametrize("flags", CHECKED_FIRST, ids=str)
 def test_flags_are_checked_before_any_data_are_downloaded(tmp_path, monkeypatch, flags):
-    monkeypatch.setattr(run, "shakespeare_dataset", lambda **_: pytest.fail("it was downloaded"))
+    monkeypatch.setattr(train, "shakespeare_dataset", lambda **_: pytest.fail("it was downloaded"))
     refused(numllama_train(*tiny(**flags), "--out", tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("flags", [["--steps", 0], ["--lr", -1], ["--seq-len", 9], ["--n-heads", 3], ["--optimizer", "adam"]])
 def test_flags_of_a_resumed_run_are_checked_before_its_data_are_read(copy, monkeypatch, flags):
-    monkeypatch.setattr(run, "load_dataset", lambda *_: pytest.fail("it was read"))
+    monkeypatch.setattr(train, "load_dataset", lambda *_: pytest.fail("it was read"))
     refused(numllama_train("--resume", *flags, "--out", copy))
 
 
@@ -429,7 +431,7 @@ def test_ctrl_c_saves_and_resume_comes_to_the_same_end(book, tmp_path):
 
 def test_a_second_ctrl_c_does_not_wait():
     before = signal.getsignal(signal.SIGINT)
-    with run._interrupts() as caught:
+    with train._interrupts() as caught:
         signal.raise_signal(signal.SIGTERM)  # however often it comes, the step in hand is finished
         signal.raise_signal(signal.SIGTERM)
         caught.clear()
@@ -470,7 +472,7 @@ def test_a_signal_to_end_saves_and_exits_with_its_code(copy, book, tmp_path, mon
 @pytest.mark.parametrize("moment", ["load_dataset", "sample"])
 def test_sigterm_where_there_is_nothing_to_save_exits_with_0_too(copy, monkeypatch, moment):
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(run, moment, lambda *args: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(train, moment, lambda *args: signal.raise_signal(signal.SIGTERM))
     assert numllama_train("--resume", "--steps", 9, "--out", copy).code == 0
     assert find_step(copy).name == ("step-000008" if moment == "load_dataset" else "step-000009")
     assert signal.getsignal(signal.SIGTERM) == before
@@ -492,7 +494,7 @@ def test_auto_begins_where_there_is_no_run_and_goes_on_where_there_is_one(book, 
 
 @pytest.mark.parametrize("resume", [("--resume",), ("--resume", "auto")])
 def test_a_run_that_was_begun_with_some_workers_goes_on_with_ranks(copy, monkeypatch, resume):
-    for module in (run, trainer):
+    for module in (train, trainer):
         monkeypatch.setattr(module, "communicator", lambda parallel: Communicator())
     finished(numllama_train(*resume, "--steps", 9, "--workers", 2, "--out", copy))
     finished(numllama_train(*resume, "--steps", 10, "--parallel", "mpi", "--out", copy))
@@ -516,7 +518,7 @@ def test_two_new_runs_that_begin_in_one_folder_at_once_do_not_both_write_there(b
         second.append(numllama_train("--data", book, *tiny(), "--out", out))
         return only_run_in(*arguments, **options)
 
-    monkeypatch.setattr(run, "only_run_in", at_the_last_moment)
+    monkeypatch.setattr(train, "only_run_in", at_the_last_moment)
     refused(numllama_train("--data", book, *tiny(), "--out", out), "already holds a run")
     finished(second[0])
     assert steps_in(out) == list(range(1, 9))
@@ -542,14 +544,14 @@ def test_auto_names_what_is_damaged_and_goes_on_from_the_checkpoint_before_it(co
 
 def test_a_wrong_byte_in_the_config_is_noticed_or_harmless(copy):
     path = copy / "config.json"
-    content, expected = path.read_bytes(), run._read_about(copy)
+    content, expected = path.read_bytes(), train._read_about(copy)
     rng, noticed = np.random.default_rng(0), 0
     for at in rng.integers(0, len(content), 300):
         flipped = bytearray(content)
         flipped[at] ^= int(rng.integers(1, 256))
         path.write_bytes(flipped)
         try:
-            assert run._read_about(copy) == expected
+            assert train._read_about(copy) == expected
         except CheckpointError as error:
             assert "config.json is damaged" in str(error)
             noticed += 1

@@ -7,8 +7,8 @@ import pytest
 import test_examples
 
 from numllama.cli import main
+from numllama.commands.train import default_folder
 from numllama.model import PRESETS, count_parameters
-from numllama.training.run import default_folder
 
 ROOT = Path(__file__).parents[1]
 

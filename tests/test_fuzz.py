@@ -15,8 +15,8 @@ from system.commands import TINY
 
 import numllama as nl
 from numllama.cli import ORDER, app, main
+from numllama.commands import train as training_run
 from numllama.serve import server
-from numllama.training import run as training_run
 from numllama.training import write_tokens
 
 COMMANDS = int(os.environ.get("NUMLLAMA_FUZZ", 200))  # CI asks for 2000

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from numllama.system import install
-from numllama.system.install import install_command
+from numllama import install
+from numllama.install import install_command
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture

@@ -16,9 +16,11 @@ import numpy as np
 
 import numllama
 from numllama.backend import TWO_BYTES, array_module, compute_dtype, default_dtype
+from numllama.commands.generate import open_model
+from numllama.commands.train import check_new, default_folder, ends_when_told, final_evaluation, go_on, in_words, only_run_in
+from numllama.data.conversations import Conversations, load_conversations
 from numllama.errors import CheckpointError, DataError, NumllamaError, shown, visible
 from numllama.generation.chat import has_chat_template
-from numllama.generation.run import open_model
 from numllama.generation.text import opening
 from numllama.interop import huggingface, peft
 from numllama.model import LoraConfig, Transformer
@@ -27,8 +29,6 @@ from numllama.storage.folders import published
 from numllama.tokenizer import CharTokenizer, Tokenizer
 from numllama.training import checkpoint, run_folder
 from numllama.training.config import TUNING, TUNING_VALUES, TrainConfig, tuning_lr
-from numllama.training.conversations import Conversations, load_conversations
-from numllama.training.run import check_new, default_folder, ends_when_told, final_evaluation, go_on, in_words, only_run_in
 from numllama.training.trainer import Trainer
 
 TEMPLATE_FILES = ("tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
@@ -43,7 +43,7 @@ class Tuning:
     model : path
         Whatever :func:`numllama.load` reads.
     data, val_data : path
-        See :func:`numllama.training.conversations.load_conversations`.
+        See :func:`numllama.data.conversations.load_conversations`.
     tokenizer : path, optional
         Default the one beside the model.
     chat_template : path, optional

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numllama
+from numllama.data.dataset import read_text
 from numllama.errors import DataError
 from numllama.generation.chat import Chat
 from numllama.generation.config import checkpoint_settings
@@ -14,7 +15,6 @@ from numllama.generation.kv_cache import KVCache
 from numllama.generation.text import MAX_NEW_TOKENS, TextStream, encode_prompt, stream_text, window_for
 from numllama.model import Transformer
 from numllama.tokenizer import CharTokenizer, Tokenizer
-from numllama.training.data import read_text
 
 INTERRUPTED = 130
 TEMPERATURE = 0.8  # where neither flags nor checkpoint say one: a text rather than a sample of the distribution

@@ -14,23 +14,23 @@ from typing import Any
 from tqdm import tqdm
 
 from numllama.backend import array_module, default_dtype
+from numllama.data.dataset import Dataset, load_dataset, text_dataset, trained_tokenizer
+from numllama.data.shakespeare import STAND_IN, shakespeare_dataset
+from numllama.data.synthetic import best_loss, write_play
 from numllama.errors import CheckpointError, NumllamaError, shown
 from numllama.generation import complete
+from numllama.install import install_command
 from numllama.model import ModelConfig, Transformer, count_parameters
+from numllama.parallel.communicator import Communicator, communicator
 from numllama.storage.files import reading
 from numllama.storage.folders import locked
-from numllama.system.install import install_command
 from numllama.system.signals import HANG_UP, SCHEDULED, TO_END, ends_when_told, exit_code, handling, ignore
 from numllama.tokenizer import CharTokenizer, Tokenizer
 from numllama.training import checkpoint, run_folder
-from numllama.training.communicator import Communicator, communicator
 from numllama.training.config import TrainConfig, recipe
-from numllama.training.data import Dataset, load_dataset, text_dataset, trained_tokenizer
 from numllama.training.evaluate import evaluation_bar
 from numllama.training.metrics import METRICS, read_metrics
 from numllama.training.plot import plot_losses
-from numllama.training.shakespeare import STAND_IN, shakespeare_dataset
-from numllama.training.stand_in import best_loss, write_play
 from numllama.training.trainer import StepReport, Trainer
 
 RUNS = Path("runs")
@@ -58,7 +58,7 @@ def train_run(
     Parameters
     ----------
     data : path, optional
-        See :func:`numllama.training.data.load_dataset`; default tinyshakespeare.
+        See :func:`numllama.data.dataset.load_dataset`; default tinyshakespeare.
     preset : str, optional
     device : str
     out : path, optional

@@ -13,7 +13,7 @@ import numpy as np
 from threadpoolctl import threadpool_info
 
 from numllama.backend import BFLOAT16, LEAST_CUPY, is_older, to_numpy
-from numllama.system.install import install_command
+from numllama.install import install_command
 
 DRIVER_LIBRARIES = ("libcuda.so.1", "nvcuda.dll")
 LIBRARIES = "cupy_backends.cuda.libs"

@@ -19,13 +19,13 @@ from typing import Any
 
 import numpy as np
 
+from numllama.data.dataset import VAL_FRACTION
 from numllama.data.token_files import checksum
 from numllama.errors import DataError, shown
 from numllama.ops import IGNORE
 from numllama.tokenizer import CharTokenizer, Tokenizer
 from numllama.tokenizer.chat_template import Conversation
 from numllama.tokenizer.conversation import ConversationEncoder, Encoded
-from numllama.training.data import VAL_FRACTION
 
 Batch = tuple[np.ndarray, np.ndarray, np.ndarray]
 Document = tuple[np.ndarray, np.ndarray]  # ids, and which of them the assistant says

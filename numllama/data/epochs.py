@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from numllama.data.dataset import windows
 from numllama.ops.dropout import fold_key, mix
-from numllama.training.data import windows
 
 ROUNDS = 6
 
@@ -72,7 +72,7 @@ def epoch_batch(
     Returns
     -------
     inputs, targets : int64 arrays, shape (batch_size, seq_len), or fewer rows
-        See :func:`numllama.training.data.windows`.
+        See :func:`numllama.data.dataset.windows`.
     """
     n = (len(tokens) - 1) // seq_len
     epochs, places = np.divmod(np.arange(start, start + batch_size)[slice(None) if rows is None else rows], n)

@@ -21,17 +21,17 @@ from typing import Any, BinaryIO
 import numpy as np
 from tqdm import tqdm
 
+from numllama.data.dataset import VAL_FRACTION
 from numllama.data.token_files import OPENED_PIECES, checksum, describe_tokens
 from numllama.errors import DataError, shown
-from numllama.processes import available_cores
 from numllama.storage.files import CHECKSUMS, check_files, part_of, read_json, remove, write_checksums, write_json
 from numllama.storage.folders import locked, publish
+from numllama.system.processes import available_cores
 from numllama.tokenizer import CharTokenizer, Tokenizer
 from numllama.tokenizer.cutting import SpecialTokens
 from numllama.tokenizer.parallel import ParallelEncoder
 from numllama.tokenizer.text_files import BLOCK, as_paths, file_kind, not_empty, read_parts
 from numllama.tokenizer.train_bpe import WORTH_A_WORKER
-from numllama.training.data import VAL_FRACTION
 
 WORK = ".prepare"
 ABOUT = "prepare.json"

@@ -7,9 +7,9 @@ from contextlib import suppress
 from http.client import HTTPException
 from pathlib import Path
 
+from numllama.data.dataset import Dataset, cache_folder, text_dataset
+from numllama.data.synthetic import write_play
 from numllama.tokenizer import CharTokenizer, Tokenizer
-from numllama.training.data import Dataset, cache_folder, text_dataset
-from numllama.training.stand_in import write_play
 
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -28,12 +28,12 @@ def shakespeare_dataset(
     Parameters
     ----------
     cache : path, optional
-        Folder of the cached copy; default :func:`numllama.training.data.cache_folder`.
+        Folder of the cached copy; default :func:`numllama.data.dataset.cache_folder`.
     url : str
         Where to download from.
     tokenizer : tokenizer or str, optional
     vocab_size : int, optional
-        See :func:`numllama.training.data.text_dataset`.
+        See :func:`numllama.data.dataset.text_dataset`.
     """
     how = tokenizer, vocab_size
     path = (cache or cache_folder()) / "tinyshakespeare.txt"

@@ -30,8 +30,8 @@ from numllama.generation.kv_cache import KVCache
 from numllama.generation.products import product, products
 from numllama.model import ModelConfig, Transformer
 from numllama.model.parameters import count_parameters
-from numllama.processes import available_cores
 from numllama.system.blas import one_blas_thread
+from numllama.system.processes import available_cores
 
 # To meet takes some 50 microseconds, in which a core makes a million multiplications; and threads wait for Python's lock, too.
 SHARED_PRODUCTS = 10**7  # between two meetings, at least

@@ -13,9 +13,9 @@ import numpy as np
 from numllama.backend import Array, quiet
 from numllama.generation.kv_cache import KVCache
 from numllama.model import ModelConfig, Transformer
-from numllama.processes import available_cores
+from numllama.parallel.shards import keep_more_memory
 from numllama.system.blas import one_blas_thread
-from numllama.training.parallel import keep_more_memory
+from numllama.system.processes import available_cores
 
 ROUND_TOKENS = 2048  # are computed at a time, over all sequences and cores: it bounds the memory for activations
 PIECE_TOKENS = 256  # at least: up to there the threads of BLAS are better at sharing a product than ours at sharing all

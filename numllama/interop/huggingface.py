@@ -17,7 +17,6 @@ import numpy as np
 from numllama.backend import Array, to_numpy
 from numllama.errors import CheckpointError, listed, shown
 from numllama.interop.pickles import refuse_others
-from numllama.interop.tensor_file import TensorFile, write_tensors
 from numllama.model import ModelConfig, Transformer, parameter_shapes
 from numllama.storage.fields import (
     FLAG,
@@ -35,6 +34,7 @@ from numllama.storage.fields import (
 )
 from numllama.storage.files import is_there, read_json, reading
 from numllama.storage.folders import published
+from numllama.storage.tensor_file import TensorFile, write_tensors
 
 CONFIG, WEIGHTS, INDEX, GENERATION = "config.json", "model.safetensors", "model.safetensors.index.json", "generation_config.json"
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")

@@ -17,9 +17,9 @@ import numpy as np
 from numllama.backend import to_numpy
 from numllama.errors import CheckpointError, shown
 from numllama.interop.huggingface import is_llama, rope_heads, to_neighbours
-from numllama.interop.tensor_file import mapped
 from numllama.model import ModelConfig, Transformer, count_parameters, parameter_shapes
 from numllama.storage.files import reading, write_file
+from numllama.storage.tensor_file import mapped
 
 HEADER, MAGIC = "<7i", 0x616B3432  # "ak42"
 VERSION_1_HEADER = 256

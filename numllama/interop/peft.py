@@ -25,12 +25,12 @@ from numllama.interop.huggingface import (
     to_neighbours,
 )
 from numllama.interop.pickles import refuse_others
-from numllama.interop.tensor_file import TensorFile, write_tensors
 from numllama.model import LoraConfig, ModelConfig, Parameters, Transformer, parameter_shapes
 from numllama.model.lora import TARGETS, adapter_shapes
 from numllama.storage.fields import FLAG, POSITIVE, as_json, check, only, optional, whole
 from numllama.storage.files import check_files, is_there, read_json
 from numllama.storage.folders import published
+from numllama.storage.tensor_file import TensorFile, write_tensors
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."

@@ -18,7 +18,7 @@ import numpy as np
 import numllama
 from numllama.errors import NumllamaError
 from numllama.gradcheck import GradientError, gradcheck
-from numllama.system.install import install_command
+from numllama.install import install_command
 
 try:
     import matplotlib.pyplot as plt

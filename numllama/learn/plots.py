@@ -16,7 +16,7 @@ def plot_attention(attention: np.ndarray, tokens: Sequence[str] = ()) -> Any:
     Parameters
     ----------
     attention : array, shape (H, T, S)
-        Probabilities: of :func:`numllama.tracing.trace`, or from the cache of :func:`numllama.ops.attention_forward`.
+        Probabilities: of :func:`numllama.learn.tracing.trace`, or from the cache of :func:`numllama.ops.attention_forward`.
     tokens : sequence of str, optional
         The names of the keys; the queries are the last T of them.
     """

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 
 import numllama
+from numllama.commands.generate import load_tokenizer
 from numllama.errors import DataError, NumllamaError
-from numllama.generation.run import load_tokenizer
+from numllama.learn.tracing import TEXT, Trace, Traced, trace, traced_model
 from numllama.model import Transformer
 from numllama.storage.files import write_text
 from numllama.tokenizer import CharTokenizer, Tokenizer
-from numllama.tracing import TEXT, Trace, Traced, trace, traced_model
 
 BLUE, WHITE, RED = np.array([33, 102, 172]), np.array([255, 255, 255]), np.array([178, 24, 43])
 FEW = 4  # numbers that stand for an array

@@ -12,6 +12,8 @@ import numpy as np
 
 from numllama import ops
 from numllama.checks import check_shape
+from numllama.data.dataset import random_batch
+from numllama.data.synthetic import write_play
 from numllama.errors import shown
 from numllama.generation.text import encode_prompt
 from numllama.model import ModelConfig, Transformer
@@ -20,8 +22,6 @@ from numllama.model.parameters import copied_parameters
 from numllama.ops.attention import fold_groups
 from numllama.optim import AdamW, clip_grad_norm
 from numllama.tokenizer import CharTokenizer, Tokenizer
-from numllama.training.data import random_batch
-from numllama.training.stand_in import write_play
 
 TEXT = "the king shall sing"
 PLAIN = {"norm": "rmsnorm", "positions": "rope", "ffn": "swiglu", "bias": False, "qk_norm": None}  # what a Llama has

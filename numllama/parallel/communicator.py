@@ -23,7 +23,7 @@ import numpy as np
 
 from numllama.backend import Array
 from numllama.errors import NumllamaError, explained
-from numllama.system.install import install_command
+from numllama.install import install_command
 from numllama.system.signals import INTERRUPTED
 
 POLL_SECONDS = 2e-5  # MPI's own waiting would keep a core busy that another rank may need
@@ -263,7 +263,7 @@ def communicator(parallel: str = "threads") -> Communicator:
     if parallel == "mpi":
         return MPI()
     if parallel == "nccl":
-        from numllama.training.nccl import NCCL
+        from numllama.parallel.nccl import NCCL
 
         return NCCL()
     started = max(int(os.environ.get(name, 1)) for name in LAUNCHERS)

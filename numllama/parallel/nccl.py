@@ -12,8 +12,8 @@ import numpy as np
 
 from numllama.backend import Array
 from numllama.errors import DeviceError, shown
-from numllama.system.install import install_command
-from numllama.training.communicator import MPI, Communicator, Request
+from numllama.install import install_command
+from numllama.parallel.communicator import MPI, Communicator, Request
 
 UNIQUE_ID_BYTES = 128  # nccl.h
 

@@ -28,8 +28,8 @@ from numllama.ops import IGNORE
 from numllama.optim import clip_grad_norm
 from numllama.optim.clip import squares
 from numllama.optim.optimizer import Optimizer
-from numllama.training.communicator import Communicator, Request
-from numllama.training.parallel import Progress, cut, cut_windows, run_windows, shard_loss
+from numllama.parallel.communicator import Communicator, Request
+from numllama.parallel.shards import Progress, cut, cut_windows, run_windows, shard_loss
 
 BUCKET_PIECES = 8  # at least; of dispatch.PIECE_ELEMENTS, which is 6 MiB of float32
 

@@ -26,10 +26,10 @@ from numllama.model import Parameters, Transformer
 from numllama.ops import IGNORE
 from numllama.optim import clip_grad_norm
 from numllama.optim.optimizer import Optimizer
-from numllama.processes import available_cores
+from numllama.parallel.team import Team
+from numllama.parallel.turns import Stopped, Turns
 from numllama.system.blas import Held, one_blas_thread, switch_after
-from numllama.training.team import Team
-from numllama.training.turns import Stopped, Turns
+from numllama.system.processes import available_cores
 
 SHARD_TOKENS = 1024  # large enough for full speed of matrix products, small enough for the cache
 MAX_SHARDS = 8

@@ -20,8 +20,8 @@ import numpy as np
 from numllama.model import LoraConfig, ModelConfig, Parameters, Transformer
 from numllama.model.lora import adapter_shapes
 from numllama.model.parameters import parameter_shapes
-from numllama.processes import Processes
-from numllama.training.turns import Turns
+from numllama.parallel.turns import Turns
+from numllama.system.processes import Processes
 
 
 class Team:
@@ -133,7 +133,7 @@ class Member:
 
     def __call__(self, job: bytes) -> Any:
         if self.known is None:
-            from numllama.training.parallel import training_settings  # which knows the team
+            from numllama.parallel.shards import training_settings  # which knows the team
 
             settings = training_settings("cpu")
             settings.__enter__()  # until the process ends

@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from numllama.commands.generate import as_words, open_model
 from numllama.errors import NumllamaError
 from numllama.generation.config import checkpoint_settings
-from numllama.generation.run import as_words, open_model
+from numllama.install import install_command
 from numllama.serve.engine import Engine, Limits
-from numllama.system.install import install_command
 from numllama.system.signals import handling, ignore
 
 NOT_INSTALLED = f"the server needs its extra: {install_command('app')}"
@@ -53,7 +53,7 @@ def serve_run(
     Parameters
     ----------
     model, tokenizer, device, dtype
-        See :func:`numllama.generation.run.generate_run`.
+        See :func:`numllama.commands.generate.generate_run`.
     host, port
         Where to listen.
     runs : path

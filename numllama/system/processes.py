@@ -21,7 +21,7 @@ from weakref import finalize
 from numllama.errors import NumllamaError
 from numllama.system.signals import FOR_THE_PARENT
 
-_CHILD = "import sys; sys.path[:] = {path!r}; from numllama.processes import serve; serve()"
+_CHILD = "import sys; sys.path[:] = {path!r}; from numllama.system.processes import serve; serve()"
 
 
 def available_cores() -> int:

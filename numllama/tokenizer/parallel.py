@@ -5,7 +5,7 @@ from functools import partial
 
 import numpy as np
 
-from numllama.processes import Processes
+from numllama.system.processes import Processes
 from numllama.tokenizer.bpe import Tokenizer
 
 PART = 2**20  # characters: enough to make up for sending them

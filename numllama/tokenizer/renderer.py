@@ -17,7 +17,7 @@ from typing import Any
 from weakref import finalize
 
 from numllama.errors import CheckpointError, NumllamaError, shown
-from numllama.system.install import install_command
+from numllama.install import install_command
 
 SECONDS = 2.0       # for a conversation
 MEGABYTES = 512     # beyond what a process has when it starts

@@ -20,7 +20,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from numllama.processes import Processes, available_cores
+from numllama.system.processes import Processes, available_cores
 from numllama.tokenizer.bpe import Tokenizer
 from numllama.tokenizer.cutting import SpecialTokens
 from numllama.tokenizer.patterns import Splitter, as_oniguruma

@@ -9,7 +9,7 @@ __all__ = [
 ]
 
 lazy(__name__, {
-    "numllama.training.data": "Dataset load_dataset text_dataset",
+    "numllama.data.dataset": "Dataset load_dataset text_dataset",
     "numllama.data.token_files": "read_tokens write_tokens",
     "numllama.training.config": "TrainConfig RECIPES recipe",
     "numllama.training.trainer": "Trainer StepReport",

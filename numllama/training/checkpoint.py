@@ -47,7 +47,7 @@ from numllama.training.run_folder import check_run, fingerprint, identity
 from numllama.training.state import LOADED, POINTER, check_state
 
 if TYPE_CHECKING:
-    from numllama.interop.tensor_file import TensorFile
+    from numllama.storage.tensor_file import TensorFile
 
 FORMAT = 1
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
@@ -191,7 +191,7 @@ def load_run(path: str | Path, device: str = "cpu", dtype: str | None = None, wh
     config, lora = _model_config(folder, state), _lora_config(folder, state)
     _check_header(folder, config, lora)
     if lora:
-        from numllama.training.finetune import load_adapted  # which knows checkpoints
+        from numllama.commands.finetune import load_adapted  # which knows checkpoints
 
         model = load_adapted(folder.parent, state["lora"], device, dtype)
     else:
@@ -376,7 +376,7 @@ def _copy(params: Parameters) -> np.ndarray:
 
 
 def _tensor_file(path: Path) -> "TensorFile":
-    from numllama.interop.tensor_file import TensorFile  # whose package imports this module
+    from numllama.storage.tensor_file import TensorFile  # whose package imports this module
 
     if not path.exists():
         raise DamagedError(f"{path} is not there")
@@ -419,7 +419,7 @@ class _Summed:
 
 def _write_tensors(path: Path, shapes: dict[str, tuple[int, ...]], buffers: list[np.ndarray]) -> str:
     """Write a safetensors file; returns its checksum."""
-    from numllama.interop.tensor_file import write_tensors  # whose package imports this module
+    from numllama.storage.tensor_file import write_tensors  # whose package imports this module
 
     dtype = buffers[0].dtype if buffers else np.dtype("float32")
     with open(path, "wb") as file:

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from numllama.data.dataset import all_windows, encode_plain, read_text
 from numllama.data.token_files import read_tokens
 from numllama.errors import DataError
 from numllama.generation.text import opening
 from numllama.model import Transformer
+from numllama.parallel.shards import SHARD_TOKENS, Workers, training_settings
 from numllama.tokenizer import CharTokenizer, Tokenizer
-from numllama.training.data import all_windows, encode_plain, read_text
-from numllama.training.parallel import SHARD_TOKENS, Workers, training_settings
 
 COUNTED_TOKENS = 2**16  # whose bytes are counted at once
 SMALL_MODEL = 2**26  # bytes: for a larger one threads are as fast as processes, which would hold its weights twice for a moment

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from math import prod
 
 from numllama.model import ModelConfig
-from numllama.processes import available_cores
 from numllama.storage.fields import check, number, one_of, optional, whole
+from numllama.system.processes import available_cores
 from numllama.training.config import RECIPES
 
 BYTES = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
@@ -210,7 +210,7 @@ class Plan:
 
     def _shards_at_once(self) -> int:
         """The sequences of the shards that a CPU's cores run at the same time."""
-        from numllama.training.parallel import shard_count, shard_rows
+        from numllama.parallel.shards import shard_count, shard_rows
 
         shards = shard_count(self.batch_size, self.seq_len)
         return min(available_cores(), shards) * shard_rows(self.batch_size, shards)

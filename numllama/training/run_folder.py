@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numllama
 from numllama.backend import to_numpy
+from numllama.data.dataset import Dataset
 from numllama.errors import CheckpointError, DamagedError
 from numllama.storage.fields import OBJECT, TEXT, as_json, check, optional, whole
 from numllama.storage.files import (
@@ -32,7 +33,6 @@ from numllama.storage.files import (
 )
 from numllama.storage.folders import published
 from numllama.tokenizer import CharTokenizer
-from numllama.training.data import Dataset
 
 if TYPE_CHECKING:
     from numllama.model import Parameters, Transformer

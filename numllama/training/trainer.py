@@ -13,19 +13,19 @@ from pathlib import Path
 
 import numpy as np
 
+from numllama.data.dataset import Dataset
+from numllama.data.epochs import Prefetched, epoch_batch
 from numllama.data.token_files import TokenShards
 from numllama.dispatch import compile_seconds, training_step
 from numllama.errors import CheckpointError, DamagedError, TrainingError, shown
 from numllama.model import Transformer
-from numllama.processes import peak_memory_mb
+from numllama.parallel.communicator import communicator
+from numllama.parallel.ranks import Ranks
+from numllama.parallel.shards import Progress, Workers, shard_count, shard_rows, training_settings
+from numllama.system.processes import peak_memory_mb
 from numllama.training import checkpoint, run_folder
-from numllama.training.communicator import communicator
 from numllama.training.config import TrainConfig
-from numllama.training.data import Dataset
-from numllama.training.epochs import Prefetched, epoch_batch
 from numllama.training.metrics import METRICS, MetricsLog, flush_log
-from numllama.training.parallel import Progress, Workers, shard_count, shard_rows, training_settings
-from numllama.training.ranks import Ranks
 from numllama.training.report import SPIKE_STEPS, StepReport, spike
 from numllama.training.state import LOADED, RESUMED
 

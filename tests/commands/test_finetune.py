@@ -15,13 +15,14 @@ from interop.test_chat_template import LLAMA_3
 
 import numllama as nl
 from numllama.cli import main
+from numllama.commands.finetune import Tuning, _recipe
+from numllama.data.conversations import Conversations, Documents
 from numllama.errors import CheckpointError
 from numllama.generation.chat import Chat, has_chat_template
-from numllama.training import checkpoint, parallel
+from numllama.parallel import shards
+from numllama.parallel.shards import Workers
+from numllama.training import checkpoint
 from numllama.training.config import tuning_lr
-from numllama.training.conversations import Conversations, Documents
-from numllama.training.finetune import Tuning, _recipe
-from numllama.training.parallel import Workers
 
 NAMES = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|end_of_text|>"]
 EOT, END_OF_TEXT = 259, 260
@@ -397,7 +398,7 @@ def test_a_signal_to_end_ends_in_good_order_where_there_is_nothing_to_save(base,
 
 @pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="this system shares no memory by file descriptors")
 def test_processes_give_an_adapter_the_same_bits_as_one_worker(monkeypatch):
-    monkeypatch.setattr(parallel, "TEAM_AFTER", -1.0)
+    monkeypatch.setattr(shards, "TEAM_AFTER", -1.0)
     rng = np.random.default_rng(0)
     tokens, segments = rng.integers(0, 50, (2, 5, 12)), np.sort(rng.integers(0, 3, (5, 12)), 1)
     results = []

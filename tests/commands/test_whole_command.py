@@ -85,7 +85,7 @@ def test_the_sample_at_the_end_is_as_long_as_the_positions_allow(book, tmp_path,
 PROGRAM = """
 import sys
 sys.modules["matplotlib"] = None
-from numllama.processes import peak_memory_mb
+from numllama.system.processes import peak_memory_mb
 from numllama.training.trainer import Trainer
 from numllama.cli import app
 step = Trainer._step

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from interop.test_chat_template import LLAMA_3
 
 import numllama as nl
+from numllama.data.conversations import Conversations, Documents, epochs, load_conversations, pack
 from numllama.errors import DataError
+from numllama.parallel.shards import Workers
 from numllama.tokenizer import chat_template, renderer
-from numllama.training.conversations import Conversations, Documents, epochs, load_conversations, pack
-from numllama.training.parallel import Workers
 
 NAMES = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
 BEGIN, START, END, EOT = range(256, 260)

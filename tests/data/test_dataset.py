@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from numllama.data.dataset import all_windows, random_batch, read_text
 from numllama.errors import DataError
 from numllama.model import ModelConfig, Transformer
 from numllama.tokenizer import CharTokenizer
 from numllama.training import TrainConfig, Trainer, load_dataset, text_dataset, write_tokens
-from numllama.training.data import all_windows, random_batch, read_text
 
 IDS = np.array([5, 0, 3, 3, 1, 5, 2, 4, 0, 1, 2, 3])
 
@@ -222,7 +222,7 @@ def test_a_pipe_or_a_device_is_refused_unread(tmp_path, name, kind):
 
 
 def test_what_a_shell_has_opened_is_read():
-    code = "from pathlib import Path; from numllama.training.data import read_text; print(read_text(Path('/dev/stdin')))"
+    code = "from pathlib import Path; from numllama.data.dataset import read_text; print(read_text(Path('/dev/stdin')))"
     done = subprocess.run([sys.executable, "-c", code], input="a text\n", capture_output=True, text=True)
     assert (done.stdout, done.returncode) == ("a text\n\n", 0)
 

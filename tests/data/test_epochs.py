@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from numllama.training.epochs import Prefetched, epoch_batch, permuted
+from numllama.data.epochs import Prefetched, epoch_batch, permuted
 
 
 @given(n=st.integers(1, 2000), seed=st.integers(0, 99))

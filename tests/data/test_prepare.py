@@ -16,15 +16,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from moments import at_each_moment, files_no_larger_than, is_killed_at
-from training.realdata import real_data
+from realdata import real_data
 
 from numllama import CharTokenizer, ModelConfig, Tokenizer, TrainConfig, Trainer, Transformer, load_dataset
 from numllama.cli import main
-from numllama.data import token_files
+from numllama.data import prepare, token_files
 from numllama.errors import DataError
 from numllama.tokenizer import parallel
 from numllama.tokenizer.patterns import PATTERNS
-from numllama.training import prepare
 
 FILES = ("train.bin", "train.json", "val.bin", "val.json", "tokenizer.json", "prepare.json")
 TEXT = "The cat sat on the mat, and the dog sat on the cat.\nÉté 中文 😀.\n" * 60

@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from training.realdata import real_data
+from realdata import real_data
 
-from numllama.training import shakespeare
-from numllama.training.data import cache_folder
-from numllama.training.shakespeare import STAND_IN, shakespeare_dataset
+from numllama.data import shakespeare
+from numllama.data.dataset import cache_folder
+from numllama.data.shakespeare import STAND_IN, shakespeare_dataset
 
 TEXT = b"First Citizen:\nBefore we proceed any further, hear me speak.\n" * 50
 STAND_IN_TEXT = "KING ALDRAN:\nBut the crown shall break my heart.\n\n" * 50

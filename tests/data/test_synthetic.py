@@ -7,8 +7,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from numllama.training import stand_in
-from numllama.training.stand_in import best_loss, write_play
+from numllama.data import synthetic
+from numllama.data.synthetic import best_loss, write_play
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def dense() -> tuple[np.ndarray, np.ndarray]:
 
     It follows the silent arcs one by one, where the module sums their series.
     """
-    arcs = stand_in._arcs()
+    arcs = synthetic._arcs()
     leaving = {}
     for arc in arcs:
         leaving.setdefault(arc.node, []).append(arc)
@@ -79,16 +79,16 @@ def test_a_seed_gives_the_same_play_every_time_and_everywhere(play):
 
 def test_chances_of_every_node_sum_to_one():
     total = {}
-    for arc in stand_in._arcs():
+    for arc in synthetic._arcs():
         total[arc.node] = total.get(arc.node, 0) + arc.chance
-    assert len(total) == 3 * len(stand_in._GRAMMAR)
+    assert len(total) == 3 * len(synthetic._GRAMMAR)
     assert list(total.values()) == pytest.approx([1] * len(total), abs=1e-12)
 
 
 def test_the_stationary_distribution_is_stationary(dense):
     transition, letter = dense
-    stationary = stand_in._source().stationary
-    assert letter.tolist() == [chr(point) for point in stand_in._source().letter]
+    stationary = synthetic._source().stationary
+    assert letter.tolist() == [chr(point) for point in synthetic._source().letter]
     assert stationary.min() > 0
     assert abs(stationary.sum() - 1) < 1e-12
     assert np.abs(stationary @ transition - stationary).max() < 1e-15
@@ -102,7 +102,7 @@ def test_best_loss_equals_the_forward_algorithm_with_dense_matrices(dense):
     starts = range(0, len(text) - 1, window)
     rows = [text[i : i + window + 1] for i in starts]
 
-    alpha = np.tile(stand_in._source().stationary, (len(rows), 1))
+    alpha = np.tile(synthetic._source().stationary, (len(rows), 1))
     losses = []
     for t in range(window):
         rows = [row for row in rows if t + 1 < len(row)]  # only the last one can drop out

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from numllama.data import token_files
+from numllama.data.dataset import all_windows, random_batch
 from numllama.data.token_files import TokenShards, checksum, describe_tokens, read_tokens, write_tokens
 from numllama.errors import DataError
 from numllama.training import load_dataset
-from numllama.training.data import all_windows, random_batch
 
 IDS = np.array([5, 0, 3, 3, 1, 5, 2, 4, 0, 1, 2, 3])
 

@@ -11,7 +11,7 @@ import pytest
 from helpers import EXAMPLES, assert_close, example, normal
 
 import numllama as nl
-from numllama.training.stand_in import write_play
+from numllama.data.synthetic import write_play
 
 V = 65  # characters of Shakespeare
 NAMES = ["bigram", "rnn", "head", "heads", "block", "gpt2", "rmsnorm", "rope", "swiglu", "gqa", "qk-norm"]

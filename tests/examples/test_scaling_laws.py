@@ -8,7 +8,7 @@ import pytest
 from helpers import EXAMPLES, assert_close, example
 
 import numllama as nl
-from numllama.training.stand_in import write_play
+from numllama.data.synthetic import write_play
 
 LAWS = [(1.69, 406.4, 410.7, 0.34, 0.28), (1.2, 40.0, 300.0, 0.35, 0.45), (0.5, 8.0, 2000.0, 0.2, 0.6)]
 

@@ -8,8 +8,8 @@ import pytest
 from generation.models import random_model, saying
 from hypothesis import given
 from hypothesis import strategies as st
+from realdata import real_data
 from tokenizer.test_sentencepiece import MERGES, SPECIAL, VOCAB
-from training.realdata import real_data
 
 import numllama as nl
 from numllama.generation.config import checkpoint_settings

@@ -275,8 +275,8 @@ def damage_numbers(random: Random, path: Path) -> str:
 def actions(kind: str, folder: Path) -> list[Callable[[], Any]]:
     """What a user might do with it, each beginning from nothing."""
     import numllama as nl
+    from numllama.data.dataset import load_dataset
     from numllama.interop.inspect import as_text, inspect
-    from numllama.training.data import load_dataset
 
     path = folder / "model.bin" if kind == "binary" else folder
     words = folder / "tokenizer.bin" if kind == "binary" else folder

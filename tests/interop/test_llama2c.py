@@ -7,7 +7,7 @@ import pytest
 from helpers import assert_close, assert_same_bits
 from interop.checkpoints import SCALING, random_model, tokens
 from interop.runc import RunC, read_tokenizer
-from training.realdata import real_data
+from realdata import real_data
 
 import numllama as nl
 from numllama.interop import llama2c

@@ -12,7 +12,7 @@ from moments import at_each_moment, files_no_larger_than
 
 from numllama import ops
 from numllama.cli import main
-from numllama.exercises import EXERCISES, check_file, exercise_text
+from numllama.learn.exercises import EXERCISES, check_file, exercise_text
 from numllama.storage.folders import locked
 
 RMSNORM_DX = "dx -= x * (rstd**2 * row_dot(dx, x) / C)\n    dx *= rstd"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import numllama as nl
-from numllama.plots import norms_by_layer, plot_attention, plot_histograms, plot_norms, plot_token_probabilities
+from numllama.learn.plots import norms_by_layer, plot_attention, plot_histograms, plot_norms, plot_token_probabilities
 
 pytest.importorskip("matplotlib")
 

@@ -13,13 +13,13 @@ import pytest
 from helpers import assert_close
 
 import numllama as nl
-from numllama import trace_report
 from numllama.cli import main
+from numllama.learn import trace_report
+from numllama.learn.trace_report import as_html, as_json, as_text, png
+from numllama.learn.tracing import PLAIN, trace, traced_model
 from numllama.model import LoraConfig, ModelConfig, Transformer
 from numllama.ops.attention import fold_groups
 from numllama.tokenizer import Tokenizer
-from numllama.trace_report import as_html, as_json, as_text, png
-from numllama.tracing import PLAIN, trace, traced_model
 
 MODEL, TOKENIZER = traced_model(seed=3, steps=2)
 TEXT = "the king"

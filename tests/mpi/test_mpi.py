@@ -24,7 +24,7 @@ spec.loader.exec_module(runs)
 def one_process():
     """What 50 steps give without ranks, in both dtypes."""
     from numllama import dispatch
-    from numllama.training import ranks
+    from numllama.parallel import ranks
 
     before = dispatch.PIECE_ELEMENTS, ranks.BUCKET_PIECES
     try:
@@ -121,7 +121,7 @@ def metrics(out):
 @pytest.mark.skipif(not EXAMPLE.exists(), reason="tests without the examples")
 def test_the_example_trains_on_ranks_and_goes_on_with_fewer(mpirun, tmp_path):
     """As from the command line: rank 0 alone logs and saves, and what it saves is what one process would have saved."""
-    from numllama.training.run import train_run
+    from numllama.commands.train import train_run
 
     one, many, text = tmp_path / "one", tmp_path / "many", tmp_path / "text.txt"
     text.write_text(TEXT, encoding="utf-8")

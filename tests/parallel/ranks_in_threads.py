@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from numllama.training.communicator import Communicator, Request
+from numllama.parallel.communicator import Communicator, Request
 
 SLOW = 3  # so many times a message says that it is not there yet
 

@@ -13,19 +13,20 @@ import pytest
 from helpers import assert_close, assert_same_bits
 from hypothesis import given
 from hypothesis import strategies as st
-from training.ranks_in_threads import together
+from parallel.ranks_in_threads import together
 from training.test_trainer import DATA, SMALL, T, bits, go
 
 from numllama import dispatch
 from numllama.errors import NumllamaError
+from numllama.install import install_command
 from numllama.model import ModelConfig, Transformer
 from numllama.ops import IGNORE
 from numllama.optim import AdamW
-from numllama.system.install import install_command
-from numllama.training import Trainer, checkpoint, communicator, ranks, trainer
-from numllama.training.communicator import Communicator, Request
-from numllama.training.parallel import Workers
-from numllama.training.ranks import Ranks, make_buckets
+from numllama.parallel import communicator, ranks
+from numllama.parallel.communicator import Communicator, Request
+from numllama.parallel.ranks import Ranks, make_buckets
+from numllama.parallel.shards import Workers
+from numllama.training import Trainer, checkpoint, trainer
 
 ROWS, VOCAB = 7, 13
 

@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from threadpoolctl import threadpool_info, threadpool_limits
 
 import numllama
+from numllama.data.dataset import all_windows
 from numllama.model import ModelConfig, Parameters, Transformer
 from numllama.ops import IGNORE
-from numllama.training import parallel
-from numllama.training.data import all_windows
-from numllama.training.parallel import Workers, cut, shard_count, training_settings
+from numllama.parallel import shards
+from numllama.parallel.shards import Workers, cut, shard_count, training_settings
 
 VOCAB, ROWS, T = 13, 7, 8  # seven rows: no number of shards divides them evenly
 COUNTS = np.array([8, 1, 0, 5, 8, 2, 3])  # of targets that count in each row
@@ -172,7 +172,7 @@ class ShardError(Exception):
 
 PROBE = """
 from numllama.model import ModelConfig, Transformer
-from numllama.training.parallel import Workers
+from numllama.parallel.shards import Workers
 import numpy as np
 
 model = Transformer(ModelConfig(3, 4, 1, 1, max_seq_len=2))
@@ -428,14 +428,14 @@ def test_memory_is_kept_inside_and_given_back_after(monkeypatch):
         def malloc_trim(pad):
             asked.append("trim")
 
-    monkeypatch.setattr(parallel.ctypes, "CDLL", lambda name: Libc)
+    monkeypatch.setattr(shards.ctypes, "CDLL", lambda name: Libc)
     with training_settings("cpu"):
-        assert asked == list(parallel.KEPT.items())
+        assert asked == list(shards.KEPT.items())
         asked.clear()
-    assert asked == [*parallel.DEFAULTS.items(), "trim"]
+    assert asked == [*shards.DEFAULTS.items(), "trim"]
 
 
 def test_a_system_without_mallopt_does_without(monkeypatch):
-    monkeypatch.setattr(parallel.ctypes, "CDLL", lambda name: object())
+    monkeypatch.setattr(shards.ctypes, "CDLL", lambda name: object())
     with training_settings("cpu"):
         assert sys.getswitchinterval() < 5e-3

@@ -17,9 +17,9 @@ from helpers import assert_same_bits
 import numllama as nl
 from numllama import dispatch
 from numllama.errors import NumllamaError
-from numllama.training import parallel
-from numllama.training.parallel import Workers
-from numllama.training.team import Team
+from numllama.parallel import shards
+from numllama.parallel.shards import Workers
+from numllama.parallel.team import Team
 
 VOCAB, ROWS, T = 13, 7, 8
 CONFIG = nl.ModelConfig(VOCAB, 16, 2, 2, max_seq_len=T, dropout=0.3, init_std=0.2)
@@ -30,7 +30,7 @@ needs_memfd = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="this s
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch):
     """Processes from the first step on."""
-    monkeypatch.setattr(parallel, "TEAM_AFTER", -1.0)
+    monkeypatch.setattr(shards, "TEAM_AFTER", -1.0)
 
 
 def build(dtype="float32") -> nl.Transformer:
@@ -72,18 +72,18 @@ def shared(trainer: nl.Trainer) -> bool:
 def test_a_run_that_goes_over_to_processes_stays_the_same(monkeypatch):
     text = np.random.default_rng(0).integers(0, VOCAB, 500)
     settings = {"steps": 6, "batch_size": 4, "seq_len": T, "lr": 1e-2, "warmup_steps": 1, "shards": 4, "eval_every": 3}
-    monkeypatch.setattr(parallel, "WORTH_PROCESSES", 0)  # the optimizer's passes go to the processes too
+    monkeypatch.setattr(shards, "WORTH_PROCESSES", 0)  # the optimizer's passes go to the processes too
     monkeypatch.setattr(dispatch, "PIECE_ELEMENTS", 100)
     results = []
     for workers in (1, 2):
-        monkeypatch.setattr(parallel, "TEAM_AFTER", 1e9)
+        monkeypatch.setattr(shards, "TEAM_AFTER", 1e9)
         with closing(nl.Trainer(build(), nl.Dataset(text, text, VOCAB), nl.TrainConfig(**settings, workers=workers))) as trainer:
             reports = []
             for report in trainer:
                 reports.append((report.loss, report.grad_norm, report.val_loss))
                 assert shared(trainer) == (workers > 1 and report.step > 2)
                 if report.step == 2:
-                    monkeypatch.setattr(parallel, "TEAM_AFTER", -1.0)
+                    monkeypatch.setattr(shards, "TEAM_AFTER", -1.0)
             assert len(trainer.workers.pids) == workers - 1
             buffers = trainer.model.params, *trainer.optimizer.state.values()
             results.append((reports, [hashlib.sha256(buffer.flat).hexdigest() for buffer in buffers]))
@@ -92,7 +92,7 @@ def test_a_run_that_goes_over_to_processes_stays_the_same(monkeypatch):
 
 @needs_memfd
 def test_parameters_that_are_not_shared_are_not_sent(monkeypatch):
-    monkeypatch.setattr(parallel, "WORTH_PROCESSES", 0)
+    monkeypatch.setattr(shards, "WORTH_PROCESSES", 0)
     with closing(Workers(build(), 2, processes=True)) as team:
         _, grads = team.loss_and_grads(*batch(), 4)
         optimizer = nl.AdamW(team.model.params)  # which came after the processes

@@ -7,7 +7,7 @@ import pytest
 from helpers import assert_same_bits
 
 from numllama.model import ModelConfig, Transformer
-from numllama.training.turns import Stopped, Turns
+from numllama.parallel.turns import Stopped, Turns
 
 
 @pytest.fixture

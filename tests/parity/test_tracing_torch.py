@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from helpers import assert_close
 
+from numllama.learn.tracing import trace
 from numllama.model import ModelConfig, Transformer
-from numllama.tracing import trace
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.parity

@@ -15,7 +15,7 @@ from safetensors.numpy import load, save
 
 from numllama.backend import BFLOAT16
 from numllama.errors import CheckpointError
-from numllama.interop.tensor_file import TensorFile, write_tensors
+from numllama.storage.tensor_file import TensorFile, write_tensors
 
 FLOATS = [np.dtype("f2"), np.dtype("f4"), np.dtype("f8"), BFLOAT16]
 SHAPES = st.lists(st.integers(0, 5), max_size=3).map(tuple)

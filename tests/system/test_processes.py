@@ -14,7 +14,7 @@ import pytest
 
 import numllama
 from numllama.errors import NumllamaError
-from numllama.processes import Processes, available_cores
+from numllama.system.processes import Processes, available_cores
 
 
 def test_results_come_in_the_order_of_the_items():

@@ -9,8 +9,8 @@ import pytest
 import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from realdata import real_data
 from tokenizer.bpe_reference import naive_encode
-from training.realdata import real_data
 
 from numllama import Tokenizer
 from numllama.tokenizer import bpe, core, merging

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from training.realdata import real_data
+from realdata import real_data
 
 from numllama.errors import DataError
 from numllama.tokenizer import CharTokenizer

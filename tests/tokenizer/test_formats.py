@@ -9,9 +9,9 @@ import shutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from realdata import real_data
 from tokenizer.test_bpe import MERGES, SPECIAL, VOCAB
 from tokenizer.test_sentencepiece import tokenizer as sentencepiece
-from training.realdata import real_data
 
 from numllama import CharTokenizer, Tokenizer
 from numllama.errors import DataError

@@ -6,7 +6,7 @@ from unittest.mock import patch
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from training.realdata import real_data
+from realdata import real_data
 
 from numllama import Tokenizer
 from numllama.tokenizer import bpe

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from training.realdata import real_data
+from realdata import real_data
 
 import numllama as nl
 from numllama.tokenizer.sentencepiece import SentencePieceTokenizer

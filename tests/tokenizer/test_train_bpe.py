@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from realdata import real_data
 from tokenizer.bpe_reference import naive_train
-from training.realdata import real_data
 
 from numllama import Tokenizer
 from numllama.errors import DataError

@@ -14,9 +14,9 @@ from interop.test_chat_template import LLAMA_3
 from system.commands import run as numllama
 
 import numllama as nl
+from numllama.commands.finetune import Tuning, _open
 from numllama.errors import NumllamaError
 from numllama.training import checkpoint
-from numllama.training.finetune import Tuning, _open
 
 DAMAGED = int(os.environ.get("NUMLLAMA_DAMAGE", 200))
 TEXT = "the quick brown fox jumps over the lazy dog.\n" * 60

@@ -6,16 +6,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from training.ranks_in_threads import together
+from parallel.ranks_in_threads import together
 
+from numllama.data.conversations import Conversations, Documents
+from numllama.data.dataset import all_windows
 from numllama.model import ModelConfig, Transformer
+from numllama.parallel import shards
+from numllama.parallel.ranks import Ranks
+from numllama.parallel.shards import Workers, cut_windows, shard_rows
 from numllama.tokenizer import CharTokenizer
-from numllama.training import Dataset, TrainConfig, Trainer, evaluate, parallel, trainer, write_tokens
-from numllama.training.conversations import Conversations, Documents
-from numllama.training.data import all_windows
+from numllama.training import Dataset, TrainConfig, Trainer, evaluate, trainer, write_tokens
 from numllama.training.evaluate import evaluate_file
-from numllama.training.parallel import Workers, cut_windows, shard_rows
-from numllama.training.ranks import Ranks
 
 T, VOCAB, BATCH, SHARDS = 16, 11, 512, 64
 
@@ -126,7 +127,7 @@ def test_the_number_of_workers_does_not_change_a_bit_of_it(batch_size, shards):
 
 
 def test_processes_that_take_over_within_an_evaluation_do_not_change_a_bit_of_it(monkeypatch):
-    monkeypatch.setattr(parallel, "TEAM_AFTER", 0)
+    monkeypatch.setattr(shards, "TEAM_AFTER", 0)
     pool = Workers(build(), 2, processes=True)
     found = pool.mean_loss(all_windows(DATA.val, BATCH, T), 8)
     assert pool.pids

@@ -8,17 +8,17 @@ from math import prod
 import numpy as np
 import pytest
 from helpers import EXAMPLES
-from training.ranks_in_threads import together
+from parallel.ranks_in_threads import together
 
 from numllama import ops
 from numllama.cli import app
 from numllama.model import ModelConfig, Transformer, count_parameters
 from numllama.ops import flash_attention, linear
 from numllama.optim import AdamW
+from numllama.parallel.ranks import Ranks
+from numllama.parallel.shards import Workers
 from numllama.training import plan
-from numllama.training.parallel import Workers
 from numllama.training.plan import Plan, activation_numbers, flops_per_token, memory
-from numllama.training.ranks import Ranks
 
 SHAPES = [
     dict(vocab_size=64, dim=256, n_layers=6, n_heads=4, B=8, T=128),

@@ -10,10 +10,10 @@ import pytest
 from helpers import assert_close
 
 from numllama.backend import to_numpy
+from numllama.data.dataset import all_windows, random_batch
 from numllama.errors import CheckpointError, DataError, TrainingError
 from numllama.model import ModelConfig, Transformer
 from numllama.training import Dataset, StepReport, TrainConfig, Trainer, checkpoint, text_dataset
-from numllama.training.data import all_windows, random_batch
 
 DATA = text_dataset("the quick brown fox jumps over the lazy dog. " * 20, "a fox")
 T = 8

@@ -3,7 +3,7 @@
 import numpy as np
 
 from numllama import ModelConfig, TrainConfig, Trainer, Transformer
-from numllama.training.data import Dataset
+from numllama.data.dataset import Dataset
 
 CONFIG = ModelConfig(vocab_size=61, dim=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=64, max_seq_len=24, dropout=0.1)
 TOKENS = (np.arange(4000) ** 2 // 7 % 61).astype("uint16")

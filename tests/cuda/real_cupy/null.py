@@ -18,6 +18,7 @@ import cuda_on_cpu
 import numpy as np
 
 import numllama as nl
+from numllama.data.dataset import Dataset
 from numllama.generation import generate
 from numllama.model import transformer
 from numllama.model.config import PRESETS
@@ -27,7 +28,6 @@ from numllama.serve.engine import Engine
 from numllama.serve.texts import Request
 from numllama.tokenizer import CharTokenizer
 from numllama.training.config import TrainConfig, recipe
-from numllama.training.data import Dataset
 
 CAPABILITIES = (75, 80, 86, 89, 90, 100, 120)
 DTYPES = ("bfloat16", "float16", "float32")

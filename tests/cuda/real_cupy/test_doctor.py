@@ -14,7 +14,7 @@ from numllama.backend import array_module
 from numllama.cli import main
 from numllama.cuda import doctor, launch
 from numllama.errors import DeviceError, explained
-from numllama.system.install import install_command
+from numllama.install import install_command
 
 
 @pytest.fixture

@@ -10,15 +10,15 @@ import cupy
 import numpy as np
 import pytest
 from helpers import assert_close
+from parallel.ranks_in_threads import together
 from tiny import CONFIG, SETTINGS, trainer
-from training.ranks_in_threads import together
 
 import numllama.training.trainer
 from numllama import Trainer, Transformer
 from numllama.errors import DeviceError
-from numllama.system.install import install_command
-from numllama.training import nccl
-from numllama.training.communicator import Request
+from numllama.install import install_command
+from numllama.parallel import nccl
+from numllama.parallel.communicator import Request
 
 SIZE = cuda_on_cpu.DEVICES
 here = threading.local()

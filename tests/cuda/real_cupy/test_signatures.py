@@ -23,9 +23,9 @@ ROOTS = {  # how the package writes them -> what they are
     "pool": cupy.cuda.MemoryPool, "self._stream": cupy.cuda.Stream,
 }  # fmt: skip
 ONLY_IN = {  # names that mean something else in other files
-    "cuda": r"cuda/(cublas|stream|graph)\.py|training/nccl\.py", "runtime": r"cuda/doctor\.py", "nccl": r"training/nccl\.py",
-    "self._comm": r"training/nccl\.py", "self._nccl": r"training/nccl\.py", "nvrtc": r"backend\.py", "cublas": "none",
-    "pool": r"backend\.py", "self._stream": r"training/nccl\.py",
+    "cuda": r"cuda/(cublas|stream|graph)\.py|parallel/nccl\.py", "runtime": r"cuda/doctor\.py", "nccl": r"parallel/nccl\.py",
+    "self._comm": r"parallel/nccl\.py", "self._nccl": r"parallel/nccl\.py", "nvrtc": r"backend\.py", "cublas": "none",
+    "pool": r"backend\.py", "self._stream": r"parallel/nccl\.py",
 }  # fmt: skip
 UFUNC = inspect.signature(lambda *args, out=None, where=None, casting=None, dtype=None: 0)  # of fewer keywords than NumPy's
 

@@ -16,8 +16,8 @@ from interop.peer import (
     LlamaForCausalLM,
     torch,
 )
+from realdata import real_data
 from safetensors.numpy import load_file, save_file
-from training.realdata import real_data
 
 import numllama as nl
 from numllama.cli import app

@@ -5,8 +5,8 @@ import base64
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from realdata import real_data
 from tokenizer.test_sentencepiece import tokenizer as sentencepiece
-from training.realdata import real_data
 
 from numllama import ModelConfig, Tokenizer, Transformer
 from numllama.interop import save
