@@ -289,7 +289,7 @@ def our_step(config, B: int, T: int, graph: bool, dtype: str = "bfloat16", dropo
     import train_step_peers as peers
 
     import numllama as nl
-    from numllama.dispatch import training_step
+    from numllama.cuda.graph import training_step
 
     model = nl.Transformer(config, seed=0, device="cuda", dtype=dtype)
     optimizer = nl.AdamW(model.params, LR, BETAS, weight_decay=DECAY)

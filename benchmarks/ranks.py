@@ -120,7 +120,8 @@ def child(variant: str, config: dict, network: float | None) -> None:
     import numllama as nl
     import numllama.data.dataset as data_module
     from numllama.parallel import ranks, shards
-    from numllama.parallel.communicator import communicator
+    from numllama.parallel.launched import communicator
+    from numllama.system import machine
 
     source = train_step_peers.batches(config)
 
@@ -144,7 +145,7 @@ def child(variant: str, config: dict, network: float | None) -> None:
     if network:
         slow_down(comm, network)
     loop = ExitStack()
-    loop.enter_context(shards.training_settings("cpu"))
+    loop.enter_context(machine.training_settings("cpu"))
 
     def timed(n: int) -> list[float]:
         times = []

@@ -52,7 +52,8 @@ def measure(shape: dict) -> dict:
     import numpy as np
 
     import numllama as nl
-    from numllama.parallel.shards import Workers, training_settings
+    from numllama.parallel.shards import Workers
+    from numllama.system.machine import training_settings
 
     config = {name: value for name, value in shape.items() if name != "batch"}
     model = nl.Transformer(nl.ModelConfig(**config))

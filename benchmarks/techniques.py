@@ -27,19 +27,19 @@ def processes() -> None:
 def workers() -> None:
     """One worker, whose products BLAS spreads over all cores."""
     from numllama.parallel import shards
-    from numllama.system import blas
+    from numllama.system import blas, machine
 
     processes()
-    shards.one_blas_thread, blas.SMALL_MODEL = nullcontext, 0
+    machine.one_blas_thread, blas.SMALL_MODEL = nullcontext, 0
     begin = shards.Workers.__init__
     shards.Workers.__init__ = lambda self, model, workers=None, **options: begin(self, model, 1, **options)
 
 
 def kept_memory() -> None:
     """The C library gives large arrays back to the system."""
-    from numllama.parallel import shards
+    from numllama.system import machine
 
-    shards.kept_memory = nullcontext
+    machine.kept_memory = nullcontext
 
 
 def flash_attention() -> None:

@@ -56,6 +56,7 @@ def numllama_step(config: dict, cores: int):
     import numllama as nl
     import numllama.data.dataset as data_module
     from numllama.parallel import shards
+    from numllama.system import machine
 
     source = batches(config)
     data_module.random_batch = lambda *_: next(source)  # the benchmark's batches in place of random windows of a text
@@ -69,7 +70,7 @@ def numllama_step(config: dict, cores: int):
     )  # fmt: skip
     trainer = nl.Trainer(model, data, settings)
     loop = ExitStack()
-    loop.enter_context(shards.training_settings(model.device))  # as while a Trainer runs
+    loop.enter_context(machine.training_settings(model.device))  # as while a Trainer runs
 
     def step(loop=loop):  # which must not be collected, for its settings would end with it
         return trainer._step().loss

@@ -1,6 +1,7 @@
 """numllama: a Llama language model in pure NumPy, every forward and every backward written by hand."""
 
 from numllama.lazy import lazy
+from numllama.version import __version__  # noqa: F401
 
 TYPE_CHECKING = False  # as type checkers know it: to import `typing` takes longer than all the rest
 if TYPE_CHECKING:  # the public API; each name is imported when it is first asked for
@@ -13,18 +14,15 @@ if TYPE_CHECKING:  # the public API; each name is imported when it is first aske
     from numllama.generation.kv_cache import KVCache
     from numllama.generation.text import complete
     from numllama.gradcheck import GradientError, gradcheck
-    from numllama.interop.load import load
+    from numllama.interop.load import load, load_run
     from numllama.model.config import PRESETS, ModelConfig
     from numllama.model.lora import LoraConfig
     from numllama.model.parameters import count_parameters
     from numllama.model.transformer import Transformer
     from numllama.optim import SGD, AdamW, clip_grad_norm, cosine_schedule
     from numllama.tokenizer import CharTokenizer, Tokenizer
-    from numllama.training.checkpoint import load_run
     from numllama.training.config import TrainConfig
     from numllama.training.trainer import StepReport, Trainer
-
-__version__ = "0.1.0"
 
 __all__ = [
     "ops",
@@ -43,9 +41,10 @@ lazy(__name__, {
     "numllama.model": "ModelConfig PRESETS LoraConfig Transformer count_parameters",
     "numllama.optim": "AdamW SGD cosine_schedule clip_grad_norm",
     "numllama.tokenizer": "Tokenizer CharTokenizer",
-    "numllama.training": "Dataset load_dataset Trainer TrainConfig StepReport load_run",
+    "numllama.training": "Trainer TrainConfig StepReport",
+    "numllama.data.dataset": "Dataset load_dataset",
     "numllama.data.conversations": "load_conversations",
-    "numllama.interop": "load",
+    "numllama.interop.load": "load load_run",
     "numllama.generation": "generate stream complete SamplingConfig KVCache",
     "numllama.errors": "NumllamaError CheckpointError DataError DeviceError GenerationError TrainingError",
 })  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from numllama.errors import DeviceError, is_cupys, shown
+from numllama.errors import DeviceError, shown
 from numllama.install import install_command
 
 Array = Any  # a numpy.ndarray or a cupy.ndarray: whatever `xp_of` knows
@@ -80,30 +80,6 @@ def is_older(version: str, least: str) -> bool:
     """Whether a library's version, such as 14.2.0 or 15.0.0rc1, is older than the oldest that will do."""
     first_numbers = [tuple(map(int, re.findall(r"\d+", text)[: least.count(".") + 1])) for text in (version, least)]
     return first_numbers[0] < first_numbers[1]
-
-
-def out_of_memory(error: MemoryError) -> str:
-    """One sentence: what was asked for, what is held and free, which settings to lower. CuPy's error is a MemoryError too.
-
-    Arrays of the work that has failed are given back to the GPU, so that something smaller may fit.
-    """
-    if not is_cupys(error):
-        return f"out of memory, a smaller model or batch may fit: {error}"
-    cupy = sys.modules["cupy"]
-    pool = cupy.get_default_memory_pool()
-    used = pool.used_bytes()
-    error.__traceback__ = None  # whose frames hold arrays
-    pool.free_all_blocks()
-    used, free, total = (f"{n / 1e6:,.0f} MB" for n in (used, *cupy.cuda.runtime.memGetInfo()))
-    settings = "lower batch_size or seq_len, or set shards, recompute or dtype bfloat16"
-    return f"out of GPU memory ({str(error).rstrip('.')}); arrays take {used}, and {free} of {total} are free; {settings}"
-
-
-def gpu_error(error: BaseException) -> str:
-    """One sentence for an error of CUDA, or of the compiler for kernels, whose message is the whole program."""
-    lines = str(error).splitlines() or [type(error).__name__]
-    first = next((line for line in lines if "error" in line), lines[0]).strip()
-    return f"the GPU failed, {type(error).__name__}: {first[:200]}; `numllama doctor` looks at the driver, CuPy and the kernels"
 
 
 def as_array(values: Any) -> Array:

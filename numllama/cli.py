@@ -12,7 +12,7 @@ there at once. Exit codes:
 """
 
 if __name__ == "__main__":
-    import numllama.__main__  # noqa: F401  Ctrl-C is quiet while the rest is imported
+    import numllama.quiet  # noqa: F401  Ctrl-C, while the rest is imported
 
 import json
 import os
@@ -25,7 +25,6 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
-from numllama import __version__
 from numllama.commands.flags import Defaults, as_flags, flowing, given, no_empty_path, typed_text
 from numllama.errors import explained
 from numllama.generation import SamplingConfig
@@ -35,6 +34,7 @@ from numllama.system.signals import FOR_THE_PARENT, INTERRUPTED, ignore, quiet_p
 from numllama.training import TrainConfig
 from numllama.training.config import recipe, tuning_defaults
 from numllama.training.plan import Plan, planned_recipe
+from numllama.version import __version__
 
 ABOUT = "A Llama language model in pure NumPy, every gradient by hand."
 ORDER = (
@@ -534,7 +534,7 @@ def evaluate(
     tokenizer
         Its file or folder. Default the one beside the model.
     """
-    from numllama.commands.generate import open_model
+    from numllama.interop.load import open_model
     from numllama.training.evaluate import evaluate_file
 
     if (file is None) == (data is None):
@@ -562,11 +562,11 @@ def inspect(model: Path, *, as_json: JsonFlag = False, dtype: str | None = None)
     dtype
         As what to load it: float32, float64 or bfloat16.
     """
-    import numllama
     from numllama.interop.inspect import as_text
     from numllama.interop.inspect import inspect as look
+    from numllama.interop.load import load
 
-    found = look(numllama.load(model, dtype))
+    found = look(load(model, dtype))
     _print(found, as_text(found), as_json)
     return 0
 
@@ -629,10 +629,10 @@ def bench(
     dtype
         float32, float64, or bfloat16: weights in two bytes.
     """
-    import numllama
     from numllama.generation.bench import bench as measure
+    from numllama.interop.load import load
 
-    found = measure(numllama.load(model, dtype, device), prompt_tokens, new_tokens, batch_size, rounds)
+    found = measure(load(model, dtype, device), prompt_tokens, new_tokens, batch_size, rounds)
     first, later = found["prefill_tokens_per_second"], found["decode_tokens_per_second"]
     text = f"prompt          {first:,.0f} tokens/s\nnew tokens      {later:,.0f} tokens/s, {found['ms_per_token']:.2f} ms each"
     _print(found, text, as_json)

@@ -26,8 +26,6 @@ import numpy as np
 
 from numllama.backend import BFLOAT16, TWO_BYTES
 from numllama.checks import argument_checks
-from numllama.cuda import launch
-from numllama.cuda.launch import runs_here
 
 # An array of up to 32 MiB of floats is left whole: blocks would save passes through main memory, but arrays of many sizes leave
 # holes in the memory that is kept for the next, and more calls are more moments at which threads wait for each other.
@@ -63,7 +61,7 @@ def accelerated(
     @wraps(op)
     def run(*args, **kwargs):
         args, kwargs = check(args, kwargs)
-        if runs_here(args) and (launcher := _launcher(op)):
+        if _kernels().runs_here(args) and (launcher := _launcher(op)):
             result = launcher(*args, **kwargs)
             if result is not NotImplemented:
                 return result
@@ -79,36 +77,10 @@ def accelerated(
     return run
 
 
-def training_step(model: Any, optimizer: Any, **settings: Any) -> Any | None:
-    """A faster way to run a whole training step, numllama.cuda.graph.TrainingStep; None where there is none."""
-    if not runs_here((model.params.flat,)):
-        return None
-    from numllama.cuda.graph import TrainingStep
-
-    return TrainingStep(model, optimizer, **settings) if TrainingStep.takes(model, optimizer) else None
-
-
-def compile_seconds() -> float:
-    """How long kernels have been compiled in this process."""
-    return getattr(launch.backend, "compile_seconds", 0.0)
-
-
-def decoder(model: Any, kv_cache: Any, sampler: Any = None) -> Any | None:
-    """A faster way to decode a token, numllama.cuda.decode.Decoder, which also draws the next one; None where there is none."""
-    if model.xp is np or not runs_here((model.weights.flat,)):
-        return None
-    from numllama.cuda.decode import Decoder
-
-    return Decoder(model, kv_cache, sampler) if Decoder.supports(model) else None
-
-
-def sampler(logits: Any, *settings: Any) -> Any | None:
-    """A faster way to draw tokens from logits, numllama.cuda.sample.Sampler; None where there is none."""
-    if isinstance(logits, np.ndarray) or not runs_here((logits,)):
-        return None
-    from numllama.cuda.sample import Sampler
-
-    return Sampler(logits, *settings) if Sampler.supports(logits) else None
+@cache
+def _kernels() -> Any:
+    """numllama.cuda.launch. As the launchers, it is found by its name: nothing here depends on a kernel."""
+    return import_module("numllama.cuda.launch")
 
 
 @cache

@@ -1,6 +1,7 @@
 """What can go wrong: each message is one sentence."""
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -79,17 +80,37 @@ def is_cupys(error: BaseException) -> bool:
     return type(error).__module__.partition(".")[0] in ("cupy", "cupy_backends")
 
 
+def out_of_memory(error: MemoryError) -> str:
+    """One sentence: what was asked for, what is held and free, which settings to lower. CuPy's error is a MemoryError too.
+
+    Arrays of the work that has failed are given back to the GPU, so that something smaller may fit.
+    """
+    if not is_cupys(error):
+        return f"out of memory, a smaller model or batch may fit: {error}"
+    cupy = sys.modules["cupy"]
+    pool = cupy.get_default_memory_pool()
+    used = pool.used_bytes()
+    error.__traceback__ = None  # whose frames hold arrays
+    pool.free_all_blocks()
+    used, free, total = (f"{n / 1e6:,.0f} MB" for n in (used, *cupy.cuda.runtime.memGetInfo()))
+    settings = "lower batch_size or seq_len, or set shards, recompute or dtype bfloat16"
+    return f"out of GPU memory ({str(error).rstrip('.')}); arrays take {used}, and {free} of {total} are free; {settings}"
+
+
+def gpu_error(error: BaseException) -> str:
+    """One sentence for an error of CUDA, or of the compiler for kernels, whose message is the whole program."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    first = next((line for line in lines if "error" in line), lines[0]).strip()
+    return f"the GPU failed, {type(error).__name__}: {first[:200]}; `numllama doctor` looks at the driver, CuPy and the kernels"
+
+
 def explained(error: BaseException) -> str | None:
     """The sentence by which the user can fix what has gone wrong; None for a mistake of ours."""
     if isinstance(error, NumllamaError | ValueError):
         return in_words(error) if isinstance(error, UnicodeError) else str(error)
     if isinstance(error, MemoryError):
-        from numllama.backend import out_of_memory  # which asks the GPU
-
         return out_of_memory(error)
     if is_cupys(error):
-        from numllama.backend import gpu_error
-
         return gpu_error(error)
     if isinstance(error, OSError):
         why = error.strerror or error

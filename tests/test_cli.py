@@ -29,13 +29,14 @@ from numllama.data import shakespeare, synthetic
 from numllama.data.prepare import prepare_texts
 from numllama.errors import CheckpointError, DeviceError
 from numllama.install import install_command
+from numllama.interop import load_run
 from numllama.model import ModelConfig
 from numllama.parallel.communicator import Communicator
 from numllama.parallel.shards import Workers
 from numllama.system.signals import TO_END, exit_code
 from numllama.tokenizer import CharTokenizer, Tokenizer
 from numllama.tokenizer.train_bpe import train_on_text
-from numllama.training import TrainConfig, Trainer, load_dataset, load_run, trainer, write_tokens
+from numllama.training import TrainConfig, Trainer, load_dataset, trainer, write_tokens
 from numllama.training.checkpoint import find_step
 
 PROJECT = Path(__file__).resolve().parents[1]

@@ -14,15 +14,14 @@ from typing import Any
 
 import numpy as np
 
-import numllama
 from numllama.backend import TWO_BYTES, array_module, compute_dtype, default_dtype
-from numllama.commands.generate import open_model
 from numllama.commands.train import check_new, default_folder, ends_when_told, final_evaluation, go_on, in_words, only_run_in
 from numllama.data.conversations import Conversations, load_conversations
 from numllama.errors import CheckpointError, DataError, NumllamaError, shown, visible
 from numllama.generation.chat import has_chat_template
 from numllama.generation.text import opening
 from numllama.interop import huggingface, peft
+from numllama.interop.load import open_model
 from numllama.model import LoraConfig, Transformer
 from numllama.storage.files import reading, write_bytes
 from numllama.storage.folders import published
@@ -114,7 +113,7 @@ def finetune_run(
 def resume_run(out: Path, device: str, train_changes: dict[str, Any]) -> int:
     """Go on with a fine-tuning that was interrupted."""
     _check_alone(train_changes)
-    about = _read_about(out)
+    about = run_folder.read_start(out)
     try:
         tuning, config = Tuning.from_dict(about["tuning"]), TrainConfig(**about["train"])
     except (KeyError, TypeError, ValueError) as error:
@@ -131,31 +130,6 @@ def _check_alone(train_changes: dict[str, Any]) -> None:
     parallel = train_changes.get("parallel", "threads")
     if parallel != "threads":
         raise ValueError(f"parallel is {shown(parallel)}, but fine-tuning is done by one process: it must be 'threads'")
-
-
-def _read_about(run: Path) -> dict[str, Any]:
-    """How a run was started."""
-    path = run / run_folder.CONFIG
-    try:
-        path.stat()
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{run} has no {path.name}") from error
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-    return run_folder.read_config(run)
-
-
-def load_adapted(run: Path, lora: dict[str, Any], device: str, dtype: str | None) -> Transformer:
-    """The model below a run's adapter, with an adapter that is yet to be filled."""
-    about = _read_about(run)
-    base = about.get("tuning", {}).get("model")
-    if not isinstance(base, str) or not Path(base).exists():
-        raise CheckpointError(f"{run} holds an adapter for the model {base}, which is not there")
-    model = numllama.load(base, dtype, device)
-    if model.adapter is not None:
-        model.merge_adapter()
-    model.add_adapter(LoraConfig(**lora))
-    return model
 
 
 def _open(tuning: Tuning, device: str, dtype: str | None, seed: int) -> tuple[Transformer, Conversations]:

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numllama
 from numllama.data.dataset import read_text
 from numllama.errors import DataError
 from numllama.generation.chat import Chat
 from numllama.generation.config import checkpoint_settings
 from numllama.generation.kv_cache import KVCache
 from numllama.generation.text import MAX_NEW_TOKENS, TextStream, encode_prompt, stream_text, window_for
+from numllama.interop.load import open_model
 from numllama.model import Transformer
 from numllama.tokenizer import CharTokenizer, Tokenizer
 
@@ -172,19 +172,6 @@ def chat_run(
             print()
         except ValueError as error:  # of this line: a character that the tokenizer does not know, a talk that is too long
             print(f"error: {error}", file=sys.stderr)
-
-
-def open_model(
-    path: Path, tokenizer: Path | None, device: str, dtype: str | None
-) -> tuple[Transformer, Tokenizer | CharTokenizer]:
-    """A model and its tokenizer."""
-    return numllama.load(path, dtype, device), load_tokenizer(path, tokenizer)
-
-
-def load_tokenizer(model: Path, tokenizer: Path | None) -> Tokenizer | CharTokenizer:
-    """The tokenizer that is named, or that lies beside a model; of one step of a training run, beside the step."""
-    folder = model if model.is_dir() else model.parent
-    return Tokenizer.load(tokenizer or (folder.parent if folder.name.startswith("step-") else folder))
 
 
 def show(pieces: Iterable[str]) -> None:

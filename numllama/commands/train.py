@@ -21,7 +21,8 @@ from numllama.errors import CheckpointError, NumllamaError, shown
 from numllama.generation import complete
 from numllama.install import install_command
 from numllama.model import ModelConfig, Transformer, count_parameters
-from numllama.parallel.communicator import Communicator, communicator
+from numllama.parallel.communicator import Communicator
+from numllama.parallel.launched import communicator
 from numllama.storage.files import reading
 from numllama.storage.folders import locked
 from numllama.system.signals import HANG_UP, SCHEDULED, TO_END, ends_when_told, exit_code, handling, ignore

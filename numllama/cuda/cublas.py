@@ -10,8 +10,11 @@ import os
 import sys
 import threading
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+
+from numllama.backend import BFLOAT16, Array
 from numllama.errors import DeviceError
 
 NAME = "cublas64_{}.dll" if sys.platform == "win32" else "libcublas.so.{}"  # by CUDA's major version
@@ -20,6 +23,15 @@ WORKSPACE_BYTES = 32 * 2**20  # what NVIDIA recommends since Hopper; less would 
 FLOAT32_SUMS = 16             # CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION: partial sums of two-byte products, too
 STATUS = {1: "it was not initialised", 3: "out of memory", 7: "an argument is invalid", 8: "this GPU cannot do it",
           13: "the product failed", 14: "an internal error", 15: "not supported"}  # fmt: skip
+
+# cublas_api.h and library_types.h
+KINDS = {np.dtype(np.float32): 0, np.dtype(np.float64): 1, np.dtype(np.float16): 2, BFLOAT16: 14}    # cudaDataType
+COMPUTE_32F, COMPUTE_64F, COMPUTE_TF32 = 68, 70, 77
+NORMAL, TRANSPOSED = 0, 1
+ANY_ALGORITHM = -1
+
+# Products of float32 in tensor cores, with 10 bits of mantissa: CuPy's own switch, so that one variable is enough for both.
+TF32 = os.environ.get("CUPY_TF32", "0") != "0"
 
 _int, _long, _at = ctypes.c_int, ctypes.c_longlong, ctypes.c_void_p
 _MATRIX, _MATRICES = (_at, _int, _int), (_at, _int, _int, _long)  # address, type, leading dimension, stride
@@ -89,3 +101,34 @@ def handle() -> Handle:
             known.pop(next(iter(known)))
         known[key] = Handle()
     return known[key]
+
+
+class Operand(NamedTuple):
+    """A matrix, or a batch of them, as cuBLAS sees it."""
+
+    array: Array
+    flag: int
+    leading: int  # elements from one row (or column) to the next
+    stride: int   # elements from one matrix of the batch to the next
+
+
+def gemm(
+    left: Operand, right: Operand, result: Operand, M: int, N: int, K: int, batch: int, beta: float, alpha: float
+) -> None:
+    """The call on a GPU, with cuBLAS's names: M columns of `left`, N rows of `right`, on the current stream."""
+    dtype = left.array.dtype
+    double = dtype == np.float64
+    compute = COMPUTE_64F if double else COMPUTE_TF32 if TF32 and dtype == np.float32 else COMPUTE_32F
+    number = ctypes.c_double if double else ctypes.c_float  # on the host, read before the call returns
+    alpha, beta = (ctypes.byref(number(value)) for value in (alpha, beta))
+    (a, b, c), kind, kind_out = (left, right, result), KINDS[dtype], KINDS[result.array.dtype]
+    a_at, b_at, c_at = (operand.array.data.ptr for operand in (a, b, c))
+    start = handle().value, a.flag, b.flag, M, N, K, alpha
+    if batch == 1:
+        operands = a_at, kind, a.leading, b_at, kind, b.leading, beta, c_at, kind_out, c.leading
+        call("cublasGemmEx", *start, *operands, compute, ANY_ALGORITHM)
+    else:
+        operands = (
+            a_at, kind, a.leading, a.stride, b_at, kind, b.leading, b.stride, beta, c_at, kind_out, c.leading, c.stride, batch,
+        )  # fmt: skip
+        call("cublasGemmStridedBatchedEx", *start, *operands, compute, ANY_ALGORITHM)

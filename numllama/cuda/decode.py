@@ -33,6 +33,12 @@ ROPE = {"half": 1, "interleaved": 2}
 QK_NORM = {None: 0, "rms": 1, "l2": 2}
 
 
+def decoder(model: Any, kv_cache: Any, sampler: Any = None) -> "Decoder | None":
+    """What decodes a token on a GPU, and draws the next one; None where :mod:`numllama.generation.decode` does."""
+    on_gpu = launch.runs_here((model.weights.flat,))
+    return Decoder(model, kv_cache, sampler) if on_gpu and Decoder.supports(model) else None
+
+
 class Decoder:
     """Logits for the next token, step after step, as :class:`numllama.generation.decode.Decoder` on a CPU.
 

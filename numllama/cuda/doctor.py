@@ -14,6 +14,7 @@ from threadpoolctl import threadpool_info
 
 from numllama.backend import BFLOAT16, LEAST_CUPY, is_older, to_numpy
 from numllama.install import install_command
+from numllama.version import __version__
 
 DRIVER_LIBRARIES = ("libcuda.so.1", "nvcuda.dll")
 LIBRARIES = "cupy_backends.cuda.libs"
@@ -58,7 +59,7 @@ def cupy_command(driver: str | None) -> str:
 
 def _processor() -> Iterator[Finding]:
     yield Finding("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
-    yield Finding("numllama", import_module("numllama").__version__)
+    yield Finding("numllama", __version__)
     yield Finding("NumPy", np.__version__)
     pools = [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
     yield Finding("BLAS", "; ".join(map(_blas, pools)) or "NumPy's own")

@@ -9,32 +9,9 @@ cuBLAS counts columns first. Read that way, a row-major matrix is its transpose,
 is ever turned around in memory.
 """
 
-import ctypes
-import os
-from typing import NamedTuple
-
-import numpy as np
-
-from numllama.backend import BFLOAT16, Array, real_dtype
-from numllama.cuda import cublas, launch
-
-# cublas_api.h and library_types.h
-KINDS = {np.dtype(np.float32): 0, np.dtype(np.float64): 1, np.dtype(np.float16): 2, BFLOAT16: 14}    # cudaDataType
-COMPUTE_32F, COMPUTE_64F, COMPUTE_TF32 = 68, 70, 77
-NORMAL, TRANSPOSED = 0, 1
-ANY_ALGORITHM = -1
-
-# Products of float32 in tensor cores, with 10 bits of mantissa: CuPy's own switch, so that one variable is enough for both.
-TF32 = os.environ.get("CUPY_TF32", "0") != "0"
-
-
-class Operand(NamedTuple):
-    """A matrix, or a batch of them, as cuBLAS sees it."""
-
-    array: Array
-    flag: int
-    leading: int  # elements from one row (or column) to the next
-    stride: int   # elements from one matrix of the batch to the next
+from numllama.backend import Array, real_dtype
+from numllama.cuda import launch
+from numllama.cuda.cublas import KINDS, NORMAL, TRANSPOSED, Operand
 
 
 def gemm(a: Array, b: Array, out: Array | None = None, beta: float = 0.0, alpha: float = 1.0) -> Array:
@@ -101,25 +78,3 @@ def takes(*matrices: Array) -> bool:
     """Whether these are contiguous and of one type that cuBLAS multiplies."""
     dtype = matrices[0].dtype
     return dtype in KINDS and all(m.dtype == dtype and m.size and m.flags.c_contiguous for m in matrices)
-
-
-def cublas_gemm(
-    left: Operand, right: Operand, result: Operand, M: int, N: int, K: int, batch: int, beta: float, alpha: float
-) -> None:
-    """The call on a GPU, with cuBLAS's names: M columns of `left`, N rows of `right`, on the current stream."""
-    dtype = left.array.dtype
-    double = dtype == np.float64
-    compute = COMPUTE_64F if double else COMPUTE_TF32 if TF32 and dtype == np.float32 else COMPUTE_32F
-    number = ctypes.c_double if double else ctypes.c_float  # on the host, read before the call returns
-    alpha, beta = (ctypes.byref(number(value)) for value in (alpha, beta))
-    (a, b, c), kind, kind_out = (left, right, result), KINDS[dtype], KINDS[result.array.dtype]
-    a_at, b_at, c_at = (operand.array.data.ptr for operand in (a, b, c))
-    start = cublas.handle().value, a.flag, b.flag, M, N, K, alpha
-    if batch == 1:
-        operands = a_at, kind, a.leading, b_at, kind, b.leading, beta, c_at, kind_out, c.leading
-        cublas.call("cublasGemmEx", *start, *operands, compute, ANY_ALGORITHM)
-    else:
-        operands = (
-            a_at, kind, a.leading, a.stride, b_at, kind, b.leading, b.stride, beta, c_at, kind_out, c.leading, c.stride, batch,
-        )  # fmt: skip
-        cublas.call("cublasGemmStridedBatchedEx", *start, *operands, compute, ANY_ALGORITHM)

@@ -26,6 +26,12 @@ from numllama.cuda.stream import StagingBuffers, Stream
 from numllama.ops.dropout import fold_key
 
 
+def training_step(model: Any, optimizer: Any, **settings: Any) -> "TrainingStep | None":
+    """The whole step of a model on a GPU; None where its launches are made one by one."""
+    on_gpu = launch.runs_here((model.params.flat,))
+    return TrainingStep(model, optimizer, **settings) if on_gpu and TrainingStep.takes(model, optimizer) else None
+
+
 class TrainingStep:
     """Forward, backward, clipping and AdamW, for batches of one shape.
 

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from numllama.backend import BFLOAT16, TWO_BYTES, Array, real_dtype, xp_of
+from numllama.cuda import cublas
 from numllama.errors import DeviceError
 
 int32, int64 = np.int32, np.int64  # what a launcher writes for an int and a long long
@@ -418,12 +419,15 @@ class CuPy:
         return self._functions[key]
 
     def gemm(self, *call: Any) -> None:
-        from numllama.cuda.gemm import cublas_gemm
-
-        cublas_gemm(*call)
+        cublas.gemm(*call)
 
 
 backend: Any = CuPy()
+
+
+def compile_seconds() -> float:
+    """How long kernels have been compiled in this process."""
+    return getattr(backend, "compile_seconds", 0.0)
 
 
 def runs_here(values: Iterable[Any]) -> bool:

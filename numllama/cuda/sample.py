@@ -14,11 +14,15 @@ from numllama.backend import TWO_BYTES, Array, real_dtype, xp_of
 from numllama.cuda import launch
 from numllama.cuda.launch import int32
 from numllama.cuda.stream import StagingBuffers, stream
-from numllama.generation.config import SamplingConfig
-from numllama.generation.sampling import GREEDY
 
 AHEAD = 64  # tokens that uniform numbers are uploaded for at a time
 LONG_ROW = 4096
+
+
+def sampler(logits: Any, *settings: Any) -> "Sampler | None":
+    """What draws from such logits on a GPU; None where :mod:`numllama.generation.sampling` does."""
+    on_gpu = launch.runs_here((logits,))
+    return Sampler(logits, *settings) if on_gpu and Sampler.supports(logits) else None
 
 
 class Sampler:
@@ -46,7 +50,7 @@ class Sampler:
     def __init__(
         self,
         logits: Array,
-        config: SamplingConfig,
+        config: Any,
         generators: Sequence[np.random.Generator],
         seen: Array | None,
         logprobs: bool,
@@ -79,7 +83,7 @@ class Sampler:
         self.drawn_from = None
         if not np.isfinite(largest).all():
             self.check(logits)
-        if self.config.temperature >= GREEDY:
+        if not self.config.is_greedy:
             for generator in self.generators:
                 generator.random()
         self.drawn_last = ids.astype(np.int64)
@@ -87,7 +91,7 @@ class Sampler:
 
     def prepare(self) -> None:
         """Before each launch, or replay of one: let the GPU have random numbers."""
-        if self.config.temperature < GREEDY:
+        if self.config.is_greedy:
             return
         if self._left == 0:
             host, self._left = self.told.host, AHEAD
@@ -100,7 +104,7 @@ class Sampler:
     def launch(self, logits: Array, tokens: Any = None, slots: Any = None, positions: Any = None) -> None:
         """Draw. What is given of `tokens` (B,) is written to, and of `slots` and `positions` counted up."""
         c, real, told = self.config, real_dtype(self.dtype).type, self.told.device
-        is_greedy = c.temperature < GREEDY
+        is_greedy = c.is_greedy
         args = [
             self.result, tokens, self.scratch, launch.strided(logits), self.seen, told["uniforms"], told["drawn"], slots,
             positions, int32(self.B), int32(self.V), int32(launch.row_stride(logits)),

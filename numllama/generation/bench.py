@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from numllama.dispatch import decoder as accelerated_decoder
+from numllama.cuda import decode as cuda_decode
 from numllama.generation.config import is_number
 from numllama.generation.decode import Decoder
 from numllama.generation.kv_cache import KVCache
@@ -79,7 +79,7 @@ def _round(model: Transformer, tokens: np.ndarray, prompt: int) -> tuple[float, 
     logits = prefill(model, tokens[:, :prompt], cache)
     float(logits[0, 0])  # a GPU is asked for its answer
     middle = time.perf_counter()
-    decoder = accelerated_decoder(model, cache) or Decoder(model, cache)
+    decoder = cuda_decode.decoder(model, cache) or Decoder(model, cache)
     for column in tokens[:, prompt:].T:
         logits = decoder.step(column)
     float(logits[0, 0])

@@ -64,6 +64,11 @@ class SamplingConfig:
         object.__setattr__(self, "stop_ids", stop_ids)
         object.__setattr__(self, "seed", seed[0] if isinstance(self.seed, Integral) else seed)
 
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the likeliest token is always taken; dividing by less may overflow."""
+        return self.temperature < 1e-6
+
     def check(self, vocab_size: int) -> None:
         """Raise ValueError for what a model with so many tokens cannot do."""
         outside = [i for i in self.stop_ids if not 0 <= i < vocab_size]

@@ -9,8 +9,8 @@ import numpy as np
 
 from numllama.backend import Array, quiet, to_numpy
 from numllama.checks import check_ids
-from numllama.dispatch import decoder as accelerated_decoder
-from numllama.dispatch import sampler as accelerated_sampler
+from numllama.cuda import decode as cuda_decode
+from numllama.cuda import sample as cuda_sample
 from numllama.errors import GenerationError, shown
 from numllama.generation.config import is_number
 from numllama.generation.decode import Decoder
@@ -194,7 +194,7 @@ def _steps(model, prompts, max_new_tokens, config, generators, n, logprobs, wind
     rows = np.arange(len(prompts) * n)
     seen = _seen(model, [prompts[row // n] for row in rows]) if config.repetition_penalty != 1 else None
     draws = (config, generators, seen, logprobs, lambda logits: check_logits(model, logits))
-    sampler = accelerated_sampler(logits, *draws) or Sampler(logits, *draws)
+    sampler = cuda_sample.sampler(logits, *draws) or Sampler(logits, *draws)
     decoder, alive = None, np.ones(len(rows), dtype=bool)
     for left in reversed(range(max_new_tokens)):
         ids, chances = sampler.draw(logits)                                # (B,)
@@ -211,7 +211,7 @@ def _steps(model, prompts, max_new_tokens, config, generators, n, logprobs, wind
             rows, ids, alive, decoder = rows[kept], ids[kept], alive[kept], None
             sampler = sampler.take(kept, logits[: len(kept)])
         if decoder is None:
-            decoder = accelerated_decoder(model, kv_cache, sampler) or Decoder(model, kv_cache)
+            decoder = cuda_decode.decoder(model, kv_cache, sampler) or Decoder(model, kv_cache)
         logits = decoder.step(ids)
 
 

@@ -13,8 +13,8 @@ import numpy as np
 from numllama.backend import Array, quiet
 from numllama.generation.kv_cache import KVCache
 from numllama.model import ModelConfig, Transformer
-from numllama.parallel.shards import keep_more_memory
 from numllama.system.blas import one_blas_thread
+from numllama.system.machine import keep_more_memory
 from numllama.system.processes import available_cores
 
 ROUND_TOKENS = 2048  # are computed at a time, over all sequences and cores: it bounds the memory for activations

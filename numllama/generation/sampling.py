@@ -14,8 +14,6 @@ import numpy as np
 from numllama.backend import Array, real_dtype, to_numpy, xp_of
 from numllama.generation.config import SamplingConfig
 
-GREEDY = 1e-6  # a temperature below this takes the largest logit: dividing by less may overflow
-
 # ------------------------------------------------------------------------------------------------ filters
 
 
@@ -104,7 +102,7 @@ def next_tokens(logits: Array, config: SamplingConfig, generators: Sequence[np.r
     logits = widened(logits)
     if config.repetition_penalty != 1 and seen is not None:
         logits = penalise_repetition(logits, seen, config.repetition_penalty)
-    if config.temperature < GREEDY:
+    if config.is_greedy:
         return logits.argmax(-1)
     logits = filtered(logits, config)
     weights = xp_of(logits).exp(logits - logits.max(-1, keepdims=True))

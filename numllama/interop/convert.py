@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-import numllama
 from numllama.errors import NumllamaError
+from numllama.interop.load import load
 from numllama.storage.folders import is_empty, locked
 from numllama.tokenizer import Tokenizer
 
@@ -31,7 +31,7 @@ def convert(source: Path, target: Path, dtype: str | None = None, tokenizer: Pat
     if target.suffix == ".bin":
         if target.exists():
             raise NumllamaError(f"{target} exists already, and is not written over: choose another name")
-        model, found = numllama.load(source, dtype), _tokenizer(source, tokenizer)
+        model, found = load(source, dtype), _tokenizer(source, tokenizer)
         model.save(target)
         return f"{target}: {target.stat().st_size:,} bytes" + (
             " (llama2.c keeps its tokenizer in a file of its own)" if found else ""
@@ -39,7 +39,7 @@ def convert(source: Path, target: Path, dtype: str | None = None, tokenizer: Pat
     with locked(target):
         if not is_empty(target):
             raise NumllamaError(f"{target} exists already, and is not written over: choose another name")
-        model, found = numllama.load(source, dtype), _tokenizer(source, tokenizer)
+        model, found = load(source, dtype), _tokenizer(source, tokenizer)
         model.save(target, found)
     return f"{target}: {', '.join(sorted(path.name for path in target.iterdir()))}"
 

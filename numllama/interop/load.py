@@ -7,16 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from numllama.backend import BFLOAT16, DTYPES, TWO_BYTES, array_module, compute_dtype, default_dtype
+from numllama.backend import BFLOAT16, DTYPES, TWO_BYTES, array_module, compute_dtype, default_dtype, real_dtype
 from numllama.errors import CheckpointError, shown
 from numllama.interop import huggingface, llama2c, peft
 from numllama.interop.pickles import refuse_other
-from numllama.model import ModelConfig, Transformer
+from numllama.model import LoraConfig, ModelConfig, Transformer
 from numllama.model.parameters import copied_parameters
 from numllama.storage.files import check_files, reading
 from numllama.storage.folders import published, read_steadily
-from numllama.training.checkpoint import STATE, load_run
-from numllama.training.run_folder import is_run
+from numllama.tokenizer import CharTokenizer, Tokenizer
+from numllama.training import checkpoint
+from numllama.training.checkpoint import STATE
+from numllama.training.run_folder import check_run, is_run, read_start
 
 IN_TWO_BYTES = tuple(dtype.name for dtype in TWO_BYTES)
 
@@ -98,6 +100,64 @@ def _load(path: Path, dtype: str | None, device: str, adapter: Path | None, abov
     model = _model(config, tensors, dtype, device)
     model.generation_config = generation_config
     return model
+
+
+def load_run(path: str | Path, device: str = "cpu", dtype: str | None = None, which: str = "best") -> Transformer:
+    """The model of a training run.
+
+    Parameters
+    ----------
+    path : path
+        A run's folder, or one step folder of it.
+    device, dtype : str
+        Where to put the model; default dtype as it was trained, on a CPU float32 for what was trained in two bytes.
+    which : str
+        ``"best"`` or ``"latest"``, which ``"best"`` is too of a run that was stopped before its first estimate.
+    """
+    path = Path(path)
+    if not (path / f"{which}.json").exists() and (path / "latest.json").exists():
+        which = "latest"
+    folder = checkpoint.find_step(path, which)
+    state = checkpoint.read_state(folder)
+    check_run(folder.parent)
+    for pointer in ("latest", "best"):
+        if (folder.parent / f"{pointer}.json").exists():
+            checkpoint.read_pointer(folder.parent / f"{pointer}.json")
+    trained = real_dtype(compute_dtype(state["dtype"])).name if device == "cpu" else state["dtype"]
+    config, lora = checkpoint.model_config(folder, state), checkpoint.lora_config(folder, state)
+    checkpoint.check_header(folder, config, lora)
+    if lora:
+        model = _load_adapted(folder.parent, state["lora"], device, dtype)
+    else:
+        model = Transformer(config, device=device, dtype=dtype or trained)
+    checkpoint.load_checkpoint(folder, model)
+    return model
+
+
+def _load_adapted(run: Path, lora: dict[str, Any], device: str, dtype: str | None) -> Transformer:
+    """The model below a run's adapter, with an adapter that is yet to be filled."""
+    about = read_start(run)
+    base = about.get("tuning", {}).get("model")
+    if not isinstance(base, str) or not Path(base).exists():
+        raise CheckpointError(f"{run} holds an adapter for the model {base}, which is not there")
+    model = load(base, dtype, device)
+    if model.adapter is not None:
+        model.merge_adapter()
+    model.add_adapter(LoraConfig(**lora))
+    return model
+
+
+def open_model(
+    path: Path, tokenizer: Path | None, device: str, dtype: str | None
+) -> tuple[Transformer, Tokenizer | CharTokenizer]:
+    """A model and its tokenizer."""
+    return load(path, dtype, device), load_tokenizer(path, tokenizer)
+
+
+def load_tokenizer(model: Path, tokenizer: Path | None) -> Tokenizer | CharTokenizer:
+    """The tokenizer that is named, or that lies beside a model; of one step of a training run, beside the step."""
+    folder = model if model.is_dir() else model.parent
+    return Tokenizer.load(tokenizer or (folder.parent if folder.name.startswith("step-") else folder))
 
 
 def save(model: Transformer, path: str | PathLike, tokenizer: Any = None) -> None:

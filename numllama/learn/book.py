@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-import numllama
 from numllama.errors import NumllamaError
 from numllama.gradcheck import GradientError, gradcheck
 from numllama.install import install_command
@@ -30,7 +29,7 @@ try:
 except ImportError:  # a script
     Markdown, display, set_matplotlib_formats = str, print, lambda *_: None
 
-PACKAGE = Path(numllama.__file__).parent
+PACKAGE = Path(__file__).parents[1]
 
 np.set_printoptions(precision=4, suppress=True, linewidth=92)
 set_matplotlib_formats("svg")

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-import numllama
-from numllama.commands.generate import load_tokenizer
 from numllama.errors import DataError, NumllamaError
+from numllama.interop.load import load, load_tokenizer
 from numllama.learn.tracing import TEXT, Trace, Traced, trace, traced_model
 from numllama.model import Transformer
 from numllama.storage.files import write_text
@@ -72,7 +71,7 @@ def trace_run(
 
 def opened(path: Path, tokenizer: Path | None, needed: bool) -> tuple[Transformer, Tokenizer | CharTokenizer | None]:
     """A model in float64, its adapter merged, and its tokenizer, which a text needs."""
-    model = numllama.load(path, "float64")
+    model = load(path, "float64")
     if model.adapter is not None:
         model.merge_adapter()
     try:

@@ -245,7 +245,7 @@ class Transformer:
 
     def save_adapter(self, path: str | PathLike, base: str | PathLike | None = None) -> None:
         """Write the adapter alone, as `peft` reads it: see :func:`numllama.interop.peft.save_adapter`."""
-        from numllama.interop.peft import save_adapter
+        from numllama.interop import save_adapter
 
         save_adapter(self, path, base)
 

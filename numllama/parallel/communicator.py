@@ -8,14 +8,12 @@ array to the rank that owns the piece, which adds what has come from rank 0, 1, 
 reduce-scatter has, and faster on one machine than MPI_Allreduce.
 """
 
-import os
 import socket
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -249,24 +247,3 @@ class MPI(Communicator):
     def local_rank(self) -> int:
         """Which one this is on its machine."""
         return self._comm.Split_type(self._mpi.COMM_TYPE_SHARED).rank
-
-
-@cache
-def communicator(parallel: str = "threads") -> Communicator:
-    """The ranks that this process belongs to.
-
-    Parameters
-    ----------
-    parallel : str
-        ``threads`` (one process alone), ``mpi``, or ``nccl``.
-    """
-    if parallel == "mpi":
-        return MPI()
-    if parallel == "nccl":
-        from numllama.parallel.nccl import NCCL
-
-        return NCCL()
-    started = max(int(os.environ.get(name, 1)) for name in LAUNCHERS)
-    if started > 1:
-        raise NumllamaError(f"{started} processes were started, each of which would train alone: add --parallel mpi (or nccl)")
-    return Communicator()

@@ -8,27 +8,22 @@ Threads use all cores even for elementwise work, because NumPy and BLAS release 
 each other whenever one of them needs that lock. So a run that takes more than a moment goes on with processes (`team`).
 """
 
-import ctypes
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager
-from functools import cache
 from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
 
 from numllama.backend import Array
-from numllama.dispatch import runs_here
+from numllama.cuda.launch import runs_here
 from numllama.model import Parameters, Transformer
 from numllama.ops import IGNORE
 from numllama.optim import clip_grad_norm
 from numllama.optim.optimizer import Optimizer
 from numllama.parallel.team import Team
 from numllama.parallel.turns import Stopped, Turns
-from numllama.system.blas import Held, one_blas_thread, switch_after
 from numllama.system.processes import available_cores
 
 SHARD_TOKENS = 1024  # large enough for full speed of matrix products, small enough for the cache
@@ -261,61 +256,3 @@ def run_windows(model: Transformer, turns: Turns | None, windows: Sequence[tuple
         (float(model.loss(tokens, targets, count=1, segments=segments[0] if segments else None)), int((targets != IGNORE).sum()))
         for tokens, targets, *segments in windows
     ]
-
-
-# ------------------------------------------------------------------------------------------------ the machine
-
-
-_settings = Held()
-
-
-@contextmanager
-def training_settings(device: str) -> Iterator[None]:
-    """Settings of the process that make threads run well.
-
-    BLAS gets one thread, for the workers are the parallelism and its sums must not depend on the number of cores.
-    Python passes its lock on sooner than every 5 ms, for our calls into NumPy are much shorter than that.
-    The C library keeps freed memory, where by default it gives large arrays back to the system at once, only to have
-    every page of the next array faulted in again.
-    """
-
-    def make(undo: ExitStack) -> None:
-        undo.enter_context(one_blas_thread())
-        switch_after(undo, 1e-4)
-        undo.enter_context(kept_memory())
-
-    if device != "cpu":
-        yield
-        return
-    with _settings.by_one_more(make):
-        yield
-
-
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # glibc's malloc.h
-KEPT = {M_MMAP_THRESHOLD: 2**25, M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: 2**26}  # 2**25 is the most that glibc takes
-# Until they are set for the first time, glibc moves its thresholds itself: to these, once it has freed a large array. Its first
-# ones, 128 KiB, would stay, and every array of some size would from then on be faulted in page by page.
-DEFAULTS = {M_MMAP_THRESHOLD: 2**25, M_TRIM_THRESHOLD: 2**26, M_TOP_PAD: 2**17}
-
-
-@cache
-def keep_more_memory() -> None:
-    """Have glibc's malloc keep what is freed up to 64 MiB, for good: free an array as large as those that move its thresholds."""
-    np.empty(DEFAULTS[M_MMAP_THRESHOLD] - 2**16, np.uint8)
-
-
-@contextmanager
-def kept_memory() -> Iterator[None]:
-    """Let glibc's malloc keep what is freed; elsewhere, do nothing."""
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if not hasattr(libc, "mallopt"):
-        yield
-        return
-    for option, value in KEPT.items():
-        libc.mallopt(option, value)
-    try:
-        yield
-    finally:
-        for option, value in DEFAULTS.items():
-            libc.mallopt(option, value)
-        libc.malloc_trim(0)

@@ -21,6 +21,7 @@ from numllama.model import LoraConfig, ModelConfig, Parameters, Transformer
 from numllama.model.lora import adapter_shapes
 from numllama.model.parameters import parameter_shapes
 from numllama.parallel.turns import Turns
+from numllama.system.machine import training_settings
 from numllama.system.processes import Processes
 
 
@@ -133,8 +134,6 @@ class Member:
 
     def __call__(self, job: bytes) -> Any:
         if self.known is None:
-            from numllama.parallel.shards import training_settings  # which knows the team
-
             settings = training_settings("cpu")
             settings.__enter__()  # until the process ends
             (params, *moments), turns = self.shared.open()

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from numllama.backend import array_module, out_of_memory
-from numllama.errors import NumllamaError
+from numllama.backend import array_module
+from numllama.errors import NumllamaError, out_of_memory
 from numllama.generation import KVCache
 from numllama.generation.generate import begin
 from numllama.generation.text import default_settings, encode_prompt, fewest_tokens, window_for

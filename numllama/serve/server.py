@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from numllama.commands.generate import as_words, open_model
+from numllama.commands.generate import as_words
 from numllama.errors import NumllamaError
 from numllama.generation.config import checkpoint_settings
 from numllama.install import install_command
+from numllama.interop.load import open_model
 from numllama.serve.engine import Engine, Limits
 from numllama.system.signals import handling, ignore
 

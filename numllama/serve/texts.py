@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,9 +18,6 @@ from numllama.generation.generate import Step, begin, check_logits
 from numllama.generation.sampling import log_softmax
 from numllama.generation.text import TextDecoder, special_ids, until_one_by_one, window_for, with_stops
 from numllama.model import Transformer
-
-if TYPE_CHECKING:
-    from numllama.serve.engine import Engine
 
 ECHO_TOKENS = 128  # of a prompt whose logits are in memory at a time
 
@@ -87,7 +84,7 @@ class Texts:
         Of each text what it took: see :class:`Text`.
     """
 
-    def __init__(self, engine: "Engine", loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, engine: Any, loop: asyncio.AbstractEventLoop) -> None:
         self.engine, self.cancelled, self.parts = engine, False, []
         self._loop, self._pieces, self._there = loop, deque(), asyncio.Event()
         self._awaited = False  # whoever is awake needs no waking

@@ -11,9 +11,9 @@ from typing import Any
 
 from numllama.errors import NumllamaError, shown
 from numllama.generation import SamplingConfig
+from numllama.interop import load_run
 from numllama.serve.engine import Engine, Request
 from numllama.tokenizer import Tokenizer
-from numllama.training import load_run
 from numllama.training.checkpoint import find_step
 from numllama.training.metrics import FIELDS, parse_line
 

@@ -22,8 +22,6 @@ from numllama.backend import Array, as_array
 if TYPE_CHECKING:
     from threadpoolctl import ThreadpoolController
 
-    from numllama.model import Transformer
-
 SWITCH_SECONDS = 5e-5
 SHARED_PRODUCT = 2**18  # multiplications: OpenBLAS computes smaller products with one thread anyway
 SMALL_PRODUCT = 2**26  # takes one core about half a millisecond
@@ -98,7 +96,7 @@ def one_blas_thread() -> Iterator[None]:
         yield
 
 
-def few_threads(model: "Transformer", tokens: Array) -> AbstractContextManager[None]:
+def few_threads(model: Any, tokens: Array) -> AbstractContextManager[None]:
     """One BLAS thread for a small model on a CPU; else, BLAS stays as it is."""
     if model.xp is np and model.params.flat.size <= SMALL_MODEL:
         c = model.config
@@ -112,7 +110,7 @@ def with_few_threads(method: Callable) -> Callable:
     """A method of a model whose first argument are tokens, with :func:`few_threads`."""
 
     @wraps(method)
-    def run(self: "Transformer", tokens: Array, *args: Any, **options: Any) -> Any:
+    def run(self: Any, tokens: Array, *args: Any, **options: Any) -> Any:
         tokens = as_array(tokens)
         with few_threads(self, tokens):
             return method(self, tokens, *args, **options)

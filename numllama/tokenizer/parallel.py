@@ -2,11 +2,11 @@
 
 from collections.abc import Collection, Iterable, Iterator
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 from numllama.system.processes import Processes
-from numllama.tokenizer.bpe import Tokenizer
 
 PART = 2**20  # characters: enough to make up for sending them
 
@@ -21,7 +21,7 @@ class ParallelEncoder:
         One needs no process.
     """
 
-    def __init__(self, tokenizer: Tokenizer, workers: int) -> None:
+    def __init__(self, tokenizer: Any, workers: int) -> None:
         if not isinstance(workers, int) or workers < 1:
             raise ValueError(f"workers is {workers!r}, but must be a whole number of at least 1")
         self.tokenizer = tokenizer
@@ -86,7 +86,7 @@ class ParallelEncoder:
 class _Pack:
     """What a child does: texts to packed ids."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
 
     def __call__(self, question: tuple) -> list[bytes]:

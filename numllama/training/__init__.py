@@ -5,7 +5,7 @@ from numllama.lazy import lazy
 __all__ = [
     "Dataset", "load_dataset", "text_dataset", "read_tokens", "write_tokens",
     "TrainConfig", "RECIPES", "recipe",
-    "Trainer", "StepReport", "load_run",
+    "Trainer", "StepReport",
 ]
 
 lazy(__name__, {
@@ -13,5 +13,4 @@ lazy(__name__, {
     "numllama.data.token_files": "read_tokens write_tokens",
     "numllama.training.config": "TrainConfig RECIPES recipe",
     "numllama.training.trainer": "Trainer StepReport",
-    "numllama.training.checkpoint": "load_run",
 })  # fmt: skip

@@ -25,8 +25,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from threadpoolctl import threadpool_info
 
-import numllama
-from numllama.backend import compute_dtype, real_dtype, to_numpy
+from numllama.backend import to_numpy
 from numllama.errors import CheckpointError, DamagedError, shown
 from numllama.model import LoraConfig, ModelConfig, Parameters, Transformer
 from numllama.model.lora import adapter_shapes
@@ -43,8 +42,9 @@ from numllama.storage.files import (
     with_checksum,
     write_json,
 )
-from numllama.training.run_folder import check_run, fingerprint, identity
+from numllama.training.run_folder import fingerprint, identity
 from numllama.training.state import LOADED, POINTER, check_state
+from numllama.version import __version__
 
 if TYPE_CHECKING:
     from numllama.storage.tensor_file import TensorFile
@@ -129,7 +129,7 @@ def versions() -> dict[str, str]:
     libraries = [library for library in threadpool_info() if library["user_api"] == "blas"]
     blas = {f"{library['internal_api']} {library['version']} {library.get('architecture', '')}" for library in libraries}
     return {
-        "numllama": numllama.__version__,
+        "numllama": __version__,
         "python": platform.python_version(),
         "numpy": np.__version__,
         "blas": ", ".join(sorted(blas)),
@@ -148,7 +148,7 @@ def load_checkpoint(folder: Path, model: Transformer, optimizer: Optimizer | Non
         If it belongs to another model or cannot be read; nothing was changed then.
     """
     state = read_state(folder)
-    if _model_config(folder, state) != model.config:
+    if model_config(folder, state) != model.config:
         raise CheckpointError(f"{folder} holds a model of another configuration")
     if state.get("lora") != (model.adapter.config.to_dict() if model.adapter else None):
         raise CheckpointError(f"{folder} holds a model with another adapter, or with none")
@@ -166,51 +166,17 @@ def load_checkpoint(folder: Path, model: Transformer, optimizer: Optimizer | Non
     return state
 
 
-def load_run(path: str | Path, device: str = "cpu", dtype: str | None = None, which: str = "best") -> Transformer:
-    """The model of a training run.
-
-    Parameters
-    ----------
-    path : path
-        A run's folder, or one step folder of it.
-    device, dtype : str
-        Where to put the model; default dtype as it was trained, on a CPU float32 for what was trained in two bytes.
-    which : str
-        ``"best"`` or ``"latest"``, which ``"best"`` is too of a run that was stopped before its first estimate.
-    """
-    path = Path(path)
-    if not (path / f"{which}.json").exists() and (path / "latest.json").exists():
-        which = "latest"
-    folder = find_step(path, which)
-    state = read_state(folder)
-    check_run(folder.parent)
-    for pointer in ("latest", "best"):
-        if (folder.parent / f"{pointer}.json").exists():
-            read_pointer(folder.parent / f"{pointer}.json")
-    trained = real_dtype(compute_dtype(state["dtype"])).name if device == "cpu" else state["dtype"]
-    config, lora = _model_config(folder, state), _lora_config(folder, state)
-    _check_header(folder, config, lora)
-    if lora:
-        from numllama.commands.finetune import load_adapted  # which knows checkpoints
-
-        model = load_adapted(folder.parent, state["lora"], device, dtype)
-    else:
-        model = Transformer(config, device=device, dtype=dtype or trained)
-    load_checkpoint(folder, model)
-    return model
-
-
-def _model_config(folder: Path, state: dict[str, Any]) -> ModelConfig:
+def model_config(folder: Path, state: dict[str, Any]) -> ModelConfig:
     with reading(folder / STATE, DamagedError):
         return ModelConfig.from_dict(state["model"])
 
 
-def _lora_config(folder: Path, state: dict[str, Any]) -> LoraConfig | None:
+def lora_config(folder: Path, state: dict[str, Any]) -> LoraConfig | None:
     with reading(folder / STATE, DamagedError):
         return LoraConfig(**state["lora"]) if state.get("lora") else None
 
 
-def _check_header(folder: Path, config: ModelConfig, lora: LoraConfig | None) -> None:
+def check_header(folder: Path, config: ModelConfig, lora: LoraConfig | None) -> None:
     """Before anything is made that is as large as a file says: what the weights' file holds is a model of this configuration."""
     tensors = _tensor_file(folder / WEIGHTS)
     with reading(folder / STATE, DamagedError):

@@ -13,7 +13,8 @@ from numllama.data.token_files import read_tokens
 from numllama.errors import DataError
 from numllama.generation.text import opening
 from numllama.model import Transformer
-from numllama.parallel.shards import SHARD_TOKENS, Workers, training_settings
+from numllama.parallel.shards import SHARD_TOKENS, Workers
+from numllama.system.machine import training_settings
 from numllama.tokenizer import CharTokenizer, Tokenizer
 
 COUNTED_TOKENS = 2**16  # whose bytes are counted at once

@@ -17,7 +17,7 @@ from numllama.storage.fields import check, number, optional, whole
 from numllama.storage.files import read_bytes, strict, write_bytes
 
 if TYPE_CHECKING:
-    from numllama.training.trainer import StepReport
+    from numllama.training.report import StepReport
 
 METRICS = "metrics.jsonl"
 MOST_WAITING = 2**26  # bytes of lines that wait for room on the disk: some 300,000 steps

@@ -12,7 +12,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numllama
 from numllama.backend import to_numpy
 from numllama.data.dataset import Dataset
 from numllama.errors import CheckpointError, DamagedError
@@ -33,6 +32,7 @@ from numllama.storage.files import (
 )
 from numllama.storage.folders import published
 from numllama.tokenizer import CharTokenizer
+from numllama.version import __version__
 
 if TYPE_CHECKING:
     from numllama.model import Parameters, Transformer
@@ -93,7 +93,7 @@ def begin(
     if files is None or not _are_there(run):
         files = _write_files(run, model, data, write)
     about = {
-        "version": numllama.__version__,
+        "version": __version__,
         "id": name,
         "data_name": data.name,
         **(start or {key: before[key] for key in STARTED if key in before} or start_of(data)),
@@ -158,6 +158,18 @@ def read_config(run: Path) -> dict[str, Any]:
         _ = values["model"], values["train"]
         check(values, FIELDS, as_json)
     return values
+
+
+def read_start(run: Path) -> dict[str, Any]:
+    """As :func:`read_config`; a run that has none is a CheckpointError."""
+    path = run / CONFIG
+    try:
+        path.stat()
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{run} has no {path.name}") from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    return read_config(run)
 
 
 def is_run(folder: Path) -> bool:

@@ -13,15 +13,17 @@ from pathlib import Path
 
 import numpy as np
 
+from numllama.cuda.graph import training_step
+from numllama.cuda.launch import compile_seconds
 from numllama.data.dataset import Dataset
 from numllama.data.epochs import Prefetched, epoch_batch
 from numllama.data.token_files import TokenShards
-from numllama.dispatch import compile_seconds, training_step
 from numllama.errors import CheckpointError, DamagedError, TrainingError, shown
 from numllama.model import Transformer
-from numllama.parallel.communicator import communicator
+from numllama.parallel.launched import communicator
 from numllama.parallel.ranks import Ranks
-from numllama.parallel.shards import Progress, Workers, shard_count, shard_rows, training_settings
+from numllama.parallel.shards import Progress, Workers, shard_count, shard_rows
+from numllama.system.machine import training_settings
 from numllama.system.processes import peak_memory_mb
 from numllama.training import checkpoint, run_folder
 from numllama.training.config import TrainConfig

@@ -7,7 +7,7 @@ from helpers import assert_same_bits, leaves
 from numllama import SGD, AdamW, ModelConfig, TrainConfig, Trainer, Transformer, ops
 from numllama.backend import BFLOAT16, to_numpy
 from numllama.data.dataset import Dataset
-from numllama.training.checkpoint import load_run
+from numllama.interop import load_run
 
 DTYPES = pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 SHAPE = dict(vocab_size=61, dim=64, n_layers=2, n_heads=4, n_kv_heads=2, max_seq_len=64)

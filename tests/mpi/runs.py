@@ -17,7 +17,7 @@ from pathlib import Path
 import numllama as nl
 from numllama import cli, dispatch
 from numllama.parallel import ranks
-from numllama.parallel.communicator import communicator
+from numllama.parallel.launched import communicator
 
 STEPS, T = 50, 8
 DATA = nl.training.text_dataset("the quick brown fox jumps over the lazy dog. " * 60, "a fox")

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from numllama.interop import load_run
 from numllama.training import checkpoint
 
 HERE = Path(__file__).parent
@@ -140,7 +141,7 @@ def test_the_example_trains_on_ranks_and_goes_on_with_fewer(mpirun, tmp_path):
     assert [folder.name for folder in folders] == ["step-000008"] * 2
     sizes = [(folder / "optimizer.safetensors").stat().st_size for folder in folders]
     assert sizes[0] == sizes[1]
-    assert np.isfinite(checkpoint.load_run(many).params.flat).all()
+    assert np.isfinite(load_run(many).params.flat).all()
 
 
 @pytest.mark.skipif(not EXAMPLE.exists(), reason="tests without the examples")

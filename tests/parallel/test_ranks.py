@@ -22,7 +22,7 @@ from numllama.install import install_command
 from numllama.model import ModelConfig, Transformer
 from numllama.ops import IGNORE
 from numllama.optim import AdamW
-from numllama.parallel import communicator, ranks
+from numllama.parallel import communicator, launched, ranks
 from numllama.parallel.communicator import Communicator, Request
 from numllama.parallel.ranks import Ranks, make_buckets
 from numllama.parallel.shards import Workers
@@ -433,9 +433,9 @@ def test_without_mpi4py_one_sentence_says_what_to_install(monkeypatch):
 @pytest.mark.parametrize("name", communicator.LAUNCHERS)
 def test_processes_that_would_each_train_alone_are_refused(monkeypatch, name):
     monkeypatch.setenv(name, "4")
-    communicator.communicator.cache_clear()
+    launched.communicator.cache_clear()
     with pytest.raises(NumllamaError, match="4 processes were started, each of which would train alone: add --parallel mpi"):
-        communicator.communicator("threads")
+        launched.communicator("threads")
 
 
 IMPOSSIBLE = [

@@ -22,7 +22,9 @@ from numllama.data.dataset import all_windows
 from numllama.model import ModelConfig, Parameters, Transformer
 from numllama.ops import IGNORE
 from numllama.parallel import shards
-from numllama.parallel.shards import Workers, cut, shard_count, training_settings
+from numllama.parallel.shards import Workers, cut, shard_count
+from numllama.system import machine
+from numllama.system.machine import training_settings
 
 VOCAB, ROWS, T = 13, 7, 8  # seven rows: no number of shards divides them evenly
 COUNTS = np.array([8, 1, 0, 5, 8, 2, 3])  # of targets that count in each row
@@ -430,9 +432,9 @@ def test_memory_is_kept_inside_and_given_back_after(monkeypatch):
 
     monkeypatch.setattr(shards.ctypes, "CDLL", lambda name: Libc)
     with training_settings("cpu"):
-        assert asked == list(shards.KEPT.items())
+        assert asked == list(machine.KEPT.items())
         asked.clear()
-    assert asked == [*shards.DEFAULTS.items(), "trim"]
+    assert asked == [*machine.DEFAULTS.items(), "trim"]
 
 
 def test_a_system_without_mallopt_does_without(monkeypatch):

@@ -12,6 +12,7 @@ from helpers import assert_close
 from numllama.backend import to_numpy
 from numllama.data.dataset import all_windows, random_batch
 from numllama.errors import CheckpointError, DataError, TrainingError
+from numllama.interop import load_run
 from numllama.model import ModelConfig, Transformer
 from numllama.training import Dataset, StepReport, TrainConfig, Trainer, checkpoint, text_dataset
 
@@ -412,7 +413,7 @@ def test_a_checkpoint_of_broken_weights_is_not_called_good(tmp_path):
     with pytest.raises(TrainingError, match="the last good checkpoint is") as caught:
         go(trainer)
     assert f"{good};" in str(caught.value)
-    assert np.isfinite(checkpoint.load_run(good).params.flat).all()
+    assert np.isfinite(load_run(good).params.flat).all()
 
 
 # ------------------------------------------------------------------------------------------------ what cannot be
