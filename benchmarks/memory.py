@@ -30,10 +30,10 @@ if hasattr(os, "sched_setaffinity"):
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])  # `eval` takes all cores that it has
 from numllama.cli import app
 from numllama.system.processes import peak_memory_mb
-from numllama.training import parallel
+from numllama.parallel import shards
 from numllama.training.trainer import Trainer
-parallel.TEAM_AFTER = 0.0  # processes from the second step on, however short the run
-plain_step, plain_close, peaks = Trainer._step, parallel.Workers.close, []
+shards.TEAM_AFTER = 0.0  # processes from the second step on, however short the run
+plain_step, plain_close, peaks = Trainer._step, shards.Workers.close, []
 def step(trainer):
     report = plain_step(trainer)
     peaks.append(peak_memory_mb(trainer.workers.pids))
@@ -41,7 +41,7 @@ def step(trainer):
 def close(workers):
     peaks.append(peak_memory_mb(workers.pids))
     plain_close(workers)
-Trainer._step, parallel.Workers.close = step, close
+Trainer._step, shards.Workers.close = step, close
 code = app(sys.argv[1:], result_action="return_value")
 print(code, peaks[3] if len(peaks) > 3 else 0, max(peaks[-1], peak_memory_mb()))  # after four steps nothing was evaluated yet
 """

@@ -4,7 +4,7 @@ import json
 import re
 from pathlib import Path
 
-PACKAGE = Path(__file__).resolve().parents[1]
+PACKAGE = Path(__file__).resolve().parent
 
 
 def install_command(*extras: str) -> str:

@@ -5,8 +5,8 @@ import shutil
 
 import numpy as np
 import pytest
+from commands.test_finetune import base, data, finetune, write  # noqa: F401, two of them are fixtures
 from moments import at_each_moment, files_no_larger_than, is_killed_at
-from training.test_finetune import base, data, finetune, write  # noqa: F401, two of them are fixtures
 
 import numllama as nl
 from numllama.errors import CheckpointError, NumllamaError

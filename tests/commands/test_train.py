@@ -30,8 +30,8 @@ KILLS = int(os.environ.get("NUMLLAMA_KILLS", 100))
 PROGRAM = """
 import sys
 sys.modules["matplotlib"] = None  # a run that draws nothing ends a second sooner
-from numllama.training import parallel
-parallel.TEAM_AFTER = {team_after}
+from numllama.parallel import shards
+shards.TEAM_AFTER = {team_after}
 from numllama.cli import main
 main()
 """

@@ -7,7 +7,7 @@ from emulator import BACKWARD, FORWARD, SHUFFLED, emulated
 from numllama import SamplingConfig
 from numllama.backend import BFLOAT16, real_dtype
 from numllama.cuda import launch
-from numllama.cuda.sample import AHEAD, GREEDY
+from numllama.cuda.sample import AHEAD
 from numllama.generation.sampling import draw, filtered, log_softmax, penalise_repetition
 
 ROWS = 3
@@ -33,7 +33,7 @@ def rows(kind, V):
 
 def by_kernel(logits, config, u, seen, order):
     """What the kernel draws, with what it leaves of `seen`."""
-    real, is_greedy = real_dtype(logits.dtype), config.temperature < GREEDY
+    real, is_greedy = real_dtype(logits.dtype), config.is_greedy
     uniforms, drawn = np.zeros((AHEAD, ROWS)), np.full(ROWS, 2, np.int32)
     uniforms[2] = u
     result, scratch = np.empty((3, ROWS)), np.empty(logits.shape, real)
@@ -60,7 +60,7 @@ def by_numpy(logits, config, u, seen):
     with np.errstate(all="ignore"):
         if seen is not None:
             logits = penalise_repetition(logits, seen, config.repetition_penalty)
-        if config.temperature < GREEDY:
+        if config.is_greedy:
             return logits.argmax(-1)
         with pytest.MonkeyPatch.context() as patch:                    # NumPy's own sort leaves open which of equals comes first
             patch.setattr(np, "argsort", lambda x, axis: x.argsort(axis, kind="stable"))

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -163,7 +164,7 @@ def test_of_two_converts_into_one_folder_the_second_is_refused(source, tmp_path,
             said.append(str(error))
         return real(*arguments)
 
-    monkeypatch.setattr(nl, "load", slow)
+    monkeypatch.setattr(sys.modules["numllama.interop.convert"], "load", slow)
     convert(source, tmp_path / "x")
     assert "is in use: another process writes there" in said[1]
     assert answer(real(tmp_path / "x")) == answer(real(source))

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from training.test_run import Run, children, errors_of, learnt, newest
+from commands.test_train import Run, children, errors_of, learnt, newest
 
 from numllama.cli import main
 

@@ -21,7 +21,6 @@ import numllama
 from numllama.data.dataset import all_windows
 from numllama.model import ModelConfig, Parameters, Transformer
 from numllama.ops import IGNORE
-from numllama.parallel import shards
 from numllama.parallel.shards import Workers, cut, shard_count
 from numllama.system import machine
 from numllama.system.machine import training_settings
@@ -430,7 +429,7 @@ def test_memory_is_kept_inside_and_given_back_after(monkeypatch):
         def malloc_trim(pad):
             asked.append("trim")
 
-    monkeypatch.setattr(shards.ctypes, "CDLL", lambda name: Libc)
+    monkeypatch.setattr(machine.ctypes, "CDLL", lambda name: Libc)
     with training_settings("cpu"):
         assert asked == list(machine.KEPT.items())
         asked.clear()
@@ -438,6 +437,6 @@ def test_memory_is_kept_inside_and_given_back_after(monkeypatch):
 
 
 def test_a_system_without_mallopt_does_without(monkeypatch):
-    monkeypatch.setattr(shards.ctypes, "CDLL", lambda name: object())
+    monkeypatch.setattr(machine.ctypes, "CDLL", lambda name: object())
     with training_settings("cpu"):
         assert sys.getswitchinterval() < 5e-3

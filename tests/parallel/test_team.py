@@ -139,15 +139,15 @@ OWNER = """
 import sys, time
 import numpy as np
 import numllama as nl
-from numllama.training import parallel
+from numllama.parallel import shards
 
-parallel.TEAM_AFTER = -1.0
-team = parallel.Workers(nl.Transformer(nl.ModelConfig(5, 4, 1, 1, max_seq_len=2)), 2, processes=True)
+shards.TEAM_AFTER = -1.0
+team = shards.Workers(nl.Transformer(nl.ModelConfig(5, 4, 1, 1, max_seq_len=2)), 2, processes=True)
 tokens = np.zeros((2, 2), int)
 team.loss_and_grads(tokens, tokens, 2)
 team._turns.start()
 # It waits for shard 0, which never comes.
-future = team._team.submit(parallel.run_shards, team.model, team._turns, [(1, tokens, tokens)], None, dict(count=4))
+future = team._team.submit(shards.run_shards, team.model, team._turns, [(1, tokens, tokens)], None, dict(count=4))
 time.sleep(0.2)
 print(*team.pids, flush=True)
 time.sleep(60)

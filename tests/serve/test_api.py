@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 import numpy as np
 import openai
 import pytest
+from commands.test_generate import TEMPLATE
 from generation.models import random_model, saying
-from generation.test_run import TEMPLATE
 from serve.served import LETTERS, client, events, served, small_engine, until
 
 import numllama as nl
