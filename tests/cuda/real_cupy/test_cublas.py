@@ -11,7 +11,6 @@ from helpers import assert_close
 from kernel_checks import HALVES, every_dtype, real
 
 from numllama.cuda import cublas
-from numllama.cuda import gemm as module
 from numllama.cuda.gemm import gemm
 from numllama.errors import DeviceError
 
@@ -44,7 +43,7 @@ def number(name):
 @pytest.mark.parametrize("tf32", [False, True])
 @pytest.mark.parametrize("batch", [(), (4,)], ids=str)
 def test_what_cublas_is_called_with_gives_the_product(gpu, monkeypatch, batch, tf32, dtype):
-    monkeypatch.setattr(module, "TF32", tf32)
+    monkeypatch.setattr(cublas, "TF32", tf32)
     a, b = normal(*batch, 3, 4, dtype=dtype), normal(*batch, 4, 5, dtype=dtype)
     expected = a.astype(real(dtype)) @ b.astype(real(dtype))
     for how_a in ("rows", "transposed", "columns"):
