@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        tokenizer_child()
+        tokenizer_child(Path(args.child))
         return
     if args.other is None or not (args.other / "numllama").is_dir():
         parser.error("name the folder of another checkout of this repository")
@@ -114,8 +114,13 @@ def decode(other: Path, rounds: int, cores: int) -> Iterator[Times]:
 
 def tokenizer(other: Path, rounds: int, cores: int) -> Iterator[Times]:
     """Seconds of learning a vocabulary, and of encoding and decoding with it."""
-    pair = [Child(where, __file__, "--child", "tokenizer") for where in (HERE, other)]
-    yield from tasks(pair, json.loads(pair[0].ready), rounds)
+    from numllama.data.synthetic import write_play  # this checkout's, so that both read the same
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "plays.txt"
+        path.write_text(5 * write_play(), encoding="utf-8")
+        pair = [Child(where, __file__, "--child", path) for where in (HERE, other)]
+        yield from tasks(pair, json.loads(pair[0].ready), rounds)
 
 
 def tasks(pair: list[Child], names: list[str], rounds: int) -> Iterator[Times]:
@@ -156,30 +161,27 @@ def turns(rounds: int, *columns: tuple) -> Iterator[tuple]:
         yield from list(zip(*columns, strict=True))[:: -1 if i % 2 else 1]
 
 
-def tokenizer_child() -> None:
-    """Do each task that standard input names, and say how many seconds it took."""
+def tokenizer_child(path: Path) -> None:
+    """Do each task that standard input names, with a text of five plays, and say how many seconds it took."""
     import time
 
     import numllama as nl
-    from numllama.data.synthetic import write_play
 
-    play = write_play()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "play.txt"
-        path.write_text(5 * play, encoding="utf-8")
-        learnt = nl.Tokenizer.train([path], 2000)
-        ids = learnt.encode(play)
-        work = {
-            "learn 2,000 tokens": lambda: nl.Tokenizer.train([path], 2000),
-            "encode": lambda: learnt.encode(play),
-            "encode, short": lambda: [learnt.encode(play[i : i + 60]) for i in range(0, 60_000, 60)],
-            "decode": lambda: learnt.decode(ids),
-        }
-        print(json.dumps(list(work)), flush=True)
-        for line in sys.stdin:
-            begin = time.perf_counter()
-            work[line.strip()]()
-            print(time.perf_counter() - begin, flush=True)
+    plays = path.read_text(encoding="utf-8")
+    play = plays[: len(plays) // 5]
+    learnt = nl.Tokenizer.train([path], 2000)
+    ids = learnt.encode(play)
+    work = {
+        "learn 2,000 tokens": lambda: nl.Tokenizer.train([path], 2000),
+        "encode": lambda: learnt.encode(play),
+        "encode, short": lambda: [learnt.encode(play[i : i + 60]) for i in range(0, 60_000, 60)],
+        "decode": lambda: learnt.decode(ids),
+    }
+    print(json.dumps(list(work)), flush=True)
+    for line in sys.stdin:
+        begin = time.perf_counter()
+        work[line.strip()]()
+        print(time.perf_counter() - begin, flush=True)
 
 
 if __name__ == "__main__":
