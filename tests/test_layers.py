@@ -1,6 +1,7 @@
 """Who may import whom: each package only what stands above it in LAYERS, and no two files each other."""
 
 import ast
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -16,6 +17,7 @@ LAYERS = (
     "generation", "training", "interop", "learn", "commands", "serve",
     "cli", "__main__", "__init__",
 )  # fmt: skip
+SMALL = ("quiet", "version", "lazy", "install", "__main__", "__init__")  # not worth a line in the book
 UPWARD = {  # conveniences for users: methods that import what builds on their class
     ("model.transformer", "interop"): "Transformer.save and .save_adapter",
     ("tokenizer.bpe", "tokenizer.formats"): "Tokenizer.load and .save",
@@ -93,6 +95,13 @@ def test_every_import_points_down_and_none_leads_back():
     files = modules()
     assert {name.partition(".")[0] for name in files} <= set(LAYERS)
     assert problems(files) == []
+
+
+@pytest.mark.skipif(not (PACKAGE.parent / "docs").exists(), reason="tests without the book")
+def test_the_books_table_of_layers_is_this_one():
+    page = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`.+`) \|", page, re.M)
+    assert re.findall(r"`(\w+)`", " ".join(rows)) == [layer for layer in LAYERS if layer not in SMALL]
 
 
 def test_there_are_five_exceptions_at_most_and_each_is_needed():
