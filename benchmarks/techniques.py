@@ -79,9 +79,9 @@ def one_gradient_buffer() -> None:
 
 def optimizer_in_pieces() -> None:
     """AdamW in one piece, by one worker."""
-    from numllama import dispatch
+    from numllama import blocks
 
-    dispatch.PIECE_ELEMENTS = 2**40
+    blocks.PIECE_ELEMENTS = 2**40
 
 
 TECHNIQUES: dict[str, Callable[[], None]] = {

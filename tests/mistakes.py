@@ -352,7 +352,7 @@ MISTAKES = [
     ),
     Mistake(
         "a weight's gradient from the last block of rows only",
-        "dispatch.py", "return result if value is None else value + result", "return result",
+        "blocks.py", "return result if value is None else value + result", "return result",
         "test_dispatch.py::test_float32_weight_gradients_agree_to_six_digits_and_stay_float32",
     ),
     Mistake(

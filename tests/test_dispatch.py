@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from helpers import assert_close, assert_same_bits, leaves, random_like
 
-from numllama import dispatch
+from numllama import blocks
 from numllama.backend import BFLOAT16
-from numllama.dispatch import accelerated, slices
+from numllama.blocks import slices
+from numllama.dispatch import accelerated
 from numllama.ops import (
     add_rmsnorm_backward,
     add_rmsnorm_forward,
@@ -33,8 +34,8 @@ SHAPES = [(20, 7), (4, 5, 7), (2, 2, 5, 7), (1, 33, 5), (64, 1), (3, 80), (1, 16
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(dispatch, "BLOCK_ELEMENTS", 30)
-    monkeypatch.setattr(dispatch, "WHOLE_ELEMENTS", 60)
+    monkeypatch.setattr(blocks, "BLOCK_ELEMENTS", 30)
+    monkeypatch.setattr(blocks, "WHOLE_ELEMENTS", 60)
 
 
 def arrays(*shapes, dtype="float64"):
@@ -220,7 +221,7 @@ def test_slices_cover_a_range_once_and_in_order(start, stop, step):
 @pytest.fixture
 def weight_blocks(monkeypatch):
     """Blocks of two rows of a weight of width 7."""
-    monkeypatch.setattr(dispatch, "WEIGHT_ELEMENTS", 15)
+    monkeypatch.setattr(blocks, "WEIGHT_ELEMENTS", 15)
 
 
 @pytest.mark.parametrize("outputs", [1, 2, 3, 8])

@@ -13,7 +13,7 @@ import numllama
 PACKAGE = Path(numllama.__file__).parent
 LAYERS = (
     "quiet", "version", "lazy", "errors", "install", "backend", "checks", "gradcheck",
-    "system", "storage", "dispatch", "ops", "cuda", "model", "optim", "tokenizer", "data", "parallel",
+    "system", "storage", "blocks", "two_bytes", "dispatch", "ops", "cuda", "model", "optim", "tokenizer", "data", "parallel",
     "generation", "training", "interop", "learn", "commands", "serve",
     "cli", "__main__", "__init__",
 )  # fmt: skip

@@ -22,8 +22,9 @@ from typing import Any
 import numpy as np
 
 from numllama.backend import Array, row_dot, xp_of
+from numllama.blocks import slices
 from numllama.checks import check_shape
-from numllama.dispatch import accelerated, slices
+from numllama.dispatch import accelerated
 from numllama.ops.attention import check_heads, key_intervals
 
 QUERY_TILE, QUERY_ROWS, KEY_TILE = 64, 128, 96  # times; rows, for the heads that share keys are folded into times; keys

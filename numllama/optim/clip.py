@@ -7,7 +7,8 @@ from math import sqrt
 import numpy as np
 
 from numllama.backend import Array
-from numllama.dispatch import accelerated, piece_size, slices
+from numllama.blocks import piece_size, slices
+from numllama.dispatch import accelerated
 from numllama.model.parameters import Parameters
 
 

@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from numllama.dispatch import piece_size, slices
+from numllama.blocks import piece_size, slices
 from numllama.model.parameters import Parameters
 
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numllama import dispatch
+from numllama import blocks
 from numllama.backend import Array
 from numllama.errors import NumllamaError
 from numllama.model import Parameters, Transformer
@@ -31,7 +31,7 @@ from numllama.optim.optimizer import Optimizer
 from numllama.parallel.communicator import Communicator, Request
 from numllama.parallel.shards import Progress, cut, cut_windows, run_windows, shard_loss
 
-BUCKET_PIECES = 8  # at least; of dispatch.PIECE_ELEMENTS, which is 6 MiB of float32
+BUCKET_PIECES = 8  # at least; of blocks.PIECE_ELEMENTS, which is 6 MiB of float32
 
 
 class Bucket(NamedTuple):
@@ -61,7 +61,7 @@ def make_buckets(params: Parameters, rank: int, size: int) -> list[Bucket]:
 
     Ranks own whole pieces, of the size in which the norm of all gradients is summed: so their sums are the same.
     """
-    total, piece = params.flat.size, dispatch.PIECE_ELEMENTS
+    total, piece = params.flat.size, blocks.PIECE_ELEMENTS
     pieces = -(-total // piece)
     many = size * -(-BUCKET_PIECES // size)
     buckets, mine = [], 0
@@ -205,7 +205,7 @@ class Ranks:
 
     def _norm(self, grads: Parameters) -> float:
         """From the same sums over the same pieces, in the same order, as that of the whole buffer."""
-        piece = dispatch.PIECE_ELEMENTS
+        piece = blocks.PIECE_ELEMENTS
         sums = np.zeros(-(-self._total.flat.size // piece))
         r = self.comm.rank
         for bucket in self._buckets:

@@ -18,7 +18,7 @@ import pytest
 
 import numllama
 from numllama.cli import main
-from numllama.errors import DamagedError
+from numllama.errors import CheckpointError
 from numllama.training.checkpoint import read_state, step_folders
 
 TEXT = "The quick brown fox jumps over the lazy dog.\n" * 30
@@ -127,7 +127,7 @@ def newest(out: Path) -> int:
         try:
             state = read_state(folder)
             sums = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in state["sha256"]}
-        except (FileNotFoundError, DamagedError):
+        except (FileNotFoundError, CheckpointError):
             assert not folder.exists()  # what is old is deleted meanwhile
             continue
         assert state["sha256"] == sums

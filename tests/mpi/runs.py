@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import numllama as nl
-from numllama import cli, dispatch
+from numllama import blocks, cli
 from numllama.parallel import ranks
 from numllama.parallel.launched import communicator
 
@@ -35,7 +35,7 @@ def trainer(dtype="float32", steps=2000, **changes):
 
 def run(**changes):
     """Losses, norms, estimates, and a digest of the parameters, after 50 steps."""
-    dispatch.PIECE_ELEMENTS, ranks.BUCKET_PIECES = 200, 6
+    blocks.PIECE_ELEMENTS, ranks.BUCKET_PIECES = 200, 6
     t = trainer(**changes)
     reports = [(r.loss, r.grad_norm, r.val_loss) for r in itertools.islice(t, STEPS)]
     digest = hashlib.sha256(t.model.params.flat).hexdigest()

@@ -24,14 +24,14 @@ spec.loader.exec_module(runs)
 @pytest.fixture(scope="session")
 def one_process():
     """What 50 steps give without ranks, in both dtypes."""
-    from numllama import dispatch
+    from numllama import blocks
     from numllama.parallel import ranks
 
-    before = dispatch.PIECE_ELEMENTS, ranks.BUCKET_PIECES
+    before = blocks.PIECE_ELEMENTS, ranks.BUCKET_PIECES
     try:
         return {dtype: runs.run(dtype=dtype, workers=1) for dtype in ("float64", "float32")}
     finally:
-        dispatch.PIECE_ELEMENTS, ranks.BUCKET_PIECES = before
+        blocks.PIECE_ELEMENTS, ranks.BUCKET_PIECES = before
 
 
 def finished(process, seconds=60):

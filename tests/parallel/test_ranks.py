@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from parallel.ranks_in_threads import together
 from training.test_trainer import DATA, SMALL, T, bits, go
 
-from numllama import dispatch
+from numllama import blocks
 from numllama.errors import NumllamaError
 from numllama.install import install_command
 from numllama.model import ModelConfig, Transformer
@@ -34,7 +34,7 @@ ROWS, VOCAB = 7, 13
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
     """So small that every rank owns several parts of the flat buffer, and that parts end inside tensors."""
-    monkeypatch.setattr(dispatch, "PIECE_ELEMENTS", 101)
+    monkeypatch.setattr(blocks, "PIECE_ELEMENTS", 101)
     monkeypatch.setattr(ranks, "BUCKET_PIECES", 4)
 
 
@@ -196,7 +196,7 @@ def test_an_evaluation_is_split_and_gives_the_bits_of_one_process():
 @given(size=st.integers(1, 5), n_layers=st.integers(1, 4), piece=st.integers(1, 5000), tied=st.booleans())
 def test_each_parameter_has_one_owner_and_whole_pieces_stay_together(size, n_layers, piece, tied):
     params = build(n_layers=n_layers, tie_embeddings=tied).params
-    dispatch.PIECE_ELEMENTS = piece
+    blocks.PIECE_ELEMENTS = piece
     owners = np.full(params.flat.size, -1)
     for rank in range(size):
         own = 0

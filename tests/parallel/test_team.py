@@ -15,7 +15,7 @@ import pytest
 from helpers import assert_same_bits
 
 import numllama as nl
-from numllama import dispatch
+from numllama import blocks
 from numllama.errors import NumllamaError
 from numllama.parallel import shards
 from numllama.parallel.shards import Workers
@@ -73,7 +73,7 @@ def test_a_run_that_goes_over_to_processes_stays_the_same(monkeypatch):
     text = np.random.default_rng(0).integers(0, VOCAB, 500)
     settings = {"steps": 6, "batch_size": 4, "seq_len": T, "lr": 1e-2, "warmup_steps": 1, "shards": 4, "eval_every": 3}
     monkeypatch.setattr(shards, "WORTH_PROCESSES", 0)  # the optimizer's passes go to the processes too
-    monkeypatch.setattr(dispatch, "PIECE_ELEMENTS", 100)
+    monkeypatch.setattr(blocks, "PIECE_ELEMENTS", 100)
     results = []
     for workers in (1, 2):
         monkeypatch.setattr(shards, "TEAM_AFTER", 1e9)

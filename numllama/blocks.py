@@ -1,0 +1,102 @@
+"""An op on one block after another, each of which stays in a core's cache; and passes over flat buffers.
+
+An op marked ``by_rows`` treats each row (the last axis) alone. On a CPU its large arrays are cut into
+blocks of rows that stay in the core's cache from one elementwise step to the next. Which values are rows follows from
+shapes alone: an array that agrees with the first argument in all axes but the last is cut; anything else is shared.
+Results that have a row for each row are joined; results that have not are gradients of shared weights, and add up.
+
+A weight may be kept in bfloat16 to save memory. An op marked ``by_outputs`` has a weight with a row for
+each of its outputs: it gets the weight a block of rows at a time, converted as it is used.
+"""
+
+from collections.abc import Callable, Iterator
+from math import prod
+from typing import Any
+
+import numpy as np
+
+# An array of up to 32 MiB of floats is left whole: blocks would save passes through main memory, but arrays of many sizes leave
+# holes in the memory that is kept for the next, and more calls are more moments at which threads wait for each other.
+WHOLE_ELEMENTS = 2**23
+BLOCK_ELEMENTS = 192 * 1024
+# An optimizer's pass over flat buffers: larger pieces, or its threads would spend their time handing the lock around.
+PIECE_ELEMENTS = 192 * 1024
+# Of a weight that is converted as it is used: 1 MiB, which the product then finds in the second-level cache.
+WEIGHT_ELEMENTS = 256 * 1024
+
+
+def has_many_rows(args: tuple) -> bool:
+    """Whether all arrays are large, have the same rows, or are shared vectors; anything else is for the op's own checks."""
+    first = args[0] if args else None
+    if not isinstance(first, np.ndarray) or first.ndim < 2 or first.size <= WHOLE_ELEMENTS:
+        return False
+    return all(a.ndim == 1 or a.shape[:-1] == first.shape[:-1] for a in _arrays(args))
+
+
+def in_row_blocks(op: Callable, args: tuple) -> Any:
+    """Call `op` on one block of rows after another, and put the results together."""
+    lead, width = args[0].shape[:-1], args[0].shape[-1]
+    n_rows, step = prod(lead), max(1, BLOCK_ELEMENTS // width)
+    tables = {id(a): a.reshape(n_rows, -1) for a in _arrays(args) if a.ndim > 1}  # one row a row, whatever the axes
+    joined = None
+    for rows in slices(0, n_rows, step):
+        whole = {id(a): a for a in _arrays(args)}  # id of what the op is given -> what we were given
+
+        def cut(value, rows=rows, whole=whole):
+            if isinstance(value, tuple):
+                return tuple(map(cut, value))
+            if id(value) not in tables:
+                return value
+            piece = tables[id(value)][rows]
+            whole[id(piece)] = value
+            return piece
+
+        pieces = cut(args)
+        joined = _join(joined, op(*pieces), rows, lead, whole)
+    return joined
+
+
+def in_output_blocks(op: Callable, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) -> tuple:
+    """Call `op` on one block of the weight's rows after another, each in x's dtype, and put the outputs side by side."""
+    out = np.empty((*x.shape[:-1], len(weight)), x.dtype)
+    step = min(len(weight), max(1, WEIGHT_ELEMENTS // weight.shape[-1]))
+    block = np.empty((step, weight.shape[-1]), x.dtype)  # one for all: new memory costs more than the conversion
+    for rows in slices(0, len(weight), step):
+        converted = block[: rows.stop - rows.start]
+        converted[...] = weight[rows]
+        out[..., rows], _ = op(x, converted, None if bias is None else bias[rows])
+    return out, (x, weight, bias)
+
+
+def _join(value: Any, result: Any, rows: slice, lead: tuple, whole: dict) -> Any:
+    """Put one block's result in its place."""
+    if isinstance(result, tuple):
+        values = value or (None,) * len(result)
+        return tuple(_join(v, r, rows, lead, whole) for v, r in zip(values, result, strict=True))
+    if not isinstance(result, np.ndarray):
+        return result
+    if id(result) in whole:  # an input that is handed on in a cache
+        return whole[id(result)]
+    if result.ndim == 2:  # a row for each row
+        value = np.empty((*lead, result.shape[-1]), result.dtype) if value is None else value
+        value.reshape(prod(lead), -1)[rows] = result
+        return value
+    return result if value is None else value + result  # the gradient of a shared vector
+
+
+def _arrays(value: Any) -> list[np.ndarray]:
+    """The arrays in nested tuples."""
+    if isinstance(value, tuple):
+        return [array for part in value for array in _arrays(part)]
+    return [value] if isinstance(value, np.ndarray) else []
+
+
+def piece_size(flat: Any) -> int:
+    """How much of a flat buffer an elementwise pass does at a time: what fits a core's cache, or all of it on a GPU."""
+    return PIECE_ELEMENTS if isinstance(flat, np.ndarray) else max(1, flat.size)
+
+
+def slices(start: int, stop: int, step: int = BLOCK_ELEMENTS) -> Iterator[slice]:
+    """Cut start..stop into slices of at most `step`: what one elementwise pass over a flat buffer does at a time."""
+    for begin in range(start, stop, step):
+        yield slice(begin, min(begin + step, stop))
