@@ -1,12 +1,12 @@
 """An op on one block after another, each of which stays in a core's cache; and passes over flat buffers.
 
-An op marked ``by_rows`` treats each row (the last axis) alone. On a CPU its large arrays are cut into
-blocks of rows that stay in the core's cache from one elementwise step to the next. Which values are rows follows from
-shapes alone: an array that agrees with the first argument in all axes but the last is cut; anything else is shared.
-Results that have a row for each row are joined; results that have not are gradients of shared weights, and add up.
+An op marked ``by_rows`` treats each row (the last axis) alone. On a CPU its large arrays are cut into blocks of rows that stay in
+the core's cache from one elementwise step to the next. Which values are rows follows from shapes alone: an array that agrees with
+the first argument in all axes but the last is cut; anything else is shared. Results that have a row for each row are joined;
+results that have not are gradients of shared weights, and add up.
 
-A weight may be kept in bfloat16 to save memory. An op marked ``by_outputs`` has a weight with a row for
-each of its outputs: it gets the weight a block of rows at a time, converted as it is used.
+A weight may be kept in bfloat16 to save memory. An op marked ``by_outputs`` has a weight with a row for each of its outputs: it
+gets the weight a block of rows at a time, converted as it is used.
 """
 
 from collections.abc import Callable, Iterator

@@ -1,11 +1,9 @@
 """@accelerated: the one place where an op finds a faster way to run.
 
-An op states its math once, for whole arrays. Its arguments are checked by their names (see `checks.RULES`), then it is run
-
-- **by a kernel.** Arrays on a GPU are given to the function of the same file and name in :mod:`numllama.cuda`, if there is one
-  and it takes them. It says NotImplemented if it does not, and the op itself runs, on CuPy.
-- **in float32.** Arrays in bfloat16 or float16 are computed with in float32: see :mod:`numllama.two_bytes`.
-- **row by row** (``by_rows``), **output by output** (``by_outputs``): see :mod:`numllama.blocks`.
+An op states its math once, for whole arrays. Its arguments are checked by their names (see `checks.RULES`). Arrays on a GPU are
+then given to the function of the same file and name in :mod:`numllama.cuda`; if there is none, or it says NotImplemented, the op
+itself runs, on CuPy. Numbers in bfloat16 and float16 are computed with in float32 (:mod:`numllama.two_bytes`), and large arrays
+on a CPU in blocks (:mod:`numllama.blocks`).
 """
 
 from collections.abc import Callable
@@ -14,10 +12,10 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
-from numllama.backend import BFLOAT16, TWO_BYTES
+from numllama.backend import BFLOAT16
 from numllama.blocks import has_many_rows, in_output_blocks, in_row_blocks
 from numllama.checks import argument_checks
-from numllama.two_bytes import first_dtype, in_float32, may_be_in_two_bytes
+from numllama.two_bytes import are_in_two_bytes, in_float32
 
 
 def accelerated(op: Callable | None = None, *, by_rows: bool = False, by_outputs: bool = False, of_ops: bool = False) -> Callable:
@@ -38,6 +36,7 @@ def accelerated(op: Callable | None = None, *, by_rows: bool = False, by_outputs
         return lambda op: accelerated(op, by_rows=by_rows, by_outputs=by_outputs, of_ops=of_ops)
 
     check = argument_checks(op)
+
     @wraps(op)
     def run(*args, **kwargs):
         args, kwargs = check(args, kwargs)
@@ -45,13 +44,14 @@ def accelerated(op: Callable | None = None, *, by_rows: bool = False, by_outputs
             result = launcher(*args, **kwargs)
             if result is not NotImplemented:
                 return result
-        if not of_ops and may_be_in_two_bytes(args) and first_dtype((*args, *kwargs.values())) in TWO_BYTES:
+        if not of_ops and are_in_two_bytes(args, kwargs):
             return in_float32(run, op.__name__.endswith("_forward"), args, kwargs)
         if by_rows and not kwargs and has_many_rows(args):
             return in_row_blocks(op, args)
         if by_outputs and len(args) > 1 and args[1].dtype == BFLOAT16:
             return in_output_blocks(op, *args, **kwargs)
         return op(*args, **kwargs)
+
     run.reference = op
     return run
 

@@ -1,7 +1,7 @@
-"""An op on arrays in two bytes (bfloat16, float16), computed in float32.
+"""An op on numbers in two bytes (bfloat16, float16), which are for memory and for kernels.
 
-Numbers in two bytes (bfloat16, float16) are for memory and for kernels. An op that is given some computes in
-float32 and rounds what it returns, as a kernel does; statistics in its cache and gradients of vectors stay float32.
+It computes in float32 and rounds what it returns, as a kernel does; statistics in its cache and gradients of vectors stay
+float32.
 """
 
 from collections.abc import Callable
@@ -12,16 +12,18 @@ import numpy as np
 from numllama.backend import TWO_BYTES
 
 
-def may_be_in_two_bytes(args: tuple) -> bool:
-    """The quick answer, which most calls on a CPU end with."""
+def are_in_two_bytes(args: tuple, kwargs: dict) -> bool:
+    """Whether an op is given numbers in two bytes: its first array says it."""
     first = args[0] if args else None
-    return not (isinstance(first, np.ndarray) and first.ndim and first.dtype.itemsize > 2)
+    if isinstance(first, np.ndarray) and first.ndim and first.dtype.itemsize > 2:  # most calls on a CPU
+        return False
+    return _first_dtype((*args, *kwargs.values())) in TWO_BYTES
 
 
-def first_dtype(values: tuple) -> np.dtype | None:
+def _first_dtype(values: tuple) -> np.dtype | None:
     """Of the first array with axes, in nested tuples."""
     for value in values:
-        dtype = first_dtype(value) if isinstance(value, tuple) else value.dtype if getattr(value, "ndim", 0) else None
+        dtype = _first_dtype(value) if isinstance(value, tuple) else value.dtype if getattr(value, "ndim", 0) else None
         if dtype is not None:
             return dtype
     return None
@@ -29,7 +31,7 @@ def first_dtype(values: tuple) -> np.dtype | None:
 
 def in_float32(run: Callable, is_forward: bool, args: tuple, kwargs: dict) -> Any:
     """Call an op on float32 copies of what is in two bytes, and round what belongs there."""
-    dtype = first_dtype((*args, *kwargs.values()))
+    dtype = _first_dtype((*args, *kwargs.values()))
     known = {}  # id of what the op is given, or makes -> what that is for the caller, and the former itself, to keep its id
 
     def widen(value):

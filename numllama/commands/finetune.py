@@ -113,7 +113,7 @@ def finetune_run(
 def resume_run(out: Path, device: str, train_changes: dict[str, Any]) -> int:
     """Go on with a fine-tuning that was interrupted."""
     _check_alone(train_changes)
-    about = run_folder.read_start(out)
+    about = run_folder.read_config(out)
     try:
         tuning, config = Tuning.from_dict(about["tuning"]), TrainConfig(**about["train"])
     except (KeyError, TypeError, ValueError) as error:

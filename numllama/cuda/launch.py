@@ -418,8 +418,7 @@ class CuPy:
             self.compile_seconds += time.perf_counter() - start
         return self._functions[key]
 
-    def gemm(self, *call: Any) -> None:
-        cublas.gemm(*call)
+    gemm = staticmethod(cublas.gemm)
 
 
 backend: Any = CuPy()

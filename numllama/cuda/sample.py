@@ -104,11 +104,10 @@ class Sampler:
     def launch(self, logits: Array, tokens: Any = None, slots: Any = None, positions: Any = None) -> None:
         """Draw. What is given of `tokens` (B,) is written to, and of `slots` and `positions` counted up."""
         c, real, told = self.config, real_dtype(self.dtype).type, self.told.device
-        is_greedy = c.is_greedy
         args = [
             self.result, tokens, self.scratch, launch.strided(logits), self.seen, told["uniforms"], told["drawn"], slots,
             positions, int32(self.B), int32(self.V), int32(launch.row_stride(logits)),
-            real(0 if is_greedy else c.temperature), real(c.repetition_penalty),
+            real(0 if c.is_greedy else c.temperature), real(c.repetition_penalty),
             int32(min(c.top_k or 0, self.V)), np.float64(-1 if c.top_p is None else 1 - c.top_p),
             real(-1 if c.min_p is None else c.min_p), int32(self.logprobs),
         ]  # fmt: skip

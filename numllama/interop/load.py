@@ -18,7 +18,7 @@ from numllama.storage.folders import published, read_steadily
 from numllama.tokenizer import CharTokenizer, Tokenizer
 from numllama.training import checkpoint
 from numllama.training.checkpoint import STATE
-from numllama.training.run_folder import check_run, is_run, read_start
+from numllama.training.run_folder import check_run, is_run, read_config
 
 IN_TWO_BYTES = tuple(dtype.name for dtype in TWO_BYTES)
 
@@ -136,7 +136,7 @@ def load_run(path: str | Path, device: str = "cpu", dtype: str | None = None, wh
 
 def _load_adapted(run: Path, lora: dict[str, Any], device: str, dtype: str | None) -> Transformer:
     """The model below a run's adapter, with an adapter that is yet to be filled."""
-    about = read_start(run)
+    about = read_config(run)
     base = about.get("tuning", {}).get("model")
     if not isinstance(base, str) or not Path(base).exists():
         raise CheckpointError(f"{run} holds an adapter for the model {base}, which is not there")

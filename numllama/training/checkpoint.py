@@ -20,7 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from threadpoolctl import threadpool_info
@@ -42,12 +42,10 @@ from numllama.storage.files import (
     with_checksum,
     write_json,
 )
+from numllama.storage.tensor_file import TensorFile, write_tensors
 from numllama.training.run_folder import fingerprint, identity
 from numllama.training.state import LOADED, POINTER, check_state
 from numllama.version import __version__
-
-if TYPE_CHECKING:
-    from numllama.storage.tensor_file import TensorFile
 
 FORMAT = 1
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
@@ -341,15 +339,13 @@ def _copy(params: Parameters) -> np.ndarray:
     return flat.copy() if flat is params.flat else flat  # from a GPU it is a copy already
 
 
-def _tensor_file(path: Path) -> "TensorFile":
-    from numllama.storage.tensor_file import TensorFile  # whose package imports this module
-
+def _tensor_file(path: Path) -> TensorFile:
     if not path.exists():
         raise DamagedError(f"{path} is not there")
     return TensorFile(path)
 
 
-def _check_shapes(path: Path, tensors: "TensorFile", shapes: Mapping[str, tuple[int, ...]]) -> None:
+def _check_shapes(path: Path, tensors: TensorFile, shapes: Mapping[str, tuple[int, ...]]) -> None:
     for name, shape in shapes.items():
         if name not in tensors or tensors.shape(name) != tuple(shape):
             raise CheckpointError(f"{path} lacks {shown(name, quote=False)} of shape {tuple(shape)}")
@@ -385,8 +381,6 @@ class _Summed:
 
 def _write_tensors(path: Path, shapes: dict[str, tuple[int, ...]], buffers: list[np.ndarray]) -> str:
     """Write a safetensors file; returns its checksum."""
-    from numllama.storage.tensor_file import write_tensors  # whose package imports this module
-
     dtype = buffers[0].dtype if buffers else np.dtype("float32")
     with open(path, "wb") as file:
         summed = _Summed(file)

@@ -10,14 +10,12 @@ import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 from numllama.errors import CheckpointError
 from numllama.storage.fields import check, number, optional, whole
 from numllama.storage.files import read_bytes, strict, write_bytes
-
-if TYPE_CHECKING:
-    from numllama.training.report import StepReport
+from numllama.training.report import StepReport
 
 METRICS = "metrics.jsonl"
 MOST_WAITING = 2**26  # bytes of lines that wait for room on the disk: some 300,000 steps
@@ -70,7 +68,7 @@ class MetricsLog:
     def mark(self) -> dict[str, Any]:
         return {"bytes": self._bytes, "sha256": self._digest.hexdigest()}
 
-    def __call__(self, report: "StepReport") -> None:
+    def __call__(self, report: StepReport) -> None:
         if len(self._waiting) < MOST_WAITING:
             self._waiting += _line(report.to_dict()).encode()
         else:

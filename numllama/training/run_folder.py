@@ -160,18 +160,6 @@ def read_config(run: Path) -> dict[str, Any]:
     return values
 
 
-def read_start(run: Path) -> dict[str, Any]:
-    """As :func:`read_config`; a run that has none is a CheckpointError."""
-    path = run / CONFIG
-    try:
-        path.stat()
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{run} has no {path.name}") from error
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-    return read_config(run)
-
-
 def is_run(folder: Path) -> bool:
     """Whether a folder's config.json is a run's, as far as that can be read: a model's is something else."""
     path = folder / CONFIG

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from data.test_dataset import IDS, error_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,19 +16,6 @@ from numllama.data.dataset import all_windows, random_batch
 from numllama.data.token_files import TokenShards, checksum, describe_tokens, read_tokens, write_tokens
 from numllama.errors import DataError
 from numllama.training import load_dataset
-
-IDS = np.array([5, 0, 3, 3, 1, 5, 2, 4, 0, 1, 2, 3])
-
-
-
-def error_of(path) -> str:
-    """The sentence that opening `path` ends with; it names the path."""
-    with pytest.raises(DataError) as caught:
-        load_dataset(path)
-    sentence = str(caught.value)
-    assert str(path) in sentence
-    assert "\n" not in sentence
-    return sentence
 
 
 @pytest.mark.parametrize(("vocab_size", "dtype"), [(6, "<u2"), (2**16, "<u2"), (2**16 + 1, "<u4"), (200_000, "<u4")])
