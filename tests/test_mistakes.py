@@ -1,4 +1,4 @@
-"""Would a mistake be caught?  Each one of `mistakes.py`, made in a copy of the project, turns its test red."""
+"""Would a mistake be caught?  Each one of `mistakes/`, made in a copy of the project, turns its test red."""
 
 import gc
 import multiprocessing

@@ -62,7 +62,7 @@ def check(forward: Callable, backward: Callable, args: Sequence, names: Sequence
 
 
 def mistake(what: str) -> ModuleType:
-    """A module with one of the mistakes of `tests/mistakes.py` made in it; shows what was changed."""
+    """A module with one of the mistakes of `tests/mistakes/` made in it; shows what was changed."""
     entry = find_mistake(what)
     lines = [f"{sign} {line}" for sign, text in (("-", entry.right), ("+", entry.wrong)) for line in text.strip().splitlines()]
     display(Markdown("\n".join(["```diff", *lines, "```"])))
@@ -93,7 +93,7 @@ def made(entry: Any) -> ModuleType:
 
 @contextmanager
 def making(what: str) -> Iterator[None]:
-    """Within it, the whole package runs with a mistake of `tests/mistakes.py` made in one of its ops."""
+    """Within it, the whole package runs with a mistake of `tests/mistakes/` made in one of its ops."""
     wrong = made(find_mistake(what))
     right = sys.modules[wrong.__name__]
     changed = []

@@ -1,0 +1,61 @@
+"""Mistakes in `numllama/interop/`."""
+
+from mistakes.mistake import Mistake
+
+MISTAKES = [
+    Mistake(
+        "wk permuted with the number of query heads",
+        "interop/huggingface.py", '"wk": config.n_kv_heads', '"wk": config.n_heads',
+        "interop/test_huggingface.py::test_wk_is_permuted_with_its_own_number_of_heads",
+    ),
+    Mistake(
+        "the permutation between RoPE's layouts the wrong way round",
+        "interop/huggingface.py", "return _regrouped(rows, n_heads, (-1, 2))", "return _regrouped(rows, n_heads, (2, -1))",
+        "interop/test_huggingface.py::test_a_llama_survives_a_save_bit_for_bit[interleaved]",
+    ),
+    Mistake(
+        "our eps where a configuration names none",
+        "interop/huggingface.py", '("rms_norm_eps", POSITIVE, 1e-6)', '("rms_norm_eps", POSITIVE, 1e-5)',
+        "interop/test_huggingface.py::test_what_a_config_leaves_out_is_what_hugging_face_takes",
+    ),
+    Mistake(
+        "a head that is not the embedding taken for it",
+        "interop/huggingface.py", "if _same(files[embed][embed], files[head][head]):", "if True:",
+        "interop/test_huggingface.py::test_a_tied_model_is_what_its_file_holds[llama]",
+    ),
+    Mistake(
+        "biases that a file lacks taken for zeros, whatever the configuration says",
+        "interop/huggingface.py", "if not values.get(flag, False)]", "]",
+        "interop/test_huggingface.py::test_biases_in_one_half_of_a_block_alone_are_those_and_zeros[attention_bias-self_attn]",
+    ),
+    Mistake(
+        "a tensor looked for in whatever shard has it",
+        "interop/huggingface.py", "            if places.get(name) != shard:", "            if name not in places:",
+        "interop/test_huggingface.py::test_a_tensor_that_stands_in_two_shards_is_named",
+    ),
+    Mistake(
+        "a stop id of config.json before that of generation_config.json",
+        "interop/huggingface.py", "GENERATION if (folder / GENERATION).exists() else CONFIG", "CONFIG",
+        "interop/test_huggingface.py::test_the_stop_ids_are_those_of_the_generation_config",
+    ),
+    Mistake(
+        "w1, w2 and w3 taken for gate, up and down",
+        "interop/llama2c.py", '("w_gate", "w_down", "w_up")', '("w_gate", "w_up", "w_down")',
+        "interop/test_llama2c.py::test_a_model_of_ours_survives_its_format_and_run_c_computes_the_same",
+    ),
+    Mistake(
+        "a head that is tied where llama2.c says that it is not",
+        "interop/llama2c.py", "vocab_size = c.vocab_size if c.tie_embeddings else -c.vocab_size", "vocab_size = c.vocab_size",
+        "interop/test_llama2c.py::test_a_model_of_ours_survives_its_format_and_run_c_computes_the_same",
+    ),
+    Mistake(
+        "a zip archive taken for a model of llama2.c's",
+        "interop/pickles.py", 'start == b"PK\\x03\\x04" or', "False or",
+        "interop/test_huggingface.py::test_pickles_are_refused_with_the_reason_and_never_run",
+    ),
+    Mistake(
+        "an interleaved model's adapter written in its own order of rows",
+        "interop/peft.py", 'config.rope_layout != "interleaved"', "True",
+        "interop/test_peft.py::test_rows_of_an_interleaved_model_are_written_as_hugging_face_pairs_them",
+    ),
+]  # fmt: skip

@@ -1,0 +1,61 @@
+"""Mistakes in `numllama/learn/`."""
+
+from mistakes.mistake import Mistake
+
+MISTAKES = [
+    Mistake(
+        "a check of exercises that finds everything right",
+        "learn/exercises.py", "RIGHT = 1e-9", "RIGHT = 1e9",
+        "learn/test_exercises.py::test_the_check_finds_each_mistake_of_a_backward_with_a_hint[RMSNorm_without_the_second_term_of_its_gradient]",
+    ),
+    Mistake(
+        "an exercise that is written over",
+        "learn/exercises.py", """if not (folder / f"{name}.py").exists()]\n        with""", """]\n        with""",
+        "learn/test_exercises.py::test_the_command_writes_all_that_are_missing_and_checks_all_that_are_there",
+    ),
+    Mistake(
+        "an exercise that shows its solution",
+        "learn/exercises.py", 'node.name == f"{op}_{blank}"', "node.name == op",
+        "learn/test_exercises.py::test_a_file_has_a_blank_and_the_librarys_own_lines_fill_it[rmsnorm]",
+    ),
+    Mistake(
+        "a trace that does not stretch RoPE",
+        "learn/tracing.py", "c.rope_theta, c.rope_scaling, model.dtype)", "c.rope_theta, None, model.dtype)",
+        "learn/test_tracing.py::test_a_llama_of_any_shape_is_traced_as_it_is[rope_scaling]",
+    ),
+    Mistake(
+        "a tied embedding without the gradient of the head",
+        "learn/tracing.py", 'g["embed"] = g.get("embed", 0) + ops', 'g["embed"] = ops',
+        "learn/test_tracing.py::test_a_llama_of_any_shape_is_traced_as_it_is[tie_embeddings]",
+    ),
+    Mistake(
+        "a norm of queries and keys that a trace leaves out",
+        "learn/tracing.py", ', "qk_norm": None}', "}",
+        "learn/test_tracing.py::test_a_model_that_is_no_plain_llama_is_refused_by_name[qk_norm-l2]",
+    ),
+    Mistake(
+        "an adapter that a trace leaves out",
+        "learn/tracing.py", "if model.adapter is not None:", "if False:",
+        "learn/test_tracing.py::test_a_model_with_an_adapter_is_refused_until_it_is_merged",
+    ),
+    Mistake(
+        "an adapter's folder that is traced without its adapter",
+        "learn/trace_report.py", "        model.merge_adapter()", "        model.adapter = None",
+        "learn/test_tracing.py::test_an_adapter_is_merged_before_its_model_is_traced",
+    ),
+    Mistake(
+        "a trace whose stream forgets the branch's gradient",
+        "learn/tracing.py", "return dx + through_norm", "return dx",
+        "learn/test_tracing.py::test_loss_and_gradients_are_those_of_the_model",
+    ),
+    Mistake(
+        "a trace that leaves softmax's backward out",
+        "learn/tracing.py", 'd["scores"] = ops.softmax_backward(d["attention"], (p,))', 'd["scores"] = d["attention"]',
+        "learn/test_tracing.py::test_the_gradients_inside_attention_belong_together[0]",
+    ),
+    Mistake(
+        "a page with a tag left open",
+        "learn/trace_report.py", "return f\"<tr>{''.join(cells)}</tr>\"", "return f\"<tr>{''.join(cells)}\"",
+        "learn/test_tracing.py::test_the_page_is_well_formed_and_needs_no_other_file",
+    ),
+]  # fmt: skip

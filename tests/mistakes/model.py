@@ -1,0 +1,104 @@
+"""Mistakes in `numllama/model/`."""
+
+from mistakes.mistake import Mistake
+
+MODEL = "model/test_transformer.py"
+GRAPH = "cuda/real_cupy/test_graph.py::test_ten_replayed_steps_are_ten_plain_steps_bit_for_bit[float32]"
+
+MISTAKES = [
+    Mistake(
+        "the residual stream's gradient cut off",
+        "model/block.py",
+        'return ADD_NORM[c.norm][1](dx, dn, norm_cache, g, "ffn_norm")',
+        'return ADD_NORM[c.norm][1](None, dn, norm_cache, g, "ffn_norm")',
+        f"{MODEL}::test_every_gradient_against_differences[cpu-llama]",
+    ),
+    Mistake(
+        "the path through the keys forgotten",
+        "model/block.py", "(merge_heads(dq), merge_heads(dk), ", "(merge_heads(dq), 0 * merge_heads(dk), ",
+        f"{MODEL}::test_every_gradient_against_differences[cpu-gqa]",
+    ),
+    Mistake(
+        "heads merged without swapping time back",
+        "model/block.py", "return x.swapaxes(1, 2).reshape(B, T, H * D)", "return x.reshape(B, T, H * D)",
+        f"{MODEL}::test_forward_equals_plain_einsums[cpu-llama]",
+    ),
+    Mistake(
+        "a layer run again that forgets its last bias",
+        "model/block.py", 'return (x, w[name], w.get(f"{name}_bias")), lora', "return (x, w[name], None), lora",
+        f"{MODEL}::test_recompute_gives_the_same_bits[cpu-plain-gpt2]",
+    ),
+    Mistake(
+        "one dropout mask for both blocks of a layer",
+        "model/block.py", '"ffn_norm", context, 2 * layer + 1)', '"ffn_norm", context, 2 * layer)',
+        f"{MODEL}::test_each_place_that_drops_has_a_mask_of_its_own[cpu]",
+    ),
+    Mistake(
+        "tied embeddings without the head's gradient",
+        "model/transformer.py",
+        'grads["embed"] += ops.embedding_backward(dx, embed_cache, into=dhead)',
+        'ops.embedding_backward(dx, embed_cache, into=grads["embed"])',
+        f"{MODEL}::test_every_gradient_against_differences[cpu-tied]",
+    ),
+    Mistake(
+        "a position's gradient from the first sequence only",
+        "model/transformer.py", "dpos = dx.sum(0, dtype=real_dtype(dx.dtype)) if shared", "dpos = dx[0] if shared",
+        f"{MODEL}::test_every_gradient_against_differences[cpu-gpt2]",
+    ),
+    Mistake(
+        "a mean of means over unequal shards",
+        "model/transformer.py",
+        "part, loss_cache = ops.cross_entropy_forward(logits, row_targets, count=count)",
+        "part, loss_cache = ops.cross_entropy_forward(logits, row_targets)",
+        f"{MODEL}::test_unequal_shards_that_share_a_count_add_up_to_the_batch[cpu-llama]",
+    ),
+    Mistake(
+        "a packed document that cannot see its first token",
+        "model/transformer.py",
+        "first, last = xp.asarray(segment_starts(segments)), ", "first, last = xp.asarray(segment_starts(segments)) + 1, ",
+        f"{MODEL}::test_a_packed_document_is_predicted_as_if_it_were_alone[cpu-llama]",
+    ),
+    Mistake(
+        "float64 RoPE tables on the float32 path",
+        "model/transformer.py",
+        "c.rope_theta, c.rope_scaling, real_dtype(self.dtype))", 'c.rope_theta, c.rope_scaling, "float64")',
+        f"{MODEL}::test_a_float32_step_meets_no_float64[cpu-llama-plain]",
+    ),
+    Mistake(
+        "residual projections as large as the others at the start",
+        "model/parameters.py", "config.init_std / sqrt(2 * config.n_layers) if", "config.init_std if",
+        "model/test_parameters.py::test_matrices_start_normal_and_the_ones_that_write_to_the_residual_stream_smaller",
+    ),
+    Mistake(
+        "a second copy of each tensor",
+        "model/parameters.py",
+        "view[...] = tensors[name] if xp is np else", "view[...] = tensors[name].astype(dtype) if xp is np else",
+        "interop/test_huggingface.py::test_loading_takes_the_memory_of_the_model_and_nothing_else",
+    ),
+    Mistake(
+        "one key for all the masks of a graph",
+        "model/block.py", "key = context.key[site] if", "key = context.key[0] if",
+        GRAPH,
+    ),
+    Mistake(
+        "the gradient of a tied head rounded to two bytes",
+        "model/transformer.py", "dhead = self.xp.zeros_like(self._head(self.params))", "dhead = None",
+        "model/test_mixed_precision.py::test_no_gradient_of_a_matrix_is_rounded_to_two_bytes[tied-bfloat16]",
+    ),
+    Mistake(
+        "queries at a prompt's end turned by the angles of its beginning",
+        "model/block.py", "else table[..., -n:, :]", "else table[..., :n, :]",
+        "generation/test_prefill.py::test_only_the_last_tokens_logits_where_no_more_are_asked_for",
+    ),
+    Mistake(
+        "an update that x gets no gradient through",
+        "model/block.py",
+        "dx, da, db = ops.lora_backward(dout, cache, dx=dx)", "_, da, db = ops.lora_backward(dout, cache)",
+        "model/test_lora.py::test_gradients_are_those_of_the_merged_model_by_the_chain_rule",
+    ),
+    Mistake(
+        "an adapter merged without its scale",
+        "model/transformer.py", "weight + scale * update", "weight + update",
+        "model/test_lora.py::test_the_merged_model_is_the_model_with_its_adapter",
+    ),
+]  # fmt: skip

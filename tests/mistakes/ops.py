@@ -1,0 +1,230 @@
+"""Mistakes in `numllama/ops/`."""
+
+from mistakes.mistake import Mistake
+
+MISTAKES = [
+    Mistake(
+        "the weight's gradient transposed, and reshaped until it fits",
+        "ops/linear.py", "dweight = dout.T @ x.reshape(-1, I) ", "dweight = (x.reshape(-1, I).T @ dout).reshape(O, I) ",
+        "ops/test_linear.py::test_gradients",
+    ),
+    Mistake(
+        "the buffer written to instead of added to",
+        "ops/linear.py", "into += dweight", "into[...] = dweight",
+        "ops/test_linear.py::test_into_is_added_to_and_returned",
+    ),
+    Mistake(
+        "+= over repeated tokens, which keeps only one of them",
+        "ops/embedding.py", "dweight[tokens[starts]] += xp.add.reduceat(rows, starts, axis=0)", "dweight[tokens] += rows",
+        "ops/test_embedding.py::test_a_repeated_token_collects_all_of_its_gradients",
+    ),
+    Mistake(
+        "RMSNorm without the second term of its gradient",
+        "ops/rmsnorm.py", "    dx -= x * (rstd**2 * row_dot(dx, x) / C)\n", "",
+        "ops/test_rmsnorm.py::test_gradients",
+    ),
+    Mistake(
+        "the stream's own gradient forgotten",
+        "ops/add_rmsnorm.py", "        dx += dtotal\n", "",
+        "ops/test_add_rmsnorm.py::test_gradients",
+    ),
+    Mistake(
+        "the branch normalised instead of the sum",
+        "ops/add_rmsnorm.py", "rmsnorm_forward(total, weight, eps)", "rmsnorm_forward(branch, weight, eps)",
+        "ops/test_add_rmsnorm.py::test_it_is_the_sum_and_the_norm_of_the_sum",
+    ),
+    Mistake(
+        "eps added outside the root",
+        "ops/rmsnorm.py",
+        "1.0 / xp.sqrt(row_dot(x, x) / x.shape[-1] + eps)", "1.0 / (xp.sqrt(row_dot(x, x) / x.shape[-1]) + eps)",
+        "ops/test_rmsnorm.py::test_forward_by_scalars",
+    ),
+    Mistake(
+        "LayerNorm's gradient without the mean's part",
+        "ops/layernorm.py", "dx = rstd * (dn - dn.mean(-1, keepdims=True) - n", "dx = rstd * (dn - n",
+        "ops/test_layernorm.py::test_gradients",
+    ),
+    Mistake(
+        "the unbiased variance",
+        "ops/layernorm.py",
+        "rstd = 1.0 / xp.sqrt((centred * centred).mean(-1, keepdims=True) + eps)",
+        "rstd = 1.0 / xp.sqrt((centred * centred).sum(-1, keepdims=True) / (x.shape[-1] - 1 or 1) + eps)",
+        "ops/test_layernorm.py::test_forward_by_scalars",
+    ),
+    Mistake(
+        "RoPE with the wrong sign",
+        "ops/rope.py", "other *= _join(-sin, sin, layout)", "other *= _join(sin, sin, layout)",
+        "ops/test_rope.py::test_norms_stay",
+    ),
+    Mistake(
+        "RoPE's backward turning forward",
+        "ops/rope.py", "rope_forward(dout, cos, -sin, layout, out=out)[0]", "rope_forward(dout, cos, sin, layout, out=out)[0]",
+        "ops/test_rope.py::test_backward_turns_back",
+    ),
+    Mistake(
+        "RoPE one position late",
+        "ops/rope.py", "angles = positions[..., None] * frequencies", "angles = (positions[..., None] + 1) * frequencies",
+        "ops/test_rope.py::test_position_zero_stays",
+    ),
+    Mistake(
+        "one layout under the name of the other",
+        "ops/rope.py", "return slice(0, D // 2), slice(D // 2, D)", "return slice(0, D, 2), slice(1, D, 2)",
+        "ops/test_rope.py::test_the_layouts_differ_by_a_permutation",
+    ),
+    Mistake(
+        "frequencies a factor of two apart",
+        "ops/rope.py", 'xp.arange(0, D, 2, dtype="float64") / D)', 'xp.arange(0, D // 2, dtype="float64") / D)',
+        "ops/test_rope.py::test_table_by_scalars",
+    ),
+    Mistake(
+        "Llama 3.1's scaling the wrong way round",
+        "ops/rope.py",
+        'return frequencies * (kept + (1 - kept) / scaling["factor"])',
+        'return frequencies * (1 - kept + kept / scaling["factor"])',
+        "ops/test_rope.py::test_llama_3_1_scaling_keeps_fast_divides_slow_and_blends_between",
+    ),
+    Mistake(
+        "a finite minus infinity",
+        "ops/attention.py", "-math.inf)", "-1e4)",
+        "ops/test_attention.py::test_a_query_that_sees_nothing_gives_zero_and_gets_zero",
+    ),
+    Mistake(
+        "the causal interval one key too long",
+        "ops/attention.py", "(s < last[..., None])", "(s <= last[..., None])",
+        "ops/test_attention.py::test_future_keys_have_no_influence_at_all",
+    ),
+    Mistake(
+        "the first key of an interval left out",
+        "ops/attention.py", "(first[..., None] <= s)", "(first[..., None] < s)",
+        "ops/test_attention.py::test_forward_by_scalars",
+    ),
+    Mistake(
+        "queries at the start of the keys, where a cache has them at the end",
+        "ops/attention.py", "xp.arange(S - T + 1, S + 1)", "xp.arange(1, T + 1)",
+        "ops/test_attention.py::test_by_default_the_queries_stand_at_the_end_of_the_keys",
+    ),
+    Mistake(
+        "heads tiled instead of grouped",
+        "ops/attention.py",
+        "return x.reshape(B, K, H // K * T, D)",
+        "return x.reshape(B, H // K, K, T, D).swapaxes(1, 2).reshape(B, K, H // K * T, D)",
+        "ops/test_attention.py::test_grouped_queries_are_repeated_keys_and_values",
+    ),
+    Mistake(
+        "scores divided by D instead of its root",
+        "ops/attention.py", "scale = 1 / math.sqrt(D) if", "scale = 1 / D if",
+        "ops/test_attention.py::test_forward_by_scalars",
+    ),
+    Mistake(
+        "softmax's gradient without the sum",
+        "ops/softmax.py", "return p * (dout - row_dot(dout, p))", "return p * dout",
+        "ops/test_attention.py::test_gradients",
+    ),
+    Mistake(
+        "exp without the maximum taken off",
+        "ops/softmax.py", "p = x - xp.where(top == -math.inf, 0, top)", "p = x - 0 * xp.where(top == -math.inf, 0, top)",
+        "ops/test_softmax.py::test_large_numbers_do_not_overflow",
+    ),
+    Mistake(
+        "a row that is hidden wholly, divided by its sum of zero",
+        "ops/softmax.py", "p /= xp.where(total == 0, 1, total)", "p /= total",
+        "ops/test_softmax.py::test_masked_places_have_no_probability_and_no_gradient",
+    ),
+    Mistake(
+        "dk transposed, and hidden by a reshape",
+        "ops/attention.py",
+        "dk = ds.swapaxes(-1, -2) @ fold_groups(q, K)", "dk = (fold_groups(q, K).swapaxes(-1, -2) @ ds).reshape(k.shape)",
+        "ops/test_attention.py::test_gradients",
+    ),
+    Mistake(
+        "no maximum taken off, however large the scores",
+        "ops/flash_attention.py", "row_dot(k, k).max() * scale**2 < SMALL_SCORE**2", "0 < SMALL_SCORE**2",
+        "ops/test_flash_attention.py::test_very_large_scores_do_not_overflow",
+    ),
+    Mistake(
+        "sums that are not rescaled when the maximum rises",
+        "ops/flash_attention.py", "                o *= shrink\n", "",
+        "ops/test_flash_attention.py::test_it_is_attention",
+    ),
+    Mistake(
+        "the tile's own maximum in the place of the one so far",
+        "ops/flash_attention.py", "xp.maximum(m, s.max(-1, keepdims=True))", "s.max(-1, keepdims=True)",
+        "ops/test_flash_attention.py::test_very_large_scores_do_not_overflow",
+    ),
+    Mistake(
+        "tiles of keys that are skipped although somebody sees them",
+        "ops/flash_attention.py", "min(S, latest), step)", "min(S, full_to), step)",
+        "ops/test_flash_attention.py::test_it_is_attention",
+    ),
+    Mistake(
+        "flash attention's backward without delta",
+        "ops/flash_attention.py", "            dp -= deltai\n", "",
+        "ops/test_flash_attention.py::test_gradients",
+    ),
+    Mistake(
+        "SiLU's derivative without the gate's own part",
+        "ops/swiglu.py", "    dgate += sigma ", "    dgate *= sigma ",
+        "ops/test_swiglu.py::test_gradients",
+    ),
+    Mistake(
+        "the gate's gradient without up",
+        "ops/swiglu.py", "    dgate *= up\n", "",
+        "ops/test_swiglu.py::test_gradients",
+    ),
+    Mistake(
+        "a derivative of x³ without the 3",
+        "ops/gelu.py", "du = SLOPE * (1 + 3 * CUBIC * x * x)", "du = SLOPE * (1 + CUBIC * x * x)",
+        "ops/test_gelu.py::test_gradients",
+    ),
+    Mistake(
+        "tanh's derivative without the square",
+        "ops/gelu.py", "(1 - tanh * tanh)", "(1 - tanh)",
+        "ops/test_gelu.py::test_gradients",
+    ),
+    Mistake(
+        "the mean over all targets instead of those that count",
+        "ops/cross_entropy.py", "count = xp.maximum(counted.sum(), 1)", "count = max(targets.size, 1)",
+        "ops/test_cross_entropy.py::test_forward_by_scalars",
+    ),
+    Mistake(
+        "log-sum-exp without the maximum",
+        "ops/cross_entropy.py",
+        "top = logits.max(-1) ", "top = 0 * logits.max(-1) ",
+        "ops/test_cross_entropy.py::test_very_large_logits_stay_finite",
+    ),
+    Mistake(
+        "the target's own probability forgotten",
+        "ops/cross_entropy.py", "dlogits[at_targets(targets)] -= scale.reshape(-1)", "pass",
+        "ops/test_cross_entropy.py::test_the_gradient_is_the_excess_probability",
+    ),
+    Mistake(
+        "a NumPy count that widens float32",
+        "ops/cross_entropy.py", "count = xp.asarray(count, dtype=logits.dtype)", "pass",
+        "ops/test_cross_entropy.py::test_keeps_float32_when_numpy_did_the_counting",
+    ),
+    Mistake(
+        "dropout's backward with a mask of its own",
+        "ops/dropout.py", "return dout * dropout_mask(dout, p, key)", "return dout * dropout_mask(dout, p, (*key, 1))",
+        "ops/test_dropout.py::test_backward_uses_the_mask_of_forward",
+    ),
+    Mistake(
+        "dropout that does not scale up the rest",
+        "ops/dropout.py", "x.dtype.type(1 / (1 - p))", "x.dtype.type(1)",
+        "ops/test_dropout.py::test_the_rest_is_scaled_up_so_that_the_mean_stays",
+    ),
+    Mistake(
+        "the gradient along the residual stream forgotten",
+        "ops/add_rmsnorm.py", "        dx += dtotal\n", "",
+        "ops/test_add_rmsnorm.py::test_gradients",
+    ),
+    Mistake(
+        "the gradient of an update's first matrix without the scale",
+        "ops/lora.py", "dh = scale * (dout @ b) ", "dh = dout @ b ",
+        "ops/test_lora.py::test_gradients",
+    ),
+    Mistake(
+        "the gradient of an update's second matrix transposed, and reshaped until it fits",
+        "ops/lora.py", "db = dout.T @ (scale * h) ", "db = ((scale * h).T @ dout).reshape(b.shape) ",
+        "ops/test_lora.py::test_gradients",
+    ),
+]  # fmt: skip
