@@ -132,6 +132,22 @@ def row_dot(a: Array, b: Array) -> Array:
     return (a * b).sum(-1, keepdims=True)
 
 
+def write_to(out: Array | None, value: Array) -> Array:
+    """`out` with `value` written to it; `value` itself where there is no such buffer."""
+    if out is None:
+        return value
+    out[...] = value
+    return out
+
+
+def add_to(buffer: Array | None, value: Array) -> Array:
+    """`buffer` with `value` added to it; `value` itself where there is no such buffer."""
+    if buffer is None:
+        return value
+    buffer += value
+    return buffer
+
+
 def erf(x: Array) -> Array:
     """The error function, element by element, in x's dtype."""
     if xp_of(x) is np:
