@@ -98,8 +98,8 @@ def float_dtype(name: str | np.dtype | type) -> np.dtype:
 def compute_dtype(name: str | np.dtype | type) -> np.dtype:
     """The dtype of activations: one of :func:`float_dtype`, or ``"bfloat16"`` or ``"float16"`` for mixed precision."""
     known = getattr(name, "name", None) or getattr(name, "__name__", name)
-    choices = DTYPES | {dtype.name: dtype for dtype in TWO_BYTES}
-    if known not in choices:
+    choices: dict[str, Any] = DTYPES | {dtype.name: dtype for dtype in TWO_BYTES}
+    if not isinstance(known, str) or known not in choices:
         raise ValueError(f"dtype is {shown(known)}, but must be one of {', '.join(choices)}")
     return np.dtype(choices[known])
 

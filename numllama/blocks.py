@@ -68,7 +68,7 @@ def _join(value: Any, result: Any, rows: slice, lead: tuple, whole: dict) -> Any
     return result if value is None else value + result  # the gradient of a shared vector
 
 
-def same_tuple(like: tuple, values: Iterable) -> tuple:
+def same_tuple(like: Any, values: Iterable) -> tuple:
     """A tuple of the same class: caches have names for their places."""
     return like._make(values) if hasattr(like, "_make") else tuple(values)
 

@@ -123,7 +123,7 @@ def _not_negative(name: str, value: Any) -> float:
 def _probability(name: str, value: Any) -> Any:
     if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(f"{name} is {shown(value)}, but must be a number")
-    if not 0 <= value < 1:
+    if not 0 <= float(value) < 1:
         raise ValueError(f"{name} is {value}, but must lie in [0, 1)")
     return value
 
@@ -238,7 +238,7 @@ OWN_RULES = {
 }
 
 
-def argument_checks(function: Callable) -> Callable[[tuple, dict], tuple[tuple, dict]]:
+def argument_checks(function: Callable) -> Callable[[tuple, Mapping[str, Any]], tuple[tuple, Mapping[str, Any]]]:
     """What checks, and returns, the arguments of an op.
 
     Parameters
@@ -292,7 +292,7 @@ def checked(function: Callable) -> Callable:
 
     @wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
-        args, kwargs = check(args, kwargs)
-        return function(*args, **kwargs)
+        args, named = check(args, kwargs)
+        return function(*args, **named)
 
     return run

@@ -35,20 +35,20 @@ def accelerated(op: Callable | None = None, *, by_rows: bool = False, of_ops: bo
     check = argument_checks(op)
 
     @wraps(op)
-    def run(*args, **kwargs):
-        args, kwargs = check(args, kwargs)
-        on_gpu = _kernels().runs_here((*args, *kwargs.values()) if kwargs else args)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        args, named = check(args, kwargs)
+        on_gpu = _kernels().runs_here((*args, *named.values()) if named else args)
         faster = _twin("cuda" if on_gpu else "cpu", op)
-        if on_gpu and faster and (result := faster(*args, **kwargs)) is not NotImplemented:
+        if on_gpu and faster and (result := faster(*args, **named)) is not NotImplemented:
             return result
-        if not of_ops and is_low_precision(args, kwargs):
-            return in_float32(run, op, args, kwargs)
+        if not of_ops and is_low_precision(args, named):
+            return in_float32(run, op, args, named)
         math = op if on_gpu or faster is None else faster
-        if by_rows and not kwargs and has_many_rows(args):
+        if by_rows and not named and has_many_rows(args):
             return in_row_blocks(math, args)
-        return math(*args, **kwargs)
+        return math(*args, **named)
 
-    run.reference = op
+    vars(run)["reference"] = op
     return run
 
 

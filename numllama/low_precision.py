@@ -4,7 +4,7 @@ It computes in float32 and rounds its results, as a kernel does. Statistics in i
 """
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
@@ -16,7 +16,7 @@ from numllama.blocks import same_tuple
 WRITABLE = ("into", "dx", "out")  # the buffers that an op may be given
 
 
-def is_low_precision(args: tuple, kwargs: dict) -> bool:
+def is_low_precision(args: tuple, kwargs: Mapping[str, Any]) -> bool:
     """Whether an op's first array is bfloat16 or float16."""
     first = args[0] if args else None
     if isinstance(first, np.ndarray) and first.ndim and first.dtype.itemsize > 2:  # most calls on a CPU
@@ -24,10 +24,11 @@ def is_low_precision(args: tuple, kwargs: dict) -> bool:
     return _first_dtype((*args, *kwargs.values())) in TWO_BYTES
 
 
-def in_float32(run: Callable, op: Callable, args: tuple, kwargs: dict) -> Any:
+def in_float32(run: Callable, op: Callable, args: tuple, kwargs: Mapping[str, Any]) -> Any:
     """Call `run`, which is `op` or stands for it, on float32 copies, and round its results."""
-    given = dict(zip(_names(op), args, strict=False)) | kwargs
+    given = dict(zip(_names(op), args, strict=False)) | dict(kwargs)
     dtype = _first_dtype(tuple(given.values()))
+    assert dtype is not None  # is_low_precision has looked
     known: dict[int, tuple] = {}  # id of an array of the call -> the caller's array for it, and itself, to keep the id alive
 
     def widen(array):

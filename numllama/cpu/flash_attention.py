@@ -34,11 +34,11 @@ def flash_attention_forward(
     _, S = check_heads(q, k, v)
     B, H, T, D = q.shape
     scale = 1 / math.sqrt(D) if scale is None else float(scale)
-    first, last = key_intervals(first, last, q, S)                     # (1 or B, T)
+    starts, ends = key_intervals(first, last, q, S)                    # (1 or B, T)
     small = q.size == 0 or row_dot(q, q).max() * row_dot(k, k).max() * scale**2 < SMALL_SCORE**2
     kt = transposed(k) * scale                                         # (B, K, D, S)
     out, lse = np.empty_like(q), np.empty((B, H, T), q.dtype)
-    for where, kv, pieces in tiles(q, k, first, last):
+    for where, kv, pieces in tiles(q, k, starts, ends):
         qi = fold(q[where], kv, k)                                     # (b, g, R·t, D)
         m = np.full((*qi.shape[:3], 1), 0 if small else -math.inf, q.dtype)
         z, o = np.zeros_like(m), np.zeros(qi.shape, q.dtype)
@@ -56,7 +56,7 @@ def flash_attention_forward(
         seen = np.where(z == 0, 1, z)                                  # a query that sees nothing: out = 0
         np.divide(o.reshape(out[where].shape), seen.reshape(*lse[where].shape, 1), out=out[where])
         lse[where] = (finite(m) + np.log(seen)).reshape(lse[where].shape)
-    return out, FlashAttentionCache(q, k, v, out, lse, first, last, scale)
+    return out, FlashAttentionCache(q, k, v, out, lse, starts, ends, scale)
 
 
 def flash_attention_backward(dout: np.ndarray, cache: FlashAttentionCache) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -146,7 +146,8 @@ def tiles(q: np.ndarray, k: np.ndarray, first: np.ndarray, last: np.ndarray) -> 
         for b0 in range(0, B, step_b):
             b = slice(b0, min(b0 + step_b, B))
             if not shared:
-                pieces = visible_pieces(*(x[b, t] if len(x) > 1 else x[:, t] for x in (first, last)), S, step_s, q.dtype)
+                begin, end = (x[b, t] if len(x) > 1 else x[:, t] for x in (first, last))
+                pieces = visible_pieces(begin, end, S, step_s, q.dtype)
             for k0 in range(0, K, step_k):
                 heads = slice(k0, min(k0 + step_k, K))
                 yield (b, slice(heads.start * R, heads.stop * R), t), (b, heads), pieces

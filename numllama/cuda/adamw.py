@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from math import sqrt
+from typing import Any
 
 from numllama.backend import Array, real_dtype
 from numllama.cuda import launch
@@ -18,7 +19,7 @@ def adamw_update(
     eps: float,
     weight_decay: float,
     copy: Array | None = None,
-) -> None:
+) -> Any:
     if not takes(w, g, m, v, copy):
         return NotImplemented
     numbers = map(w.dtype.type, step_numbers(t, lr, betas, weight_decay))

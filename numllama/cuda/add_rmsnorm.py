@@ -20,7 +20,10 @@ def add_rmsnorm_forward(
 ) -> tuple[tuple[Array, Array], AddRMSNormCache]:
     if x is None and key is None:
         result = rmsnorm_forward(branch, weight, eps)
-        return result if result is NotImplemented else ((branch, result[0]), AddRMSNormCache(result[1], None))
+        if result is NotImplemented:
+            return NotImplemented
+        out, norm_cache = result
+        return (branch, out), AddRMSNormCache(norm_cache, None)
     rows = (branch,) if x is None else (branch, x)
     if any(row.shape != branch.shape for row in rows) or not takes_rows(weight, *rows) or not takes_mask(p):
         return NotImplemented
@@ -43,6 +46,6 @@ def add_rmsnorm_backward(
         return NotImplemented
     dx, drops = launch.empty(total, total.shape, total.dtype), dropout_cache is not None
     dbranch = launch.empty(total, total.shape, total.dtype) if drops else None
-    values = [np.int32(drops), *mask_values(total, *(dropout_cache[:2] if drops else NO_MASK))]
+    values = [np.int32(drops), *mask_values(total, *((dropout_cache.p, dropout_cache.key) if dropout_cache else NO_MASK))]
     dweight = backward("add_rmsnorm", (dx, dbranch), (dout, dtotal, total), weight, rstd, into, values=values)
     return dx, dbranch if drops else dx, dweight

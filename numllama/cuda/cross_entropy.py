@@ -1,6 +1,7 @@
 """Launchers of cross-entropy's kernels."""
 
 from math import prod
+from typing import Any
 
 import numpy as np
 
@@ -29,11 +30,11 @@ def cross_entropy_forward(
     real, dense = real_dtype(logits.dtype), launch.ids(targets)
     lse, kept = launch.empty(logits, targets.shape, real), launch.empty(logits, targets.shape, dense.dtype)
     loss, count_out = launch.empty(logits, (), real), launch.empty(logits, (), real)
-    width, block, grid = _rows(logits)
+    stride, (width, block, grid) = _stride(logits), _rows(logits)
     grid = min(grid, most_blocks(prod(block)))
     args = [
         loss, count_out, launch.empty(logits, (2, grid), real), launch.backend.counters(), lse, kept, launch.strided(logits),
-        dense, int32(N), int32(V), int64(launch.row_stride(logits)), dense.dtype.type(ignore_index),
+        dense, int32(N), int32(V), int64(stride), dense.dtype.type(ignore_index),
         real.type(0 if count is None else count),
     ]  # fmt: skip
     defines = {"DTYPE": logits.dtype, "WIDTH": width, "TARGET": dense.dtype}
@@ -44,24 +45,25 @@ def cross_entropy_forward(
 def cross_entropy_backward(dout: Array | float, cache: CrossEntropyCache, *, out: Array | None = None) -> Array:
     logits, kept, lse, count = cache
     real = real_dtype(logits.dtype)
-    on_device = launch.backend.owns(dout)
+    given: Any = dout
+    on_device = launch.backend.owns(given)
     if (
         logits.ndim < 2
         or not _takes(logits)
         or kept.dtype not in (np.int32, np.int64)
         or lse.dtype != real
         or not (kept.flags.c_contiguous and lse.flags.c_contiguous)
-        or (on_device and (dout.dtype != real or dout.size != 1))
+        or (on_device and (given.dtype != real or given.size != 1))
         or (out is not None and (out.shape, out.dtype, out.strides) != (logits.shape, logits.dtype, logits.strides))
     ):
         return NotImplemented
     V, N = logits.shape[-1], prod(logits.shape[:-1])
-    stride = launch.row_stride(logits)
+    stride = _stride(logits)
     dlogits = launch.empty(logits, (*logits.shape[:-1], stride), logits.dtype)[..., :V] if out is None else out
     width, block, grid = _rows(logits, dlogits)
-    number = real.type(0 if on_device else float(dout))
+    number = real.type(0 if on_device else float(given))
     rows, numbers = map(launch.strided, (dlogits, logits)), (int32(N), int32(V), int64(stride))
-    args = [*rows, kept, lse, count, dout if on_device else None, number, *numbers]
+    args = [*rows, kept, lse, count, given if on_device else None, number, *numbers]
     defines = {"DTYPE": logits.dtype, "WIDTH": width, "TARGET": kept.dtype}
     launch.launch("cross_entropy", "cross_entropy_backward", grid, block, args, **defines)
     return dlogits
@@ -70,6 +72,13 @@ def cross_entropy_backward(dout: Array | float, cache: CrossEntropyCache, *, out
 def _takes(logits: Array) -> bool:
     """Whether the kernels read these rows; the product that has made them may have left gaps between them."""
     return logits.dtype in launch.FLOATS and launch.row_stride(logits) is not None
+
+
+def _stride(logits: Array) -> int:
+    """Elements from row to row, of logits that the kernels take."""
+    stride = launch.row_stride(logits)
+    assert stride is not None
+    return stride
 
 
 def most_blocks(threads: int) -> int:

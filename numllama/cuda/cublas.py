@@ -95,7 +95,7 @@ def handle() -> Handle:
     """This thread's, for the current GPU and stream."""
     cuda = sys.modules["cupy"].cuda
     key = cuda.runtime.getDevice(), cuda.get_current_stream().ptr
-    known = _handles.__dict__
+    known: dict[Any, Handle] = _handles.__dict__
     if key not in known:
         while len(known) >= MOST_HANDLES:  # of streams that are gone, mostly
             known.pop(next(iter(known)))
@@ -120,15 +120,15 @@ def gemm(
     double = dtype == np.float64
     compute = COMPUTE_64F if double else COMPUTE_TF32 if TF32 and dtype == np.float32 else COMPUTE_32F
     number = ctypes.c_double if double else ctypes.c_float  # on the host, read before the call returns
-    alpha, beta = (ctypes.byref(number(value)) for value in (alpha, beta))
+    alpha_at, beta_at = (ctypes.byref(number(value)) for value in (alpha, beta))
     (a, b, c), kind, kind_out = (left, right, result), KINDS[dtype], KINDS[result.array.dtype]
     a_at, b_at, c_at = (operand.array.data.ptr for operand in (a, b, c))
-    start = handle().value, a.flag, b.flag, M, N, K, alpha
+    start = handle().value, a.flag, b.flag, M, N, K, alpha_at
     if batch == 1:
-        operands = a_at, kind, a.leading, b_at, kind, b.leading, beta, c_at, kind_out, c.leading
+        operands = a_at, kind, a.leading, b_at, kind, b.leading, beta_at, c_at, kind_out, c.leading
         call("cublasGemmEx", *start, *operands, compute, ANY_ALGORITHM)
     else:
         operands = (
-            a_at, kind, a.leading, a.stride, b_at, kind, b.leading, b.stride, beta, c_at, kind_out, c.leading, c.stride, batch,
+            a_at, kind, a.leading, a.stride, b_at, kind, b.leading, b.stride, beta_at, c_at, kind_out, c.leading, c.stride, batch,
         )  # fmt: skip
         call("cublasGemmStridedBatchedEx", *start, *operands, compute, ANY_ALGORITHM)

@@ -208,7 +208,7 @@ def _view(*arrays: Array) -> list:
     strides need them only once; if they do not, they are copied as well.
     """
     if not all(map(_is_readable, arrays)) or len({_steps(x) for x in arrays}) > 1:
-        arrays = [x.copy() for x in arrays]
+        arrays = tuple(x.copy() for x in arrays)
     batch, head, time, _ = (stride // arrays[0].itemsize for stride in arrays[0].strides)
     return [*map(launch.strided, arrays), int64(batch), int64(head), int32(time)]
 

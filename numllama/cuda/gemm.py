@@ -38,27 +38,26 @@ def gemm(a: Array, b: Array, out: Array | None = None, beta: float = 0.0, alpha:
     if a.dtype not in KINDS or b.dtype != a.dtype:
         raise TypeError(f"a is {a.dtype} and b {b.dtype}, but both must be one of {', '.join(d.name for d in KINDS)}")
     shape = (*a.shape[:-1], b.shape[-1])
-    if out is None:
-        if beta:
-            raise ValueError(f"beta is {beta}, but there is no out to multiply by it")
-        out = launch.empty(a, shape, a.dtype)
-    if out.shape != shape:
-        raise ValueError(f"out has shape {out.shape}, but {shape} is needed")
-    if out.dtype not in (a.dtype, real_dtype(a.dtype)):
-        raise TypeError(f"out is {out.dtype}, but the product of {a.dtype} must be {a.dtype} or {real_dtype(a.dtype)}")
+    if out is None and beta:
+        raise ValueError(f"beta is {beta}, but there is no out to multiply by it")
+    c = launch.empty(a, shape, a.dtype) if out is None else out
+    if c.shape != shape:
+        raise ValueError(f"out has shape {c.shape}, but {shape} is needed")
+    if c.dtype not in (a.dtype, real_dtype(a.dtype)):
+        raise TypeError(f"out is {c.dtype}, but the product of {a.dtype} must be {a.dtype} or {real_dtype(a.dtype)}")
     *_, M, K = a.shape
     N = shape[-1]
-    if out.size == 0:
-        return out
+    if c.size == 0:
+        return c
     if K == 0:
-        out *= out.dtype.type(beta)
-        return out
-    left, right, result = _operand("b", b), _operand("a", a), _operand("out", out)
+        c *= c.dtype.type(beta)
+        return c
+    left, right, result = _operand("b", b), _operand("a", a), _operand("out", c)
     if result.flag != NORMAL:
         raise ValueError("out must have contiguous rows")
     batch = 1 if a.ndim == 2 else a.shape[0]
     launch.backend.gemm(left, right, result, N, M, K, batch, beta, alpha)
-    return out
+    return c
 
 
 def _operand(name: str, x: Array) -> Operand:

@@ -145,8 +145,9 @@ class strided(NamedTuple):
 
 
 def _three(sizes: int | Sequence[int]) -> tuple[int, int, int]:
-    sizes = (sizes,) if isinstance(sizes, int) else tuple(map(int, sizes))
-    return sizes + (1,) * (3 - len(sizes))
+    given = [sizes] if isinstance(sizes, int) else [*map(int, sizes)]
+    x, y, z = given + [1] * (3 - len(given))
+    return x, y, z
 
 
 def _checked(name: str, args: Sequence[Any], parameters: tuple[Parameter, ...]) -> list:

@@ -34,7 +34,7 @@ def linear_backward(
         return NotImplemented
     dx = linear_backward_input(dout, cache, dx)
     if dx is NotImplemented:
-        return dx
+        return NotImplemented
     dout = dout.reshape(-1, O)                                         # (N, O)
     dweight = gemm(dout.T, x.reshape(-1, I), into, beta=0.0 if into is None else 1.0)
     if bias is None:

@@ -49,8 +49,8 @@ def _heads_or_rows(*arrays: Array) -> tuple[bool, list | None]:
         return False, [launch.int32(1), *(launch.int64(a.shape[-1]) for a in arrays)]
     if any(a.ndim != 4 or not a.size or (a.shape[1] > 1 and a.strides[1] != a.shape[3] * a.itemsize) for a in arrays):
         return False, None
-    strides = [launch.row_stride(a[:, 0]) for a in arrays]
-    return True, None if None in strides else [launch.int32(arrays[0].shape[1]), *map(launch.int64, strides)]
+    strides = [stride for a in arrays if (stride := launch.row_stride(a[:, 0])) is not None]
+    return True, [launch.int32(arrays[0].shape[1]), *map(launch.int64, strides)] if len(strides) == len(arrays) else None
 
 
 def takes_rows(weight: Array, *rows: Array) -> bool:

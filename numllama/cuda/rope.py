@@ -9,8 +9,8 @@ from numllama.ops.rope import RopeCache
 def rope_forward(
     x: Array, cos: Array, sin: Array, layout: str = "half", *, out: Array | None = None
 ) -> tuple[Array, RopeCache]:
-    out = _turned(x, cos, sin, layout, 1, out)
-    return out if out is NotImplemented else (out, RopeCache(cos, sin, layout))
+    turned = _turned(x, cos, sin, layout, 1, out)
+    return NotImplemented if turned is NotImplemented else (turned, RopeCache(cos, sin, layout))
 
 
 def rope_backward(dout: Array, cache: RopeCache, *, out: Array | None = None) -> Array:
@@ -47,14 +47,14 @@ def _turned_together(
     return outs or launch.parts(turned, [x.shape[1] for x in xs], 1)
 
 
-def _turned(x: Array, cos: Array, sin: Array, layout: str, sign: int, out: Array | None) -> Array:
+def _turned(x: Array, cos: Array, sin: Array, layout: str, sign: int, given: Array | None) -> Array:
     real = real_dtype(x.dtype)
     if x.ndim != 4 or x.size == 0 or x.dtype not in launch.FLOATS or cos.dtype != real or sin.dtype != real:
         return NotImplemented
     B, H, T, D = x.shape
     per_sequence = cos.ndim == 4
     table = (B, 1, T, D // 2) if per_sequence else (T, D // 2)
-    out = launch.empty(x, (B, T, H, D), x.dtype).swapaxes(1, 2) if out is None else out
+    out = launch.empty(x, (B, T, H, D), x.dtype).swapaxes(1, 2) if given is None else given
     if (
         D % 2
         or layout not in ("half", "interleaved")

@@ -41,6 +41,7 @@ def _takes(gate: Array, up: Array) -> bool:
 def _launch(name: str, arrays: list[Array], gate: Array, written: int) -> None:
     """Launch a kernel (arrays, columns, elements from row to row of gate and up, and of what is written)."""
     F, N, stride = gate.shape[-1], prod(gate.shape[:-1]), launch.row_stride(gate)
+    assert stride is not None  # _takes has looked
     width = launch.width(gate.dtype, F, stride, written, arrays=arrays)
     threads = min(256, 32 * launch.blocks(F, 32 * width))
     columns = launch.blocks(F, threads * width)

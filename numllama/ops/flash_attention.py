@@ -47,14 +47,14 @@ def flash_attention_forward(
     B, H, T, D = q.shape
     xp = xp_of(q)
     scale = 1 / math.sqrt(D) if scale is None else float(scale)
-    first, last = key_intervals(first, last, q, S)                     # (1 or B, T)
+    starts, ends = key_intervals(first, last, q, S)                    # (1 or B, T)
     out, lse = xp.empty_like(q), xp.empty((B, H, T), q.dtype)
     for t in tiles(T):
         qt = fold_groups(q[:, :, t], K)                                # (B, K, R·t, D)
         m = xp.full((*qt.shape[:-1], 1), -math.inf, q.dtype)           # (B, K, R·t, 1)
         z, o = xp.zeros_like(m), xp.zeros_like(qt)
         for s in tiles(S):
-            seen = visible(first[:, t], last[:, t], s)                 # (1 or B, 1, t, s)
+            seen = visible(starts[:, t], ends[:, t], s)                # (1 or B, 1, t, s)
             if not seen.any():
                 continue
             scores = masked(qt @ k[:, :, s].swapaxes(-1, -2) * scale, seen)              # (B, K, R·t, s)
@@ -66,7 +66,7 @@ def flash_attention_forward(
         z = xp.where(z == 0, 1, z)                                     # a query that sees nothing: out = 0
         out[:, :, t] = (o / z).reshape(out[:, :, t].shape)
         lse[:, :, t] = (finite(m) + xp.log(z)).reshape(lse[:, :, t].shape)
-    return out, FlashAttentionCache(q, k, v, out, lse, first, last, scale)
+    return out, FlashAttentionCache(q, k, v, out, lse, starts, ends, scale)
 
 
 @accelerated

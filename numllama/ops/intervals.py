@@ -10,20 +10,20 @@ from numllama.checks import check_shape
 
 def visible_keys(first: Array | None, last: Array | None, q: Array, S: int) -> Array:
     """Which keys each query may see: boolean, shape (1 or B, T, S)."""
-    first, last = key_intervals(first, last, q, S)                     # (1 or B, T)
+    starts, ends = key_intervals(first, last, q, S)                    # (1 or B, T)
     s = xp_of(q).arange(S)
-    return (first[..., None] <= s) & (s < last[..., None])
+    return (starts[..., None] <= s) & (s < ends[..., None])
 
 
 def key_intervals(first: Array | None, last: Array | None, q: Array, S: int) -> tuple[Array, Array]:
     """The interval of keys that each query sees: two integer arrays of shape (1 or B, T)."""
     xp = xp_of(q)
     B, _, T, _ = q.shape
-    first = xp.zeros(T, dtype=int) if first is None else xp.asarray(first)
-    last = xp.arange(S - T + 1, S + 1) if last is None else xp.asarray(last)
-    for name, bound in (("first", first), ("last", last)):
+    starts = xp.zeros(T, dtype=int) if first is None else xp.asarray(first)
+    ends = xp.arange(S - T + 1, S + 1) if last is None else xp.asarray(last)
+    for name, bound in (("first", starts), ("last", ends)):
         check_shape(name, bound, (T,) if bound.ndim == 1 else (B, T))
-    return first.reshape(-1, T), last.reshape(-1, T)
+    return starts.reshape(-1, T), ends.reshape(-1, T)
 
 
 def fold_groups(x: Array, K: int) -> Array:

@@ -20,7 +20,7 @@ MISTAKES = [
     ),
     Mistake(
         "a kernel that is chosen and its refusal taken for a result",
-        "dispatch.py", "if result is not NotImplemented:", "if True:",
+        "dispatch.py", "is not NotImplemented:", "is not None:",
         "cuda/test_dropout.py::test_what_the_kernel_does_not_take_runs_as_the_op_says",
     ),
 ]  # fmt: skip
