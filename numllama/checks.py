@@ -121,9 +121,10 @@ def _not_negative(name: str, value: Any) -> float:
 
 
 def _probability(name: str, value: Any) -> Any:
+    number: Any = value
     if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(f"{name} is {shown(value)}, but must be a number")
-    if not 0 <= float(value) < 1:
+    if not 0 <= number < 1:
         raise ValueError(f"{name} is {value}, but must lie in [0, 1)")
     return value
 

@@ -90,12 +90,12 @@ MISTAKES = [
     ),
     Mistake(
         "the causal interval one key too long",
-        "ops/intervals.py", "(s < last[..., None])", "(s <= last[..., None])",
+        "ops/intervals.py", "(s < ends[..., None])", "(s <= ends[..., None])",
         "ops/test_attention.py::test_future_keys_have_no_influence_at_all",
     ),
     Mistake(
         "the first key of an interval left out",
-        "ops/intervals.py", "(first[..., None] <= s)", "(first[..., None] < s)",
+        "ops/intervals.py", "(starts[..., None] <= s)", "(starts[..., None] < s)",
         "ops/test_attention.py::test_forward_by_scalars",
     ),
     Mistake(
