@@ -1,91 +1,47 @@
-"""The one door to a GPU's memory and to kernels: ``empty`` and ``launch``.
+"""Memory on a GPU and kernels: ``empty`` and ``launch``, through which every launcher goes.
 
-A kernel is ``kernels/NAME.cu``; what it is compiled for (types, widths) are ``#define``s before its text. Arguments are checked
-against the kernel's own declaration, for a GPU checks nothing: an int where a long long is expected, or a strided array, would
-be read as whatever lies there.
+A kernel is ``kernels/NAME.cu``, compiled for the types and widths that ``#define``s before its text name. Arguments are checked
+against the kernel's own declaration, because a GPU checks nothing: it would read an int as a long long.
 
-`backend` is who runs kernels: CuPy, unless something else is put there. The tests put an emulator there, which compiles the
-same sources for the CPU and takes NumPy arrays, so that the same launchers run without a GPU.
+`backend` runs kernels: CuPy, or in tests an emulator that compiles the same sources for the CPU and takes NumPy arrays, so that
+the same launchers run without a GPU.
 """
 
-import re
 import sys
 import threading
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import accumulate, pairwise
 from math import prod
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from numllama.backend import BFLOAT16, TWO_BYTES, Array, real_dtype, xp_of
+from numllama.backend import TWO_BYTES, Array, xp_of
 from numllama.cuda import cublas
+from numllama.cuda.sources import Parameter, Program, c_name, compiled_text
 from numllama.errors import DeviceError
 
-int32, int64 = np.int32, np.int64  # what a launcher writes for an int and a long long
-
-PACKAGED = Path(__file__).parent / "kernels"
-KERNELS = PACKAGED if PACKAGED.is_dir() else Path(__file__).parents[2] / "kernels"  # in a wheel, or a checkout
-
-C_NAMES = {
-    np.dtype(np.float32): "float", np.dtype(np.float64): "double", BFLOAT16: "bfloat16", np.dtype(np.float16): "half",
-    np.dtype(np.int32): "int", np.dtype(np.int64): "long long",
-    np.dtype(np.uint8): "unsigned char", np.dtype(np.uint16): "unsigned short", np.dtype(np.uint32): "unsigned",
-}  # fmt: skip
-DTYPES = {name: dtype for dtype, name in C_NAMES.items()} | {"Index": np.dtype(np.int64)}
+int32, int64 = np.int32, np.int64  # C's int and long long
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64), *TWO_BYTES)
 
-COUNTERS = 64                                           # of blocks that have arrived: kernels/last_block.cuh
-MAX_THREADS = 1024                                      # of a block
+COUNTERS = 64                                           # counters of finished blocks: kernels/last_block.cuh
+MAX_THREADS = 1024                                      # in a block
 MAX_BLOCK = (1024, 1024, 64)
 MAX_GRID = (2**31 - 1, 65535, 65535)
-SHARED_BYTES = 48 * 1024                                # without asking
-# Asked for, by compute capability (CUDA Programming Guide, "Technical specifications per compute capability"), in KiB.
+SHARED_BYTES = 48 * 1024                                # without a request
+# On request, by compute capability (CUDA Programming Guide, "Technical specifications per compute capability"), in KiB.
 MAX_SHARED_KIB = {70: 96, 72: 96, 75: 64, 80: 163, 87: 163, 90: 227, 100: 227, 103: 227, 110: 227}
-LEAST_SHARED_KIB = 99                                   # sm_86, sm_89, sm_120, and GPUs that are not known here
+LEAST_SHARED_KIB = 99                                   # sm_86, sm_89, sm_120, and GPUs unknown here
 
 
-class Parameter(NamedTuple):
-    """One parameter of a kernel: its type in C, what that is in NumPy (None: any), and whether it is a pointer."""
-
-    c_type: str
-    dtype: np.dtype | None
-    is_pointer: bool
-
-
-class Program(NamedTuple):
-    """A kernel source with its defines, ready to be compiled.
-
-    Attributes
-    ----------
-    name : str
-        The file's, without ``.cu``.
-    defines : tuple of (str, str)
-    text : str
-        Defines, ``common.cuh`` and the file, as one text: a cache of compiled kernels does not look into included files.
-    kernels : dict
-        The parameters of each kernel by its name.
-    """
-
-    name: str
-    defines: tuple[tuple[str, str], ...]
-    text: str
-    kernels: dict[str, tuple[Parameter, ...]]
-
-    def __hash__(self) -> int:
-        return hash((self.name, self.defines))
-
-
-# ------------------------------------------------------------------------------------------------ the door
+# ------------------------------------------------------------------------------------------------ launches
 
 
 def empty(like: Array, shape: Sequence[int], dtype: np.dtype | type | str) -> Array:
-    """A new array of any content on the device of `like`."""
+    """A new, uninitialised array on the device of `like`."""
     return backend.empty(like, shape, dtype)
 
 
@@ -104,14 +60,14 @@ def launch(
     ----------
     source, name : str
     grid, block : int or tuple of int
-        How many blocks, and threads in each. No block at all: nothing is done.
+        Number of blocks, and of threads in each. Without a block nothing runs.
     args : sequence
-        Arrays that are C-contiguous, :func:`strided` ones, None for a null pointer, and NumPy scalars of exactly the declared
-        type. A plain number has no type and is refused.
+        C-contiguous arrays, :func:`strided` ones, None for a null pointer, and NumPy scalars of exactly the declared type. A
+        plain number has no type and is refused.
     shared_bytes : int
-        Of dynamic shared memory in each block.
+        Dynamic shared memory of each block.
     **defines
-        What is defined for the source; a dtype stands for its name in C.
+        Defines of the source; a dtype becomes its name in C.
     """
     program = compiled_text(source, tuple(sorted((key, c_name(value)) for key, value in defines.items())))
     grid, block = _three(grid), _three(block)
@@ -129,7 +85,7 @@ def launch(
 
 
 def max_shared_bytes() -> int:
-    """The most shared memory that a block may have on the current GPU."""
+    """The largest shared memory of a block on the current GPU."""
     return 1024 * MAX_SHARED_KIB.get(backend.compute_capability(), LEAST_SHARED_KIB)
 
 
@@ -139,7 +95,7 @@ def zeros(like: Array, shape: Sequence[int], dtype: np.dtype | type | str) -> Ar
 
 
 class strided(NamedTuple):
-    """An array of which a kernel gets the strides as well."""
+    """An array whose strides the kernel gets as well."""
 
     array: Array
 
@@ -172,78 +128,28 @@ def _checked(name: str, args: Sequence[Any], parameters: tuple[Parameter, ...]) 
     return checked
 
 
-# ------------------------------------------------------------------------------------------------ sources
-
-
-def c_name(value: Any) -> str:
-    """A define's value as C reads it."""
-    return C_NAMES[value] if isinstance(value, np.dtype) else str(int(value) if isinstance(value, bool) else value)
-
-
-@cache
-def compiled_text(source: str, defines: tuple[tuple[str, str], ...]) -> Program:
-    """``kernels/SOURCE.cu`` as one text with nothing left to include, and what its kernels take."""
-    lines = [f"#define {name} {value}" for name, value in defines]
-    seen: set[str] = set()
-    for file in ("common.cuh", f"{source}.cu"):
-        _paste(file, lines, seen)
-    text = "\n".join(lines) + "\n"
-    return Program(source, defines, text, _kernels(text, dict(defines)))
-
-
-def _paste(file: str, lines: list[str], seen: set[str]) -> None:
-    """Append a file's lines, with each file that it includes in its place, once."""
-    if file in seen:
-        return
-    seen.add(file)
-    lines.append(f'#line 1 "{file}"')
-    for number, line in enumerate((KERNELS / file).read_text(encoding="utf-8").splitlines(), 1):
-        if included := re.match(r'\s*#include "([\w.]+)"', line):
-            _paste(included[1], lines, seen)
-            lines.append(f'#line {number + 1} "{file}"')
-        elif line.strip() != "#pragma once":
-            lines.append(line)
-
-
-def _kernels(text: str, defines: dict[str, str]) -> dict[str, tuple[Parameter, ...]]:
-    """The parameters of every ``extern "C" __global__ void name(...)``."""
-    given = {"DTYPE": "float", **defines}
-    known = DTYPES | {name: DTYPES[given[of]] for of, name in re.findall(r"typedef (\w+) (\w+);", text) if of in given}
-    known["Real"] = real_dtype(known["Element"])
-    pattern = r'extern\s+"C"\s+__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s*)?(\w+)\s*\(([^)]*)\)'
-    kernels = {}
-    for name, declared in re.findall(pattern, re.sub(r"//.*", "", text)):
-        parameters = []
-        for one in filter(None, map(str.strip, declared.split(","))):
-            words = re.sub(r"\b(const|__restrict__)\b|\*", " ", one).split()
-            c_type = " ".join(words[:-1])
-            parameters.append(Parameter(c_type, known.get(c_type), "*" in one))
-        kernels[name] = tuple(parameters)
-    return kernels
-
-
-# ------------------------------------------------------------------------------------------------ what launchers share
+# ------------------------------------------------------------------------------------------------ shared by launchers
 
 
 def is_uniform(*arrays: Array) -> bool:
-    """Whether these are of one floating type that kernels know, and not empty."""
+    """Whether these have one floating type, known to kernels, and none is empty."""
     dtype = arrays[0].dtype
     return dtype in FLOATS and all(a.dtype == dtype and a.size for a in arrays)
 
 
 def is_plain(*arrays: Array) -> bool:
-    """Whether kernels can take these: contiguous, not empty, and all of one floating type."""
+    """Whether kernels support these: contiguous, not empty, and of one floating type."""
     return is_uniform(*arrays) and all(a.flags.c_contiguous for a in arrays)
 
 
 def ids(tokens: Array) -> Array:
-    """Ids as kernels take them, contiguous int32 or int64: they are few, and a view or another type of a batch is copied."""
+    """Ids for a kernel, contiguous int32 or int64. They are few, so a view or another integer type is copied."""
     dtype = tokens.dtype if tokens.dtype in (np.int32, np.int64) else np.int64
     return xp_of(tokens).ascontiguousarray(tokens, dtype=dtype)
 
 
 def adjacent(arrays: Sequence[Array], axis: int) -> Array | None:
-    """One view of arrays that lie next to each other in memory along an axis; None if they do not."""
+    """One view of arrays that are adjacent in memory along an axis; None if they are not."""
     first, end, n = arrays[0], backend.address(arrays[0]), 0
     axis %= first.ndim
     for array in arrays:
@@ -261,13 +167,13 @@ def adjacent(arrays: Sequence[Array], axis: int) -> Array | None:
 
 
 def parts(x: Array, sizes: Iterable[int], axis: int) -> tuple[Array, ...]:
-    """Views of so many rows along an axis, one after the other: what :func:`adjacent` joins."""
+    """Consecutive views of these sizes along an axis: the inverse of :func:`adjacent`."""
     lead = (slice(None),) * (axis % x.ndim)
     return tuple(x[(*lead, slice(start, stop))] for start, stop in pairwise(accumulate(sizes, initial=0)))
 
 
 def row_stride(x: Array) -> int | None:
-    """Elements from one row (the last axis) of an array to the next; None unless all are equally far apart, and have no gaps."""
+    """Elements from one row (the last axis) to the next; None unless all rows are equally far apart and contiguous."""
     *lead, C = zip(x.shape, x.strides, strict=True)
     if x.size == 0 or (C[0] > 1 and C[1] != x.dtype.itemsize):
         return None
@@ -283,21 +189,21 @@ def row_stride(x: Array) -> int | None:
 
 
 def blocks(n: int, block: int) -> int:
-    """How many blocks of `block` it takes to cover n."""
+    """Number of blocks of `block` that cover n."""
     return -(-n // block)
 
 
 def width(dtype: np.dtype, *multiples: int, arrays: Iterable[Array] = ()) -> int:
-    """How many elements of `dtype` a thread moves at once: 16 bytes, if that divides all `multiples` and every address.
+    """Elements of `dtype` that a thread moves in one access: 16 bytes, if that divides all `multiples` and every address.
 
     Parameters
     ----------
     dtype : dtype
-        Of activations. Arrays of other types are accessed at the same number of elements.
+        Type of the activations. Arrays of other types are accessed in the same number of elements.
     *multiples : int
-        In elements: a row's length, strides.
+        Row length and strides, in elements.
     arrays : iterable of arrays
-        Those that the kernel accesses that wide; None is left out.
+        The arrays that the kernel accesses at that width; None is skipped.
     """
     n = 16 // dtype.itemsize
     if any(size % n for size in multiples):
@@ -316,12 +222,12 @@ def row_block(C: int, width: int) -> tuple[int, int]:
 def elementwise(
     source: str, name: str, arrays: Sequence[Array], values: Sequence[Any] = (), width_of: np.dtype | None = None, **defines: Any
 ) -> None:
-    """Launch a kernel (arrays, their size, values) in which each thread takes its own 16 bytes, and the last one what is left.
+    """Launch a kernel (arrays, their size, values) in which each thread handles 16 bytes, and the last one the remainder.
 
     Parameters
     ----------
     width_of : dtype
-        Of which a thread takes 16 bytes; default that of the first array.
+        The type whose 16 bytes a thread handles; default that of the first array.
     """
     x = arrays[0]
     n = width(width_of or x.dtype, arrays=arrays)
@@ -334,7 +240,7 @@ def elementwise(
 
 @dataclass
 class _Function:
-    """A compiled kernel, and how much dynamic shared memory it may have by now: 48 KiB hold what is static, too."""
+    """A compiled kernel, and its limit of dynamic shared memory: static memory counts towards the 48 KiB."""
 
     kernel: Any
     dynamic_bytes: int
@@ -346,7 +252,7 @@ class CuPy:
     Attributes
     ----------
     compile_seconds : float
-        That went into compiling, or into loading what an earlier process has compiled.
+        Time spent compiling kernels, or loading those an earlier process compiled.
     """
 
     def __init__(self) -> None:
@@ -356,7 +262,7 @@ class CuPy:
         self._counters: dict[tuple[int, int, int], Array] = {}
 
     def is_ready(self) -> bool:
-        """Whether there can be arrays on a GPU: whoever made one has imported CuPy."""
+        """Whether there can be arrays on a GPU: making one imports CuPy."""
         return "cupy" in sys.modules
 
     def owns(self, array: Any) -> bool:
@@ -368,7 +274,7 @@ class CuPy:
         return array.data.ptr
 
     def compute_capability(self) -> int:
-        """Of the current GPU: 90 for an H200."""
+        """The current GPU's compute capability: 90 for an H200."""
         cuda = sys.modules["cupy"].cuda
         device = cuda.runtime.getDevice()
         if device not in self._capabilities:
@@ -386,9 +292,9 @@ class CuPy:
         return sys.modules["cupy"].ndarray(shape, array.dtype, memptr=array.data, strides=strides)
 
     def counters(self) -> Array:
-        """Zeros, with which kernels count and which they leave as zeros.
+        """Zeros that kernels count with and reset.
 
-        One array for each stream, as two may run at once, and for each thread: their default streams go by the same number.
+        One array per stream, since streams run concurrently, and per thread: the default streams of all threads share a number.
         """
         cupy = sys.modules["cupy"]
         key = cupy.cuda.runtime.getDevice(), cupy.cuda.get_current_stream().ptr, threading.get_ident()
@@ -397,14 +303,14 @@ class CuPy:
         return self._counters[key]
 
     def run(self, program: Program, name: str, grid: tuple, block: tuple, args: list, shared_bytes: int) -> None:
-        """Compile if need be, and launch on the current stream."""
+        """Compile if necessary, and launch on the current stream."""
         cupy = sys.modules["cupy"]
         device = cupy.cuda.runtime.getDevice()
         for arg in args:
             if isinstance(arg, cupy.ndarray) and arg.size and arg.data.device_id != device:
                 raise DeviceError(f"{name} runs on GPU {device}, but was given an array of GPU {arg.data.device_id}")
         function = self._function(program, name, device)
-        if shared_bytes > function.dynamic_bytes:  # more than what needs no asking
+        if shared_bytes > function.dynamic_bytes:  # more than is granted without a request
             function.kernel.max_dynamic_shared_size_bytes = function.dynamic_bytes = shared_bytes
         null = np.uintp(0)
         function.kernel(grid, block, tuple(null if arg is None else arg for arg in args), shared_mem=shared_bytes)
@@ -426,12 +332,12 @@ backend: Any = CuPy()
 
 
 def compile_seconds() -> float:
-    """How long kernels have been compiled in this process."""
+    """Time spent compiling kernels in this process."""
     return getattr(backend, "compile_seconds", 0.0)
 
 
 def runs_here(values: Iterable[Any]) -> bool:
-    """Whether kernels can run on these values: some array among them, or inside of nested tuples, is the backend's."""
+    """Whether kernels can run on these values: an array among them, or in nested tuples, is the backend's."""
     if not backend.is_ready():
         return False
     return any(runs_here(value) if isinstance(value, tuple) else backend.owns(value) for value in values)

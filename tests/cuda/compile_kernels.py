@@ -17,7 +17,7 @@ from concurrent.futures import ProcessPoolExecutor
 from itertools import product
 from pathlib import Path
 
-from numllama.cuda import launch
+from numllama.cuda import sources
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120")
 # Blocks have 163 KiB of shared memory or more, or 99. What holds for sm_86 holds for sm_89.
@@ -144,7 +144,7 @@ def wide_accesses(ptx):
 
 def examine(source, defines):
     """One variant, for all its architectures: how many compilations, what is wrong, and {(kernel, architecture): registers}."""
-    compiler, program = Compiler(), launch.compiled_text(source, tuple(sorted(defines.items())))
+    compiler, program = Compiler(), sources.compiled_text(source, tuple(sorted(defines.items())))
     what = f"{source} {' '.join(f'{k}={v}' for k, v in defines.items())}"
     problems, found = [], {}
     for n, architecture in enumerate(architectures(source, defines), 1):
@@ -175,7 +175,7 @@ def main():
     parser.add_argument("--only", nargs="*", default=sorted(DEFINES), help="sources")
     arguments = parser.parse_args()
     start, version, problems, n = time.perf_counter(), Compiler().version, [], 0
-    missing = {path.stem for path in launch.KERNELS.glob("*.cu")} - set(DEFINES)
+    missing = {path.stem for path in sources.KERNELS.glob("*.cu")} - set(DEFINES)
     problems += [f"kernels/{name}.cu is not in the table of this script" for name in sorted(missing)]
     recorded = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
     variants = [(source, defines) for source in arguments.only for defines in DEFINES[source]]

@@ -12,7 +12,7 @@ from emulator import BACKWARD, COMPILER, FORWARD, HERE, SHUFFLED, EmulatorError,
 from helpers import assert_same_bits
 
 from numllama.backend import BFLOAT16
-from numllama.cuda import launch
+from numllama.cuda import launch, sources
 
 f32, i32, i64 = np.float32, np.int32, np.int64
 
@@ -20,17 +20,17 @@ f32, i32, i64 = np.float32, np.int32, np.int64
 @pytest.fixture
 def planted(monkeypatch, tmp_path):
     """Launch a kernel of planted.cu, with its bug or without."""
-    for path in (launch.KERNELS / "common.cuh", HERE / "planted.cu"):
+    for path in (sources.KERNELS / "common.cuh", HERE / "planted.cu"):
         shutil.copy(path, tmp_path)
-    monkeypatch.setattr(launch, "KERNELS", tmp_path)
-    launch.compiled_text.cache_clear()
+    monkeypatch.setattr(sources, "KERNELS", tmp_path)
+    sources.compiled_text.cache_clear()
 
     def run(name, grid, block, args, shared_bytes=0, *, bug=False, order=SHUFFLED, **defines):
         with emulated(order):
             launch.launch("planted", name, grid, block, args, shared_bytes, PLANTED=bug, **defines)
 
     yield run
-    launch.compiled_text.cache_clear()
+    sources.compiled_text.cache_clear()
 
 
 def normal(*shape):
@@ -133,9 +133,9 @@ def test_too_much_shared_memory_is_found(planted):
 ASAN = """
 import numpy as np
 from emulator import emulated
-from numllama.cuda import launch
+from numllama.cuda import launch, sources
 from pathlib import Path
-launch.KERNELS = Path(r"{folder}")
+sources.KERNELS = Path(r"{folder}")
 x, y = np.ones(1000, "float32"), np.empty(1000, "float32")
 with emulated():
     for bug in (False, True):
@@ -151,7 +151,7 @@ def test_a_read_out_of_bounds_is_found_by_the_address_sanitizer(planted):
         "LD_PRELOAD": library, "ASAN_OPTIONS": "detect_leaks=0", "NUMLLAMA_EMULATOR_ASAN": "1",
         "PYTHONPATH": os.pathsep.join([root, str(HERE)]),
     }  # fmt: skip
-    code = ASAN.format(folder=launch.KERNELS)
+    code = ASAN.format(folder=sources.KERNELS)
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=120)
     assert run.stdout.split("\n")[:-1] == ["ran with False"], run.stderr[-2000:]
     assert "heap-buffer-overflow" in run.stderr and "READ of size 4" in run.stderr

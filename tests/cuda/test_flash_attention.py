@@ -5,7 +5,7 @@ from helpers import assert_close, assert_same_bits
 from kernel_checks import FLOAT32, HALVES, check_kernels, offset_by_one
 
 from numllama.backend import BFLOAT16
-from numllama.cuda import flash_attention, launch
+from numllama.cuda import flash_attention, launch, sources
 from numllama.cuda.flash_attention import TILINGS
 from numllama.ops import flash_attention_backward, flash_attention_forward
 
@@ -344,7 +344,7 @@ MISTAKES = {
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_what_is_read_or_written_too_early_is_found(mistake, tmp_path, monkeypatch):
     comment, right, wrong = MISTAKES[mistake]
-    for path in launch.KERNELS.glob("*.cu*"):
+    for path in sources.KERNELS.glob("*.cu*"):
         text = path.read_text(encoding="utf-8")
         if path.name == "flash_attention.cu":
             (line,) = (line for line in text.splitlines() if line.endswith(comment) or f"// {comment}" in line)
@@ -355,11 +355,11 @@ def test_what_is_read_or_written_too_early_is_found(mistake, tmp_path, monkeypat
     args = draw(H=1, T=70, S=300, dtype="float16")
     with emulated():
         expected = both(*args)
-    monkeypatch.setattr(launch, "KERNELS", tmp_path)
-    launch.compiled_text.cache_clear()
+    monkeypatch.setattr(sources, "KERNELS", tmp_path)
+    sources.compiled_text.cache_clear()
     differ = []
     for seed in range(3):
         with emulated(seed=seed):
             differ += [not np.array_equal(a, b) for a, b in zip(both(*args), expected, strict=True)]
-    launch.compiled_text.cache_clear()
+    sources.compiled_text.cache_clear()
     assert any(differ)

@@ -7,7 +7,7 @@ from itertools import takewhile
 import numpy as np
 import pytest
 
-from numllama.cuda import launch
+from numllama.cuda import launch, sources
 
 
 def test_launchers_are_not_even_imported_where_there_is_no_gpu():
@@ -21,7 +21,7 @@ def test_launchers_are_not_even_imported_where_there_is_no_gpu():
     assert run.returncode == 0, run.stderr
 
 
-@pytest.mark.parametrize("path", sorted(launch.KERNELS.glob("*.cu")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted(sources.KERNELS.glob("*.cu")), ids=lambda path: path.name)
 def test_a_source_opens_with_its_op_how_threads_map_to_rows_what_it_fuses_and_its_floor(path):
     lines = path.read_text(encoding="utf-8").splitlines()
     head = "\n".join(takewhile(lambda line: line.startswith("//"), lines)).lower()

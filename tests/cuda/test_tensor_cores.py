@@ -7,7 +7,7 @@ import pytest
 from emulator import BACKWARD, FORWARD, HERE, SHUFFLED, EmulatorError, emulated
 
 from numllama.backend import BFLOAT16
-from numllama.cuda import launch
+from numllama.cuda import launch, sources
 
 i32 = np.int32
 
@@ -15,17 +15,17 @@ i32 = np.int32
 @pytest.fixture
 def planted(monkeypatch, tmp_path):
     """Launch a kernel of planted_tensor_cores.cu, with a bug or without."""
-    for path in (launch.KERNELS / "common.cuh", launch.KERNELS / "tensor_cores.cuh", HERE / "planted_tensor_cores.cu"):
+    for path in (sources.KERNELS / "common.cuh", sources.KERNELS / "tensor_cores.cuh", HERE / "planted_tensor_cores.cu"):
         shutil.copy(path, tmp_path)
-    monkeypatch.setattr(launch, "KERNELS", tmp_path)
-    launch.compiled_text.cache_clear()
+    monkeypatch.setattr(sources, "KERNELS", tmp_path)
+    sources.compiled_text.cache_clear()
 
     def run(name, block, args, shared_bytes, *, bug=0, order=SHUFFLED, dtype=BFLOAT16):
         with emulated(order):
             launch.launch("planted_tensor_cores", name, 1, block, args, shared_bytes, PLANTED=bug, DTYPE=dtype)
 
     yield run
-    launch.compiled_text.cache_clear()
+    sources.compiled_text.cache_clear()
 
 
 @pytest.mark.parametrize("dtype", [BFLOAT16, np.dtype(np.float16)], ids=str)

@@ -7,7 +7,7 @@ from helpers import assert_close, assert_same_bits
 
 from numllama import ModelConfig, TrainConfig, Trainer, Transformer
 from numllama.checks import check_ids
-from numllama.cuda import launch
+from numllama.cuda import sources
 from numllama.data.dataset import Dataset
 
 CONFIG = ModelConfig(vocab_size=61, dim=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=64, max_seq_len=24, dropout=0.1)
@@ -25,8 +25,8 @@ def train(steps=10, dtype="float32"):
         trainer.close()
 
 
-def kernels_of(*sources):
-    return {kernel for source in sources for kernel in launch.compiled_text(source, ()).kernels}
+def kernels_of(*names):
+    return {kernel for name in names for kernel in sources.compiled_text(name, ()).kernels}
 
 
 @pytest.mark.parametrize(("dtype", "rtol"), [("float32", 2e-4), ("bfloat16", 1e-2), ("float16", 1e-2)])
@@ -40,7 +40,7 @@ def test_ten_steps_through_every_kernel_give_the_losses_of_the_ops(dtype, rtol):
     assert_close(flat, expected_flat, rtol=5 * rtol)
     others = "softmax", "layernorm", "gelu", "dropout", "attention_products", "decode", "sample"  # GPT-2, Qwen3, generation
     not_here = kernels_of(*others) | {"rmsnorm_backward"}
-    everything = kernels_of(*(path.stem for path in launch.KERNELS.glob("*.cu"))) | {"gemm"}
+    everything = kernels_of(*(path.stem for path in sources.KERNELS.glob("*.cu"))) | {"gemm"}
     assert set(emulator.launched) == everything - not_here
 
 

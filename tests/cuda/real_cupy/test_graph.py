@@ -10,7 +10,7 @@ from helpers import assert_same_bits
 from tiny import CONFIG, TOKENS, trainer
 
 from numllama import ModelConfig
-from numllama.cuda import launch
+from numllama.cuda import sources
 from numllama.cuda.stream import Stream
 from numllama.data.dataset import Dataset, random_batch
 
@@ -175,7 +175,7 @@ def test_a_step_without_dropout_has_as_many(gpu):
 def test_nothing_is_copied_or_converted_on_the_way(gpu, variant):
     """Whatever the variant: beside kernels and products, only gradients of tied embeddings and of norms of heads are added."""
     found = nodes(gpu, variant=SHAKESPEARE | dict(n_layers=1) | variant, dtype="bfloat16")
-    kernels = {name for path in launch.KERNELS.glob("*.cu") for name in launch.compiled_text(path.stem, ()).kernels}
+    kernels = {name for path in sources.KERNELS.glob("*.cu") for name in sources.compiled_text(path.stem, ()).kernels}
     others = {kind: n for kind, n in found.items() if kind not in kernels | {"product", "attention", "memset"}}
     gains = {"rms": {"cupy_add__float32_float32_float32": 2}, "l2": {"cupy_fill": 2}}.get(variant.get("qk_norm"), {})
     assert others == ({"cupy_add__float32_float32_float32": 1} if variant.get("tie_embeddings") else gains)
