@@ -27,7 +27,7 @@ import numpy as np
 from numllama import ops
 from numllama.backend import Array, quiet
 from numllama.generation.kv_cache import KVCache
-from numllama.generation.products import product, products
+from numllama.generation.gemv import product, products
 from numllama.model import ModelConfig, Transformer
 from numllama.model.parameters import count_parameters
 from numllama.system.blas import one_blas_thread

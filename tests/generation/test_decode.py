@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from numllama import KVCache
 from numllama.backend import BFLOAT16
-from numllama.generation import decode, products
+from numllama.generation import decode, gemv
 from numllama.generation.decode import Decoder, is_plain
 from numllama.generation.generate import padded
 from numllama.model import Transformer
@@ -60,8 +60,8 @@ def test_a_window_slides_as_it_does_for_the_model(model, B, window):
 def test_products_by_complex_numbers_are_the_same_products(model, n):
     tokens = random_tokens(model, 1, n)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(products, "COMPLEX_PRODUCTS", 0)
-        patch.setattr(products, "openblas_threads", lambda: 2)
+        patch.setattr(gemv, "COMPLEX_PRODUCTS", 0)
+        patch.setattr(gemv, "openblas_threads", lambda: 2)
         decoder = Decoder(model, KVCache(model))
     assert_same_logits(steps(decoder, tokens), model.forward(tokens))
 
@@ -207,6 +207,6 @@ def test_weights_in_two_bytes_are_decoded_as_the_model_computes_them():
 @given(st.integers(1, 400), st.integers(1, 400), st.integers(1, 64))
 def test_blocks_are_a_weight_cut_along_its_rows(O, I, B):  # noqa: E741
     weight = np.arange(O * I).reshape(O, I)
-    cut = products.blocks(weight, B)
+    cut = gemv.blocks(weight, B)
     assert cut.base is not None
     assert (cut.reshape(O, I) == weight).all()

@@ -52,7 +52,7 @@ MISTAKES = [
     ),
     Mistake(
         "neighbours multiplied as complex numbers without the conjugate",
-        "generation/products.py", "np.conjugate(x, conjugate)", "np.copyto(conjugate, x)",
+        "generation/gemv.py", "np.conjugate(x, conjugate)", "np.copyto(conjugate, x)",
         "generation/test_decode.py::test_products_by_complex_numbers_are_the_same_products",
     ),
     Mistake(
