@@ -72,7 +72,7 @@ class Transformer:
     # -------------------------------------------------------------------------------------------- public
 
     def forward(
-        self, tokens: Array, positions: Array | None = None, kv_cache: Any = None, *, last: int | None = None
+        self, tokens: Array, positions: Array | None = None, kv_cache: Any = None, *, n_last: int | None = None
     ) -> Array:
         """Logits of the next token at every place; nothing is kept for backward.
 
@@ -83,23 +83,23 @@ class Transformer:
             Default 0, 1, 2, ..., or on from where `kv_cache` ends.
         kv_cache : KVCache, optional
             Keys and values of the tokens before these, which these then see; their own are added to it.
-        last : int, optional
-            Only the logits after so many tokens at the end: 1 is all that the next token is drawn from.
+        n_last : int, optional
+            Return logits for the last n tokens only; sampling needs 1.
 
         Returns
         -------
-        logits : array, shape (B, T, V), or (B, last, V)
+        logits : array, shape (B, T, V), or (B, n_last, V)
         """
         tokens = self._check_tokens(tokens)
         if kv_cache is not None:
             kv_cache.reserve(*tokens.shape)
         context = self._context(tokens, positions=positions, kv_cache=kv_cache)
         with few_threads(self, tokens) if kv_cache is None else nullcontext():  # generation sees to its threads itself
-            x, branch = self._hidden(tokens, context, last)
+            x, branch = self._hidden(tokens, context, n_last)
             if kv_cache is not None:
                 kv_cache.advance(to_numpy(tokens))
-            if last is not None:
-                x, branch = (each[:, max(0, each.shape[1] - last) :] for each in (x, branch))
+            if n_last is not None:
+                x, branch = (each[:, max(0, each.shape[1] - n_last) :] for each in (x, branch))
             (_, n), _ = self._norm(x, branch, context)
             return ops.linear_forward(n, self._head(self.weights))[0]
 
@@ -274,12 +274,12 @@ class Transformer:
             if dhead is not None:
                 grads["head"] += dhead
 
-    def _hidden(self, tokens: Array, context: Context, last: int | None = None) -> tuple[Array, Array]:
-        """The stream and the last layer's branch: of all tokens, or of `last` at the end, but at least one."""
+    def _hidden(self, tokens: Array, context: Context, n_last: int | None = None) -> tuple[Array, Array]:
+        """The stream and the last layer's branch: of all tokens, or of the last `n_last`, but at least one."""
         x, (branch, _) = None, self._embed_forward(tokens, context)
         for i, w in enumerate(self._blocks()):
-            if last is not None and i == self.config.n_layers - 1:
-                context = replace(context, asked=max(1, last))
+            if n_last is not None and i == self.config.n_layers - 1:
+                context = replace(context, n_last=max(1, n_last))
             (x, branch), _ = layer_forward(x, branch, w, context, i)
         return x, branch
 

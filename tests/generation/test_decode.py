@@ -96,13 +96,13 @@ def test_any_number_of_cores_gives_the_same_logits(B):
 
 
 @pytest.mark.parametrize("failing", [0, 1, 2])
-def test_a_part_that_fails_is_an_error_and_not_a_wait_without_end(monkeypatch, failing):
+def test_a_shard_that_fails_is_an_error_and_not_a_wait_without_end(monkeypatch, failing):
     model = random_model(n_heads=6, n_kv_heads=3)
     tokens, cache = random_tokens(model, 2, 3), KVCache(model, 2)
     with shared(0):
         decoder = Decoder(model, cache)
-    assert len(decoder.parts) == 3
-    monkeypatch.setattr(decoder.parts[failing], "_swiglu", lambda: [][1])
+    assert len(decoder.shards) == 3
+    monkeypatch.setattr(decoder.shards[failing], "_swiglu", lambda: [][1])
     with pytest.raises(IndexError):
         decoder.step(tokens[:, 0])
     assert cache.length == 0
@@ -111,17 +111,17 @@ def test_a_part_that_fails_is_an_error_and_not_a_wait_without_end(monkeypatch, f
 
 
 @pytest.mark.parametrize("slow", [0, 1, 2])
-def test_parts_wait_for_each_other(monkeypatch, slow):
+def test_shards_wait_for_each_other(monkeypatch, slow):
     model = random_model(n_heads=6, n_kv_heads=3)
     tokens = random_tokens(model, 2, 2)
     with shared(0):
         decoder = Decoder(model, KVCache(model, 2))
-    swiglu = decoder.parts[slow]._swiglu
-    monkeypatch.setattr(decoder.parts[slow], "_swiglu", lambda: time.sleep(0.02) or swiglu())
+    swiglu = decoder.shards[slow]._swiglu
+    monkeypatch.setattr(decoder.shards[slow], "_swiglu", lambda: time.sleep(0.02) or swiglu())
     assert_same_logits(steps(decoder, tokens), model.forward(tokens))
 
 
-def test_parts_see_new_weights_too():
+def test_shards_see_new_weights_too():
     model = random_model(n_heads=6, n_kv_heads=3)
     with shared(0):
         decoder = Decoder(model, KVCache(model, 2))

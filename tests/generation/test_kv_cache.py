@@ -237,8 +237,8 @@ def test_logits_of_the_last_places_alone():
     model = random_model()
     tokens = random_tokens(model, 2, 7)
     for last in (1, 3, 7, 9):
-        assert_same_bits(model.forward(tokens, last=last)[:, -1], model.forward(tokens)[:, -1])
-        assert model.forward(tokens, last=last).shape == (2, min(last, 7), 19)
+        assert_same_bits(model.forward(tokens, n_last=last)[:, -1], model.forward(tokens)[:, -1])
+        assert model.forward(tokens, n_last=last).shape == (2, min(last, 7), 19)
 
 
 @pytest.mark.parametrize(("arguments", "sentence"), [

@@ -56,13 +56,13 @@ MISTAKES = [
         "generation/test_decode.py::test_products_by_complex_numbers_are_the_same_products",
     ),
     Mistake(
-        "parts of a step that do not wait for each other's branch",
-        "generation/decode.py", "        meeting.wait(self.i)\n", "",
-        "generation/test_decode.py::test_parts_wait_for_each_other",
+        "shards of a step that do not wait for each other's branch",
+        "generation/decode.py", "            barrier.wait()\n", "            pass\n",
+        "generation/test_decode.py::test_shards_wait_for_each_other",
     ),
     Mistake(
-        "a part with the columns of another part's heads",
-        "generation/decode.py", 'product(w["wo"][:, of_q], self.mixed', 'product(w["wo"][:, : len(self.mixed)], self.mixed',
+        "a shard with the columns of another shard's heads",
+        "generation/decode.py", 'gemv(w["wo"][:, of_q], self.mixed', 'gemv(w["wo"][:, : len(self.mixed)], self.mixed',
         "generation/test_decode.py::test_any_number_of_cores_gives_the_same_logits",
     ),
     Mistake(
@@ -96,7 +96,7 @@ MISTAKES = [
         "generation/test_text.py::test_only_the_first_word_of_a_text_loses_its_space",
     ),
     Mistake(
-        "pieces of a prompt that do not wait for the keys in front of them",
+        "slices of a prompt that do not wait for the keys of earlier ones",
         "generation/prefill.py", "self.error or i == 0 or self.layers[i - 1] > self.layers[i]", "True",
         "generation/test_prefill.py::test_logits_and_cache_are_those_of_the_full_forward",
     ),
