@@ -196,10 +196,10 @@ def test_the_flags_are_kept_in_the_run(done, book):
 
 
 def test_a_run_computes_in_the_dtype_that_is_asked_for_and_remembers_it(book, done, tmp_path):
-    finished(numllama_train("--data", book, "--out", tmp_path / "run", *tiny(dtype="bfloat16", steps=4)))
+    finished(numllama_train("--data", book, "--out", tmp_path / "run", *tiny(compute_dtype="bfloat16", steps=4)))
     about = [json.loads((folder / "config.json").read_text(encoding="utf-8")) for folder in (done[0], tmp_path / "run")]
-    assert [one["train"]["dtype"] for one in about] == ["float32", "bfloat16"]
-    assert load_run(tmp_path / "run", dtype="bfloat16").dtype == "bfloat16"
+    assert [one["train"]["compute_dtype"] for one in about] == ["float32", "bfloat16"]
+    assert load_run(tmp_path / "run", compute_dtype="bfloat16").compute_dtype == "bfloat16"
 
 
 def test_token_files_without_a_tokenizer_are_trained_on_without_a_sample(tmp_path):
@@ -389,7 +389,8 @@ def test_to_lengthen_the_schedule_says_what_happens_to_the_learning_rate(book, t
 
 CHECKED_FIRST = [
     *(dict(flag) for flag in (dict(steps=0), dict(lr=-1), dict(n_heads=3), dict(dropout=2), dict(seq_len=9), dict(eval_every=0))),
-    dict(tokenizer="no.json"), dict(device="tpu"), dict(preset="none"), dict(parallel="mpi", workers=3), dict(dtype="float8"),
+    dict(tokenizer="no.json"), dict(device="tpu"), dict(preset="none"), dict(parallel="mpi", workers=3),
+    dict(compute_dtype="float8"),
 ]  # fmt: skip
 
 

@@ -161,7 +161,7 @@ def test_convert_goes_to_llama2c_and_back_without_a_change(folder, tmp_path):
     assert np.abs(one.forward(tokens) - other.forward(tokens)).max() < 1e-5
     assert nl.Tokenizer.load(back).encode("abc") == nl.Tokenizer.load(folder).encode("abc")
     code, _, err = run("convert", source, there)
-    assert (code, "not written over" in err) == (2, True)
+    assert (code, "not overwritten" in err) == (2, True)
 
 
 def test_bench_counts_what_it_did(folder):

@@ -7,8 +7,8 @@ and on views that are made once:
 - A sequence is a *column*: activations are (C, B), and a product, weight @ x, reads the weight in memory order.
 - wq|wk|wv and w_gate|w_up are adjacent in memory: each group is one product.
 - BLAS computes one column; its threads spin between products, so they start quickly (`gemv.complex_gemv`).
-- For several columns a weight is cut into blocks of rows (`gemv.blocks`). BLAS would first copy a large matrix into another order,
-  which takes longer than the product with a few columns.
+- For several columns a weight is cut into blocks of rows (`gemv.blocks`), because BLAS copies a large matrix into another order
+  first, which takes longer than the product with a few columns.
 - For several columns the cores share the model as GPUs do in tensor parallelism (Shoeybi et al. 2019): each has some heads, some
   hidden units and some of the vocabulary. The shards of each branch are summed after a barrier, twice in a layer.
 
@@ -26,8 +26,8 @@ import numpy as np
 
 from numllama import ops
 from numllama.backend import Array, quiet
-from numllama.generation.kv_cache import KVCache
 from numllama.generation.gemv import gemv, gemvs
+from numllama.generation.kv_cache import KVCache
 from numllama.model import ModelConfig, Transformer
 from numllama.model.parameters import count_parameters
 from numllama.system.blas import one_blas_thread
@@ -66,8 +66,8 @@ class Decoder:
             return
         c, B = model.config, kv_cache.batch_size
         n = shard_count(c, B)
-        self.logits = np.empty((B, c.vocab_size), model.dtype)
-        branches = np.empty((2, n, c.dim, B), model.dtype)
+        self.logits = np.empty((B, c.vocab_size), model.compute_dtype)
+        branches = np.empty((2, n, c.dim, B), model.compute_dtype)
         self.shards = [DecoderShard(model, kv_cache, i, n, branches, self.logits) for i in range(n)]
         self.pool = ThreadPoolExecutor(n - 1) if n > 1 else None
 
@@ -110,7 +110,7 @@ class DecoderShard:
     """
 
     def __init__(self, model: Transformer, kv_cache: KVCache, i: int, n: int, branches: Array, logits: Array) -> None:
-        c, B, params, dtype = model.config, kv_cache.batch_size, model.params, model.dtype
+        c, B, params, dtype = model.config, kv_cache.batch_size, model.params, model.compute_dtype
         self.model, self.cache, self.branches = model, kv_cache, branches
         sizes = c.n_kv_heads, c.ffn_dim, c.vocab_size
         self.heads, units, tokens = (slice(size * i // n, size * (i + 1) // n) for size in sizes)
@@ -133,6 +133,7 @@ class DecoderShard:
         self.rotated, self.term = buffer(*self.qk.shape), buffer(*self.qk.shape)
         q, k = np.split(self.rotated.reshape(-1, B), [H * D])
         self.k, self.v = (x.reshape(K, D, B).transpose(2, 0, 1) for x in (k, self.qkv[(H + K) * D :]))         # (B, K, D)
+        self.q: Array
         self.q_rows, self.q, self.out, self.mixed = q.T, buffer(B, K, R, D), buffer(B, K, R, D), buffer(H * D, B)
         if B == 1:                                                         # a column has a row's memory layout
             self.q, self.mixed = q.reshape(1, K, R, D), self.out.reshape(H * D, 1)
@@ -261,7 +262,7 @@ class DecoderShard:
     def _turns(self, positions: np.ndarray) -> Array:
         """Cosines and sines in the layout of the pairs, (2, 1, pairs, positions)."""
         c = self.model.config
-        table = ops.rope_table(positions, c.head_dim, c.rope_theta, c.rope_scaling, self.model.dtype)
+        table = ops.rope_table(positions, c.head_dim, c.rope_theta, c.rope_scaling, self.model.compute_dtype)
         cos, sin = (part.T for part in table)                              # (D/2, positions)
         axis = 0 if c.rope_layout == "half" else 1
         return np.stack([np.stack([cos, cos], axis), np.stack([-sin, sin], axis)])[:, None]
@@ -273,7 +274,7 @@ def is_plain(model: Transformer) -> bool:
     if model.adapter is not None:
         return False
     llama = (c.norm, c.positions, c.ffn, c.qk_norm, c.bias) == ("rmsnorm", "rope", "swiglu", None, False)
-    return llama and isinstance(model.params.flat, np.ndarray) and model.params.flat.dtype == model.dtype
+    return llama and isinstance(model.params.flat, np.ndarray) and model.params.flat.dtype == model.compute_dtype
 
 
 def shard_count(config: ModelConfig, B: int) -> int:

@@ -1,4 +1,4 @@
-"""Products of a weight with one or a few columns, as fast as NumPy's BLAS computes them; the same arrays are used for every token."""
+"""Products of a weight with one or a few columns, on the same arrays for every token, as fast as NumPy's BLAS allows."""
 
 from collections.abc import Callable
 from functools import partial
@@ -51,7 +51,7 @@ def blocks(weight: Array, B: int) -> Array:
 def complex_gemv(weight: Array, x: Array, out: Array) -> Callable[[], None]:
     """The same for one column, in complex numbers: two neighbours are one number, and Re (a + ib)(c − id) = ac + bd.
 
-    The sum and the memory read are the same, but BLAS uses several threads where it would use one for a real product of this size.
+    It reads the same memory for the same sum, but BLAS uses several threads; for a real product of this size it uses one.
     """
     dtype = np.result_type(weight, np.complex64)
     pairs, x = weight.view(dtype), x[:, 0].view(dtype)                     # (O, I/2), (I/2,)

@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_info
 
 from numllama import KVCache
 from numllama.generation import prefill as module
-from numllama.generation.generate import padded
+from numllama.generation.steps import padded
 from numllama.model import Transformer
 
 
@@ -30,11 +30,11 @@ def small(monkeypatch):
 def test_logits_and_cache_are_those_of_the_full_forward(model, lengths, new):
     prompts = [random_tokens(model, 1, length, seed)[0] for seed, length in enumerate(lengths)]
     tokens, starts = padded(prompts)
-    cache = KVCache(model, len(lengths), 4, starts=starts)
+    cache = KVCache(model, batch_size=len(lengths), capacity=4, starts=starts)
     logits = module.prefill(model, tokens, cache)
     for row, prompt in zip(logits, prompts, strict=True):
         assert_same_logits(row, model.forward(prompt[None])[0, -1])
-    whole = KVCache(model, len(lengths), 64, starts=starts)
+    whole = KVCache(model, batch_size=len(lengths), capacity=64, starts=starts)
     model.forward(tokens, kv_cache=whole)
     assert cache.length == whole.length == tokens.shape[1]
     for row, start in enumerate(starts):
@@ -46,7 +46,7 @@ def test_logits_and_cache_are_those_of_the_full_forward(model, lengths, new):
 def test_behind_what_a_cache_holds(before, length):
     model = random_model(max_seq_len=90)
     tokens = random_tokens(model, 2, before + length)
-    cache = KVCache(model, 2)
+    cache = KVCache(model, batch_size=2)
     if before:
         model.forward(tokens[:, :before], kv_cache=cache)
     assert_same_logits(module.prefill(model, tokens[:, before:], cache), model.forward(tokens)[:, -1])
@@ -64,7 +64,7 @@ def test_only_the_last_tokens_logits_where_no_more_are_asked_for(model, B, T, la
 def test_a_prompt_longer_than_the_model_slides_through_its_window():
     model = random_model(max_seq_len=16)
     tokens = random_tokens(model, 2, 100)
-    ours, slow = KVCache(model, 2, window=10), KVCache(model, 2, window=10)
+    ours, slow = KVCache(model, batch_size=2, window=10), KVCache(model, batch_size=2, window=10)
     for t in range(100):
         expected = model.forward(tokens[:, t : t + 1], kv_cache=slow)[:, -1]
     assert_same_logits(module.prefill(model, tokens, ours), expected)
@@ -77,7 +77,7 @@ def test_the_memory_for_activations_does_not_grow_with_the_prompt(monkeypatch):
     plain = Transformer.forward
     monkeypatch.setattr(Transformer, "forward", lambda self, tokens, **kw: sizes.append(tokens.size) or plain(self, tokens, **kw))
     for B in (1, 3):
-        module.prefill(model, random_tokens(model, B, 300), KVCache(model, B))
+        module.prefill(model, random_tokens(model, B, 300), KVCache(model, batch_size=B))
     assert max(sizes) <= 40
 
 

@@ -75,7 +75,7 @@ def test_a_path_that_is_not_there_is_named(tmp_path):
 @pytest.mark.parametrize("name", ["model.gguf", "model", "config.json"])
 def test_another_kind_of_file_is_named(tmp_path, name):
     (tmp_path / name).write_bytes(b"GGUF")
-    with pytest.raises(nl.CheckpointError, match=rf"{name} is no model that can be read: a folder, a \.safetensors file or a"):
+    with pytest.raises(nl.CheckpointError, match=rf"{name} is not a model: it must be a folder, a \.safetensors file or a"):
         nl.load(tmp_path / name)
 
 
@@ -92,10 +92,10 @@ def test_a_pickle_is_refused_and_never_run(tmp_path, suffix):
     ("name", "words"),
     [
         ("tokenizer.model", "a SentencePiece model, which is a tokenizer and holds no weights"),
-        ("weights.npz", "an archive of NumPy arrays, which says nothing of the model"),
-        ("weights.npy", "a NumPy array, which is no model"),
-        ("tf_model.h5", "a file of TensorFlow's, which is not read: convert it to safetensors"),
-        ("flax_model.msgpack", "a file of Flax's, which is not read"),
+        ("weights.npz", "an archive of NumPy arrays, which does not describe a model"),
+        ("weights.npy", "a NumPy array, not a model"),
+        ("tf_model.h5", "a TensorFlow file, which numllama does not read: convert it to safetensors"),
+        ("flax_model.msgpack", "a Flax file, which numllama does not read"),
     ],
 )
 def test_a_file_of_a_known_kind_that_holds_no_weights_is_named(tmp_path, name, words):

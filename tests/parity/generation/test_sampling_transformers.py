@@ -99,7 +99,7 @@ def test_all_of_them_in_their_order(logits, temperature, data):
     ids = np.random.default_rng(0).integers(0, logits.shape[1], (len(logits), 7))
     seen = np.zeros(logits.shape, bool)
     np.put_along_axis(seen, ids, True, axis=1)
-    config = SamplingConfig(temperature, k, p, min_p, penalty)
+    config = SamplingConfig(temperature=temperature, top_k=k, top_p=p, min_p=min_p, repetition_penalty=penalty)
 
     stages = [penalise_repetition(logits.astype("float64"), seen, penalty) / temperature]
     stages.append(keep_top_k(stages[0], k))
