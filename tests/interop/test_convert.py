@@ -155,14 +155,14 @@ def test_at_every_moment_what_is_converted_is_there_as_a_whole_or_not_at_all(sou
 def test_of_two_converts_into_one_folder_the_second_is_refused(source, tmp_path, monkeypatch):
     real, said = nl.load, []
 
-    def slow(*arguments):
+    def slow(*arguments, **options):
         try:
             if not said:
                 said.append("")
                 convert(source, tmp_path / "x")
         except NumllamaError as error:
             said.append(str(error))
-        return real(*arguments)
+        return real(*arguments, **options)
 
     monkeypatch.setattr(sys.modules["numllama.interop.convert"], "load", slow)
     convert(source, tmp_path / "x")
