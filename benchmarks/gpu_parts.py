@@ -292,7 +292,7 @@ def our_step(config, B: int, T: int, graph: bool, dtype: str = "bfloat16", dropo
     from numllama.cuda.graph import training_step
 
     model = nl.Transformer(config, seed=0, device="cuda", compute_dtype=dtype)
-    optimizer = nl.AdamW(model.params, LR, BETAS, weight_decay=DECAY)
+    optimizer = nl.AdamW(model.params, LR, betas=BETAS, weight_decay=DECAY)
     step = training_step(model, optimizer, batch_size=B, seq_len=T, clip=CLIP, graph=graph)
     source, count = peers.batches({"vocab_size": config.vocab_size, "batch": B, "max_seq_len": T}), [0]
 
@@ -322,7 +322,7 @@ def same(steps: int = 20, **changes) -> Iterator[dict]:
     import train_step_peers as peers
 
     cpu, source = nl.Transformer(config, seed=0), peers.batches({"vocab_size": config.vocab_size, "batch": B, "max_seq_len": T})
-    optimizer, expected = nl.AdamW(cpu.params, LR, BETAS, weight_decay=DECAY), []
+    optimizer, expected = nl.AdamW(cpu.params, LR, betas=BETAS, weight_decay=DECAY), []
     for step in range(1, steps + 1):
         loss, grads = cpu.loss_and_grads(*next(source), key=(0, step, 0))
         clip_grad_norm(grads, CLIP)

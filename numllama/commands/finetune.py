@@ -154,7 +154,9 @@ def _open(tuning: Tuning, device: str, compute_dtype: str | None, seed: int) -> 
     model, tokenizer = open_model(tuning.model, tuning.tokenizer, device=device, dtype=dtype, compute_dtype=compute_dtype)
     if model.adapter is not None:
         model.merge_adapter()
-    data = load_conversations(tuning.data, tokenizer, tuning.val_data, template, opening(model, tokenizer))
+    data = load_conversations(
+        tuning.data, tokenizer, val_path=tuning.val_data, chat_template=template, opening=opening(model, tokenizer)
+    )
     new_stops = [i for i in data.stop_ids if i not in model.stop_ids]
     if new_stops:  # an answer ends there, whatever the checkpoint said
         model.generation_config = {**model.generation_config, "eos_token_id": [*model.stop_ids, *new_stops]}

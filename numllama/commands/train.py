@@ -305,7 +305,7 @@ def _open_data(data: Path | None, tokenizer: Tokenizer | CharTokenizer | str | N
         print("DATA: a stand-in play generated here")
         return text_dataset(write_play(), STAND_IN, tokenizer, vocab_size)
     if data is not None:
-        dataset = load_dataset(data, tokenizer, vocab_size)
+        dataset = load_dataset(data, tokenizer, vocab_size=vocab_size)
         print(f"DATA: {data}, {len(dataset.train):,} tokens to train on and {len(dataset.val):,} to validate")
         return dataset
     dataset, line = shakespeare_dataset(tokenizer=tokenizer, vocab_size=vocab_size)
