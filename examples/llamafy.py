@@ -252,7 +252,7 @@ def cache_bytes(rung: Rung, config: nl.ModelConfig) -> int:
 def train(rung: Rung, data: nl.Dataset, settings: nl.TrainConfig, device: str) -> dict[str, Any]:
     """One rung with one seed."""
     start = time.perf_counter()
-    model = rung.model(config_of(rung, data.vocab_size), settings.seed, device)
+    model = rung.model(config_of(rung, data.vocab_size), seed=settings.seed, device=device)
     trainer = nl.Trainer(model, data, settings)
     try:
         reports = list(trainer)

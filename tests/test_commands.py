@@ -81,7 +81,7 @@ def test_what_a_command_does_not_know_is_exit_code_2():
 
 
 def test_a_mistake_of_ours_is_exit_code_1_with_a_traceback():
-    broken = "def broken(*_): raise RuntimeError('ours')\nsys.modules['numllama.interop.load'].load = broken"
+    broken = "def broken(*_, **__): raise RuntimeError('ours')\nsys.modules['numllama.interop.load'].load = broken"
     code = f"import sys, numllama.interop, numllama.cli as c\n{broken}\nc.main(['inspect', 'x'])"
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert child.returncode == 1

@@ -6,7 +6,7 @@ from generation.models import DTYPES, models, random_model, random_tokens
 from hypothesis import given
 from hypothesis import strategies as st
 
-from numllama import KVCache, SamplingConfig, generate, stream
+from numllama import KVCache, SamplingConfig, generate, generate_batch, stream
 from numllama.errors import GenerationError
 from numllama.generation.sampling import log_softmax
 from numllama.model import ModelConfig, Transformer
@@ -125,6 +125,15 @@ def test_rows_have_seeds_of_their_own(model):
 def test_a_batch_of_one_is_a_batch(model):
     assert generate(model, [[1, 2]], 3, seed=0) == [generate(model, [1, 2], 3, seed=0)]
     assert generate(model, np.array([[1, 2]]), 3, seed=0) == [generate(model, [1, 2], 3, seed=0)]
+
+
+def test_generate_batch_takes_prompts_only_and_gives_a_list_for_each(model):
+    assert generate_batch(model, [[1, 2]], 3, seed=0) == [generate(model, [1, 2], 3, seed=0)]
+    assert generate_batch(model, [[1, 2], [3]], 9, seed=0, n=2) == generate(model, [[1, 2], [3]], 9, seed=0, n=2)
+    generated = generate_batch(model, np.array([[1, 2], [3, 4]]), 5, seed=0, logprobs=True)
+    assert (generated.ids, generated.logprobs) == generate(model, [[1, 2], [3, 4]], 5, seed=0, logprobs=True)
+    with pytest.raises(TypeError, match=r"^prompt_ids is one prompt, but must be a sequence of prompts; generate continues one$"):
+        generate_batch(model, [1, 2], 3)
 
 
 def test_n_samples_of_each_prompt(model):

@@ -130,6 +130,42 @@ def test_an_unknown_dtype_is_named(tmp_path):
         nl.load(tmp_path, dtype="int8")
 
 
+def test_weights_and_computation_have_dtypes_of_their_own(tmp_path):
+    random_model().save(tmp_path)
+    mixed, small = nl.load(tmp_path, compute_dtype="bfloat16"), nl.load(tmp_path, dtype="bfloat16")
+    assert (mixed.dtype, mixed.compute_dtype) == (np.float32, BFLOAT16)
+    assert (small.dtype, small.compute_dtype) == (BFLOAT16, np.float32)
+    assert nl.Transformer(small.config, dtype="bfloat16").dtype == BFLOAT16
+    assert nl.Transformer(small.config, compute_dtype="float64").dtype == np.float64
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "words"),
+    [
+        (dict(compute_dtype="int8"), "compute_dtype is 'int8', but must be one of float32, float64, bfloat16, float16"),
+        (
+            dict(dtype="float64", compute_dtype="bfloat16"),
+            "compute_dtype is 'bfloat16', but must be one of float64 for weights in float64",
+        ),
+        (
+            dict(dtype="bfloat16", compute_dtype="float64"),
+            "compute_dtype is 'float64', but must be one of bfloat16, float32 for weights in bfloat16",
+        ),
+    ],
+)
+def test_dtypes_that_do_not_go_together_are_named(tmp_path, dtypes, words):
+    with pytest.raises(ValueError, match=f"^{words}$"):
+        nl.load(tmp_path, **dtypes)
+    with pytest.raises(ValueError, match=f"^{words}$"):
+        nl.Transformer(nl.ModelConfig(9, 8, 1, 2), **dtypes)
+
+
+def test_weights_of_another_dtype_than_the_one_given_are_refused():
+    model = random_model()
+    with pytest.raises(ValueError, match=r"^dtype is 'float64', but params are float32$"):
+        nl.Transformer(model.config, dtype="float64", params=model.params)
+
+
 def test_a_model_goes_to_the_device_that_is_asked_for(tmp_path, device, xp):
     random_model().save(tmp_path)
     model = nl.load(tmp_path, device=device)
