@@ -48,7 +48,7 @@ def _tokenizer(source: Path, named: Path | None) -> object | None:
     if named is not None:
         return Tokenizer.load(named)
     folder = source if source.is_dir() else source.parent
-    beside = folder.parent if folder.name.startswith("step-") else folder
-    if not any((beside / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+    home = folder.parent if folder.name.startswith("step-") else folder
+    if not any((home / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         return None  # a model need not have one
-    return Tokenizer.load(beside)
+    return Tokenizer.load(home)

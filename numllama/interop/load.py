@@ -219,7 +219,7 @@ def save(model: Transformer, path: str | PathLike, tokenizer: Any = None) -> Non
     """
     path = Path(path)
     if model.adapter is not None:
-        raise ValueError("the model has an adapter: merge_adapter() makes it part of the weights, save_adapter() saves it alone")
+        raise ValueError("the model has an adapter: merge_adapter() makes it part of the weights, save_adapter() saves only it")
     if path.suffix == ".bin":
         if tokenizer is not None:
             raise ValueError("a llama2.c file cannot hold a tokenizer: save it to another file")
