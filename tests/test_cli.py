@@ -403,7 +403,7 @@ def test_flags_are_checked_before_any_data_are_downloaded(tmp_path, monkeypatch,
 
 @pytest.mark.parametrize("flags", [["--steps", 0], ["--lr", -1], ["--seq-len", 9], ["--n-heads", 3], ["--optimizer", "adam"]])
 def test_flags_of_a_resumed_run_are_checked_before_its_data_are_read(copy, monkeypatch, flags):
-    monkeypatch.setattr(train, "load_dataset", lambda *_: pytest.fail("it was read"))
+    monkeypatch.setattr(train, "load_dataset", lambda *_, **__: pytest.fail("it was read"))
     refused(numllama_train("--resume", *flags, "--out", copy))
 
 
@@ -474,7 +474,7 @@ def test_a_signal_to_end_saves_and_exits_with_its_code(copy, book, tmp_path, mon
 @pytest.mark.parametrize("moment", ["load_dataset", "sample"])
 def test_sigterm_where_there_is_nothing_to_save_exits_with_0_too(copy, monkeypatch, moment):
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(train, moment, lambda *args: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(train, moment, lambda *args, **options: signal.raise_signal(signal.SIGTERM))
     assert numllama_train("--resume", "--steps", 9, "--out", copy).code == 0
     assert find_step(copy).name == ("step-000008" if moment == "load_dataset" else "step-000009")
     assert signal.getsignal(signal.SIGTERM) == before

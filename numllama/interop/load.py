@@ -163,7 +163,7 @@ def _load_adapted(run: Path, lora: dict[str, Any], where: Placement) -> Transfor
     settings = read_config(run)
     base = settings.get("tuning", {}).get("model")
     if not isinstance(base, str) or not Path(base).exists():
-        raise CheckpointError(f"{run} holds an adapter for the model {base}, which does not exist")
+        raise CheckpointError(f"{run} holds an adapter for the model {base}, which is not there")
     model = load(base, **where._asdict())
     if model.adapter is not None:
         model.merge_adapter()

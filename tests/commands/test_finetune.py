@@ -225,7 +225,7 @@ def test_two_hundred_conversations_are_learnt_with_the_defaults(base, tmp_path, 
 
 @pytest.mark.parametrize("flags", [("--steps", 0), ("--lr", -1), ("--optimizer", "adam"), ("--epochs", 0)])
 def test_flags_are_checked_before_the_model_is_read(base, data, tmp_path, monkeypatch, flags):
-    monkeypatch.setattr(sys.modules["numllama.interop.load"], "load", lambda *_: pytest.fail("it was read"))
+    monkeypatch.setattr(sys.modules["numllama.interop.load"], "load", lambda *_, **__: pytest.fail("it was read"))
     finetune(base, "--data", data, "--out", tmp_path / "run", *flags, code=2)
     assert not (tmp_path / "run").exists()
 
@@ -392,7 +392,7 @@ def test_an_adapter_whose_model_has_changed_below_it_is_refused(base, data, tmp_
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_signal_to_end_ends_in_good_order_where_there_is_nothing_to_save(base, data, stopped, monkeypatch, resume):
     """While the model is opened, say, or while it is written at the end."""
-    monkeypatch.setattr(sys.modules["numllama.interop.load"], "load", lambda *_: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(sys.modules["numllama.interop.load"], "load", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
     fresh = (base, "--data", data, "--out", stopped.with_name("fresh"), *QUICK)
     assert numllama("finetune", *(("--resume", "--out", stopped) if resume else fresh)) == (0, "", "")
 
