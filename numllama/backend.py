@@ -97,7 +97,7 @@ def float_dtype(name: str | np.dtype | type) -> np.dtype:
 
 def known_dtype(name: str | np.dtype | type, argument: str = "dtype") -> np.dtype:
     """One of :func:`float_dtype`, or ``"bfloat16"`` or ``"float16"``; `argument` is what an error calls it."""
-    known = getattr(name, "name", None) or getattr(name, "__name__", name)
+    known: Any = getattr(name, "name", None) or getattr(name, "__name__", name)
     choices = DTYPES | {dtype.name: dtype for dtype in TWO_BYTES}
     if known not in choices:
         raise ValueError(f"{argument} is {shown(known)}, but must be one of {', '.join(choices)}")

@@ -77,7 +77,7 @@ MISTAKES = [
     ),
     Mistake(
         "top-p before the temperature",
-        "generation/sampling.py", "    logits = logits / config.temperature\n    for", "    for",
+        "generation/sampling.py", "    logits = logits / config.temperature\n    if config.top_k", "    if config.top_k",
         "generation/test_sampling.py::test_temperature_comes_before_the_nucleus_and_top_k_before_top_p",
     ),
     Mistake(
