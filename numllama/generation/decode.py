@@ -19,7 +19,8 @@ import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from threading import Barrier, BrokenBarrierError
+from queue import SimpleQueue
+from threading import BrokenBarrierError, Lock
 from typing import NamedTuple
 
 import numpy as np
@@ -111,7 +112,7 @@ class DecoderShard:
 
     def __init__(self, model: Transformer, kv_cache: KVCache, i: int, n: int, branches: Array, logits: Array) -> None:
         c, B, params, dtype = model.config, kv_cache.batch_size, model.params, model.compute_dtype
-        self.model, self.cache, self.branches = model, kv_cache, branches
+        self.model, self.cache, self.i, self.branches = model, kv_cache, i, branches
         sizes = c.n_kv_heads, c.ffn_dim, c.vocab_size
         self.heads, units, tokens = (slice(size * i // n, size * (i + 1) // n) for size in sizes)
         C, D, R, F, V = c.dim, c.head_dim, c.n_heads // c.n_kv_heads, units.stop - units.start, tokens.stop - tokens.start
@@ -158,7 +159,7 @@ class DecoderShard:
         head = params["embed" if c.tie_embeddings else "head"]
         self.head, self.norm = gemv(head[tokens], self.n, self.columns), params["norm"][:, None]
 
-    def run(self, tokens: np.ndarray, barrier: Barrier | None) -> BaseException | None:
+    def run(self, tokens: np.ndarray, barrier: "Barrier | None") -> BaseException | None:
         """Compute this shard of a step; returns an error, which breaks the barrier for the other shards."""
         try:
             with quiet():  # error states are per thread
@@ -169,7 +170,7 @@ class DecoderShard:
             return error
         return None
 
-    def _forward(self, tokens: np.ndarray, barrier: Barrier | None) -> None:
+    def _forward(self, tokens: np.ndarray, barrier: "Barrier | None") -> None:
         """The model from tokens to logits, line by line as in `model.block`."""
         x, cache = self.x, self.cache
         mixed, fed = self.branches
@@ -192,10 +193,10 @@ class DecoderShard:
         self.head()
         np.copyto(self.logits, self.columns.T)
 
-    def _add(self, branches: Array, barrier: Barrier | None) -> None:
+    def _add(self, branches: Array, barrier: "Barrier | None") -> None:
         """Add all shards of a branch to this shard's copy of the residual stream, once all are computed."""
         if barrier is not None:
-            barrier.wait()
+            barrier.wait(self.i)
         for branch in branches:
             np.add(self.x, branch, self.x)
 
@@ -266,6 +267,33 @@ class DecoderShard:
         cos, sin = (part.T for part in table)                              # (D/2, positions)
         axis = 0 if c.rope_layout == "half" else 1
         return np.stack([np.stack([cos, cos], axis), np.stack([-sin, sin], axis)])[:, None]
+
+
+class Barrier:
+    """As :class:`threading.Barrier`, for threads 0 to n - 1, in half the time: a queue wakes a thread faster than a condition."""
+
+    def __init__(self, n: int) -> None:
+        self.n, self.arrived, self.lock = n, 0, Lock()
+        self.gates: list[SimpleQueue[bool]] = [SimpleQueue() for _ in range(n)]
+
+    def wait(self, i: int) -> None:
+        """Thread i has arrived; return when all have."""
+        with self.lock:
+            self.arrived = (self.arrived + 1) % self.n
+            is_last = self.arrived == 0
+        if is_last:
+            self._open(True, but=i)
+        elif not self.gates[i].get():
+            raise BrokenBarrierError
+
+    def abort(self) -> None:
+        """A thread has failed: the others raise BrokenBarrierError."""
+        self._open(False)
+
+    def _open(self, all_arrived: bool, but: int | None = None) -> None:
+        for i, gate in enumerate(self.gates):
+            if i != but:
+                gate.put(all_arrived)
 
 
 def is_plain(model: Transformer) -> bool:

@@ -57,7 +57,7 @@ MISTAKES = [
     ),
     Mistake(
         "shards of a step that do not wait for each other's branch",
-        "generation/decode.py", "            barrier.wait()\n", "            pass\n",
+        "generation/decode.py", "            barrier.wait(self.i)\n", "            pass\n",
         "generation/test_decode.py::test_shards_wait_for_each_other",
     ),
     Mistake(
