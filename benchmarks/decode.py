@@ -156,7 +156,7 @@ def numllama(cores: int) -> dict[str, Callable]:
 
     def uncached() -> None:
         for length in range(PROMPT // UNCACHED, PROMPT + 1, PROMPT // UNCACHED):  # spread over all lengths
-            model.forward(np.array([prompt[:length]]), last=1).argmax()
+            model.forward(np.array([prompt[:length]]), n_last=1).argmax()
 
     tasks = {f"decode {B}": lambda B=B: nl.generate(model, [[1]] * B, NEW, temperature=0) for B in BATCHES}
     tasks |= {"prefill": lambda: nl.generate(model, prompt, 1, temperature=0), "uncached": uncached}

@@ -96,7 +96,7 @@ def step(preset: str, capability: int) -> list[tuple]:
 
     paper = Paper(capability)
     config = nl.ModelConfig.preset(preset)
-    model = nl.Transformer(config, dtype="bfloat16" if capability >= 80 else "float32")
+    model = nl.Transformer(config, compute_dtype="bfloat16" if capability >= 80 else "float32")
     optimizer = nl.AdamW(model.params)
     batch_size, seq_len = BATCHES[preset]
     launch.backend, graph.Stream = paper, SimpleNamespace

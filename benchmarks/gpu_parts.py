@@ -291,8 +291,8 @@ def our_step(config, B: int, T: int, graph: bool, dtype: str = "bfloat16", dropo
     import numllama as nl
     from numllama.cuda.graph import training_step
 
-    model = nl.Transformer(config, seed=0, device="cuda", dtype=dtype)
-    optimizer = nl.AdamW(model.params, LR, BETAS, weight_decay=DECAY)
+    model = nl.Transformer(config, seed=0, device="cuda", compute_dtype=dtype)
+    optimizer = nl.AdamW(model.params, LR, betas=BETAS, weight_decay=DECAY)
     step = training_step(model, optimizer, batch_size=B, seq_len=T, clip=CLIP, graph=graph)
     source, count = peers.batches({"vocab_size": config.vocab_size, "batch": B, "max_seq_len": T}), [0]
 
@@ -322,7 +322,7 @@ def same(steps: int = 20, **changes) -> Iterator[dict]:
     import train_step_peers as peers
 
     cpu, source = nl.Transformer(config, seed=0), peers.batches({"vocab_size": config.vocab_size, "batch": B, "max_seq_len": T})
-    optimizer, expected = nl.AdamW(cpu.params, LR, BETAS, weight_decay=DECAY), []
+    optimizer, expected = nl.AdamW(cpu.params, LR, betas=BETAS, weight_decay=DECAY), []
     for step in range(1, steps + 1):
         loss, grads = cpu.loss_and_grads(*next(source), key=(0, step, 0))
         clip_grad_norm(grads, CLIP)
@@ -375,7 +375,7 @@ def decode(preset: str = "117m", new: int = 128, batches: tuple[int, ...] = (1, 
     import numllama as nl
 
     config = nl.ModelConfig.preset(preset)
-    model = nl.Transformer(config, seed=0, device="cuda", dtype="bfloat16")
+    model = nl.Transformer(config, seed=0, device="cuda", compute_dtype="bfloat16")
     for B in batches:
         prompts = np.random.default_rng(0).integers(0, config.vocab_size, (B, 16)).tolist()
         seconds = []
@@ -398,8 +398,8 @@ def shakespeare(data: Path | None, **changes) -> Iterator[dict]:
 
     dataset = load_dataset(data) if data else shakespeare_dataset()[0]
     config = nl.ModelConfig.preset("shakespeare", vocab_size=dataset.vocab_size)
-    settings = replace(recipe("shakespeare"), dtype="bfloat16", **changes)
-    model = nl.Transformer(config, seed=settings.seed, device="cuda", dtype="bfloat16")
+    settings = replace(recipe("shakespeare"), compute_dtype="bfloat16", **changes)
+    model = nl.Transformer(config, seed=settings.seed, device="cuda", compute_dtype="bfloat16")
     trainer = nl.Trainer(model, dataset, settings)
     next(iter(trainer))  # kernels are compiled
     start, best, at = time.perf_counter(), math.inf, 0

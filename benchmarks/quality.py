@@ -30,7 +30,7 @@ def main() -> None:
     print(f"{args.preset} on {data.name}\n\n| seed | validation loss | seconds of training |\n|---|---|---|")
     for seed in args.seeds:
         config = nl.ModelConfig.preset(args.preset, vocab_size=data.vocab_size)
-        trainer = nl.Trainer(nl.Transformer(config, seed, args.device), data, replace(recipe(args.preset), seed=seed))
+        trainer = nl.Trainer(nl.Transformer(config, seed=seed, device=args.device), data, replace(recipe(args.preset), seed=seed))
         start = time.perf_counter()
         reports = list(trainer)
         seconds = time.perf_counter() - start

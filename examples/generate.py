@@ -34,7 +34,7 @@ def main() -> None:
 
     # Prompts of different lengths in one batch, three continuations of each, and how likely the model thinks they are.
     prompts = [tokenizer.encode(text), tokenizer.encode("\n")]
-    texts, logprobs = nl.generate(model, prompts, 20, seed=2, n=3, logprobs=True)
+    texts, logprobs = nl.generate_batch(model, prompts, 20, seed=2, n=3, logprobs=True)
     for prompt, continuations, chances in zip(prompts, texts, logprobs, strict=True):
         for ids, chance in zip(continuations, chances, strict=True):
             print(f"{sum(chance):8.2f} {tokenizer.decode(prompt + ids)!r}")

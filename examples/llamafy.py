@@ -50,8 +50,9 @@ class Bigram:
     adapter = None
     learnt = weights = property(lambda self: self.params)
 
-    def __init__(self, config: nl.ModelConfig, seed: int = 0, device: str = "cpu", dtype: str = "float32") -> None:
-        self.config, self.device, self.dtype, self.xp = config, device, np.dtype(dtype), array_module(device)
+    def __init__(self, config: nl.ModelConfig, *, seed: int = 0, device: str = "cpu", dtype: str = "float32") -> None:
+        self.config, self.device, self.xp = config, device, array_module(device)
+        self.dtype = self.compute_dtype = np.dtype(dtype)
         shapes, rng = self.shapes(config), np.random.default_rng(seed)
         values = [config.init_std * rng.standard_normal(shape) * (len(shape) == 2) for shape in shapes.values()]
         self.params = Parameters(shapes, self.xp.asarray(np.concatenate([v.ravel() for v in values]), dtype=self.dtype))
@@ -251,7 +252,7 @@ def cache_bytes(rung: Rung, config: nl.ModelConfig) -> int:
 def train(rung: Rung, data: nl.Dataset, settings: nl.TrainConfig, device: str) -> dict[str, Any]:
     """One rung with one seed."""
     start = time.perf_counter()
-    model = rung.model(config_of(rung, data.vocab_size), settings.seed, device)
+    model = rung.model(config_of(rung, data.vocab_size), seed=settings.seed, device=device)
     trainer = nl.Trainer(model, data, settings)
     try:
         reports = list(trainer)
@@ -345,7 +346,7 @@ def main() -> None:
     args = parser.parse_args()
     settings = dict(
         steps=args.steps, batch_size=BATCH_SIZE, lr=args.lr, min_lr=0.0, warmup_steps=min(100, max(0, args.steps) // 10),
-        eval_every=max(1, args.steps // 20), eval_batches=8, dtype="float32",
+        eval_every=max(1, args.steps // 20), eval_batches=8, compute_dtype="float32",
     )  # fmt: skip
     try:
         nl.TrainConfig(**settings)

@@ -122,7 +122,7 @@ def train(dim: int, layers: int, data: nl.Dataset, settings: nl.TrainConfig, dev
     config = nl.ModelConfig(
         vocab_size=data.vocab_size, dim=dim, n_layers=layers, n_heads=dim // 16, max_seq_len=SEQ_LEN, init_std=0.05
     )
-    trainer = nl.Trainer(nl.Transformer(config, settings.seed, device), data, settings)
+    trainer = nl.Trainer(nl.Transformer(config, seed=settings.seed, device=device), data, settings)
     read_at, losses = {max(1, math.ceil(part * settings.steps)) for part in READ_AT}, []
     try:
         for report in trainer:
@@ -203,7 +203,7 @@ def main() -> None:
         if args.steps < 16:
             raise ValueError(f"steps is {args.steps}, but must be at least 16, for losses are read at sixteenths of them")
         settings = dict(
-            steps=args.steps, batch_size=BATCH_SIZE, lr=LEARNING_RATE, min_lr=LEARNING_RATE, dtype="float32",
+            steps=args.steps, batch_size=BATCH_SIZE, lr=LEARNING_RATE, min_lr=LEARNING_RATE, compute_dtype="float32",
             warmup_steps=min(50, args.steps // 16), eval_every=args.steps, eval_batches=1,
         )  # fmt: skip
         array_module(args.device)

@@ -3,14 +3,14 @@
 from numllama.lazy import lazy
 from numllama.version import __version__  # noqa: F401
 
-TYPE_CHECKING = False  # as type checkers know it: to import `typing` takes longer than all the rest
-if TYPE_CHECKING:  # the public API; each name is imported when it is first asked for
+TYPE_CHECKING = False  # type checkers take it for True; importing `typing` would take longer than all the rest
+if TYPE_CHECKING:  # the public API; at run time each name is imported when it is first used
     from numllama import ops
     from numllama.data.conversations import load_conversations
     from numllama.data.dataset import Dataset, load_dataset
     from numllama.errors import CheckpointError, DataError, DeviceError, GenerationError, NumllamaError, TrainingError
     from numllama.generation.config import SamplingConfig
-    from numllama.generation.generate import generate, stream
+    from numllama.generation.generate import generate, generate_batch, stream
     from numllama.generation.kv_cache import KVCache
     from numllama.generation.text import complete
     from numllama.gradcheck import GradientError, gradcheck
@@ -31,7 +31,7 @@ __all__ = [
     "AdamW", "SGD", "cosine_schedule", "clip_grad_norm",
     "Tokenizer", "CharTokenizer", "Dataset", "load_dataset", "load_conversations",
     "Trainer", "TrainConfig", "StepReport", "load_run",
-    "load", "generate", "stream", "complete", "SamplingConfig", "KVCache",
+    "load", "generate", "generate_batch", "stream", "complete", "SamplingConfig", "KVCache",
     "NumllamaError", "CheckpointError", "DataError", "DeviceError", "GenerationError", "TrainingError",
 ]
 
@@ -45,6 +45,6 @@ lazy(__name__, {
     "numllama.data.dataset": "Dataset load_dataset",
     "numllama.data.conversations": "load_conversations",
     "numllama.interop.load": "load load_run",
-    "numllama.generation": "generate stream complete SamplingConfig KVCache",
+    "numllama.generation": "generate generate_batch stream complete SamplingConfig KVCache",
     "numllama.errors": "NumllamaError CheckpointError DataError DeviceError GenerationError TrainingError",
 })  # fmt: skip

@@ -95,13 +95,37 @@ def float_dtype(name: str | np.dtype | type) -> np.dtype:
     return np.dtype(known)
 
 
-def compute_dtype(name: str | np.dtype | type) -> np.dtype:
-    """The dtype of activations: one of :func:`float_dtype`, or ``"bfloat16"`` or ``"float16"`` for mixed precision."""
-    known = getattr(name, "name", None) or getattr(name, "__name__", name)
-    choices: dict[str, Any] = DTYPES | {dtype.name: dtype for dtype in TWO_BYTES}
-    if not isinstance(known, str) or known not in choices:
-        raise ValueError(f"dtype is {shown(known)}, but must be one of {', '.join(choices)}")
+def known_dtype(name: str | np.dtype | type, argument: str = "dtype") -> np.dtype:
+    """One of :func:`float_dtype`, or ``"bfloat16"`` or ``"float16"``; `argument` is what an error calls it."""
+    known: Any = getattr(name, "name", None) or getattr(name, "__name__", name)
+    choices = DTYPES | {dtype.name: dtype for dtype in TWO_BYTES}
+    if known not in choices:
+        raise ValueError(f"{argument} is {shown(known)}, but must be one of {', '.join(choices)}")
     return np.dtype(choices[known])
+
+
+def model_dtypes(
+    dtype: str | np.dtype | None, compute_dtype: str | np.dtype | None, on_cpu: bool = True
+) -> tuple[np.dtype, np.dtype]:
+    """The dtypes of a model's weights and of its activations, from those that are given.
+
+    Without a dtype of the weights they are float32, or float64 to compute in it. Without a dtype of activations it is that of
+    the weights, but float32 on a CPU for weights in two bytes.
+
+    Raises
+    ------
+    ValueError
+        If a dtype is unknown, or if the two cannot be combined.
+    """
+    compute = None if compute_dtype is None else known_dtype(compute_dtype, "compute_dtype")
+    weights = known_dtype(dtype) if dtype is not None else real_dtype(np.dtype(np.float32) if compute is None else compute)
+    choices = [weights, *(TWO_BYTES if weights == np.float32 else [real_dtype(weights)] if weights in TWO_BYTES else [])]
+    if compute is None:
+        compute = real_dtype(weights) if on_cpu else weights
+    elif compute not in choices:
+        known = ", ".join(choice.name for choice in choices)
+        raise ValueError(f"compute_dtype is {shown(compute.name)}, but must be one of {known} for weights in {weights}")
+    return weights, compute
 
 
 def real_dtype(dtype: np.dtype) -> np.dtype:

@@ -232,6 +232,7 @@ def finetune(
     chat_template: Path | None = None,
     tokenizer: Path | None = None,
     device: str = "cpu",
+    dtype: str | None = None,
     out: Path | None = None,
     resume: bool = False,
     show: int = 0,
@@ -268,6 +269,9 @@ def finetune(
         Its file or folder. Default the one beside the model.
     device
         cpu, cuda, or cuda:N.
+    dtype
+        dtype of the frozen weights below an adapter: float32, float64, or bfloat16 (two bytes each). Default float32; on a GPU
+        that of the computation.
     out
         Folder of the run. Default a new one under runs/.
     resume
@@ -279,7 +283,7 @@ def finetune(
     from numllama.model import LoraConfig
 
     about = dict(model=model, data=data, val_data=val_data, full=full or None, rank=rank, alpha=alpha, targets=targets or None)
-    about |= dict(epochs=epochs, chat_template=chat_template, tokenizer=tokenizer, show=show or None)
+    about |= dict(epochs=epochs, chat_template=chat_template, tokenizer=tokenizer, dtype=dtype, show=show or None)
     if resume:
         if out is None:
             raise ValueError("a run to resume is named with --out")
@@ -293,7 +297,7 @@ def finetune(
         raise ValueError(f"--full learns all weights, so there is no adapter that {', '.join(shape)} could be of")
     rank = 8 if rank is None else rank
     lora = None if full else LoraConfig(**{"rank": rank, "alpha": 2.0 * rank, **shape})
-    tuning = Tuning(model, data, val_data, tokenizer, chat_template, lora)
+    tuning = Tuning(model, data, val_data, tokenizer, chat_template, lora, dtype)
     return finetune_run(tuning, out, device, epochs, given(training), show)
 
 
@@ -540,7 +544,7 @@ def evaluate(
     if (file is None) == (data is None):
         raise ValueError("one file is needed to evaluate the model on, as FILE or as --data")
     file = file or data
-    found = evaluate_file(*open_model(model, tokenizer, device, dtype), file, seq_len)
+    found = evaluate_file(*open_model(model, tokenizer, device=device, dtype=dtype), file, seq_len)
     bits = "unknown" if found["bits_per_byte"] is None else f"{found['bits_per_byte']:.4f}"
     text = f"loss            {found['loss']:.4f}\nperplexity      {found['perplexity']:.4g}\nbits per byte   {bits}"
     _print(found, f"{text}\ntokens          {found['tokens']:,}", as_json)
@@ -566,7 +570,7 @@ def inspect(model: Path, *, as_json: JsonFlag = False, dtype: str | None = None)
     from numllama.interop.inspect import inspect as look
     from numllama.interop.load import load
 
-    found = look(load(model, dtype))
+    found = look(load(model, dtype=dtype))
     _print(found, as_text(found), as_json)
     return 0
 
@@ -590,7 +594,7 @@ def convert(source: Path, target: Path, *, dtype: str | None = None, tokenizer: 
     """
     from numllama.interop.convert import convert as write
 
-    print(write(source, target, dtype, tokenizer))
+    print(write(source, target, dtype=dtype, tokenizer=tokenizer))
     return 0
 
 
@@ -632,7 +636,10 @@ def bench(
     from numllama.generation.bench import bench as measure
     from numllama.interop.load import load
 
-    found = measure(load(model, dtype, device), prompt_tokens, new_tokens, batch_size, rounds)
+    found = measure(
+        load(model, device=device, dtype=dtype),
+        prompt_tokens=prompt_tokens, new_tokens=new_tokens, batch_size=batch_size, rounds=rounds,
+    )  # fmt: skip
     first, later = found["prefill_tokens_per_second"], found["decode_tokens_per_second"]
     text = f"prompt          {first:,.0f} tokens/s\nnew tokens      {later:,.0f} tokens/s, {found['ms_per_token']:.2f} ms each"
     _print(found, text, as_json)

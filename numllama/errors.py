@@ -93,7 +93,7 @@ def out_of_memory(error: MemoryError) -> str:
     error.__traceback__ = None  # whose frames hold arrays
     pool.free_all_blocks()
     used, free, total = (f"{n / 1e6:,.0f} MB" for n in (used, *cupy.cuda.runtime.memGetInfo()))
-    settings = "lower batch_size or seq_len, or set shards, recompute or dtype bfloat16"
+    settings = "lower batch_size or seq_len, or set shards, recompute or compute_dtype bfloat16"
     return f"out of GPU memory ({str(error).rstrip('.')}); arrays take {used}, and {free} of {total} are free; {settings}"
 
 

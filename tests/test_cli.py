@@ -196,10 +196,10 @@ def test_the_flags_are_kept_in_the_run(done, book):
 
 
 def test_a_run_computes_in_the_dtype_that_is_asked_for_and_remembers_it(book, done, tmp_path):
-    finished(numllama_train("--data", book, "--out", tmp_path / "run", *tiny(dtype="bfloat16", steps=4)))
+    finished(numllama_train("--data", book, "--out", tmp_path / "run", *tiny(compute_dtype="bfloat16", steps=4)))
     about = [json.loads((folder / "config.json").read_text(encoding="utf-8")) for folder in (done[0], tmp_path / "run")]
-    assert [one["train"]["dtype"] for one in about] == ["float32", "bfloat16"]
-    assert load_run(tmp_path / "run", dtype="bfloat16").dtype == "bfloat16"
+    assert [one["train"]["compute_dtype"] for one in about] == ["float32", "bfloat16"]
+    assert load_run(tmp_path / "run", compute_dtype="bfloat16").compute_dtype == "bfloat16"
 
 
 def test_token_files_without_a_tokenizer_are_trained_on_without_a_sample(tmp_path):
@@ -389,7 +389,8 @@ def test_to_lengthen_the_schedule_says_what_happens_to_the_learning_rate(book, t
 
 CHECKED_FIRST = [
     *(dict(flag) for flag in (dict(steps=0), dict(lr=-1), dict(n_heads=3), dict(dropout=2), dict(seq_len=9), dict(eval_every=0))),
-    dict(tokenizer="no.json"), dict(device="tpu"), dict(preset="none"), dict(parallel="mpi", workers=3), dict(dtype="float8"),
+    dict(tokenizer="no.json"), dict(device="tpu"), dict(preset="none"), dict(parallel="mpi", workers=3),
+    dict(compute_dtype="float8"),
 ]  # fmt: skip
 
 
@@ -402,7 +403,7 @@ def test_flags_are_checked_before_any_data_are_downloaded(tmp_path, monkeypatch,
 
 @pytest.mark.parametrize("flags", [["--steps", 0], ["--lr", -1], ["--seq-len", 9], ["--n-heads", 3], ["--optimizer", "adam"]])
 def test_flags_of_a_resumed_run_are_checked_before_its_data_are_read(copy, monkeypatch, flags):
-    monkeypatch.setattr(train, "load_dataset", lambda *_: pytest.fail("it was read"))
+    monkeypatch.setattr(train, "load_dataset", lambda *_, **__: pytest.fail("it was read"))
     refused(numllama_train("--resume", *flags, "--out", copy))
 
 
@@ -473,7 +474,7 @@ def test_a_signal_to_end_saves_and_exits_with_its_code(copy, book, tmp_path, mon
 @pytest.mark.parametrize("moment", ["load_dataset", "sample"])
 def test_sigterm_where_there_is_nothing_to_save_exits_with_0_too(copy, monkeypatch, moment):
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(train, moment, lambda *args: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(train, moment, lambda *args, **options: signal.raise_signal(signal.SIGTERM))
     assert numllama_train("--resume", "--steps", 9, "--out", copy).code == 0
     assert find_step(copy).name == ("step-000008" if moment == "load_dataset" else "step-000009")
     assert signal.getsignal(signal.SIGTERM) == before

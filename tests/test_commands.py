@@ -81,7 +81,7 @@ def test_what_a_command_does_not_know_is_exit_code_2():
 
 
 def test_a_mistake_of_ours_is_exit_code_1_with_a_traceback():
-    broken = "def broken(*_): raise RuntimeError('ours')\nsys.modules['numllama.interop.load'].load = broken"
+    broken = "def broken(*_, **__): raise RuntimeError('ours')\nsys.modules['numllama.interop.load'].load = broken"
     code = f"import sys, numllama.interop, numllama.cli as c\n{broken}\nc.main(['inspect', 'x'])"
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert child.returncode == 1
@@ -161,7 +161,7 @@ def test_convert_goes_to_llama2c_and_back_without_a_change(folder, tmp_path):
     assert np.abs(one.forward(tokens) - other.forward(tokens)).max() < 1e-5
     assert nl.Tokenizer.load(back).encode("abc") == nl.Tokenizer.load(folder).encode("abc")
     code, _, err = run("convert", source, there)
-    assert (code, "not written over" in err) == (2, True)
+    assert (code, "not overwritten" in err) == (2, True)
 
 
 def test_bench_counts_what_it_did(folder):

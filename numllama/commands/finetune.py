@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from numllama.backend import TWO_BYTES, array_module, compute_dtype, default_dtype
+from numllama.backend import TWO_BYTES, array_module, default_dtype, known_dtype
 from numllama.commands.train import check_new, default_folder, ends_when_told, final_evaluation, go_on, in_words, only_run_in
 from numllama.data.conversations import Conversations, load_conversations
 from numllama.errors import CheckpointError, DataError, NumllamaError, shown, visible
@@ -48,7 +48,9 @@ class Tuning:
     chat_template : path, optional
         A file in Jinja's language; default the model's own.
     lora : LoraConfig, optional
-        The adapter to learn; without one, all weights are.
+        The adapter to train; without one, all weights are trained.
+    dtype : str, optional
+        dtype of the weights below an adapter; see :func:`numllama.load`.
     """
 
     model: Path
@@ -57,18 +59,20 @@ class Tuning:
     tokenizer: Path | None = None
     chat_template: Path | None = None
     lora: LoraConfig | None = None
+    dtype: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
-        paths = {name: value for name, value in vars(self).items() if name != "lora"}
+        paths = {name: value for name, value in vars(self).items() if name not in ("lora", "dtype")}
         paths = {name: None if path is None else str(path.resolve()) for name, path in paths.items()}
-        return paths | {"lora": self.lora.to_dict() if self.lora else None}
+        return paths | {"lora": self.lora.to_dict() if self.lora else None, "dtype": self.dtype}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Tuning":
         """The inverse of :meth:`to_dict`."""
-        paths = {name: None if path is None else Path(path) for name, path in values.items() if name != "lora"}
-        return cls(**paths, lora=LoraConfig(**values["lora"]) if values["lora"] else None)
+        others = {"lora": LoraConfig(**values["lora"]) if values["lora"] else None, "dtype": values.get("dtype")}
+        paths = {name: None if path is None else Path(path) for name, path in values.items() if name not in others}
+        return cls(**paths, **others)
 
 
 @ends_when_told
@@ -99,7 +103,7 @@ def finetune_run(
     out = out or default_folder(f"{tuning.model.resolve().name}-tuned", resume=False)
     if not show:
         check_new(out)
-    model, data = _open(tuning, device, train_changes.get("dtype"), train_changes.get("seed", 0))
+    model, data = _open(tuning, device, train_changes.get("compute_dtype"), train_changes.get("seed", 0))
     config = _recipe(tuning, model, data, epochs or TUNING["epochs"], train_changes)
     if show:
         print("\n\n".join(islice(shown_conversations(data, config.seq_len), show)))
@@ -119,7 +123,7 @@ def resume_run(out: Path, device: str, train_changes: dict[str, Any]) -> int:
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{out} holds no fine-tuning to resume: its config.json lacks or mistakes {error}") from error
     before, config = config, replace(config, **train_changes)
-    trainer = Trainer(*_open(tuning, device, config.dtype, config.seed), config, out)
+    trainer = Trainer(*_open(tuning, device, config.compute_dtype, config.seed), config, out)
     with only_run_in(out, begun=True):
         if checkpoint.step_folders(out) or (out / "latest.json").exists():  # else it was killed before its first checkpoint
             trainer.resume()
@@ -132,7 +136,7 @@ def _check_alone(train_changes: dict[str, Any]) -> None:
         raise ValueError(f"parallel is {shown(parallel)}, but fine-tuning is done by one process: it must be 'threads'")
 
 
-def _open(tuning: Tuning, device: str, dtype: str | None, seed: int) -> tuple[Transformer, Conversations]:
+def _open(tuning: Tuning, device: str, compute_dtype: str | None, seed: int) -> tuple[Transformer, Conversations]:
     """The model, with a new adapter if there is to be one, and the conversations as its tokens."""
     array_module(device)  # before anything is read
     if not tuning.data.exists():
@@ -141,24 +145,23 @@ def _open(tuning: Tuning, device: str, dtype: str | None, seed: int) -> tuple[Tr
     if tuning.chat_template is not None:
         with reading(f"the chat template {tuning.chat_template}", DataError):
             template = tuning.chat_template.read_text(encoding="utf-8")
-    dtype = dtype or (default_dtype(device) if device != "cpu" else None)
-    two_bytes = dtype is not None and compute_dtype(dtype) in TWO_BYTES
-    masters = two_bytes and device != "cpu" and tuning.lora is None  # all weights are learnt, in float32
-    model, tokenizer = open_model(tuning.model, tuning.tokenizer, device, "float32" if masters else dtype)
+    dtype = tuning.dtype
+    if dtype is None and device != "cpu":
+        compute_dtype = compute_dtype or default_dtype(device)
+        dtype = compute_dtype if tuning.lora else None  # frozen weights need no float32
+    if tuning.lora is None and dtype is not None and known_dtype(dtype) in TWO_BYTES:
+        raise ValueError(f"dtype is {dtype}, but weights in two bytes cannot be trained: only an adapter can")
+    model, tokenizer = open_model(tuning.model, tuning.tokenizer, device=device, dtype=dtype, compute_dtype=compute_dtype)
     if model.adapter is not None:
         model.merge_adapter()
-    if two_bytes and not masters and tuning.lora is None:
-        raise ValueError(f"dtype is {dtype}, which on a CPU keeps the weights in two bytes: then only an adapter can be learnt")
-    if masters:
-        about = model.generation_config
-        model = Transformer(model.config, device=device, dtype=dtype, params=model.params)
-        model.generation_config = about
-    data = load_conversations(tuning.data, tokenizer, tuning.val_data, template, opening(model, tokenizer))
+    data = load_conversations(
+        tuning.data, tokenizer, val_path=tuning.val_data, chat_template=template, opening=opening(model, tokenizer)
+    )
     new_stops = [i for i in data.stop_ids if i not in model.stop_ids]
     if new_stops:  # an answer ends there, whatever the checkpoint said
         model.generation_config = {**model.generation_config, "eos_token_id": [*model.stop_ids, *new_stops]}
     if tuning.lora:
-        model.add_adapter(tuning.lora, seed)
+        model.add_adapter(tuning.lora, seed=seed)
     return model, data
 
 
@@ -178,7 +181,7 @@ def _recipe(
         seq_len=seq_len,
         warmup_steps=int(TUNING["warmup"] * steps),
         eval_every=max(1, ceil(rows / batch_size)),
-        dtype=model.params.flat.dtype.name if model.params.flat.dtype in TWO_BYTES else model.dtype.name,
+        compute_dtype=model.compute_dtype.name,
     )
     return TrainConfig(**{**TUNING_VALUES, **defaults, **changes})
 

@@ -58,7 +58,7 @@ def generate_run(
     if n < 1:
         raise ValueError(f"n is {n}, but must be a whole number of at least 1")
     prompt = _prompt(prompt, prompt_file)
-    opened = open_model(model, tokenizer, device, dtype)
+    opened = open_model(model, tokenizer, device=device, dtype=dtype)
     settings = _with_defaults(opened[0], settings)
     texts = []
     if as_json:
@@ -152,8 +152,8 @@ def chat_run(
     settings
         See :class:`numllama.generation.chat.Chat`.
     """
-    opened = open_model(model, tokenizer, device, dtype)
-    chat = Chat(*opened, system, **_with_defaults(opened[0], settings))
+    opened = open_model(model, tokenizer, device=device, dtype=dtype)
+    chat = Chat(*opened, system=system, **_with_defaults(opened[0], settings))
     answers = []
     while True:
         try:

@@ -127,7 +127,7 @@ def _train_run(
         check_new(out)
         model_config = ModelConfig.preset(preset, **{"vocab_size": ANY_VOCABULARY, **model_changes})
         config, before, known = replace(recipe(preset), **train_changes), None, tokenizer
-    config = replace(config, dtype=config.dtype or default_dtype(device))
+    config = replace(config, compute_dtype=config.compute_dtype or default_dtype(device))
     config.check_seq_len(model_config.max_seq_len)
     if known not in (None, *LEARNT_FROM_THE_TEXT):
         known = Tokenizer.load(known)
@@ -135,7 +135,7 @@ def _train_run(
     dataset = comm.rank_zero_first(lambda: _open_data(data, known, None if resume else vocab_size))
     if not resume:
         model_config = ModelConfig.preset(preset, **{"vocab_size": dataset.vocab_size, **model_changes})
-    model = Transformer(model_config, seed=config.seed, device=device, dtype=config.dtype)
+    model = Transformer(model_config, seed=config.seed, device=device, compute_dtype=config.compute_dtype)
     trainer = Trainer(model, dataset, config, out)
     with nullcontext() if comm.rank else only_run_in(out, begun=bool(resume)):
         saved = checkpoint.step_folders(out) or (out / "latest.json").exists()
@@ -305,7 +305,7 @@ def _open_data(data: Path | None, tokenizer: Tokenizer | CharTokenizer | str | N
         print("DATA: a stand-in play generated here")
         return text_dataset(write_play(), STAND_IN, tokenizer, vocab_size)
     if data is not None:
-        dataset = load_dataset(data, tokenizer, vocab_size)
+        dataset = load_dataset(data, tokenizer, vocab_size=vocab_size)
         print(f"DATA: {data}, {len(dataset.train):,} tokens to train on and {len(dataset.val):,} to validate")
         return dataset
     dataset, line = shakespeare_dataset(tokenizer=tokenizer, vocab_size=vocab_size)

@@ -129,8 +129,9 @@ def _gpus() -> str:
 def _how(capability: int) -> str:
     """What runs how on such a GPU."""
     if capability >= 80:
-        return "in bfloat16 unless --dtype says otherwise, with flash attention, steps and tokens as CUDA graphs"
-    return "in float32 unless --dtype float16 says otherwise, attention by products and a softmax: it is from before 2020 (sm_80)"
+        return "in bfloat16 unless --compute-dtype says otherwise, with flash attention, steps and tokens as CUDA graphs"
+    older = "attention by products and a softmax: it is from before 2020 (sm_80)"
+    return f"in float32 unless --compute-dtype float16 says otherwise, {older}"
 
 
 def _try_kernel() -> str:

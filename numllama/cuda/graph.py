@@ -76,7 +76,7 @@ class TrainingStep:
             tokens=((batch_size, seq_len), np.int32),
             targets=((batch_size, seq_len), np.int32),
             keys=((self.shards, self.sites, 2), np.uint32),
-            numbers=((4,), real_dtype(model.dtype)),
+            numbers=((4,), real_dtype(model.compute_dtype)),
         )
         self.result: Array = None
         self._table = model._rope_table(seq_len) if model.config.positions == "rope" else None  # a graph has its address
@@ -88,7 +88,7 @@ class TrainingStep:
     def takes(model: Any, optimizer: Any) -> bool:
         """Whether such a step can be run like this."""
         state, flat = getattr(optimizer, "state", {}), model.params.flat
-        is_adamw = set(state) == {"m", "v"} and model.dtype != np.float16  # whose scale of gradients the host decides about
+        is_adamw = set(state) == {"m", "v"} and model.compute_dtype != np.float16  # its scale of gradients is the host's
         return is_adamw and takes(flat, flat, state["m"].flat, state["v"].flat, None)
 
     def __call__(self, tokens: np.ndarray, targets: np.ndarray, step: int, lr: float) -> tuple[float, float]:

@@ -1,12 +1,12 @@
-"""Sampler: what generation/sampling.py draws, drawn on the GPU; see kernels/sample.cu.
+"""Sampler: generation/sampling.py on a GPU; see kernels/sample.cu.
 
-The host draws the uniform numbers, each sequence's with its own generator, and uploads those for many tokens at a time. What
-comes back for a token are a few numbers for each sequence.
+The host draws the uniform numbers, each sequence's from its own generator, and uploads them for many tokens at a time. It reads
+back only a few numbers per sequence and token.
 """
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,14 +15,21 @@ from numllama.cuda import launch
 from numllama.cuda.launch import int32
 from numllama.cuda.stream import StagingBuffers, stream
 
-AHEAD = 64  # tokens that uniform numbers are uploaded for at a time
+AHEAD = 64  # tokens whose uniform numbers are uploaded together
 LONG_ROW = 4096
 
 
 def sampler(logits: Any, *settings: Any) -> "Sampler | None":
-    """What draws from such logits on a GPU; None where :mod:`numllama.generation.sampling` does."""
+    """A sampler for logits on a GPU; None for those that :mod:`numllama.generation.sampling` samples from."""
     on_gpu = launch.runs_here((logits,))
     return Sampler(logits, *settings) if on_gpu and Sampler.supports(logits) else None
+
+
+class Draws(NamedTuple):
+    """Tokens (B,) and their log-probabilities."""
+
+    ids: np.ndarray
+    logprobs: np.ndarray
 
 
 class Sampler:
@@ -31,15 +38,15 @@ class Sampler:
     Parameters
     ----------
     logits : array, shape (B, V)
-        Like those that will be drawn from.
+        An example: shape and dtype of all later ones.
     config : SamplingConfig
     generators : sequence of B numpy.random.Generator
-        Afterwards as if each had given one number for each token, unless the temperature is 0.
+        In the end each has drawn one number per token, or none if the temperature is 0.
     seen : boolean array, shape (B, V), or None
-        What the repetition penalty is for; drawn tokens are added to it.
+        Tokens that the repetition penalty applies to; drawn tokens are added.
     logprobs : bool
     check : callable
-        Called with logits of which one row has no finite maximum; raises.
+        Called with logits whose maximum is not finite in some row; raises an error.
 
     Attributes
     ----------
@@ -59,13 +66,14 @@ class Sampler:
         self.config, self.generators, self.logprobs, self.check = config, list(generators), logprobs, check
         self.B, self.V = logits.shape
         self.dtype, self.stream = logits.dtype, stream()
-        self.drawn_from: Array = None  # logits that a step has drawn from already
+        self.drawn_from: Array = None  # logits that a step has sampled from already
         self.drawn_last: np.ndarray | None = None
         with self.stream.entered():
             self.seen = None if seen is None else seen.view(np.uint8)
             self.result = launch.empty(logits, (3, self.B), np.float64)
             self.scratch = launch.empty(logits, (self.B, self.V), real_dtype(self.dtype))
-            self.told = StagingBuffers(logits, uniforms=((AHEAD, self.B), np.float64), drawn=((self.B,), np.int32))
+            buffers = dict(uniforms=((AHEAD, self.B), np.dtype(np.float64)), drawn=((self.B,), np.dtype(np.int32)))
+            self.staged = StagingBuffers(logits, **buffers)
         self._left = 0
 
     @staticmethod
@@ -73,8 +81,8 @@ class Sampler:
         """Whether there is a kernel for logits like these."""
         return logits.dtype in (np.float32, np.float64, *TWO_BYTES) and launch.row_stride(logits) is not None
 
-    def draw(self, logits: Array) -> tuple[np.ndarray, np.ndarray]:
-        """A token for each row of logits, and its log-probability; drawn now, unless a step has already done so."""
+    def draw(self, logits: Array) -> Draws:
+        """Draw a token for each row, unless a step has already done so; returns tokens and log-probabilities."""
         with self.stream.entered():
             if self.drawn_from is not logits:
                 self.prepare()
@@ -86,27 +94,27 @@ class Sampler:
         if not self.config.is_greedy:
             for generator in self.generators:
                 generator.random()
-        self.drawn_last = ids.astype(np.int64)
-        return self.drawn_last, chances
+        self.drawn_last = drawn = ids.astype(np.int64)
+        return Draws(drawn, chances)
 
     def prepare(self) -> None:
-        """Before each launch, or replay of one: let the GPU have random numbers."""
+        """Make sure that the GPU has random numbers; called before each launch or replay."""
         if self.config.is_greedy:
             return
         if self._left == 0:
-            host, self._left = self.told.host, AHEAD
+            host, self._left = self.staged.host, AHEAD
             for column, generator in zip(host["uniforms"].T, self.generators, strict=True):
                 column[...] = deepcopy(generator).random(AHEAD)
             host["drawn"][...] = 0
-            self.told.upload()
+            self.staged.upload()
         self._left -= 1
 
     def launch(self, logits: Array, tokens: Any = None, slots: Any = None, positions: Any = None) -> None:
-        """Draw. What is given of `tokens` (B,) is written to, and of `slots` and `positions` counted up."""
-        c, real, told = self.config, real_dtype(self.dtype).type, self.told.device
+        """Draw tokens. If given, `tokens` (B,) receives them, and `slots` and `positions` are incremented."""
+        c, real, staged = self.config, real_dtype(self.dtype).type, self.staged.device
         args = [
-            self.result, tokens, self.scratch, launch.strided(logits), self.seen, told["uniforms"], told["drawn"], slots,
-            positions, int32(self.B), int32(self.V), int32(launch.row_stride(logits)),
+            self.result, tokens, self.scratch, launch.strided(logits), self.seen, staged["uniforms"], staged["drawn"], slots,
+            positions, int32(self.B), int32(self.V), int32(launch.row_stride(logits) or 0),
             real(0 if c.is_greedy else c.temperature), real(c.repetition_penalty),
             int32(min(c.top_k or 0, self.V)), np.float64(-1 if c.top_p is None else 1 - c.top_p),
             real(-1 if c.min_p is None else c.min_p), int32(self.logprobs),
@@ -114,7 +122,7 @@ class Sampler:
         launch.launch("sample", "sample", self.B, 1024 if self.V >= LONG_ROW else 128, args, DTYPE=self.dtype)
 
     def take(self, rows: np.ndarray, logits: Array) -> "Sampler":
-        """A sampler of these rows, for logits of as many."""
+        """A sampler for these rows only."""
         seen = None
         if self.seen is not None:
             with self.stream.entered():

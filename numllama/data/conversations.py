@@ -181,6 +181,7 @@ def epochs(start: int, stop: int, size: int) -> Iterator[tuple[int, int, int]]:
 def load_conversations(
     path: str | Path,
     tokenizer: Tokenizer | CharTokenizer,
+    *,
     val_path: str | Path | None = None,
     chat_template: str | None = None,
     opening: Sequence[int] = (),

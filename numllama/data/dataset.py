@@ -72,7 +72,7 @@ class Dataset:
 
 
 def load_dataset(
-    path: str | Path, tokenizer: Tokenizer | CharTokenizer | str | None = None, vocab_size: int | None = None
+    path: str | Path, tokenizer: Tokenizer | CharTokenizer | str | None = None, *, vocab_size: int | None = None
 ) -> Dataset:
     """Open training data.
 

@@ -229,12 +229,13 @@ def _tokenizer(work: Path, paths: list[Path], state: dict[str, Any], workers: in
     if not (work / "tokenizer.json").exists():
         special = settings["special_tokens"]
         if settings["tokenizer"]:
-            made = Tokenizer.load(settings["tokenizer"], settings["pattern"], _ids(settings["special"]))
+            made = Tokenizer.load(settings["tokenizer"], pattern=settings["pattern"], special_tokens=_ids(settings["special"]))
         else:
             all_special = list(dict.fromkeys([*special, *([END_OF_TEXT] if settings["documents"] else [])]))
             made = Tokenizer.train(
-                paths, settings["vocab_size"], all_special, settings["pattern"], workers=workers, errors=settings["errors"]
-            )
+                paths, settings["vocab_size"], special_tokens=all_special, pattern=settings["pattern"], workers=workers,
+                errors=settings["errors"],
+            )  # fmt: skip
         if isinstance(made, CharTokenizer):
             raise ValueError(f"tokenizer is {settings['tokenizer']}, but one of characters cannot encode every text: use BPE")
         if unknown := [token for token in special if token not in made.special_tokens]:

@@ -1,4 +1,4 @@
-"""How fast a model is on this machine: the prompt, and one token after another."""
+"""Measure prompt and decoding speed on this machine."""
 
 import time
 from numbers import Integral
@@ -15,47 +15,44 @@ from numllama.generation.prefill import prefill
 from numllama.model import Transformer
 
 TOKENS = 64
-TICK = 1e-9  # seconds; some clocks stand still for longer than a short round takes
+TICK = 1e-9  # seconds; some clocks tick more slowly than a short round takes
 
 
 def bench(
     model: Transformer,
+    *,
     prompt_tokens: int | None = None,
     new_tokens: int | None = None,
     batch_size: int = 1,
     rounds: int = 3,
 ) -> dict[str, Any]:
-    """Medians of some rounds, after one that is not counted.
+    """Medians of several rounds, after one that is not counted.
 
     Parameters
     ----------
     model : Transformer
     prompt_tokens, new_tokens : int, optional
-        Random ids; together at most the model's max_seq_len. Default 64 of each, or as many as fit.
+        Lengths of the (random) prompt and of the text after it, together at most the model's max_seq_len. Default 64 each, or
+        as many as fit.
     batch_size : int
-        Sequences at the same time.
+        Sequences per batch.
     rounds : int
 
     Returns
     -------
     dict
-        ``prefill_tokens_per_second``, ``decode_tokens_per_second`` (of all sequences together), ``ms_per_token``, and what was
-        measured.
+        ``prefill_tokens_per_second``, ``decode_tokens_per_second`` (all sequences together), ``ms_per_token``, and the
+        arguments.
     """
     most = model.config.max_seq_len
-    if prompt_tokens is None:
-        taken = new_tokens if is_number(new_tokens, Integral) else most // 2
-        prompt_tokens = max(1, min(TOKENS, most - taken))
-    if new_tokens is None and is_number(prompt_tokens, Integral):
-        new_tokens = max(1, min(TOKENS, most - prompt_tokens))
-    for name, value in (
-        ("prompt_tokens", prompt_tokens),
-        ("new_tokens", new_tokens),
-        ("batch_size", batch_size),
-        ("rounds", rounds),
-    ):
-        if not is_number(value, Integral) or value < 1:
+    given = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "batch_size": batch_size, "rounds": rounds}
+    for name, value in given.items():
+        if value is not None and (not is_number(value, Integral) or value < 1):
             raise ValueError(f"{name} is {value}, but must be a whole number of at least 1")
+    if prompt_tokens is None:
+        prompt_tokens = max(1, min(TOKENS, most - (most // 2 if new_tokens is None else new_tokens)))
+    if new_tokens is None:
+        new_tokens = max(1, min(TOKENS, most - prompt_tokens))
     if prompt_tokens + new_tokens > most:
         raise ValueError(f"{prompt_tokens} + {new_tokens} tokens are more than the model's max_seq_len, {most}")
     tokens = np.random.default_rng(0).integers(0, model.config.vocab_size, (batch_size, prompt_tokens + new_tokens))
@@ -73,11 +70,11 @@ def bench(
 
 
 def _round(model: Transformer, tokens: np.ndarray, prompt: int) -> tuple[float, float]:
-    """Seconds for the prompt, and for the tokens behind it."""
-    cache = KVCache(model, len(tokens), tokens.shape[1])
+    """Seconds for the prompt, and for the tokens after it."""
+    cache = KVCache(model, batch_size=len(tokens), capacity=tokens.shape[1])
     begin = time.perf_counter()
     logits = prefill(model, tokens[:, :prompt], cache)
-    float(logits[0, 0])  # a GPU is asked for its answer
+    float(logits[0, 0])  # waits for a GPU
     middle = time.perf_counter()
     decoder = cuda_decode.decoder(model, cache) or Decoder(model, cache)
     for column in tokens[:, prompt:].T:

@@ -1,7 +1,7 @@
-"""A conversation: a message, an answer as it comes, the next message."""
+"""Chat: a message, the streamed answer, the next message."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from numllama.generation.kv_cache import KVCache
 from numllama.generation.sampling import SamplingConfig
@@ -13,23 +13,23 @@ from numllama.tokenizer.conversation import PARAGRAPH, ConversationEncoder, chat
 
 
 class Chat:
-    """A conversation with a model; what was said is not computed again.
+    """A conversation with a model; earlier messages are not computed again.
 
     Parameters
     ----------
     model : Transformer
     tokenizer : Tokenizer or CharTokenizer
-        With the checkpoint's chat template, if it has one. Without one, message and answer are paragraphs of one text.
+        Its chat template is used, if it has one. Otherwise messages and answers are paragraphs of one text.
     system : str, optional
-        What the model is told beforehand.
+        The system message.
     max_new_tokens : int, optional
-        Of an answer; see :func:`stream_text`.
+        Limit for an answer; see :func:`stream_text`.
     window : int, optional
         See :func:`generate`.
     skip_special_tokens : bool
         Leave special tokens out of the answers.
     settings
-        See :class:`SamplingConfig`. Default what the checkpoint's generation_config.json says, and its end tokens.
+        See :class:`SamplingConfig`. Default those in the checkpoint's generation_config.json, and its end tokens.
 
     Attributes
     ----------
@@ -41,6 +41,7 @@ class Chat:
         self,
         model: Transformer,
         tokenizer: Tokenizer | CharTokenizer,
+        *,
         system: str | None = None,
         max_new_tokens: int | None = None,
         window: int | None = None,
@@ -55,16 +56,18 @@ class Chat:
         self.kv_cache = KVCache(model, window=window)
 
     def say(self, content: str) -> Iterator[str]:
-        """The answer to a message, in pieces as they come. `last` then counts its tokens and seconds."""
+        """The answer to a message, in pieces as they are generated. `last` counts its tokens and seconds."""
         messages = [*self.messages, {"role": "user", "content": content}]
         self.last = self._stream(messages)
         self.messages = messages
         return self._answer(self.last)
 
     def _stream(self, messages: list[dict[str, str]]) -> TextStream:
-        prompt, stop = chat_prompt(self.tokenizer, messages, opening(self.model, self.tokenizer))
-        settings = dict(kv_cache=self.kv_cache, sampling=self.sampling, skip_special_tokens=self.skip_special_tokens)
-        return stream_text(self.model, self.tokenizer, prompt, self.max_new_tokens, stop, **settings)
+        prompt = chat_prompt(self.tokenizer, messages, opening(self.model, self.tokenizer))
+        return stream_text(
+            self.model, self.tokenizer, prompt.ids, self.max_new_tokens,
+            stop=prompt.stop, kv_cache=self.kv_cache, sampling=self.sampling, skip_special_tokens=self.skip_special_tokens,
+        )  # fmt: skip
 
     def _answer(self, pieces: TextStream) -> Iterator[str]:
         answer = {"role": "assistant", "content": ""}
@@ -74,25 +77,32 @@ class Chat:
             yield piece
 
 
+class ChatPrompt(NamedTuple):
+    """The ids of a conversation up to the answer, and the texts that end the answer."""
+
+    ids: list[int]
+    stop: tuple[str, ...]
+
+
 def chat_prompt(
     tokenizer: Tokenizer | CharTokenizer, messages: Sequence[Mapping[str, Any]], opening: Sequence[int] = ()
-) -> tuple[list[int], tuple[str, ...]]:
-    """What a model is given to answer, and the texts that end its answer.
+) -> ChatPrompt:
+    """Encode a conversation for the model to answer.
 
     Parameters
     ----------
     tokenizer : Tokenizer or CharTokenizer
     messages : sequence of mappings
     opening : sequence of int
-        What a text begins with, where no chat template writes it.
+        Tokens at the beginning of a text, used if there is no chat template.
     """
     encoder = ConversationEncoder(tokenizer, opening=opening)
     (encoded,) = encoder.encode([Conversation(messages, prompt=True)])
     if isinstance(encoded, Exception):
         raise encoded
-    return encoded.ids.tolist(), () if encoder.by_template else (PARAGRAPH,)
+    return ChatPrompt(encoded.ids.tolist(), () if encoder.by_template else (PARAGRAPH,))
 
 
 def has_chat_template(tokenizer: Tokenizer | CharTokenizer) -> bool:
-    """Whether the folder that a tokenizer came from says how to write a conversation."""
+    """Whether the folder that a tokenizer was loaded from has a chat template."""
     return bool(chat_templates(tokenizer).templates)

@@ -1,4 +1,4 @@
-"""SamplingConfig: how the next token is drawn from a model's logits."""
+"""SamplingConfig: how the next token is sampled from a model's logits."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,26 +12,26 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """How the next token is drawn. Checked when it is made.
+    """How the next token is sampled. Validated on construction.
 
     Attributes
     ----------
     temperature : float
-        Divides the logits: below 1 bolder on what is likely; 0 takes the likeliest token always.
+        Divides the logits: below 1 favours likely tokens; 0 always takes the likeliest.
     top_k : int
-        Draw from the k likeliest tokens only. Default all, as are 0, -1 and a k beyond the vocabulary.
+        Sample from the k likeliest tokens only. Default all; 0, -1 or a k beyond the vocabulary mean all too.
     top_p : float
-        Draw from the likeliest tokens that together have this probability (Holtzman et al. 2020); 0 leaves the likeliest one.
-        Default all.
+        Sample from the smallest set of likeliest tokens with this total probability (Holtzman et al. 2020); 0 leaves only the
+        likeliest. Default all.
     min_p : float
-        Leave out tokens less likely than this fraction of the likeliest (Nguyen et al. 2024). Default none.
+        Exclude tokens less likely than this fraction of the likeliest (Nguyen et al. 2024). Default none.
     repetition_penalty : float
-        Above 1, makes tokens of the prompt and of the text so far less likely (Keskar et al. 2019, section 4.1).
+        Above 1, makes tokens that occur in the prompt or the new text less likely (Keskar et al. 2019, section 4.1).
     seed : int or sequence of int
-        The same seed gives the same text. Row r of a batch is drawn with ``seed + r``, as it would be alone; or with its own
-        seed of a sequence. Default a new one each time.
+        The same seed gives the same text. Row r of a batch has seed ``seed + r``, as if it were generated separately; or the
+        r-th seed of a sequence. Default random.
     stop_ids : int or sequence of int
         Tokens that end a text; they are not part of it.
     """
@@ -49,7 +49,7 @@ class SamplingConfig:
             value = getattr(self, name)
             if value is None and name in OPTIONAL:
                 continue
-            # As Python's own number: a NumPy scalar in float64 would turn float32 logits into float64.
+            # A Python number: a float64 NumPy scalar would turn float32 logits into float64.
             number = _plain(value, kind)
             if number is None or not allowed(number):
                 raise ValueError(f"{name} is {shown(value)}, but must be {words}")
@@ -62,37 +62,38 @@ class SamplingConfig:
         if self.seed is not None and (seed is None or min(seed, default=0) < 0):
             raise ValueError(f"seed is {shown(self.seed)}, but must be a whole number that is not negative, or one for each row")
         object.__setattr__(self, "stop_ids", stop_ids)
-        object.__setattr__(self, "seed", seed[0] if isinstance(self.seed, Integral) else seed)
+        object.__setattr__(self, "seed", seed[0] if seed and isinstance(self.seed, Integral) else seed)
 
     @property
     def is_greedy(self) -> bool:
-        """Whether the likeliest token is always taken; dividing by less may overflow."""
+        """Whether the likeliest token is always taken; dividing by so low a temperature could overflow."""
         return self.temperature < 1e-6
 
     def check(self, vocab_size: int) -> None:
-        """Raise ValueError for what a model with so many tokens cannot do."""
+        """Raise ValueError if a stop id is not in a vocabulary of this size."""
         outside = [i for i in self.stop_ids if not 0 <= i < vocab_size]
         if outside:
             raise ValueError(f"stop_ids holds {shown(outside[0])}, but must lie in 0..{vocab_size - 1}")
 
     def generators(self, rows: int) -> list["np.random.Generator"]:
-        """A source of random numbers for each row."""
-        import numpy as np  # settings alone need no NumPy
+        """A random number generator for each row."""
+        import numpy as np  # the settings need no NumPy
 
-        if isinstance(self.seed, tuple) and len(self.seed) != rows:
-            raise ValueError(f"seed has {len(self.seed)} numbers, but there are {rows} rows to draw")
-        if not isinstance(self.seed, tuple):
-            return [np.random.default_rng(None if self.seed is None else self.seed + row) for row in range(rows)]
-        return [np.random.default_rng(seed) for seed in self.seed]
+        if isinstance(self.seed, int):
+            return [np.random.default_rng(self.seed + row) for row in range(rows)]
+        seeds = (None,) * rows if self.seed is None else self.seed
+        if len(seeds) != rows:
+            raise ValueError(f"seed has {len(seeds)} numbers, but there are {rows} rows to draw")
+        return [np.random.default_rng(seed) for seed in seeds]
 
 
 def checkpoint_settings(generation_config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a checkpoint's generation_config.json says about sampling, as fields of :class:`SamplingConfig`.
+    """The sampling settings in a checkpoint's generation_config.json, as fields of :class:`SamplingConfig`.
 
-    As in transformers, ``do_sample: false`` is greedy, whatever the temperature, and ``do_sample: true`` without a temperature
-    samples at 1. What it says nothing about is left out.
+    As in transformers, ``do_sample: false`` means greedy for any temperature, and ``do_sample: true`` without a temperature
+    samples at 1. Settings that the file does not contain are left out.
     """
-    found = {name: generation_config[name] for name, *_ in RULES if generation_config.get(name) is not None}
+    found: dict[str, Any] = {name: generation_config[name] for name, *_ in RULES if generation_config.get(name) is not None}
     do_sample = generation_config.get("do_sample")
     if do_sample is not None and not isinstance(do_sample, bool):
         raise CheckpointError(f"generation_config.json: do_sample is {shown(do_sample)}, but must be true or false")
@@ -108,18 +109,18 @@ def checkpoint_settings(generation_config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_number(value: Any, kind: type = Real) -> bool:
-    """Whether it is a number of this kind; True and False are none."""
+    """Whether `value` is a number of this kind; True and False are not."""
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def whole_numbers(values: Any) -> tuple[int, ...] | None:
-    """One whole number, or some, as a tuple; None if they are anything else."""
+    """One or several whole numbers as a tuple; None for any other value."""
     values = (values,) if isinstance(values, Integral) else tuple(values) if isinstance(values, Iterable) else (None,)
     return tuple(map(int, values)) if all(is_number(value, Integral) for value in values) else None
 
 
 def _plain(value: Any, kind: type) -> int | float | None:
-    """A number of this kind as an int or a float; None if it is none, or beyond them."""
+    """A number of this kind as an int or a float; None if it is not one, or too large."""
     if not is_number(value, kind):
         return None
     try:

@@ -1,29 +1,60 @@
-"""generate and stream: one token after another, each drawn from the model's distribution for the next."""
+"""generate, generate_batch and stream: sample one token at a time from the model's distribution of the next token."""
 
-import math
 from collections.abc import Iterator, Sequence
-from numbers import Integral
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypedDict, Unpack, overload
 
 import numpy as np
 
-from numllama.backend import Array, quiet, to_numpy
-from numllama.checks import check_ids
-from numllama.cuda import decode as cuda_decode
-from numllama.cuda import sample as cuda_sample
-from numllama.errors import GenerationError, shown
-from numllama.generation.config import is_number
-from numllama.generation.decode import Decoder
-from numllama.generation.kv_cache import KVCache, check_window
-from numllama.generation.prefill import prefill
-from numllama.generation.sampling import Sampler, SamplingConfig, widened
+from numllama.backend import to_numpy
+from numllama.generation.config import SamplingConfig
+from numllama.generation.kv_cache import KVCache
+from numllama.generation.steps import Step, begin
 from numllama.model import Transformer
 
+Ids = Sequence[int] | np.ndarray
+Prompts = Sequence[Sequence[int]] | Sequence[np.ndarray]
 
+
+class Options(TypedDict, total=False):
+    """The options that leave the type of the result as it is."""
+
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float
+    seed: int | Sequence[int] | None
+    stop_ids: Sequence[int]
+    window: int | None
+    kv_cache: KVCache | None
+    sampling: SamplingConfig | None
+
+
+class Generated(NamedTuple):
+    """New ids and their log-probabilities, in lists nested alike."""
+
+    ids: list[Any]
+    logprobs: list[Any]
+
+
+@overload
+def generate(model: Transformer, prompt_ids: Ids, max_new_tokens: int, **options: Unpack[Options]) -> list[int]: ...
+@overload
+def generate(
+    model: Transformer, prompt_ids: Ids, max_new_tokens: int, *, n: int, **options: Unpack[Options]
+) -> list[list[int]]: ...
+@overload
+def generate(
+    model: Transformer, prompt_ids: Ids | Prompts, max_new_tokens: int, *, n: int = 1, logprobs: Literal[True],
+    **options: Unpack[Options],
+) -> Generated: ...  # fmt: skip
+@overload
+def generate(model: Transformer, prompt_ids: Prompts, max_new_tokens: int, **options: Unpack[Options]) -> list[list[int]]: ...
 def generate(
     model: Transformer,
-    prompt_ids: Sequence[int] | Sequence[Sequence[int]],
+    prompt_ids: Ids | Prompts,
     max_new_tokens: int,
+    *,
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
@@ -31,88 +62,143 @@ def generate(
     repetition_penalty: float = 1.0,
     seed: int | Sequence[int] | None = None,
     stop_ids: Sequence[int] = (),
-    *,
     n: int = 1,
     logprobs: bool = False,
     window: int | None = None,
     kv_cache: KVCache | None = None,
     sampling: SamplingConfig | None = None,
 ) -> Any:
-    """Continue a prompt, or a batch of them.
+    """Continue a prompt. For several prompts use :func:`generate_batch`.
 
-    The settings are those given here: unlike ``model.generate`` of transformers, this ignores the checkpoint's
-    generation_config.json, its end tokens too, which :func:`complete` reads.
+    Unlike ``model.generate`` of transformers, this ignores the checkpoint's generation_config.json, including its end tokens;
+    :func:`complete` reads it.
 
     Parameters
     ----------
     model : Transformer
-    prompt_ids : sequence of int, or a sequence of them
-        At least one token each; of a batch each may have another length.
+    prompt_ids : sequence of int
+        At least one token. A sequence of prompts is accepted too, as by :func:`generate_batch`.
     max_new_tokens : int
     temperature, top_k, top_p, min_p, repetition_penalty, seed, stop_ids
         See :class:`SamplingConfig`.
     n : int
-        Continuations of each prompt, which is computed once.
+        Number of continuations; the prompt is computed once.
     logprobs : bool
-        Return the log-probability of each new token too: the model's own, before any filter.
+        Also return the log-probability of each new token under the model itself, before any filter.
     window : int, optional
-        Each token sees this many, itself among them, and there is no end. Without it, a text longer than the model's
-        max_seq_len is a ValueError.
+        Each token sees this many tokens, itself included, and the text may be of any length. Without a window, a text longer than
+        the model's max_seq_len is a ValueError.
     kv_cache : KVCache, optional
-        Of an earlier call: what the prompts have in common with it is not computed again. It then holds the new text as well.
+        Cache of an earlier call: a common prefix of the texts is not computed again. Afterwards it holds the new text too.
     sampling : SamplingConfig, optional
-        In the place of the settings from `temperature` to `stop_ids`.
+        Replaces the settings from `temperature` to `stop_ids`.
 
     Returns
     -------
     ids : list of int
-        The new ids only, without the stop id. For a batch a list of such lists; for n > 1 a list of n in the place of each.
+        Only the new ids, without the stop id; for n > 1 a list of n such lists.
     logprobs : list of float
-        Only if asked for: of the same nesting.
+        Only with ``logprobs=True``: nested as the ids.
     """
     config = _settings(sampling, temperature, top_k, top_p, min_p, repetition_penalty, seed, stop_ids)
     prompts, is_batch = _prompts(prompt_ids)
-    rows = len(prompts) * (n if isinstance(n, Integral) and n > 0 else 1)
-    ids: list[list[int]] = [[] for _ in range(rows)]
-    chances: list[list[float]] = [[] for _ in range(rows)]
-    for step in begin(model, prompts, max_new_tokens, config, n, logprobs, window, kv_cache):
-        for place, row in enumerate(step.rows):
-            ids[row].append(int(step.ids[place]))
-            if logprobs:
-                chances[row].append(float(step.logprobs[place]))
-
-    def nested(values: list) -> list:
-        if n > 1:
-            values = [values[i : i + n] for i in range(0, rows, n)]
-        return values if is_batch else values[0]
-
-    return (nested(ids), nested(chances)) if logprobs else nested(ids)
+    generated = _generate(model, prompts, max_new_tokens, config, n, logprobs, window, kv_cache)
+    ids, chances = generated if is_batch else Generated(generated.ids[0], generated.logprobs[0])
+    return Generated(ids, chances) if logprobs else ids
 
 
-def stream(
+@overload
+def generate_batch(
+    model: Transformer, prompt_ids: Prompts, max_new_tokens: int, **options: Unpack[Options]
+) -> list[list[int]]: ...
+@overload
+def generate_batch(
+    model: Transformer, prompt_ids: Prompts, max_new_tokens: int, *, n: int, **options: Unpack[Options]
+) -> list[list[list[int]]]: ...
+@overload
+def generate_batch(
+    model: Transformer, prompt_ids: Prompts, max_new_tokens: int, *, n: int = 1, logprobs: Literal[True],
+    **options: Unpack[Options],
+) -> Generated: ...  # fmt: skip
+def generate_batch(
     model: Transformer,
-    prompt_ids: Sequence[int] | Sequence[Sequence[int]],
+    prompt_ids: Prompts,
     max_new_tokens: int,
     *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float = 1.0,
+    seed: int | Sequence[int] | None = None,
+    stop_ids: Sequence[int] = (),
+    n: int = 1,
+    logprobs: bool = False,
     window: int | None = None,
     kv_cache: KVCache | None = None,
     sampling: SamplingConfig | None = None,
-    **settings: Any,
+) -> Any:
+    """Continue several prompts together.
+
+    Parameters
+    ----------
+    model : Transformer
+    prompt_ids : sequence of sequences of int
+        At least one token each; lengths may differ.
+    max_new_tokens : int
+        Per prompt; the options too are those of :func:`generate`.
+
+    Returns
+    -------
+    ids : list of list of int
+        The new ids of each prompt; for n > 1 a list of n such lists in place of each.
+    logprobs : list of list of float
+        Only with ``logprobs=True``: nested as the ids.
+    """
+    config = _settings(sampling, temperature, top_k, top_p, min_p, repetition_penalty, seed, stop_ids)
+    prompts, is_batch = _prompts(prompt_ids)
+    if not is_batch:
+        raise TypeError("prompt_ids is one prompt, but must be a sequence of prompts; generate continues one")
+    generated = _generate(model, prompts, max_new_tokens, config, n, logprobs, window, kv_cache)
+    return generated if logprobs else generated.ids
+
+
+@overload
+def stream(model: Transformer, prompt_ids: Ids, max_new_tokens: int, **options: Unpack[Options]) -> Iterator[int]: ...
+@overload
+def stream(
+    model: Transformer, prompt_ids: Prompts, max_new_tokens: int, **options: Unpack[Options]
+) -> Iterator[list[int | None]]: ...
+def stream(
+    model: Transformer,
+    prompt_ids: Ids | Prompts,
+    max_new_tokens: int,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float = 1.0,
+    seed: int | Sequence[int] | None = None,
+    stop_ids: Sequence[int] = (),
+    window: int | None = None,
+    kv_cache: KVCache | None = None,
+    sampling: SamplingConfig | None = None,
 ) -> Iterator[Any]:
-    """As :func:`generate`, but each new id is yielded as soon as it is there.
+    """Continue a prompt like :func:`generate`, and yield each new id as soon as it is drawn.
 
     Yields
     ------
     int
-        For a batch a list, with an id for each prompt, or None where the text has ended.
+        For a batch a list with an id for each prompt, None for texts that have ended.
     """
-    config = _settings(sampling, **settings)
+    config = _settings(sampling, temperature, top_k, top_p, min_p, repetition_penalty, seed, stop_ids)
     prompts, is_batch = _prompts(prompt_ids)
-    steps = begin(model, prompts, max_new_tokens, config, 1, False, window, kv_cache)
-    return _each(steps, len(prompts), is_batch)  # what is wrong is said by now, not with the first token
+    steps = begin(model, prompts, max_new_tokens, config, window=window, kv_cache=kv_cache)
+    return _each(steps, len(prompts), is_batch)  # begin has raised any error before the first token is requested
 
 
-def _each(steps: Iterator["Step"], rows: int, is_batch: bool) -> Iterator[Any]:
+def _each(steps: Iterator[Step], rows: int, is_batch: bool) -> Iterator[Any]:
     for step in steps:
         if not is_batch:
             yield int(step.ids[0])
@@ -123,153 +209,45 @@ def _each(steps: Iterator["Step"], rows: int, is_batch: bool) -> Iterator[Any]:
         yield ids
 
 
-# ------------------------------------------------------------------------------------------------ the loop
-
-
-class Step(NamedTuple):
-    """New tokens: of the rows that have not ended, their ids and, if asked for, log-probabilities.
-
-    `logits` (B, V) is what they were drawn from, before any filter, of all rows; the next step may overwrite them.
-    """
-
-    rows: np.ndarray
-    ids: np.ndarray
-    logprobs: np.ndarray | None
-    logits: Array
-
-
-def begin(
-    model: Transformer,
-    prompts: list[np.ndarray],
-    max_new_tokens: int,
-    config: SamplingConfig,
-    n: int,
-    logprobs: bool,
-    window: int | None,
-    kv_cache: KVCache | None,
-) -> Iterator[Step]:
-    """Check everything, then return the iterator of steps."""
-    c = model.config
-    if not is_number(max_new_tokens, Integral) or max_new_tokens < 0:
-        raise ValueError(f"max_new_tokens is {shown(max_new_tokens)}, but must be a whole number that is not negative")
-    if not is_number(n, Integral) or n < 1:
-        raise ValueError(f"n is {shown(n)}, but must be a whole number of at least 1")
-    config.check(c.vocab_size)
-    check_window(window, c.max_seq_len)
-    for prompt in prompts:
-        check_ids("tokens", prompt, c.vocab_size)
-    if kv_cache is not None:
-        if n > 1:
-            raise ValueError(f"n is {n}, but must be 1 with a kv_cache, which has one row for each prompt")
-        if kv_cache.batch_size != len(prompts):
-            raise ValueError(f"kv_cache holds {kv_cache.batch_size} sequence(s), but prompt_ids has {len(prompts)}")
-        window = kv_cache.window
-    longest = max(map(len, prompts))
-    seen = longest + max(0, max_new_tokens - 1)  # the last new token is not looked at
-    if seen > c.max_seq_len and window is None:
-        remedy = f" (a sliding window has no end: window {c.max_seq_len})" if c.positions != "learned" else ""
-        raise ValueError(
-            f"a prompt of {longest} tokens and {max_new_tokens} new ones do not fit: max_seq_len is {c.max_seq_len}{remedy}"
-        )
-    generators = config.generators(len(prompts) * n)
-    return _steps(model, prompts, max_new_tokens, config, generators, n, logprobs, window, kv_cache)
-
-
-def _steps(model, prompts, max_new_tokens, config, generators, n, logprobs, window, kv_cache) -> Iterator[Step]:
-    if max_new_tokens == 0:
-        return
-    xp, owned = model.xp, kv_cache is None
-    tokens, starts = padded(prompts)                                       # (B, T), (B,)
-    if owned:
-        longest = tokens.shape[1] + max_new_tokens
-        capacity = longest if window is None else min(longest, 2 * window)
-        kv_cache = KVCache(model, len(prompts), capacity, window, starts)
-    known = kv_cache.reuse(tokens, starts)
-    with quiet():
-        logits = prefill(model, tokens[:, known:], kv_cache)               # (B, V)
-    if n > 1:
-        copies = np.repeat(np.arange(len(prompts)), n)
-        kv_cache.take(copies)
-        logits = logits[xp.asarray(copies)]
-    rows = np.arange(len(prompts) * n)
-    seen = _seen(model, [prompts[row // n] for row in rows]) if config.repetition_penalty != 1 else None
-    draws = (config, generators, seen, logprobs, lambda logits: check_logits(model, logits))
-    sampler = cuda_sample.sampler(logits, *draws) or Sampler(logits, *draws)
-    decoder, alive = None, np.ones(len(rows), dtype=bool)
-    for left in reversed(range(max_new_tokens)):
-        ids, chances = sampler.draw(logits)                                # (B,)
-        if config.stop_ids:
-            alive &= ~np.isin(ids, config.stop_ids)
-        if not alive.any():
-            return
-        yield Step(rows[alive], ids[alive], chances[alive] if logprobs else None, logits)
-        if left == 0:
-            return
-        if owned and alive.mean() <= 0.5:                                  # half of the batch has ended: go on without it
-            kept = np.flatnonzero(alive)
-            kv_cache.take(kept)
-            rows, ids, alive, decoder = rows[kept], ids[kept], alive[kept], None
-            sampler = sampler.take(kept, logits[: len(kept)])
-        if decoder is None:
-            decoder = cuda_decode.decoder(model, kv_cache, sampler) or Decoder(model, kv_cache)
-        logits = decoder.step(ids)
-
-
-def check_logits(model: Transformer, logits: Array) -> None:
-    """Raise GenerationError, which says where they come from, unless each row (B, V) has a largest number.
-
-    That of a row with NaN is NaN, and infinity is no number to draw from. A row may hold −inf: such a token is never drawn.
-    """
-    logits = logits if logits.dtype.kind == "f" else widened(logits)
-    largest = logits.max(-1)
-    if math.isfinite(largest[0]) if len(largest) == 1 else np.isfinite(to_numpy(largest)).all():
-        return
-    what = "NaN" if np.isnan(to_numpy(logits)).any() else "infinity"
-    xp, adapter = model.xp, model.adapter
-    parts = {**model.params, **(adapter.params if adapter else {})}
-    damaged = [name for name, part in parts.items() if not bool(xp.isfinite(part).all())]
-    if damaged:
-        more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
-        raise GenerationError(f"the model's logits hold {what}, because its parameter {damaged[0]}{more} is not finite")
-    largest = max(parts, key=lambda name: float(xp.abs(parts[name]).max()))
-    raise GenerationError(
-        f"the model's logits hold {what}: its parameters are finite, but too large to compute with in {model.dtype} "
-        f"(the largest is {float(xp.abs(parts[largest]).max()):.3g}, in {largest})"
-    )
-
-
-def padded(prompts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Prompts that end together, (B, T), and where each begins, (B,)."""
-    T = max(map(len, prompts))
-    starts = np.array([T - len(prompt) for prompt in prompts])
-    tokens = np.zeros((len(prompts), T), dtype=np.int64)
-    for row, prompt, start in zip(tokens, prompts, starts, strict=True):
-        row[start:] = prompt
-    return tokens, starts
-
-
-def _seen(model: Transformer, prompts: list[np.ndarray]) -> Array:
-    """Which tokens each prompt holds: boolean (B, V)."""
-    seen = np.zeros((len(prompts), model.config.vocab_size), dtype=bool)
-    for row, prompt in zip(seen, prompts, strict=True):
-        row[prompt] = True
-    return model.xp.asarray(seen)
+def _generate(
+    model: Transformer, prompts: list[np.ndarray], max_new_tokens: int, config: SamplingConfig, n: int, logprobs: bool,
+    window: int | None, kv_cache: KVCache | None,
+) -> Generated:  # fmt: skip
+    """The new ids and log-probabilities of each prompt, or of each prompt's n texts."""
+    steps = begin(model, prompts, max_new_tokens, config, n=n, logprobs=logprobs, window=window, kv_cache=kv_cache)
+    rows = len(prompts) * n
+    ids: list[list[int]] = [[] for _ in range(rows)]
+    chances: list[list[float]] = [[] for _ in range(rows)]
+    for step in steps:
+        for place, row in enumerate(step.rows):
+            ids[row].append(int(step.ids[place]))
+            if step.logprobs is not None:
+                chances[row].append(float(step.logprobs[place]))
+    if n == 1:
+        return Generated(ids, chances)
+    return Generated(*([values[i : i + n] for i in range(0, rows, n)] for values in (ids, chances)))
 
 
 # ------------------------------------------------------------------------------------------------ arguments
 
 
-def _settings(sampling: SamplingConfig | None, *values: Any, **named: Any) -> SamplingConfig:
-    config = SamplingConfig(*values, **named)
+def _settings(
+    sampling: SamplingConfig | None, temperature: float, top_k: int | None, top_p: float | None, min_p: float | None,
+    repetition_penalty: float, seed: int | Sequence[int] | None, stop_ids: Sequence[int],
+) -> SamplingConfig:  # fmt: skip
+    config = SamplingConfig(
+        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, seed=seed,
+        stop_ids=stop_ids,
+    )  # fmt: skip
     if sampling is None:
         return config
     if config != SamplingConfig():
-        raise ValueError("sampling holds all settings, so none of them can be given beside it")
+        raise ValueError("sampling holds all settings, so no other can be given with it")
     return sampling
 
 
 def _prompts(prompt_ids: Any) -> tuple[list[np.ndarray], bool]:
-    """The prompts as arrays, and whether they came as a batch."""
+    """The prompts as arrays, and whether they are a batch."""
     if isinstance(prompt_ids, str):
         raise TypeError("prompt_ids is a text, but must be token ids: encode it with a tokenizer, or use complete")
     is_batch = len(prompt_ids) > 0 and np.ndim(prompt_ids[0]) > 0

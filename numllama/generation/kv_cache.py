@@ -1,12 +1,12 @@
-"""KVCache: the keys and values of the tokens that a model has already seen, so that each token is computed once.
+"""KVCache: keys and values of the tokens that a model has seen, so that each token is computed once.
 
-Keys lie in *slots*, one for each token, the same for all sequences of a batch. Shorter sequences begin later (left padding):
-`starts` says at which slot. Query and key meet by slot, RoPE turns by position, and position = slot − start. What a query
-sees is an interval of slots, first <= s < last, as attention takes it:
+Keys are stored in *slots*, one for each token, the same for all sequences of a batch. Shorter sequences begin later (left
+padding), at the slots `starts`. Attention compares slots, RoPE rotates by position, and position = slot − start. A query sees an
+interval of slots, first <= s < last:
 
     first = max(start, slot − window + 1)        last = slot + 1
 
-With a window, slots that nobody will see again are dropped from time to time, many at once.
+With a window, slots that no query will see again are dropped from time to time, many together.
 """
 
 from collections.abc import Sequence
@@ -25,38 +25,39 @@ LEAST_CAPACITY = 64
 
 
 class KVCache:
-    """Keys and values of some sequences: K heads, not H.
+    """Keys and values of a batch of sequences: K heads, not H.
 
     Parameters
     ----------
     model : Transformer
-        It has to stay as it is: keys of other weights would be wrong.
+        Its weights must not change: the cached keys would be wrong.
     batch_size : int
-        Sequences.
+        Number of sequences.
     capacity : int
-        Slots to begin with. Where more are needed their number doubles, so that a token costs the same however many there are.
+        Slots allocated at first. Doubles when full, so appending costs amortised constant time.
     window : int, optional
-        A token sees this many, itself among them, and there is no end. Without it a token sees all that came before, and
-        the model's max_seq_len is the end.
+        Each token sees this many tokens, itself included, and the text may be of any length. Without a window a token sees all
+        earlier ones, and the model's max_seq_len is the limit.
     starts : sequence of int, optional
-        The slot at which each sequence begins; default 0. What stands before is padding.
+        The slot at which each sequence begins, after its padding; default 0.
 
     Attributes
     ----------
     length : int
-        Slots that were filled, dropped ones included: the next token's slot.
+        Number of slots filled so far, dropped ones included: the slot of the next token.
     keys, values : array, shape (L, B, K, capacity, D)
     tokens : integer array, shape (B, length or more)
-        The ids in the slots, dropped ones included: what a later text has in common with them is not computed again.
+        The ids in the slots, dropped ones included: a later text's common prefix with them is not computed again.
     """
 
     def __init__(
         self,
         model: Transformer,
+        *,
         batch_size: int = 1,
         capacity: int = LEAST_CAPACITY,
         window: int | None = None,
-        starts: Sequence[int] | None = None,
+        starts: Sequence[int] | np.ndarray | None = None,
     ) -> None:
         c = self.config = model.config
         for name, value in (("batch_size", batch_size), ("capacity", capacity)):
@@ -68,24 +69,24 @@ class KVCache:
         check_shape("starts", self.starts, (batch_size,))
         self.length = self.dropped = 0
         self.keys, self.values = (
-            self.xp.empty((c.n_layers, batch_size, c.n_kv_heads, capacity, c.head_dim), model.dtype) for _ in range(2)
+            self.xp.empty((c.n_layers, batch_size, c.n_kv_heads, capacity, c.head_dim), model.compute_dtype) for _ in range(2)
         )
-        self.tokens = np.empty((batch_size, capacity), dtype=np.int64)  # 8 bytes each: keys and values are hundreds
+        self.tokens = np.empty((batch_size, capacity), dtype=np.int64)  # 8 bytes each; keys and values are hundreds
 
     @property
     def capacity(self) -> int:
-        """How many slots there is memory for."""
+        """Number of slots allocated."""
         return self.keys.shape[3]
 
     @property
     def used(self) -> int:
-        """How many slots are in memory."""
+        """Number of filled slots in memory."""
         return self.length - self.dropped
 
     # -------------------------------------------------------------------------------------------- for the model
 
     def reserve(self, B: int, T: int) -> None:
-        """Make room for T more tokens in each of B sequences, or raise ValueError where the model has no more positions."""
+        """Make room for T more tokens in each of B sequences, or raise ValueError if the model has no more positions."""
         if self.batch_size != B:
             raise ValueError(f"kv_cache holds {self.batch_size} sequence(s), but tokens has {B}")
         longest = self.length + T - int(self.starts.min())
@@ -100,14 +101,14 @@ class KVCache:
             self.keys, self.values = (_longer(self.xp, old, 3, self.used, capacity) for old in (self.keys, self.values))
 
     def positions(self, T: int, ahead: int = 0) -> Array:
-        """Where the next T tokens, `ahead` from here, stand in their sequences: (T,), or (B, T) where those begin apart."""
+        """Positions of T tokens that follow `ahead` others: (T,), or (B, T) if the sequences begin at different slots."""
         positions = self.length + ahead + np.arange(T)
         if self.starts.any():
-            positions = (positions - self.starts[:, None]).clip(0)         # padding stands nowhere: any position will do
+            positions = (positions - self.starts[:, None]).clip(0)         # padding may have any position
         return self.xp.asarray(positions)
 
     def intervals(self, T: int, ahead: int = 0) -> tuple[Array | None, Array | None]:
-        """The slots in memory that those tokens see, ``first <= s < last``; None, None where that is plainly causal."""
+        """The slots in memory that those tokens see, ``first <= s < last``; (None, None) if simply causal."""
         if self.window is None and not self.starts.any():
             return None, None
         slots = self.used + ahead + np.arange(T)                           # (T,)
@@ -117,7 +118,7 @@ class KVCache:
         return self.xp.asarray(first), self.xp.asarray(slots + 1)
 
     def append(self, layer: int, k: Array, v: Array, ahead: int = 0) -> tuple[Array, Array]:
-        """Store their keys and values (B, K, T, D) in one layer, and return them with all that came before, (B, K, S, D)."""
+        """Store their keys and values (B, K, T, D) in one layer; returns all keys and values so far, (B, K, S, D)."""
         begin = self.used + ahead
         stop = begin + k.shape[2]
         for stored, new in ((self.keys, k), (self.values, v)):
@@ -125,7 +126,7 @@ class KVCache:
         return self.keys[layer, :, :, :stop], self.values[layer, :, :, :stop]
 
     def advance(self, tokens: np.ndarray) -> None:
-        """Count tokens (B, T) as seen, once all layers have stored theirs."""
+        """Count tokens (B, T) as seen, once all layers have stored their keys and values."""
         length = self.length + tokens.shape[1]
         if length > self.tokens.shape[1]:
             self.tokens = _longer(np, self.tokens, 1, self.length, max(length, 2 * self.tokens.shape[1]))
@@ -133,48 +134,49 @@ class KVCache:
         self.length = length
 
     def _drop(self) -> None:
-        """Forget what no later token sees: the window's slots move to the front."""
+        """Drop the slots that no later token sees: the window's slots move to the front."""
+        assert self.window is not None  # else nothing is dropped
         kept = min(self.used, self.window - 1)
         old = slice(self.used - kept, self.used)
         for array in (self.keys, self.values):
             array[:, :, :, :kept] = array[:, :, :, old]
         self.dropped = self.length - kept
 
-    # -------------------------------------------------------------------------------------------- for its owner
+    # -------------------------------------------------------------------------------------------- for its user
 
     def rewind(self, length: int) -> None:
-        """Forget the tokens from slot `length` on: the next one is written there.
+        """Forget the tokens from slot `length` on; the next token is written there.
 
         Raises
         ------
         ValueError
-            If there are not so many, or if the window has moved on too far to go back.
+            If the cache holds fewer tokens, or if the window has dropped slots that would be visible.
         """
         if not is_number(length, Integral) or not self._least <= length <= self.length:
             raise ValueError(f"length is {shown(length)}, but this cache can be rewound to {self._least}..{self.length}")
         self.length = int(length)
 
     def reuse(self, tokens: np.ndarray, starts: np.ndarray) -> int:
-        """Rewind to what is already here of `tokens` (B, T), which begin at `starts`; returns its length.
+        """Rewind to the common prefix with `tokens` (B, T), whose sequences begin at `starts`; returns its length.
 
-        The last token is not reused, for the model has to say what follows it.
+        The last token is never reused: its logits are needed.
         """
         check_shape("tokens", tokens, (self.batch_size, None))
         n = min(self.length, tokens.shape[1] - 1) if (self.starts == starts).all() else 0
         same = (self.tokens[:, :n] == tokens[:, :n]) | (np.arange(n) < self.starts[:, None])
         common = int(np.append(same.all(0), False).argmin())
-        if common < self._least:  # what these tokens see is gone
+        if common < self._least:  # slots that these tokens see were dropped
             common = self.dropped = 0
         self.length, self.starts = common, np.array(starts)
         return common
 
     @property
     def _least(self) -> int:
-        """The shortest length to go back to: what a token there sees must be in memory."""
-        return 0 if self.dropped == 0 else self.dropped + self.window - 1
+        """The shortest length to rewind to: all slots that a token sees there must be in memory."""
+        return 0 if self.window is None or self.dropped == 0 else self.dropped + self.window - 1
 
-    def take(self, rows: Sequence[int]) -> None:
-        """Keep these sequences, in this order; a row that is named several times is copied."""
+    def take(self, rows: Sequence[int] | np.ndarray) -> None:
+        """Keep these sequences, in this order; a row may be repeated."""
         rows = np.asarray(rows)
         on_device = self.xp.asarray(rows)
         self.keys, self.values = self.keys[:, on_device], self.values[:, on_device]
@@ -182,7 +184,7 @@ class KVCache:
 
 
 def _longer(xp: ModuleType, old: Array, axis: int, used: int, length: int) -> Array:
-    """An array with room for `length` along an axis, and the first `used` of the old one."""
+    """A copy of the first `used` entries along an axis, with room for `length`."""
     new = xp.empty((*old.shape[:axis], length, *old.shape[axis + 1 :]), old.dtype)
     where = (slice(None),) * axis + (slice(used),)
     new[where] = old[where]
@@ -190,6 +192,6 @@ def _longer(xp: ModuleType, old: Array, axis: int, used: int, length: int) -> Ar
 
 
 def check_window(window: int | None, max_seq_len: int) -> None:
-    """Raise ValueError unless a model of this length can look through such a window."""
+    """Raise ValueError unless `window` is valid for a model with this max_seq_len."""
     if window is not None and (not is_number(window, Integral) or not 1 <= window <= max_seq_len):
         raise ValueError(f"window is {shown(window)}, but must be a whole number in 1..{max_seq_len}, the model's max_seq_len")

@@ -1,6 +1,6 @@
 """Sampling: from logits to the next token.
 
-Each filter is a pure function of logits (B, V) that sets to −inf what must not be drawn. Their meaning and order are those of
+Each filter is a pure function of logits (B, V) that sets tokens that must not be drawn to −inf. Meaning and order are those of
 `transformers`' logits processors:
 
     repetition penalty  ->  (greedy ends here)  ->  temperature  ->  top-k  ->  top-p  ->  min-p  ->  draw
@@ -8,9 +8,11 @@ Each filter is a pure function of logits (B, V) that sets to −inf what must no
 
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
+from numllama import ops
 from numllama.backend import Array, real_dtype, to_numpy, xp_of
 from numllama.generation.config import SamplingConfig
 
@@ -18,13 +20,13 @@ from numllama.generation.config import SamplingConfig
 
 
 def penalise_repetition(logits: Array, seen: Array, penalty: float) -> Array:
-    """Divide the logits of tokens that were `seen`, boolean (B, V), by the penalty; negative ones are multiplied."""
+    """Divide the logits of `seen` tokens, boolean (B, V), by the penalty; negative logits are multiplied by it."""
     xp = xp_of(logits)
     return xp.where(seen, xp.where(logits < 0, logits * penalty, logits / penalty), logits)
 
 
 def keep_top_k(logits: Array, k: int) -> Array:
-    """Keep the k largest of each row, and whatever equals the last of them; all where there are no more than k."""
+    """Keep the k largest logits of each row, and any that equal the smallest of them."""
     xp, V = xp_of(logits), logits.shape[-1]
     if k < 1:
         raise ValueError(f"k is {k}, but must be a whole number of at least 1")
@@ -34,10 +36,11 @@ def keep_top_k(logits: Array, k: int) -> Array:
 
 
 def keep_top_p(logits: Array, p: float) -> Array:
-    """Keep the fewest largest of each row whose probabilities sum to p or more; at least one."""
+    """Keep the smallest set of most likely tokens whose probabilities sum to at least p; never none."""
     xp = xp_of(logits)
     order = xp.argsort(logits, axis=-1)                                    # ascending
-    below = softmax(xp.take_along_axis(logits, order, -1)).cumsum(-1, dtype="float64")  # of this token and all less likely ones
+    p_ascending, _ = ops.softmax_forward(xp.take_along_axis(logits, order, -1))         # (B, V)
+    below = p_ascending.cumsum(-1, dtype="float64")                        # of this token and all less likely ones
     dropped = below <= 1 - p
     dropped[..., -1] = False
     hidden = xp.empty_like(dropped)
@@ -46,28 +49,21 @@ def keep_top_p(logits: Array, p: float) -> Array:
 
 
 def keep_min_p(logits: Array, p: float) -> Array:
-    """Keep what is at least `p` times as probable as the most probable token of its row."""
-    probabilities = softmax(logits)
+    """Keep the tokens that are at least `p` times as probable as the most likely one of their row."""
+    probabilities, _ = ops.softmax_forward(logits)
     least = probabilities.max(-1, keepdims=True) * p
     return xp_of(logits).where(probabilities < least, -math.inf, logits)
 
 
-def softmax(logits: Array) -> Array:
-    """Probabilities of each row."""
-    xp = xp_of(logits)
-    p = xp.exp(logits - logits.max(-1, keepdims=True))
-    return p / p.sum(-1, keepdims=True)
-
-
 def log_softmax(logits: Array) -> Array:
-    """Their logarithms."""
+    """The log-probabilities of each row."""
     xp, logits = xp_of(logits), widened(logits)
     shifted = logits - logits.max(-1, keepdims=True)
     return shifted - xp.log(xp.exp(shifted).sum(-1, keepdims=True))
 
 
 def widened(logits: Array) -> Array:
-    """Two-byte numbers as float32: CuPy cannot sort them, and probabilities need more digits."""
+    """Convert two-byte logits to float32: CuPy cannot sort them, and probabilities need the digits."""
     return logits.astype(real_dtype(logits.dtype), copy=False)
 
 
@@ -75,25 +71,28 @@ def widened(logits: Array) -> Array:
 
 
 def filtered(logits: Array, config: SamplingConfig) -> Array:
-    """What is drawn from: the filters for sampling, one after another."""
+    """The logits to draw from: temperature, then all filters."""
     logits = logits / config.temperature
-    for value, keep in ((config.top_k, keep_top_k), (config.top_p, keep_top_p), (config.min_p, keep_min_p)):
-        if value is not None:
-            logits = keep(logits, value)
+    if config.top_k is not None:
+        logits = keep_top_k(logits, config.top_k)
+    if config.top_p is not None:
+        logits = keep_top_p(logits, config.top_p)
+    if config.min_p is not None:
+        logits = keep_min_p(logits, config.min_p)
     return logits
 
 
 def next_tokens(logits: Array, config: SamplingConfig, generators: Sequence[np.random.Generator], seen: Array | None) -> Array:
-    """A token for each row of logits (B, V).
+    """Draw a token for each row of logits (B, V).
 
     Parameters
     ----------
     logits : array, shape (B, V)
     config : SamplingConfig
     generators : sequence of B numpy.random.Generator
-        Each gives one number for its row, unless the temperature is 0.
+        One number is drawn from each, unless the temperature is 0.
     seen : boolean array, shape (B, V), or None
-        What the repetition penalty is for.
+        Tokens that the repetition penalty applies to.
 
     Returns
     -------
@@ -110,11 +109,18 @@ def next_tokens(logits: Array, config: SamplingConfig, generators: Sequence[np.r
 
 
 def draw(weights: Array, u: Sequence[float]) -> Array:
-    """A token for each row of weights (B, V), drawn in proportion to them by numbers u that are uniform in [0, 1)."""
+    """Draw a token for each row in proportion to its weights (B, V), by uniform numbers u in [0, 1)."""
     xp = xp_of(weights)
     cumulated = xp.cumsum(weights, axis=-1, dtype="float64")               # (B, V)
-    # u of the sum itself: of rounded probabilities it could lie beyond all of them, where tokens may have weight 0
+    # u times the computed sum: u itself could exceed the sum of rounded probabilities and choose a token of weight 0
     return xp.stack([xp.searchsorted(row, row[-1] * part, side="right") for row, part in zip(cumulated, u, strict=True)])
+
+
+class Draws(NamedTuple):
+    """Tokens (B,), and their log-probabilities if requested."""
+
+    ids: np.ndarray
+    logprobs: np.ndarray | None
 
 
 class Sampler:
@@ -123,15 +129,15 @@ class Sampler:
     Parameters
     ----------
     logits : array, shape (B, V)
-        Like those that will be drawn from.
+        An example: shape and dtype of all later ones.
     config : SamplingConfig
     generators : sequence of B numpy.random.Generator
     seen : boolean array, shape (B, V), or None
-        What the repetition penalty is for; drawn tokens are added to it.
+        Tokens that the repetition penalty applies to; drawn tokens are added.
     logprobs : bool
-        Say each token's log-probability as well.
+        Also return each token's log-probability.
     check : callable
-        Raises for logits that cannot be drawn from.
+        Raises an error for logits with NaN or infinity.
     """
 
     def __init__(
@@ -146,15 +152,15 @@ class Sampler:
         self.config, self.generators, self.seen, self.logprobs, self.check = config, list(generators), seen, logprobs, check
         self.rows = xp_of(logits).arange(len(logits))
 
-    def draw(self, logits: Array) -> tuple[np.ndarray, np.ndarray | None]:
-        """The tokens (B,), and their log-probabilities if those are asked for."""
+    def draw(self, logits: Array) -> Draws:
+        """Draw a token for each row."""
         self.check(logits)
         chosen = next_tokens(logits, self.config, self.generators, self.seen)
         if self.seen is not None:
             self.seen[self.rows, chosen] = True
-        return to_numpy(chosen), to_numpy(log_softmax(logits)[self.rows, chosen]) if self.logprobs else None
+        return Draws(to_numpy(chosen), to_numpy(log_softmax(logits)[self.rows, chosen]) if self.logprobs else None)
 
     def take(self, rows: np.ndarray, logits: Array) -> "Sampler":
-        """A sampler of these rows, for logits of as many."""
+        """A sampler for these rows only."""
         seen = None if self.seen is None else self.seen[xp_of(logits).asarray(rows)]
         return Sampler(logits, self.config, [self.generators[row] for row in rows], seen, self.logprobs, self.check)

@@ -1,8 +1,8 @@
 """Hugging Face's layout: config.json, model.safetensors (or shards with an index), generation_config.json.
 
 A configuration that is exactly a Llama has Hugging Face's names and rotates halves; interleaved weights are permuted on the way.
-Anything else (layer norms, GELU, query/key norms, ...) is written in the same layout with our own names and
-``"model_type": "numllama"``. What a config.json asks for and this code does not do is refused by name: to ignore it would
+Other models (layer norms, GELU, query/key norms, ...) are written in the same layout with our own names and
+``"model_type": "numllama"``. A config.json that needs something numllama does not compute is refused by name: ignoring it would
 give wrong numbers.
 """
 
@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -51,8 +51,8 @@ BLOCK_NAMES = {
     "w_up": "mlp.up_proj",
     "w_down": "mlp.down_proj",
 }
-# Our fields and Hugging Face's, what a value may be, and what Hugging Face takes where a config.json says nothing (REQUIRED: it
-# has to). The last two matter in training alone, and are ours: transformers passes over them.
+# Our field: Hugging Face's name, the values allowed, and Hugging Face's default. The last two rows are used only in training and
+# only by us: transformers ignores them.
 REQUIRED = object()
 FIELDS = {
     "vocab_size": ("vocab_size", whole(1), REQUIRED),
@@ -69,8 +69,8 @@ FIELDS = {
     "dropout": ("dropout", number(), 0.0),
     "init": ("numllama_init", TEXT, "normal"),
 }
-# What else a Llama's config.json may hold. Attention dropout and windows change nothing: the first acts in training alone, and
-# transformers' Llama, which these files are for, has no windows. What does change the numbers and is not done here is refused.
+# Other fields of a Llama's config.json. Attention dropout and windows are allowed and change nothing: the first is for training,
+# and transformers' Llama has no windows. Other values that would change the numbers are refused.
 HONOURED = {
     "attention_bias": FLAG,
     "mlp_bias": FLAG,
@@ -85,8 +85,8 @@ HONOURED = {
     "attn_logit_softcapping": only(None),
     "final_logit_softcapping": only(None),
 }
-BIASES = {"attention_bias": ".self_attn.", "mlp_bias": ".mlp."}  # and whose they are
-# -1, as one beyond the vocabulary, is a token that never comes: transformers takes both.
+BIASES = {"attention_bias": ".self_attn.", "mlp_bias": ".mlp."}  # flag: part of its parameters' names
+# transformers allows -1 and ids beyond the vocabulary: tokens that never occur.
 ID = Kind(optional(whole(-MOST)).fits, "must be a token")
 SETTING = optional(number())
 GENERATION_FIELDS = {
@@ -105,7 +105,7 @@ GENERATION_FIELDS = {
 
 
 def config_from_huggingface(values: Mapping[str, Any]) -> ModelConfig:
-    """The ModelConfig of a config.json; a ValueError names what cannot be honoured."""
+    """The ModelConfig of a config.json; a ValueError names fields that numllama cannot honour."""
     kind = values.get("model_type")
     if kind == "numllama":
         return ModelConfig.from_dict({key: value for key, value in values.items() if key not in _about({})})
@@ -129,18 +129,18 @@ def _rope(values: Mapping[str, Any], max_seq_len: int) -> dict[str, Any]:
     rope.pop("partial_rotary_factor", None)
     if rope["rope_type"] == "llama3":
         rope.setdefault("original_max_position_embeddings", max_seq_len)
-    return {"rope_scaling": rope}  # ModelConfig takes the base out of it
+    return {"rope_scaling": rope}  # ModelConfig moves the base to rope_theta
 
 
 def is_llama(config: ModelConfig) -> bool:
-    """Whether `LlamaForCausalLM` computes the same. It divides `dim` by the heads even where heads have a width of their own."""
+    """Whether `LlamaForCausalLM` computes the same. It divides `dim` by the heads even if `head_dim` is given."""
     c = config
     switches = c.norm, c.positions, c.ffn, c.qk_norm
     return switches == ("rmsnorm", "rope", "swiglu", None) and c.dim % c.n_heads == 0
 
 
 def config_to_huggingface(config: ModelConfig) -> dict[str, Any]:
-    """What a config.json says about the model."""
+    """The fields of a config.json that describe the model."""
     if not is_llama(config):
         return {"model_type": "numllama", **config.to_dict()}
     values = {name: getattr(config, field) for field, (name, _, _) in FIELDS.items()}
@@ -157,7 +157,7 @@ def config_to_huggingface(config: ModelConfig) -> dict[str, Any]:
 
 
 def _about(generation_config: Mapping[str, Any], dtype: str = "float32") -> dict[str, Any]:
-    """What a config.json says beside the model's configuration. Without ids, transformers would take 1 and 2."""
+    """The other fields of a config.json. Without ids, transformers would use 1 and 2."""
     ids = {name: generation_config.get(name) for name in SPECIAL_IDS}
     return {"model_type": "numllama", **ids, "torch_dtype": dtype}
 
@@ -166,7 +166,7 @@ def _about(generation_config: Mapping[str, Any], dtype: str = "float32") -> dict
 
 
 def huggingface_names(config: ModelConfig) -> dict[str, str]:
-    """Our names and Hugging Face's, of all parameters of a Llama."""
+    """Our name of each parameter of a Llama: Hugging Face's name."""
     return {name: _huggingface_name(name) for name in parameter_shapes(config)}
 
 
@@ -180,7 +180,7 @@ def _huggingface_name(name: str) -> str:
 
 
 def to_halves(rows: Array, n_heads: int) -> Array:
-    """Rows of wq or wk, neighbours paired, for a RoPE that pairs halves: each head's even rows, then its odd ones."""
+    """Reorder rows of wq or wk from neighbouring pairs to paired halves: each head's even rows, then its odd ones."""
     return _regrouped(rows, n_heads, (-1, 2))
 
 
@@ -194,7 +194,7 @@ def _regrouped(rows: Array, n_heads: int, pairs: tuple[int, int]) -> Array:
 
 
 def rope_heads(config: ModelConfig, name: str) -> int | None:
-    """How many heads RoPE turns the outputs of this parameter in; None if it does not turn them."""
+    """The number of heads of a parameter whose outputs RoPE rotates; None for other parameters."""
     short = name.rpartition(".")[-1].removesuffix("_bias")
     return {"wq": config.n_heads, "wk": config.n_kv_heads}.get(short)
 
@@ -202,14 +202,22 @@ def rope_heads(config: ModelConfig, name: str) -> int | None:
 # ------------------------------------------------------------------------------------------------ reading
 
 
-def read(folder: Path, file: Path | None = None) -> tuple[ModelConfig, Mapping[str, np.ndarray], dict[str, Any]]:
-    """The configuration, the tensors by our names, and the generation config of a checkpoint.
+class Checkpoint(NamedTuple):
+    """A configuration, the tensors by our names, and the generation config."""
+
+    config: ModelConfig
+    tensors: Mapping[str, np.ndarray]
+    generation_config: dict[str, Any]
+
+
+def read(folder: Path, file: Path | None = None) -> Checkpoint:
+    """Read a checkpoint; tensors are memory-mapped.
 
     Parameters
     ----------
     folder : path
     file : path, optional
-        The file with all tensors; default, what is in the folder.
+        The file with all tensors; default the files in the folder.
     """
     values = read_json(folder / CONFIG)
     with reading(folder / CONFIG):
@@ -219,20 +227,20 @@ def read(folder: Path, file: Path | None = None) -> tuple[ModelConfig, Mapping[s
             raise CheckpointError(f"{folder / CONFIG}: {error}") from error
     with reading(folder):
         files = _files_of_tensors(folder, file)
-        if config.n_layers > len(files):  # before a list of all that is missing is made
+        if config.n_layers > len(files):  # before a list of all missing tensors is made
             raise CheckpointError(f"{folder} has {len(files)} tensors, which cannot be {config.n_layers} layers")
         native = values["model_type"] == "numllama"
         names = {name: name for name in parameter_shapes(config)} if native else huggingface_names(config)
-        if not native and config.bias:  # in attention alone, or in the feed-forward alone: the others are zero
+        if not native and config.bias:  # if only attention or only the feed-forward has biases, the others are zero
             zeros = [part for flag, part in BIASES.items() if not values.get(flag, False)]
             names = {ours: name for ours, name in names.items() if not any(part in name for part in zeros) or ".bias" not in name}
         config, names = _resolve_head(config, names, files)
         _check_tensors(folder, config, names, files)
-    return config, _Tensors(parameter_shapes(config), names, files), generation_config(folder, values)
+    return Checkpoint(config, _Tensors(parameter_shapes(config), names, files), generation_config(folder, values))
 
 
 class _Tensors(Mapping):
-    """Tensors by our names, looked at when asked for; those that no file has are zeros."""
+    """Tensors by our names, read on access; tensors without a file are zeros."""
 
     def __init__(
         self, shapes: Mapping[str, tuple[int, ...]], names: Mapping[str, str], files: Mapping[str, TensorFile]
@@ -255,9 +263,9 @@ class _Tensors(Mapping):
 def _resolve_head(
     config: ModelConfig, names: dict[str, str], files: Mapping[str, TensorFile]
 ) -> tuple[ModelConfig, dict[str, str]]:
-    """Where a config.json says that embedding and head are one matrix: what the files say.
+    """Decide from the files whether embedding and head are really tied, if the config.json says so.
 
-    As in transformers: if the head alone is there, it is both; if both are and differ, they are not tied.
+    As in transformers: if only the head is there, it is used for both; if both are there and differ, they are not tied.
     """
     embed = names["embed"]
     head = "head" if embed == "embed" else f"{NAMES['head']}.weight"
@@ -271,7 +279,7 @@ def _resolve_head(
 
 
 def _check_tensors(folder: Path, config: ModelConfig, names: Mapping[str, str], files: Mapping[str, TensorFile]) -> None:
-    """Every tensor is there, has its shape, and has a place in the model."""
+    """Raise CheckpointError if a tensor is missing, has another shape, or is unknown."""
     shapes = parameter_shapes(config)
     wanted = {stored: shapes[name] for name, stored in names.items()}
     if missing := [name for name in wanted if name not in files]:
@@ -279,19 +287,19 @@ def _check_tensors(folder: Path, config: ModelConfig, names: Mapping[str, str], 
     for name, shape in wanted.items():
         if (found := files[name].shape(name)) != shape:
             raise CheckpointError(f"{folder}: {name} has shape {shown(found)}, but {shape} is needed")
-    spare = {"head", f"{NAMES['head']}.weight"} if config.tie_embeddings else set()  # written nevertheless
+    spare = {"head", f"{NAMES['head']}.weight"} if config.tie_embeddings else set()  # some programs write the tied head too
     extra = [name for name in files if name not in wanted and name not in spare]
     if extra := [name for name in extra if not name.endswith(".rotary_emb.inv_freq")]:  # a RoPE table of older checkpoints
-        raise CheckpointError(f"{folder} has tensors that this model has no place for: {listed(extra)}")
+        raise CheckpointError(f"{folder} has tensors that this model does not have: {listed(extra)}")
 
 
 def _same(a: np.ndarray, b: np.ndarray, rows: int = 1024) -> bool:
-    """Whether two matrices hold the same numbers; a block of rows is looked at after another, for they may be large."""
+    """Whether two matrices are equal, compared in blocks of rows, because they may be large."""
     return a.shape == b.shape and all(np.array_equal(a[i : i + rows], b[i : i + rows]) for i in range(0, len(a), rows))
 
 
 def _files_of_tensors(folder: Path, file: Path | None) -> dict[str, TensorFile]:
-    """The file of each tensor: all in one, or each in the shard that an index names."""
+    """The file of each tensor: one file, or the shards that an index names."""
     if file is None and (folder / WEIGHTS).exists():
         file = folder / WEIGHTS
     if file is not None:
@@ -320,7 +328,7 @@ def _files_of_tensors(folder: Path, file: Path | None) -> dict[str, TensorFile]:
 
 
 def generation_config(folder: Path, values: Mapping[str, Any]) -> dict[str, Any]:
-    """generation_config.json; where there is none, the special ids of config.json, whose values these are."""
+    """The values of generation_config.json; without that file, the special ids among `values`, those of config.json."""
     path = folder / (GENERATION if (folder / GENERATION).exists() else CONFIG)
     values = read_json(path) if path.name == GENERATION else {name: values[name] for name in SPECIAL_IDS if name in values}
     try:
@@ -348,7 +356,7 @@ def save_folder(model: Transformer, folder: Path) -> None:
 
 
 def _arrays(model: Transformer) -> Iterator[np.ndarray]:
-    """The weights one after another, as they are written."""
+    """The weights, one at a time, in the layout of the file."""
     permute = is_llama(model.config) and model.config.rope_layout == "interleaved"
     for name, view in model.params.items():
         heads = rope_heads(model.config, name) if permute else None

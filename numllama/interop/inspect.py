@@ -1,4 +1,4 @@
-"""What is in a model: its shape, its parameters part by part, and what they weigh."""
+"""Inspect a model: its shape, its parameters part by part, and their size."""
 
 from math import prod
 from typing import Any
@@ -16,13 +16,13 @@ PARTS = {
 
 
 def inspect(model: Transformer) -> dict[str, Any]:
-    """A model as plain values.
+    """Describe a model in plain values.
 
     Returns
     -------
     dict
         ``config``; ``parameters`` of each part and their ``total``; ``dtype`` and ``bytes`` of the weights;
-        ``kv_cache_bytes_per_token``; ``tensors``, name to shape; ``generation``, what the checkpoint says of it.
+        ``kv_cache_bytes_per_token``; ``tensors``, name to shape; ``generation``, the checkpoint's generation config.
     """
     counts = dict.fromkeys(PARTS, 0)
     for name, shape in model.params.shapes.items():
@@ -40,13 +40,13 @@ def inspect(model: Transformer) -> dict[str, Any]:
 
 
 def part_of(name: str) -> str:
-    """The part of a model that a parameter belongs to, a bias to that of its weight."""
+    """The part of a model that a parameter belongs to; a bias belongs to the part of its weight."""
     last = name.rpartition(".")[2].removesuffix("_bias")
     return next(part for part, names in PARTS.items() if last in names)
 
 
 def as_text(found: dict[str, Any]) -> str:
-    """For people to read."""
+    """Format the values of :func:`inspect` as text."""
     total = found["parameters"]["total"]
     settings = {name: value for name, value in found["config"].items() if value is not None}
     lines = [f"{name:24} {value}" for name, value in settings.items()]
@@ -58,8 +58,8 @@ def as_text(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def size(n: int) -> str:
-    """Bytes as people read them."""
+def size(n: float) -> str:
+    """Format a number of bytes."""
     for unit in ("bytes", "KB", "MB", "GB"):
         if n < 1000 or unit == "GB":
             return f"{n:,} {unit}" if unit == "bytes" else f"{n:,.1f} {unit}"

@@ -3,14 +3,15 @@
     int32    dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size (negative: the head is not tied), max_seq_len
     float32  the weights, in the order of ORDER; before the head, RoPE's cosines and sines, which today's run.c computes itself
 
-That is version 0, which `run.c` reads. Version 1 has a header of 256 bytes that begins with a magic number, another order, and no
-tables. Both rotate neighbours, and both leave these unsaid: eps 1e-5, RoPE with base 10000, no biases.
+This is version 0, which `run.c` reads. Version 1 has a header of 256 bytes that begins with a magic number, another order, and no
+tables. RoPE rotates neighbours in both, and both imply eps 1e-5, RoPE with base 10000, and no biases.
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,12 +29,20 @@ ORDER = {
     0: ("embed", "attn_norm", *LAYERS[0], "ffn_norm", *LAYERS[1], "norm", "cos", "sin", "head"),
     1: ("attn_norm", "ffn_norm", "norm", "embed", *LAYERS[0], *LAYERS[1], "head"),
 }
-# A text is over at token 1, which begins the next one (run.c), or at 2 (SentencePiece's end, for models that were tuned).
+# A text ends at token 1, which begins the next one (run.c), or at 2 (SentencePiece's end token, for fine-tuned models).
+TABLES = "llama2c_tables"  # attribute of a model: RoPE's tables in its file
 GENERATION = {"bos_token_id": 1, "eos_token_id": [1, 2]}
 
 
-def read(path: Path) -> tuple[ModelConfig, dict[str, np.ndarray]]:
-    """The configuration, and by our names the tensors, as views of the file; of version 0 also ``cos`` and ``sin``.
+class Model(NamedTuple):
+    """A configuration and the tensors by our names; in version 0 also ``cos`` and ``sin``."""
+
+    config: ModelConfig
+    tensors: dict[str, np.ndarray]
+
+
+def read(path: Path) -> Model:
+    """Read a model; tensors are views of the memory-mapped file.
 
     Raises
     ------
@@ -54,13 +63,13 @@ def read(path: Path) -> tuple[ModelConfig, dict[str, np.ndarray]]:
     tied = vocab_size > 0 if version == 0 else len(data) > 36 and bool(data[36])
     try:
         config = ModelConfig(
-            abs(vocab_size), dim, n_layers, n_heads, n_kv_heads, hidden_dim, max_seq_len,
+            abs(vocab_size), dim, n_layers, n_heads, n_kv_heads=n_kv_heads, ffn_dim=hidden_dim, max_seq_len=max_seq_len,
             rope_layout="interleaved", tie_embeddings=tied,
         )  # fmt: skip
     except ValueError as error:
         raise CheckpointError(f"{path} is not a llama2.c model: {error}") from error
     table = config.max_seq_len * (config.head_dim // 2)
-    size = begin + 4 * (count_parameters(config) + (2 * table if version == 0 else 0))  # before anything is made of that size
+    size = begin + 4 * (count_parameters(config) + (2 * table if version == 0 else 0))  # known before anything is allocated
     if len(data) != size:
         what = "cut short, or not a llama2.c model" if len(data) < size else "not a llama2.c model"
         raise CheckpointError(f"{path} is {what}: its header asks for {size} bytes, and it has {len(data)}")
@@ -69,18 +78,24 @@ def read(path: Path) -> tuple[ModelConfig, dict[str, np.ndarray]]:
         for name, shape in _layout(config, version):
             tensors[name] = floats[start : start + prod(shape)].reshape(shape)
             start += prod(shape)
-    return config, tensors
+    return Model(config, tensors)
+
+
+def keep_tables(model: Transformer, tensors: Mapping[str, np.ndarray]) -> None:
+    """Keep the tables of a file with its model, so that saving it writes the same file."""
+    if "cos" in tensors:
+        setattr(model, TABLES, (tensors["cos"].copy(), tensors["sin"].copy()))
 
 
 def save(model: Transformer, path: Path) -> None:
     """Write version 0, which llama2.c's run.c reads.
 
-    The tables of a model that was read from such a file are written as they were, so that the same file comes out.
+    A model that was read from such a file is saved with the tables of that file, so that both files are equal.
 
     Raises
     ------
     ValueError
-        If the format has no word for something in the model's configuration.
+        If the format cannot express the model's configuration.
     """
     c = model.config
     unsaid = {"norm_eps": 1e-5, "rope_theta": 10000.0, "rope_scaling": None, "bias": False, "head_dim": c.dim // c.n_heads}
@@ -102,7 +117,7 @@ def _parts(model: Transformer) -> Iterator[bytes]:
     c = model.config
     vocab_size = c.vocab_size if c.tie_embeddings else -c.vocab_size
     yield struct.pack(HEADER, c.dim, c.ffn_dim, c.n_layers, c.n_heads, c.n_kv_heads, vocab_size, c.max_seq_len)
-    tables = dict(zip(("cos", "sin"), getattr(model, "llama2c_tables", None) or _tables(c), strict=True))
+    tables = dict(zip(("cos", "sin"), getattr(model, TABLES, None) or _tables(c), strict=True))
     for name, _ in _layout(c, version=0):
         values = tables[name] if name in tables else to_numpy(model.params[name])
         heads = rope_heads(c, name) if c.rope_layout == "half" else None
@@ -110,7 +125,7 @@ def _parts(model: Transformer) -> Iterator[bytes]:
 
 
 def _layout(config: ModelConfig, version: int) -> list[tuple[str, tuple[int, ...]]]:
-    """Name and shape of everything in a file, in its order."""
+    """Name and shape of all tensors of a file, in order."""
     shapes = parameter_shapes(config)
     table = config.max_seq_len, config.head_dim // 2
     shapes |= {"cos": table, "sin": table}
@@ -122,7 +137,7 @@ def _layout(config: ModelConfig, version: int) -> list[tuple[str, tuple[int, ...
 
 
 def _tables(config: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
-    """cos and sin as llama2.c computes them, in float32 throughout; (T, D/2)."""
+    """cos and sin, (T, D/2), computed in float32 throughout, as llama2.c does."""
     D = config.head_dim
     frequencies = 1 / np.float32(config.rope_theta) ** (np.arange(0, D, 2, dtype="float32") / np.float32(D))
     angles = np.outer(np.arange(config.max_seq_len, dtype="float32"), frequencies)      # (T, D/2)

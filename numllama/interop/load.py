@@ -1,13 +1,13 @@
-"""Load a model, whatever it is stored as, and save it as others read it."""
+"""Load a model from any format that numllama knows, and save it in those that other programs read."""
 
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from numllama.backend import BFLOAT16, DTYPES, TWO_BYTES, array_module, compute_dtype, default_dtype, real_dtype
+from numllama.backend import BFLOAT16, DTYPES, TWO_BYTES, array_module, default_dtype, known_dtype, model_dtypes, real_dtype
 from numllama.errors import CheckpointError, shown
 from numllama.interop import huggingface, llama2c, peft
 from numllama.interop.pickles import refuse_other
@@ -20,59 +20,74 @@ from numllama.training import checkpoint
 from numllama.training.checkpoint import STATE
 from numllama.training.run_folder import check_run, is_run, read_config
 
-IN_TWO_BYTES = tuple(dtype.name for dtype in TWO_BYTES)
+
+class Placement(NamedTuple):
+    """Where to put a model, and the dtypes of its weights and activations; None where nothing was requested."""
+
+    device: str = "cpu"
+    dtype: str | None = None
+    compute_dtype: str | None = None
 
 
 def load(
-    path: str | PathLike, dtype: str | None = None, device: str = "cpu", adapter: str | PathLike | None = None
+    path: str | PathLike,
+    *,
+    device: str = "cpu",
+    dtype: str | None = None,
+    compute_dtype: str | None = None,
+    adapter: str | PathLike | None = None,
 ) -> Transformer:
-    """A model from disk.
+    """Load a model.
 
     Parameters
     ----------
     path : path
-        A folder as Hugging Face's (``config.json`` and ``model.safetensors``, or shards with an index), such a
-        ``.safetensors`` file, a llama2.c ``.bin``, or a training run (its best checkpoint) or one step folder of it. Or the
-        folder of an adapter that says where its model lies.
-    dtype : str, optional
-        ``"float32"`` or ``"float64"``, or ``"bfloat16"`` to keep the weights in two bytes each: on a CPU, which computes in
-        float32 then, for a model that would not fit otherwise; on a GPU, which computes in them, also ``"float16"``. Default
-        on a CPU float32, or a training run's float64; on a GPU bfloat16, or float32 if it is from before 2020 (Ampere).
+        A folder in Hugging Face's layout (``config.json`` and ``model.safetensors``, or shards with an index), such a
+        ``.safetensors`` file, a llama2.c ``.bin``, a training run (its best checkpoint), one step folder of a run, or the folder
+        of an adapter that names its model.
     device : str
         ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+    dtype : str, optional
+        dtype of the weights: ``"float32"``, ``"float64"`` or ``"bfloat16"``, on a GPU also ``"float16"``. Two bytes per weight
+        are for models that would not fit otherwise. Default on a CPU float32, or float64 for a run trained in it; on a GPU
+        bfloat16, or float32 if the GPU is older than Ampere (2020).
+    compute_dtype : str, optional
+        dtype of matrix products and activations. ``"bfloat16"`` or ``"float16"`` with float32 weights is mixed precision, for
+        training. Default the dtype of the weights; on a CPU float32 for weights in two bytes.
     adapter : path, optional
         A folder with low-rank updates, as `peft` writes them: see :mod:`numllama.interop.peft`.
 
     Raises
     ------
     CheckpointError
-        If there is nothing to load, if it is damaged, a pickle, or of a kind that this code cannot honour.
+        If there is nothing to load, if it is damaged, a pickle, or needs something that numllama does not compute.
 
     Notes
     -----
-    Files are mapped into memory and copied tensor by tensor into the model, so that only the model itself takes memory.
+    Files are memory-mapped and copied tensor by tensor, so that loading takes only the memory of the model itself.
     """
     xp = array_module(device)  # before anything is read
     choices = *DTYPES, *(two.name for two in TWO_BYTES if xp is not np or two == BFLOAT16)
     if dtype not in (None, *choices):
         raise ValueError(f"dtype is {shown(dtype)}, but must be one of {', '.join(choices)} on {shown(device)}")
-    if xp is not np and dtype is None:
+    if xp is not np and dtype is None and compute_dtype is None:
         dtype = default_dtype(device)
+    model_dtypes(dtype, compute_dtype)  # before anything is read
     path, adapter = Path(path), None if adapter is None else Path(adapter)
     with reading(path):
-        return read_steadily(path, lambda: _load(path, dtype, device, adapter, ()))
+        return read_steadily(path, lambda: _load(path, Placement(device, dtype, compute_dtype), adapter, ()))
 
 
-def _load(path: Path, dtype: str | None, device: str, adapter: Path | None, above: tuple[Path, ...]) -> Transformer:
-    """The model, below the adapters in the folders `above`."""
+def _load(path: Path, where: Placement, adapter: Path | None, above: tuple[Path, ...]) -> Transformer:
+    """Load a model on which the adapters in the folders `above` are based."""
     if adapter is None and (path / peft.CONFIG).exists() and not (path / huggingface.CONFIG).exists():
         above = (*above, path.resolve())
         path, adapter = peft.base_of(path), path
         if path.resolve() in above:
             raise CheckpointError(f"{adapter} is an adapter for a model that is an adapter for it")
     if adapter is not None:
-        model = _load(path, dtype, device, None, above)
-        if model.adapter is not None:  # an adapter that was tuned further
+        model = _load(path, where, None, above)
+        if model.adapter is not None:  # an adapter that was fine-tuned further
             model.merge_adapter()
         with reading(adapter):
             peft.load_adapter(model, adapter)
@@ -80,39 +95,47 @@ def _load(path: Path, dtype: str | None, device: str, adapter: Path | None, abov
     if not path.exists():
         raise CheckpointError(f"{path} does not exist (nothing is downloaded: name a folder or a file)")
     if _is_run(path):
-        return _load_run(path if path.is_dir() else path.parent, dtype, device)
+        return _load_run(path if path.is_dir() else path.parent, where)
     refuse_other(path)
     if path.suffix == ".bin":
         config, tensors = llama2c.read(path)
-        model = _model(config, tensors, dtype, device)
+        model = _model(config, tensors, where)
         model.generation_config = dict(llama2c.GENERATION)
-        if "cos" in tensors:
-            model.llama2c_tables = tensors["cos"].copy(), tensors["sin"].copy()
+        llama2c.keep_tables(model, tensors)
         return model
     if path.suffix == ".safetensors":
         found = huggingface.read(path.parent, path)
     elif path.is_dir():
         found = huggingface.read(path)
     else:
-        raise CheckpointError(f"{path} is no model that can be read: a folder, a .safetensors file or a llama2.c .bin is")
+        raise CheckpointError(f"{path} is not a model: it must be a folder, a .safetensors file or a llama2.c .bin")
     check_files(path if path.is_dir() else path.parent)
-    config, tensors, generation_config = found
-    model = _model(config, tensors, dtype, device)
-    model.generation_config = generation_config
+    model = _model(found.config, found.tensors, where)
+    model.generation_config = found.generation_config
     return model
 
 
-def load_run(path: str | Path, device: str = "cpu", dtype: str | None = None, which: str = "best") -> Transformer:
-    """The model of a training run.
+def load_run(
+    path: str | PathLike,
+    *,
+    device: str = "cpu",
+    dtype: str | None = None,
+    compute_dtype: str | None = None,
+    which: str = "best",
+) -> Transformer:
+    """Load the model of a training run.
 
     Parameters
     ----------
     path : path
         A run's folder, or one step folder of it.
-    device, dtype : str
-        Where to put the model; default dtype as it was trained, on a CPU float32 for what was trained in two bytes.
+    device : str
+        ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+    dtype, compute_dtype : str, optional
+        dtype of the weights, and of products and activations. Default those of training; on a CPU both are float32 for a run in
+        mixed precision.
     which : str
-        ``"best"`` or ``"latest"``, which ``"best"`` is too of a run that was stopped before its first estimate.
+        ``"best"`` or ``"latest"``. The best checkpoint of a run without an evaluation is the latest.
     """
     path = Path(path)
     if not (path / f"{which}.json").exists() and (path / "latest.json").exists():
@@ -123,69 +146,83 @@ def load_run(path: str | Path, device: str = "cpu", dtype: str | None = None, wh
     for pointer in ("latest", "best"):
         if (folder.parent / f"{pointer}.json").exists():
             checkpoint.read_pointer(folder.parent / f"{pointer}.json")
-    trained = real_dtype(compute_dtype(state["dtype"])).name if device == "cpu" else state["dtype"]
+    if dtype is None and compute_dtype is None:
+        compute_dtype = real_dtype(known_dtype(state["dtype"])).name if device == "cpu" else state["dtype"]
     config, lora = checkpoint.model_config(folder, state), checkpoint.lora_config(folder, state)
     checkpoint.check_header(folder, config, lora)
     if lora:
-        model = _load_adapted(folder.parent, state["lora"], device, dtype)
+        model = _load_adapted(folder.parent, state["lora"], Placement(device, dtype, compute_dtype))
     else:
-        model = Transformer(config, device=device, dtype=dtype or trained)
+        model = Transformer(config, device=device, dtype=dtype, compute_dtype=compute_dtype)
     checkpoint.load_checkpoint(folder, model)
     return model
 
 
-def _load_adapted(run: Path, lora: dict[str, Any], device: str, dtype: str | None) -> Transformer:
-    """The model below a run's adapter, with an adapter that is yet to be filled."""
-    about = read_config(run)
-    base = about.get("tuning", {}).get("model")
+def _load_adapted(run: Path, lora: dict[str, Any], where: Placement) -> Transformer:
+    """The base model of a run, with a new adapter whose values are loaded later."""
+    settings = read_config(run)
+    base = settings.get("tuning", {}).get("model")
     if not isinstance(base, str) or not Path(base).exists():
         raise CheckpointError(f"{run} holds an adapter for the model {base}, which is not there")
-    model = load(base, dtype, device)
+    model = load(base, **where._asdict())
     if model.adapter is not None:
         model.merge_adapter()
     model.add_adapter(LoraConfig(**lora))
     return model
 
 
-def open_model(
-    path: Path, tokenizer: Path | None, device: str, dtype: str | None
-) -> tuple[Transformer, Tokenizer | CharTokenizer]:
+class OpenedModel(NamedTuple):
     """A model and its tokenizer."""
-    return load(path, dtype, device), load_tokenizer(path, tokenizer)
+
+    model: Transformer
+    tokenizer: Tokenizer | CharTokenizer
 
 
-def load_tokenizer(model: Path, tokenizer: Path | None) -> Tokenizer | CharTokenizer:
-    """The tokenizer that is named, or that lies beside a model; of one step of a training run, beside the step."""
+def open_model(
+    path: Path,
+    tokenizer: Path | None = None,
+    *,
+    device: str = "cpu",
+    dtype: str | None = None,
+    compute_dtype: str | None = None,
+) -> OpenedModel:
+    """Load a model and its tokenizer; see :func:`load` and :func:`load_tokenizer`."""
+    model = load(path, device=device, dtype=dtype, compute_dtype=compute_dtype)
+    return OpenedModel(model, load_tokenizer(path, tokenizer))
+
+
+def load_tokenizer(model: Path, tokenizer: Path | None = None) -> Tokenizer | CharTokenizer:
+    """Load the named tokenizer, by default the one in the model's folder; for a step folder, the one in the run's folder."""
     folder = model if model.is_dir() else model.parent
     return Tokenizer.load(tokenizer or (folder.parent if folder.name.startswith("step-") else folder))
 
 
 def save(model: Transformer, path: str | PathLike, tokenizer: Any = None) -> None:
-    """Write a model as others read it.
+    """Save a model in a format that other programs read.
 
     Parameters
     ----------
     model : Transformer
     path : path
         A folder, for Hugging Face's layout: ``config.json``, ``model.safetensors`` in the dtype of the weights, and
-        ``generation_config.json``. It opens in ``transformers`` if the model is a Llama; anything else is written in the same
-        layout for :func:`load`. Or a name that ends in ``.bin``, for llama2.c.
+        ``generation_config.json``. It opens in ``transformers`` if the model is a Llama; other models are saved in the same
+        layout for :func:`load`. A name that ends in ``.bin`` is written for llama2.c.
     tokenizer : optional
-        Is told to save itself into the folder.
+        Saved into the same folder.
 
     Raises
     ------
     CheckpointError
-        If it cannot be written; what was there before is still there.
+        If it cannot be written; the previous files stay as they are.
     ValueError
         If llama2.c's format cannot hold the model.
     """
     path = Path(path)
     if model.adapter is not None:
-        raise ValueError("the model has an adapter: merge_adapter() makes it part of the weights, save_adapter() saves it alone")
+        raise ValueError("the model has an adapter: merge_adapter() makes it part of the weights, save_adapter() saves only it")
     if path.suffix == ".bin":
         if tokenizer is not None:
-            raise ValueError(f"a llama2.c file has no place for a tokenizer: save it beside {path.name}")
+            raise ValueError("a llama2.c file cannot hold a tokenizer: save it to another file")
         llama2c.save(model, path)
         return
     if path.suffix == ".safetensors" or path.is_file():
@@ -199,29 +236,28 @@ def save(model: Transformer, path: str | PathLike, tokenizer: Any = None) -> Non
 
 
 def _is_run(path: Path) -> bool:
-    """A run's folder, a step folder, or the weights in one."""
+    """Whether a path is a run's folder, a step folder, or the weights in one."""
     folder = path.parent if path.suffix == ".safetensors" else path
     if any((folder / name).exists() for name in (STATE, "best.json", "latest.json")):
         return True
-    return is_run(folder)  # one that has no checkpoint yet
+    return is_run(folder)  # a run without a checkpoint
 
 
-def _load_run(folder: Path, dtype: str | None, device: str) -> Transformer:
-    in_two_bytes = dtype in IN_TWO_BYTES  # and without the float32 that training needs
-    model = load_run(folder, *(("cpu", None) if in_two_bytes else (device, dtype)))
-    if in_two_bytes:
+def _load_run(folder: Path, where: Placement) -> Transformer:
+    in_two_bytes = where.dtype is not None and known_dtype(where.dtype) in TWO_BYTES
+    model = load_run(folder) if in_two_bytes else load_run(folder, **where._asdict())
+    if in_two_bytes:  # rounded from the float32 that training keeps
         if model.adapter is not None:
             model.merge_adapter()
-        model = _model(model.config, model.params, dtype, device)
+        model = _model(model.config, model.params, where)
     run = folder.parent if (folder / STATE).exists() else folder
-    if (run / huggingface.GENERATION).exists():  # of a model that was fine-tuned
+    if (run / huggingface.GENERATION).exists():  # the model was fine-tuned
         model.generation_config = huggingface.generation_config(run, {})
     return model
 
 
-def _model(config: ModelConfig, tensors: Mapping[str, Any], dtype: str | None, device: str) -> Transformer:
-    xp = array_module(device)
-    stored = dtype or "float32"
-    computed = "float32" if xp is np and stored in IN_TWO_BYTES else stored
-    params = copied_parameters(config, tensors, np.dtype(compute_dtype(stored)), xp)
-    return Transformer(config, device=device, dtype=computed, params=params)
+def _model(config: ModelConfig, tensors: Mapping[str, Any], where: Placement) -> Transformer:
+    xp = array_module(where.device)
+    weights, compute = model_dtypes(where.dtype, where.compute_dtype, on_cpu=xp is np)
+    params = copied_parameters(config, tensors, weights, xp)
+    return Transformer(config, device=where.device, compute_dtype=compute, params=params)

@@ -1,11 +1,12 @@
-"""Adapters as `peft` keeps them: adapter_config.json and adapter_model.safetensors, and beside them how texts end.
+"""Adapters in the format of `peft`: adapter_config.json and adapter_model.safetensors, and a generation_config.json.
 
-An adapter of a Llama has peft's names over Hugging Face's, and its rows are in Hugging Face's order, as the model's own would be;
-one of another model has our names. What an adapter_config.json asks for beyond plain LoRA is refused by name.
+An adapter of a Llama has the names of peft and Hugging Face, and rows in Hugging Face's order; an adapter of another model has
+our names. Fields of adapter_config.json beyond plain LoRA are refused by name.
 """
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,8 @@ from numllama.storage.tensor_file import TensorFile, write_tensors
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 KINDS = {"_lora_a": ".lora_A.weight", "_lora_b": ".lora_B.weight"}
-# What an adapter_config.json may hold that changes the numbers, and the only values that are the same as leaving it out. Some
-# ways to begin (PiSSA, OLoRA, CorDA, LoftQ, ...) change the weights of the model below, which is then not the one that we have.
+# Fields of an adapter_config.json that change the numbers, and the values that are allowed. Some initialisations (PiSSA, OLoRA,
+# CorDA, LoftQ, ...) change the weights of the base model too, so they are refused.
 HONOURED = {
     "r": whole(1),
     "lora_alpha": POSITIVE,
@@ -61,8 +62,8 @@ HONOURED = {
 }  # fmt: skip
 
 
-def save_adapter(model: Transformer, path: str | PathLike, base: str | PathLike | None = None) -> None:
-    """Write a model's adapter, with checksums of its files: all of them, or none.
+def save_adapter(model: Transformer, path: str | PathLike, *, base: str | PathLike | None = None) -> None:
+    """Save a model's adapter, with checksums of its files, atomically.
 
     Parameters
     ----------
@@ -70,15 +71,14 @@ def save_adapter(model: Transformer, path: str | PathLike, base: str | PathLike 
     path : path
         A folder.
     base : str or path, optional
-        Where the model below it comes from: kept as ``base_model_name_or_path``, so that :func:`numllama.load` opens the
-        adapter by itself.
+        Path of the base model, stored as ``base_model_name_or_path``, so that :func:`numllama.load` can open the adapter.
 
     Raises
     ------
     ValueError
         If the model has no adapter.
     CheckpointError
-        If it cannot be written; what was there before is still there.
+        If it cannot be written; the previous files stay as they are.
     """
     if model.adapter is None:
         raise ValueError("the model has no adapter to save")
@@ -98,20 +98,20 @@ def save_adapter(model: Transformer, path: str | PathLike, base: str | PathLike 
     }
     shapes = {names[name]: shape for name, shape in params.shapes.items()}
     arrays = (_reordered(model.config, name, to_numpy(view), to_halves) for name, view in params.items())
-    with published(path, CONFIG, checksums=True) as part:
+    with published(Path(path), CONFIG, checksums=True) as part:
         with open(part / WEIGHTS, "wb") as file:
             write_tensors(file, params.flat.dtype, shapes, arrays)
         (part / CONFIG).write_bytes(json_bytes(values))
         (part / GENERATION).write_bytes(json_bytes(model.generation_config))
 
 
-def load_adapter(model: Transformer, path: str | PathLike) -> None:
-    """Give a model the adapter in a folder, ours or one that peft wrote.
+def load_adapter(model: Transformer, path: str | PathLike[str]) -> None:
+    """Add the adapter in a folder, written by numllama or peft, to a model.
 
     Raises
     ------
     CheckpointError
-        If it is missing, damaged, made for another model, or of a kind that this code cannot honour.
+        If it is missing, damaged, made for another model, or of a kind that numllama cannot honour.
     """
     folder = Path(path)
     values = read_json(folder / CONFIG)
@@ -129,11 +129,11 @@ def load_adapter(model: Transformer, path: str | PathLike) -> None:
         config = _lora_config(values, _targets(model.config, tensors))
         shapes = adapter_shapes(model.config, config)
     except ValueError as error:
-        raise CheckpointError(f"{folder} is no adapter for this model: {error}") from error
+        raise CheckpointError(f"{folder} is not an adapter for this model: {error}") from error
     names = peft_names(model.config, shapes)
     _check_tensors(folder, {names[name]: shape for name, shape in shapes.items()}, tensors)
     check_files(folder)
-    params = Parameters(shapes, np.empty(sum(map(math.prod, shapes.values())), real_dtype(model.dtype)))
+    params = Parameters(shapes, np.empty(sum(map(math.prod, shapes.values())), real_dtype(model.compute_dtype)))
     for name, view in params.items():
         view[...] = _reordered(model.config, name, tensors[names[name]], to_neighbours)
     model.add_adapter(config, params=Parameters(shapes, model.xp.asarray(params.flat)))
@@ -142,7 +142,7 @@ def load_adapter(model: Transformer, path: str | PathLike) -> None:
 
 
 def base_of(folder: Path) -> Path:
-    """The folder or file of the model that an adapter was made for."""
+    """The path of an adapter's base model."""
     name = read_json(folder / CONFIG).get("base_model_name_or_path")
     if not isinstance(name, str) or not is_there(name):
         raise CheckpointError(
@@ -153,20 +153,20 @@ def base_of(folder: Path) -> Path:
 
 
 def _lora_config(values: Mapping[str, Any], targets: tuple[str, ...]) -> LoraConfig:
-    """Rank-stabilised LoRA divides alpha by the root of the rank."""
-    config = LoraConfig(values["r"], values["lora_alpha"], targets)
-    return LoraConfig(config.rank, config.alpha * math.sqrt(config.rank), targets) if values.get("use_rslora") else config
+    """The LoraConfig of an adapter_config.json. Rank-stabilised LoRA divides alpha by the root of the rank."""
+    config = LoraConfig(rank=values["r"], alpha=values["lora_alpha"], targets=targets)
+    return replace(config, alpha=config.alpha * math.sqrt(config.rank)) if values.get("use_rslora") else config
 
 
 def peft_names(config: ModelConfig, shapes: Mapping[str, Any]) -> dict[str, str]:
-    """Our names of an adapter's parameters, and peft's."""
+    """Our name of each parameter of an adapter: peft's name."""
     modules = _modules(config)
     cut = -len("_lora_a")
     return {name: f"{PREFIX}{modules[name[:cut]]}{KINDS[name[cut:]]}" for name in shapes}
 
 
 def _modules(config: ModelConfig) -> dict[str, str]:
-    """Our names of a model's matrices, and those of the modules that hold them."""
+    """Our name of each matrix of a model: the name of its module."""
     names = huggingface_names(config) if is_llama(config) else {name: name for name in parameter_shapes(config)}
     return {name: other.removesuffix(".weight") for name, other in names.items()}
 
@@ -177,25 +177,25 @@ def _target_modules(config: ModelConfig, lora: LoraConfig) -> list[str]:
 
 
 def _targets(config: ModelConfig, tensors: TensorFile) -> tuple[str, ...]:
-    """Which of our maps the tensors are for; unknown ones are named later, as left over."""
+    """Our names of the maps that the tensors update; unknown tensors are reported later."""
     ours = {module: name.rpartition(".")[-1] for name, module in _modules(config).items()}
     found = {ours.get(name.removeprefix(PREFIX).removesuffix(KINDS["_lora_a"])) for name in tensors}
     return tuple(name for name in TARGETS if name in found)
 
 
 def _check_tensors(folder: Path, wanted: Mapping[str, tuple[int, ...]], tensors: TensorFile) -> None:
-    """Every tensor is there, has its shape, and has a place in the model."""
+    """Raise CheckpointError if a tensor is missing, has another shape, or is unknown."""
     if missing := [name for name in wanted if name not in tensors]:
         raise CheckpointError(f"{folder} lacks {listed(missing)}")
     if extra := [name for name in tensors if name not in wanted]:
-        raise CheckpointError(f"{folder} has tensors that this model has no place for: {listed(extra)}")
+        raise CheckpointError(f"{folder} has tensors that this model does not have: {listed(extra)}")
     for name, shape in wanted.items():
         if tensors.shape(name) != shape:
             raise CheckpointError(f"{folder}: {name} has shape {shown(tensors.shape(name))}, but {shape} is needed")
 
 
 def _reordered(config: ModelConfig, name: str, values: np.ndarray, order: Any) -> np.ndarray:
-    """The rows of b are those of its weight, which RoPE's layout puts in an order."""
+    """Reorder the rows of b like those of its weight, whose order depends on RoPE's layout."""
     if not name.endswith("_lora_b") or config.rope_layout != "interleaved" or not is_llama(config):
         return values
     heads = rope_heads(config, name.removesuffix("_lora_b"))

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from numllama import ops
 from numllama.backend import to_numpy
 from numllama.model import Parameters
 
@@ -101,8 +102,7 @@ def plot_token_probabilities(logits: np.ndarray, tokens: Sequence[str], most: in
     logits = to_numpy(logits)
     if logits.shape != (len(tokens),):
         raise ValueError(f"logits has shape {logits.shape}, but there are {len(tokens)} tokens")
-    p = np.exp(logits - logits.max())
-    p /= p.sum()
+    p, _ = ops.softmax_forward(logits)
     order = np.argsort(-p, kind="stable")[:most]
     figure, (ax,) = _figure(1, width=6.4, height=0.22 * len(order) + 0.7)
     ax.barh(range(len(order)), p[order], color="tab:blue")

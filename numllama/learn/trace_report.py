@@ -71,7 +71,7 @@ def trace_run(
 
 def opened(path: Path, tokenizer: Path | None, needed: bool) -> tuple[Transformer, Tokenizer | CharTokenizer | None]:
     """A model in float64, its adapter merged, and its tokenizer, which a text needs."""
-    model = load(path, "float64")
+    model = load(path, dtype="float64")
     if model.adapter is not None:
         model.merge_adapter()
     try:

@@ -68,7 +68,7 @@ def traced_model(seed: int = 0, steps: int = 0) -> tuple[Transformer, CharTokeni
     tokenizer = CharTokenizer(play)
     shape = dict(dim=32, n_layers=2, n_heads=4, n_kv_heads=2, max_seq_len=64)
     config = ModelConfig(vocab_size=tokenizer.vocab_size, init_std=0.08, **shape)
-    model = Transformer(config, seed)
+    model = Transformer(config, seed=seed)
     tokens, optimizer = np.array(tokenizer.encode(play)), AdamW(model.params, lr=5e-3)
     for step in range(1, steps + 1):
         _, grads = model.loss_and_grads(*random_batch(tokens, 16, 32, seed, step))
@@ -107,7 +107,7 @@ def trace(model: Transformer, tokenizer: Tokenizer | CharTokenizer | None, text:
     if not 2 <= len(ids) <= c.max_seq_len + 1:
         raise ValueError(f"the text has {len(ids)} tokens, but there must be 2 to {c.max_seq_len + 1}")
     tokens, targets = ids[None, :-1], ids[None, 1:]                    # (1, T)
-    table = ops.rope_table(np.arange(tokens.shape[1]), c.head_dim, c.rope_theta, c.rope_scaling, model.dtype)
+    table = ops.rope_table(np.arange(tokens.shape[1]), c.head_dim, c.rope_theta, c.rope_scaling, model.compute_dtype)
     head = "embed" if c.tie_embeddings else "head"
 
     x = r.keep("embedding", ops.embedding_forward(tokens, w["embed"]))                # (1, T, C)

@@ -41,8 +41,8 @@ class Context:
         Keys and values of the tokens before these; None if there are none.
     lora_scale : float
         Of the low-rank updates, in a model with an adapter.
-    asked : int
-        Only so many tokens at the end are asked for: of those before, keys and values are all that is needed. None is all.
+    n_last : int
+        Compute outputs for the last n tokens only; earlier tokens contribute keys and values. None: all.
     """
 
     config: ModelConfig
@@ -54,11 +54,11 @@ class Context:
     key: tuple[int, ...] | None = None
     kv_cache: Any = None
     lora_scale: float = 1.0
-    asked: int | None = None
+    n_last: int | None = None
 
-    def tail(self) -> "Context":
-        """What the tokens that are asked for share."""
-        n = self.asked
+    def last_tokens(self) -> "Context":
+        """The context of the last `n_last` tokens."""
+        n = self.n_last
         cos, sin = (None if table is None else table[..., -n:, :] for table in (self.cos, self.sin))
         first, last = (None if ends is None else ends[..., -n:] for ends in (self.first, self.last))
         positions = None if self.positions is None else self.positions[..., -n:]
@@ -257,7 +257,7 @@ def attention_block_forward(
     c = context.config
     (x, n), norm_cache = ADD_NORM[c.norm][0](x, branch, w, "attn_norm", context, 2 * layer)
     branch, caches = attention_forward(n, w, context, layer)
-    return (x[:, -branch.shape[1] :], branch), (c, norm_cache, caches)  # all, unless fewer are asked for
+    return (x[:, -branch.shape[1] :], branch), (c, norm_cache, caches)  # all, or n_last
 
 
 def attention_forward(n: Array, w: dict[str, Array], context: Context, layer: int) -> tuple[Array, tuple]:
@@ -265,11 +265,11 @@ def attention_forward(n: Array, w: dict[str, Array], context: Context, layer: in
     (q, k, v), projections = projections_forward(n, w, context)        # (B, T, H·D), (B, T, K·D) twice
     c = context.config
     q, k, v = split_heads(q, c.n_heads), split_heads(k, c.n_kv_heads), split_heads(v, c.n_kv_heads)    # (B, heads, T, D)
-    if context.asked is None:
+    if context.n_last is None:
         (q, k), stages = stages_forward((q, k), w, ("q_norm", "k_norm"), context)
     else:
         (k,), _ = stages_forward((k,), w, ("k_norm",), context)
-        context = context.tail()                                       # T is the number of those asked for from here on
+        context = context.last_tokens()                                # from here on T is n_last
         (q,), stages = stages_forward((q,), w, ("q_norm",), context)
     if context.kv_cache is not None:
         k, v = context.kv_cache.append(layer, k, v)                    # (B, K, S, D): those before, and these
@@ -289,11 +289,11 @@ def attention_block_backward(dx: Array | None, dbranch: Array, cache: tuple, g: 
 
 
 def projections_forward(n: Array, w: dict[str, Array], context: Context) -> tuple[tuple[Array, Array, Array], list]:
-    """Queries, keys and values of n (B, T, C); queries only of the tokens that are asked for."""
+    """Queries, keys and values of n (B, T, C); queries only of the last `n_last` tokens."""
     outs, caches = {}, []
     for names in projection_groups(context):
-        fewer = context.asked is not None and names == ("wq",)
-        results, cache = linears_forward(n[:, -context.asked :] if fewer else n, w, names, context)
+        fewer = context.n_last is not None and names == ("wq",)
+        results, cache = linears_forward(n[:, -context.n_last :] if fewer else n, w, names, context)
         outs |= zip(names, results, strict=True)
         caches.append((names, cache))
     return (outs["wq"], outs["wk"], outs["wv"]), caches
@@ -309,7 +309,7 @@ def projections_backward(douts: tuple[Array, Array, Array], caches: list, g: dic
 
 def projection_groups(context: Context) -> list[tuple[str, ...]]:
     """Which of wq, wk and wv are run together: all, but for a norm of the heads, which wants them apart, in rows of their own."""
-    if context.asked is not None:
+    if context.n_last is not None:
         return [("wk", "wv"), ("wq",)]
     return [("wq", "wk", "wv")] if context.config.qk_norm is None else [("wq",), ("wk",), ("wv",)]
 
@@ -375,13 +375,13 @@ FFN = {"swiglu": (swiglu_forward, swiglu_backward), "gelu": (gelu_forward, gelu_
 
 
 def ffn_block_forward(
-    x: Array, branch: Array, w: dict[str, Array], context: Context, layer: int, again: bool = False
+    x: Array, branch: Array, w: dict[str, Array], context: Context, layer: int, cache_only: bool = False
 ) -> tuple[tuple[Array, Array] | None, tuple]:
-    """(x, branch) -> (x + dropout(branch), w_down · activation(norm of that)); run `again`, it gives the cache alone."""
+    """(x, branch) -> (x + dropout(branch), w_down · activation(norm of that)); `cache_only` leaves out the outputs."""
     c = context.config
     (x, n), norm_cache = ADD_NORM[c.norm][0](x, branch, w, "ffn_norm", context, 2 * layer + 1)
     a, ffn_cache = FFN[c.ffn][0](n, w, context)                        # (B, T, F)
-    if again:                                                          # a fifth of the layer's products is saved
+    if cache_only:                                                     # a fifth of the layer's products is saved
         return None, (c, norm_cache, ffn_cache, linear_cache(a, w, "w_down", context))
     out, down_cache = linear_forward(a, w, "w_down", context)          # (B, T, C)
     return (x, out), (c, norm_cache, ffn_cache, down_cache)
@@ -418,7 +418,7 @@ def layer_again(entry: tuple, w: dict[str, Array], context: Context, layer: int)
     c, x = context.config, entry[0][0]                                 # the stream in which the layer's first norm read
     n, _ = NORM[c.norm][0](x, w, "attn_norm", context)
     branch, caches = attention_forward(n, w, context, layer)
-    _, ffn_cache = ffn_block_forward(x, branch, w, context, layer, again=True)
+    _, ffn_cache = ffn_block_forward(x, branch, w, context, layer, cache_only=True)
     return (c, entry, caches), ffn_cache
 
 

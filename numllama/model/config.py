@@ -1,7 +1,7 @@
 """ModelConfig: the shape of a model, a reason for each field, and the presets."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import KW_ONLY, asdict, dataclass, fields
 from typing import Any
 
 from numllama.errors import listed, shown
@@ -16,7 +16,8 @@ CHOICES = {
     "init": ("normal", "truncated_normal"),
 }
 SIZES = ("vocab_size", "dim", "n_layers", "n_heads", "n_kv_heads", "ffn_dim", "max_seq_len", "head_dim")
-DERIVED = ("n_kv_heads", "ffn_dim", "head_dim")  # from others, where they are None
+DERIVED = ("n_kv_heads", "ffn_dim", "head_dim")  # None: derived from other fields
+FROM_OTHERS: Any = None  # typed so that a field is an int, as it is once __post_init__ has run
 NUMBERS = ("norm_eps", "rope_theta", "init_std", "dropout")
 KINDS = {
     **{name: one_of(*choices) for name, choices in CHOICES.items()},
@@ -26,7 +27,7 @@ KINDS = {
     "dropout": number(lambda value: 0 <= value < 1, "must lie in [0, 1)"),
     "rope_scaling": optional(OBJECT),
 }
-# What stretches RoPE: each type's numbers, all of which it needs.
+# Types of RoPE scaling: the numbers that each needs.
 ROPE_SCALING = {
     "default": (),
     "linear": ("factor",),
@@ -36,33 +37,33 @@ ROPE_SCALING = {
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The shape of a model. Checked when it is made; a value that cannot be is a ValueError that names it.
+    """The shape of a model. Validated on construction: a ValueError names the field.
 
     Attributes
     ----------
     vocab_size : int
-        V, how many different tokens there are.
+        V, the number of tokens.
     dim : int
         C, the width of the residual stream.
     n_layers : int
-        L, how many blocks; each is attention and feed-forward.
+        L, the number of blocks; each is attention and feed-forward.
     n_heads : int
-        H, query heads: attention looks in H ways at once.
+        H, the number of query heads.
     n_kv_heads : int
-        K, key/value heads, each shared by H/K query heads: the cache shrinks by that factor. Default H.
+        K, the number of key/value heads, each shared by H/K query heads: the KV cache shrinks by that factor. Default H.
     ffn_dim : int
-        F, the width inside the feed-forward. Default 8/3 of C for SwiGLU, whose three matrices then hold what two of 4C
-        would, rounded up to a multiple of 8; 4C for GELU.
+        F, the width inside the feed-forward. Default 4C for GELU; 8/3 of C for SwiGLU, rounded up to a multiple of 8: its three
+        matrices then have as many parameters as two with 4C.
     max_seq_len : int
-        The longest sequence that the model is meant for.
+        The longest sequence that the model supports.
     head_dim : int
         D, the width of a head. Default C/H.
     norm_eps : float
-        Inside the root of a norm; 1e-5 in Llama 2 and 3, 1e-6 in others.
+        Added inside the root of a norm; 1e-5 in Llama 2 and 3, 1e-6 in others.
     rope_theta : float
-        Base of RoPE's frequencies; larger reaches further (Llama 3: 500000).
+        Base of RoPE's frequencies; larger for longer contexts (Llama 3: 500000).
     rope_scaling : dict
-        What stretches RoPE, by its ``rope_type``: ``llama3`` with ``factor``, ``low_freq_factor``, ``high_freq_factor``,
+        How RoPE is stretched, by ``rope_type``: ``llama3`` with ``factor``, ``low_freq_factor``, ``high_freq_factor``,
         ``original_max_position_embeddings``; or ``linear`` with ``factor``. Default none.
     rope_layout : str
         Which components RoPE pairs: ``half`` as Hugging Face, ``interleaved`` as Meta and llama2.c.
@@ -90,10 +91,11 @@ class ModelConfig:
     dim: int
     n_layers: int
     n_heads: int
-    n_kv_heads: int | None = None
-    ffn_dim: int | None = None
+    _: KW_ONLY
+    n_kv_heads: int = FROM_OTHERS
+    ffn_dim: int = FROM_OTHERS
     max_seq_len: int = 1024
-    head_dim: int | None = None
+    head_dim: int = FROM_OTHERS
     norm_eps: float = 1e-5
     rope_theta: float = 10000.0
     rope_scaling: dict | None = None
@@ -111,7 +113,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         check(vars(self), KINDS)
         scaling = normalise_rope_scaling(self.rope_scaling)
-        if "rope_theta" in scaling:  # as rope_parameters spell it
+        if "rope_theta" in scaling:  # from rope_parameters
             object.__setattr__(self, "rope_theta", scaling.pop("rope_theta"))
         object.__setattr__(self, "rope_scaling", scaling if scaling else None)
         for name in NUMBERS:
@@ -138,11 +140,11 @@ class ModelConfig:
         """A named configuration, with some fields changed."""
         if name not in _PRESET_FIELDS:
             raise ValueError(f"preset is {shown(name)}, but must be one of {', '.join(_PRESET_FIELDS)}")
-        return cls(**{**_PRESET_FIELDS[name], **changes})  # sizes that follow from others follow the changes
+        return cls(**{**_PRESET_FIELDS[name], **changes})  # derived sizes follow the changes
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ModelConfig":
-        """The inverse of :meth:`to_dict`; an unknown key is a ValueError, for ignoring it would change the model."""
+        """The inverse of :meth:`to_dict`; an unknown key is a ValueError, because ignoring it would change the model."""
         unknown = sorted(set(values) - {field.name for field in fields(cls)})
         if unknown:
             raise ValueError(f"unknown configuration key(s) {listed(unknown)}")
@@ -157,10 +159,10 @@ class ModelConfig:
 
 
 def normalise_rope_scaling(value: Mapping | None) -> dict:
-    """One spelling of RoPE scaling, from any that checkpoints use; a dictionary that is empty where there is none.
+    """Normalise RoPE scaling from any spelling that checkpoints use; an empty dictionary means none.
 
-    Takes ``rope_scaling`` with ``rope_type`` or the older ``type``, or the newer ``rope_parameters``, which holds
-    ``rope_theta`` too. What this code does not do is refused: ignoring it would give wrong positions.
+    Takes ``rope_scaling`` with ``rope_type`` or the older ``type``, or the newer ``rope_parameters``, which also holds
+    ``rope_theta``. Unknown types and keys are refused: ignoring them would give wrong positions.
     """
     if value is None:
         return {}

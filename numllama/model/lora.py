@@ -20,7 +20,7 @@ from numllama.storage.fields import POSITIVE, check, whole
 TARGETS = ("wq", "wk", "wv", "wo", "w_gate", "w_up", "w_down")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LoraConfig:
     """The shape of an adapter. Checked when it is made.
 

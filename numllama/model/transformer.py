@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from numllama import ops
-from numllama.backend import TWO_BYTES, Array, array_module, as_array, compute_dtype, real_dtype, to_numpy
+from numllama.backend import TWO_BYTES, Array, array_module, as_array, model_dtypes, real_dtype, to_numpy
 from numllama.checks import check_ids, check_shape, checked_ids
+from numllama.errors import shown
 from numllama.model.block import ADD_NORM, Context, layer_again, layer_backward, layer_entry, layer_forward
 from numllama.model.config import ModelConfig
 from numllama.model.lora import Adapter, LoraConfig, initial_adapter
@@ -30,22 +31,25 @@ class Transformer:
     ----------
     config : ModelConfig
     seed : int
-        Of the initial parameters.
+        Seed of the initial parameters.
     device : str
         ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
-    dtype : str
-        Of all computation: ``"float32"``, or ``"float64"`` for checking. ``"bfloat16"`` or ``"float16"`` is mixed precision, made
-        for GPUs: matrices and activations in two bytes; parameters, gradients, gains, statistics and losses in float32.
+    dtype : str, optional
+        dtype of the weights: ``"float32"`` (the default), or ``"float64"`` for checking. Weights in ``"bfloat16"`` take half the
+        memory, but cannot be trained.
+    compute_dtype : str, optional
+        dtype of matrix products and activations. ``"bfloat16"`` or ``"float16"`` with float32 weights is mixed precision, made
+        for GPUs: parameters, gradients, gains, statistics and losses stay in float32. Default the dtype of the weights; on a CPU
+        float32 for weights in two bytes.
     params : Parameters, optional
-        Weights to use in place of new ones. In bfloat16 they take half the memory of float32 and become float32 as they are
-        used: for a model that would not fit otherwise, and not for training.
+        Weights to use in place of new ones.
 
     Attributes
     ----------
     params : Parameters
         All weights by name, as views of one flat buffer.
     weights : Parameters
-        What is computed with: `params`, or in mixed precision their copy in two bytes. An optimizer keeps it up to date;
+        The weights that products read: `params`, or in mixed precision their copy in two bytes. An optimizer keeps it up to date;
         whoever else writes to `params` calls ``params.round()``.
     adapter : Adapter, optional
         Low-rank updates: see :meth:`add_adapter`.
@@ -56,23 +60,37 @@ class Transformer:
     def __init__(
         self,
         config: ModelConfig,
+        *,
         seed: int = 0,
         device: str = "cpu",
-        dtype: str = "float32",
+        dtype: str | np.dtype | None = None,
+        compute_dtype: str | np.dtype | None = None,
         params: Parameters | None = None,
     ) -> None:
-        self.config, self.device = config, device
-        self.xp, self.dtype = array_module(device), compute_dtype(dtype)
-        self.params = initial_parameters(config, seed, real_dtype(self.dtype), self.xp) if params is None else params
-        self.weights = self.params.rounded_to(self.dtype) if self.dtype in TWO_BYTES else self.params
+        self.config, self.device, self.xp = config, device, array_module(device)
+        kept = params.flat.dtype if params is not None and dtype is None else dtype
+        kept, self.compute_dtype = model_dtypes(kept, compute_dtype, on_cpu=self.xp is np)
+        self.params = initial_parameters(config, seed, kept, self.xp) if params is None else params
+        if self.dtype != kept:
+            raise ValueError(f"dtype is {shown(kept.name)}, but params are {self.dtype}")
+        self.weights = self.params.rounded_to(self.compute_dtype) if self.compute_dtype in TWO_BYTES else self.params
         self.adapter: Adapter | None = None
         self.generation_config: dict[str, Any] = {}
         self._table: tuple[Array, Array] | None = None  # RoPE's, for positions 0, 1, 2, ...
 
+    @property
+    def dtype(self) -> np.dtype:
+        """The dtype of the weights."""
+        return self.params.flat.dtype
+
     # -------------------------------------------------------------------------------------------- public
 
+    def __call__(self, tokens: Array, **options: Any) -> Array:
+        """See :meth:`forward`."""
+        return self.forward(tokens, **options)
+
     def forward(
-        self, tokens: Array, positions: Array | None = None, kv_cache: Any = None, *, last: int | None = None
+        self, tokens: Array, *, positions: Array | None = None, kv_cache: Any = None, n_last: int | None = None
     ) -> Array:
         """Logits of the next token at every place; nothing is kept for backward.
 
@@ -83,23 +101,23 @@ class Transformer:
             Default 0, 1, 2, ..., or on from where `kv_cache` ends.
         kv_cache : KVCache, optional
             Keys and values of the tokens before these, which these then see; their own are added to it.
-        last : int, optional
-            Only the logits after so many tokens at the end: 1 is all that the next token is drawn from.
+        n_last : int, optional
+            Return logits for the last n tokens only; sampling needs 1.
 
         Returns
         -------
-        logits : array, shape (B, T, V), or (B, last, V)
+        logits : array, shape (B, T, V), or (B, n_last, V)
         """
         tokens = self._check_tokens(tokens)
         if kv_cache is not None:
             kv_cache.reserve(*tokens.shape)
         context = self._context(tokens, positions=positions, kv_cache=kv_cache)
         with few_threads(self, tokens) if kv_cache is None else nullcontext():  # generation sees to its threads itself
-            x, branch = self._hidden(tokens, context, last)
+            x, branch = self._hidden(tokens, context, n_last)
             if kv_cache is not None:
                 kv_cache.advance(to_numpy(tokens))
-            if last is not None:
-                x, branch = (each[:, max(0, each.shape[1] - last) :] for each in (x, branch))
+            if n_last is not None:
+                x, branch = (each[:, max(0, each.shape[1] - n_last) :] for each in (x, branch))
             (_, n), _ = self._norm(x, branch, context)
             return ops.linear_forward(n, self._head(self.weights))[0]
 
@@ -156,8 +174,8 @@ class Transformer:
         """
         tokens = self._check_tokens(tokens)
         targets = self._check_targets(targets, tokens)
-        if self.learnt.flat.dtype != real_dtype(self.dtype):
-            raise ValueError(f"weights kept in {self.params.flat.dtype} cannot be trained: load the model with dtype='float32'")
+        if self.learnt.flat.dtype != real_dtype(self.compute_dtype):
+            raise ValueError(f"weights kept in {self.dtype} cannot be trained: load the model with dtype='float32'")
         grads = self.learnt.zeros_like() if grads is None else grads
         self.learnt.check_layout("grads", grads)
         context = self._context(tokens, segments=segments, key=key)
@@ -190,7 +208,7 @@ class Transformer:
         """What has gradients: all parameters, or with an adapter its own alone."""
         return self.params if self.adapter is None else self.adapter.params
 
-    def add_adapter(self, config: LoraConfig, seed: int = 0, params: Parameters | None = None) -> None:
+    def add_adapter(self, config: LoraConfig, *, seed: int = 0, params: Parameters | None = None) -> None:
         """Freeze the model, and give it low-rank updates to learn instead.
 
         Parameters
@@ -204,8 +222,8 @@ class Transformer:
         if self.adapter is not None:
             raise ValueError("the model has an adapter already: merge_adapter() makes it part of the weights")
         if params is None:
-            params = initial_adapter(self.config, config, seed, real_dtype(self.dtype), self.xp)
-        self.adapter = Adapter(config, params, self.dtype)
+            params = initial_adapter(self.config, config, seed, real_dtype(self.compute_dtype), self.xp)
+        self.adapter = Adapter(config, params, self.compute_dtype)
 
     def merge_adapter(self) -> None:
         """Add the adapter's updates to the weights, which are then all that there is: W + scale · b · a."""
@@ -243,18 +261,18 @@ class Transformer:
 
         save(self, path, tokenizer)
 
-    def save_adapter(self, path: str | PathLike, base: str | PathLike | None = None) -> None:
+    def save_adapter(self, path: str | PathLike, *, base: str | PathLike | None = None) -> None:
         """Write the adapter alone, as `peft` reads it: see :func:`numllama.interop.peft.save_adapter`."""
         from numllama.interop import save_adapter
 
-        save_adapter(self, path, base)
+        save_adapter(self, path, base=base)
 
     # -------------------------------------------------------------------------------------------- the ends
 
     def _embed_forward(self, tokens: Array, context: Context) -> tuple[Array, tuple]:
         with checked_ids():
             x, embed_cache = ops.embedding_forward(tokens, self.weights["embed"])
-        x = x.astype(self.dtype, copy=False)                           # rows of weights kept in bfloat16
+        x = x.astype(self.compute_dtype, copy=False)                   # rows of weights kept in bfloat16
         pos_cache = None
         if self.config.positions == "learned":
             pos, pos_cache = ops.embedding_forward(context.positions, self.weights["pos_embed"])
@@ -274,12 +292,12 @@ class Transformer:
             if dhead is not None:
                 grads["head"] += dhead
 
-    def _hidden(self, tokens: Array, context: Context, last: int | None = None) -> tuple[Array, Array]:
-        """The stream and the last layer's branch: of all tokens, or of `last` at the end, but at least one."""
+    def _hidden(self, tokens: Array, context: Context, n_last: int | None = None) -> tuple[Array, Array]:
+        """The stream and the last layer's branch: of all tokens, or of the last `n_last`, but at least one."""
         x, (branch, _) = None, self._embed_forward(tokens, context)
         for i, w in enumerate(self._blocks()):
-            if last is not None and i == self.config.n_layers - 1:
-                context = replace(context, asked=max(1, last))
+            if n_last is not None and i == self.config.n_layers - 1:
+                context = replace(context, n_last=max(1, n_last))
             (x, branch), _ = layer_forward(x, branch, w, context, i)
         return x, branch
 
@@ -366,7 +384,7 @@ class Transformer:
 
     def _rope(self, positions: Array) -> tuple[Array, Array]:
         c = self.config
-        return ops.rope_table(positions, c.head_dim, c.rope_theta, c.rope_scaling, real_dtype(self.dtype))
+        return ops.rope_table(positions, c.head_dim, c.rope_theta, c.rope_scaling, real_dtype(self.compute_dtype))
 
     def _rope_table(self, T: int) -> tuple[Array, Array]:
         """The rows of positions 0..T-1, computed once."""

@@ -34,6 +34,7 @@ class AdamW(Optimizer):
         self,
         params: Parameters,
         lr: float = 1e-3,
+        *,
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
         weight_decay: float = 0.1,

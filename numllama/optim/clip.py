@@ -28,7 +28,7 @@ def squares(flat: Array, run: Callable = map) -> list[float]:
     return list(run(partial(square_sum, flat), slices(0, flat.size, piece_size(flat))))
 
 
-def clip_grad_norm(grads: Parameters, max_norm: float, run: Callable = map, norm: float | None = None) -> float:
+def clip_grad_norm(grads: Parameters, max_norm: float, *, run: Callable = map, norm: float | None = None) -> float:
     """Scale gradients in place so that their norm is at most `max_norm`.
 
     Parameters

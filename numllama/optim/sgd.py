@@ -27,7 +27,7 @@ class SGD(Optimizer):
     """
 
     def __init__(
-        self, params: Parameters, lr: float = 0.1, momentum: float = 0.0, weight_decay: float = 0.0, inverse_sqrt: bool = False
+        self, params: Parameters, lr: float = 0.1, *, momentum: float = 0.0, weight_decay: float = 0.0, inverse_sqrt: bool = False
     ) -> None:
         super().__init__(params, lr, weight_decay)
         if not 0 <= momentum < 1:

@@ -150,7 +150,7 @@ class Workers:
 
     def clip(self, grads: Parameters, max_norm: float) -> float:
         """As :func:`clip_grad_norm`, by all workers."""
-        return clip_grad_norm(grads, max_norm, self.map)
+        return clip_grad_norm(grads, max_norm, run=self.map)
 
     def step(self, optimizer: Optimizer, grads: Parameters, lr: float) -> None:
         """A step of the optimizer, by all workers: its moments move to the processes' memory when they start."""

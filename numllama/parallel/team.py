@@ -47,7 +47,7 @@ class Team:
 
     def __init__(self, model: Transformer, others: int, moments: Sequence[Parameters] = ()) -> None:
         lora = model.adapter.config if model.adapter else None
-        shared = Shared(model.config, lora, model.dtype.name, os.memfd_create("numllama"), os.getpid(), len(moments))
+        shared = Shared(model.config, lora, model.compute_dtype.name, os.memfd_create("numllama"), os.getpid(), len(moments))
         try:
             buffers, self.turns = shared.open(create=True)
             own = [model.params, *([model.adapter.params] if model.adapter else []), *moments]
@@ -62,7 +62,7 @@ class Team:
     @staticmethod
     def possible(model: Transformer) -> bool:
         """Whether this system can share memory by a file descriptor, and the model is a plain Transformer on the CPU."""
-        plain = type(model) is Transformer and model.weights is model.params and model.params.flat.dtype == model.dtype
+        plain = type(model) is Transformer and model.weights is model.params and model.params.flat.dtype == model.compute_dtype
         return hasattr(os, "memfd_create") and plain and model.device == "cpu"
 
     def shares(self, moments: Sequence[Parameters]) -> bool:
@@ -137,7 +137,7 @@ class Member:
             settings = training_settings("cpu")
             settings.__enter__()  # until the process ends
             (params, *moments), turns = self.shared.open()
-            model = Transformer(self.shared.config, dtype=self.shared.dtype, params=params)
+            model = Transformer(self.shared.config, compute_dtype=self.shared.dtype, params=params)
             if self.shared.lora:
                 adapter, *moments = moments
                 model.add_adapter(self.shared.lora, params=adapter)

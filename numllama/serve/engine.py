@@ -17,7 +17,7 @@ import numpy as np
 from numllama.backend import array_module
 from numllama.errors import NumllamaError, out_of_memory
 from numllama.generation import KVCache
-from numllama.generation.generate import begin
+from numllama.generation.steps import begin
 from numllama.generation.text import default_settings, encode_prompt, fewest_tokens, window_for
 from numllama.model import Transformer
 from numllama.serve.texts import Piece, Request, Text, Texts, Token
@@ -180,7 +180,7 @@ class Engine:
     def _check(self, request: Request, ids: list[int], model: Transformer) -> None:
         """Raise ValueError for what the model cannot do."""
         window = window_for(model.config, len(ids), request.max_new_tokens)
-        begin(model, [np.asarray(ids)], request.max_new_tokens, request.sampling, 1, False, window, None)
+        begin(model, [np.asarray(ids)], request.max_new_tokens, request.sampling, window=window)
 
     # -------------------------------------------------------------------------------------------- in its own thread
 
@@ -256,7 +256,7 @@ class Engine:
         best = max(fitting, key=common, default=None)
         if text.computes_prompt or best is None or common(best) < WORTH_KEEPING:
             longest = len(ids) + text.request.max_new_tokens
-            return KVCache(self.model, 1, longest if window is None else min(longest, 2 * window), window)
+            return KVCache(self.model, capacity=longest if window is None else min(longest, 2 * window), window=window)
         self._caches = [cache for cache in self._caches if cache is not best]
         return best
 

@@ -11,8 +11,8 @@ import gradio as gr
 import numpy as np
 
 from numllama.errors import NumllamaError
+from numllama.generation.attention_maps import attention_weights
 from numllama.generation.chat import chat_prompt, has_chat_template
-from numllama.generation.inside import attention_weights
 from numllama.generation.text import opening
 from numllama.model import count_parameters
 from numllama.serve import drawing

@@ -70,7 +70,7 @@ def serve_run(
     access = Access(names_of(host, allow_host), token_of(token))
     listener = _listen(host, port)  # before the model is read: a port that is taken is said at once
     with listener:
-        engine = Engine(*open_model(model, tokenizer, device, dtype), limits)
+        engine = Engine(*open_model(model, tokenizer, device=device, dtype=dtype), limits)
         try:
             app = application(engine, model_name(model), runs if page else None, access)
             _announce(model_name(model), host, listener, access)

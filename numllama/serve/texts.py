@@ -14,8 +14,8 @@ import numpy as np
 
 from numllama.backend import quiet, to_numpy
 from numllama.generation import KVCache, SamplingConfig
-from numllama.generation.generate import Step, begin, check_logits
 from numllama.generation.sampling import log_softmax
+from numllama.generation.steps import Step, begin, check_logits
 from numllama.generation.text import TextDecoder, special_ids, until_one_by_one, window_for, with_stops
 from numllama.model import Transformer
 
@@ -192,7 +192,7 @@ class Text:
         self.cache = cache
         window = None if cache is not None else window_for(self.model.config, len(self.ids), r.max_new_tokens)
         sampling = with_stops(r.sampling, self.model, self.tokenizer, r.stop)
-        steps = begin(self.model, [np.asarray(self.ids)], r.max_new_tokens, sampling, 1, False, window, cache)
+        steps = begin(self.model, [np.asarray(self.ids)], r.max_new_tokens, sampling, window=window, kv_cache=cache)
         self.pieces = self._pieces(steps)
 
     def _pieces(self, steps: Iterator[Step]) -> Iterator[str]:
@@ -242,7 +242,7 @@ class Text:
     def push(self, piece: str) -> None:
         c = self.model.config
         self.cache_bytes = (
-            2 * c.n_layers * c.n_kv_heads * c.head_dim * self.model.dtype.itemsize * (len(self.ids) + self.new_tokens)
+            2 * c.n_layers * c.n_kv_heads * c.head_dim * self.model.compute_dtype.itemsize * (len(self.ids) + self.new_tokens)
         )
         self.texts.push(Piece(self.index, piece, self._take()))
 
@@ -256,7 +256,7 @@ class Text:
 
 def _prompt_tokens(model: Transformer, ids: list[int], cache: KVCache | None, runners_up: int) -> Iterator[Token]:
     """The tokens of a prompt, each with its probability after those before it. The cache then holds all but the last of them."""
-    cache = KVCache(model, 1, len(ids)) if cache is None else cache
+    cache = KVCache(model, capacity=len(ids)) if cache is None else cache
     yield Token(ids[0], None, [])
     for first in range(0, len(ids) - 1, ECHO_TOKENS):
         seen = ids[first : min(first + ECHO_TOKENS, len(ids) - 1)]

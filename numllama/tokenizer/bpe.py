@@ -129,6 +129,7 @@ class Tokenizer(BytePairs):
         cls,
         files: str | Path | Sequence[str | Path],
         vocab_size: int,
+        *,
         special_tokens: Sequence[str] = (),
         pattern: str = "gpt2",
         workers: int | None = None,
@@ -168,7 +169,7 @@ class Tokenizer(BytePairs):
         return train(files, vocab_size, special_tokens, pattern, workers, progress, errors)
 
     @staticmethod
-    def load(path: str | Path, pattern: str | None = None, special_tokens: Mapping[str, int] | None = None) -> Tokenizer:
+    def load(path: str | Path, *, special_tokens: Mapping[str, int] | None = None, pattern: str | None = None) -> Tokenizer:
         """Read a tokenizer, whatever format it has; see :func:`numllama.tokenizer.formats.load`."""
         from numllama.tokenizer.formats import load
 

@@ -78,7 +78,7 @@ class Snapshot:
             "model": model.config.to_dict(),
             "lora": model.adapter.config.to_dict() if model.adapter else None,
             "below": _below(model),
-            "dtype": model.dtype.name,
+            "dtype": model.compute_dtype.name,
             "optimizer_steps": optimizer.steps,
             "versions": versions(),
         }

@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 CHOICES = {
     "optimizer": ("adamw", "sgd"),
-    "dtype": ("float32", "float64", "bfloat16", "float16"),
+    "compute_dtype": ("float32", "float64", "bfloat16", "float16"),
     "parallel": ("threads", "mpi", "nccl"),
     "sum_by": ("shard", "rank"),
     "sampling": ("random", "epochs"),
 }
-OPTIONAL = ("seq_len", "min_lr", "shards", "workers", "dtype", "sum_by", "sampling")
+OPTIONAL = ("seq_len", "min_lr", "shards", "workers", "compute_dtype", "sum_by", "sampling")
 COUNTS = ("steps", "batch_size", "seq_len", "shards", "workers", "eval_every", "eval_batches", "keep")
 WHOLE = (*COUNTS, "warmup_steps", "seed")
 UNLIMITED = ("clip", "timeout")  # may be infinite, for which None stands in JSON
@@ -34,7 +34,7 @@ KINDS = {
 KINDS |= {name: optional(KINDS[name]) for name in OPTIONAL}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """How a model is trained. Checked when it is made.
 
@@ -79,9 +79,6 @@ class TrainConfig:
         Seconds for which ranks wait for one another; a rank that has not answered by then is named, and the job ends.
     recompute : bool
         Keep less for backward and compute it again: less memory, more time.
-    dtype : str
-        What is computed in: float32, float64, or for a GPU bfloat16 or float16, with float32 where sums and small steps need
-        it. Default bfloat16 on a GPU that multiplies it, else float32.
     graph : bool
         On a GPU, record a step as a CUDA graph and replay it: less waiting for the host, the same losses.
     eval_every : int
@@ -92,6 +89,9 @@ class TrainConfig:
         Evaluate the whole validation split at the end.
     seed : int
         Of the initial weights, the batches and dropout.
+    compute_dtype : str
+        dtype of matrix products and activations: float32, float64, or mixed precision for a GPU: bfloat16 or float16, with
+        weights, gradients and sums in float32. Default bfloat16 on a GPU from Ampere (2020) on, else float32.
     sampling : str
         Where a batch's windows lie: ``random`` places, or ``epochs``, in which each window comes once. Default ``epochs`` for
         data of several files, else ``random``.
@@ -118,12 +118,12 @@ class TrainConfig:
     sum_by: str | None = None
     timeout: float = 600.0
     recompute: bool = False
-    dtype: str | None = None
     graph: bool = True
     eval_every: int = 250
     eval_batches: int = 20
     final_eval: bool = True
     seed: int = 0
+    compute_dtype: str | None = None
     sampling: str | None = None
     keep: int = 2
 
@@ -158,7 +158,7 @@ class TrainConfig:
 
         if self.optimizer == "sgd":
             return SGD(params, self.lr, momentum=self.beta1, weight_decay=self.weight_decay)
-        return AdamW(params, self.lr, (self.beta1, self.beta2), weight_decay=self.weight_decay)
+        return AdamW(params, self.lr, betas=(self.beta1, self.beta2), weight_decay=self.weight_decay)
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain values."""

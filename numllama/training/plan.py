@@ -111,7 +111,7 @@ def memory(
     config: ModelConfig,
     rows: int,
     seq_len: int,
-    dtype: str = "float32",
+    compute_dtype: str = "float32",
     gpus: int = 1,
     shard_optimizer: bool = False,
     recompute: bool = False,
@@ -120,7 +120,7 @@ def memory(
     """Bytes by part, of each rank; `rows` sequences run at once. ``cache`` is for generation, and no part of training."""
     from numllama.model import count_parameters
 
-    n, size = count_parameters(config), BYTES[dtype]
+    n, size = count_parameters(config), BYTES[compute_dtype]
     whole = max(4, size)  # master weights, gradients and moments are float32 where products are in two bytes
     owned = n / gpus
     parts = {
@@ -135,7 +135,7 @@ def memory(
 
 KINDS = {
     "gpu": one_of(*GPUS, CPU),
-    "dtype": optional(one_of(*BYTES)),
+    "compute_dtype": optional(one_of(*BYTES)),
     "rows": optional(whole(1)),
     **dict.fromkeys(("gpus", "per_machine", "batch_size", "seq_len"), whole(1)),
     **dict.fromkeys(("tokens", "network"), number(lambda value: value > 0, "must be positive and finite")),
@@ -166,8 +166,8 @@ class Plan:
         Tokens in a sequence.
     tokens : float
         To train on in all.
-    dtype : str, optional
-        What is computed in: float32, float64, bfloat16 or float16. Default bfloat16, on a CPU float32.
+    compute_dtype : str, optional
+        dtype of matrix products and activations: float32, float64, bfloat16 or float16. Default bfloat16, on a CPU float32.
     shard_optimizer : bool
         Each GPU keeps the moments of its part of the parameters only (ZeRO-1).
     recompute : bool
@@ -188,7 +188,7 @@ class Plan:
     rows: int | None = None
     seq_len: int = 2048
     tokens: float = 20e9
-    dtype: str | None = None
+    compute_dtype: str | None = None
     shard_optimizer: bool = False
     recompute: bool = False
     mfu: float = 0.4
@@ -203,8 +203,8 @@ class Plan:
             raise ValueError(f"batch_size is {self.batch_size}, but {self.gpus} GPUs need a sequence each")
         if self.gpu == CPU and self.gpus > 1:
             raise ValueError(f"gpus is {self.gpus}, but cpu is this machine's, of which there is one")
-        if self.dtype is None:
-            object.__setattr__(self, "dtype", "float32" if self.gpu == CPU else "bfloat16")
+        if self.compute_dtype is None:
+            object.__setattr__(self, "compute_dtype", "float32" if self.gpu == CPU else "bfloat16")
         if self.rows is None:
             object.__setattr__(self, "rows", self._shards_at_once() if self.gpu == CPU else 1)
 
@@ -240,7 +240,7 @@ class Plan:
 
     def memory(self) -> dict[str, float]:
         """Bytes of each GPU by part."""
-        how = self.dtype, self.gpus, self.shard_optimizer, self.recompute
+        how = self.compute_dtype, self.gpus, self.shard_optimizer, self.recompute
         return memory(self.config, self.rows, self.seq_len, *how, on_gpu=self.gpu != CPU)
 
     def values(self) -> dict[str, object]:
@@ -259,7 +259,7 @@ class Plan:
         lines = [
             f"{count_parameters(self.config):,} parameters, {f['flops per token']:.3g} FLOPs per token"
             + (f" ({f['flops per token, done']:.3g} with what is computed again)" if self.recompute else ""),
-            f"{self._devices()}: {self.batch_size} x {self.seq_len} tokens a step, {self.dtype}",
+            f"{self._devices()}: {self.batch_size} x {self.seq_len} tokens a step, {self.compute_dtype}",
             "",
             f"memory of {'this machine' if self.gpu == CPU else 'each GPU'}",
             *(f"  {name:12}{in_units(value, BYTE_UNITS):>14}" for name, value in parts.items() if name != "cache"),

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from numllama.backend import to_numpy
+from numllama.backend import TWO_BYTES, to_numpy
 from numllama.data.dataset import Dataset
 from numllama.errors import CheckpointError, DamagedError
 from numllama.storage.fields import OBJECT, TEXT, as_json, check, optional, whole
@@ -45,6 +45,7 @@ FIELDS = {
     "id": TEXT,
     "vocab_size": optional(whole(1)),
 }
+LOW_PRECISION = tuple(dtype.name for dtype in TWO_BYTES)
 UNSEALED = ("version", "data_name", "data", "tokenizer", "model", "train", "tuning")  # a config.json of before its checksum
 STARTED = ("data", "tokenizer", "vocab_size", "tuning", "loop")  # how to start a run again
 OWN_LOOP = "own"
@@ -157,7 +158,18 @@ def read_config(run: Path) -> dict[str, Any]:
     with reading(path, DamagedError):
         _ = values["model"], values["train"]
         check(values, FIELDS, as_json)
+        _rename_dtype(values["train"], values.get("tuning"))
     return values
+
+
+def _rename_dtype(train: dict[str, Any], tuning: dict[str, Any] | None) -> None:
+    """Older versions had one `dtype`, which for an adapter's frozen weights in two bytes was that of the weights."""
+    if "dtype" in train:
+        dtype = train.pop("dtype")
+        if tuning is not None and tuning.get("lora") and dtype in LOW_PRECISION:
+            tuning["dtype"] = dtype
+        else:
+            train["compute_dtype"] = dtype
 
 
 def is_run(folder: Path) -> bool:

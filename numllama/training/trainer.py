@@ -98,7 +98,7 @@ class Trainer:
         self._identity: str | None = None
         self._log: MetricsLog | None = None
         self.tell: Callable[[str], object] = _tell
-        self.scale, self._steps_since_change = (LARGEST_SCALE if model.dtype == "float16" else 1.0), 0
+        self.scale, self._steps_since_change = (LARGEST_SCALE if model.compute_dtype == "float16" else 1.0), 0
         self._whole_step: Callable | None = None
         if not on_cpu and config.parallel == "threads" and model.adapter is None and isinstance(data, Dataset):
             c = self.config
@@ -187,7 +187,7 @@ class Trainer:
 
     def _note(self, finite: bool) -> None:
         """Count steps that were skipped, and end a run that does nothing else."""
-        if self.model.dtype == "float16":
+        if self.model.compute_dtype == "float16":
             self._steps_since_change += 1
             if not finite and self.scale > 1:
                 self.scale, self._steps_since_change = self.scale / 2, 0
@@ -360,7 +360,7 @@ class Trainer:
         self.best = math.inf if self.best is None else self.best
         self._losses = deque(state.get("losses", ()), maxlen=SPIKE_STEPS)
         self.skipped, self._skipped_in_a_row = state["skipped"], state["skipped_in_a_row"]
-        if state["dtype"] == self.model.dtype.name:
+        if state["dtype"] == self.model.compute_dtype.name:
             self.scale, self._steps_since_change = state.get("scale", (self.scale, 0))
         self._has_folder = self._resumed = True
         self._identity, self._log = state.get("run"), None

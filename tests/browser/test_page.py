@@ -11,7 +11,7 @@ from generation.models import random_model
 from serve.served import LETTERS, served, small_engine, until
 
 import numllama as nl
-from numllama.generation.inside import attention_weights
+from numllama.generation.attention_maps import attention_weights
 from numllama.serve.access import Access
 from numllama.serve.engine import Engine, Limits
 from numllama.serve.pages import Page

@@ -110,7 +110,7 @@ def test_the_adapter_the_merged_model_and_the_run_are_one_model(tuned, base):
     tokens = np.arange(90)[None]
     for model in models[1:]:
         assert_close(model.forward(tokens), models[0].forward(tokens), rtol=1e-6)
-        assert_same_bits(model.params.flat, nl.load(base, "float64").params.flat)  # frozen
+        assert_same_bits(model.params.flat, nl.load(base, dtype="float64").params.flat)  # frozen
     assert answers(models[1], out / "adapter") == answers(models[3], out) == ["and"] * 3
     kept = nl.load(out, dtype="bfloat16")
     assert kept.adapter is None and kept.params.flat.dtype == "bfloat16"
@@ -225,7 +225,7 @@ def test_two_hundred_conversations_are_learnt_with_the_defaults(base, tmp_path, 
 
 @pytest.mark.parametrize("flags", [("--steps", 0), ("--lr", -1), ("--optimizer", "adam"), ("--epochs", 0)])
 def test_flags_are_checked_before_the_model_is_read(base, data, tmp_path, monkeypatch, flags):
-    monkeypatch.setattr(sys.modules["numllama.interop.load"], "load", lambda *_: pytest.fail("it was read"))
+    monkeypatch.setattr(sys.modules["numllama.interop.load"], "load", lambda *_, **__: pytest.fail("it was read"))
     finetune(base, "--data", data, "--out", tmp_path / "run", *flags, code=2)
     assert not (tmp_path / "run").exists()
 
@@ -392,7 +392,7 @@ def test_an_adapter_whose_model_has_changed_below_it_is_refused(base, data, tmp_
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_signal_to_end_ends_in_good_order_where_there_is_nothing_to_save(base, data, stopped, monkeypatch, resume):
     """While the model is opened, say, or while it is written at the end."""
-    monkeypatch.setattr(sys.modules["numllama.interop.load"], "load", lambda *_: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(sys.modules["numllama.interop.load"], "load", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
     fresh = (base, "--data", data, "--out", stopped.with_name("fresh"), *QUICK)
     assert numllama("finetune", *(("--resume", "--out", stopped) if resume else fresh)) == (0, "", "")
 
@@ -452,7 +452,7 @@ def test_a_run_whose_model_has_gone_says_so(base, data, tmp_path):
         (["MODEL", "--data", "DATA", "--targets", "head"], "targets is ('head',), but must be some of wq, wk"),
         (["MODEL", "--data", "DATA", "--epochs", 0], "epochs is 0.0, but must be a positive number"),
         (["MODEL", "--data", "DATA", "--chat-template", "none.jinja"], "the chat template none.jinja does not exist"),
-        (["MODEL", "--data", "DATA", "--full", "--dtype", "bfloat16"], "then only an adapter can be learnt"),
+        (["MODEL", "--data", "DATA", "--full", "--dtype", "bfloat16"], "weights in two bytes cannot be trained"),
         (["MODEL", "--data", "DATA", "--parallel", "mpi"], "parallel is 'mpi', but fine-tuning is done by one process"),
         (["MODEL", "--data", "DATA", "--seq-len", 3], "no answer in the train split of"),
         (["MODEL", "--data", "DATA", "--seq-len", 500], "seq_len is 500, but the model's max_seq_len is 96"),

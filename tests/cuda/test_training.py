@@ -15,7 +15,7 @@ TOKENS = (np.arange(4000) ** 2 // 7 % 61).astype("uint16")
 
 
 def train(steps=10, dtype="float32"):
-    model = Transformer(CONFIG, seed=0, dtype=dtype)
+    model = Transformer(CONFIG, seed=0, compute_dtype=dtype)
     one = dict(workers=1, shards=1, eval_batches=1)
     settings = TrainConfig(steps=steps, batch_size=3, lr=1e-2, warmup_steps=2, eval_every=steps, **one)
     trainer = Trainer(model, Dataset(TOKENS[:3000], TOKENS[3000:], CONFIG.vocab_size), settings)
@@ -84,7 +84,7 @@ def test_every_gradient_of_two_byte_kernels_points_where_that_in_float64_does(va
     tokens = np.random.default_rng(0).integers(0, 61, (2, 18))
     batch = tokens[:, :-1], tokens[:, 1:]
     with emulated():
-        loss, grads = Transformer(config, seed=1, dtype=dtype).loss_and_grads(*batch)
+        loss, grads = Transformer(config, seed=1, compute_dtype=dtype).loss_and_grads(*batch)
     exact_loss, exact = Transformer(config, seed=1, dtype="float64").loss_and_grads(*batch)
     assert float(loss) == pytest.approx(float(exact_loss), rel=1e-3)
     for name, gradient in grads.items():

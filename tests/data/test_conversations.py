@@ -126,7 +126,8 @@ def test_an_answer_of_weight_0_is_not_learnt(tokenizer, tmp_path):
         ("{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }};{% endgeneration %}{% else %}"
          "{{ m.content }}{{ m.weight }}{% endif %}{% endfor %}", "yes;yes;"),
     ):  # fmt: skip
-        ids, said = load_conversations(write(tmp_path / "chat.jsonl", line, line), tokenizer, None, template).train.documents[0]
+        path = write(tmp_path / "chat.jsonl", line, line)
+        ids, said = load_conversations(path, tokenizer, chat_template=template).train.documents[0]
         assert tokenizer.decode(ids[said]) == expected
     paragraphs = nl.Tokenizer({i: bytes([i]) for i in range(256)}, [])
     ids, said = load_conversations(tmp_path / "chat.jsonl", paragraphs).train.documents[0]
@@ -150,7 +151,8 @@ def test_an_answer_may_be_a_call_alone(tokenizer, tmp_path):
         "{% for m in messages %}{{ m.role }}:{{ m.content }}{% for c in m.tool_calls or [] %}{{ c.function.name }}{% endfor %};"
         "{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
     )
-    ids, said = load_conversations(write(tmp_path / "chat.jsonl", line, line), tokenizer, None, template).train.documents[0]
+    path = write(tmp_path / "chat.jsonl", line, line)
+    ids, said = load_conversations(path, tokenizer, chat_template=template).train.documents[0]
     assert tokenizer.decode(ids[said]) == "weather;"
 
 
@@ -248,7 +250,7 @@ def test_the_last_tenth_is_for_validation_unless_there_is_a_file(tokenizer, tmp_
     data = load_conversations(path, tokenizer)
     assert (len(data.train.documents), len(data.val.documents)) == (18, 2)
     assert tokenizer.decode(data.val.documents[-1][0]).count("19") == 1
-    data = load_conversations(path, tokenizer, other)
+    data = load_conversations(path, tokenizer, val_path=other)
     assert (len(data.train.documents), len(data.val.documents)) == (20, 3)
     whole = list(data.all_of_val(2, 100))
     assert sum((targets != -100).sum() for _, targets, _ in whole) == 6

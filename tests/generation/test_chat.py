@@ -74,7 +74,7 @@ def test_either_of_two_stop_ids_ends_an_answer(folder, model):
 
 def test_an_answer_follows_from_all_that_was_said(folder, model):
     tokenizer = nl.Tokenizer.load(folder)
-    chat = Chat(model, tokenizer, "Be brief.", max_new_tokens=20, temperature=0)
+    chat = Chat(model, tokenizer, system="Be brief.", max_new_tokens=20, temperature=0)
     for line in ("Hello", "And then?", "Why?"):
         before = [*chat.messages, {"role": "user", "content": line}]
         ids = nl.generate(model, tokenizer.apply_chat_template(before), 20, temperature=0, stop_ids=model.stop_ids)

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from numllama import KVCache
 from numllama.backend import BFLOAT16
-from numllama.generation import decode, products
+from numllama.generation import decode, gemv
 from numllama.generation.decode import Decoder, is_plain
-from numllama.generation.generate import padded
+from numllama.generation.steps import padded
 from numllama.model import Transformer
 from numllama.model.parameters import copied_parameters
 
@@ -28,7 +28,7 @@ def steps(decoder, tokens):
 @given(models(), st.integers(1, 5), st.integers(1, 10), st.integers(1, 8), st.sampled_from([0, 2**30]))
 def test_each_step_is_the_full_forwards_last_place(model, B, T, n, shared_products):
     tokens = random_tokens(model, B, T + n)
-    cache = KVCache(model, B, T)
+    cache = KVCache(model, batch_size=B, capacity=T)
     model.forward(tokens[:, :T], kv_cache=cache)
     expected = model.forward(tokens)
     with shared(shared_products):
@@ -40,7 +40,7 @@ def test_each_step_is_the_full_forwards_last_place(model, B, T, n, shared_produc
 def test_sequences_that_begin_apart_are_each_as_if_alone(model, lengths, n):
     alone = [random_tokens(model, 1, length + n, seed)[0] for seed, length in enumerate(lengths)]
     tokens, starts = padded(alone)
-    cache = KVCache(model, len(lengths), starts=starts)
+    cache = KVCache(model, batch_size=len(lengths), starts=starts)
     model.forward(tokens[:, :-n], kv_cache=cache)
     logits = steps(Decoder(model, cache), tokens[:, -n:])
     for row, prompt in zip(logits, alone, strict=True):
@@ -50,7 +50,7 @@ def test_sequences_that_begin_apart_are_each_as_if_alone(model, lengths, n):
 @given(models(kinds=LLAMAS, max_seq_len=8), st.integers(1, 3), st.integers(1, 8))
 def test_a_window_slides_as_it_does_for_the_model(model, B, window):
     tokens = random_tokens(model, B, 30)
-    ours, theirs = (KVCache(model, B, 3, window) for _ in range(2))
+    ours, theirs = (KVCache(model, batch_size=B, capacity=3, window=window) for _ in range(2))
     decoder = Decoder(model, ours)
     expected = np.concatenate([model.forward(tokens[:, t : t + 1], kv_cache=theirs) for t in range(30)], axis=1)
     assert_same_logits(steps(decoder, tokens), expected)
@@ -60,8 +60,8 @@ def test_a_window_slides_as_it_does_for_the_model(model, B, window):
 def test_products_by_complex_numbers_are_the_same_products(model, n):
     tokens = random_tokens(model, 1, n)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(products, "COMPLEX_PRODUCTS", 0)
-        patch.setattr(products, "openblas_threads", lambda: 2)
+        patch.setattr(gemv, "COMPLEX_PRODUCTS", 0)
+        patch.setattr(gemv, "openblas_threads", lambda: 2)
         decoder = Decoder(model, KVCache(model))
     assert_same_logits(steps(decoder, tokens), model.forward(tokens))
 
@@ -91,18 +91,18 @@ def test_any_number_of_cores_gives_the_same_logits(B):
     results = []
     for shared_products in (0, 2**30):
         with shared(shared_products):
-            results.append(steps(Decoder(model, KVCache(model, B)), tokens))
+            results.append(steps(Decoder(model, KVCache(model, batch_size=B)), tokens))
     assert_same_logits(*results)
 
 
 @pytest.mark.parametrize("failing", [0, 1, 2])
-def test_a_part_that_fails_is_an_error_and_not_a_wait_without_end(monkeypatch, failing):
+def test_a_shard_that_fails_is_an_error_and_not_a_wait_without_end(monkeypatch, failing):
     model = random_model(n_heads=6, n_kv_heads=3)
-    tokens, cache = random_tokens(model, 2, 3), KVCache(model, 2)
+    tokens, cache = random_tokens(model, 2, 3), KVCache(model, batch_size=2)
     with shared(0):
         decoder = Decoder(model, cache)
-    assert len(decoder.parts) == 3
-    monkeypatch.setattr(decoder.parts[failing], "_swiglu", lambda: [][1])
+    assert len(decoder.shards) == 3
+    monkeypatch.setattr(decoder.shards[failing], "_swiglu", lambda: [][1])
     with pytest.raises(IndexError):
         decoder.step(tokens[:, 0])
     assert cache.length == 0
@@ -111,20 +111,20 @@ def test_a_part_that_fails_is_an_error_and_not_a_wait_without_end(monkeypatch, f
 
 
 @pytest.mark.parametrize("slow", [0, 1, 2])
-def test_parts_wait_for_each_other(monkeypatch, slow):
+def test_shards_wait_for_each_other(monkeypatch, slow):
     model = random_model(n_heads=6, n_kv_heads=3)
     tokens = random_tokens(model, 2, 2)
     with shared(0):
-        decoder = Decoder(model, KVCache(model, 2))
-    swiglu = decoder.parts[slow]._swiglu
-    monkeypatch.setattr(decoder.parts[slow], "_swiglu", lambda: time.sleep(0.02) or swiglu())
+        decoder = Decoder(model, KVCache(model, batch_size=2))
+    swiglu = decoder.shards[slow]._swiglu
+    monkeypatch.setattr(decoder.shards[slow], "_swiglu", lambda: time.sleep(0.02) or swiglu())
     assert_same_logits(steps(decoder, tokens), model.forward(tokens))
 
 
-def test_parts_see_new_weights_too():
+def test_shards_see_new_weights_too():
     model = random_model(n_heads=6, n_kv_heads=3)
     with shared(0):
-        decoder = Decoder(model, KVCache(model, 2))
+        decoder = Decoder(model, KVCache(model, batch_size=2))
     model.params.flat[...] = random_model(seed=9, n_heads=6, n_kv_heads=3).params.flat
     assert_same_logits(decoder.step(np.array([3, 1])), model.forward(np.array([[3], [1]]))[:, -1])
 
@@ -133,7 +133,7 @@ def test_threads_do_not_stay():
     model = random_model()
     before = set(threading.enumerate())
     with shared(0):
-        Decoder(model, KVCache(model, 2)).step(np.array([1, 2]))
+        Decoder(model, KVCache(model, batch_size=2)).step(np.array([1, 2]))
     gc.collect()
     for thread in set(threading.enumerate()) - before:
         thread.join(10)
@@ -143,7 +143,7 @@ def test_threads_do_not_stay():
 def test_it_goes_on_when_the_cache_grows_or_goes_back():
     model = random_model()
     tokens = random_tokens(model, 2, 20)
-    cache = KVCache(model, 2, capacity=2)
+    cache = KVCache(model, batch_size=2, capacity=2)
     decoder = Decoder(model, cache)
     for t in range(20):
         decoder.step(tokens[:, t])
@@ -164,7 +164,7 @@ def test_rope_reaches_further_than_one_table():
 def test_the_weights_stay_as_they_are():
     model = random_model()
     with unmodified(model.params.flat):
-        Decoder(model, KVCache(model, 2)).step(np.array([1, 2]))
+        Decoder(model, KVCache(model, batch_size=2)).step(np.array([1, 2]))
 
 
 def test_new_weights_are_used_at_once():
@@ -201,12 +201,12 @@ def test_weights_in_two_bytes_are_decoded_as_the_model_computes_them():
     small = Transformer(model.config, params=copied_parameters(model.config, model.params, BFLOAT16))
     assert not is_plain(small)
     tokens = random_tokens(model, 2, 6)
-    assert_same_logits(steps(Decoder(small, KVCache(small, 2)), tokens), small.forward(tokens))
+    assert_same_logits(steps(Decoder(small, KVCache(small, batch_size=2)), tokens), small.forward(tokens))
 
 
 @given(st.integers(1, 400), st.integers(1, 400), st.integers(1, 64))
 def test_blocks_are_a_weight_cut_along_its_rows(O, I, B):  # noqa: E741
     weight = np.arange(O * I).reshape(O, I)
-    cut = products.blocks(weight, B)
+    cut = gemv.blocks(weight, B)
     assert cut.base is not None
     assert (cut.reshape(O, I) == weight).all()

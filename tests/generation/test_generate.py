@@ -6,7 +6,7 @@ from generation.models import DTYPES, models, random_model, random_tokens
 from hypothesis import given
 from hypothesis import strategies as st
 
-from numllama import KVCache, SamplingConfig, generate, stream
+from numllama import KVCache, SamplingConfig, generate, generate_batch, stream
 from numllama.errors import GenerationError
 from numllama.generation.sampling import log_softmax
 from numllama.model import ModelConfig, Transformer
@@ -106,7 +106,7 @@ def test_a_batch_of_ragged_prompts_is_each_prompt_alone(model, lengths, n):
     prompts = [random_tokens(model, 1, length, seed)[0].tolist() for seed, length in enumerate(lengths)]
     together = generate(model, prompts, n, temperature=0)
     assert together == [generate(model, prompt, n, temperature=0) for prompt in prompts]
-    if model.dtype == np.float64:
+    if model.compute_dtype == np.float64:
         assert together == [greedy(model, prompt, n) for prompt in prompts]
 
 
@@ -125,6 +125,15 @@ def test_rows_have_seeds_of_their_own(model):
 def test_a_batch_of_one_is_a_batch(model):
     assert generate(model, [[1, 2]], 3, seed=0) == [generate(model, [1, 2], 3, seed=0)]
     assert generate(model, np.array([[1, 2]]), 3, seed=0) == [generate(model, [1, 2], 3, seed=0)]
+
+
+def test_generate_batch_takes_prompts_only_and_gives_a_list_for_each(model):
+    assert generate_batch(model, [[1, 2]], 3, seed=0) == [generate(model, [1, 2], 3, seed=0)]
+    assert generate_batch(model, [[1, 2], [3]], 9, seed=0, n=2) == generate(model, [[1, 2], [3]], 9, seed=0, n=2)
+    generated = generate_batch(model, np.array([[1, 2], [3, 4]]), 5, seed=0, logprobs=True)
+    assert (generated.ids, generated.logprobs) == generate(model, [[1, 2], [3, 4]], 5, seed=0, logprobs=True)
+    with pytest.raises(TypeError, match=r"^prompt_ids is one prompt, but must be a sequence of prompts; generate continues one$"):
+        generate_batch(model, [1, 2], 3)
 
 
 def test_n_samples_of_each_prompt(model):
@@ -289,7 +298,7 @@ def test_what_a_cache_holds_is_not_computed_again(model, monkeypatch):
 
 def test_a_batch_has_a_cache_too(model):
     prompts = [[1, 2, 3, 4], [5, 6]]
-    cache = KVCache(model, 2)
+    cache = KVCache(model, batch_size=2)
     first = generate(model, prompts, 6, seed=0, kv_cache=cache)
     longer = [prompt + new + [7] for prompt, new in zip(prompts, first, strict=True)]
     assert generate(model, longer, 6, seed=1, kv_cache=cache) == generate(model, longer, 6, seed=1)
@@ -297,7 +306,7 @@ def test_a_batch_has_a_cache_too(model):
 
 def test_settings_in_one(model):
     config = SamplingConfig(temperature=0.5, top_k=3, seed=9, stop_ids=(4,))
-    assert generate(model, [1], 12, sampling=config) == generate(model, [1], 12, 0.5, 3, seed=9, stop_ids=(4,))
+    assert generate(model, [1], 12, sampling=config) == generate(model, [1], 12, temperature=0.5, top_k=3, seed=9, stop_ids=(4,))
     with pytest.raises(ValueError, match="sampling holds all settings"):
         generate(model, [1], 12, sampling=config, top_p=0.5)
 
@@ -395,6 +404,6 @@ def test_a_text_is_no_prompt_of_ids(model):
 
 def test_a_cache_of_another_size_is_named(model):
     with pytest.raises(ValueError, match=r"kv_cache holds 2 sequence\(s\), but prompt_ids has 1"):
-        generate(model, [1], 2, kv_cache=KVCache(model, 2))
+        generate(model, [1], 2, kv_cache=KVCache(model, batch_size=2))
     with pytest.raises(ValueError, match="n is 2, but must be 1 with a kv_cache"):
         generate(model, [1], 2, n=2, kv_cache=KVCache(model))

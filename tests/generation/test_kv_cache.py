@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from numllama import KVCache, ops
 from numllama.backend import to_numpy
-from numllama.generation.generate import padded
+from numllama.generation.steps import padded
 from numllama.model.block import Context, layer_forward
 
 PLACES = st.lists(st.integers(0, 100), max_size=4)
@@ -18,7 +18,7 @@ PLACES = st.lists(st.integers(0, 100), max_size=4)
 @given(models(), st.integers(1, 4), st.integers(1, 20), PLACES, st.integers(1, 25))
 def test_logits_are_those_of_the_full_forward_at_every_position_row_and_split(model, B, T, places, capacity):
     tokens = random_tokens(model, B, T)
-    cache = KVCache(model, B, capacity)
+    cache = KVCache(model, batch_size=B, capacity=capacity)
     parts = [model.forward(tokens[:, part], kv_cache=cache) for part in cuts(T, places)]
     assert_same_logits(np.concatenate(parts, axis=1), model.forward(tokens))
     assert cache.length == T
@@ -28,7 +28,7 @@ def test_logits_are_those_of_the_full_forward_at_every_position_row_and_split(mo
 def test_so_it_is_for_every_kind_of_model(kind):
     model = random_model(**kind)
     tokens = random_tokens(model, 2, 15)
-    cache = KVCache(model, 2)
+    cache = KVCache(model, batch_size=2)
     parts = [model.forward(tokens[:, part], kv_cache=cache) for part in cuts(15, (1, 2, 8))]
     assert_same_logits(np.concatenate(parts, axis=1), model.forward(tokens))
 
@@ -37,7 +37,7 @@ def test_so_it_is_for_every_kind_of_model(kind):
 def test_sequences_that_begin_apart_are_each_as_if_alone(model, lengths, places):
     alone = [random_tokens(model, 1, length, seed)[0] for seed, length in enumerate(lengths)]
     tokens, starts = padded(alone)
-    cache = KVCache(model, len(lengths), starts=starts)
+    cache = KVCache(model, batch_size=len(lengths), starts=starts)
     logits = np.concatenate([model.forward(tokens[:, part], kv_cache=cache) for part in cuts(max(lengths), places)], axis=1)
     for row, start, prompt in zip(logits, starts, alone, strict=True):
         assert_same_logits(row[start:], model.forward(prompt[None])[0])
@@ -63,7 +63,7 @@ MANY_PLACES = st.lists(st.integers(0, 100), min_size=6, max_size=12)
 @given(models(kinds=ENDLESS, max_seq_len=8), st.integers(1, 3), st.integers(1, 40), st.integers(1, 8), MANY_PLACES)
 def test_a_window_slides_over_more_than_max_seq_len(model, B, T, window, places):
     tokens = random_tokens(model, B, T)
-    cache = KVCache(model, B, capacity=5, window=window)
+    cache = KVCache(model, batch_size=B, capacity=5, window=window)
     parts = [part for wide in cuts(T, places) for part in cuts_of(wide, 8)]
     logits = np.concatenate([model.forward(tokens[:, part], kv_cache=cache) for part in parts], axis=1)
     assert_same_logits(logits, windowed(model, tokens, window))
@@ -79,21 +79,21 @@ def test_a_window_of_ragged_sequences_hides_what_stands_before_a_beginning():
     model = random_model(max_seq_len=8)
     alone = [random_tokens(model, 1, length, seed)[0] for seed, length in enumerate((15, 9, 2))]
     tokens, starts = padded(alone)
-    cache = KVCache(model, 3, capacity=4, window=5, starts=starts)
+    cache = KVCache(model, batch_size=3, capacity=4, window=5, starts=starts)
     logits = np.concatenate([model.forward(tokens[:, i : i + 1], kv_cache=cache) for i in range(15)], axis=1)
     for row, start, prompt in zip(logits, starts, alone, strict=True):
         assert_same_logits(row[start:], windowed(model, prompt[None], 5)[0])
 
 
 def test_it_holds_k_heads_not_h():
-    cache = KVCache(random_model(n_heads=6, n_kv_heads=2, head_dim=4, n_layers=3), 5, 7)
+    cache = KVCache(random_model(n_heads=6, n_kv_heads=2, head_dim=4, n_layers=3), batch_size=5, capacity=7)
     assert cache.keys.shape == cache.values.shape == (3, 5, 2, 7, 4)
 
 
 def test_it_grows_by_doubling_and_keeps_what_it_holds():
     model = random_model(max_seq_len=300)
     tokens = random_tokens(model, 2, 300)
-    cache = KVCache(model, 2, capacity=3)
+    cache = KVCache(model, batch_size=2, capacity=3)
     capacities, logits = set(), []
     for t in range(300):
         logits.append(model.forward(tokens[:, t : t + 1], kv_cache=cache))
@@ -104,7 +104,7 @@ def test_it_grows_by_doubling_and_keeps_what_it_holds():
 
 def test_its_place_in_memory_stays_while_there_is_room():
     model = random_model()
-    cache = KVCache(model, 1, 32)
+    cache = KVCache(model, batch_size=1, capacity=32)
     keys = cache.keys
     for t in range(32):
         model.forward(np.array([[t % 19]]), kv_cache=cache)
@@ -114,7 +114,7 @@ def test_its_place_in_memory_stays_while_there_is_room():
 def test_after_a_rewind_another_text_can_follow():
     model = random_model()
     tokens, other = random_tokens(model, 2, 12), random_tokens(model, 2, 7, seed=5)
-    cache = KVCache(model, 2)
+    cache = KVCache(model, batch_size=2)
     model.forward(tokens, kv_cache=cache)
     cache.rewind(5)
     expected = model.forward(np.concatenate([tokens[:, :5], other], axis=1))
@@ -123,7 +123,7 @@ def test_after_a_rewind_another_text_can_follow():
 
 def test_a_window_that_moved_on_cannot_be_rewound_to_where_keys_are_gone():
     model = random_model()
-    cache = KVCache(model, 1, 4, window=4)
+    cache = KVCache(model, batch_size=1, capacity=4, window=4)
     for t in range(20):
         model.forward(np.array([[t % 19]]), kv_cache=cache)
     least = cache.dropped + 3
@@ -138,7 +138,7 @@ def test_a_window_that_moved_on_cannot_be_rewound_to_where_keys_are_gone():
 def test_a_window_that_moved_on_still_knows_what_it_has_seen():
     model = random_model()
     tokens = random_tokens(model, 2, 40)
-    cache = KVCache(model, 2, 4, window=4)
+    cache = KVCache(model, batch_size=2, capacity=4, window=4)
     for t in range(30):
         model.forward(tokens[:, t : t + 1], kv_cache=cache)
     assert cache.dropped > 20
@@ -160,14 +160,14 @@ def test_a_rewind_to_nowhere_is_named(length):
 
 def test_what_a_new_text_has_in_common_is_kept():
     model = random_model()
-    cache = KVCache(model, 2)
+    cache = KVCache(model, batch_size=2)
     old = random_tokens(model, 2, 9)
     model.forward(old, kv_cache=cache)
     new = old[:, :8].copy()
     new[1, 6] += 1
     assert cache.reuse(new % 19, np.zeros(2, int)) == cache.length == 6
     assert cache.reuse(old, np.zeros(2, int)) == 6                         # no more than what is left
-    assert KVCache(model, 2).reuse(old, np.zeros(2, int)) == 0
+    assert KVCache(model, batch_size=2).reuse(old, np.zeros(2, int)) == 0
 
 
 def test_the_last_token_is_computed_again_for_the_model_has_to_say_what_follows():
@@ -183,7 +183,7 @@ def test_padding_does_not_have_to_agree_but_beginnings_do():
     model = random_model()
     tokens = random_tokens(model, 2, 8)
     starts = np.array([0, 3])
-    cache = KVCache(model, 2, starts=starts)
+    cache = KVCache(model, batch_size=2, starts=starts)
     model.forward(tokens, kv_cache=cache)
     other = tokens.copy()
     other[1, :3] = 0
@@ -195,7 +195,7 @@ def test_padding_does_not_have_to_agree_but_beginnings_do():
 def test_rows_are_taken_in_any_order_and_number():
     model = random_model()
     tokens, starts = random_tokens(model, 3, 6), np.array([0, 2, 4])
-    cache = KVCache(model, 3, starts=starts)
+    cache = KVCache(model, batch_size=3, starts=starts)
     model.forward(tokens[:, :5], kv_cache=cache)
     rows = [2, 0, 0, 1]
     cache.take(rows)
@@ -219,7 +219,7 @@ def test_a_failed_pass_counts_nothing():
 
 def test_a_shorter_sequence_may_go_on_no_longer_than_the_longest():
     model = random_model(max_seq_len=6)
-    cache = KVCache(model, 2, starts=[0, 3])
+    cache = KVCache(model, batch_size=2, starts=[0, 3])
     model.forward(random_tokens(model, 2, 6), kv_cache=cache)
     with pytest.raises(ValueError, match="7 tokens long"):
         model.forward(random_tokens(model, 2, 1), kv_cache=cache)
@@ -237,8 +237,8 @@ def test_logits_of_the_last_places_alone():
     model = random_model()
     tokens = random_tokens(model, 2, 7)
     for last in (1, 3, 7, 9):
-        assert_same_bits(model.forward(tokens, last=last)[:, -1], model.forward(tokens)[:, -1])
-        assert model.forward(tokens, last=last).shape == (2, min(last, 7), 19)
+        assert_same_bits(model.forward(tokens, n_last=last)[:, -1], model.forward(tokens)[:, -1])
+        assert model.forward(tokens, n_last=last).shape == (2, min(last, 7), 19)
 
 
 @pytest.mark.parametrize(("arguments", "sentence"), [
@@ -257,7 +257,7 @@ def test_an_impossible_cache_is_named(arguments, sentence):
 def test_another_number_of_sequences_is_named():
     model = random_model()
     with pytest.raises(ValueError, match=r"kv_cache holds 2 sequence\(s\), but tokens has 3"):
-        model.forward(random_tokens(model, 3, 2), kv_cache=KVCache(model, 2))
+        model.forward(random_tokens(model, 3, 2), kv_cache=KVCache(model, batch_size=2))
 
 
 def test_on_every_device(device):
@@ -265,6 +265,6 @@ def test_on_every_device(device):
     there = type(model)(model.config, device=device, dtype="float64")
     there.params.flat[...] = there.xp.asarray(model.params.flat)
     tokens = random_tokens(model, 2, 9)
-    cache = KVCache(there, 2, 4)
+    cache = KVCache(there, batch_size=2, capacity=4)
     parts = [to_numpy(there.forward(tokens[:, part], kv_cache=cache)) for part in cuts(9, (2, 3, 7))]
     assert_same_logits(np.concatenate(parts, axis=1), model.forward(tokens))

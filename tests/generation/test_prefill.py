@@ -1,4 +1,4 @@
-"""Prefill: a prompt in pieces on several cores, the same as in one piece on one."""
+"""Prefill: a prompt in slices on several cores gives the same as on one core."""
 
 import platform
 import subprocess
@@ -14,15 +14,15 @@ from threadpoolctl import threadpool_info
 
 from numllama import KVCache
 from numllama.generation import prefill as module
-from numllama.generation.generate import padded
+from numllama.generation.steps import padded
 from numllama.model import Transformer
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """Pieces of three tokens at least, on up to four cores, in rounds of forty."""
-    monkeypatch.setattr(module, "PIECE_TOKENS", 3)
-    monkeypatch.setattr(module, "ROUND_TOKENS", 40)
+    monkeypatch.setattr(module, "SLICE_TOKENS", 3)
+    monkeypatch.setattr(module, "CHUNK_TOKENS", 40)
     monkeypatch.setattr(module, "available_cores", lambda: 4)
 
 
@@ -30,11 +30,11 @@ def small(monkeypatch):
 def test_logits_and_cache_are_those_of_the_full_forward(model, lengths, new):
     prompts = [random_tokens(model, 1, length, seed)[0] for seed, length in enumerate(lengths)]
     tokens, starts = padded(prompts)
-    cache = KVCache(model, len(lengths), 4, starts=starts)
+    cache = KVCache(model, batch_size=len(lengths), capacity=4, starts=starts)
     logits = module.prefill(model, tokens, cache)
     for row, prompt in zip(logits, prompts, strict=True):
         assert_same_logits(row, model.forward(prompt[None])[0, -1])
-    whole = KVCache(model, len(lengths), 64, starts=starts)
+    whole = KVCache(model, batch_size=len(lengths), capacity=64, starts=starts)
     model.forward(tokens, kv_cache=whole)
     assert cache.length == whole.length == tokens.shape[1]
     for row, start in enumerate(starts):
@@ -46,7 +46,7 @@ def test_logits_and_cache_are_those_of_the_full_forward(model, lengths, new):
 def test_behind_what_a_cache_holds(before, length):
     model = random_model(max_seq_len=90)
     tokens = random_tokens(model, 2, before + length)
-    cache = KVCache(model, 2)
+    cache = KVCache(model, batch_size=2)
     if before:
         model.forward(tokens[:, :before], kv_cache=cache)
     assert_same_logits(module.prefill(model, tokens[:, before:], cache), model.forward(tokens)[:, -1])
@@ -55,7 +55,7 @@ def test_behind_what_a_cache_holds(before, length):
 @given(models(), st.integers(1, 3), st.integers(1, 12), st.integers(0, 15))
 def test_only_the_last_tokens_logits_where_no_more_are_asked_for(model, B, T, last):
     tokens = random_tokens(model, B, T)
-    logits = model.forward(tokens, last=last)
+    logits = model.forward(tokens, n_last=last)
     assert logits.shape == (B, min(T, last), model.config.vocab_size)
     if last:
         assert_same_logits(logits, model.forward(tokens)[:, max(0, T - last) :])
@@ -64,7 +64,7 @@ def test_only_the_last_tokens_logits_where_no_more_are_asked_for(model, B, T, la
 def test_a_prompt_longer_than_the_model_slides_through_its_window():
     model = random_model(max_seq_len=16)
     tokens = random_tokens(model, 2, 100)
-    ours, slow = KVCache(model, 2, window=10), KVCache(model, 2, window=10)
+    ours, slow = KVCache(model, batch_size=2, window=10), KVCache(model, batch_size=2, window=10)
     for t in range(100):
         expected = model.forward(tokens[:, t : t + 1], kv_cache=slow)[:, -1]
     assert_same_logits(module.prefill(model, tokens, ours), expected)
@@ -77,7 +77,7 @@ def test_the_memory_for_activations_does_not_grow_with_the_prompt(monkeypatch):
     plain = Transformer.forward
     monkeypatch.setattr(Transformer, "forward", lambda self, tokens, **kw: sizes.append(tokens.size) or plain(self, tokens, **kw))
     for B in (1, 3):
-        module.prefill(model, random_tokens(model, B, 300), KVCache(model, B))
+        module.prefill(model, random_tokens(model, B, 300), KVCache(model, batch_size=B))
     assert max(sizes) <= 40
 
 
@@ -93,17 +93,17 @@ def test_each_core_has_its_part(monkeypatch):
 
 
 @pytest.mark.parametrize("failing", [0, 1, 2, 3])
-def test_a_piece_that_fails_is_an_error_and_not_a_wait_without_end(monkeypatch, failing):
+def test_a_slice_that_fails_is_an_error_and_not_a_wait_without_end(monkeypatch, failing):
     model = random_model(max_seq_len=64)
     cache = KVCache(model)
-    append = module.Piece.append
+    append = module.PromptSlice.append
 
-    def broken(piece, layer, k, v):
-        if piece.i == failing and layer == 1:
+    def broken(part, layer, k, v):
+        if part.i == failing and layer == 1:
             raise MemoryError("no more")
-        return append(piece, layer, k, v)
+        return append(part, layer, k, v)
 
-    monkeypatch.setattr(module.Piece, "append", broken)
+    monkeypatch.setattr(module.PromptSlice, "append", broken)
     with pytest.raises(MemoryError, match="no more"):
         module.prefill(model, random_tokens(model, 1, 40), cache)
     assert cache.length == 0
@@ -113,10 +113,10 @@ def test_a_piece_that_fails_is_an_error_and_not_a_wait_without_end(monkeypatch, 
 
 
 @given(st.integers(1, 3000), st.integers(1, 64), st.integers(0, 5000), st.integers(1, 64))
-def test_pieces_are_cut_so_that_all_take_equally_long(T, n, before, ffn_dim):
+def test_slices_are_cut_so_that_all_take_equally_long(T, n, before, ffn_dim):
     config = random_model(ffn_dim=8 * ffn_dim, dim=256, n_heads=4, head_dim=32).config
     n = min(n, T)
-    bounds = module.fair(T, n, before, config)
+    bounds = module.balanced_cuts(T, n, before, config)
     assert (bounds[0], bounds[-1]) == (0, T)
     lengths = np.diff(bounds)
     assert lengths.min() >= 1

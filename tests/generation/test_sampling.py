@@ -209,7 +209,7 @@ def test_an_impossible_setting_is_named_when_it_is_made(wrong, sentence):
 
 
 def test_settings_that_numpy_computed_are_as_good():
-    config = SamplingConfig(np.float32(0.5), np.int64(3), seed=np.int64(4), stop_ids=np.array([1, 2]))
+    config = SamplingConfig(temperature=np.float32(0.5), top_k=np.int64(3), seed=np.int64(4), stop_ids=np.array([1, 2]))
     assert config.stop_ids == (1, 2)
     assert config.seed == 4
     assert SamplingConfig(stop_ids=5).stop_ids == (5,)

@@ -369,14 +369,14 @@ def test_a_stop_string_that_is_none_is_named(stop):
 def test_tokens_and_seconds_are_counted(monkeypatch):
     clock = iter(range(100))
     monkeypatch.setattr("time.perf_counter", lambda: next(clock))
-    pieces = TextStream(BYTES, [65], iter(b"abcd"), (), prompt_tokens=9)
+    pieces = TextStream(BYTES, [65], iter(b"abcd"), stop=(), prompt_tokens=9)
     assert "".join(pieces) == "abcd"
     assert (pieces.prompt_tokens, pieces.new_tokens, pieces.prompt_seconds, pieces.seconds) == (9, 4, 1, 3)
     assert pieces.tokens_per_second == 1.0
 
 
 def test_a_text_of_one_token_has_no_speed():
-    pieces = TextStream(BYTES, [], iter(b"a"), (), prompt_tokens=1)
+    pieces = TextStream(BYTES, [], iter(b"a"), stop=(), prompt_tokens=1)
     assert "".join(pieces) == "a"
     assert pieces.tokens_per_second == 0
 

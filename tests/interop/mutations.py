@@ -67,7 +67,7 @@ def originals(folder: Path) -> None:
     (folder / "binary").mkdir()
     base.save(folder / "binary" / "model.bin")
     (folder / "binary" / "tokenizer.bin").write_bytes(llama2c_tokenizer())
-    base.add_adapter(nl.LoraConfig(4, 8.0, ("wq", "w_up")), seed=3)
+    base.add_adapter(nl.LoraConfig(rank=4, alpha=8.0, targets=("wq", "w_up")), seed=3)
     base.save_adapter(folder / "adapter", base=folder / "base")
     byte_pairs.save(folder / "adapter")
 

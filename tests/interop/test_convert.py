@@ -155,14 +155,14 @@ def test_at_every_moment_what_is_converted_is_there_as_a_whole_or_not_at_all(sou
 def test_of_two_converts_into_one_folder_the_second_is_refused(source, tmp_path, monkeypatch):
     real, said = nl.load, []
 
-    def slow(*arguments):
+    def slow(*arguments, **options):
         try:
             if not said:
                 said.append("")
                 convert(source, tmp_path / "x")
         except NumllamaError as error:
             said.append(str(error))
-        return real(*arguments)
+        return real(*arguments, **options)
 
     monkeypatch.setattr(sys.modules["numllama.interop.convert"], "load", slow)
     convert(source, tmp_path / "x")
@@ -211,7 +211,7 @@ def adapter(tmp_path):
     """A model's folder and its adapter's."""
     made = random_model()
     made.save(tmp_path / "base")
-    made.add_adapter(nl.LoraConfig(3, 5.0, ("wq", "w_down")))
+    made.add_adapter(nl.LoraConfig(rank=3, alpha=5.0, targets=("wq", "w_down")))
     made.adapter.params.flat[...] = np.random.default_rng(1).standard_normal(made.adapter.params.flat.size)
     made.save_adapter(tmp_path / "adapter", base=tmp_path / "base")
     return tmp_path / "adapter"
@@ -234,7 +234,7 @@ def test_a_wrong_byte_in_any_file_of_an_adapter_is_noticed(adapter):
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json", "generation_config.json", "checksums.json"])
 def test_files_of_two_adapters_are_told_apart(adapter, tmp_path, name):
     other = random_model()
-    other.add_adapter(nl.LoraConfig(3, 7.0, ("wq", "w_down")))
+    other.add_adapter(nl.LoraConfig(rank=3, alpha=7.0, targets=("wq", "w_down")))
     other.generation_config = {"eos_token_id": 5}
     other.save_adapter(tmp_path / "other", base=tmp_path / "base")
     shutil.copyfile(tmp_path / "other" / name, adapter / name)

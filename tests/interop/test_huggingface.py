@@ -216,7 +216,7 @@ def test_interleaved_weights_are_permuted_one_at_a_time(tmp_path):
 def test_bfloat16_weights_compute_what_their_values_in_float32_do(tmp_path, name):
     random_model(**LLAMAS[name]).save(tmp_path)
     model = nl.load(tmp_path, dtype="bfloat16")
-    assert (model.params.flat.dtype, model.params.flat.itemsize, model.dtype) == (BFLOAT16, 2, np.float32)
+    assert (model.dtype, model.params.flat.itemsize, model.compute_dtype) == (BFLOAT16, 2, np.float32)
     wide = Transformer(model.config)
     wide.params.flat[:] = model.params.flat
     assert model.forward(tokens()).dtype == np.float32
@@ -411,7 +411,7 @@ def test_biases_in_one_half_of_a_block_alone_are_those_and_zeros(tmp_path, flag,
     model.save(tmp_path)
     others = {"attention_bias": "mlp_bias", "mlp_bias": "attention_bias"}[flag]
     edit_json(tmp_path / "config.json", **{others: False})
-    refuses(tmp_path, r"has tensors that this model has no place for: model\.layers\.0\..*\.bias")  # not guessed
+    refuses(tmp_path, r"has tensors that this model does not have: model\.layers\.0\..*\.bias")  # not guessed
     edit_tensors(tmp_path, lambda t: [t.pop(name) for name in list(t) if name.endswith(".bias") and f".{part}." not in name])
     loaded = nl.load(tmp_path)
     assert loaded.config.bias
@@ -467,7 +467,7 @@ def test_an_absurd_number_of_layers_is_not_listed(folder):
 
 def test_extra_tensors_are_named(folder):
     edit_tensors(folder, lambda t: t.update({"model.layers.0.self_attn.q_proj.bias": np.ones(16, "f4")}))
-    refuses(folder, r"llama has tensors that this model has no place for: model\.layers\.0\.self_attn\.q_proj\.bias$")
+    refuses(folder, r"llama has tensors that this model does not have: model\.layers\.0\.self_attn\.q_proj\.bias$")
 
 
 def test_mis_shaped_tensors_are_named(folder):
@@ -568,7 +568,7 @@ def test_pickles_are_refused_with_the_reason_and_never_run(folder, name, zipped)
     else:
         (folder / name).write_bytes(trap)
     for path in (folder, folder / name):
-        refuses(path, rf"{name} is a Python pickle, which can run any program when it is opened, and so it is never read")
+        refuses(path, rf"{name} is a Python pickle, which can run any program when it is opened, so it is never read")
     assert not (folder / "sprung").exists()
 
 

@@ -75,7 +75,7 @@ def test_a_path_that_is_not_there_is_named(tmp_path):
 @pytest.mark.parametrize("name", ["model.gguf", "model", "config.json"])
 def test_another_kind_of_file_is_named(tmp_path, name):
     (tmp_path / name).write_bytes(b"GGUF")
-    with pytest.raises(nl.CheckpointError, match=rf"{name} is no model that can be read: a folder, a \.safetensors file or a"):
+    with pytest.raises(nl.CheckpointError, match=rf"{name} is not a model: it must be a folder, a \.safetensors file or a"):
         nl.load(tmp_path / name)
 
 
@@ -92,10 +92,10 @@ def test_a_pickle_is_refused_and_never_run(tmp_path, suffix):
     ("name", "words"),
     [
         ("tokenizer.model", "a SentencePiece model, which is a tokenizer and holds no weights"),
-        ("weights.npz", "an archive of NumPy arrays, which says nothing of the model"),
-        ("weights.npy", "a NumPy array, which is no model"),
-        ("tf_model.h5", "a file of TensorFlow's, which is not read: convert it to safetensors"),
-        ("flax_model.msgpack", "a file of Flax's, which is not read"),
+        ("weights.npz", "an archive of NumPy arrays, which does not describe a model"),
+        ("weights.npy", "a NumPy array, not a model"),
+        ("tf_model.h5", "a TensorFlow file, which numllama does not read: convert it to safetensors"),
+        ("flax_model.msgpack", "a Flax file, which numllama does not read"),
     ],
 )
 def test_a_file_of_a_known_kind_that_holds_no_weights_is_named(tmp_path, name, words):
@@ -128,6 +128,42 @@ def test_a_path_that_cannot_be_read_is_one_sentence(tmp_path, name):
 def test_an_unknown_dtype_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"^dtype is 'int8', but must be one of float32, float64, bfloat16 on 'cpu'$"):
         nl.load(tmp_path, dtype="int8")
+
+
+def test_weights_and_computation_have_dtypes_of_their_own(tmp_path):
+    random_model().save(tmp_path)
+    mixed, small = nl.load(tmp_path, compute_dtype="bfloat16"), nl.load(tmp_path, dtype="bfloat16")
+    assert (mixed.dtype, mixed.compute_dtype) == (np.float32, BFLOAT16)
+    assert (small.dtype, small.compute_dtype) == (BFLOAT16, np.float32)
+    assert nl.Transformer(small.config, dtype="bfloat16").dtype == BFLOAT16
+    assert nl.Transformer(small.config, compute_dtype="float64").dtype == np.float64
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "words"),
+    [
+        (dict(compute_dtype="int8"), "compute_dtype is 'int8', but must be one of float32, float64, bfloat16, float16"),
+        (
+            dict(dtype="float64", compute_dtype="bfloat16"),
+            "compute_dtype is 'bfloat16', but must be one of float64 for weights in float64",
+        ),
+        (
+            dict(dtype="bfloat16", compute_dtype="float64"),
+            "compute_dtype is 'float64', but must be one of bfloat16, float32 for weights in bfloat16",
+        ),
+    ],
+)
+def test_dtypes_that_do_not_go_together_are_named(tmp_path, dtypes, words):
+    with pytest.raises(ValueError, match=f"^{words}$"):
+        nl.load(tmp_path, **dtypes)
+    with pytest.raises(ValueError, match=f"^{words}$"):
+        nl.Transformer(nl.ModelConfig(9, 8, 1, 2), **dtypes)
+
+
+def test_weights_of_another_dtype_than_the_one_given_are_refused():
+    model = random_model()
+    with pytest.raises(ValueError, match=r"^dtype is 'float64', but params are float32$"):
+        nl.Transformer(model.config, dtype="float64", params=model.params)
 
 
 def test_a_model_goes_to_the_device_that_is_asked_for(tmp_path, device, xp):

@@ -21,7 +21,7 @@ NAME = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
 def adapted(dtype="float32", rank=3, targets=("wq", "wk", "w_down"), **changes):
     """A model with an adapter whose parameters are all random."""
     model = random_model(dtype, **changes)
-    model.add_adapter(nl.LoraConfig(rank, 5.0, targets))
+    model.add_adapter(nl.LoraConfig(rank=rank, alpha=5.0, targets=targets))
     model.adapter.params.flat[...] = np.random.default_rng(1).standard_normal(model.adapter.params.flat.size)
     return model
 
@@ -56,7 +56,8 @@ def test_an_adapter_comes_back_bit_for_bit(tmp_path, name, dtype):
     random_model(dtype, **changes).save(tmp_path / "base")
     model.generation_config = {"eos_token_id": [3, 4]}
     model.save_adapter(tmp_path / "adapter", base=tmp_path / "base")
-    for again in (nl.load(tmp_path / "adapter", dtype), nl.load(tmp_path / "base", dtype, adapter=tmp_path / "adapter")):
+    paths = dict(path=tmp_path / "adapter"), dict(path=tmp_path / "base", adapter=tmp_path / "adapter")
+    for again in (nl.load(**path, dtype=dtype) for path in paths):
         assert again.adapter.config == model.adapter.config
         assert again.stop_ids == (3, 4)
         if model.config == again.config:  # an interleaved Llama is read as Hugging Face has it
@@ -135,10 +136,10 @@ def test_an_adapter_that_names_every_layer_is_whole(folders):
 
 DAMAGE = {
     "missing": (lambda values: values.pop(NAME), f"lacks {NAME}"),
-    "extra": (lambda values: values.update(x=np.ones(2)), "has tensors that this model has no place for: x"),
+    "extra": (lambda values: values.update(x=np.ones(2)), "has tensors that this model does not have: x"),
     "embedding": (
         lambda values: values.update({"base_model.model.model.embed_tokens.lora_A.weight": np.ones((3, 23))}),
-        "has tensors that this model has no place for: base_model.model.model.embed_tokens",
+        "has tensors that this model does not have: base_model.model.model.embed_tokens",
     ),
     "shape": (lambda values: values.update({NAME: np.ones((3, 20))}), r"q_proj.lora_A.weight has shape \(3, 20\)"),
     "half": (
@@ -146,7 +147,7 @@ DAMAGE = {
         r"lacks base_model\.model\.model\.layers\.1\.self_attn\.q_proj\.lora_A\.weight",
     ),
     "no_b": (lambda values: [values.pop(name) for name in list(values) if "lora_B" in name], r"lacks .*q_proj\.lora_B\.weight"),
-    "nothing": (lambda values: values.clear(), r"is no adapter for this model: targets is \(\)"),
+    "nothing": (lambda values: values.clear(), r"is not an adapter for this model: targets is \(\)"),
 }
 
 

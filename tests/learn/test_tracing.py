@@ -225,7 +225,7 @@ def test_a_model_of_ones_own_is_traced(folder, by_ids, tmp_path, capsys):
     what = ["--ids", *ids] if by_ids else ["--text", "the king sings"]
     assert run(folder, *what, "--json", tmp_path / "t.json") == 0
     content = json.loads((tmp_path / "t.json").read_text(encoding="utf-8"))
-    loss, grads = nl.load(folder, "float64").loss_and_grads(np.array([ids[:-1]]), np.array([ids[1:]]))
+    loss, grads = nl.load(folder, dtype="float64").loss_and_grads(np.array([ids[:-1]]), np.array([ids[1:]]))
     assert_close(content["loss"], float(loss), rtol=1e-12)
     assert "".join(content["tokens"]) == "the king sings"
     norms = {p["name"]: p["gradient_norm"] for p in content["parameters"]}
@@ -233,11 +233,11 @@ def test_a_model_of_ones_own_is_traced(folder, by_ids, tmp_path, capsys):
 
 
 def test_an_adapter_is_merged_before_its_model_is_traced(folder, tmp_path, capsys):
-    model = with_adapter(nl.load(folder, "float64"))
-    model.save_adapter(tmp_path / "adapter", folder)
+    model = with_adapter(nl.load(folder, dtype="float64"))
+    model.save_adapter(tmp_path / "adapter", base=folder)
     assert run(tmp_path / "adapter", "--ids", 5, 6, 7) == 0
-    loss = float(nl.load(tmp_path / "adapter", "float64").loss(np.array([[5, 6]]), np.array([[6, 7]])))
-    assert abs(loss - float(nl.load(folder, "float64").loss(np.array([[5, 6]]), np.array([[6, 7]])))) > 0.001
+    loss = float(nl.load(tmp_path / "adapter", dtype="float64").loss(np.array([[5, 6]]), np.array([[6, 7]])))
+    assert abs(loss - float(nl.load(folder, dtype="float64").loss(np.array([[5, 6]]), np.array([[6, 7]])))) > 0.001
     assert f"loss {loss:.4f} nats" in capsys.readouterr().out
 
 

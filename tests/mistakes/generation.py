@@ -52,17 +52,17 @@ MISTAKES = [
     ),
     Mistake(
         "neighbours multiplied as complex numbers without the conjugate",
-        "generation/products.py", "np.conjugate(x, conjugate)", "np.copyto(conjugate, x)",
+        "generation/gemv.py", "np.conjugate(x, conjugate)", "np.copyto(conjugate, x)",
         "generation/test_decode.py::test_products_by_complex_numbers_are_the_same_products",
     ),
     Mistake(
-        "parts of a step that do not wait for each other's branch",
-        "generation/decode.py", "        meeting.wait(self.i)\n", "",
-        "generation/test_decode.py::test_parts_wait_for_each_other",
+        "shards of a step that do not wait for each other's branch",
+        "generation/decode.py", "            barrier.wait(self.i)\n", "            pass\n",
+        "generation/test_decode.py::test_shards_wait_for_each_other",
     ),
     Mistake(
-        "a part with the columns of another part's heads",
-        "generation/decode.py", 'product(w["wo"][:, of_q], self.mixed', 'product(w["wo"][:, : len(self.mixed)], self.mixed',
+        "a shard with the columns of another shard's heads",
+        "generation/decode.py", 'gemv(w["wo"][:, of_q], self.mixed', 'gemv(w["wo"][:, : len(self.mixed)], self.mixed',
         "generation/test_decode.py::test_any_number_of_cores_gives_the_same_logits",
     ),
     Mistake(
@@ -77,7 +77,7 @@ MISTAKES = [
     ),
     Mistake(
         "top-p before the temperature",
-        "generation/sampling.py", "    logits = logits / config.temperature\n    for", "    for",
+        "generation/sampling.py", "    logits = logits / config.temperature\n    if config.top_k", "    if config.top_k",
         "generation/test_sampling.py::test_temperature_comes_before_the_nucleus_and_top_k_before_top_p",
     ),
     Mistake(
@@ -96,7 +96,7 @@ MISTAKES = [
         "generation/test_text.py::test_only_the_first_word_of_a_text_loses_its_space",
     ),
     Mistake(
-        "pieces of a prompt that do not wait for the keys in front of them",
+        "slices of a prompt that do not wait for the keys of earlier ones",
         "generation/prefill.py", "self.error or i == 0 or self.layers[i - 1] > self.layers[i]", "True",
         "generation/test_prefill.py::test_logits_and_cache_are_those_of_the_full_forward",
     ),

@@ -20,7 +20,7 @@ MISTAKES = [
     ),
     Mistake(
         "a trace that does not stretch RoPE",
-        "learn/tracing.py", "c.rope_theta, c.rope_scaling, model.dtype)", "c.rope_theta, None, model.dtype)",
+        "learn/tracing.py", "c.rope_theta, c.rope_scaling, model.compute_dtype)", "c.rope_theta, None, model.compute_dtype)",
         "learn/test_tracing.py::test_a_llama_of_any_shape_is_traced_as_it_is[rope_scaling]",
     ),
     Mistake(

@@ -61,7 +61,7 @@ MISTAKES = [
     Mistake(
         "float64 RoPE tables on the float32 path",
         "model/transformer.py",
-        "c.rope_theta, c.rope_scaling, real_dtype(self.dtype))", 'c.rope_theta, c.rope_scaling, "float64")',
+        "c.rope_theta, c.rope_scaling, real_dtype(self.compute_dtype))", 'c.rope_theta, c.rope_scaling, "float64")',
         f"{MODEL}::test_a_float32_step_meets_no_float64[cpu-llama-plain]",
     ),
     Mistake(

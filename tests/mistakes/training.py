@@ -53,7 +53,7 @@ MISTAKES = [
     ),
     Mistake(
         "float16's scale of gradients gone on with in another dtype",
-        "training/trainer.py", 'if state["dtype"] == self.model.dtype.name:', "if True:",
+        "training/trainer.py", 'if state["dtype"] == self.model.compute_dtype.name:', "if True:",
         "training/test_trainer_survives.py::test_the_scale_of_gradients_is_gone_on_with_in_float16_alone[dtypes1-1]",
     ),
     Mistake(

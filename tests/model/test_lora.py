@@ -18,7 +18,7 @@ SOME = ("wq", "wv", "w_down")
 def adapted(switches, device="cpu", dtype="float64", targets=TARGETS, **config):
     """A small model, all random, with an adapter whose b is no longer zero."""
     model = build(switches, device, "float32" if dtype in ("bfloat16", "float16") else dtype)
-    model = nl.Transformer(model.config, device=device, dtype=dtype, params=model.params)
+    model = nl.Transformer(model.config, device=device, compute_dtype=dtype, params=model.params)
     model.add_adapter(nl.LoraConfig(rank=3, alpha=4.5, targets=targets, **config), seed=5)
     for i, (name, view) in enumerate(model.adapter.params.items()):
         if name.endswith("_lora_b"):
@@ -29,7 +29,7 @@ def adapted(switches, device="cpu", dtype="float64", targets=TARGETS, **config):
 
 def merged(model):
     """The same model, its adapter added to the weights."""
-    other = nl.Transformer(model.config, device=model.device, dtype=model.dtype)
+    other = nl.Transformer(model.config, device=model.device, compute_dtype=model.compute_dtype)
     other.params.flat[...] = model.params.flat
     other.add_adapter(model.adapter.config, params=model.adapter.params)
     other.merge_adapter()

@@ -32,7 +32,7 @@ TOKENS = some_tokens()
 
 
 def build(dtype, **changes):
-    return Transformer(ModelConfig(**SHAPE | changes), seed=3, dtype=dtype)
+    return Transformer(ModelConfig(**SHAPE | changes), seed=3, compute_dtype=dtype)
 
 
 def batch(B=4, T=32):
@@ -151,8 +151,8 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(dtype, tmp_path):
     assert [report.loss for report in again] == losses[3:]
     assert again.scale == whole.scale
     assert_same_bits(again.model.params.flat, whole.model.params.flat)
-    assert load_run(tmp_path / "whole").dtype == np.float32  # on a CPU
-    assert load_run(tmp_path / "whole", dtype=dtype).dtype == dtype
+    assert load_run(tmp_path / "whole").compute_dtype == np.float32  # on a CPU
+    assert load_run(tmp_path / "whole", compute_dtype=dtype).compute_dtype == dtype
 
 
 # ------------------------------------------------------------------------------------------------ float16
@@ -210,5 +210,6 @@ def test_other_dtypes_are_not_scaled(dtype):
 
 
 def test_a_dtype_that_is_none():
-    with pytest.raises(ValueError, match=r"^dtype is 'float8', but must be one of 'float32', 'float64', 'bfloat16', 'float16'$"):
-        TrainConfig(dtype="float8")
+    choices = "'float32', 'float64', 'bfloat16', 'float16'"
+    with pytest.raises(ValueError, match=rf"^compute_dtype is 'float8', but must be one of {choices}$"):
+        TrainConfig(compute_dtype="float8")

@@ -364,7 +364,7 @@ def test_a_model_with_tiny_weights_finds_all_tokens_equally_likely(device):
 
 
 def test_the_seed_makes_the_model(device):
-    one, same, other = (Transformer(ModelConfig(**SHAPE), seed, device) for seed in (1, 1, 2))
+    one, same, other = (Transformer(ModelConfig(**SHAPE), seed=seed, device=device) for seed in (1, 1, 2))
     assert_same_bits(one.params.flat, same.params.flat)
     assert (one.params.matrices != other.params.matrices).mean() > 0.99
 

@@ -76,7 +76,7 @@ def test_all_other_models_have_the_threads_that_there_are(two_threads, seen, cha
 
 def test_generation_sees_to_its_threads_itself(two_threads, seen):
     model, tokens, _ = model_and_batch()
-    model.forward(tokens, kv_cache=nl.KVCache(model, 4, 64))
+    model.forward(tokens, kv_cache=nl.KVCache(model, batch_size=4, capacity=64))
     assert seen[0][0] == {2}
 
 

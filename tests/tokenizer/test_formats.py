@@ -159,7 +159,8 @@ def test_pattern_and_special_tokens_of_a_rank_file_that_is_not_well_known_are_as
 @pytest.mark.parametrize("pattern", ["gpt2", "llama3", r"[a-z]+|.", r"\p{N}{1,2}+|\D+"])
 def test_they_are_taken_as_they_are_given(tmp_path, pattern, special):
     path = ranks(tmp_path / "tokenizer.model", VOCAB.values())
-    loaded, made = Tokenizer.load(path, pattern, special), Tokenizer(VOCAB, MERGES, special, pattern=pattern, ignore_merges=True)
+    loaded = Tokenizer.load(path, special_tokens=special, pattern=pattern)
+    made = Tokenizer(VOCAB, MERGES, special, pattern=pattern, ignore_merges=True)
     assert_same(loaded, made)
     assert loaded.before == loaded.after == []
 
@@ -183,7 +184,7 @@ def test_llama_3s_special_tokens_are_known_by_the_files_checksum(tmp_path, monke
 
 def test_a_token_that_no_merges_lead_to_is_only_looked_up(tmp_path):
     tokens = [*VOCAB.values(), b"cats"]
-    loaded = Tokenizer.load(ranks(tmp_path / "x.tiktoken", tokens), "gpt2", {})
+    loaded = Tokenizer.load(ranks(tmp_path / "x.tiktoken", tokens), pattern="gpt2", special_tokens={})
     assert loaded.encode("cats") == [len(tokens) - 1]
     assert loaded.encode("catsx") == list(b"catsx")
     assert loaded.merges == MERGES

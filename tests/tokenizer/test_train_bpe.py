@@ -27,7 +27,7 @@ def write(tmp_path):
 
 
 def train(files, vocab_size, special_tokens=(), **how):
-    return Tokenizer.train(files, vocab_size, special_tokens, **{"progress": False, "workers": 1, **how})
+    return Tokenizer.train(files, vocab_size, special_tokens=special_tokens, **{"progress": False, "workers": 1, **how})
 
 
 def numbers() -> str:

@@ -62,7 +62,7 @@ def make_tuned(out, seed):
         model = nl.Transformer(nl.ModelConfig(261, dim=8, n_layers=1, n_heads=1, ffn_dim=8, max_seq_len=96), seed=1)
         model.generation_config = {"eos_token_id": 260}
         (out.parent / "book.txt").write_text(TEXT)
-        model.save(base, nl.Tokenizer.train(out.parent / "book.txt", 261, NAMES))
+        model.save(base, nl.Tokenizer.train(out.parent / "book.txt", 261, special_tokens=NAMES))
         (base / "tokenizer_config.json").write_text(json.dumps({"chat_template": LLAMA_3, "bos_token": NAMES[0]}))
         talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "and"}]
         data.write_text("".join(json.dumps({"messages": talk[: 2 * i + 2]}) + "\n" for i in range(4)))

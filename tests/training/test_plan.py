@@ -257,7 +257,7 @@ def test_a_cpu_is_planned_as_train_runs_on_it(monkeypatch):
     monkeypatch.setattr(plan, "machine_memory", lambda: 8e9)
     config = ModelConfig.preset("shakespeare-cpu", vocab_size=65)
     p = Plan(config, gpu="cpu", batch_size=64, seq_len=64)
-    assert (p.dtype, p.rows) == ("float32", 3 * 16)  # 4 shards of 16 sequences, of which three run at once
+    assert (p.compute_dtype, p.rows) == ("float32", 3 * 16)  # 4 shards of 16 sequences, of which three run at once
     f = p.figures()
     assert f["step"] == pytest.approx(64 * 64 * f["flops per token"] / (3 * plan.CORE_FLOPS * 0.4))
     assert p.memory()["activations"] == 4 * activation_numbers(config, 48, 64, False)

@@ -149,6 +149,25 @@ def test_a_resumed_loop_keeps_the_runs_name_and_takes_over_its_settings(run, boo
     assert (before["train"]["steps"], after["train"]["steps"], after["train"]["lr"]) == (4, 6, 1e-4)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "tuning", "compute_dtype", "kept"),
+    [
+        ("bfloat16", None, "bfloat16", None),
+        ("bfloat16", {"lora": None}, "bfloat16", None),
+        ("bfloat16", {"lora": {"rank": 2}}, None, "bfloat16"),
+        ("float64", {"lora": {"rank": 2}}, "float64", None),
+    ],
+)
+def test_the_one_dtype_of_older_versions_is_that_of_the_computation_or_of_frozen_weights(run, dtype, tuning, compute_dtype, kept):
+    values = {key: value for key, value in read_config(run).items() if key != "seal"}
+    del values["train"]["compute_dtype"]
+    values["train"]["dtype"] = dtype
+    write_json(run / "config.json", with_checksum(values | ({"tuning": tuning} if tuning else {})))
+    found = read_config(run)
+    assert nl.TrainConfig(**found["train"]).compute_dtype == compute_dtype
+    assert found.get("tuning", {}).get("dtype") == kept
+
+
 def test_to_resume_without_a_change_writes_nothing_anew(run, book):
     before = {path: path.stat().st_mtime_ns for path in run.iterdir()}
     trainer = trainer_for(nl.load_dataset(book), run)

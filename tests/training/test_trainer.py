@@ -23,9 +23,9 @@ SMALL = TrainConfig(
 )
 
 
-def build(dtype="float32", dropout=0.0, device="cpu", **changes) -> Transformer:
+def build(dtype=None, dropout=0.0, device="cpu", compute_dtype=None, **changes) -> Transformer:
     shape = dict(vocab_size=DATA.vocab_size, dim=16, n_layers=1, n_heads=2, max_seq_len=T, dropout=dropout)
-    return Transformer(ModelConfig(**shape | changes), seed=2, dtype=dtype, device=device)
+    return Transformer(ModelConfig(**shape | changes), seed=2, dtype=dtype, compute_dtype=compute_dtype, device=device)
 
 
 def train(out=None, model=None, data=DATA, **changes) -> Trainer:

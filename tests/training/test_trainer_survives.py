@@ -304,7 +304,7 @@ def test_what_is_saved_before_the_first_step_never_stands_in_the_folder_of_anoth
     ("dtypes", "scale"), [(("float32", "float16"), 2.0**16), (("float16", "float32"), 1), (("float16", "float16"), 2.0**10)]
 )
 def test_the_scale_of_gradients_is_gone_on_with_in_float16_alone(tmp_path, dtypes, scale):
-    first, second = (train(tmp_path, model=build(dtype=dtype), dtype=dtype) for dtype in dtypes)
+    first, second = (train(tmp_path, model=build(compute_dtype=dtype), compute_dtype=dtype) for dtype in dtypes)
     first.scale = min(first.scale, 2.0**10)
     go(first, until=2)
     first.save()

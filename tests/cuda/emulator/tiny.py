@@ -11,6 +11,6 @@ SETTINGS = TrainConfig(steps=4, batch_size=3, lr=1e-2, warmup_steps=2, eval_ever
 
 
 def trainer(out=None, device="cuda", dtype="float32", config=CONFIG, **changes):
-    model = Transformer(config, seed=0, device=device, dtype=dtype)
+    model = Transformer(config, seed=0, device=device, compute_dtype=dtype)
     data = Dataset(TOKENS[:3000], TOKENS[3000:], config.vocab_size)
     return Trainer(model, data, TrainConfig(**{**SETTINGS.to_dict(), **changes}), out)

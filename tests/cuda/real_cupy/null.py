@@ -51,12 +51,12 @@ def train(config, dtype, preset, **changes):
     seq_len, one = min(config.max_seq_len, LONGEST), dict(workers=1, warmup_steps=1, eval_every=3, eval_batches=1)
     small = dict(batch_size=min(4, settings.batch_size)) if preset not in WHOLE else {}
     settings = TrainConfig(**{**settings.to_dict(), "steps": 3, "seq_len": seq_len, **one, **small, **changes})
-    with closing(nl.Trainer(nl.Transformer(config, device="cuda", dtype=dtype), dataset(config), settings)) as trainer:
+    with closing(nl.Trainer(nl.Transformer(config, device="cuda", compute_dtype=dtype), dataset(config), settings)) as trainer:
         list(trainer)
 
 
 def finetune(config, dtype, preset):
-    model = nl.Transformer(config, device="cuda", dtype=dtype)
+    model = nl.Transformer(config, device="cuda", compute_dtype=dtype)
     model.add_adapter(LoraConfig(rank=8))
     tokens = np.zeros((2, 64), int)
     model.loss_and_grads(tokens, tokens)
@@ -64,14 +64,14 @@ def finetune(config, dtype, preset):
 
 def decode(config, dtype, preset):
     """A batch of prompts of different lengths, drawn in each way that there is."""
-    model = nl.Transformer(config, device="cuda", dtype=dtype)
+    model = nl.Transformer(config, device="cuda", compute_dtype=dtype)
     for settings in (dict(temperature=0.0), dict(top_k=5), dict(top_p=0.9, min_p=0.1, repetition_penalty=1.1), dict(window=8)):
         generate(model, [[1, 2, 3], [4]], 6, seed=0, **settings)
 
 
 def serve(config, dtype, preset):
     """A prompt, one that goes on with its keys and values, and one whose own tokens are given their probabilities."""
-    model, prompt = nl.Transformer(config, device="cuda", dtype=dtype), list(range(20))
+    model, prompt = nl.Transformer(config, device="cuda", compute_dtype=dtype), list(range(20))
     characters = map(chr, range(0x10000, 0x10000 + config.vocab_size))
     requests = [Request(prompt, 4), Request([*prompt, 1, 2], 4), Request(prompt, 2, echo=True, runners_up=2)]
 
@@ -85,7 +85,7 @@ def serve(config, dtype, preset):
 
 
 def evaluate(config, dtype, preset):
-    model = nl.Transformer(config, device="cuda", dtype=dtype)
+    model = nl.Transformer(config, device="cuda", compute_dtype=dtype)
     tokens = np.zeros((2, min(config.max_seq_len, LONGEST)), int)
     model.loss(tokens, tokens)
     model.forward(tokens[:, :7])

@@ -44,7 +44,7 @@ def test_the_example_from_end_to_end(gpu, text, tmp_path, monkeypatch, capsys):
 
 
 def test_a_run_is_resumed_evaluated_and_writes(gpu, text, tmp_path):
-    common = f"train --data {text} --device cuda {SHAPE} {STEPS} --dtype float32"
+    common = f"train --data {text} --device cuda {SHAPE} {STEPS} --compute-dtype float32"
     assert run(*f"{common} --steps 6 --out {tmp_path / 'whole'}".split())[0] == 0
     assert run(*f"{common} --steps 3 --out {tmp_path / 'run'}".split())[0] == 0
     code, _, err = run(*f"train --resume --device cuda --steps 6 --out {tmp_path / 'run'}".split())

@@ -22,7 +22,7 @@ GPT2 = dict(norm="layernorm", ffn="gelu", positions="learned", bias=True, tie_em
 
 def models(dtype="float32", **changes):
     config = ModelConfig.from_dict({**CONFIG.to_dict(), **SMALL, "init_std": 0.2, **changes})
-    return [Transformer(config, seed=1, device=device, dtype=dtype) for device in ("cpu", "cuda")]
+    return [Transformer(config, seed=1, device=device, compute_dtype=dtype) for device in ("cpu", "cuda")]
 
 
 def launched(gpu):
@@ -95,7 +95,7 @@ def test_every_relative_of_llama_is_recorded(gpu, variant):
 
 def steps(model, tokens, graph=True, **cache):
     """Logits after each column of tokens, behind a prompt of one token."""
-    kv_cache = KVCache(model, len(tokens), **cache)
+    kv_cache = KVCache(model, batch_size=len(tokens), **cache)
     kv_cache.keys[...] = kv_cache.values[...] = 2                      # what is read by mistake counts, as NaN would not
     with np.errstate(all="ignore"):
         model.forward(tokens[:, :1], kv_cache=kv_cache)
@@ -244,7 +244,7 @@ def test_a_key_or_value_that_is_no_number_is_seen_in_the_logits(gpu, kind):
     tokens = np.random.default_rng(0).integers(0, 61, (2, 4))
     logits = []
     for slot in (None, 0, 3):                                          # slot 3 is not filled yet
-        kv_cache = KVCache(model, 2)
+        kv_cache = KVCache(model, batch_size=2)
         model.forward(tokens[:, :2], kv_cache=kv_cache)
         if slot is not None:
             getattr(kv_cache, kind)[:, 1, :, slot] = np.nan

@@ -36,7 +36,7 @@ def test_a_machine_that_has_everything(machine, gpu, capsys):
     out = capsys.readouterr().out
     assert end.value.code == 0
     assert "GPU       0: a CPU, sm_90, 64 GiB; 1: a CPU, sm_90, 64 GiB; 2: a CPU, sm_90, 64 GiB\n" in out
-    assert "runs      in bfloat16 unless --dtype says otherwise, with flash attention" in out
+    assert "runs      in bfloat16 unless --compute-dtype says otherwise, with flash attention" in out
     assert "NCCL      22605\n" in out and "driver    for CUDA up to 13.0\n" in out
     assert "a kernel  compiled, launched, and right\n" in out
     assert out.endswith("device 'cuda' can be used\n")
@@ -172,7 +172,7 @@ def test_out_of_gpu_memory_says_what_is_held_and_free_and_gives_back_what_failed
         work()
     assert re.fullmatch(
         r"out of GPU memory \(Out of memory allocating 1,073,741,824 bytes \(allocated so far: .*\)\); arrays take [\d,]+ MB, "
-        r"and [\d,]+ MB of [\d,]+ MB are free; lower batch_size or seq_len, or set shards, recompute or dtype bfloat16",
+        r"and [\d,]+ MB of [\d,]+ MB are free; lower batch_size or seq_len, or set shards, recompute or compute_dtype bfloat16",
         explained(caught.value),
     )
     del caught

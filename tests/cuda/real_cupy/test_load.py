@@ -33,10 +33,10 @@ def folder(tmp_path):
 
 def test_a_model_in_bfloat16_stays_in_it(gpu, folder):
     model = nl.load(folder, device="cuda")
-    assert model.dtype == model.params.flat.dtype == BFLOAT16
+    assert model.compute_dtype == model.dtype == BFLOAT16
     assert model.weights["blocks.0.wq"].data.ptr == model.params["blocks.0.wq"].data.ptr  # no second copy
     assert model.weights["norm"].dtype == np.float32
-    masters = Transformer(SMALL, device="cuda", dtype="bfloat16", params=nl.load(folder, "float32", "cuda").params)
+    masters = nl.load(folder, device="cuda", compute_dtype="bfloat16")
     assert_same_bits(to_numpy(model.forward(TOKENS)).astype(np.float32), to_numpy(masters.forward(TOKENS)).astype(np.float32))
     expected = nl.load(folder).forward(TOKENS)
     assert_close(to_numpy(model.forward(TOKENS)).astype(np.float32), expected, rtol=3e-2)
@@ -53,8 +53,8 @@ def test_memory_is_two_bytes_a_parameter(gpu, folder):
 
 @pytest.mark.parametrize(("dtype", "stored"), [("float32", "float32"), ("float16", "float16"), ("float64", "float64")])
 def test_whatever_is_asked_for(gpu, folder, dtype, stored):
-    model = nl.load(folder, dtype, "cuda")
-    assert (model.dtype, model.params.flat.dtype) == (dtype, stored)
+    model = nl.load(folder, dtype=dtype, device="cuda")
+    assert (model.compute_dtype, model.dtype) == (dtype, stored)
     assert_close(to_numpy(model.forward(TOKENS)).astype(np.float64), nl.load(folder).forward(TOKENS), rtol=2e-2)
 
 
@@ -65,7 +65,7 @@ import cuda_on_cpu
 cuda = cuda_on_cpu.install()
 cuda.capability = 75
 import numllama
-assert numllama.load({str(folder)!r}, device="cuda").dtype == "float32"
+assert numllama.load({str(folder)!r}, device="cuda").compute_dtype == "float32"
 """
     env = os.environ | {"PYTHONPATH": os.pathsep.join((str(HERE), str(HERE.parents[2])))}
     done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True)
@@ -75,7 +75,7 @@ assert numllama.load({str(folder)!r}, device="cuda").dtype == "float32"
 @pytest.mark.parametrize("dtype", ["int8", "bfloat"])
 def test_another_dtype_is_refused(gpu, folder, dtype):
     with pytest.raises(ValueError, match=r"must be one of float32, float64, bfloat16, float16 on 'cuda'$"):
-        nl.load(folder, dtype, "cuda")
+        nl.load(folder, dtype=dtype, device="cuda")
 
 
 def test_what_is_in_two_bytes_cannot_be_trained(gpu, folder):
@@ -89,8 +89,8 @@ def test_a_run(gpu, tmp_path, trained):
     list(made)
     made.close()
     model = nl.load(tmp_path / "run", device="cuda")
-    assert model.dtype == model.params.flat.dtype == BFLOAT16
-    expected = nl.load(tmp_path / "run", "float32", "cpu")
+    assert model.compute_dtype == model.dtype == BFLOAT16
+    expected = nl.load(tmp_path / "run", dtype="float32", device="cpu")
     assert_close(to_numpy(model.params.flat).astype(np.float32), expected.params.flat.astype(BFLOAT16).astype(np.float32), rtol=0)
 
 

@@ -86,7 +86,7 @@ def test_gradients(gpu, case, dtype):
     targets, adapter = about.pop("targets", NEXT), about.pop("adapter", False)
     results = []
     for device in ("cuda", "cpu"):
-        model = Transformer(CONFIG, seed=2, device=device, dtype=dtype)
+        model = Transformer(CONFIG, seed=2, device=device, compute_dtype=dtype)
         if adapter:
             model.add_adapter(LoraConfig(rank=2), seed=1)
         loss, grads = model.loss_and_grads(INPUTS, targets, key=(0, 1), **about)
@@ -127,9 +127,8 @@ def test_generation(gpu, variant, dtype):
     changes, settings = GENERATION[variant]
     settings = {"seed": 3, "max_new_tokens": 8, "logprobs": True, **settings}
     prompts, config = settings.pop("prompts", PROMPTS), ModelConfig.from_dict({**CONFIG.to_dict(), "init_std": 0.3, **changes})
-    results = [
-        nl.generate(Transformer(config, seed=4, device=device, dtype=dtype), prompts, **settings) for device in ("cuda", "cpu")
-    ]
+    models = [Transformer(config, seed=4, device=device, compute_dtype=dtype) for device in ("cuda", "cpu")]
+    results = [nl.generate(model, prompts, **settings) for model in models]
     (ids, chances), (expected_ids, expected) = results
     assert ids == expected_ids
     flat = lambda lists: np.concatenate([np.ravel(row) for row in lists]) if isinstance(lists, list) else lists  # noqa: E731

@@ -12,8 +12,8 @@ from numllama.generation.sampling import (
     keep_min_p,
     keep_top_p,
     penalise_repetition,
-    softmax,
 )
+from numllama.ops import softmax_forward
 
 V = 9
 X = 2 * normal(V)
@@ -32,7 +32,7 @@ def same(literal, actual):
 def temperature():
     for tau in (0.5, 1.0, 3.0):
         literal = [exp(X[v] / tau) / sum(exp(X[u] / tau) for u in range(V)) for v in range(V)]
-        yield literal, softmax(filtered(X[None], SamplingConfig(temperature=tau)))[0]
+        yield literal, softmax_forward(filtered(X[None], SamplingConfig(temperature=tau)))[0][0]
 
 
 def top_p():

@@ -49,7 +49,7 @@ def gpt2_tiktoken(gpt2):
 
 
 def trained(pattern):
-    return Tokenizer.train(real_data("tinyshakespeare.txt"), 2000, [END], pattern=pattern, progress=False)
+    return Tokenizer.train(real_data("tinyshakespeare.txt"), 2000, special_tokens=[END], pattern=pattern, progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def llama3_style(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("ranks") / "tokenizer.model"
     tokens = [token for i, token in made.vocab.items() if i != made.special_tokens[END]]
     path.write_text("".join(f"{base64.b64encode(token).decode()} {i}\n" for i, token in enumerate([*tokens, b"Xyzzy"])))
-    return Tokenizer.load(path, request.param, {END: len(tokens) + 1})
+    return Tokenizer.load(path, pattern=request.param, special_tokens={END: len(tokens) + 1})
 
 
 # ------------------------------------------------------------------------------------------------ tiktoken

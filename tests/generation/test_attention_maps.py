@@ -8,7 +8,7 @@ from generation.models import LLAMAS, RELATIVES, random_model
 from helpers import assert_close
 
 from numllama import ops
-from numllama.generation.inside import attention_weights
+from numllama.generation.attention_maps import attention_weights
 
 IDS = [3, 1, 4, 1, 5, 9, 2]
 

@@ -1,4 +1,4 @@
-"""What a model looks at: its attention weights, for people to see."""
+"""Attention maps: the attention weights of a layer, to be shown."""
 
 from collections.abc import Sequence
 
@@ -12,10 +12,10 @@ from numllama.model.block import layer_forward
 
 
 def attention_weights(model: Transformer, ids: Sequence[int], layer: int) -> np.ndarray:
-    """How much each token looks at each one up to itself, in one layer.
+    """How much each token attends to itself and to each earlier token, in one layer.
 
-    Computing needs no such matrix, for it runs tile by tile. So the layers are run as in training, where each keeps its queries
-    and keys for backward, and :func:`numllama.ops.attention_forward`, the definition, is asked for its weights.
+    Flash attention never stores this matrix. So the layers are run as in training, where each keeps its queries and keys for
+    backward, and :func:`numllama.ops.attention_forward`, the definition, computes the weights.
 
     Parameters
     ----------
@@ -23,12 +23,12 @@ def attention_weights(model: Transformer, ids: Sequence[int], layer: int) -> np.
     ids : sequence of T ints
         At most the model's max_seq_len.
     layer : int
-        From 0.
+        Counted from 0.
 
     Returns
     -------
     array, shape (H, T, T)
-        Row t of a head is the distribution of token t over the tokens before it and itself.
+        Row t of a head is the distribution of token t over itself and the tokens before it.
     """
     if not 0 <= layer < model.config.n_layers:
         raise ValueError(f"layer is {shown(layer)}, but must lie in 0..{model.config.n_layers - 1}")
