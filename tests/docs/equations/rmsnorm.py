@@ -54,6 +54,12 @@ def dx():
         yield [R[t] * DN[t][j] - X[t, j] * R[t] ** 3 / C * sum(DN[t][i] * X[t, i] for i in range(C)) for j in range(C)], DX[t]
 
 
+def dx_code():
+    for t in range(N):
+        n = [X[t, i] * R[t] for i in range(C)]
+        yield [R[t] * (DN[t][j] - n[j] * 1 / C * sum(DN[t][i] * n[i] for i in range(C))) for j in range(C)], DX[t]
+
+
 def dweight():
     doutdw = [derivative(lambda w: rmsnorm_forward(X, w, EPS)[0], W, (i,))[:, i] for i in range(C)]
     yield [sum(DOUT[t, i] * doutdw[i][t] for t in range(N)) for i in range(C)], DW, 1e-9
