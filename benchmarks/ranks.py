@@ -86,7 +86,7 @@ class Contestant:
 
 def table(name: str, rows: dict) -> str:
     """One configuration as Markdown."""
-    lines = [f"### {name}", "", "| contestant | median ms | fastest ms | speed / two threads | same losses |", "|---|---|---|---|---|"]
+    lines = [f"### {name}", "", "| contestant | median ms | fastest ms | / two threads | same losses |", "|---|---|---|---|---|"]
     threads = rows.get("threads") or next(iter(rows.values()))
     for variant, row in rows.items():
         ratio = threads["median_ms"] / row["median_ms"]

@@ -1,4 +1,4 @@
-"""Notebooks that are downloaded run and point to the book wherever they are taken."""
+"""Downloaded notebooks run, and their links point to the book, in any folder."""
 
 import json
 import re
@@ -29,7 +29,7 @@ def downloads(monkeypatch):
 
 
 def notebook(path):
-    """A page as a notebook, as Jupyter keeps it."""
+    """A page as a Jupyter notebook."""
     parts = re.split(r"^```\{code-cell\} python\n(.*?)^```$", path.read_text(encoding="utf-8"), flags=re.S | re.M)
     kinds = ["markdown", "code"] * len(parts)
     cells = [
