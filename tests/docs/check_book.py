@@ -1,7 +1,7 @@
 """Is a built book complete?  python tests/docs/check_book.py FOLDER
 
-Every internal link has a target, nothing is loaded from a network, no cell shows a warning or a figure's name instead of the figure,
-and MathJax and the downloadable notebooks exist, without links to neighbouring files.
+Every internal link has a target, nothing is loaded from a network, no cell shows a warning or a figure's name instead of the
+figure, and MathJax and the downloadable notebooks exist, without links to neighbouring files.
 """
 
 import re

@@ -90,5 +90,5 @@ def test_all_downloads_of_a_book_are_rewritten(downloads, tmp_path, published):
     downloads.rewrite_all(app, None)
     made = json.loads(path.read_text(encoding="utf-8"))
     base = published.rstrip("/") or tmp_path.as_uri()
-    assert f"[its page]({base}/ops/attention.html)" in sources(made, "markdown")
+    assert f"[attention]({base}/ops/attention.html)" in sources(made, "markdown")
     assert f'%pip install -q "{"path/to/numllama" if published else ROOT}[plot]"' in sources(made, "code")

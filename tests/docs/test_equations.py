@@ -1,8 +1,8 @@
 """Each displayed equation of the book, evaluated literally, against the code.
 
-`equations/PAGE.py` belongs to the page of that name. Its function `name` belongs to the equation with the label `PAGE-name`. It yields
-pairs: the equation evaluated literally, in loops over small arrays, and the result of the code. A third item is the tolerance, if it
-is more than rounding.
+`equations/PAGE.py` belongs to the page of that name. Its function `name` belongs to the equation with the label `PAGE-name`.
+It yields pairs: the equation evaluated literally, in loops over small arrays, and the result of the code. A third item is the
+tolerance, if it is more than rounding.
 """
 
 import importlib
