@@ -99,8 +99,8 @@ Write {op}_{blank}, then ask which results are right:
     {check}
 
 Forward returns its output and a cache, which backward is given; dout is the gradient of the loss with respect to the output, and
-backward returns one gradient for each input. The derivation is on the page docs/ops/{op}. xp is NumPy here, row_dot(x, y) is
-(x * y).sum(-1, keepdims=True), and buffers that an op may be given to write or add to may be ignored.
+backward returns one gradient for each input. The derivation is on the page docs/ops/{op}. xp is NumPy here. You can ignore the
+optional output buffers.
 """
 
 {source}

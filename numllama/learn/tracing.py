@@ -19,7 +19,7 @@ from numllama.generation.text import encode_prompt
 from numllama.model import ModelConfig, Transformer
 from numllama.model.block import merge_heads, split_heads
 from numllama.model.parameters import copied_parameters
-from numllama.ops.attention import fold_groups
+from numllama.ops.intervals import fold_groups
 from numllama.optim import AdamW, clip_grad_norm
 from numllama.tokenizer import CharTokenizer, Tokenizer
 

@@ -15,7 +15,7 @@ from numllama.cli import main
 from numllama.learn.exercises import EXERCISES, check_file, exercise_text
 from numllama.storage.folders import locked
 
-RMSNORM_DX = "dx -= x * (rstd**2 * row_dot(dx, x) / C)\n    dx *= rstd"
+RMSNORM_DX = "dx = rstd * (dn - n * (dn * n).mean(-1, keepdims=True))            # (..., C)"
 
 
 def backward_source(op):
@@ -108,11 +108,11 @@ def test_the_check_finds_each_mistake_of_a_backward_with_a_hint(mistake, tmp_pat
 @pytest.mark.parametrize(
     "written, verdict",
     [
-        ("dx *= rstd", "wrong: off by 72.7% of its norm"),
-        (f"{RMSNORM_DX}; dx = -dx", "wrong: the sign"),
-        (f"{RMSNORM_DX}; dx /= C", "wrong: 0.166667 times what it should be"),
-        ("dx = (rstd * dx).reshape(-1, C)", "wrong: shape (6, 6), but (2, 3, 6) is needed"),
-        ("dx = dx / 0", "wrong: it holds infinities or not-a-numbers"),
+        ("dx = rstd * dn", "wrong: off by 72.7% of its norm"),
+        ("dx = -rstd * (dn - n * (dn * n).mean(-1, keepdims=True))", "wrong: the sign"),
+        ("dx = rstd * (dn - n * (dn * n).mean(-1, keepdims=True)) / x.shape[-1]", "wrong: 0.166667 times what it should be"),
+        ("dx = dn.reshape(-1, x.shape[-1])", "wrong: shape (6, 6), but (2, 3, 6) is needed"),
+        ("dx = dn / 0", "wrong: it holds infinities or not-a-numbers"),
         ("dx = None", "wrong: a NoneType, not an array"),
     ],
 )

@@ -18,7 +18,7 @@ from numllama.learn import trace_report
 from numllama.learn.trace_report import as_html, as_json, as_text, png
 from numllama.learn.tracing import PLAIN, trace, traced_model
 from numllama.model import LoraConfig, ModelConfig, Transformer
-from numllama.ops.attention import fold_groups
+from numllama.ops.intervals import fold_groups
 from numllama.tokenizer import Tokenizer
 
 MODEL, TOKENIZER = traced_model(seed=3, steps=2)
