@@ -1,12 +1,12 @@
-"""Has a change made anything slower?  This checkout against another one, in turns, in one run.
+"""Has a change made anything slower?  Compares this checkout with another one, in turns, in one run.
 
     git worktree add ../before COMMIT
     python benchmarks/against.py ../before                        # training, decoding, the tokenizer, the server
     python benchmarks/against.py ../before --only train serve --rounds 15 --json out.json
 
-Both checkouts run the same tasks in processes of their own with a clean environment, pinned to the same cores, A B B A ...
-The ratio is the median over the rounds of this checkout's time divided by the other's in the same round: 1.02 is 2 % slower.
-Training and decoding are what each checkout's own train_step.py and decode.py measure; their losses are compared.
+Both checkouts run the same tasks in separate processes with a clean environment, pinned to the same cores, A B B A ... The
+ratio is the median, over the rounds, of this checkout's time divided by the other's in the same round: 1.02 means 2 % slower.
+For training and decoding, each checkout runs its own train_step.py and decode.py, and their losses are compared.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from serve import free_port, make_model, stream
 from train_step import USUAL, clean_environment, machine
 
 HERE = Path(__file__).parents[1]
-SECONDS = 1.0  # a turn of training
+SECONDS = 1.0  # per round of training
 GROUPS = ("train", "decode", "tokenizer", "serve")
 
 
@@ -61,7 +61,7 @@ Times = tuple[str, tuple[list[float], list[float]]]
 
 
 class Child:
-    """A process of one checkout that answers each line with a line."""
+    """A process of one checkout; it answers each line on its input with one line."""
 
     def __init__(self, checkout: Path, *command: object) -> None:
         env = clean_environment() | {"PYTHONPATH": str(checkout)}
@@ -113,8 +113,8 @@ def decode(other: Path, rounds: int, cores: int) -> Iterator[Times]:
 
 
 def tokenizer(other: Path, rounds: int, cores: int) -> Iterator[Times]:
-    """Seconds of learning a vocabulary, and of encoding and decoding with it."""
-    from numllama.data.synthetic import write_play  # this checkout's, so that both read the same
+    """Seconds for training a tokenizer, and for encoding and decoding with it."""
+    from numllama.data.synthetic import write_play  # from this checkout, so that both read the same text
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "plays.txt"
@@ -134,7 +134,7 @@ def tasks(pair: list[Child], names: list[str], rounds: int) -> Iterator[Times]:
 
 
 def serve(other: Path, rounds: int, cores: int) -> Iterator[Times]:
-    """Seconds until the first token of a stream has arrived over HTTP, and for each of the tokens behind it."""
+    """Seconds until the first token of a stream arrives over HTTP, and seconds for each further token."""
     with tempfile.TemporaryDirectory() as folder:
         make_model(Path(folder))
         ports = [free_port(), free_port()]
@@ -144,7 +144,7 @@ def serve(other: Path, rounds: int, cores: int) -> Iterator[Times]:
         ]
         firsts, rest = ([], []), ([], [])
         for port in ports:
-            stream(port)  # whatever is made once, is made
+            stream(port)  # everything that is created only once exists now
         for port, first, behind in turns(rounds, ports, firsts, rest):
             seconds, rate = stream(port)
             first.append(seconds)
@@ -156,26 +156,26 @@ def serve(other: Path, rounds: int, cores: int) -> Iterator[Times]:
 
 
 def turns(rounds: int, *columns: tuple) -> Iterator[tuple]:
-    """What belongs to either checkout, in turns; who was second in one round is first in the next."""
+    """The values of both checkouts in turns; the second one of a round is the first one of the next."""
     for i in range(rounds):
         yield from list(zip(*columns, strict=True))[:: -1 if i % 2 else 1]
 
 
 def tokenizer_child(path: Path) -> None:
-    """Do each task that standard input names, with a text of five plays, and say how many seconds it took."""
+    """Run each task named on standard input, with a text of five plays, and print its seconds."""
     import time
 
     import numllama as nl
 
     plays = path.read_text(encoding="utf-8")
     play = plays[: len(plays) // 5]
-    learnt = nl.Tokenizer.train([path], 2000)
-    ids = learnt.encode(play)
+    tokenizer = nl.Tokenizer.train([path], 2000)
+    ids = tokenizer.encode(play)
     work = {
         "learn 2,000 tokens": lambda: nl.Tokenizer.train([path], 2000),
-        "encode": lambda: learnt.encode(play),
-        "encode, short": lambda: [learnt.encode(play[i : i + 60]) for i in range(0, 60_000, 60)],
-        "decode": lambda: learnt.decode(ids),
+        "encode": lambda: tokenizer.encode(play),
+        "encode, short": lambda: [tokenizer.encode(play[i : i + 60]) for i in range(0, 60_000, 60)],
+        "decode": lambda: tokenizer.decode(ids),
     }
     print(json.dumps(list(work)), flush=True)
     for line in sys.stdin:

@@ -1,11 +1,11 @@
-"""Where does the time of a training step go?  Every op's share, inside real steps with all workers running.
+"""Where does the time of a training step go?  Measures the share of every op in real steps, with all workers running.
 
     python benchmarks/breakdown.py                     # all configurations of train_step.py
     python benchmarks/breakdown.py --configs base --workers 1
 
-Each op of `numllama.ops` is wrapped with a clock for the run: its processor time in this process, which runs as many shards as
-each of the others, so that the rows add up to the step. "Waiting" is what it did not use: for its turn to add to a gradient, and
-for the others at the end of a step. The floor is that of train_step.py, for comparison.
+Each op of `numllama.ops` is timed by its processor time in this process. All processes run the same number of shards, so the
+rows add up to the step. "Waiting" is the time without work: waiting to add to a gradient, and waiting for the others at the end
+of a step. The lower bound of train_step.py is printed for comparison.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def measure(name: str, workers: int, seconds: float) -> dict:
-    """Milliseconds a step of everything, in one process."""
+    """Milliseconds per step of every op, in one process."""
     from train_step_peers import floor_step, numllama_step
 
     from numllama import ops

@@ -1,11 +1,11 @@
-"""What does it cost to save while training goes on?
+"""What does saving cost while training continues?
 
     python benchmarks/checkpoint.py                          # both models, about a minute
     python benchmarks/checkpoint.py --configs small --json out.json
 
-In one process blocks of steps alternate, A B C A B C ...: without a save, with one that a thread writes while the steps go on,
-and with one that the loop waits for. All end when the checkpoint is on the disk. The difference of the medians is what a save
-costs; next to it, how much of the time of the 250 steps between two saves that is.
+Blocks of steps alternate in one process, A B C A B C ...: without a save, with a save that a thread writes during the next
+steps, and with a save that the loop waits for. A block ends when the checkpoint is on the disk. The cost of a save is the
+difference of the medians. It is also printed as a share of the time of the 250 steps between two saves.
 """
 
 import argparse

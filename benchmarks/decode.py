@@ -1,17 +1,17 @@
-"""How fast is generation on a CPU?  numllama against transformers, and against the memory's and the matrix products' own speed.
+"""How fast is generation on a CPU?  Compares numllama with transformers, and with the speed of memory and of matrix products.
 
     python benchmarks/decode.py                                   # everything; transformers where it is installed
     python benchmarks/decode.py --rounds 3 --json out.json
 
-A model of the shape of stories15M (288 wide, hidden 768, 6 layers, 6 heads, vocabulary 32000), with random weights in float32.
-Decoding: 255 new tokens, greedily, behind a prompt of one. Prefill: 256 tokens, of which only the last one's logits are wanted.
+The model is shaped like stories15M (288 wide, hidden 768, 6 layers, 6 heads, vocabulary 32000), with random weights in float32.
+Decoding: 255 new tokens, greedy, after a prompt of one token. Prefill: 256 tokens, with logits for the last one only.
 
-Each contestant is a child process with a clean environment, pinned to the same cores. They take turns, A B C A B C ..., and
-medians count. What they are compared with:
+Each contestant is a child process with a clean environment, pinned to the same cores. They take turns, A B C A B C ..., and the
+medians are reported. numllama is compared with:
 
-- *memory*: two threads read as many bytes as the model has weights (`numpy.maximum.reduce` of half of them each): the least time
-  that a token can take. The same with `numpy.add.reduce`, which is a plain sum and slower.
-- *products*: the matrix products of the prefill alone, at NumPy's full speed.
+- *memory*: two threads read as many bytes as the weights have (`numpy.maximum.reduce`, half of them each). This is the shortest
+  possible time per token. The same with `numpy.add.reduce`, a plain sum, which is slower.
+- *products*: only the matrix products of the prefill, at NumPy's full speed.
 - *transformers*: `generate` with its cache, as installed and, where MKL withholds its fast kernels, "unlocked" (it needs gcc).
 """
 
@@ -36,7 +36,7 @@ BATCHES = (1, 4, 16, 64)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7, help="turns of each contestant")
+    parser.add_argument("--rounds", type=int, default=7, help="rounds per contestant")
     parser.add_argument("--cores", type=int, default=2)
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -76,7 +76,7 @@ def compete(rounds: int, cores: int, unlock: Path | None) -> dict[str, dict[str,
 
 
 class Contestant:
-    """A child process that does a task when told to."""
+    """A child process that runs a task on request."""
 
     def __init__(self, kind: str, cores: int, preload: Path | None = None) -> None:
         env = clean_environment()
@@ -132,7 +132,7 @@ def report(seconds: dict[str, dict[str, float]]) -> str:
 
 
 def child(kind: str, cores: int) -> None:
-    """Do each task that standard input names, and say how many seconds it took."""
+    """Run each task named on standard input, and print its seconds."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
     tasks = {"numllama": numllama, "memory": memory, "products": products, "transformers": transformers}[kind](cores)
@@ -140,7 +140,7 @@ def child(kind: str, cores: int) -> None:
         task()
     print(json.dumps(list(tasks)), flush=True)
     for line in sys.stdin:
-        time.sleep(0.1)  # threads of the one before us still look for work, and would take ours
+        time.sleep(0.1)  # threads of the previous contestant still spin, and would slow us down
         start = time.perf_counter()
         tasks[line.strip()]()
         print(time.perf_counter() - start, flush=True)

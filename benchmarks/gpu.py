@@ -1,12 +1,12 @@
-"""How fast is numllama on a GPU?  Every kernel against its floor, training and attention against PyTorch.
+"""How fast is numllama on a GPU?  Compares every kernel with its lower bound, and training and attention with PyTorch.
 
-    python benchmarks/gpu.py                                    # everything that fits in --seconds; results are kept as they come
-    python benchmarks/gpu.py --parts kernels attention          # some of it; other figures in the file stay
+    python benchmarks/gpu.py                                    # everything that fits into --seconds
+    python benchmarks/gpu.py --parts kernels attention          # some parts; other figures in the file stay
     python benchmarks/gpu.py --table benchmarks/results/nvidia-h200.json
 
-Needs CuPy; PyTorch (2.5 or later) for the comparison. Each part is a child process with a time limit. Each figure is written as
-soon as it is known, to ``benchmarks/results/<gpu>.json``, so that an error, a crash or the end of the time loses nothing that was
-measured. Contestants of one comparison take turns within one process; medians count.
+Needs CuPy, and PyTorch (2.5 or later) for the comparison. Each part is a child process with a time limit. Each figure is
+written to ``benchmarks/results/<gpu>.json`` as soon as it is measured, so an error, a crash or a time limit loses nothing. The
+contestants of a comparison take turns within one process, and the medians are reported.
 """
 
 import argparse
@@ -21,20 +21,20 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
-# Part -> the most seconds that it may take. Comparisons come after what they rest on; the long ones last.
+# Part -> its time limit in seconds. Comparisons come after the parts they rely on; the long ones last.
 PARTS = {"machine": 60, "same": 90, "kernels": 120, "products": 60, "attention": 120, "shakespeare": 150, "decode": 90}
 PARTS |= {f"training {model} {T}": 240 for model in ("shakespeare", "117m", "345m") for T in (256, 1024, 2048)}
 del PARTS["training shakespeare 1024"], PARTS["training shakespeare 2048"]  # its texts are 256 long
-LEAST = 20  # seconds; a part that has no more left is not begun
+LEAST = 20  # seconds; with less time left, a part is not started
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", default=list(PARTS), help=f"beginnings of: {', '.join(PARTS)}")
     parser.add_argument("--seconds", type=float, default=570, help="for all parts together")
-    parser.add_argument("--data", type=Path, help="a text for the part `shakespeare`; default tinyshakespeare, downloaded")
-    parser.add_argument("--json", type=Path, help="where results are kept; default benchmarks/results/<gpu>.json")
-    parser.add_argument("--table", type=Path, metavar="JSON", help="measure nothing, print the table of a file")
+    parser.add_argument("--data", type=Path, help="text for the part `shakespeare`; default: tinyshakespeare, downloaded")
+    parser.add_argument("--json", type=Path, help="file for the results; default benchmarks/results/<gpu>.json")
+    parser.add_argument("--table", type=Path, metavar="JSON", help="only print the table of an existing file")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--rows", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -73,7 +73,7 @@ def gpu_name() -> str:
 
 
 def measure(parts: Iterable[str], path: Path, seconds: float, options: list[str], child: Path = Path(__file__)) -> dict:
-    """Run parts in child processes, and keep all that they say in a file."""
+    """Run parts in child processes, and write all their figures to a file."""
     end = time.monotonic() + seconds
     results = read(path)
     for part in parts:
@@ -99,7 +99,7 @@ def measure(parts: Iterable[str], path: Path, seconds: float, options: list[str]
 
 
 def run_part(part: str, limit: float, options: list[str], child: Path) -> tuple[list[dict], str]:
-    """What a part has measured until it ended, failed or was stopped; and why, unless it ended by itself."""
+    """The figures of a part until it ended, failed or was stopped; and the reason, unless it ended normally."""
     why = ""
     with tempfile.TemporaryDirectory() as folder:
         rows, log = Path(folder) / "rows", Path(folder) / "log"
@@ -122,7 +122,7 @@ def run_part(part: str, limit: float, options: list[str], child: Path) -> tuple[
             found.append({"part": part, **json.loads(line)})
         except ValueError:  # the last one, cut off
             break
-    return list({row["name"]: row for row in found}.values()), why  # of one that was measured longer and longer, the last
+    return list({row["name"]: row for row in found}.values()), why  # of a figure that is measured repeatedly, the last
 
 
 def read(path: Path) -> dict:
@@ -133,7 +133,7 @@ def read(path: Path) -> dict:
 
 
 def write(path: Path, results: dict) -> None:
-    """Whole or not at all."""
+    """Write the file completely or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".{os.getpid()}")
     part.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
@@ -144,7 +144,7 @@ def write(path: Path, results: dict) -> None:
 
 
 def table(results: dict) -> str:
-    """All figures as Markdown; what was not measured is an empty cell or is not there."""
+    """All figures as Markdown; missing figures are empty cells or left out."""
     by_part: dict[str, dict[str, dict]] = {}
     for row in results["figures"]:
         by_part.setdefault(row["part"], {})[row["name"]] = row
@@ -166,7 +166,7 @@ CONTESTANTS = ("numllama", "numllama without graph", "torch eager", "torch compi
 
 
 def trained(by_part: dict) -> str:
-    """Training: tokens/s of each contestant; of ours the share of the GPU's products (MFU), memory, and the ratio to PyTorch."""
+    """Training: tokens/s of each contestant; for numllama also MFU, memory, and the ratio to PyTorch."""
     lines = []
     for part in PARTS:
         rows = by_part.get(part, {})
@@ -205,7 +205,7 @@ def multiplied(rows: dict[str, dict]) -> str:
 
 
 def others(by_part: dict) -> str:
-    """What is a sentence each."""
+    """The figures that are a sentence each."""
     rows = [row for part in ("same", "shakespeare", "decode") for row in by_part.get(part, {}).values()]
     return "\n".join(f"- {row['name']}: {row['says']}" for row in rows)
 

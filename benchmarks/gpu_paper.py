@@ -1,18 +1,18 @@
-"""What a training step on a GPU should take, on paper: FLOPs, bytes, launches, and the milliseconds that a roofline predicts.
+"""How long should a training step take on a GPU?  Counts FLOPs, bytes and launches, and predicts milliseconds by a roofline.
 
     python benchmarks/gpu_paper.py                                # shakespeare and 117m on a T4, A100, H100, H200
     git worktree add ../before COMMIT
-    python benchmarks/gpu_paper.py --before ../before             # and what another checkout's step would take
+    python benchmarks/gpu_paper.py --before ../before             # also for another checkout's step
 
-No GPU is needed: the step runs with launchers that write down what they would launch. A launch takes the longest of
+No GPU is needed: the step runs with launchers that only record each launch. A launch takes the longest of
 
-    its FLOPs / (share of the peak x the GPU's peak)       its bytes / (share of the bandwidth x the GPU's)       a least time
+    its FLOPs / (share of the peak x the GPU's peak)     its bytes / (share of the bandwidth x the GPU's)     a minimum time
 
-Bytes are those of each array that a kernel is given, once for reading and once for writing where it does both: what would come
-from memory if nothing stayed in a cache. The shares are what others measured on an H100: products 0.70 of the dense peak
-(cuBLAS, large matrices); attention 0.30 forward and 0.25 backward at D = 64 (FlashAttention-2 reaches 0.29 to 0.32); memory 0.85.
-The least time, 2 microseconds, is a node of a CUDA graph with nothing to do.
-Launches are those of this project's kernels and of products; tests/cuda/real_cupy/nodes.json counts CuPy's own, a handful, too.
+Bytes are those of each array passed to a kernel, counted once for reading and once for writing, as if nothing stayed in a
+cache. The shares were measured by others on an H100: products reach 0.70 of the dense peak (cuBLAS, large matrices); attention
+0.30 forward and 0.25 backward at D = 64 (FlashAttention-2 reaches 0.29 to 0.32); memory 0.85. The minimum time, 2 microseconds,
+is that of an empty node of a CUDA graph. Launches are those of this project's kernels and of matrix products;
+tests/cuda/real_cupy/nodes.json also counts the few launches of CuPy itself.
 """
 
 import argparse
@@ -34,7 +34,7 @@ GPUS = {  # dense TFLOP/s in bfloat16 (T4: float32, for it has no bfloat16), GB/
 BATCHES = {"shakespeare": (64, 256), "117m": (16, 1024), "345m": (8, 1024)}  # sequences, tokens of each
 PRODUCTS, FORWARD, BACKWARD, MEMORY = 0.70, 0.30, 0.25, 0.85
 LEAST_US = 2.0
-ATTENTION = {  # FLOPs for each pair of a query and a key that it sees, by head size; share of the peak
+ATTENTION = {  # FLOPs per pair of a query and a visible key, by head size; share of the peak
     "flash_attention_forward": (4, FORWARD), "flash_attention_backward": (10, BACKWARD),
     "flash_attention_dq": (6, BACKWARD), "flash_attention_dkv": (8, BACKWARD),
 }  # fmt: skip
@@ -42,7 +42,7 @@ IN_PLACE = {"adamw": ("w", "m", "v"), "embedding_backward": ("dweight",)}  # wha
 
 
 class Paper:
-    """Takes the place of CuPy in numllama.cuda.launch, with NumPy arrays that nobody fills."""
+    """Replaces CuPy in numllama.cuda.launch, with NumPy arrays that are never filled."""
 
     def __init__(self, capability: int) -> None:
         self.capability, self.launches = capability, []
@@ -89,7 +89,7 @@ class Paper:
 
 
 def step(preset: str, capability: int) -> list[tuple]:
-    """What one step launches."""
+    """The launches of one step."""
     import numllama as nl
     from numllama.cuda import graph, launch
     from numllama.model import transformer
@@ -110,7 +110,7 @@ def step(preset: str, capability: int) -> list[tuple]:
 
 
 def predicted(launches: list[tuple], gpu: str) -> tuple[float, dict[str, list[float]]]:
-    """Milliseconds in all, and for each kind its number, ms, GFLOP, GB and KiB of dynamic shared memory."""
+    """Total milliseconds, and for each kind of launch its number, ms, GFLOP, GB and KiB of dynamic shared memory."""
     peak, bandwidth, _ = GPUS[gpu]
     kinds = defaultdict(lambda: [0, 0.0, 0.0, 0.0, 0])
     for name, flops, size, share, shared in launches:
@@ -122,7 +122,7 @@ def predicted(launches: list[tuple], gpu: str) -> tuple[float, dict[str, list[fl
 
 
 def useful_flops(preset: str) -> float:
-    """6 for each parameter and token, and attention's, as model FLOPs are counted."""
+    """Model FLOPs: 6 per parameter and token, plus those of attention."""
     import numllama as nl
     from numllama.model.parameters import count_parameters
 
@@ -131,7 +131,7 @@ def useful_flops(preset: str) -> float:
 
 
 def other(tree: Path, presets: list[str]) -> dict:
-    """The same of another checkout."""
+    """The same for another checkout."""
     env = os.environ | {"PYTHONPATH": str(tree.resolve())}
     run = subprocess.run([sys.executable, __file__, "--child", *presets], env=env, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(run.stdout)
@@ -145,7 +145,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--presets", nargs="+", choices=BATCHES, default=["shakespeare", "117m"])
     parser.add_argument("--before", type=Path, help="another checkout")
-    parser.add_argument("--kinds", choices=GPUS, help="each kind of launch on this GPU, too")
+    parser.add_argument("--kinds", choices=GPUS, help="also list each kind of launch on this GPU")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -180,7 +180,7 @@ def figure(preset: str, gpu: str, tree: str, launches: list[tuple]) -> dict:
 
 
 def print_kinds(figures: list[dict], gpu: str, trees: dict[str, Path]) -> None:
-    """A table of the kinds of launches, the longest first, with the most registers and shared memory that they take."""
+    """A table of the kinds of launches, the longest first, with their maximum registers and shared memory."""
     for row in figures:
         if row["gpu"] != gpu:
             continue
@@ -192,7 +192,7 @@ def print_kinds(figures: list[dict], gpu: str, trees: dict[str, Path]) -> None:
 
 
 def most_registers(recorded: dict, kernel: str) -> str:
-    """Of any type, on sm_90."""
+    """The maximum over all types, on sm_90."""
     found = [of["sm_90"] for name, of in recorded.items() if name.split()[0] == kernel and "sm_90" in of]
     return str(max(found, default=""))
 

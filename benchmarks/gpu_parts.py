@@ -1,4 +1,4 @@
-"""The parts of gpu.py, each run in a process of its own. A part is a generator of figures: dicts with a name."""
+"""The parts of gpu.py, each run in a separate process. A part is a generator of figures: dicts with a name."""
 
 import json
 import math
@@ -22,7 +22,7 @@ LR, BETAS, DECAY, CLIP = 1e-3, (0.9, 0.95), 0.1, 1.0
 
 
 def run(part: str, rows: Path, data: Path | None) -> None:
-    """Measure a part, and write each figure down at once."""
+    """Measure a part, and write each figure immediately."""
     name, *words = part.split()
     parts = {"machine": machine, "same": same, "kernels": kernels, "products": products, "attention": attention, "decode": decode}
     figures = {**parts, "training": training, "shakespeare": lambda: shakespeare(data)}[name](*words)
@@ -33,14 +33,14 @@ def run(part: str, rows: Path, data: Path | None) -> None:
 
 
 def gpu():
-    """CuPy, with a GPU made ready."""
+    """CuPy, with an initialised GPU."""
     from numllama.backend import array_module
 
     return array_module("cuda")
 
 
 def torch_or_none():
-    """PyTorch, if it is here and sees the GPU."""
+    """PyTorch, if it is installed and finds the GPU."""
     try:
         import torch
     except ImportError:
@@ -82,7 +82,7 @@ def copy_speed(n_bytes: int = 2**30) -> float:
 
 
 def machine(n: int = 8192) -> Iterator[dict]:
-    """What is measured on, and the two speeds that everything else is a part of."""
+    """The machine, and the two speeds to which everything else is compared."""
     from numllama.cuda.gemm import gemm
 
     cupy, torch = gpu(), torch_or_none()
@@ -97,7 +97,7 @@ def machine(n: int = 8192) -> Iterator[dict]:
 
 
 def kernels(N: int = 65536, C: int = 768, F: int = 2048, V: int = 50257, P: int = 2**27) -> Iterator[dict]:
-    """Every memory-bound kernel in bfloat16, at sizes that no cache holds, against the bytes that it has to move."""
+    """Every memory-bound kernel in bfloat16, at sizes beyond any cache, compared with the bytes that it must move."""
     copy = copy_speed()
     for name, n_bytes, call in kernel_calls(N, C, F, V, P):
         (ms,) = milliseconds(call)
@@ -105,7 +105,7 @@ def kernels(N: int = 65536, C: int = 768, F: int = 2048, V: int = 50257, P: int 
 
 
 def kernel_calls(N: int, C: int, F: int, V: int, P: int) -> Iterator[tuple[str, int, Callable]]:
-    """Name, floor in bytes, and call of each kernel: N rows of C or F, N/16 rows of V, P parameters."""
+    """Name, minimum bytes, and call of each kernel: N rows of C or F, N/16 rows of V, P parameters."""
     from numllama import ops
     from numllama.cuda.clip import clip_factor
     from numllama.optim import adamw_update
@@ -123,7 +123,7 @@ def kernel_calls(N: int, C: int, F: int, V: int, P: int) -> Iterator[tuple[str, 
     heads = x.reshape(N // T, T, C // 64, 64).swapaxes(1, 2)
     yield "rope", 2 * n, partial(ops.rope_forward, heads, *ops.rope_table(xp.arange(T), 64, 10000.0))
     tokens, weight = xp.asarray(np.random.default_rng(0).integers(0, V, N)), normal(V, C)
-    with checked_ids():  # as in a step: to look at ids is to wait for them
+    with checked_ids():  # as in a step: checking ids would synchronise
         yield "embedding forward", 2 * n, partial(ops.embedding_forward, tokens, weight)
         some = slice(0, N // 4)  # as many tokens as a step has
         into = xp.zeros((V, C), np.float32)
@@ -144,12 +144,12 @@ def kernel_calls(N: int, C: int, F: int, V: int, P: int) -> Iterator[tuple[str, 
 
 
 def normal(*shape: int, dtype=BFLOAT16):
-    """Normal numbers on the GPU; some of them again and again, for to draw millions takes a CPU long."""
+    """Normal numbers on the GPU; a small sample is repeated, because drawing millions takes long on a CPU."""
     return gpu().asarray(np.resize(np.random.default_rng(0).standard_normal(2**16, dtype=np.float32), shape)).astype(dtype)
 
 
 def products(N: int = TOKENS, scale: int = 1) -> Iterator[dict]:
-    """Each product of a layer, of the head, and their gradients: ours with float32 gradients added in the product."""
+    """Each product of a layer and of the head, and their gradients; ours add float32 gradients inside the product."""
     for what, C, O in (  # noqa: E741
         ("117m wq", 768, 768), ("117m w_up", 768, 2048), ("117m w_down", 2048, 768), ("117m head", 768, 50257),
         ("345m wq", 1024, 1024), ("345m w_up", 1024, 2736), ("345m w_down", 2736, 1024),
@@ -161,7 +161,7 @@ def products(N: int = TOKENS, scale: int = 1) -> Iterator[dict]:
 
 
 def product_calls(N: int, C: int, O: int) -> dict[str, dict[str, Callable]]:  # noqa: E741
-    """Forward, dx and dweight of a linear map, by us and by PyTorch."""
+    """Forward, dx and dweight of a linear map, in numllama and in PyTorch."""
     from numllama.cuda.gemm import gemm
 
     xp, torch = gpu(), torch_or_none()
@@ -202,7 +202,7 @@ def our_attention(shape: tuple) -> tuple[Callable, Callable]:
 
 
 def torch_attention(torch, shape: tuple) -> dict[str, tuple[Callable, Callable]]:
-    """The same of scaled_dot_product_attention, with each back end that runs here."""
+    """The same for scaled_dot_product_attention, with each back end that runs here."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     calls = {}
@@ -228,7 +228,7 @@ def torch_attention(torch, shape: tuple) -> dict[str, tuple[Callable, Callable]]
 
 
 def training(model: str, T: str, rounds: int = 4, tokens: int = TOKENS) -> Iterator[dict]:
-    """Tokens per second of a step, alternating; MFU counts 6 products a weight and token, and all of attention's."""
+    """Tokens per second of a step, alternating; MFU counts 6 FLOPs per weight and token, and all those of attention."""
     import train_step_peers as peers
 
     import numllama as nl
@@ -253,7 +253,7 @@ def training(model: str, T: str, rounds: int = 4, tokens: int = TOKENS) -> Itera
             step = make()
             losses[name] = [step() for _ in range(5)]  # compiled, recorded
             steps[name], memory[name] = step, before - free_mb()
-        except Exception as error:  # one that cannot take part does not end the others' contest
+        except Exception as error:  # a contestant that fails does not stop the others
             print(f"{name}: {type(error).__name__}: {error}", file=sys.stderr)
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(rounds):
@@ -269,7 +269,7 @@ def training(model: str, T: str, rounds: int = 4, tokens: int = TOKENS) -> Itera
 
 
 def speeds(config, B: int, T: int, seconds: float) -> dict:
-    """Tokens per second, and the share of what the GPU could multiply."""
+    """Tokens per second, and the share of the GPU's peak (MFU)."""
     from numllama.model import count_parameters
 
     weights = count_parameters(config) - (0 if config.tie_embeddings else config.vocab_size * config.dim)
@@ -280,7 +280,7 @@ def speeds(config, B: int, T: int, seconds: float) -> dict:
 
 
 def free_mb() -> float:
-    """Of the GPU's memory, as its driver says."""
+    """The GPU memory in use, according to the driver."""
     return gpu().cuda.runtime.memGetInfo()[0] / 1e6
 
 
@@ -305,7 +305,7 @@ def our_step(config, B: int, T: int, graph: bool, dtype: str = "bfloat16", dropo
 
 
 def same(steps: int = 20, **changes) -> Iterator[dict]:
-    """With the graph or without, the same losses, bit for bit, run to run; and those of a CPU in float32."""
+    """The losses are the same bits with and without the graph, and from run to run; and close to a CPU's in float32."""
     import numllama as nl
     from numllama.optim import clip_grad_norm
 
@@ -347,7 +347,7 @@ def same(steps: int = 20, **changes) -> Iterator[dict]:
 
 
 def launches(run: Callable) -> int:
-    """How many kernels and products of ours, or graphs, the host launches in one call."""
+    """The number of numllama's kernels, products or graphs that the host launches in one call."""
     from numllama.cuda import launch
 
     backend, n = launch.backend, [0]
@@ -371,7 +371,7 @@ def launches(run: Callable) -> int:
 
 
 def decode(preset: str = "117m", new: int = 128, batches: tuple[int, ...] = (1, 16, 64)) -> Iterator[dict]:
-    """Tokens per second, greedily, behind a prompt of 16."""
+    """Tokens per second, greedy, after a prompt of 16 tokens."""
     import numllama as nl
 
     config = nl.ModelConfig.preset(preset)
@@ -388,7 +388,7 @@ def decode(preset: str = "117m", new: int = 128, batches: tuple[int, ...] = (1, 
 
 
 def shakespeare(data: Path | None, **changes) -> Iterator[dict]:
-    """The preset's whole run, with dropout, as `numllama train --device cuda` does it, but for its checkpoints."""
+    """The preset's whole run, with dropout, as in `numllama train --device cuda`, but without checkpoints."""
     from dataclasses import replace
 
     import numllama as nl

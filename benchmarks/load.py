@@ -1,14 +1,14 @@
-"""How much memory and time does loading take, and what does keeping weights in two bytes cost?
+"""How much memory and time does loading take, and what do two-byte weights cost?
 
     python benchmarks/load.py                          # a 1 GB checkpoint; about a minute and 2 GB of disk
     python benchmarks/load.py --gigabytes 0.2 --json out.json
 
-A checkpoint of random numbers in Hugging Face's layout, sharded, in float32 and in bfloat16. Each load runs in a child process
-of its own, with a clean environment; a thread reads the process's anonymous memory from /proc (elsewhere: its peak resident
-memory, in which the mapped file counts too). The files are in the disk cache: the first load is not counted.
+The checkpoint has random weights in Hugging Face's format, in several files, in float32 and in bfloat16. Each load runs in its
+own child process with a clean environment. A thread reads the process's anonymous memory from /proc; on other systems the peak
+resident memory is used, which includes the mapped file. The files are in the disk cache: the first load is not counted.
 
-Then the same weights, kept in float32 and in bfloat16, run forward in turns: one token, as in decoding, and a prompt of 128. That
-is what the conversion at each use costs.
+Then the same weights, in float32 and in bfloat16, run forward in turns: one token, as in decoding, and a prompt of 128 tokens.
+The difference is the cost of converting bfloat16 weights at each use.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from train_step import clean_environment
 
 LIMIT_MEMORY, LIMIT_SECONDS = 1.15, 3.0
 SHAPE = dict(vocab_size=32000, dim=2048, n_heads=32, n_kv_heads=4, ffn_dim=5632, max_seq_len=2048)  # TinyLlama's
-LOADS = [("float32", "float32"), ("bfloat16", "bfloat16"), ("bfloat16", "float32"), ("float32", "bfloat16")]  # stored, asked for
+LOADS = [("float32", "float32"), ("bfloat16", "bfloat16"), ("bfloat16", "float32"), ("float32", "bfloat16")]  # stored, requested
 
 
 def main() -> None:
@@ -89,7 +89,7 @@ def make_checkpoints(folder: Path, gigabytes: float) -> int:
 
 
 def measure(folder: Path, stored: str, asked: str, rounds: int) -> dict:
-    """Median time and largest memory over some loads, after one that warms the disk cache."""
+    """Median time and maximum memory over several loads, after one that warms the disk cache."""
     results = [run("load", folder, asked) for _ in range(rounds + 1)][1:]
     return {
         "stored": stored,
@@ -130,7 +130,7 @@ def child_load(folder: str, dtype: str) -> None:
 
 
 def anonymous_bytes() -> int:
-    """Memory of this process that no file stands behind."""
+    """The anonymous memory of this process: without mapped files."""
     try:
         status = Path("/proc/self/status").read_text()
         return 1024 * int(status.split("RssAnon:")[1].split()[0])

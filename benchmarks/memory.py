@@ -1,10 +1,11 @@
-"""Does every phase of a run keep to the memory of its training?  Peaks of training, of the whole run, and of `eval`.
+"""Does every phase of a run fit into the memory of training?  Measures peaks of training, of the whole run, and of `eval`.
 
     python benchmarks/memory.py
 
-A batch of 2048 sequences in 256 shards, each of which takes little: four training steps; then the rest of the run, with two
-evaluations of several batches, the final evaluation and the sample; and `numllama eval` on such a text. Peaks are of resident
-memory, of all processes of a run together and less what they share. "reported" is `memory_mb` of the last line of metrics.jsonl.
+The batch has 2048 sequences in 256 small shards. Measured are four training steps; the rest of the run, with two evaluations of
+several batches, the final evaluation and the sample; and `numllama eval` on a similar text. Peaks are of resident memory,
+summed over all processes of a run, with shared memory counted once. "reported" is `memory_mb` of the last line of
+metrics.jsonl.
 """
 
 import argparse
@@ -86,7 +87,7 @@ def measure(shape: dict, workers: int) -> dict:
 
 
 def peaks(cores: int, *arguments: object) -> tuple[float, float]:
-    """The most that a command on some cores holds in a training step, and in all."""
+    """The peak memory of a command on some cores, during training and overall."""
     command = [sys.executable, "-c", CHILD, str(cores), *map(str, arguments)]
     answer = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, check=True)
     code, *found = answer.stdout.splitlines()[-1].split()

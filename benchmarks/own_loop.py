@@ -1,10 +1,10 @@
-"""What does a small model gain in somebody's own loop, where BLAS has one thread for it (numllama/system/blas.py)?
+"""What does a small model in your own loop gain from limiting BLAS to one thread (numllama/system/blas.py)?
 
     python benchmarks/own_loop.py
 
-A step is loss_and_grads and AdamW. Steps with BLAS's threads as they are and with one thread alternate; medians count. They are
-taken twice: with nothing else to do for the machine, and with a busy process for each core, for which BLAS's threads wait again
-and again. Above a bound nothing is done, so there the two columns are the same but for noise.
+A step is loss_and_grads and AdamW. Steps with BLAS's default threads and with the limit alternate, and the medians are
+reported. This is done twice: on an idle machine, and with a busy process per core, which makes BLAS's threads wait. Larger
+models keep all threads, so their two columns differ only by noise.
 """
 
 import argparse
@@ -26,7 +26,7 @@ SHAPES = {
     "C256 L2, 8 x 128 tokens": dict(dim=256, n_layers=2, n_heads=8, max_seq_len=128, batch=8),
     "C512 L2, 4 x 128 tokens": dict(dim=512, n_layers=2, n_heads=8, max_seq_len=128, batch=4),
 }
-HEAD = "| | threads as they are, ms | as it is now, ms | ratio |\n|---|---|---|---|"
+HEAD = "| model | default threads, ms | with the limit, ms | ratio |\n|---|---|---|---|"
 
 
 def main() -> None:
@@ -38,7 +38,7 @@ def main() -> None:
     for load in (0, available_cores()):
         busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(load)]
         try:
-            print(f"\n{available_cores()} cores, {load} busy processes beside\n\n{HEAD}", flush=True)
+            print(f"\n{available_cores()} cores, {load} other busy processes\n\n{HEAD}", flush=True)
             results[load] = {name: compare(name, shape, args.rounds) for name, shape in SHAPES.items()}
         finally:
             for process in busy:
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def compare(name: str, shape: dict, rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of each step, without and with the setting."""
+    """Milliseconds of each step, without and with the limit."""
     import numllama as nl
     from numllama.system import blas
 

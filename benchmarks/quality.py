@@ -1,8 +1,9 @@
-"""How well does the default run learn?  Final whole-split validation loss on tinyshakespeare over several seeds.
+"""How well does the default run learn?  Measures the final validation loss on tinyshakespeare, for several seeds.
 
     python benchmarks/quality.py --data tinyshakespeare.txt
 
-nanoGPT's recipe of the same size and budget (GPT-2 blocks, 4 layers, 128 wide, 2000 steps of 12 x 64 characters) ends at 1.886.
+For comparison, nanoGPT's recipe of the same size and budget (GPT-2 blocks, 4 layers, 128 wide, 2000 steps of 12 x 64
+characters) ends at 1.886.
 """
 
 import argparse
@@ -44,7 +45,7 @@ def main() -> None:
 
 
 def curve(reports: list[nl.StepReport], every: int = 20) -> list[dict]:
-    """Means over so many steps each: what the book draws as the normal band (docs/chapters/training_curve.md)."""
+    """Means over several steps, which the book draws as the normal band (docs/chapters/training_curve.md)."""
     parts = [reports[i : i + every] for i in range(0, len(reports), every)]
     return [
         {name: round(statistics.mean(getattr(report, name) for report in part), 4) for name in ("step", "loss", "grad_norm")}

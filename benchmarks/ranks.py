@@ -1,13 +1,13 @@
-"""How do ranks compare with threads, and how do they scale?  Whole training steps over MPI, on this machine.
+"""How do ranks compare with threads, and how do they scale?  Times whole training steps over MPI, on this machine.
 
     python benchmarks/ranks.py                          # small and base; 2 threads, 2 processes, 1, 2 and 4 ranks
     python benchmarks/ranks.py --configs base --contestants threads ranks-2 ranks-2-zero --json out.json
     python benchmarks/ranks.py --configs base --contestants ranks-2 ranks-2-afterwards --network 0.125     # a gigabit Ethernet
 
-Each contestant is started once (the ranks by mpirun) in a clean environment and warmed up; then they take turns, some steps at a
-time. Medians count. Four ranks on two cores show what ranks cost beyond their number of cores. "afterwards" sends gradients only
-when backward is over, not each bucket as soon as backward is done with it: the difference is what overlapping gains. With
---network a message takes as long as it would on a link of so many GB/s, on which one goes after another.
+Each contestant is started once (ranks by mpirun) in a clean environment and warmed up. Then they take turns, a few steps at a
+time, and the medians are reported. Four ranks on two cores show the overhead of ranks. "afterwards" sends all gradients after
+backward instead of each bucket as soon as it is ready; the difference is the gain from overlapping. With --network, messages
+take as long as they would, one after another, on a link of the given GB/s.
 """
 
 import argparse
@@ -26,7 +26,7 @@ CONTESTANTS = (
     "threads", "processes", "ranks-1", "ranks-2", "ranks-2-afterwards", "ranks-2-zero", "ranks-2-zero-afterwards",
     "ranks-2-by-rank", "ranks-4", "ranks-4-zero",
 )  # fmt: skip
-SHARDS = 4  # of every contestant, so that four ranks have one each
+SHARDS = 4  # for every contestant, so that each of four ranks has one
 SECONDS_PER_TURN = 0.7
 ALLOW = {
     "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
@@ -38,9 +38,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--configs", nargs="+", default=["small", "base"], choices=list(CONFIGS))
     parser.add_argument("--contestants", nargs="+", default=list(CONTESTANTS), choices=CONTESTANTS)
-    parser.add_argument("--rounds", type=int, default=7, help="turns of each contestant")
+    parser.add_argument("--rounds", type=int, default=7, help="rounds per contestant")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--network", type=float, help="GB/s that a rank sends; default as fast as memory is")
+    parser.add_argument("--network", type=float, help="GB/s of a rank's link; default: the speed of memory")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 class Contestant:
-    """A process, or mpirun with its ranks, that trains when told to."""
+    """A process, or mpirun with its ranks, that trains on request."""
 
     def __init__(self, variant: str, config: str, network: float | None) -> None:
         command = [sys.executable, __file__, "--child", variant, "--configs", config]
@@ -86,7 +86,7 @@ class Contestant:
 
 def table(name: str, rows: dict) -> str:
     """One configuration as Markdown."""
-    lines = [f"### {name}", "", "| | median ms | fastest ms | of two threads' speed | same losses |", "|---|---|---|---|---|"]
+    lines = [f"### {name}", "", "| contestant | median ms | fastest ms | / two threads | same losses |", "|---|---|---|---|---|"]
     threads = rows.get("threads") or next(iter(rows.values()))
     for variant, row in rows.items():
         ratio = threads["median_ms"] / row["median_ms"]
@@ -96,7 +96,7 @@ def table(name: str, rows: dict) -> str:
 
 
 def slow_down(comm: object, network: float) -> None:
-    """Let the large messages of a communicator take their time."""
+    """Delay the large messages of a communicator."""
     free = [0.0]
 
     def delayed(method: Callable) -> Callable:
@@ -113,7 +113,7 @@ def slow_down(comm: object, network: float) -> None:
 
 
 def child(variant: str, config: dict, network: float | None) -> None:
-    """Train as many steps as each line of rank 0's standard input says."""
+    """Train the number of steps on each line of rank 0's standard input."""
     import numpy as np
     import train_step_peers
 
@@ -160,7 +160,7 @@ def child(variant: str, config: dict, network: float | None) -> None:
             print(json.dumps(answer), flush=True)
 
     def asked() -> int:
-        """How many steps; who waits leaves the cores to the others."""
+        """The number of steps; waiting ranks leave the cores to the others."""
         number = np.zeros(1, dtype=np.int64)
         if comm.rank == 0:
             number[0] = int(sys.stdin.readline() or 0)

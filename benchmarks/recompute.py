@@ -1,10 +1,10 @@
-"""What does --recompute save, and cost?  Peak memory and time of a 12-layer model's training step.
+"""What does --recompute save, and what does it cost?  Measures memory and time of a 12-layer model's training step.
 
     python benchmarks/recompute.py
 
-Memory is what NumPy's arrays take at most in forward and backward of the whole batch, beyond weights and gradients. A timed
-step is one of training: forward and backward on two workers, clipping, AdamW. Steps without and with recompute alternate; the
-growth is the median over the pairs.
+Memory is the peak of NumPy's arrays in forward and backward of the whole batch, without weights and gradients. A timed step is
+a training step: forward and backward on two workers, clipping, AdamW. Steps without and with recompute alternate, and the
+longer step is the median over the pairs.
 """
 
 import argparse
@@ -34,7 +34,7 @@ def main() -> None:
         print(json.dumps(measure(SHAPES[args.child])))
         return
     results = {}
-    lines = ["| | activations, MB | with recompute | falls | step grows |", "|---|---|---|---|---|"]
+    lines = ["| model | activations, MB | with recompute, MB | memory saved | longer step |", "|---|---|---|---|---|"]
     for name in SHAPES:
         command = [sys.executable, __file__, "--child", name]
         answer = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, check=True)
@@ -73,7 +73,7 @@ def measure(shape: dict) -> dict:
         optimizer.step(total)
 
     with training_settings("cpu"):
-        step(False)  # whatever is made once, is made
+        step(False)  # everything that is created only once exists now
         for _ in range(ROUNDS):
             for recompute in (False, True):
                 start = time.perf_counter()

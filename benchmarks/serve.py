@@ -1,13 +1,13 @@
-"""How long does one wait?  The server against plain decoding, and the command line's first moments.
+"""How long does a user wait?  Compares the server with plain decoding, and times the start of the command line.
 
     python benchmarks/serve.py                                    # everything
     python benchmarks/serve.py --rounds 3 --json out.json
 
-- *first token*: from a request to `numllama serve` until its first piece of text has arrived, by HTTP on this machine. A model
-  of the shape of stories15M with random weights, a prompt of three words.
+- *first token*: the time from a request to `numllama serve` until the first piece of text arrives, over HTTP on this machine.
+  The model is shaped like stories15M, with random weights; the prompt has three words.
 - *streaming*: tokens/s of a stream of 200 tokens as they arrive, and of `numllama.stream` in another process, in turns.
-- *eight at once*: tokens/s of eight streams together.
-- *import*: `import numllama` and all of its public names; *help*: every command's `--help`. Each in a process of its own.
+- *eight at once*: total tokens/s of eight concurrent streams.
+- *import*: `import numllama` with all of its public names. *help*: every command's `--help`. Each runs in its own process.
 """
 
 import argparse
@@ -31,13 +31,13 @@ COMMANDS = (
     "train", "plan", "prepare", "finetune", "generate", "chat", "serve", "eval", "inspect", "convert", "bench", "doctor",
     "exercises", "trace",
 )  # fmt: skip
-FIRST_TOKEN_MS, STREAMING, HELP_MS, IMPORT_MS = 200, 0.9, 300, 250  # what is promised
+FIRST_TOKEN_MS, STREAMING, HELP_MS, IMPORT_MS = 200, 0.9, 300, 250  # the promised limits
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--only", choices=("serve", "start"), help="the server, or the command line's start")
+    parser.add_argument("--only", choices=("serve", "start"), help="the server, or the start of the command line")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -50,7 +50,7 @@ def main() -> None:
             figures |= serving(make_model(Path(folder) / "model"), args.rounds)
     if args.only != "serve":
         figures |= starting(args.rounds)
-    print("| | measured | promised |\n|---|---|---|")
+    print("| figure | measured | promised |\n|---|---|---|")
     for name, (value, unit, promise) in figures.items():
         print(f"| {name} | {value:.3g} {unit} | {promise} |")
     if args.json:
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def make_model(folder: Path) -> Path:
-    """Random weights, and a tokenizer that gives every id a word of its own."""
+    """Random weights, and a tokenizer with a different word for every id."""
     model = nl.Transformer(nl.ModelConfig(**SHAPE))
     alphabet = "abcdefghijklmnopqrst"
     words = [a + b + c + d for a in alphabet for b in alphabet for c in alphabet for d in alphabet]
@@ -71,7 +71,7 @@ def make_model(folder: Path) -> Path:
 
 
 def serving(folder: Path, rounds: int) -> dict[str, tuple]:
-    """The server and plain decoding, each in a process of its own, in turns."""
+    """The server and plain decoding, each in its own process, in turns."""
     port = free_port()
     server = start("-m", "numllama.cli", "serve", folder, "--port", port)
     plain = start(__file__, "--child", folder, stdin=subprocess.PIPE)
@@ -117,7 +117,7 @@ def start(*arguments: object, **more: object) -> subprocess.Popen:
 
 
 def stream(port: int) -> tuple[float, float]:
-    """Seconds until the first piece of text, and tokens/s behind it."""
+    """Seconds until the first piece of text, and tokens/s after it."""
     body = json.dumps(dict(prompt=PROMPT, max_tokens=NEW, temperature=0, stream=True, stream_options={"include_usage": True}))
     connection = HTTPConnection("127.0.0.1", port, timeout=120)
     begin = time.perf_counter()
@@ -135,7 +135,7 @@ def stream(port: int) -> tuple[float, float]:
 
 
 def decode(folder: Path) -> None:
-    """A child: tokens/s of `numllama.stream` for every line that it is sent."""
+    """A child process: prints the tokens/s of `numllama.stream` for every line on its input."""
     model, tokenizer = nl.load(folder), nl.Tokenizer.load(folder)
     print("ready", flush=True)
     for _ in sys.stdin:
@@ -156,7 +156,7 @@ def ask(child: subprocess.Popen) -> float:
 
 
 def starting(rounds: int) -> dict[str, tuple]:
-    """Milliseconds of whole processes, and of the import inside one."""
+    """Milliseconds of whole processes, and of the import inside one process."""
     every = "import numllama as nl; [getattr(nl, name) for name in nl.__all__]"
     code = f"import time; begin = time.perf_counter(); {every}; print(time.perf_counter() - begin)"
     imports = [float(output("-c", code)) for _ in range(rounds)]

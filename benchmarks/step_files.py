@@ -1,4 +1,4 @@
-"""How many files of the package one training step on a CPU goes through, imports aside.
+"""How many files of the package does one training step on a CPU run, not counting imports?
 
     python benchmarks/step_files.py            # --most 22: fail if there are more
 """
@@ -16,7 +16,7 @@ PACKAGE = Path(nl.__file__).parent
 
 
 def files_of_a_step() -> list[str]:
-    """Files of the package in which some function is called between one report of a run and the next."""
+    """The files of the package in which a function is called between two reports of a run."""
     found: set[str] = set()
 
     def look(frame, event, argument):
@@ -27,7 +27,7 @@ def files_of_a_step() -> list[str]:
     data = text_dataset("To be, or not to be, that is the question. " * 200, "a line")
     config = nl.ModelConfig(data.vocab_size, dim=32, n_layers=2, n_heads=4, n_kv_heads=2, max_seq_len=64)
     settings = nl.TrainConfig(steps=4, batch_size=8, seq_len=64, warmup_steps=1, eval_every=4)
-    threading.setprofile(look)  # of workers, whose threads begin with the first step
+    threading.setprofile(look)  # for workers, whose threads start with the first step
     with closing(nl.Trainer(nl.Transformer(config), data, settings)) as trainer:
         run = iter(trainer)
         next(run)

@@ -1,9 +1,9 @@
-"""What does each technique gain?  A whole training step with all of them, against steps in which one is left out.
+"""What does each technique gain?  Compares a whole training step with steps in which one technique is left out.
 
     python benchmarks/techniques.py
     python benchmarks/techniques.py --configs base --rounds 9 --json out.json
 
-Contestants take turns as in train_step.py, whose configurations these are.
+Contestants take turns as in train_step.py, with the same configurations.
 """
 
 import argparse
@@ -18,14 +18,14 @@ WITHOUT = "numllama-without-"
 
 
 def processes() -> None:
-    """Threads all the way."""
+    """Threads only, no processes."""
     from numllama.parallel.team import Team
 
     Team.possible = staticmethod(lambda model: False)
 
 
 def workers() -> None:
-    """One worker, whose products BLAS spreads over all cores."""
+    """One worker, with BLAS on all cores."""
     from numllama.parallel import shards
     from numllama.system import blas, machine
 
@@ -36,7 +36,7 @@ def workers() -> None:
 
 
 def kept_memory() -> None:
-    """The C library gives large arrays back to the system."""
+    """The C library returns large arrays to the system."""
     from numllama.system import machine
 
     machine.kept_memory = nullcontext
@@ -53,14 +53,14 @@ def flash_attention() -> None:
 
 
 def bounded_scores() -> None:
-    """A maximum is looked for in every tile of scores."""
+    """Compute the maximum of every tile of scores."""
     from numllama.ops import flash_attention
 
     flash_attention.SMALL_SCORE = 0.0
 
 
 def one_gradient_buffer() -> None:
-    """Each shard clears a buffer of its own and adds it to the total when it is done."""
+    """Each shard clears its own buffer, and adds it to the total at the end."""
     from contextlib import contextmanager
 
     from numllama.parallel.turns import Turns
@@ -91,7 +91,7 @@ TECHNIQUES: dict[str, Callable[[], None]] = {
 
 
 def leave_out(name: str) -> None:
-    """Do without a technique, here and in the worker processes that are started from here."""
+    """Leave out a technique, here and in the worker processes started from here."""
     from numllama.system import processes as module
 
     TECHNIQUES[name]()
@@ -116,7 +116,7 @@ def main() -> None:
 
 
 def table(configs: dict) -> str:
-    """Time and memory of a step without each technique, as multiples of those with all, as Markdown."""
+    """Time and memory of a step without each technique, relative to a step with all of them, as Markdown."""
     lines = [f"| without | {' | '.join(configs)} |", "|---" * (1 + len(configs)) + "|"]
     for technique in TECHNIQUES:
         cells = []

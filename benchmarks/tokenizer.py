@@ -1,14 +1,14 @@
-"""How fast is the tokenizer?  numllama against tiktoken and Hugging Face tokenizers, on this CPU.
+"""How fast is the tokenizer?  Compares numllama with tiktoken and Hugging Face tokenizers, on this CPU.
 
     python benchmarks/tokenizer.py --data path/to/data                        # encoding, and training on 5.6 MB and 200 MB
     python benchmarks/tokenizer.py --data path/to/data --train-mb 6 --json out.json
 
-The folder holds tinyshakespeare.txt, gpt2_vocab.json and gpt2_merges.txt. Contestants take turns in one run, A B C A B C ...;
-medians count, and ratios more than seconds. All of them encode with GPT-2's vocabulary, tinyshakespeare 20 times over, to a list
-of Python's integers, and the lists are compared. Everybody has seen the text once before: numllama then knows its words, which
-costs it the time printed as its first encoding. The two processes are running already, as a data loader's would be. Training
-learns 10,000 merges, with two cores, each contestant in a process of its own, so that its peak memory (with its children's) is
-known; text of another size is made from tinyshakespeare by repeating and shuffling its lines.
+The folder holds tinyshakespeare.txt, gpt2_vocab.json and gpt2_merges.txt. Contestants take turns in one run, A B C A B C ...,
+and the medians are reported; ratios are more reliable than seconds. All contestants encode 20 copies of tinyshakespeare with
+GPT-2's vocabulary to a list of Python integers, and the lists are compared. Each has encoded the text once before, so
+numllama's cache is warm; its first encoding is printed separately. The two processes are already running, as in a data loader.
+Training learns 10,000 merges on two cores, each contestant in its own process, whose peak memory (with its children) is
+measured. Texts of other sizes are made from tinyshakespeare by repeating and shuffling its lines.
 """
 
 import argparse
@@ -29,16 +29,16 @@ from train_step import machine
 
 MERGES = 10_000
 FILES = ("tinyshakespeare.txt", "gpt2_vocab.json", "gpt2_merges.txt")
-HF_REPEATS = 2  # it encodes a tenth of the text, so that a turn does not take a minute
+HF_REPEATS = 2  # it encodes a tenth of the text, so that a round does not take a minute
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = os.environ.get("NUMLLAMA_TEST_DATA", "data")
-    about = "folder of the files above; default $NUMLLAMA_TEST_DATA, or data"
+    about = "folder with the files above; default $NUMLLAMA_TEST_DATA, or data"
     parser.add_argument("--data", type=Path, default=Path(default), help=about)
-    parser.add_argument("--rounds", type=int, default=7, help="turns of each contestant when encoding")
-    parser.add_argument("--train-rounds", type=int, default=3, help="turns of each contestant when training")
+    parser.add_argument("--rounds", type=int, default=7, help="rounds per contestant when encoding")
+    parser.add_argument("--train-rounds", type=int, default=3, help="rounds per contestant when training")
     parser.add_argument("--train-mb", type=float, nargs="*", default=[5.57697, 200], help="default tinyshakespeare x 5, and 200")
     parser.add_argument("--cores", type=int, default=2)
     parser.add_argument("--json", type=Path, help="write all figures to this file")
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def encoding(data: Path, rounds: int) -> dict:
-    """Megabytes in a second of each contestant, over its turns."""
+    """Megabytes per second of each contestant, over its rounds."""
     import tiktoken
     import tokenizers
 
@@ -110,13 +110,14 @@ def encoding(data: Path, rounds: int) -> dict:
     return {"first_encoding_mb_per_s": len(once) / 1e6 / first, "ids": len(expected), "contestants": rows}
 
 
-# GPT-2's pattern as tiktoken ships it: the same pieces, without backtracking
+# GPT-2's pattern as in tiktoken: the same pieces, without backtracking
 TIKTOKEN_GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 
 
 def encoding_table(results: dict) -> str:
     rows = {name: row["median_mb_per_s"] for name, row in results["contestants"].items()}
-    lines = ["### Encoding: tinyshakespeare x 20, GPT-2 vocabulary", "", "| | MB/s | of tiktoken | of HF |", "|---|---|---|---|"]
+    head = ["| contestant | MB/s | relative to tiktoken | relative to HF |", "|---|---|---|---|"]
+    lines = ["### Encoding: tinyshakespeare x 20, GPT-2 vocabulary", "", *head]
     for name, speed in rows.items():
         ratios = f"{speed / rows['tiktoken, one thread']:.2f} | {speed / rows['HF tokenizers']:.1f}"
         lines.append(f"| {name} | {speed:.1f} | {ratios} |")
@@ -145,7 +146,7 @@ def training(source: Path, megabytes: float, rounds: int) -> dict:
 
 
 def write_text(source: Path, path: Path, size: int) -> None:
-    """The lines of a text, all of them shuffled again and again, until there are enough bytes."""
+    """The lines of a text, shuffled repeatedly until there are enough bytes."""
     lines = source.read_bytes().splitlines(keepends=True)
     rng = random.Random(0)
     with open(path, "wb") as file:
@@ -155,7 +156,7 @@ def write_text(source: Path, path: Path, size: int) -> None:
 
 
 def train_once(name: str, path: str) -> None:
-    """In a process of its own: train, and print seconds and peak memory."""
+    """In a separate process: train, and print seconds and peak memory."""
     if name == "numllama":
         import numllama as nl
 
@@ -179,9 +180,9 @@ def train_once(name: str, path: str) -> None:
 
 
 class Peak:
-    """The most memory that this process and its children have held together, looked at ten times a second.
+    """The peak memory of this process and its children, sampled ten times a second.
 
-    A library that never lets another thread run hides from that; the most that the system has seen of this process counts too.
+    A library that never lets another thread run escapes the sampling, so the system's peak for this process counts too.
     """
 
     def __init__(self) -> None:
@@ -203,7 +204,7 @@ class Peak:
 
 
 def memory_mb() -> float:
-    """Proportional memory of this process and its children now; 0 where the system does not tell."""
+    """The proportional memory of this process and its children now; 0 if the system does not report it."""
     total, own = 0, os.getpid()
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -217,7 +218,8 @@ def memory_mb() -> float:
 
 def training_table(megabytes: float, rows: dict) -> str:
     theirs = rows["HF tokenizers"]["median_s"]
-    lines = [f"### Training: {MERGES:,} merges on {megabytes:g} MB", "", "| | s | of HF | peak MB |", "|---|---|---|---|"]
+    head = ["| contestant | s | relative to HF | peak MB |", "|---|---|---|---|"]
+    lines = [f"### Training: {MERGES:,} merges on {megabytes:g} MB", "", *head]
     for name, row in rows.items():
         lines.append(f"| {name} | {row['median_s']:.2f} | {row['median_s'] / theirs:.2f} | {row['most_mb']:.0f} |")
     return "\n".join([*lines, ""])

@@ -1,18 +1,18 @@
-"""How long is a training step?  numllama against PyTorch, JAX and the floor, on this CPU.
+"""How long does a training step take?  Compares numllama with PyTorch, JAX and a lower bound, on this CPU.
 
     python benchmarks/train_step.py                               # every configuration and every peer that is installed
     python benchmarks/train_step.py --configs base --peers numllama torch-eager floor --json out.json
-    python benchmarks/train_step.py --configs T256 T512 T1024 T2048 T4096     # base's model, ever longer sequences
+    python benchmarks/train_step.py --configs T256 T512 T1024 T2048 T4096     # base's model, longer and longer sequences
 
 Each contestant is a child process with a clean environment (no OPENBLAS_*, OMP_* or MKL_* settings), pinned to the same
 cores. They are all started and warmed up, then take turns, A B C A B C ..., a few steps at a time, so that a slow moment of
-the machine hits all alike. Medians count, and ratios more than milliseconds. Every contestant trains the same Llama from
-the same weights on the same batches: forward, backward, clipping and AdamW; their losses are compared.
+the machine affects all of them. The medians are reported; ratios are more reliable than milliseconds. Every contestant trains the
+same Llama from the same weights on the same batches: forward, backward, clipping and AdamW. Their losses are compared.
 
-PyTorch's MKL withholds its AVX-512 kernels from processors that are not Intel's. Where that matters, each PyTorch row comes
-twice: as installed, and "unlocked" with a preloaded library that lets MKL use them (it needs gcc).
+PyTorch's MKL withholds its AVX-512 kernels from processors that are not Intel's. Where that matters, there are two rows for each
+PyTorch contestant: as installed, and "unlocked" with a preloaded library that lets MKL use these kernels (it needs gcc).
 
-The *floor* is the step's matrix products alone, attention dense, at NumPy's full speed, with nothing in between.
+The *floor*, a lower bound, is the step's matrix products only, with dense attention, at NumPy's full speed.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--configs", nargs="+", default=USUAL, choices=list(CONFIGS))
     parser.add_argument("--peers", nargs="+", default=list(PEERS), choices=list(PEERS))
-    parser.add_argument("--rounds", type=int, default=9, help="turns of each contestant")
+    parser.add_argument("--rounds", type=int, default=9, help="rounds per contestant")
     parser.add_argument("--cores", type=int, default=2)
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -81,13 +81,13 @@ def compare(name: str, peers: list[str], unlock: Path | None, rounds: int, cores
 
 
 def clean_environment() -> dict[str, str]:
-    """What a contestant inherits: everything but settings that would slow its products down."""
+    """The environment of a contestant, without settings that would slow its matrix products down."""
     settings = ("OPENBLAS_", "OMP_", "MKL_", "NVPL_", "KMP_", "GOTO_", "BLIS_")
     return {key: value for key, value in os.environ.items() if not key.startswith(settings)}
 
 
 class Contestant:
-    """A child process that trains when told to."""
+    """A child process that trains on request."""
 
     def __init__(self, variant: str, config: str, unlock: Path | None, cores: int) -> None:
         env = clean_environment()
@@ -140,7 +140,7 @@ def table(name: str, rows: dict) -> str:
     lines = [
         f"### {name}: {shape}",
         "",
-        "| | median ms | fastest ms | numllama takes | peak MB | libraries |",
+        "| contestant | median ms | fastest ms | numllama's relative time | peak MB | libraries |",
         "|---|---|---|---|---|---|",
     ]
     for variant, row in rows.items():
@@ -151,7 +151,7 @@ def table(name: str, rows: dict) -> str:
 
 
 def compare_losses(rows: dict) -> list[str]:
-    """Whether everybody trained the same model: the largest relative difference of the first losses from ours."""
+    """Whether all contestants trained the same model: the largest relative difference of the first losses."""
     if "numllama" not in rows:
         return []
     ours = rows["numllama"]["first_losses"]
@@ -167,7 +167,7 @@ def compare_losses(rows: dict) -> list[str]:
 
 
 def machine(cores: int) -> dict:
-    """What the figures were measured on."""
+    """The machine on which the figures were measured."""
     cpu = platform.processor()
     if Path("/proc/cpuinfo").exists():
         info = Path("/proc/cpuinfo").read_text()
@@ -177,7 +177,7 @@ def machine(cores: int) -> dict:
 
 
 def unlock_library(folder: Path) -> Path | None:
-    """Build the library that lets MKL use AVX-512 on a processor that is not Intel's, where there is one."""
+    """Build the library that lets MKL use AVX-512, if this processor has it and is not Intel's."""
     if "GenuineIntel" in (Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else "GenuineIntel"):
         return None
     source, library = folder / "unlock.c", folder / "unlock.so"
@@ -194,7 +194,7 @@ def unlock_library(folder: Path) -> Path | None:
 
 
 def child(peer: str, config: dict, cores: int) -> None:
-    """Make a contestant, warm it up, then train as many steps as each line of standard input says."""
+    """Create a contestant, warm it up, then train the number of steps on each line of standard input."""
     import time
 
     if hasattr(os, "sched_setaffinity"):
@@ -220,7 +220,7 @@ def child(peer: str, config: dict, cores: int) -> None:
             losses.append(step())
             milliseconds.append(1e3 * (time.perf_counter() - start))
         print(json.dumps({"milliseconds": milliseconds, "losses": losses}), flush=True)
-    os._exit(0)  # some peers keep threads that never end
+    os._exit(0)  # some contestants keep threads that never end
 
 
 def peak_mb() -> float:

@@ -10,7 +10,7 @@ LR, CLIP, BETAS, DECAY, SEED = 1e-3, 1.0, (0.9, 0.95), 0.1, 0
 
 
 def make(peer: str, config: dict, cores: int) -> tuple[Callable[[], float], str]:
-    """A function that trains one step, and the names of the libraries behind it."""
+    """A function that trains one step, and the names of its libraries."""
     makers = {
         "numllama": numllama_step,
         "floor": floor_step,
@@ -34,7 +34,7 @@ def model_config(config: dict):
 
 
 def batches(config: dict):
-    """The same endless random batches for everybody."""
+    """The same endless random batches for all contestants."""
     rng = np.random.default_rng(SEED)
     while True:
         tokens = rng.integers(0, config["vocab_size"], (config["batch"], config["max_seq_len"] + 1))
@@ -59,8 +59,8 @@ def numllama_step(config: dict, cores: int):
     from numllama.system import machine
 
     source = batches(config)
-    data_module.random_batch = lambda *_: next(source)  # the benchmark's batches in place of random windows of a text
-    shards.TEAM_AFTER = 0.0  # as after the first seconds of a run
+    data_module.random_batch = lambda *_: next(source)  # the benchmark's batches instead of random windows of a text
+    shards.TEAM_AFTER = 0.0  # as in a run after its first seconds
     model = nl.Transformer(model_config(config), seed=SEED)
     some = np.zeros(2 * config["max_seq_len"], dtype=np.int64)
     data = nl.Dataset(some, some, config["vocab_size"])
@@ -72,7 +72,7 @@ def numllama_step(config: dict, cores: int):
     loop = ExitStack()
     loop.enter_context(machine.training_settings(model.device))  # as while a Trainer runs
 
-    def step(loop=loop):  # which must not be collected, for its settings would end with it
+    def step(loop=loop):  # keep a reference: its settings would end with it
         return trainer._step().loss
 
     step.peak_mb = trainer._memory_mb  # with its processes
@@ -96,7 +96,7 @@ def floor_step(config: dict, cores: int):
     rng = np.random.default_rng(SEED)
 
     def products(B: int):
-        """What one thread multiplies, its operands and results made beforehand."""
+        """The products of one thread, with operands and results allocated in advance."""
         T, K, R, D = c.max_seq_len, c.n_kv_heads, c.n_heads // c.n_kv_heads, c.head_dim
         N = B * T
         make = lambda *shape: rng.standard_normal(shape, dtype="float32")  # noqa: E731
@@ -136,7 +136,7 @@ def floor_step(config: dict, cores: int):
 
 
 def torch_on_gpu(config, batch: int, compile: bool, cudnn: bool = False) -> Callable[[], float]:
-    """The step on a GPU, in bfloat16 where PyTorch's autocast says so; attention by FlashAttention-2 or by cuDNN."""
+    """The step on a GPU, in bfloat16 according to PyTorch's autocast; attention by FlashAttention-2 or by cuDNN."""
     return torch_step({**config.to_dict(), "batch": batch}, 1, compile, bfloat16=True, device="cuda", cudnn=cudnn)[0]
 
 

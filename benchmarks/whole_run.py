@@ -1,10 +1,10 @@
-"""How long does the whole default run take?  2000 steps on tinyshakespeare, evaluation included, against the same run in PyTorch.
+"""How long does the whole default run take?  Times 2000 steps on tinyshakespeare with evaluations, here and in PyTorch.
 
     python benchmarks/whole_run.py --data tinyshakespeare.txt
 
-The same model, initial weights, batches, learning rates, clipping, AdamW and evaluations; each contestant is a child process with
-a clean environment on the same two cores, one after another. PyTorch is eager, as installed and, where that matters, with MKL
-unlocked (see train_step.py). What is timed is everything from the first step to the last evaluation.
+All contestants have the same model, initial weights, batches, learning rates, clipping, AdamW and evaluations. Each is a child
+process with a clean environment on the same two cores, one after another. PyTorch is eager, as installed and, where that
+matters, with MKL unlocked (see train_step.py). The time is measured from the first step to the last evaluation.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def main() -> None:
 def table(results: dict) -> str:
     """As Markdown."""
     medians = {name: statistics.median(run["seconds"] for run in runs) for name, runs in results["runs"].items()}
-    lines = ["| | seconds | numllama takes | validation loss |", "|---|---|---|---|"]
+    lines = ["| contestant | seconds | numllama's relative time | validation loss |", "|---|---|---|---|"]
     for name, runs in results["runs"].items():
         loss = ", ".join(f"{run['validation_loss']:.4f}" for run in runs)
         lines.append(f"| {name} | {medians[name]:.1f} | {medians['numllama'] / medians[name]:.2f} x | {loss} |")
@@ -93,7 +93,7 @@ def torch_run(path: Path, steps: int, cores: int) -> dict:
     from train_step_peers import torch_llama
 
     torch.set_num_threads(cores)
-    trainer = trainer_of(path, steps, cores)  # for its data, its settings and its initial weights
+    trainer = trainer_of(path, steps, cores)  # provides the data, the settings and the initial weights
     c, data = trainer.config, trainer.data
     model, optimizer = torch_llama(trainer.model.config, c.lr, (c.beta1, c.beta2), c.weight_decay)
 

@@ -1,4 +1,4 @@
-"""How Sphinx makes the book:  sphinx-build -W docs docs/_build"""
+"""Sphinx's settings for the book:  sphinx-build -W docs docs/_build"""
 
 import os
 import sys
@@ -8,8 +8,8 @@ from pathlib import Path
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
 sys.path[:0] = [str(ROOT), str(DOCS)]
-# Pages run in processes of their own: they use this checkout, the examples, and the test-suite's table of mistakes.
-os.environ["OPENBLAS_NUM_THREADS"] = "1"  # several pages run at once, and all their matrices are small
+# Pages run in separate processes, with this checkout, the examples, and the test suite's table of mistakes.
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # several pages run in parallel, and all their matrices are small
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "examples"), str(ROOT / "tests")])
 
 from downloads import rewrite_all  # noqa: E402
@@ -21,7 +21,7 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "numpyd
 exclude_patterns = ["_build", "jupyter_execute", "**.ipynb_checkpoints"]
 nitpicky = False
 
-# Pages are text notebooks, and run whenever they or the sources that they show have changed. No output is kept in them.
+# Pages are notebooks in text form. They run at every build, and contain no output.
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 120
@@ -31,7 +31,7 @@ nb_render_markdown_format = "gfm"                                      # tables 
 myst_enable_extensions = ["dollarmath", "colon_fence", "attrs_inline"]
 myst_heading_anchors = 3
 
-# MathJax travels with the pages, as one file that needs no fonts: math shows without a network.
+# MathJax is part of the book, as one file without fonts: math works without a network.
 MATHJAX = Path(find_spec("sphinx-mathjax-offline").origin).parent / "static" / "mathjax" / "tex-svg.js"
 mathjax_path = MATHJAX.name
 mathjax3_config = {
@@ -67,7 +67,7 @@ html_theme_options = {
     "footer_end": [],
     "pygments_light_style": "tango",
 }
-html_sidebars = {page: [] for page in ("index", "start", "exercises", "trace", "references")}    # nothing is below them
+html_sidebars = {page: [] for page in ("index", "start", "exercises", "trace", "references")}    # they have no subpages
 
 
 def setup(app):

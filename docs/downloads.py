@@ -1,4 +1,4 @@
-"""Notebooks to download: what points from a page to its neighbours points to the book, wherever the notebook is taken."""
+"""Downloadable notebooks: their links point to the book, so that they work in any folder."""
 
 import json
 import re
@@ -14,7 +14,7 @@ CHECKOUT = '"../..['  # from docs/notebooks, where the pages are
 
 
 def rewrite_all(app: Any, exception: Exception | None) -> None:
-    """Rewrite the notebooks of a book that has been built; Sphinx calls this at the end."""
+    """Rewrite the notebooks of a finished book; Sphinx calls this at the end of a build."""
     if exception is not None:
         return
     out, published = Path(app.outdir), app.config.html_baseurl
@@ -34,15 +34,15 @@ def portable(
     Parameters
     ----------
     notebook : dict
-        As it is in its file.
+        The contents of its file.
     folder : str
-        Where its page is in the book.
+        The folder of its page in the book.
     base : str
-        The book's address, without a slash at its end.
+        The book's address, without a trailing slash.
     checkout : path as str
-        The folder of numllama's sources, from which it is installed where it is missing.
+        The folder of numllama's sources, from which the notebook installs it if it is missing.
     labels : mapping of str to (str, str)
-        The page and the place of every label in the book, which a link names by ``#label``.
+        The page and the anchor of every label in the book, for links of the form ``#label``.
     """
 
     def absolute(link: re.Match) -> str:

@@ -3,7 +3,7 @@
     python examples/bpe_steps.py                                           # learn from a few lines, then merge "lowest newer"
     python examples/bpe_steps.py --tokenizer tokens --text "Hello world"   # any tokenizer that Tokenizer.load reads
 
-Each line is one merge: its rank (the earlier it was learnt, the earlier it is done), the pair, and all tokens after it.
+Each line is one merge: its rank (merges learned earlier are applied earlier), the pair, and all tokens after it.
 """
 
 import argparse
@@ -17,7 +17,7 @@ CORPUS = "low low low low low lower lower newest newest newest newest newest new
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokenizer", type=Path, help="default one that is learnt from a few words")
+    parser.add_argument("--tokenizer", type=Path, help="default: one trained on a few words")
     parser.add_argument("--text", default="lowest newer")
     args = parser.parse_args()
     tokenizer = nl.Tokenizer.load(args.tokenizer) if args.tokenizer else learn(CORPUS)

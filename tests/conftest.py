@@ -10,26 +10,26 @@ from threadpoolctl import threadpool_limits
 from numllama.backend import array_module
 from numllama.errors import DeviceError
 
-# Derandomized: a pull request fails for what it changes, not for what was drawn today.
-# `pytest --hypothesis-profile=thorough` looks further, at new examples each time.
+# Derandomized: a pull request fails because of its changes, not because of today's random draw.
+# `pytest --hypothesis-profile=thorough` tries more examples, and new ones each time.
 quiet = {"deadline": None, "print_blob": True, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("numllama", max_examples=40, derandomize=True, **quiet)
 settings.register_profile("thorough", max_examples=1000, **quiet)
-settings.register_profile("mistakes", settings.get_profile("numllama"), phases=[Phase.explicit, Phase.generate])  # none is shrunk
+settings.register_profile("mistakes", settings.get_profile("numllama"), phases=[Phase.explicit, Phase.generate])  # no shrinking
 settings.load_profile("numllama")
 
-# Under nohup, or in a shell's background, they would be ignored, by the commands that tests start, too.
+# Under nohup or in a background job these signals are ignored, and the commands that tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 if hasattr(signal, "SIGHUP"):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-# Many small products: a second BLAS thread would only get in the way of the other test processes.
+# The matrices are small: a second BLAS thread would only slow down the other test processes.
 threadpool_limits(1, user_api="blas")
 
 
 @pytest.fixture(scope="session", params=["cpu", "cuda"])
 def device(request):
-    """Each device that this machine has; a test that uses it runs once on each."""
+    """Each device of this machine; a test that uses this fixture runs once per device."""
     try:
         array_module(request.param)
     except DeviceError as error:
@@ -39,13 +39,13 @@ def device(request):
 
 @pytest.fixture(scope="session")
 def xp(device):
-    """The array module of the device: NumPy or CuPy."""
+    """The device's array module: NumPy or CuPy."""
     return array_module(device)
 
 
 @pytest.fixture(scope="session")
 def small_text(tmp_path_factory):
-    """A text file that a small model learns within a moment."""
+    """A text file that a small model learns in a moment."""
     path = tmp_path_factory.mktemp("text") / "fox.txt"
     path.write_text("The quick brown fox jumps over the lazy dog.\n" * 30, encoding="utf-8")
     return path
@@ -53,35 +53,45 @@ def small_text(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def small_run(small_text, tmp_path_factory):
-    """A run of eight steps on it; read it, but copy it before it is changed."""
-    from system.commands import TINY, run  # here: other tests need no command line
+    """A run of eight steps on that file. Copy it before changing anything in it."""
+    from system.commands import TINY, run  # here: most tests need no command line
 
     out = tmp_path_factory.mktemp("run") / "run"
     assert run("train", "--data", small_text, *TINY, "--steps", 8, "--out", out)[0] == 0
     return out
 
 
-# Where everything that a check needs is there, a skipped check is a failure: NUMLLAMA_FAIL_ON_SKIP=1 (but for these).
+# With NUMLLAMA_FAIL_ON_SKIP=1 a skipped test is a failure, except for these reasons. NUMLLAMA_SKIPPED names a file that
+# collects a line for every skipped test, from which .ci/run prints its summary.
 MAY_BE_MISSING = ("needs CuPy", "needs an NVIDIA GPU", "needs mpirun and mpi4py")
-_skipped = []
+_skipped = []  # (test, reason)
 
 
 def pytest_runtest_logreport(report):
     if report.skipped and not any(words in str(report.longrepr) for words in MAY_BE_MISSING):
-        _skipped.append(f"{report.nodeid}: {report.longrepr}")
+        note(report)
 
 
 def pytest_collectreport(report):
     if report.skipped:
-        _skipped.append(f"{report.nodeid}: {report.longrepr}")
+        note(report)
+
+
+def note(report):
+    _, _, reason = report.longrepr if isinstance(report.longrepr, tuple) else (None, None, str(report.longrepr))
+    _skipped.append((report.nodeid, reason.removeprefix("Skipped: ")))
 
 
 def pytest_sessionfinish(session):
     if _skipped and os.environ.get("NUMLLAMA_FAIL_ON_SKIP"):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    collected = os.environ.get("NUMLLAMA_SKIPPED")
+    if collected and not hasattr(session.config, "workerinput"):  # xdist's workers report to the main process
+        with open(collected, "a", encoding="utf-8") as file:
+            file.writelines(f"{reason}\t{test}\n" for test, reason in _skipped)
 
 
 def pytest_terminal_summary(terminalreporter):
     if _skipped and os.environ.get("NUMLLAMA_FAIL_ON_SKIP"):
         terminalreporter.section("skipped, and must not be here")
-        terminalreporter.write_line("\n".join(_skipped))
+        terminalreporter.write_line("\n".join(f"{test}: {reason}" for test, reason in _skipped))

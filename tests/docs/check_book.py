@@ -1,7 +1,7 @@
-"""Is a book that was built whole?  python tests/docs/check_book.py FOLDER
+"""Is a built book complete?  python tests/docs/check_book.py FOLDER
 
-Every link inside it leads somewhere, nothing is loaded from a network, no cell shows a warning or a picture's name in place of
-the picture, and MathJax and the notebooks to download are there, and these point to no neighbours.
+Every internal link has a target, nothing is loaded from a network, no cell shows a warning or a figure's name instead of the
+figure, and MathJax and the downloadable notebooks exist, without links to neighbouring files.
 """
 
 import re
@@ -15,7 +15,7 @@ FAILED_OUTPUT = re.compile(r"Figure size .* Axes|\S*site-packages\S*|\w+Warning:
 
 
 class Page(HTMLParser):
-    """The links of a page, what it loads, and the places that can be linked to."""
+    """The links of a page, the files it loads, and its anchors."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -38,8 +38,8 @@ class Page(HTMLParser):
 
 
 def problems(folder: Path) -> list[str]:
-    """What is wrong with the book, a sentence each."""
-    paths = (path for path in sorted(folder.rglob("*.html")) if "_static" not in path.parts)  # there lie the theme's templates
+    """The problems of the book, one sentence each."""
+    paths = (path for path in sorted(folder.rglob("*.html")) if "_static" not in path.parts)  # the theme's templates are there
     pages = {path: Page(path) for path in paths}
     found = [] if pages else [f"there are no pages in {folder}"]
     for path, page in pages.items():

@@ -1,4 +1,4 @@
-"""What each op's page says of its cost, against a count made while the op runs: the largest terms, within 3 %."""
+"""The costs on each op's page agree with a count while the op runs: the largest terms, within 3 %."""
 
 import re
 from collections import Counter
@@ -12,14 +12,14 @@ from numllama import ops
 PAGES = Path(__file__).parents[2] / "docs" / "ops"
 pytestmark = pytest.mark.skipif(not PAGES.exists(), reason="tests without the documents")
 
-# As many rows as ids, for the embedding: so that each row of its weight is read, and once.
+# As many rows as ids, so that the embedding reads each row of its weight exactly once.
 SIZES = dict(N=210, C=301, F=260, V=210, I=240, O=330, R=24, n=250, B=4, H=8, T=96, S=160, D=256)
 
 DONE: Counter = Counter()
 
 
 class Counted(np.ndarray):
-    """An array that counts the arithmetic it takes part in, in DONE."""
+    """An array that counts its arithmetic in DONE."""
 
     def __array_ufunc__(self, ufunc, method, *inputs, out=(), **kwargs):
         inputs, into = [plain(x) for x in inputs], tuple(plain(x) for x in out)
@@ -51,7 +51,7 @@ def steps(ufunc, method, inputs, result):
 
 
 def arguments(op):
-    """Of an op's forward."""
+    """The arguments of an op's forward."""
     N, C, F, V, I, O, R, n, B, H, T, S, D = SIZES.values()  # noqa: E741
     rng = np.random.default_rng(0)
 
@@ -70,7 +70,7 @@ def arguments(op):
         "rmsnorm": lambda: (normal(N, C), normal(C), 1e-5),
         "layernorm": lambda: (normal(N, C), normal(C), normal(C), 1e-5),
         "add_rmsnorm": lambda: (normal(N, C), normal(N, C), normal(C), 1e-5),
-        "dropout": lambda: (normal(N), 0.5, np.ones((2, 1), np.uint32)),    # a key that counts, and what is computed from it
+        "dropout": lambda: (normal(N), 0.5, np.ones((2, 1), np.uint32)),    # a key that counts the arithmetic done with it
         "rope": lambda: (normal(B, H, T, D), normal(T, D // 2), normal(T, D // 2)),
         "attention": lambda: heads,
         "flash_attention": lambda: heads,
@@ -86,7 +86,7 @@ def counts(op):
     dout = tuple(map(np.ones_like, out)) if isinstance(out, tuple) else np.ones_like(out)
     DONE.clear()
     gradients = getattr(ops, f"{op}_backward")(dout, cache)
-    read = cache[:1] if op == "embedding" else cache                   # it keeps the weight for its shape alone
+    read = cache[:1] if op == "embedding" else cache                   # it caches the weight only for its shape
     yield "backward", DONE.copy(), moved(dout, read, gradients)
 
 
@@ -103,7 +103,7 @@ def moved(*values):
 
 
 def stated(op):
-    """What the page says: for each direction the arithmetic by kind, and the bytes."""
+    """The page's figures: for each direction the arithmetic by kind, and the bytes."""
     (section,) = re.findall(r"^## Cost\n(.*?)^## ", (PAGES / f"{op}.md").read_text(encoding="utf-8"), re.S | re.M)
     assert section.count("| | FLOPs | bytes |\n") == 1
     for direction, work, size in re.findall(r"^\| (forward|backward) \| (.*?) \| (.*?) \|$", section, re.M):
@@ -113,7 +113,7 @@ def stated(op):
 
 
 def value(cell):
-    """Of the first formula of a cell, in which letters side by side are multiplied."""
+    """The value of the first formula of a cell, in which adjacent letters are multiplied."""
     formula = re.match(r"\$([\w() +]+)\$", cell)[1]
     return eval(re.sub(r"(?<=[\w)])(?=[A-Za-z(])", "*", formula), {}, SIZES)
 

@@ -1,4 +1,4 @@
-"""Notebooks that are downloaded run and point to the book wherever they are taken."""
+"""Downloaded notebooks run, and their links point to the book, in any folder."""
 
 import json
 import re
@@ -29,7 +29,7 @@ def downloads(monkeypatch):
 
 
 def notebook(path):
-    """A page as a notebook, as Jupyter keeps it."""
+    """A page as a Jupyter notebook."""
     parts = re.split(r"^```\{code-cell\} python\n(.*?)^```$", path.read_text(encoding="utf-8"), flags=re.S | re.M)
     kinds = ["markdown", "code"] * len(parts)
     cells = [
@@ -90,5 +90,5 @@ def test_all_downloads_of_a_book_are_rewritten(downloads, tmp_path, published):
     downloads.rewrite_all(app, None)
     made = json.loads(path.read_text(encoding="utf-8"))
     base = published.rstrip("/") or tmp_path.as_uri()
-    assert f"[its page]({base}/ops/attention.html)" in sources(made, "markdown")
+    assert f"[attention]({base}/ops/attention.html)" in sources(made, "markdown")
     assert f'%pip install -q "{"path/to/numllama" if published else ROOT}[plot]"' in sources(made, "code")

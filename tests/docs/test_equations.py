@@ -1,8 +1,8 @@
 """Each displayed equation of the book, evaluated literally, against the code.
 
-`equations/PAGE.py` belongs to the page of that name. Its function `what` belongs to the equation with the label `PAGE-what` and
-yields pairs: the equation as it stands there, in loops over small arrays, and what the code says; and how far apart they may be,
-if that is more than rounding.
+`equations/PAGE.py` belongs to the page of that name. Its function `name` belongs to the equation with the label `PAGE-name`.
+It yields pairs: the equation evaluated literally, in loops over small arrays, and the result of the code. A third item is the
+tolerance, if it is more than rounding.
 """
 
 import importlib
@@ -19,7 +19,7 @@ needs_the_book = pytest.mark.skipif(not DOCS.exists(), reason="tests without the
 
 
 def evaluations() -> dict:
-    """By label. A name that Python has already, or the module, ends with an underscore that the label lacks."""
+    """The evaluations by label. A function name that is already taken ends with an underscore, which the label lacks."""
     found = {}
     for name in MODULES:
         module = importlib.import_module(f"docs.equations.{name}")

@@ -1,4 +1,4 @@
-"""The pages of the book have what they promise, and the sources that they show are there. The book itself is built by CI."""
+"""The pages of the book are complete, and the sources that they show exist. CI builds the book itself."""
 
 import ast
 import re
@@ -77,7 +77,7 @@ def test_every_page_is_reached_from_the_start_page():
         seen.add(page.resolve())
         for block in re.findall(r"^```\{toctree\}\n(.*?)^```$", page.read_text(encoding="utf-8"), re.S | re.M):
             for entry in (line for line in block.splitlines() if line and not line.startswith(":")):
-                name = entry.rpartition("<")[2].removesuffix(">")  # which may stand behind a shorter title
+                name = entry.rpartition("<")[2].removesuffix(">")  # a shorter title may come before it
                 todo.append(page.parent / f"{name}.md")
     assert seen == {page.resolve() for page in PAGES}
 

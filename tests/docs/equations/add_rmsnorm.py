@@ -10,7 +10,7 @@ N, C, EPS = 3, 5, 0.1
 X, Y, W = normal(N, C), normal(N, C, seed=1), normal(C)
 DS, DOUT = normal(N, C, seed=2), normal(N, C, seed=3)
 (S, OUT), CACHE = add_rmsnorm_forward(X, Y, W, EPS)
-R = CACHE[0][2][:, 0]
+R = CACHE.norm.rstd[:, 0]
 DX, DY, DW = add_rmsnorm_backward((DS, DOUT), CACHE)
 
 

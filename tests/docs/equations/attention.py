@@ -12,7 +12,7 @@ R = H // K
 q, k, v = normal(H, T, D), normal(K, S, D), normal(K, S, D, seed=1)
 DOUT = normal(H, T, D, seed=2)
 OUT, CACHE = attention_forward(q[None], k[None], v[None])
-P = CACHE[3][0]
+P = CACHE.p[0]
 dq, dk, dv = (g[0] for g in attention_backward(DOUT[None], CACHE))
 c = 1 / sqrt(D)
 VISIBLE = [[s <= S - T + t for s in range(S)] for t in range(T)]

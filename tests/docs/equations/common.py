@@ -1,4 +1,4 @@
-"""What the literal evaluations share."""
+"""Helpers for the literal evaluations."""
 
 import numpy as np
 
@@ -20,5 +20,5 @@ def derivative(f, x: np.ndarray, j: tuple, h: float = 1e-3) -> np.ndarray:
 
 
 def delta(i: int, j: int) -> float:
-    """Kronecker's."""
+    """Kronecker's delta."""
     return float(i == j)

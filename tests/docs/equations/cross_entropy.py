@@ -10,7 +10,7 @@ from numllama.ops import IGNORE, cross_entropy_backward, cross_entropy_forward, 
 N, V = 4, 6
 X, TARGETS = normal(N, V), np.array([2, IGNORE, 0, 5])
 LOSS, CACHE = cross_entropy_forward(X, TARGETS)
-LSE, COUNTED = CACHE[2], [0, 2, 3]
+LSE, COUNTED = CACHE.lse, [0, 2, 3]
 M = len(COUNTED)
 DL = 0.7
 DX = cross_entropy_backward(DL, CACHE)

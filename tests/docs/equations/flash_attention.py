@@ -12,9 +12,9 @@ q, k, v, DOUT = 3 * normal(T, D), normal(S, D), normal(S, D, seed=1), normal(T, 
 c = 1 / sqrt(D)
 ALL = dict(first=np.zeros(T, dtype=int), last=np.full(T, S))  # every query sees every key
 OUT, CACHE = flash_attention_forward(q[None, None], k[None, None], v[None, None], **ALL)
-OUT, LSE = OUT[0, 0], CACHE[4][0, 0]
+OUT, LSE = OUT[0, 0], CACHE.lse[0, 0]
 dq, dk, dv = (g[0, 0] for g in flash_attention_backward(DOUT[None, None], CACHE))
-P = attention_forward(q[None, None], k[None, None], v[None, None], **ALL)[1][3][0, 0]
+P = attention_forward(q[None, None], k[None, None], v[None, None], **ALL)[1].p[0, 0]
 SCORES = [[c * sum(q[t, d] * k[j, d] for d in range(D)) for j in range(S)] for t in range(T)]
 
 

@@ -10,7 +10,7 @@ from numllama.ops import layernorm_backward, layernorm_forward
 N, C, EPS = 3, 5, 0.1
 X, W, B, DOUT = normal(N, C), normal(C), normal(C, seed=1), normal(N, C, seed=1)
 OUT, CACHE = layernorm_forward(X, W, B, EPS)
-MU, R = CACHE[2][:, 0], CACHE[3][:, 0]
+MU, R = CACHE.mean[:, 0], CACHE.rstd[:, 0]
 NORMED = [[(X[t, i] - MU[t]) * R[t] for i in range(C)] for t in range(N)]
 DX, DW, DB = layernorm_backward(DOUT, CACHE)
 
@@ -27,7 +27,7 @@ def out():
 
 def drdx():
     for j in range(C):
-        numeric = derivative(lambda x: layernorm_forward(x, W, B, EPS)[1][3][:, 0], X, (slice(None), j))
+        numeric = derivative(lambda x: layernorm_forward(x, W, B, EPS)[1].rstd[:, 0], X, (slice(None), j))
         v = [1 / C * sum((X[t, i] - MU[t]) ** 2 for i in range(C)) + EPS for t in range(N)]
         yield [-1 / 2 * v[t] ** (-3 / 2) * 2 / C * (X[t, j] - MU[t]) for t in range(N)], numeric, 1e-9
         yield [-R[t] ** 3 * (X[t, j] - MU[t]) / C for t in range(N)], numeric, 1e-9

@@ -8,7 +8,7 @@ N, I, O, R, S = 3, 4, 5, 2, 0.5  # noqa: E741
 X, A, B, W, DOUT = normal(N, I), normal(R, I), normal(O, R), normal(O, I), normal(N, O)
 OUT, CACHE = lora_forward(X, A, B, S)
 DX, DA, DB = lora_backward(DOUT, CACHE)
-H = CACHE[3]
+H = CACHE.h
 DH = [[S * sum(DOUT[n, o] * B[o, r] for o in range(O)) for r in range(R)] for n in range(N)]
 
 

@@ -10,7 +10,7 @@ from numllama.ops import rmsnorm_backward, rmsnorm_forward
 N, C, EPS = 3, 5, 0.1  # an eps that shows
 X, W, DOUT = normal(N, C), normal(C), normal(N, C, seed=1)
 OUT, CACHE = rmsnorm_forward(X, W, EPS)
-R = CACHE[2][:, 0]
+R = CACHE.rstd[:, 0]
 DX, DW = rmsnorm_backward(DOUT, CACHE)
 DN = [[DOUT[t, i] * W[i] for i in range(C)] for t in range(N)]
 
@@ -25,7 +25,7 @@ def out():
 
 def drdx():
     for j in range(C):
-        numeric = derivative(lambda x: rmsnorm_forward(x, W, EPS)[1][2][:, 0], X, (slice(None), j))
+        numeric = derivative(lambda x: rmsnorm_forward(x, W, EPS)[1].rstd[:, 0], X, (slice(None), j))
         s = [1 / C * sum(X[t, i] ** 2 for i in range(C)) + EPS for t in range(N)]
         yield [-1 / 2 * s[t] ** (-3 / 2) * 2 * X[t, j] / C for t in range(N)], numeric, 1e-9
         yield [-R[t] ** 3 * X[t, j] / C for t in range(N)], numeric, 1e-9
@@ -52,6 +52,12 @@ def dx():
             sum(DN[t][i] * (delta(i, j) * R[t] - R[t] ** 3 * X[t, i] * X[t, j] / C) for i in range(C)) for j in range(C)
         ], DX[t]
         yield [R[t] * DN[t][j] - X[t, j] * R[t] ** 3 / C * sum(DN[t][i] * X[t, i] for i in range(C)) for j in range(C)], DX[t]
+
+
+def dx_code():
+    for t in range(N):
+        n = [X[t, i] * R[t] for i in range(C)]
+        yield [R[t] * (DN[t][j] - n[j] * 1 / C * sum(DN[t][i] * n[i] for i in range(C))) for j in range(C)], DX[t]
 
 
 def dweight():

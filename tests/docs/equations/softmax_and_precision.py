@@ -13,7 +13,7 @@ X = 2 * normal(n)
 
 def code(x):
     """Log-sum-exp, as the loss computes it."""
-    return cross_entropy_forward(x[None], np.array([0]))[1][2][0]
+    return cross_entropy_forward(x[None], np.array([0]))[1].lse[0]
 
 
 def lse():
