@@ -248,7 +248,7 @@ figcaption {{ grid-column: 2; font-size: .8rem; color: #555 }}
   .all small {{ white-space: normal }}
 }}
 </style>
-<h1>One text through a model, and back</h1>
+<h1>One text through a model and back</h1>
 <p>{text}: {places} tokens, each of which predicts the next. Loss {loss} nats. In the pictures, red is positive, blue negative and
 white zero; rows are tokens, from top to bottom.</p>
 <h2>Attention of each head</h2>
