@@ -86,7 +86,7 @@ RULES = {
     "special": Rule(bool, lambda value: True, "true or false"),
     "skip_special_tokens": Rule(bool, lambda value: True, "true or false"),
 }
-OF_ONE_ROUTE = ("max_completion_tokens", "top_logprobs", "echo", "special")
+SINGLE_ROUTE_FIELDS = ("max_completion_tokens", "top_logprobs", "echo", "special")
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
 # Features of other servers that this one lacks: a request may name them with a value that has no effect.
 NEUTRAL = {
@@ -173,13 +173,13 @@ def _parsed(body, prompts, n, settings, logprobs, engine, **options) -> ParsedRe
 def _common(body: Mapping[str, Any], own: Sequence[str], model_name: str) -> dict[str, Any]:
     """Check the fields that both routes share; returns the sampling settings."""
     for name, value in body.items():
-        if name in RULES and (name not in OF_ONE_ROUTE or name in own):
+        if name in RULES and (name not in SINGLE_ROUTE_FIELDS or name in own):
             _check(name, value, RULES[name])
         elif name in NEUTRAL:
             if not any((type(value) is type(v) and value == v) or value == v == 0 for v in NEUTRAL[name]):
                 raise BadRequest(f"{name} is {_shown(value)}, but this server does not support it", name)
         elif name not in own and name not in CALLER_FIELDS and name != "stop":
-            known = ", ".join(sorted({*RULES, "stop"} - set(OF_ONE_ROUTE) | set(own)))
+            known = ", ".join(sorted({*RULES, "stop"} - set(SINGLE_ROUTE_FIELDS) | set(own)))
             raise BadRequest(f"there is no field {_shown(name)}, only {known}", name)
     if body.get("model", model_name) != model_name:
         message = f"model is {_shown(body['model'])}, but this server has {model_name!r}"

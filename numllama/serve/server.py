@@ -33,7 +33,7 @@ except ImportError as error:
     raise NumllamaError(NOT_INSTALLED) from error
 
 FAILED = 1  # exit code after a bug
-LAST_WORDS, LAST_SECONDS = 0.3, 2  # seconds of a shutdown: until open pages are disconnected, and until everything is
+PAGE_SECONDS, SHUTDOWN_SECONDS = 0.3, 2  # seconds of a shutdown: until open pages are disconnected, and until everything is
 
 
 def serve_run(
@@ -178,7 +178,7 @@ class Server(uvicorn.Server):
                 http=Connection,
                 log_level="warning",
                 access_log=False,
-                timeout_graceful_shutdown=LAST_SECONDS,
+                timeout_graceful_shutdown=SHUTDOWN_SECONDS,
                 server_header=False,
             )
         )
@@ -201,13 +201,13 @@ class Server(uvicorn.Server):
             ignore(*signals)  # further ones during the shutdown
 
     def handle_exit(self, sig: int, frame: Any) -> None:
-        """Start the shutdown. A second Ctrl-C changes nothing, because the shutdown takes at most LAST_SECONDS."""
+        """Start the shutdown. A second Ctrl-C changes nothing, because the shutdown takes at most SHUTDOWN_SECONDS."""
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End texts first, so that streams finish; then disconnect the pages."""
         await asyncio.to_thread(self.engine.close)
-        asyncio.get_running_loop().call_later(LAST_WORDS, self.guard.closing.set)
+        asyncio.get_running_loop().call_later(PAGE_SECONDS, self.guard.closing.set)
         await super().shutdown(sockets)
 
 
