@@ -154,8 +154,9 @@ def exercise_text(op: str, blank: str = "backward", folder: Path = FOLDER) -> st
     row_dot = ", and row_dot(x, y) is (x * y).sum(-1, keepdims=True)" if "row_dot" in source else ""
     tests = (TEST_FORWARD if blank == "forward" else "") + TEST_BACKWARD
     return FILE.format(
-        title=(ast.get_docstring(tree) or op).splitlines()[0], op=op, blank=blank, source="\n".join(imports + rest), row_dot=row_dot,
-        arguments=exercise.arguments, check=check_command(op, folder), tests=tests.format(op=op, wrt=list(exercise.wrt)),
+        title=(ast.get_docstring(tree) or op).splitlines()[0], op=op, blank=blank, source="\n".join(imports + rest),
+        arguments=exercise.arguments, check=check_command(op, folder), row_dot=row_dot,
+        tests=tests.format(op=op, wrt=list(exercise.wrt)),
     )  # fmt: skip
 
 
