@@ -87,7 +87,7 @@ def test_a_prompt_with_special_tokens_has_the_ids_of_tokenizers(tmp_path, tokeni
     engine = Engine(*ours)
     (written,) = write(engine, Request(prompt, 1))
     engine.close()
-    assert written.part.ids == theirs[1].encode(prompt).ids
+    assert written.state.ids == theirs[1].encode(prompt).ids
 
 
 def test_the_probabilities_of_a_prompt_are_transformers(tmp_path, tokenizer):
