@@ -125,11 +125,20 @@ def to_numpy(array: Array) -> np.ndarray:
     return array.get() if hasattr(array, "get") else np.asarray(array)
 
 
-def row_dot(a: Array, b: Array) -> Array:
-    """Σ a·b over the last axis, which stays with length 1: a sum of products in one pass, where NumPy has one for it."""
-    if xp_of(a) is np:
-        return np.vecdot(a, b)[..., None]
-    return (a * b).sum(-1, keepdims=True)
+def write_to(out: Array | None, value: Array) -> Array:
+    """`out` with `value` written to it; `value` itself where there is no such buffer."""
+    if out is None:
+        return value
+    out[...] = value
+    return out
+
+
+def add_to(buffer: Array | None, value: Array) -> Array:
+    """`buffer` with `value` added to it; `value` itself where there is no such buffer."""
+    if buffer is None:
+        return value
+    buffer += value
+    return buffer
 
 
 def erf(x: Array) -> Array:

@@ -4,12 +4,9 @@ An op marked ``by_rows`` treats each row (the last axis) alone. On a CPU its lar
 the core's cache from one elementwise step to the next. Which values are rows follows from shapes alone: an array that agrees with
 the first argument in all axes but the last is cut; anything else is shared. Results that have a row for each row are joined;
 results that have not are gradients of shared weights, and add up.
-
-A weight may be kept in bfloat16 to save memory. An op marked ``by_outputs`` has a weight with a row for each of its outputs: it
-gets the weight a block of rows at a time, converted as it is used.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from math import prod
 from typing import Any
 
@@ -21,8 +18,7 @@ WHOLE_ELEMENTS = 2**23
 BLOCK_ELEMENTS = 192 * 1024
 # An optimizer's pass over flat buffers: larger pieces, or its threads would spend their time handing the lock around.
 PIECE_ELEMENTS = 192 * 1024
-# Of a weight that is converted as it is used: 1 MiB, which the product then finds in the second-level cache.
-WEIGHT_ELEMENTS = 256 * 1024
+TILE = 64  # queries or keys that the plain flash attention takes at a time
 
 
 def has_many_rows(args: tuple) -> bool:
@@ -44,7 +40,7 @@ def in_row_blocks(op: Callable, args: tuple) -> Any:
 
         def cut(value, rows=rows, whole=whole):
             if isinstance(value, tuple):
-                return tuple(map(cut, value))
+                return same_tuple(value, map(cut, value))
             if id(value) not in tables:
                 return value
             piece = tables[id(value)][rows]
@@ -56,23 +52,11 @@ def in_row_blocks(op: Callable, args: tuple) -> Any:
     return joined
 
 
-def in_output_blocks(op: Callable, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) -> tuple:
-    """Call `op` on one block of the weight's rows after another, each in x's dtype, and put the outputs side by side."""
-    out = np.empty((*x.shape[:-1], len(weight)), x.dtype)
-    step = min(len(weight), max(1, WEIGHT_ELEMENTS // weight.shape[-1]))
-    block = np.empty((step, weight.shape[-1]), x.dtype)  # one for all: new memory costs more than the conversion
-    for rows in slices(0, len(weight), step):
-        converted = block[: rows.stop - rows.start]
-        converted[...] = weight[rows]
-        out[..., rows], _ = op(x, converted, None if bias is None else bias[rows])
-    return out, (x, weight, bias)
-
-
 def _join(value: Any, result: Any, rows: slice, lead: tuple, whole: dict) -> Any:
     """Put one block's result in its place."""
     if isinstance(result, tuple):
         values = value or (None,) * len(result)
-        return tuple(_join(v, r, rows, lead, whole) for v, r in zip(values, result, strict=True))
+        return same_tuple(result, (_join(v, r, rows, lead, whole) for v, r in zip(values, result, strict=True)))
     if not isinstance(result, np.ndarray):
         return result
     if id(result) in whole:  # an input that is handed on in a cache
@@ -82,6 +66,11 @@ def _join(value: Any, result: Any, rows: slice, lead: tuple, whole: dict) -> Any
         value.reshape(prod(lead), -1)[rows] = result
         return value
     return result if value is None else value + result  # the gradient of a shared vector
+
+
+def same_tuple(like: tuple, values: Iterable) -> tuple:
+    """A tuple of the same class: caches have names for their places."""
+    return like._make(values) if hasattr(like, "_make") else tuple(values)
 
 
 def _arrays(value: Any) -> list[np.ndarray]:
@@ -100,3 +89,8 @@ def slices(start: int, stop: int, step: int = BLOCK_ELEMENTS) -> Iterator[slice]
     """Cut start..stop into slices of at most `step`: what one elementwise pass over a flat buffer does at a time."""
     for begin in range(start, stop, step):
         yield slice(begin, min(begin + step, stop))
+
+
+def tiles(stop: int) -> Iterator[slice]:
+    """Cut 0..stop into tiles."""
+    return slices(0, stop, TILE)

@@ -283,7 +283,7 @@ def _is_plain(place: _Place, value: Any) -> bool:
     """The quick answer for most arguments: what is right without a rule. Every op pays for it at every call."""
     if type(value) is np.ndarray:
         return place.is_array and value.size > 1 and value.dtype.char in "fd"  # of that size: it has axes, and none is empty
-    return (value is None and place.may_be_none) or (type(value) is tuple and place.rule is _cache)
+    return (value is None and place.may_be_none) or (place.rule is _cache and isinstance(value, tuple))
 
 
 def checked(function: Callable) -> Callable:

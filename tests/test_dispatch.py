@@ -1,12 +1,19 @@
 """Row-blocked runs against whole ones. Blocks are a CPU matter, so everything here is NumPy."""
 
+from importlib import import_module
+from inspect import signature
+from pathlib import Path
+
 import numpy as np
 import pytest
 from helpers import assert_close, assert_same_bits, leaves, random_like
 
-from numllama import blocks
+from numllama import blocks, dispatch
 from numllama.backend import BFLOAT16
 from numllama.blocks import slices
+from numllama.cpu import linear as cpu_linear
+from numllama.cpu import rmsnorm as cpu_rmsnorm
+from numllama.cuda import gelu as cuda_gelu
 from numllama.dispatch import accelerated
 from numllama.ops import (
     add_rmsnorm_backward,
@@ -27,6 +34,7 @@ from numllama.ops import (
     swiglu_backward,
     swiglu_forward,
 )
+from numllama.ops.rmsnorm import RMSNormCache
 from numllama.optim.clip import euclidean_norm
 
 SHAPES = [(20, 7), (4, 5, 7), (2, 2, 5, 7), (1, 33, 5), (64, 1), (3, 80), (1, 160)]  # blocks of 30 numbers divide few of them
@@ -64,6 +72,13 @@ def exact_gelu(shape, dtype="float64"):
 
 
 OPS = [rmsnorm, layernorm, swiglu, gelu, exact_gelu]
+
+
+def whole(op, *args):
+    """The result without blocks."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blocks, "WHOLE_ELEMENTS", 2**40)
+        return op(*args)
 
 
 @pytest.fixture
@@ -110,7 +125,7 @@ def test_a_single_axis_runs_whole(calls):
 def test_forward_gives_the_same_bits(make, shape):
     forward, _, args = make(shape)
     out, cache = forward(*args)
-    out_2, cache_2 = forward.reference(*args)
+    out_2, cache_2 = whole(forward, *args)
     assert_same_bits(out, out_2)
     for actual, expected in zip(leaves(cache), leaves(cache_2), strict=True):
         assert_same_bits(actual, expected)
@@ -120,9 +135,9 @@ def test_forward_gives_the_same_bits(make, shape):
 @pytest.mark.parametrize("make", OPS)
 def test_backward_gives_the_same_bits_for_rows_and_the_same_sums_for_weights(make, shape):
     forward, backward, args = make(shape)
-    out, cache = forward.reference(*args)
+    out, cache = whole(forward, *args)
     dout = random_like(out)
-    for actual, expected in zip(leaves((backward(dout, cache),)), leaves((backward.reference(dout, cache),)), strict=True):
+    for actual, expected in zip(leaves((backward(dout, cache),)), leaves((whole(backward, dout, cache),)), strict=True):
         if expected.shape == shape:
             assert_same_bits(actual, expected)
         else:
@@ -135,7 +150,7 @@ def test_float32_weight_gradients_agree_to_six_digits_and_stay_float32(make, sha
     forward, backward, args = make(shape, "float32")
     out, cache = forward(*args)
     dout = random_like(out)
-    for actual, expected in zip(backward(dout, cache), backward.reference(dout, cache), strict=True):
+    for actual, expected in zip(backward(dout, cache), whole(backward, dout, cache), strict=True):
         assert actual.dtype == "float32"
         assert_close(actual, expected, rtol=1e-6)
 
@@ -160,9 +175,9 @@ def test_per_row_statistics_keep_the_leading_axes():
 def test_non_contiguous_inputs(make):
     forward, backward, args = make((4, 5, 7))
     turned = [arg.swapaxes(0, 1).copy().swapaxes(0, 1) if np.ndim(arg) == 3 else arg for arg in args]
-    (out, cache), (out_2, cache_2) = forward(*turned), forward.reference(*args)
+    (out, cache), (out_2, cache_2) = forward(*turned), whole(forward, *args)
     assert_close(out, out_2, rtol=1e-14)
-    gradients, gradients_2 = backward(random_like(out), cache), backward.reference(random_like(out), cache_2)
+    gradients, gradients_2 = backward(random_like(out), cache), whole(backward, random_like(out), cache_2)
     for actual, expected in zip(leaves((gradients,)), leaves((gradients_2,)), strict=True):
         assert_close(actual, expected, rtol=1e-13)
 
@@ -170,22 +185,22 @@ def test_non_contiguous_inputs(make):
 def test_the_same_array_may_be_passed_twice():
     (x,) = arrays((20, 7))
     out, cache = swiglu_forward(x, x)
-    assert_same_bits(out, swiglu_forward.reference(x, x)[0])
+    assert_same_bits(out, whole(swiglu_forward, x, x)[0])
     assert cache[0] is x and cache[1] is x
 
 
 def test_arguments_may_be_given_by_name():
     x, weight, dout = arrays((20, 7), (7,), (20, 7))
     out, cache = rmsnorm_forward(x=x, weight=weight, eps=1e-5)
-    assert_same_bits(out, rmsnorm_forward.reference(x, weight, 1e-5)[0])
-    assert_same_bits(rmsnorm_backward(dout=dout, cache=cache)[0], rmsnorm_backward.reference(dout, cache)[0])
+    assert_same_bits(out, whole(rmsnorm_forward, x, weight, 1e-5)[0])
+    assert_same_bits(rmsnorm_backward(dout=dout, cache=cache)[0], whole(rmsnorm_backward, dout, cache)[0])
 
 
 def test_rows_may_be_given_by_name():
     gate, up, dout = arrays((20, 7), (20, 7), (20, 7))
     out, cache = swiglu_forward(gate, up=up)
-    assert_same_bits(out, swiglu_forward.reference(gate, up)[0])
-    assert_same_bits(swiglu_backward(dout, cache=cache)[0], swiglu_backward.reference(dout, cache)[0])
+    assert_same_bits(out, whole(swiglu_forward, gate, up)[0])
+    assert_same_bits(swiglu_backward(dout, cache=cache)[0], whole(swiglu_backward, dout, cache)[0])
 
 
 @pytest.mark.parametrize("shape", [(4, 7), (7,), (20, 1), (10, 14)])  # (4, 7) is the shape of a block
@@ -205,7 +220,25 @@ def test_the_math_itself_stays_at_hand():
     x, weight = arrays((4, 5, 7), (7,))
     assert rmsnorm_forward.reference is not rmsnorm_forward
     assert rmsnorm_forward.__doc__ == rmsnorm_forward.reference.__doc__
-    assert_same_bits(rmsnorm_forward.reference(x, weight, 1e-5)[0], rmsnorm_forward(x, weight, 1e-5)[0])
+    out, cache = rmsnorm_forward.reference(x, weight, 1e-5)
+    assert_close(out, rmsnorm_forward(x, weight, 1e-5)[0], rtol=1e-14)
+    assert type(cache) is type(rmsnorm_forward(x, weight, 1e-5)[1]) is RMSNormCache
+
+
+def test_a_faster_function_is_found_by_file_and_name():
+    assert dispatch._twin("cpu", rmsnorm_forward.reference) is cpu_rmsnorm.rmsnorm_forward
+    assert dispatch._twin("cpu", gelu_forward.reference) is None
+    assert dispatch._twin("cuda", gelu_forward.reference) is cuda_gelu.gelu_forward
+
+
+def test_every_function_on_a_cpu_stands_for_an_op_of_the_same_signature():
+    for path in Path(cpu_rmsnorm.__file__).parent.glob("[a-z]*.py"):
+        of_ops = import_module(f"numllama.{'optim' if path.stem == 'adamw' else 'ops'}.{path.stem}")
+        faster = {name: op for name, op in vars(of_ops).items() if hasattr(op, "reference") and op.__module__ == of_ops.__name__}
+        found = {name: each for name in faster if (each := dispatch._twin("cpu", faster[name].reference))}
+        assert found
+        for name, each in found.items():
+            assert list(signature(each).parameters) == list(signature(faster[name]).parameters), name
 
 
 @pytest.mark.parametrize(("start", "stop", "step"), [(0, 10, 5), (0, 10, 4), (3, 10, 4), (3, 10, 100), (5, 5, 4)])
@@ -221,7 +254,7 @@ def test_slices_cover_a_range_once_and_in_order(start, stop, step):
 @pytest.fixture
 def weight_blocks(monkeypatch):
     """Blocks of two rows of a weight of width 7."""
-    monkeypatch.setattr(blocks, "WEIGHT_ELEMENTS", 15)
+    monkeypatch.setattr(cpu_linear, "BLOCK_ELEMENTS", 15)
 
 
 @pytest.mark.parametrize("outputs", [1, 2, 3, 8])
@@ -239,17 +272,17 @@ def test_a_weight_in_bfloat16_computes_what_its_values_do(weight_blocks, outputs
     assert cache[2] is bias
 
 
-def test_a_weight_in_bfloat16_is_converted_a_block_at_a_time(weight_blocks):
+def test_a_weight_in_bfloat16_is_converted_a_block_at_a_time(weight_blocks, monkeypatch):
     shapes = []
 
-    @accelerated(by_outputs=True)
-    def op(x, weight, bias=None):
+    def product(x, weight, bias=None):
         shapes.append((weight.shape, weight.dtype.name))
         return x @ weight.T, None
 
-    op(np.ones((1, 7), "float32"), np.ones((5, 7), BFLOAT16))
+    monkeypatch.setattr(linear_forward, "reference", product)
+    linear_forward(np.ones((1, 7), "float32"), np.ones((5, 7), BFLOAT16))
     assert shapes == [((2, 7), "float32"), ((2, 7), "float32"), ((1, 7), "float32")]
-    op(np.ones((1, 7), "float32"), np.ones((5, 7), "float32"))
+    linear_forward(np.ones((1, 7), "float32"), np.ones((5, 7), "float32"))
     assert shapes[3:] == [((5, 7), "float32")]
 
 
@@ -277,12 +310,12 @@ def test_numbers_in_two_bytes_are_computed_with_in_float32_and_rounded(dtype):
 def test_an_op_of_ops_leaves_numbers_in_two_bytes_to_them(dtype):
     x, branch, dtotal, dout = (a.astype(dtype) for a in arrays((4, 7), (4, 7), (4, 7), (4, 7)))
     (weight,) = arrays((7,), dtype="float32")
-    (total, out), (norm_cache, dropped) = add_rmsnorm_forward(x, branch, weight, 1e-5)
+    (total, out), cache = add_rmsnorm_forward(x, branch, weight, 1e-5)
     assert_same_bits(total, x + branch)
     assert_same_bits(out, rmsnorm_forward(total, weight, 1e-5)[0])  # of the sum as it was rounded
-    assert norm_cache[0] is total and norm_cache[1] is weight and dropped is None
-    dx, dbranch, dweight = add_rmsnorm_backward((dtotal, dout), (norm_cache, dropped))
-    through, dweight_2 = rmsnorm_backward(dout, norm_cache)
+    assert cache.norm.x is total and cache.norm.weight is weight and cache.dropout is None
+    dx, dbranch, dweight = add_rmsnorm_backward((dtotal, dout), cache)
+    through, dweight_2 = rmsnorm_backward(dout, cache.norm)
     assert dbranch is dx
     assert_same_bits(dx, through + dtotal)
     assert_same_bits(dweight, dweight_2)

@@ -8,16 +8,19 @@ from numllama.backend import Array
 from numllama.cuda import launch
 from numllama.cuda.dropout import mask_values, takes_mask
 from numllama.cuda.rmsnorm import backward, forward, rmsnorm_forward, takes_gradient, takes_rows
+from numllama.ops.add_rmsnorm import AddRMSNormCache
+from numllama.ops.dropout import DropoutCache
+from numllama.ops.rmsnorm import RMSNormCache
 
 NO_MASK = 0.0, (0, 0)
 
 
 def add_rmsnorm_forward(
     x: Array | None, branch: Array, weight: Array, eps: float, p: float = 0.0, key: Sequence[int] | None = None
-) -> tuple[tuple[Array, Array], tuple]:
+) -> tuple[tuple[Array, Array], AddRMSNormCache]:
     if x is None and key is None:
         result = rmsnorm_forward(branch, weight, eps)
-        return result if result is NotImplemented else ((branch, result[0]), (result[1], None))
+        return result if result is NotImplemented else ((branch, result[0]), AddRMSNormCache(result[1], None))
     rows = (branch,) if x is None else (branch, x)
     if any(row.shape != branch.shape for row in rows) or not takes_rows(weight, *rows) or not takes_mask(p):
         return NotImplemented
@@ -26,11 +29,12 @@ def add_rmsnorm_forward(
     drops = key is not None
     values = [np.int32(drops), *mask_values(branch, *((p, key) if drops else NO_MASK))]
     forward("add_rmsnorm", (total, out, rstd, x, branch, weight), total, eps, values=values)
-    return (total, out), ((total, weight, rstd), (p, key, branch.shape) if drops else None)
+    dropped = DropoutCache(p, key, branch.shape) if drops else None
+    return (total, out), AddRMSNormCache(RMSNormCache(total, weight, rstd), dropped)
 
 
 def add_rmsnorm_backward(
-    douts: tuple[Array | None, Array], cache: tuple, into: Array | None = None
+    douts: tuple[Array | None, Array], cache: AddRMSNormCache, into: Array | None = None
 ) -> tuple[Array, Array, Array]:
     dtotal, dout = douts
     (total, weight, rstd), dropout_cache = cache

@@ -8,13 +8,14 @@ from numllama.backend import Array, real_dtype
 from numllama.checks import check_ids
 from numllama.cuda import launch
 from numllama.cuda.launch import int32, int64
+from numllama.ops.cross_entropy import CrossEntropyCache
 
 SUMS_OF_A_THREAD = 16  # of blocks, for each thread of the last one
 
 
 def cross_entropy_forward(
     logits: Array, targets: Array, ignore_index: int = -100, count: float | None = None
-) -> tuple[Array, tuple]:
+) -> tuple[Array, CrossEntropyCache]:
     if (
         logits.ndim < 2
         or targets.shape != logits.shape[:-1]
@@ -37,10 +38,10 @@ def cross_entropy_forward(
     ]  # fmt: skip
     defines = {"DTYPE": logits.dtype, "WIDTH": width, "TARGET": dense.dtype}
     launch.launch("cross_entropy", "cross_entropy_forward", grid, block, args, **defines)
-    return loss, (logits, kept, lse, count_out)
+    return loss, CrossEntropyCache(logits, kept, lse, count_out)
 
 
-def cross_entropy_backward(dout: Array | float, cache: tuple, *, out: Array | None = None) -> Array:
+def cross_entropy_backward(dout: Array | float, cache: CrossEntropyCache, *, out: Array | None = None) -> Array:
     logits, kept, lse, count = cache
     real = real_dtype(logits.dtype)
     on_device = launch.backend.owns(dout)

@@ -6,15 +6,15 @@ import numpy as np
 
 from numllama.backend import Array, real_dtype
 from numllama.cuda import launch
-from numllama.ops.dropout import fold_key
+from numllama.ops.dropout import DropoutCache, fold_key
 
 
-def dropout_forward(x: Array, p: float, key: Sequence[int]) -> tuple[Array, tuple]:
+def dropout_forward(x: Array, p: float, key: Sequence[int]) -> tuple[Array, DropoutCache]:
     out = _masked(x, p, key)
-    return out if out is NotImplemented else (out, (p, key, x.shape))
+    return out if out is NotImplemented else (out, DropoutCache(p, key, x.shape))
 
 
-def dropout_backward(dout: Array, cache: tuple) -> Array:
+def dropout_backward(dout: Array, cache: DropoutCache) -> Array:
     p, key, shape = cache
     return NotImplemented if dout.shape != shape else _masked(dout, p, key)
 

@@ -8,11 +8,12 @@ from numllama.backend import Array, real_dtype
 from numllama.checks import check_ids
 from numllama.cuda import launch
 from numllama.cuda.launch import int32
+from numllama.ops.embedding import EmbeddingCache
 
 TOGETHER = 2**16  # tokens that backward sorts at once, with as many comparisons as their square
 
 
-def embedding_forward(tokens: Array, weight: Array) -> tuple[Array, tuple]:
+def embedding_forward(tokens: Array, weight: Array) -> tuple[Array, EmbeddingCache]:
     if tokens.size == 0 or tokens.dtype.kind not in "iu" or weight.ndim != 2 or not launch.is_plain(weight):
         return NotImplemented
     V, C = weight.shape
@@ -25,10 +26,10 @@ def embedding_forward(tokens: Array, weight: Array) -> tuple[Array, tuple]:
     args = [out, dense, weight, int32(N), int32(V), int32(C)]
     defines = {"DTYPE": weight.dtype, "WIDTH": width, "TOKEN": dense.dtype}
     launch.launch("embedding", "embedding_forward", launch.blocks(N, rows), (threads, rows), args, **defines)
-    return out, (tokens, weight)
+    return out, EmbeddingCache(tokens, weight)
 
 
-def embedding_backward(dout: Array, cache: tuple, into: Array | None = None) -> Array:
+def embedding_backward(dout: Array, cache: EmbeddingCache, into: Array | None = None) -> Array:
     tokens, weight = cache
     real, (V, C) = real_dtype(dout.dtype), weight.shape
     N = prod(tokens.shape)

@@ -14,7 +14,8 @@ from numllama.backend import BFLOAT16, Array, real_dtype, xp_of
 from numllama.checks import check_shape
 from numllama.cuda import attention_products, launch
 from numllama.cuda.launch import int32, int64
-from numllama.ops.attention import check_heads, key_intervals
+from numllama.ops.flash_attention import FlashAttentionCache
+from numllama.ops.intervals import check_heads, key_intervals
 
 INTERVAL_DTYPES = {np.dtype(np.int32), np.dtype(np.int64)}
 LARGEST_HEAD = 128
@@ -58,7 +59,7 @@ TILINGS = {
 
 def flash_attention_forward(
     q: Array, k: Array, v: Array, first: Array | None = None, last: Array | None = None, scale: float | None = None
-) -> tuple[Array, tuple]:
+) -> tuple[Array, FlashAttentionCache]:
     K, S = check_heads(q, k, v)
     B, H, T, D = q.shape
     scale = 1 / math.sqrt(D) if scale is None else float(scale)
@@ -68,7 +69,7 @@ def flash_attention_forward(
     if not _fits(q, scale):
         first, last = key_intervals(first, last, q, S)                 # (1 or B, T)
         out, lse = attention_products.forward(q, k, v, *_one_shape(first, last), scale)
-        return out, (q, k, v, out, lse, first, last, scale)
+        return out, FlashAttentionCache(q, k, v, out, lse, first, last, scale)
     if causal:  # written by the kernel itself, which saves the launches that would make them
         first, last = launch.empty(q, (1, T), int), launch.empty(q, (1, T), int)
     else:
@@ -85,10 +86,10 @@ def flash_attention_forward(
     rows = tiling.rows + 4 * tiling.step
     work.launch("flash_attention_forward", (launch.blocks(T, tiling.rows), H, B), 32 * tiling.warps, args, rows * work.row_bytes)
     out = out[..., :D].swapaxes(1, 2)                                  # (B, H, T, D)
-    return out, (q, k, v, out, lse, first, last, scale)
+    return out, FlashAttentionCache(q, k, v, out, lse, first, last, scale)
 
 
-def flash_attention_backward(dout: Array, cache: tuple) -> tuple[Array, Array, Array]:
+def flash_attention_backward(dout: Array, cache: FlashAttentionCache) -> tuple[Array, Array, Array]:
     q, k, v, out, lse, first, last, scale = cache
     check_shape("dout", dout, q.shape)
     if not launch.is_uniform(q, k, v, out, dout):

@@ -2,17 +2,18 @@
 
 from numllama.backend import Array
 from numllama.cuda import launch
+from numllama.ops.gelu import GELUCache
 
 
-def gelu_forward(x: Array, approximate: str = "tanh") -> tuple[Array, tuple]:
+def gelu_forward(x: Array, approximate: str = "tanh") -> tuple[Array, GELUCache]:
     if approximate != "tanh" or not launch.is_plain(x):
         return NotImplemented
     out = launch.empty(x, x.shape, x.dtype)
     launch.elementwise("gelu", "gelu_forward", [out, x])
-    return out, (x, approximate)
+    return out, GELUCache(x, approximate)
 
 
-def gelu_backward(dout: Array, cache: tuple) -> Array:
+def gelu_backward(dout: Array, cache: GELUCache) -> Array:
     x, approximate = cache
     if approximate != "tanh" or dout.shape != x.shape or not launch.is_plain(x, dout):
         return NotImplemented

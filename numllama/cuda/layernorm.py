@@ -5,9 +5,10 @@ from math import prod
 from numllama.backend import Array, real_dtype
 from numllama.cuda import launch
 from numllama.cuda.rmsnorm import BLOCKS, GROUP, MAX_SHARED_BYTES, THREADS
+from numllama.ops.layernorm import LayerNormCache
 
 
-def layernorm_forward(x: Array, weight: Array, bias: Array, eps: float) -> tuple[Array, tuple]:
+def layernorm_forward(x: Array, weight: Array, bias: Array, eps: float) -> tuple[Array, LayerNormCache]:
     if not _takes((weight, bias), x):
         return NotImplemented
     real, statistics = real_dtype(x.dtype), (*x.shape[:-1], 1)
@@ -19,10 +20,10 @@ def layernorm_forward(x: Array, weight: Array, bias: Array, eps: float) -> tuple
     shared = rows * C * real.itemsize
     defines = {"DTYPE": x.dtype, "WIDTH": width}
     launch.launch("layernorm", "layernorm_forward", launch.blocks(N, rows), (threads, rows), args, shared, **defines)
-    return out, (x, weight, mean, rstd)
+    return out, LayerNormCache(x, weight, mean, rstd)
 
 
-def layernorm_backward(dout: Array, cache: tuple) -> tuple[Array, Array, Array]:
+def layernorm_backward(dout: Array, cache: LayerNormCache) -> tuple[Array, Array, Array]:
     x, weight, mean, rstd = cache
     if dout.shape != x.shape or not _takes((weight,), x, dout):
         return NotImplemented

@@ -3,17 +3,18 @@
 from numllama.backend import Array, real_dtype
 from numllama.cuda import launch
 from numllama.cuda.gemm import gemm, takes
+from numllama.ops.lora import LoraCache
 
 
-def lora_forward(x: Array, a: Array, b: Array, scale: float) -> tuple[Array, tuple]:
+def lora_forward(x: Array, a: Array, b: Array, scale: float) -> tuple[Array, LoraCache]:
     if a.ndim != 2 or b.shape[1:] != a.shape[:1] or x.shape[-1:] != a.shape[1:] or not takes(x, a, b):
         return NotImplemented
     h = gemm(x.reshape(-1, x.shape[-1]), a.T)                          # (N, R)
     out = gemm(h, b.T, alpha=scale)                                    # (N, O)
-    return out.reshape(*x.shape[:-1], len(b)), (x, a, b, h, scale)
+    return out.reshape(*x.shape[:-1], len(b)), LoraCache(x, a, b, h, scale)
 
 
-def lora_backward(dout: Array, cache: tuple, dx: Array | None = None) -> tuple[Array, Array, Array]:
+def lora_backward(dout: Array, cache: LoraCache, dx: Array | None = None) -> tuple[Array, Array, Array]:
     x, a, b, h, scale = cache
     O, I = len(b), a.shape[1]  # noqa: E741
     if dout.shape != (*x.shape[:-1], O) or not takes(x, a, b, h, dout):

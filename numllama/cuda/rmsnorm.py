@@ -5,13 +5,14 @@ from math import prod
 
 from numllama.backend import Array, real_dtype, xp_of
 from numllama.cuda import launch
+from numllama.ops.rmsnorm import RMSNormCache
 
 BLOCKS, THREADS = 512, 256  # that add up dweight for themselves: enough to fill a GPU, few enough to add at the end
 GROUP = 16  # blocks whose sums one of them adds up, as kernels/last_block.cuh says; BLOCKS / GROUP fits launch.COUNTERS
 MAX_SHARED_BYTES = 96 * 1024  # for one row; every GPU since 2020 has them
 
 
-def rmsnorm_forward(x: Array, weight: Array, eps: float) -> tuple[Array, tuple]:
+def rmsnorm_forward(x: Array, weight: Array, eps: float) -> tuple[Array, RMSNormCache]:
     is_heads, strides = _heads_or_rows(x)
     if strides is None or not _takes(weight, x):
         return NotImplemented
@@ -20,10 +21,10 @@ def rmsnorm_forward(x: Array, weight: Array, eps: float) -> tuple[Array, tuple]:
     forward("rmsnorm", (out, rstd, rows, weight), rows, eps, strides)
     if is_heads:
         out, rstd = out.swapaxes(1, 2), rstd.swapaxes(1, 2)
-    return out, (x, weight, rstd)
+    return out, RMSNormCache(x, weight, rstd)
 
 
-def rmsnorm_backward(dout: Array, cache: tuple) -> tuple[Array, Array]:
+def rmsnorm_backward(dout: Array, cache: RMSNormCache) -> tuple[Array, Array]:
     x, weight, rstd = cache
     if dout.shape == x.shape and _heads_or_rows(x)[0] and _heads_or_rows(dout, x)[1] is None:  # dout lies otherwise
         dout = xp_of(dout).ascontiguousarray(dout.swapaxes(1, 2)).swapaxes(1, 2)

@@ -3,29 +3,30 @@
 from numllama.backend import Array, real_dtype
 from numllama.cuda import launch
 from numllama.cuda.launch import int32, int64
+from numllama.ops.rope import RopeCache
 
 
 def rope_forward(
     x: Array, cos: Array, sin: Array, layout: str = "half", *, out: Array | None = None
-) -> tuple[Array, tuple]:
+) -> tuple[Array, RopeCache]:
     out = _turned(x, cos, sin, layout, 1, out)
-    return out if out is NotImplemented else (out, (cos, sin, layout))
+    return out if out is NotImplemented else (out, RopeCache(cos, sin, layout))
 
 
-def rope_backward(dout: Array, cache: tuple, *, out: Array | None = None) -> Array:
+def rope_backward(dout: Array, cache: RopeCache, *, out: Array | None = None) -> Array:
     cos, sin, layout = cache
     return _turned(dout, cos, sin, layout, -1, out)
 
 
 def ropes_forward(
     xs: tuple[Array, ...], cos: Array, sin: Array, layout: str = "half", *, outs: tuple[Array, ...] | None = None
-) -> tuple[tuple[Array, ...], tuple]:
+) -> tuple[tuple[Array, ...], RopeCache]:
     outs = _turned_together(xs, cos, sin, layout, 1, outs)
-    return outs if outs is NotImplemented else (outs, (cos, sin, layout))
+    return outs if outs is NotImplemented else (outs, RopeCache(cos, sin, layout))
 
 
 def ropes_backward(
-    douts: tuple[Array, ...], cache: tuple, *, outs: tuple[Array, ...] | None = None
+    douts: tuple[Array, ...], cache: RopeCache, *, outs: tuple[Array, ...] | None = None
 ) -> tuple[Array, ...]:
     cos, sin, layout = cache
     return _turned_together(douts, cos, sin, layout, -1, outs)

@@ -4,17 +4,18 @@ from math import prod
 
 from numllama.backend import Array
 from numllama.cuda import launch
+from numllama.ops.softmax import SoftmaxCache
 
 
-def softmax_forward(x: Array) -> tuple[Array, tuple]:
+def softmax_forward(x: Array) -> tuple[Array, SoftmaxCache]:
     if x.ndim == 0 or not launch.is_plain(x):
         return NotImplemented
     p = launch.empty(x, x.shape, x.dtype)
     _rows("softmax_forward", p, x)
-    return p, (p,)
+    return p, SoftmaxCache(p)
 
 
-def softmax_backward(dout: Array, cache: tuple) -> Array:
+def softmax_backward(dout: Array, cache: SoftmaxCache) -> Array:
     (p,) = cache
     if dout.shape != p.shape or not launch.is_plain(p, dout):
         return NotImplemented

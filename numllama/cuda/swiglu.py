@@ -5,17 +5,18 @@ from math import prod
 from numllama.backend import Array
 from numllama.cuda import launch
 from numllama.cuda.launch import int32, int64
+from numllama.ops.swiglu import SwiGLUCache
 
 
-def swiglu_forward(gate: Array, up: Array) -> tuple[Array, tuple]:
+def swiglu_forward(gate: Array, up: Array) -> tuple[Array, SwiGLUCache]:
     if not _takes(gate, up):
         return NotImplemented
     out = launch.empty(gate, gate.shape, gate.dtype)
     _launch("swiglu_forward", [out, gate, up], gate, gate.shape[-1])
-    return out, (gate, up)
+    return out, SwiGLUCache(gate, up)
 
 
-def swiglu_backward(dout: Array, cache: tuple) -> tuple[Array, Array]:
+def swiglu_backward(dout: Array, cache: SwiGLUCache) -> tuple[Array, Array]:
     gate, up = cache
     if not _takes(gate, up) or dout.dtype != gate.dtype or dout.shape != gate.shape or not launch.is_plain(dout):
         return NotImplemented

@@ -99,7 +99,7 @@ Write {op}_{blank}, then check which results are right:
 
 Forward returns its output and a cache for backward. dout is the gradient of the loss with respect to the output, and backward
 returns one gradient for each input. The page docs/ops/{op} has the derivation.
-Here xp is NumPy{row_dot}. You can ignore the optional output buffers.
+Here xp is NumPy. You can ignore the optional output buffers.
 """
 
 {source}
@@ -151,12 +151,10 @@ def exercise_text(op: str, blank: str = "backward", folder: Path = FOLDER) -> st
             is_definition = isinstance(node, ast.FunctionDef | ast.ClassDef)
             rest += ["", "", text.replace(".reference(", "(")] if is_definition else ["", text]
     imports.append("from numllama.gradcheck import gradcheck")
-    row_dot = ", and row_dot(x, y) is (x * y).sum(-1, keepdims=True)" if "row_dot" in source else ""
     tests = (TEST_FORWARD if blank == "forward" else "") + TEST_BACKWARD
     return FILE.format(
         title=(ast.get_docstring(tree) or op).splitlines()[0], op=op, blank=blank, source="\n".join(imports + rest),
-        arguments=exercise.arguments, check=check_command(op, folder), row_dot=row_dot,
-        tests=tests.format(op=op, wrt=list(exercise.wrt)),
+        arguments=exercise.arguments, check=check_command(op, folder), tests=tests.format(op=op, wrt=list(exercise.wrt)),
     )  # fmt: skip
 
 

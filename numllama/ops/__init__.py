@@ -13,17 +13,12 @@ from numllama.ops.embedding import embedding_backward, embedding_forward
 from numllama.ops.flash_attention import flash_attention_backward, flash_attention_forward
 from numllama.ops.gelu import gelu_backward, gelu_forward
 from numllama.ops.layernorm import layernorm_backward, layernorm_forward
-from numllama.ops.linear import (
-    linear_backward,
-    linear_backward_input,
-    linear_forward,
-    linears_backward,
-    linears_backward_input,
-    linears_forward,
-)
+from numllama.ops.linear import linear_backward, linear_backward_input, linear_forward
+from numllama.ops.linears import linears_backward, linears_backward_input, linears_forward
 from numllama.ops.lora import lora_backward, lora_forward
 from numllama.ops.rmsnorm import rmsnorm_backward, rmsnorm_forward
-from numllama.ops.rope import rope_backward, rope_forward, rope_table, ropes_backward, ropes_forward
+from numllama.ops.rope import rope_backward, rope_forward, ropes_backward, ropes_forward
+from numllama.ops.rope_table import rope_table
 from numllama.ops.softmax import softmax_backward, softmax_forward
 from numllama.ops.swiglu import swiglu_backward, swiglu_forward
 

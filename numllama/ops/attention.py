@@ -6,19 +6,30 @@ Backward, read upwards, with ⊙ elementwise:
     softmax:  ∂p[i]/∂s[j] = p[i]·(δᵢⱼ − p[j])    so    ds = p ⊙ (dp − Σ over keys of dp⊙p)
     dq = ds k · scale       dk = dsᵀ q · scale
 
-Query t sees the keys first[t] <= s < last[t]. By default first = 0 and last = S − T + t + 1: causal, with the queries at
-the end of the keys, as a cache needs. Left padding, sliding windows and packed documents are intervals too.
+Which keys a query sees is an interval, first[t] <= s < last[t]: see `intervals`.
 
 Grouped queries: the R = H/K query heads of one key head are folded into the time axis, (B, H, T, D) -> (B, K, R·T, D).
 Then `dsᵀ q` sums over the group by itself: no key is repeated, and nothing has to be un-repeated.
 """
 
 import math
+from typing import NamedTuple
 
 from numllama.backend import Array, xp_of
 from numllama.checks import check_shape
 from numllama.dispatch import accelerated
-from numllama.ops.softmax import softmax_backward, softmax_forward
+from numllama.ops.intervals import check_heads, fold_groups, visible_keys
+from numllama.ops.softmax import SoftmaxCache, softmax_backward, softmax_forward
+
+
+class AttentionCache(NamedTuple):
+    """What backward needs."""
+
+    q: Array                                                           # (B, H, T, D)
+    k: Array                                                           # (B, K, S, D)
+    v: Array                                                           # (B, K, S, D)
+    p: Array                                                           # (B, H, T, S)
+    scale: float
 
 
 @accelerated
@@ -30,7 +41,7 @@ def attention_forward(
     last: Array | None = None,
     mask: Array | None = None,
     scale: float | None = None,
-) -> tuple[Array, tuple]:
+) -> tuple[Array, AttentionCache]:
     """Mix values by how well their keys match each query.
 
     Parameters
@@ -43,13 +54,13 @@ def attention_forward(
     mask : boolean array that broadcasts to (B, H, T, S), optional
         True where a query may attend, in addition to the interval.
     scale : float, optional
-        Of the scores; default ``1/sqrt(D)``.
+        Factor of the scores; default ``1/sqrt(D)``.
 
     Returns
     -------
     out : array, shape (B, H, T, D)
         Zero for a query that sees no key.
-    cache : tuple
+    cache : AttentionCache
     """
     K, S = check_heads(q, k, v)
     B, H, T, D = q.shape
@@ -65,11 +76,11 @@ def attention_forward(
     scores = xp.where(visible, scores.reshape(B, H, T, S), -math.inf)  # a finite "minus infinity" would leak
     p, _ = softmax_forward(scores)                                     # (B, H, T, S); a query that sees nothing: p = 0
     out = fold_groups(p, K) @ v                                        # (B, K, R·T, D)
-    return out.reshape(B, H, T, D), (q, k, v, p, scale)
+    return out.reshape(B, H, T, D), AttentionCache(q, k, v, p, scale)
 
 
 @accelerated
-def attention_backward(dout: Array, cache: tuple) -> tuple[Array, Array, Array]:
+def attention_backward(dout: Array, cache: AttentionCache) -> tuple[Array, Array, Array]:
     """Gradients of :func:`attention_forward`: ``dq`` (B, H, T, D), ``dk`` and ``dv`` (B, K, S, D)."""
     q, k, v, p, scale = cache
     check_shape("dout", dout, q.shape)
@@ -77,45 +88,7 @@ def attention_backward(dout: Array, cache: tuple) -> tuple[Array, Array, Array]:
     dout, p = fold_groups(dout, K), fold_groups(p, K)                  # (B, K, R·T, D), (B, K, R·T, S)
     dv = p.swapaxes(-1, -2) @ dout                                     # (B, K, S, D)
     dp = dout @ v.swapaxes(-1, -2)                                     # (B, K, R·T, S)
-    ds = softmax_backward(dp, (p,)) * scale                            # (B, K, R·T, S)
+    ds = softmax_backward(dp, SoftmaxCache(p)) * scale                 # (B, K, R·T, S)
     dq = (ds @ k).reshape(q.shape)                                     # (B, H, T, D)
     dk = ds.swapaxes(-1, -2) @ fold_groups(q, K)                       # (B, K, S, D)
     return dq, dk, dv
-
-
-def visible_keys(first: Array | None, last: Array | None, q: Array, S: int) -> Array:
-    """Which keys each query may see: boolean, shape (1 or B, T, S)."""
-    first, last = key_intervals(first, last, q, S)                     # (1 or B, T)
-    s = xp_of(q).arange(S)
-    return (first[..., None] <= s) & (s < last[..., None])
-
-
-def key_intervals(first: Array | None, last: Array | None, q: Array, S: int) -> tuple[Array, Array]:
-    """The interval of keys that each query sees: two integer arrays of shape (1 or B, T)."""
-    xp = xp_of(q)
-    B, _, T, _ = q.shape
-    first = xp.zeros(T, dtype=int) if first is None else xp.asarray(first)
-    last = xp.arange(S - T + 1, S + 1) if last is None else xp.asarray(last)
-    for name, bound in (("first", first), ("last", last)):
-        check_shape(name, bound, (T,) if bound.ndim == 1 else (B, T))
-    return first.reshape(-1, T), last.reshape(-1, T)
-
-
-def fold_groups(x: Array, K: int) -> Array:
-    """Put the query heads of one key head behind each other in time: (B, H, T, ...) -> (B, K, R·T, ...)."""
-    B, H, T, D = x.shape
-    return x.reshape(B, K, H // K * T, D)
-
-
-def check_heads(q: Array, k: Array, v: Array) -> tuple[int, int]:
-    """Raise ValueError unless the shapes of q, k and v belong together; else K and S."""
-    check_shape("q", q, (None, None, None, None))
-    B, H, T, D = q.shape
-    check_shape("k", k, (B, None, None, D))
-    check_shape("v", v, k.shape)
-    K, S = k.shape[1:3]
-    if K == 0 or H % K:
-        raise ValueError(f"q has {H} heads and k has {K}, but the first must be a multiple of the second")
-    if 0 in (T, S):
-        raise ValueError(f"q has {T} places and k has {S}, but neither may be empty")
-    return K, S

@@ -7,6 +7,7 @@ The hash is the 32-bit mixer "lowbias32" (C. Wellons 2018), once for each half o
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from numllama.backend import Array, xp_of
 from numllama.checks import check_shape
@@ -15,9 +16,17 @@ from numllama.dispatch import accelerated
 BITS = 0xFFFFFFFF
 
 
+class DropoutCache(NamedTuple):
+    """What the mask is computed from."""
+
+    p: float
+    key: Sequence[int]
+    shape: tuple[int, ...]
+
+
 @accelerated
-def dropout_forward(x: Array, p: float, key: Sequence[int]) -> tuple[Array, tuple]:
-    """Set elements to zero at random and scale up the rest, so that the mean stays.
+def dropout_forward(x: Array, p: float, key: Sequence[int]) -> tuple[Array, DropoutCache]:
+    """Set elements to zero at random and scale up the rest, which preserves the mean.
 
     Parameters
     ----------
@@ -25,18 +34,18 @@ def dropout_forward(x: Array, p: float, key: Sequence[int]) -> tuple[Array, tupl
     p : float
         Probability of a zero, in [0, 1).
     key : sequence of int
-        Names the mask: (seed, step, site), say. Another key, another mask. An array of two uint32 is what :func:`fold_key` made.
+        Names the mask, for example (seed, step, site); or two uint32 as :func:`fold_key` makes them.
 
     Returns
     -------
     out : array like x
-    cache : tuple
+    cache : DropoutCache
     """
-    return x * dropout_mask(x, p, key), (p, key, x.shape)
+    return x * dropout_mask(x, p, key), DropoutCache(p, key, x.shape)
 
 
 @accelerated
-def dropout_backward(dout: Array, cache: tuple) -> Array:
+def dropout_backward(dout: Array, cache: DropoutCache) -> Array:
     """Gradient of :func:`dropout_forward` with respect to ``x``: the same mask again."""
     p, key, shape = cache
     check_shape("dout", dout, shape)

@@ -2,17 +2,25 @@
 
 A token that occurs several times fed the same row into several places, so its row collects all of their gradients:
     dweight[v] = Σ over n with tokens[n] = v of dout[n]
-`dweight[tokens] += dout` would keep only one of them. Sorting the rows by token makes each sum a run of neighbours,
-in a fixed order, so that the result is the same bits each time.
+`dweight[tokens] += dout` would keep only one of them; `add.at` adds them all.
 """
+
+from typing import NamedTuple
 
 from numllama.backend import Array, xp_of
 from numllama.checks import check_ids, check_shape
 from numllama.dispatch import accelerated
 
 
+class EmbeddingCache(NamedTuple):
+    """What backward needs."""
+
+    tokens: Array                                                      # (...)
+    weight: Array                                                      # (V, C)
+
+
 @accelerated
-def embedding_forward(tokens: Array, weight: Array) -> tuple[Array, tuple]:
+def embedding_forward(tokens: Array, weight: Array) -> tuple[Array, EmbeddingCache]:
     """Look up a row for each token.
 
     Parameters
@@ -24,20 +32,20 @@ def embedding_forward(tokens: Array, weight: Array) -> tuple[Array, tuple]:
     Returns
     -------
     out : array, shape (..., C)
-    cache : tuple
+    cache : EmbeddingCache
     """
     check_ids("tokens", tokens, len(weight))
-    return weight[tokens], (tokens, weight)
+    return weight[tokens], EmbeddingCache(tokens, weight)
 
 
 @accelerated
-def embedding_backward(dout: Array, cache: tuple, into: Array | None = None) -> Array:
+def embedding_backward(dout: Array, cache: EmbeddingCache, into: Array | None = None) -> Array:
     """Gradient of :func:`embedding_forward` with respect to ``weight``.
 
     Parameters
     ----------
     dout : array, shape (..., C)
-    cache : tuple
+    cache : EmbeddingCache
     into : array, shape (V, C), optional
         A buffer that the gradient is added to, and that is then returned.
     """
@@ -45,11 +53,5 @@ def embedding_backward(dout: Array, cache: tuple, into: Array | None = None) -> 
     check_shape("dout", dout, (*tokens.shape, weight.shape[1]))
     xp = xp_of(dout)
     dweight = xp.zeros_like(weight) if into is None else into
-    order = xp.argsort(tokens.ravel(), kind="stable")                  # (N,)
-    tokens = tokens.ravel()[order]
-    is_start = xp.ones(len(tokens), dtype=bool)
-    is_start[1:] = tokens[1:] != tokens[:-1]
-    starts = xp.flatnonzero(is_start)                                  # one for each different token
-    rows = dout.reshape(-1, weight.shape[1])[order]                    # (N, C)
-    dweight[tokens[starts]] += xp.add.reduceat(rows, starts, axis=0)
+    xp.add.at(dweight, tokens, dout)                                   # (V, C)
     return dweight

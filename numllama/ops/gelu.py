@@ -7,6 +7,7 @@
 """
 
 import math
+from typing import NamedTuple
 
 from numllama.backend import Array, erf, xp_of
 from numllama.checks import check_shape
@@ -16,30 +17,37 @@ from numllama.errors import shown
 SLOPE, CUBIC = math.sqrt(2 / math.pi), 0.044715
 
 
+class GELUCache(NamedTuple):
+    """What backward needs: the input, (..., F), and the form."""
+
+    x: Array
+    approximate: str
+
+
 @accelerated(by_rows=True)
-def gelu_forward(x: Array, approximate: str = "tanh") -> tuple[Array, tuple]:
-    """Let each value pass in proportion to its normal quantile.
+def gelu_forward(x: Array, approximate: str = "tanh") -> tuple[Array, GELUCache]:
+    """Scale each value by the normal distribution function at it.
 
     Parameters
     ----------
     x : array, shape (..., F)
     approximate : str
-        ``"tanh"``, as GPT-2 was trained, or ``"none"``, the exact form, slow on a CPU and there for checking.
+        ``"tanh"``, as GPT-2 was trained, or ``"none"``, the exact form, which is slow on a CPU and meant for checking.
 
     Returns
     -------
     out : array, shape (..., F)
-    cache : tuple
+    cache : GELUCache
     """
     if approximate not in ("tanh", "none"):
         raise ValueError(f"approximate is {shown(approximate)}, but must be 'tanh' or 'none'")
     if approximate == "none":
-        return 0.5 * x * (1 + erf(x / math.sqrt(2))), (x, approximate)
-    return 0.5 * x * (1 + xp_of(x).tanh(SLOPE * (x + CUBIC * x * x * x))), (x, approximate)
+        return 0.5 * x * (1 + erf(x / math.sqrt(2))), GELUCache(x, approximate)
+    return 0.5 * x * (1 + xp_of(x).tanh(SLOPE * (x + CUBIC * x * x * x))), GELUCache(x, approximate)
 
 
 @accelerated(by_rows=True)
-def gelu_backward(dout: Array, cache: tuple) -> Array:
+def gelu_backward(dout: Array, cache: GELUCache) -> Array:
     """Gradient of :func:`gelu_forward` with respect to ``x`` (..., F)."""
     x, approximate = cache
     check_shape("dout", dout, x.shape)

@@ -6,13 +6,24 @@ Write r = 1 / std, n = (x − mean)·r and dn = dout·weight. Every component of
     dweight = Σ over rows of dout·n        dbias = Σ over rows of dout
 """
 
+from typing import NamedTuple
+
 from numllama.backend import Array, xp_of
 from numllama.checks import check_shape
 from numllama.dispatch import accelerated
 
 
+class LayerNormCache(NamedTuple):
+    """What backward needs."""
+
+    x: Array                                                           # (..., C)
+    weight: Array                                                      # (C,)
+    mean: Array                                                        # (..., 1)
+    rstd: Array                                                        # (..., 1): 1 / std
+
+
 @accelerated(by_rows=True)
-def layernorm_forward(x: Array, weight: Array, bias: Array, eps: float) -> tuple[Array, tuple]:
+def layernorm_forward(x: Array, weight: Array, bias: Array, eps: float) -> tuple[Array, LayerNormCache]:
     """Shift and scale each row to mean zero and variance one, then by a learned gain and bias.
 
     Parameters
@@ -25,7 +36,7 @@ def layernorm_forward(x: Array, weight: Array, bias: Array, eps: float) -> tuple
     Returns
     -------
     out : array, shape (..., C)
-    cache : tuple
+    cache : LayerNormCache
     """
     check_shape("weight", weight, (x.shape[-1],))
     check_shape("bias", bias, (x.shape[-1],))
@@ -33,11 +44,11 @@ def layernorm_forward(x: Array, weight: Array, bias: Array, eps: float) -> tuple
     mean = x.mean(-1, keepdims=True)                                   # (..., 1)
     centred = x - mean                                                 # (..., C)
     rstd = 1.0 / xp.sqrt((centred * centred).mean(-1, keepdims=True) + eps)
-    return centred * rstd * weight + bias, (x, weight, mean, rstd)
+    return centred * rstd * weight + bias, LayerNormCache(x, weight, mean, rstd)
 
 
 @accelerated(by_rows=True)
-def layernorm_backward(dout: Array, cache: tuple) -> tuple[Array, Array, Array]:
+def layernorm_backward(dout: Array, cache: LayerNormCache) -> tuple[Array, Array, Array]:
     """Gradients of :func:`layernorm_forward`: ``dx`` (..., C), ``dweight`` and ``dbias`` (C,)."""
     x, weight, mean, rstd = cache
     check_shape("dout", dout, x.shape)

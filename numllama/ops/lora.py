@@ -2,7 +2,7 @@
 
     x · weightᵀ + out  =  x · (weight + scale · b · a)ᵀ       so a trained update can be merged into the weight
 
-a is (R, I) and b is (O, R), with R far below O and I: few numbers to learn, and two thin products. With h = x · aᵀ,
+a is (R, I) and b is (O, R), with R far below O and I: few numbers to train, and two thin products. With h = x · aᵀ,
     out[n, o] = scale · Σᵣ h[n, r] · b[o, r]
     db[o, r]  = scale · Σₙ dout[n, o] · h[n, r]       db = scale · doutᵀ · h
     dh[n, r]  = scale · Σₒ dout[n, o] · b[o, r]       dh = scale · dout · b
@@ -10,19 +10,31 @@ and h is a linear map of x:   da = dhᵀ · x,   dx = dh · a.
 (b starts at zero, so that training starts from the model as it is; then da is zero too, for one step, and db is not.)
 """
 
-from numllama.backend import Array
+from typing import NamedTuple
+
+from numllama.backend import Array, add_to
 from numllama.checks import check_shape
 from numllama.dispatch import accelerated
 
 
+class LoraCache(NamedTuple):
+    """What backward needs."""
+
+    x: Array                                                           # (..., I)
+    a: Array                                                           # (R, I)
+    b: Array                                                           # (O, R)
+    h: Array                                                           # (N, R): x · aᵀ
+    scale: float
+
+
 @accelerated
-def lora_forward(x: Array, a: Array, b: Array, scale: float) -> tuple[Array, tuple]:
+def lora_forward(x: Array, a: Array, b: Array, scale: float) -> tuple[Array, LoraCache]:
     """The update of a linear map's output.
 
     Parameters
     ----------
     x : array, shape (..., I)
-        What the frozen map reads, too.
+        The frozen map's input.
     a : array, shape (R, I)
     b : array, shape (O, R)
     scale : float
@@ -31,7 +43,7 @@ def lora_forward(x: Array, a: Array, b: Array, scale: float) -> tuple[Array, tup
     -------
     out : array, shape (..., O)
         To be added to the frozen map's output.
-    cache : tuple
+    cache : LoraCache
     """
     check_shape("a", a, (None, None))
     R, I = a.shape  # noqa: E741
@@ -39,17 +51,17 @@ def lora_forward(x: Array, a: Array, b: Array, scale: float) -> tuple[Array, tup
     check_shape("x", x, (*x.shape[:-1], I))
     h = x.reshape(-1, I) @ a.T                                         # (N, R)
     out = (scale * h) @ b.T                                            # (N, O)
-    return out.reshape(*x.shape[:-1], len(b)), (x, a, b, h, scale)
+    return out.reshape(*x.shape[:-1], len(b)), LoraCache(x, a, b, h, scale)
 
 
 @accelerated
-def lora_backward(dout: Array, cache: tuple, dx: Array | None = None) -> tuple[Array, Array, Array]:
+def lora_backward(dout: Array, cache: LoraCache, dx: Array | None = None) -> tuple[Array, Array, Array]:
     """Gradients of :func:`lora_forward`: ``dx, da, db``.
 
     Parameters
     ----------
     dout : array, shape (..., O)
-    cache : tuple
+    cache : LoraCache
     dx : array, shape (..., I), optional
         A buffer that x's gradient is added to, where x fed the frozen map too; it is then returned.
     """
@@ -60,8 +72,5 @@ def lora_backward(dout: Array, cache: tuple, dx: Array | None = None) -> tuple[A
     db = dout.T @ (scale * h)                                          # (O, R)
     dh = scale * (dout @ b)                                            # (N, R)
     da = dh.T @ x.reshape(-1, I)                                       # (R, I)
-    if dx is None:
-        dx = (dh @ a).reshape(x.shape)                                 # (..., I)
-    else:
-        dx += (dh @ a).reshape(x.shape)
+    dx = add_to(dx, (dh @ a).reshape(x.shape))                         # (..., I)
     return dx, da, db

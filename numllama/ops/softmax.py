@@ -5,14 +5,21 @@ The maximum cancels; it keeps exp from overflowing. A row of nothing but −∞ 
 """
 
 import math
+from typing import NamedTuple
 
-from numllama.backend import Array, row_dot, xp_of
+from numllama.backend import Array, xp_of
 from numllama.checks import check_shape
 from numllama.dispatch import accelerated
 
 
+class SoftmaxCache(NamedTuple):
+    """What backward needs: the probabilities, (..., n)."""
+
+    p: Array
+
+
 @accelerated
-def softmax_forward(x: Array) -> tuple[Array, tuple]:
+def softmax_forward(x: Array) -> tuple[Array, SoftmaxCache]:
     """Turn each row into probabilities.
 
     Parameters
@@ -23,21 +30,19 @@ def softmax_forward(x: Array) -> tuple[Array, tuple]:
     Returns
     -------
     p : array, shape (..., n)
-    cache : tuple
-        ``(p,)``
+    cache : SoftmaxCache
     """
     xp = xp_of(x)
     top = x.max(-1, keepdims=True)                                     # (..., 1)
-    p = x - xp.where(top == -math.inf, 0, top)                         # (..., n)
-    xp.exp(p, out=p)
-    total = p.sum(-1, keepdims=True)                                   # (..., 1)
-    p /= xp.where(total == 0, 1, total)
-    return p, (p,)
+    e = xp.exp(x - xp.where(top == -math.inf, 0, top))                 # (..., n)
+    total = e.sum(-1, keepdims=True)                                   # (..., 1)
+    p = e / xp.where(total == 0, 1, total)                             # (..., n)
+    return p, SoftmaxCache(p)
 
 
 @accelerated
-def softmax_backward(dout: Array, cache: tuple) -> Array:
+def softmax_backward(dout: Array, cache: SoftmaxCache) -> Array:
     """Gradient of :func:`softmax_forward` with respect to ``x`` (..., n)."""
     (p,) = cache
     check_shape("dout", dout, p.shape)
-    return p * (dout - row_dot(dout, p))
+    return p * (dout - (dout * p).sum(-1, keepdims=True))

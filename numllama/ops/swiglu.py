@@ -3,17 +3,26 @@
 With σ' = σ·(1 − σ):
     silu'(g) = σ + g·σ·(1 − σ) = σ + silu(g)·(1 − σ)
     dgate = dout · up · silu'(gate)        dup = dout · silu(gate)
-σ is written with tanh, which cannot overflow: σ(g) = (1 + tanh h) / 2, so silu(g) = h + h·tanh h, with h = g/2.
+σ is written with tanh, which cannot overflow: σ(g) = (1 + tanh(g/2)) / 2.
 """
+
+from typing import NamedTuple
 
 from numllama.backend import Array, xp_of
 from numllama.checks import check_shape
 from numllama.dispatch import accelerated
 
 
+class SwiGLUCache(NamedTuple):
+    """What backward needs: the inputs, each (..., F)."""
+
+    gate: Array
+    up: Array
+
+
 @accelerated(by_rows=True)
-def swiglu_forward(gate: Array, up: Array) -> tuple[Array, tuple]:
-    """Let `gate`, through a SiLU, say how much of `up` passes.
+def swiglu_forward(gate: Array, up: Array) -> tuple[Array, SwiGLUCache]:
+    """Scale `up` by the SiLU of `gate`.
 
     Parameters
     ----------
@@ -22,32 +31,24 @@ def swiglu_forward(gate: Array, up: Array) -> tuple[Array, tuple]:
     Returns
     -------
     out : array, shape (..., F)
-    cache : tuple
+    cache : SwiGLUCache
     """
     check_shape("up", up, gate.shape)
-    half = 0.5 * gate                                                  # (..., F)
-    out = xp_of(gate).tanh(half)
-    out *= half
-    out += half                                                        # silu(gate)
-    out *= up
-    return out, (gate, up)
+    return gate * sigmoid(gate) * up, SwiGLUCache(gate, up)
 
 
 @accelerated(by_rows=True)
-def swiglu_backward(dout: Array, cache: tuple) -> tuple[Array, Array]:
+def swiglu_backward(dout: Array, cache: SwiGLUCache) -> tuple[Array, Array]:
     """Gradients of :func:`swiglu_forward`: ``dgate`` and ``dup``, each (..., F)."""
     gate, up = cache
     check_shape("dout", dout, gate.shape)
-    xp = xp_of(gate)
-    half = 0.5 * gate                                                  # (..., F)
-    sigma = xp.tanh(half)
-    sigma += 1
-    silu = half * sigma
-    sigma *= 0.5
-    dgate = xp.subtract(1, sigma, out=half)
-    dgate *= silu
-    dgate += sigma                                                     # silu'(gate)
-    dgate *= up
-    dgate *= dout
-    dup = xp.multiply(dout, silu, out=silu)
+    sigma = sigmoid(gate)                                              # (..., F)
+    silu = gate * sigma                                                # (..., F)
+    dgate = dout * up * (sigma + silu * (1 - sigma))                   # (..., F)
+    dup = dout * silu                                                  # (..., F)
     return dgate, dup
+
+
+def sigmoid(g: Array) -> Array:
+    """σ(g) = 1 / (1 + exp(−g)), by a tanh."""
+    return 0.5 * (1 + xp_of(g).tanh(0.5 * g))

@@ -68,19 +68,10 @@ def adamw_update(
 ) -> None:
     """One step number `t` (from 1) of AdamW: changes w, m and v, all of one shape, and `copy` to w in its own dtype."""
     xp, (beta1, beta2) = xp_of(w), betas
-    d = g - m                                                          # the only temporary: memory is what this waits for
-    d *= 1 - beta1
-    m += d
-    xp.multiply(g, g, out=d)
-    d -= v
-    d *= 1 - beta2
-    v += d
-    xp.sqrt(v, out=d)
+    m[...] = beta1 * m + (1 - beta1) * g
+    v[...] = beta2 * v + (1 - beta2) * g * g
     c = sqrt(1 - beta2**t)
-    d += c * eps
-    xp.divide(m, d, out=d)
-    d *= lr * c / (1 - beta1**t)                                       # lr · m̂ / (√v̂ + eps)
-    w *= 1 - lr * weight_decay
-    w -= d
+    step = c / (1 - beta1**t) * m / (xp.sqrt(v) + c * eps)             # m̂ / (√v̂ + eps)
+    w[...] = w - lr * weight_decay * w - lr * step
     if copy is not None:
         copy[...] = w

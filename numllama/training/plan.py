@@ -78,8 +78,8 @@ def in_units(value: float, units: Sequence[tuple[float, str]]) -> str:
 
 def flops_per_token(config: ModelConfig, seq_len: int, recompute: bool = False) -> dict[str, float]:
     """FLOPs of the products for one token, ``forward``, ``backward`` and ``recompute``."""
+    from numllama.cpu.flash_attention import QUERY_TILE
     from numllama.model.parameters import block_shapes  # here, because the fields of a plan are the command line's flags
-    from numllama.ops.flash_attention import QUERY_TILE
 
     c = config
     blocks = c.n_layers * sum(map(prod, block_shapes(c)[0].values()))

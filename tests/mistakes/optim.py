@@ -12,12 +12,12 @@ MISTAKES = [
     Mistake(
         "Adam without its bias correction",
         "optim/adamw.py",
-        "d *= lr * c / (1 - beta1**t)", "d *= lr * c",
+        "step = c / (1 - beta1**t) * m", "step = c * m",
         "optim/test_adamw.py::test_the_first_step_is_lr_times_the_sign_of_the_gradient",
     ),
     Mistake(
         "decay mixed into the gradient, as in plain Adam",
-        "optim/adamw.py", "    d = g - m ", "    d = g + weight_decay * w - m ",
+        "optim/adamw.py", "m[...] = beta1 * m + (1 - beta1) * g", "m[...] = beta1 * m + (1 - beta1) * (g + weight_decay * w)",
         "optim/test_adamw.py::test_decay_does_not_enter_the_moments",
     ),
     Mistake(

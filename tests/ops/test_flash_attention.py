@@ -16,24 +16,27 @@ from helpers import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import numllama.ops.flash_attention as module
+from numllama import blocks
+from numllama.cpu import flash_attention as on_cpu
 from numllama.gradcheck import gradcheck
 from numllama.ops import attention_backward, attention_forward, flash_attention_backward, flash_attention_forward
 
-SETTINGS = ("QUERY_TILE", "KEY_TILE", "TILE_ELEMENTS", "SMALL_SCORE", "QUERY_ROWS")
+SETTINGS = [(on_cpu, name) for name in ("QUERY_TILE", "KEY_TILE", "TILE_ELEMENTS", "SMALL_SCORE", "QUERY_ROWS")]
 
 
 @pytest.fixture(autouse=True)
 def sizes():
     """Put the settings back."""
-    before = [getattr(module, name) for name in SETTINGS]
+    before, tile = [getattr(*setting) for setting in SETTINGS], blocks.TILE
     yield
     use_tiles(*before)
+    blocks.TILE = tile
 
 
 def use_tiles(*values):
-    for name, value in zip(SETTINGS, values, strict=False):
-        setattr(module, name, value)
+    blocks.TILE = values[0]  # the op's own lines have tiles of one size
+    for setting, value in zip(SETTINGS, values, strict=False):
+        setattr(*setting, value)
 
 
 def example(xp, B=2, H=4, K=2, T=5, S=7, D=4):
@@ -101,8 +104,8 @@ def test_long_sequences_in_the_tiles_that_are_really_used(xp):
 def test_what_is_kept_of_the_scores_is_their_log_sum_exp(xp):
     q, k, v = example(xp)
     use_tiles(2, 3, 10)
-    _, (*_, lse, first, last, scale) = flash_attention_forward(q, k, v)
-    _, (_, _, _, p, _) = attention_forward(q, k, v)
+    lse, first, last, scale = flash_attention_forward(q, k, v)[1][-4:]
+    p = attention_forward(q, k, v)[1].p
     scores = (q.reshape(2, 2, 10, 4) @ k.swapaxes(-1, -2) * scale).reshape(2, 4, 5, 7)
     shown = (p > 0).all(axis=(0, 1))
     assert_close(xp.exp(scores - lse[..., None])[..., shown], p[..., shown])
@@ -150,10 +153,10 @@ def test_tiles_that_no_query_sees_are_skipped():
     use_tiles(64, 64, 64 * 64)
     q = np.zeros((1, 1, T, 4))
     t = np.arange(T)
-    causal = list(module.tiles(q, q, np.zeros((1, T), int), (t + 1)[None]))
+    causal = list(on_cpu.tiles(q, q, np.zeros((1, T), int), (t + 1)[None]))
     assert [len(pieces) for _, _, pieces in causal] == [1, 2, 3, 4]
     assert [[hidden is not None for _, hidden in pieces] for _, _, pieces in causal][3] == [False, False, False, True]
-    window = list(module.tiles(q, q, np.maximum(t - 31, 0)[None], (t + 1)[None]))
+    window = list(on_cpu.tiles(q, q, np.maximum(t - 31, 0)[None], (t + 1)[None]))
     assert sum(keys.stop - keys.start for _, _, pieces in window for keys, _ in pieces) <= T + 3 * 32
 
 

@@ -7,11 +7,19 @@ import numpy as np
 import pytest
 from helpers import assert_close, assert_same_bits, unmodified
 
+from numllama import dispatch
 from numllama.model import Parameters
 from numllama.optim import AdamW, adamw_update
 
 SHAPES = {"a": (3, 4), "b": (2, 5), "gain": (4,), "shift_bias": (3,)}
 LARGE = {"a": (600, 801), "b": (7, 3), "gain": (200001,)}  # more than two pieces of matrices, more than one of gains
+
+
+@pytest.fixture(autouse=True, params=["cpu", "reference"])
+def step(request, monkeypatch):
+    """The step as it runs on a CPU, and its own lines."""
+    if request.param == "reference":
+        monkeypatch.setattr(dispatch, "_twin", lambda package, op: None)
 
 
 def random_params(shapes=SHAPES, seed=0, dtype="float64") -> Parameters:

@@ -5,9 +5,9 @@ from math import ceil, exp
 import numpy as np
 from docs.equations.common import normal
 
+from numllama.cpu.flash_attention import QUERY_TILE, tiles
 from numllama.ops import flash_attention_forward
-from numllama.ops.attention import key_intervals
-from numllama.ops.flash_attention import QUERY_TILE, tiles
+from numllama.ops.intervals import key_intervals
 
 S, D = 7, 3
 Q, K, V = normal(D), 2 * normal(S, D), normal(S, D, seed=1)

@@ -1,0 +1,88 @@
+"""Mistakes in `numllama/cpu/`."""
+
+from mistakes.mistake import Mistake
+
+MISTAKES = [
+    Mistake(
+        "on a CPU: += over repeated tokens, which keeps only one of them",
+        "cpu/embedding.py", "dweight[tokens[starts]] += np.add.reduceat(rows, starts, axis=0)", "dweight[tokens] += rows",
+        "ops/test_embedding.py::test_a_repeated_token_collects_all_of_its_gradients",
+    ),
+    Mistake(
+        "on a CPU: RMSNorm without the second term of its gradient",
+        "cpu/rmsnorm.py", "    dx -= x * (rstd**2 * row_dot(dx, x) / C) ", "    dx -= 0 ",
+        "ops/test_rmsnorm.py::test_gradients",
+    ),
+    Mistake(
+        "on a CPU: eps added outside the root",
+        "cpu/rmsnorm.py",
+        "1.0 / np.sqrt(row_dot(x, x) / x.shape[-1] + eps)", "1.0 / (np.sqrt(row_dot(x, x) / x.shape[-1]) + eps)",
+        "ops/test_rmsnorm.py::test_forward_by_scalars",
+    ),
+    Mistake(
+        "on a CPU: RoPE with the wrong sign",
+        "cpu/rope.py", "other *= _join(-sin, sin, layout)", "other *= _join(sin, sin, layout)",
+        "ops/test_rope.py::test_norms_stay",
+    ),
+    Mistake(
+        "on a CPU: no maximum taken off, however large the scores",
+        "cpu/flash_attention.py", "row_dot(k, k).max() * scale**2 < SMALL_SCORE**2", "0 < SMALL_SCORE**2",
+        "ops/test_flash_attention.py::test_very_large_scores_do_not_overflow",
+    ),
+    Mistake(
+        "on a CPU: sums that are not rescaled when the maximum rises",
+        "cpu/flash_attention.py", "                o *= shrink\n", "",
+        "ops/test_flash_attention.py::test_it_is_attention",
+    ),
+    Mistake(
+        "on a CPU: the tile's own maximum in the place of the one so far",
+        "cpu/flash_attention.py", "np.maximum(m, s.max(-1, keepdims=True))", "s.max(-1, keepdims=True)",
+        "ops/test_flash_attention.py::test_very_large_scores_do_not_overflow",
+    ),
+    Mistake(
+        "on a CPU: tiles of keys that are skipped although somebody sees them",
+        "cpu/flash_attention.py", "min(S, latest), step)", "min(S, full_to), step)",
+        "ops/test_flash_attention.py::test_it_is_attention",
+    ),
+    Mistake(
+        "on a CPU: flash attention's backward without delta",
+        "cpu/flash_attention.py", "            dp -= deltai\n", "",
+        "ops/test_flash_attention.py::test_gradients",
+    ),
+    Mistake(
+        "on a CPU: SiLU's derivative without the gate's own part",
+        "cpu/swiglu.py", "    dgate += sigma ", "    dgate *= sigma ",
+        "ops/test_swiglu.py::test_gradients",
+    ),
+    Mistake(
+        "on a CPU: the gate's gradient without up",
+        "cpu/swiglu.py", "    dgate *= up\n", "",
+        "ops/test_swiglu.py::test_gradients",
+    ),
+    Mistake(
+        "on a CPU: log-sum-exp without the maximum",
+        "cpu/cross_entropy.py",
+        "top = logits.max(-1) ", "top = 0 * logits.max(-1) ",
+        "ops/test_cross_entropy.py::test_very_large_logits_stay_finite",
+    ),
+    Mistake(
+        "on a CPU: the target's own probability forgotten",
+        "cpu/cross_entropy.py", "dlogits[at_targets(targets)] -= scale.reshape(-1)", "pass",
+        "ops/test_cross_entropy.py::test_the_gradient_is_the_excess_probability",
+    ),
+    Mistake(
+        "on a CPU: Adam without its bias correction",
+        "cpu/adamw.py", "d *= lr * c / (1 - beta1**t)", "d *= lr * c",
+        "optim/test_adamw.py::test_the_first_step_is_lr_times_the_sign_of_the_gradient",
+    ),
+    Mistake(
+        "on a CPU: decay mixed into the gradient, as in plain Adam",
+        "cpu/adamw.py", "    d = g - m ", "    d = g + weight_decay * w - m ",
+        "optim/test_adamw.py::test_decay_does_not_enter_the_moments",
+    ),
+    Mistake(
+        "a block of a stored weight in the place of another",
+        "cpu/linear.py", "converted[...] = weight[rows]", "converted[...] = weight[: len(converted)]",
+        "test_dispatch.py::test_a_weight_in_bfloat16_computes_what_its_values_do",
+    ),
+]  # fmt: skip
