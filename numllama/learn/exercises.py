@@ -84,8 +84,8 @@ EXERCISES = {  # from easy to hard
         "dv": "dv sums over queries, and over the query heads of its group: p transposed @ dout.",
     }),
     "flash_attention": Exercise("normal(2, 4, 67, 5), normal(2, 2, 150, 5), normal(2, 2, 150, 5)[::-1]", (0, 1, 2), {
-        "dq": "each tile adds ds @ k; delta is the sum of dout * out over D; multiply by the scale at the end.",
-        "dk": "each tile adds ds transposed @ q; multiply by the scale once, at the end.",
+        "dq": "each tile adds ds @ k, times the scale; ds needs delta, the sum of dout * out over D.",
+        "dk": "each tile adds ds transposed @ q, times the scale.",
         "dv": "each tile adds p transposed @ dout, with p = exp(s - lse).",
     }),
 }  # fmt: skip
