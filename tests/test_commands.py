@@ -228,7 +228,7 @@ def test_serve_says_where_it_is_answers_and_ends_cleanly_with_a_signal(folder, n
             server.kill()
     assert models["data"][0]["id"] == folder.name
     assert server.returncode == 0
-    assert out == "the server has ended\n"
+    assert out == "the server has stopped\n"
     assert err == ""
 
 
@@ -289,12 +289,12 @@ def test_serve_shows_its_token_once_and_asks_for_it(folder, flags):
         out, err = server.communicate(timeout=20)
     assert statuses == [401, 200, 401]
     assert token == flags[-1] if len(flags) > 1 else len(token) >= 32
-    assert (out, err) == ("the server has ended\n", "")
+    assert (out, err) == ("the server has stopped\n", "")
 
 
 @pytest.mark.parametrize("flags, words", [
     (["--token", ""], "token must be"), (["--token", "a b"], "token must be"), (["--allow-host", "http://a.b"], "allow_host is"),
-    (["--allow-host", "*"], "allow_host is"), (["--host", "no such host"], "cannot be listened on"),
+    (["--allow-host", "*"], "allow_host is"), (["--host", "no such host"], "cannot listen on"),
 ])  # fmt: skip
 def test_what_nobody_can_be_let_in_by_is_one_sentence(folder, flags, words):
     code, _, err = run("serve", folder, "--no-page", *flags)

@@ -1,1 +1,1 @@
-"""For readers: what the pages of the book use, in a notebook or a script of one's own."""
+"""For readers: a plain Llama and its trace, exercises, plots, and helpers for the pages of the book."""

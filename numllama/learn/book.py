@@ -1,8 +1,8 @@
-"""What the pages of the book share: they print alike, check gradients alike, and make the test-suite's mistakes.
+"""Helpers for the pages of the book: print arrays, check gradients, and make the mistakes of the test suite.
 
     from numllama.learn.book import *
 
-also gives ``np`` and ``plt``, and works in a notebook as in a script. Mistakes are in the tests, which only a checkout has.
+also imports ``np`` and ``plt``, and works in notebooks and scripts. The mistakes need a checkout, because they are in the tests.
 """
 
 import sys
@@ -22,7 +22,7 @@ from numllama.install import install_command
 try:
     import matplotlib.pyplot as plt
 except ImportError as error:
-    raise NumllamaError(f"the pages of the book draw, which needs {install_command('plot')}") from error
+    raise NumllamaError(f"the pages of the book need matplotlib: {install_command('plot')}") from error
 try:
     from IPython.display import Markdown, display
     from matplotlib_inline.backend_inline import set_matplotlib_formats
@@ -48,7 +48,7 @@ def show(**arrays) -> None:
 
 
 def check(forward: Callable, backward: Callable, args: Sequence, names: Sequence[str]) -> None:
-    """A gradient check, with one line for each argument and direction; a wrong gradient ends it with its sentence."""
+    """Run a gradient check and print one line for each argument and direction, or the error."""
     lines = []
     wrt = [i for i, arg in enumerate(args) if getattr(arg, "dtype", None) == np.float64]
     name_of = dict(zip(wrt, names, strict=True))
@@ -58,11 +58,11 @@ def check(forward: Callable, backward: Callable, args: Sequence, names: Sequence
                          f"error {result.error:.0e}, allowed {result.bound:.0e}")  # fmt: skip
     except GradientError as error:
         lines.append(f"GradientError: {error}")
-    print("\n".join(lines))  # at once: what comes in parts may get empty lines in between
+    print("\n".join(lines))  # in one call: a notebook may put empty lines between several
 
 
 def mistake(what: str) -> ModuleType:
-    """A module with one of the mistakes of `tests/mistakes/` made in it; shows what was changed."""
+    """The module with one of the mistakes in `tests/mistakes/`; displays the change."""
     entry = find_mistake(what)
     lines = [f"{sign} {line}" for sign, text in (("-", entry.right), ("+", entry.wrong)) for line in text.strip().splitlines()]
     display(Markdown("\n".join(["```diff", *lines, "```"])))
@@ -70,20 +70,20 @@ def mistake(what: str) -> ModuleType:
 
 
 def find_mistake(what: str) -> Any:
-    """The row of the table: what is wrong, the file, the right text and the wrong one, and the test that catches it."""
+    """The mistake's row in the table: description, file, right and wrong text, and the test that catches it."""
     tests = str(PACKAGE.parent / "tests")
     if tests not in sys.path:
         sys.path.append(tests)
     try:
         table = import_module("mistakes").MISTAKES
     except ImportError as error:
-        raise NumllamaError("mistakes are made in a checkout of numllama only: they are in its tests") from error
+        raise NumllamaError("mistakes need a checkout of numllama, because they are in its tests") from error
     (entry,) = [entry for entry in table if entry.what == what]
     return entry
 
 
 def made(entry: Any) -> ModuleType:
-    """The module, with the mistake."""
+    """The module with the mistake."""
     source = (PACKAGE / entry.file).read_text(encoding="utf-8")
     assert source.count(entry.right) == 1
     module = ModuleType("numllama." + entry.file.removesuffix(".py").replace("/", "."))
@@ -96,7 +96,7 @@ def made(entry: Any) -> ModuleType:
 
 @contextmanager
 def making(what: str) -> Iterator[None]:
-    """Within it, the whole package runs with a mistake of `tests/mistakes/` made in one of its ops."""
+    """Run the whole package with a mistake in one of its ops, inside this context."""
     wrong = made(find_mistake(what))
     right = sys.modules[wrong.__name__]
     changed = []

@@ -1,5 +1,5 @@
-"""Pictures of what a model does (extra ``plot``). Each function returns a matplotlib figure, which a notebook shows by itself
-after `%matplotlib inline`."""
+"""Plots of a model's attention, gradients and predictions (extra ``plot``). Each function returns a matplotlib figure, which a
+notebook shows after `%matplotlib inline`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,19 +7,18 @@ from typing import Any
 import numpy as np
 
 from numllama import ops
-from numllama.backend import to_numpy
-from numllama.model import Parameters
+from numllama.backend import Array, to_numpy
 
 
 def plot_attention(attention: np.ndarray, tokens: Sequence[str] = ()) -> Any:
-    """A map for each head: which keys each query looks at.
+    """Draw a map for each head: which keys each query attends to.
 
     Parameters
     ----------
     attention : array, shape (H, T, S)
-        Probabilities: of :func:`numllama.learn.tracing.trace`, or from the cache of :func:`numllama.ops.attention_forward`.
+        Probabilities, from :func:`numllama.learn.tracing.trace` or from the cache of :func:`numllama.ops.attention_forward`.
     tokens : sequence of str, optional
-        The names of the keys; the queries are the last T of them.
+        The keys' tokens; the queries are the last T of them.
     """
     attention = to_numpy(attention)
     if attention.ndim != 3:
@@ -41,8 +40,8 @@ def plot_attention(attention: np.ndarray, tokens: Sequence[str] = ()) -> Any:
     return figure
 
 
-def norms_by_layer(values: Parameters) -> dict[str, float]:
-    """The norm of each layer's part, and of what is outside of the layers: of parameters, gradients or updates."""
+def norms_by_layer(values: Mapping[str, Array]) -> dict[str, float]:
+    """Norms of parameters, gradients or updates: one for each layer, and one for each array outside of the layers."""
     squares: dict[str, float] = {}
     for name, value in values.items():
         layer = f"layer {name.split('.')[1]}" if name.startswith("blocks.") else name
@@ -51,12 +50,12 @@ def norms_by_layer(values: Parameters) -> dict[str, float]:
 
 
 def plot_norms(history: Sequence[Mapping[str, float]], title: str = "norm of the gradient") -> Any:
-    """A curve for each layer over training.
+    """Draw a curve for each layer over training.
 
     Parameters
     ----------
     history : sequence of mapping
-        For each step what :func:`norms_by_layer` says, of gradients or of updates.
+        The result of :func:`norms_by_layer` for each step, of gradients or of updates.
     """
     if not history:
         raise ValueError("history is empty, but there must be at least one step")
@@ -69,7 +68,7 @@ def plot_norms(history: Sequence[Mapping[str, float]], title: str = "norm of the
 
 
 def plot_histograms(activations: Mapping[str, np.ndarray], bins: int = 60) -> Any:
-    """How the numbers in some arrays are distributed, one below the other on the same axis.
+    """Draw a histogram of each array, one below the other, on the same axis.
 
     Parameters
     ----------
@@ -90,14 +89,14 @@ def plot_histograms(activations: Mapping[str, np.ndarray], bins: int = 60) -> An
 
 
 def plot_token_probabilities(logits: np.ndarray, tokens: Sequence[str], most: int = 12) -> Any:
-    """The likeliest next tokens.
+    """Draw the probabilities of the likeliest next tokens.
 
     Parameters
     ----------
     logits : array, shape (V,)
     tokens : sequence of V str
     most : int
-        How many are shown.
+        Number of tokens to show.
     """
     logits = to_numpy(logits)
     if logits.shape != (len(tokens),):
@@ -113,7 +112,7 @@ def plot_token_probabilities(logits: np.ndarray, tokens: Sequence[str], most: in
 
 
 def _figure(columns: int, width: float, height: float, rows: int = 1) -> tuple:
-    """A figure outside of pyplot, which would keep it, and its axes."""
+    """A figure and its axes, created without pyplot, which would keep it in memory."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

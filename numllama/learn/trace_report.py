@@ -1,4 +1,4 @@
-"""A trace as text, as JSON, and as one HTML page with heat maps that needs no other file and no network."""
+"""A trace as text, as JSON, and as one self-contained HTML page with heat maps."""
 
 import base64
 import json
@@ -13,13 +13,13 @@ import numpy as np
 from numllama.errors import DataError, NumllamaError
 from numllama.interop.load import load, load_tokenizer
 from numllama.learn.tracing import TEXT, Trace, Traced, trace, traced_model
-from numllama.model import Transformer
+from numllama.model.transformer import Transformer
 from numllama.storage.files import write_text
 from numllama.tokenizer import CharTokenizer, Tokenizer
 
 BLUE, WHITE, RED = np.array([33, 102, 172]), np.array([255, 255, 255]), np.array([178, 24, 43])
-FEW = 4  # numbers that stand for an array
-MOST = 5_000_000  # numbers of a trace in a file: 100 MB of JSON
+FEW = 4  # numbers shown of an array
+MOST = 5_000_000  # numbers of a trace that is written to a file: 100 MB of JSON
 
 
 def trace_run(
@@ -32,23 +32,23 @@ def trace_run(
     json_path: Path | None,
     html_path: Path | None,
 ) -> int:
-    """The command: print the trace, and write it to files.
+    """`numllama trace`: print the trace and write it to files; returns the exit code.
 
     Parameters
     ----------
     model : path, optional
-        Whatever :func:`numllama.load` reads. Default a small one, for which `seed` and `steps` are.
+        Anything that :func:`numllama.load` reads. Default: a small model, to which `seed` and `steps` apply.
     tokenizer : path, optional
-        Default the one beside the model.
+        Default: the model's own.
     text, ids : str, sequence of int, optional
-        What goes through the model: one of them, or the default text.
+        The text to trace, or its tokens; default: a short text.
     json_path, html_path : path, optional
     """
     if text is not None and ids is not None:
-        raise ValueError("either a text goes through the model, or tokens by their ids")
+        raise ValueError("give either --text or --ids, not both")
     if model is None:
         if tokenizer is not None:
-            raise ValueError("the small model has its own tokenizer: --tokenizer is for a MODEL")
+            raise ValueError("the small model has its own tokenizer: --tokenizer needs a MODEL")
         small = {"steps": steps or 0, "seed": seed or 0}
         for name, value in small.items():
             if value < 0:
@@ -56,12 +56,12 @@ def trace_run(
         pair = traced_model(**small)
     else:
         if steps is not None or seed is not None:
-            raise ValueError("--steps and --seed are for the small model, not for a MODEL that is given")
+            raise ValueError("--steps and --seed are for the small model, not for a given MODEL")
         pair = opened(model, tokenizer, needed=ids is None)
     traced = trace(*pair, ids if ids is not None else TEXT if text is None else text)
     size = sum(t.value.size + t.gradient.size for t in traced.values)
     if size > MOST and (json_path or html_path):
-        raise ValueError(f"the trace has {size:,} numbers, but a file is written for {MOST:,} at most: take a shorter text")
+        raise ValueError(f"the trace has {size:,} numbers, but a file may hold at most {MOST:,}: use a shorter text")
     for path, content in ((json_path, as_json), (html_path, as_html)):
         if path is not None:
             write_text(path, content(traced), NumllamaError)
@@ -70,7 +70,7 @@ def trace_run(
 
 
 def opened(path: Path, tokenizer: Path | None, needed: bool) -> tuple[Transformer, Tokenizer | CharTokenizer | None]:
-    """A model in float64, its adapter merged, and its tokenizer, which a text needs."""
+    """A model in float64 with its adapter merged, and its tokenizer; without `needed`, the tokenizer may be missing."""
     model = load(path, dtype="float64")
     if model.adapter is not None:
         model.merge_adapter()
@@ -83,9 +83,9 @@ def opened(path: Path, tokenizer: Path | None, needed: bool) -> tuple[Transforme
 
 
 def as_text(trace: Trace) -> str:
-    """A table: one line for each intermediate, and one for each parameter."""
-    lines = [f"{trace.text!r}: {len(trace.tokens) - 1} places, loss {trace.loss:.4f} nats", ""]
-    lines.append(f"{'intermediate':32} {'shape':>15} {'norm':>9} {'grad norm':>10}   first numbers, and of the gradient")
+    """A table: one line for each intermediate value, and one for each parameter."""
+    lines = [f"{trace.text!r}: {len(trace.tokens) - 1} predictions, loss {trace.loss:.4f} nats", ""]
+    lines.append(f"{'value':32} {'shape':>15} {'norm':>9} {'grad norm':>10}   first numbers  |  of the gradient")
     for t in trace.values:
         lines.append(
             f"{t.name:32} {shape_of(t.value):>15} {norm(t.value):9.3g} {norm(t.gradient):10.3g}   "
@@ -98,7 +98,7 @@ def as_text(trace: Trace) -> str:
 
 
 def as_json(trace: Trace) -> str:
-    """The same, with all numbers."""
+    """The same with all numbers."""
 
     def described(value):
         return {"shape": list(value.shape), "norm": norm(value), "values": value.tolist()}
@@ -115,7 +115,7 @@ def as_json(trace: Trace) -> str:
 
 
 def as_html(trace: Trace) -> str:
-    """One page."""
+    """One HTML page."""
     rows = "\n".join(row(t) for t in trace.values)
     attention = "\n".join(attention_maps(t, trace.tokens) for t in trace.values if t.name.endswith(": attention"))
     return PAGE.format(
@@ -125,7 +125,7 @@ def as_html(trace: Trace) -> str:
 
 
 def row(t: Traced) -> str:
-    """A line of the table: names and numbers, and two heat maps."""
+    """A row of the table: name, numbers, and heat maps of value and gradient."""
     cells = [
         f"<th>{escape(t.name)}<small>{shape_of(t.value)} {escape(t.axes)}</small></th>",
         f"<td>{norm(t.value):.3g}<small>{escape(numbers(t.value))}</small></td><td>{picture(t.value)}</td>",
@@ -135,7 +135,7 @@ def row(t: Traced) -> str:
 
 
 def picture(value: np.ndarray) -> str:
-    """Heat maps of an array's last two axes, one for each head; red is positive, blue negative, white zero."""
+    """Heat maps of an array's last two axes: red is positive, blue negative, white zero."""
     if value.ndim < 2:
         return ""
     planes = value.reshape(-1, *value.shape[-2:])
@@ -144,19 +144,19 @@ def picture(value: np.ndarray) -> str:
 
 
 def attention_maps(t: Traced, tokens: list[str]) -> str:
-    """The attention of each head of a layer, with the tokens along the sides."""
+    """The attention maps of a layer's heads, with the tokens along the sides."""
     seen = "".join(f"<span>{escape(shown(token))}</span>" for token in tokens[:-1])
     maps = "".join(
         f'<figure><figcaption>head {h}</figcaption><div class="keys">{seen}</div><div class="queries">{seen}</div>'
         f"{image(plane, 1.0, title=f'head {h}')}</figure>"
         for h, plane in enumerate(t.value[0])
     )
-    long = " long" if max(map(len, tokens)) > 1 else ""  # names that need room
+    long = " long" if max(map(len, tokens)) > 1 else ""  # long tokens need room
     return f'<h3>{escape(t.name.partition(":")[0])}</h3><div class="heads{long}" style="--n: {len(tokens) - 1}">{maps}</div>'
 
 
 def gradient_norms(trace: Trace) -> str:
-    """A bar for each parameter, layer beside layer."""
+    """A bar for each parameter; a column for each layer."""
     names = [name.split(".", 2)[2] for name in trace.parameters if name.startswith("blocks.0.")]
     layers = sum(name.endswith(".attn_norm") for name in trace.parameters)
     norms = {name: norm(gradient) for name, (_, gradient) in trace.parameters.items()}
@@ -174,7 +174,7 @@ def gradient_norms(trace: Trace) -> str:
 
 
 def image(plane: np.ndarray, most: float, title: str = "") -> str:
-    """A matrix as a picture, one pixel for each number."""
+    """A matrix as a picture with one pixel per number."""
     share = np.clip(plane / (most or 1.0), -1, 1)[..., None]           # (rows, columns, 1)
     colours = np.where(share > 0, WHITE + share * (RED - WHITE), WHITE - share * (BLUE - WHITE)).round().astype(np.uint8)
     height, width = plane.shape
@@ -183,9 +183,9 @@ def image(plane: np.ndarray, most: float, title: str = "") -> str:
 
 
 def png(colours: np.ndarray) -> bytes:
-    """Colours (rows, columns, 3) of bytes as a PNG file."""
+    """A PNG file from colours, bytes of shape (rows, columns, 3)."""
     height, width, _ = colours.shape
-    lines = b"".join(b"\0" + line.tobytes() for line in colours)  # 0: stored as they are
+    lines = b"".join(b"\0" + line.tobytes() for line in colours)  # 0: unfiltered
 
     def chunk(kind, content):
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -207,7 +207,7 @@ def norm(value: np.ndarray) -> float:
 
 
 def numbers(value: np.ndarray) -> str:
-    """A few of them: the beginning of the last row."""
+    """The first few numbers of the last row."""
     last = np.atleast_1d(value).reshape(-1, value.shape[-1] if value.ndim else 1)[-1]
     return " ".join(f"{x:.3g}" for x in last[:FEW]) + (" …" if len(last) > FEW else "")
 
@@ -248,17 +248,17 @@ figcaption {{ grid-column: 2; font-size: .8rem; color: #555 }}
   .all small {{ white-space: normal }}
 }}
 </style>
-<h1>One text through a model, and back</h1>
-<p>{text}: {places} places, each to predict the next. Loss {loss} nats. In pictures red is positive, blue negative,
+<h1>One text through a model and back</h1>
+<p>{text}: {places} tokens, each of which predicts the next. Loss {loss} nats. In the pictures, red is positive, blue negative and
 white zero; rows are tokens, from top to bottom.</p>
 <h2>Attention of each head</h2>
-<p>A row for each query: where it looks, white for nowhere and red for one place alone.</p>
+<p>Each row is a query, each column a key. Red: all of the query's attention is on this key; white: none.</p>
 {attention}
 <h2>Norms of the parameters' gradients</h2>
 <div class="wide">{norms}</div>
-<h2>Every intermediate, and its gradient</h2>
-<p>In the order in which they are made. Norm, the first numbers of the last row, and a picture: first of the value, then of the
-gradient of the loss with respect to it. Gradients are made in the opposite order.</p>
+<h2>Every intermediate value and its gradient</h2>
+<p>In the order of the forward pass; the backward pass computes the gradients in the opposite order. Each row shows the norm, the
+first numbers of the last token and a picture of the value, and the same of the gradient of the loss with respect to it.</p>
 <div class="wide"><table class="all"><tr><th>name</th><th colspan="2">value</th><th colspan="2">gradient</th></tr>
 {rows}
 </table></div>

@@ -1,8 +1,8 @@
-"""Who may ask: whoever names this machine rightly, asks from this server's own page, and has the token, if there is one.
+"""Access control: a request must name this server correctly, come from its own page, and show the token if one is set.
 
-Listening on localhost keeps other machines out, but not other people's pages in a browser on this one. Such a page can point its
-own name at 127.0.0.1, or post to localhost outright; its host or its origin gives it away. An origin is scheme, name and port
-together: a page of another port of localhost is another program's.
+Listening on localhost keeps other machines out, but not other websites that are open in a browser on this machine. Such a site
+can point its own name at 127.0.0.1, or post to localhost directly; the Host or Origin header gives it away. An origin is scheme,
+name and port together: a page on another port of localhost belongs to another program.
 """
 
 import re
@@ -19,18 +19,18 @@ LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
 NAME = re.compile(r"[a-z0-9_-]+(?:\.[a-z0-9_-]+)*")
 HOST = re.compile(rf"({NAME.pattern}|\[[0-9a-f:.]+\])(?::(\d{{1,5}}))?")
 PORTS = {"http": 80, "https": 443}
-TOKEN = re.compile(r"[A-Za-z0-9._~-]{1,200}")  # stands in an address, a header and a cookie as it is
+TOKEN = re.compile(r"[A-Za-z0-9._~-]{1,200}")  # needs no escaping in a URL, a header or a cookie
 
 
-class Refused(NamedTuple):
-    """Why a request is not answered."""
+class Refusal(NamedTuple):
+    """HTTP status and message for a request that is not allowed."""
 
     status: int
-    sentence: str
+    message: str
 
 
 class Origin(NamedTuple):
-    """Where a page comes from."""
+    """The origin of a page."""
 
     scheme: str
     host: str
@@ -38,61 +38,49 @@ class Origin(NamedTuple):
 
 
 class Access:
-    """Says of each request whether it may be made.
+    """Decides which requests are allowed.
 
     Parameters
     ----------
     hosts : iterable of str
-        The names that this server may be asked for by, besides the address that a request arrives at.
+        Names of this server. The address that a request arrives at is always one.
     token : str, optional
-        What everybody has to show.
+        Token that every request must show.
     """
 
     def __init__(self, hosts: Iterable[str] = LOCAL, token: str | None = None) -> None:
         self.hosts, self.token = frozenset(hosts), token
 
-    def refused(self, scope: Mapping[str, Any]) -> Refused | None:
-        """Why a request is refused, or None."""
+    def refusal(self, scope: Mapping[str, Any]) -> Refusal | None:
+        """Why a request is refused, or None if it is allowed."""
         hosts, origins = _values(scope, "host"), _values(scope, "origin")
         if len(hosts) != 1 or len(origins) > 1:
-            return Refused(400, "a request needs one Host, and at most one Origin")
+            return Refusal(400, "a request needs exactly one Host and at most one Origin")
         own = _origin(f"{scope.get('scheme', 'http')}://{hosts[0]}")
         name = own.host.strip("[]") if own else ""
         if not (name in self.hosts or _arrived_at(name, scope)):
             known = ", ".join(sorted(self.hosts))
-            return Refused(403, f"this server is asked for as {known}, not as {shown(hosts[0])}; --allow-host adds a name")
+            return Refusal(403, f"this server answers to {known}, not to {shown(hosts[0])}; --allow-host adds a name")
         if origins and _origin(origins[0]) != own:
-            return Refused(403, f"a page of {shown(origins[0])} may not use this server")
-        if self.token is not None and not any(self._is_token(word) for word in self._shown(scope)):
-            return Refused(
-                401, "this server asks for its token, which `numllama serve` has printed: as bearer, or by its page's link"
+            return Refusal(403, f"pages from {shown(origins[0])} may not use this server")
+        if self.token is not None and not any(_equal(word, self.token) for word in _tokens(scope)):
+            return Refusal(
+                401, "this server requires the token that `numllama serve` printed: send it as bearer, or open the printed link"
             )
         return None
 
     def cookie(self, scope: Mapping[str, Any]) -> str | None:
-        """The cookie for a browser that follows the link with the token in it."""
+        """The cookie for a browser that opens the link with the token."""
         query = scope.get("query_string", b"").decode("latin-1")
         if self.token is None or scope["method"] != "GET" or scope["path"] != "/" or not query.startswith("token="):
             return None
-        if not self._is_token(query.removeprefix("token=")):
+        if not _equal(query.removeprefix("token="), self.token):
             return None
         secure = "; Secure" if scope.get("scheme") == "https" else ""
         return f"{_cookie_name(scope)}={self.token}; Path=/; HttpOnly; SameSite=Lax{secure}"
 
-    def _is_token(self, word: str) -> bool:
-        return compare_digest(word.encode("latin-1", "replace"), self.token.encode("ascii"))
 
-    def _shown(self, scope: Mapping[str, Any]) -> list[str]:
-        """All that a request shows as token."""
-        bearers = [value.split(" ", 1) for value in _values(scope, "authorization")]
-        cookies = [part.strip().split("=", 1) for value in _values(scope, "cookie") for part in value.split(";")]
-        return [
-            *(words[1].strip() for words in bearers if len(words) == 2 and words[0].lower() == "bearer"),
-            *(words[1] for words in cookies if len(words) == 2 and words[0] == _cookie_name(scope)),
-        ]
-
-
-def names_of(host: str, also: Sequence[str] = ()) -> frozenset[str]:
+def host_names(host: str, also: Sequence[str] = ()) -> frozenset[str]:
     """The names of a server that listens on `host`.
 
     Parameters
@@ -100,12 +88,12 @@ def names_of(host: str, also: Sequence[str] = ()) -> frozenset[str]:
     host : str
         A name or an address.
     also : sequence of str
-        Others that lead here: of a proxy, of another machine whose port is forwarded.
+        Further names that lead here, such as a proxy's.
 
     Raises
     ------
     ValueError
-        For what is no name.
+        For an invalid name.
     """
     known = [host.lower(), *LOCAL]
     if host not in LOCAL:
@@ -116,13 +104,13 @@ def names_of(host: str, also: Sequence[str] = ()) -> frozenset[str]:
     return frozenset([*known, *(name.lower() for name in also)])
 
 
-def token_of(given: str | bool) -> str | None:
-    """The token that was chosen, a new one for True, or none.
+def resolve_token(given: str | bool) -> str | None:
+    """The given token, a new random one for True, None for False.
 
     Raises
     ------
     ValueError
-        For what cannot stand in an address, a header and a cookie.
+        For characters that a URL, a header or a cookie would have to escape.
     """
     if isinstance(given, bool):
         return secrets.token_urlsafe(24) if given else None
@@ -132,8 +120,23 @@ def token_of(given: str | bool) -> str | None:
 
 
 def is_loopback(address: str) -> bool:
-    """Whether only this machine reaches an address."""
+    """Whether an address can be reached from this machine only."""
     return ip_address(address.partition("%")[0]).is_loopback
+
+
+def _equal(word: str, token: str) -> bool:
+    """Compare in constant time."""
+    return compare_digest(word.encode("latin-1", "replace"), token.encode("ascii"))
+
+
+def _tokens(scope: Mapping[str, Any]) -> list[str]:
+    """All tokens that a request shows, as bearer or as cookie."""
+    bearers = [value.split(" ", 1) for value in _values(scope, "authorization")]
+    cookies = [part.strip().split("=", 1) for value in _values(scope, "cookie") for part in value.split(";")]
+    return [
+        *(words[1].strip() for words in bearers if len(words) == 2 and words[0].lower() == "bearer"),
+        *(words[1] for words in cookies if len(words) == 2 and words[0] == _cookie_name(scope)),
+    ]
 
 
 def _values(scope: Mapping[str, Any], name: str) -> list[str]:
@@ -147,7 +150,7 @@ def _origin(text: str) -> Origin | None:
 
 
 def _arrived_at(name: str, scope: Mapping[str, Any]) -> bool:
-    """Whether `name` is the very address that a request arrived at."""
+    """Whether `name` is the address that a request arrived at."""
     server = scope.get("server")
     return _is_address(name) and bool(server) and _is_address(server[0]) and _plain(name) == _plain(server[0])
 
@@ -161,10 +164,10 @@ def _is_address(text: str) -> bool:
 
 
 def _plain(text: str) -> Any:
-    address = ip_address(text.partition("%")[0])  # what follows % is an interface
+    address = ip_address(text.partition("%")[0])  # the part after % names an interface
     return getattr(address, "ipv4_mapped", None) or address
 
 
 def _cookie_name(scope: Mapping[str, Any]) -> str:
-    """With the port: cookies are the host's, and two servers may run on it."""
+    """With the port, because the servers of one host share their cookies."""
     return f"numllama-{(scope.get('server') or ('', 0))[1]}"

@@ -1,4 +1,4 @@
-"""Threads of their own for conversations: while chat templates take their time, all other requests find a thread."""
+"""A thread pool for chat templates, so that slow templates do not hold up other requests."""
 
 import asyncio
 from collections.abc import Callable
@@ -11,5 +11,5 @@ _threads = ThreadPoolExecutor(PROCESSES, "numllama chat")
 
 
 async def in_chat_thread(function: Callable[..., Any], *arguments: Any) -> Any:
-    """The function's result, as :func:`asyncio.to_thread` gives it."""
+    """Run a function in the pool, like :func:`asyncio.to_thread`."""
     return await asyncio.get_running_loop().run_in_executor(_threads, function, *arguments)

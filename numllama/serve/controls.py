@@ -1,40 +1,41 @@
-"""The page's controls: what each kind can send, sliders for any range, and the settings with their meaning."""
+"""The page's controls: the values that each kind can send, sliders for any range, and the sampling settings."""
 
 from typing import Any, NamedTuple
 
 import gradio as gr
+from gradio.components import Component
 
 from numllama.errors import shown
-from numllama.generation import SamplingConfig
+from numllama.generation.config import SamplingConfig
 from numllama.serve.engine import Engine, Request
-from numllama.serve.guard import KEPT, NOTHING, NUMBER, TEXT
+from numllama.serve.guard import NOTHING, NUMBER, SAVED, TEXT
 
 TOP_K = 200
-# Of every kind of control that an event takes a value of. Gradio would take a file's path for any of them.
-SENDS = {
+# The kind of value of each control that is an event's input. Gradio itself would accept a file's path for any of them.
+CONTROL_KINDS = {
     gr.Textbox: TEXT,
     gr.Dropdown: TEXT,
     gr.Slider: NUMBER,
     gr.Number: NUMBER,
-    gr.BrowserState: KEPT,
+    gr.BrowserState: SAVED,
     gr.State: NOTHING,
 }
 
 
 def slider(low: int, high: int, value: int, **options: Any) -> gr.Slider | gr.Number:
-    """A slider, or a number that stands still where there is one value: Gradio has no slider without a way to go."""
+    """A slider, or a fixed number if only one value is possible: Gradio's sliders need a range."""
     if low < high:
         return gr.Slider(low, high, value, **options)
     return gr.Number(value, minimum=low, maximum=high, precision=0, interactive=False, **options)
 
 
 def changes(control: gr.Slider | gr.Number) -> list[Any]:
-    """The events of a slider that was moved."""
+    """The events of a slider that the visitor moves."""
     return [control.release, control.change] if isinstance(control, gr.Slider) else []
 
 
 class Settings(NamedTuple):
-    """The controls' values, in the order in which they stand."""
+    """The values of the controls, in their order on the page; Gradio sends None for an empty one."""
 
     temperature: float
     top_k: int
@@ -42,16 +43,16 @@ class Settings(NamedTuple):
     min_p: float
     repetition_penalty: float
     max_new_tokens: int
-    seed: str
-    stop: str
+    seed: str | None
+    stop: str | None
 
-    def request(self, engine: Engine, prompt: Any, stop: tuple[str, ...] = (), runners_up: int | None = None) -> Request:
-        """What the engine is asked for; a control at its neutral end is no filter."""
+    def request(self, engine: Engine, prompt: Any, stop: tuple[str, ...] = (), top_logprobs: int | None = None) -> Request:
+        """The request to the engine. A control at its neutral end filters nothing."""
         if empty := [name for name, value in self._asdict().items() if value is None and name not in ("seed", "stop")]:
             raise ValueError(f"{empty[0].replace('_', ' ')} is empty, but must be a number")
         if self.max_new_tokens > engine.new_tokens:
             raise ValueError(
-                f"max new tokens is {self.max_new_tokens:,}, but {engine.new_tokens:,} are the most that are written here"
+                f"max new tokens is {self.max_new_tokens:,}, but this server generates at most {engine.new_tokens:,}"
             )
         seed = (self.seed or "").strip()
         if seed and not (seed.isdecimal() and len(seed) < 20 and int(seed) < 2**63):
@@ -66,20 +67,20 @@ class Settings(NamedTuple):
             stop_ids=engine.defaults["stop_ids"],
         )
         own = (self.stop.replace("\\n", "\n"),) if self.stop else ()
-        return Request(prompt, int(self.max_new_tokens), sampling, (*own, *stop), runners_up)
+        return Request(prompt, int(self.max_new_tokens), sampling, (*own, *stop), top_logprobs)
 
 
-def settings_of(engine: Engine) -> list[Any]:
-    """In the order of the fields of :class:`Settings`; each begins with what the checkpoint says, if it says anything."""
+def settings_of(engine: Engine) -> list[Component]:
+    """The controls of :class:`Settings`, in that order; their initial values are the checkpoint's, where it has any."""
     most, vocab_size = engine.new_tokens, engine.model.config.vocab_size
-    said = {name: value for name, value in engine.defaults.items() if value is not None}
-    temperature, penalty, top_p = said.get("temperature", 0.8), said.get("repetition_penalty", 1), said.get("top_p", 1)
-    top_k = said.get("top_k", 0) if 0 < said.get("top_k", 0) < vocab_size else 0
+    own = {name: value for name, value in engine.defaults.items() if value is not None}
+    temperature, penalty, top_p = own.get("temperature", 0.8), own.get("repetition_penalty", 1), own.get("top_p", 1)
+    top_k = own.get("top_k", 0) if 0 < own.get("top_k", 0) < vocab_size else 0
     return [
         gr.Slider(0, max(2, temperature), temperature, step=0.01, label="Temperature (0: greedy)", elem_id="temperature"),
         gr.Slider(0, max(min(TOP_K, vocab_size), top_k), top_k, step=1, label="Top-k (0: all)", elem_id="top-k"),
         gr.Slider(min(0.05, top_p), 1, top_p, step=0.01, label="Top-p (1: all)", elem_id="top-p"),
-        gr.Slider(0, 1, said.get("min_p", 0), step=0.01, label="Min-p (0: all)", elem_id="min-p"),
+        gr.Slider(0, 1, own.get("min_p", 0), step=0.01, label="Min-p (0: all)", elem_id="min-p"),
         gr.Slider(
             min(0.5, penalty),
             max(2, penalty),
@@ -89,6 +90,6 @@ def settings_of(engine: Engine) -> list[Any]:
             elem_id="repetition-penalty",
         ),
         slider(1, most, min(256, most), step=1, label="Max new tokens", elem_id="max-new-tokens"),
-        gr.Textbox("", label="Seed", info="empty: another text each time", elem_id="seed", max_lines=1),
-        gr.Textbox("", label="Stop at", info="a text that ends it; \\n is a new line", elem_id="stop-at", max_lines=1),
+        gr.Textbox("", label="Seed", info="empty = random", elem_id="seed", max_lines=1),
+        gr.Textbox("", label="Stop sequence", info="\\n = newline", elem_id="stop-at", max_lines=1),
     ]

@@ -1,4 +1,4 @@
-"""Pictures for the page, as HTML and SVG: tokens with their chances, attention maps, loss curves."""
+"""Pictures for the page, as HTML and SVG: tokens with their probabilities, attention maps, loss curves."""
 
 import math
 import struct
@@ -12,40 +12,39 @@ import numpy as np
 
 from numllama.errors import visible
 
-COLOURS = 6  # of neighbouring tokens, see style.css
-WIDTH, HEIGHT, LEFT, RIGHT, ABOVE, BELOW = 720, 300, 52, 24, 16, 30  # of a curve, in its own units
-MOST_POINTS = 600  # of a curve: more cannot be seen
+COLOURS = 6  # of tokens, in turn; see style.css
+WIDTH, HEIGHT, LEFT, RIGHT, ABOVE, BELOW = 720, 300, 52, 24, 16, 30  # of a loss curve, in SVG units
+MAX_POINTS = 600  # of a curve; more would not be visible
 
 
 # ------------------------------------------------------------------------------------------------ tokens
 
 
-def token_span(text: str, place: int, chance: float | None = None, others: Sequence[tuple[str, float]] = ()) -> str:
-    """A token as a coloured piece; with a chance, what it was and what else might have come, shown when it is pointed at.
+def token_span(text: str, place: int, logprob: float | None = None, top_logprobs: Sequence[tuple[str, float]] = ()) -> str:
+    """A coloured token. With a log-probability, its alternatives appear on hover.
 
     Parameters
     ----------
     text : str
     place : int
-        In the text, for its colour.
-    chance : float, optional
-        Its log-probability.
-    others : sequence of (str, float)
+        Its position in the text, which chooses the colour.
+    logprob : float, optional
+    top_logprobs : sequence of (str, float)
         The likeliest tokens in its place and their log-probabilities.
     """
     look = f"token c{place % COLOURS}"
-    if chance is None:
+    if logprob is None:
         return f'<span class="{look} given">{_visible(text)}</span>'
-    p = math.exp(chance)
-    rows = "".join(_row(name, math.exp(other), name == text) for name, other in others)
-    if all(name != text for name, _ in others):
+    p = math.exp(logprob)
+    rows = "".join(_row(name, math.exp(other), name == text) for name, other in top_logprobs)
+    if all(name != text for name, _ in top_logprobs):
         rows += _row(text, p, True)
-    tip = f'<span class="tip"><b>{_name(text)}</b> had {percent(p)}<span class="rows">{rows}</span></span>'
+    tip = f'<span class="tip"><b>{_name(text)}</b>: {percent(p)}<span class="rows">{rows}</span></span>'
     return f'<span class="{look}" tabindex="0" style="--p:{p:.3f}">{_visible(text)}{tip}</span>'
 
 
 def percent(p: float) -> str:
-    """A probability as people read it."""
+    """A probability as a percentage."""
     return f"{100 * p:.0f} %" if p > 0.1 else f"{100 * p:.1f} %" if p > 0.0005 else "&lt; 0.1 %"
 
 
@@ -57,12 +56,12 @@ def _row(name: str, p: float, chosen: bool) -> str:
 
 
 def _name(text: str) -> str:
-    """A token alone: its spaces are seen."""
+    """A token with visible spaces."""
     return _visible(text.replace(" ", "␣")).rstrip("\n")
 
 
 def _visible(text: str) -> str:
-    """A line's end is shown and kept."""
+    """Escaped text with visible control characters; newlines are marked and kept."""
     return escape(visible(text)).replace("\n", "↵\n").replace("\t", "⇥") or "∅"
 
 
@@ -70,7 +69,7 @@ def _visible(text: str) -> str:
 
 
 def attention_map(weights: np.ndarray, labels: Sequence[str]) -> str:
-    """One head's weights (T, T) as a picture: a row for each token that looks, a column for each that is looked at."""
+    """One head's attention weights (T, T): a row for each query token, a column for each key token."""
     T, cell = len(labels), 18
     margin = 18 + 7 * max(len(_short(label)) for label in labels)
     size = margin + cell * T
@@ -81,14 +80,14 @@ def attention_map(weights: np.ndarray, labels: Sequence[str]) -> str:
         parts.append(f'<text transform="translate({at:.1f} {margin - 6}) rotate(-90)">{name}</text>')
     for t, row in enumerate(weights):
         for s, weight in enumerate(row[: t + 1]):
-            title = f"{_name(labels[t])} looks at {_name(labels[s])}: {percent(float(weight))}"
+            title = f"{_name(labels[t])} attends to {_name(labels[s])}: {percent(float(weight))}"
             place = f'x="{margin + cell * s}" y="{margin + cell * t}" width="{cell - 1}" height="{cell - 1}"'
             parts.append(f'<rect {place} fill-opacity="{0.04 + 0.96 * float(weight):.3f}"><title>{title}</title></rect>')
     return "".join([*parts, "</svg>"])
 
 
 def head_strip(weights: np.ndarray, chosen: int) -> str:
-    """All heads (H, T, T), small, side by side."""
+    """Thumbnails of all heads (H, T, T), side by side."""
     heads = (
         f'<span class="{"head chosen" if h == chosen else "head"}"><img alt="head {h}" src="{png(1 - np.sqrt(head))}">{h}</span>'
         for h, head in enumerate(weights)
@@ -97,7 +96,7 @@ def head_strip(weights: np.ndarray, chosen: int) -> str:
 
 
 def png(values: np.ndarray) -> str:
-    """A picture of numbers from 0, black, to 1, white, as an address."""
+    """A grey picture as a data URL: 0 is black, 1 is white."""
     grey = (np.asarray(values).clip(0, 1) * 255).round().astype(np.uint8)
     rows = b"".join(b"\0" + row.tobytes() for row in grey)
 
@@ -117,7 +116,7 @@ def _short(label: str) -> str:
 
 
 def loss_curve(lines: Sequence[dict]) -> str:
-    """The lines of a metrics.jsonl as a picture: each step's loss, its running mean, and the validation estimates."""
+    """Plot the lines of a metrics.jsonl: each step's loss, its running mean, and the validation estimates."""
     lines = [line for line in lines if math.isfinite(line["loss"])]
     if not lines:
         return '<p class="note">No step has been logged yet.</p>'
@@ -158,20 +157,20 @@ def loss_curve(lines: Sequence[dict]) -> str:
 
 
 def running_mean(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
-    """Each point the mean of what came before it, the latest counting most."""
+    """Exponential running mean of the points."""
     mean, out = points[0][1], []
-    weight = min(1.0, 80 / len(points))  # about a hundredth of the curve: smooth, and hardly late
+    weight = min(1.0, 80 / len(points))  # averages about a hundredth of the curve: smooth, with little lag
     for i, (step, loss) in enumerate(points):
-        mean += (loss - mean) * max(weight, 3 / (i + 3))  # a curve falls fast at first
+        mean += (loss - mean) * max(weight, 3 / (i + 3))  # less averaging at first, where the loss falls fast
         out.append((step, mean))
     return out
 
 
 def thinned(points: Sequence[tuple[int, float]]) -> Sequence[tuple[int, float]]:
-    """As many points as can be seen, the last one among them."""
-    if len(points) <= MOST_POINTS:
+    """At most MAX_POINTS of the points, including the last."""
+    if len(points) <= MAX_POINTS:
         return points
-    bounds = [len(points) * i // MOST_POINTS for i in range(MOST_POINTS + 1)]
+    bounds = [len(points) * i // MAX_POINTS for i in range(MAX_POINTS + 1)]
     return [points[stop - 1] for _, stop in pairwise(bounds)]
 
 

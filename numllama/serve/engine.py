@@ -1,7 +1,7 @@
-"""One model, many texts at once: a single thread computes a token of each in turn, and hands it to whoever waits for it.
+"""One model, many texts: a single thread generates one token of each in turn.
 
-So no two threads compete for the cores, everybody's text grows at the same pace, and a text that nobody waits for any more ends
-with its next token. Of what was written, keys and values are kept for a while: the next message of a conversation finds them.
+So no two threads compete for the cores, all texts grow at the same pace, and a cancelled one ends with its next token. The keys
+and values of the latest texts are kept, so that the next message of a conversation computes only its own tokens.
 """
 
 import asyncio
@@ -10,82 +10,91 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from threading import Condition, Thread
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from numllama.backend import array_module
 from numllama.errors import NumllamaError, out_of_memory
-from numllama.generation import KVCache
+from numllama.generation.kv_cache import KVCache
 from numllama.generation.steps import begin
 from numllama.generation.text import default_settings, encode_prompt, fewest_tokens, window_for
-from numllama.model import Transformer
-from numllama.serve.texts import Piece, Request, Text, Texts, Token
+from numllama.model.transformer import Transformer
+from numllama.serve.job import Chunk, Job, Prompt, Request, Text, Token
 
-__all__ = ["Busy", "Engine", "EngineStopped", "Limits", "Piece", "Request", "Texts", "Token"]
+__all__ = ["Busy", "Chunk", "Engine", "EngineStopped", "Job", "Limits", "Request", "Token"]
 
 KEPT_CACHES = 2  # of finished texts
-WORTH_KEEPING = 16  # tokens in common with a new prompt; fewer are computed as fast as they are found
-STOPPED = "the server cannot write any more: its engine has stopped by an error, and it has to be started again"
+WORTH_KEEPING = 16  # tokens in common with a new prompt: recomputing fewer takes no longer than looking them up
+STOPPED = "the engine has stopped after an error; restart the server"
+BUSY = "the server is busy: try again in a moment"
 
 
 class Busy(NumllamaError):
-    """The server has as many texts to write as it takes."""
+    """The server has no room for another text."""
 
 
 class EngineStopped(NumllamaError):
-    """The engine's thread has ended by an error: nothing will be written any more."""
+    """The engine's thread has ended with an error and generates nothing more."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one server takes on.
+    """Limits of one server.
 
     Attributes
     ----------
     prompt_tokens : int
-        Of one prompt.
+        Longest prompt.
     new_tokens : int
-        Of one text.
-    running : int
-        Texts that are written at the same time.
+        Most new tokens of one text.
+    max_concurrent : int
+        Texts generated at the same time.
     waiting : int
-        Texts that wait for their turn; more are refused.
+        Texts that may wait for their turn; further ones are refused.
     """
 
     prompt_tokens: int = 4096
     new_tokens: int = 1024
-    running: int = 8
+    max_concurrent: int = 8
     waiting: int = 32
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if type(value) is not int or value < (0 if name == "waiting" else 1):
-                raise ValueError(f"{name} is {value!r}, but must be a whole number of at least {0 if name == 'waiting' else 1}")
+            least = 0 if name == "waiting" else 1
+            if type(value) is not int or value < least:
+                raise ValueError(f"{name} is {value!r}, but must be a whole number of at least {least}")
+
+
+class Call(NamedTuple):
+    """Other work for the engine's thread, and the future of its result."""
+
+    future: Future
+    work: Callable[[], Any]
 
 
 class Engine:
-    """Writes texts, all in one thread.
+    """Generates texts, all in one thread.
 
     Parameters
     ----------
     model : Transformer
     tokenizer : Tokenizer or CharTokenizer
     limits : Limits
-        A prompt cannot be longer than the model's max_seq_len either.
+        The model's max_seq_len bounds prompts too.
 
     Attributes
     ----------
     defaults : dict
-        The checkpoint's own settings for sampling and its end tokens: see :func:`numllama.generation.text.default_settings`.
+        The checkpoint's sampling settings and end tokens: see :func:`numllama.generation.text.default_settings`.
     failure : BaseException or None
-        What the thread ended with, if it ended before :meth:`close`.
+        The error that ended the thread before :meth:`close`.
     """
 
     def __init__(self, model: Transformer, tokenizer: Any, limits: Limits = Limits()) -> None:
         self.model, self.tokenizer, self.limits = model, tokenizer, limits
         c = model.config
-        # Beyond max_seq_len each token sees a window; a table of learned positions has an end.
+        # Beyond max_seq_len each token attends to a window; learned positions end with their table.
         self.window = None if c.positions == "learned" else c.max_seq_len
         self.prompt_tokens = min(limits.prompt_tokens, c.max_seq_len)
         self.new_tokens = limits.new_tokens if self.window else min(limits.new_tokens, c.max_seq_len)
@@ -93,103 +102,103 @@ class Engine:
         self.failure: BaseException | None = None
         self._waiting: deque[Text] = deque()
         self._running: list[Text] = []
-        self._calls: deque[tuple[Future, Callable[[], Any]]] = deque()
+        self._calls: deque[Call] = deque()
         self._caches: list[KVCache] = []
         self._changed, self._closing = Condition(), False
         self._thread = Thread(target=self._work, name="numllama engine", daemon=True)
         self._thread.start()
 
-    # -------------------------------------------------------------------------------------------- for its users
+    # -------------------------------------------------------------------------------------------- for clients
 
-    async def submit(self, requests: Sequence[Request], model: Transformer | None = None, tokenizer: Any = None) -> "Texts":
-        """Have texts written, by another model than the engine's own if one is named.
+    async def submit(self, requests: Sequence[Request], model: Transformer | None = None, tokenizer: Any = None) -> Job:
+        """Queue texts for generation, by the engine's own model or by another.
 
         Raises
         ------
         ValueError
-            For a request that cannot be fulfilled.
+            For an invalid request.
         Busy
-            If there is no place for it now.
+            If the queue is full.
         EngineStopped
             If the engine's thread has ended.
         """
-        texts = Texts(self, asyncio.get_running_loop())
+        job = Job(asyncio.get_running_loop())
         own = model is None
-        model, tokenizer = (self.model, self.tokenizer) if own else (model, tokenizer)
-        encoded: dict[tuple, tuple[list[int], list[int]]] = {}  # each prompt once, however many texts it is to have
+        if model is None:
+            model, tokenizer = self.model, self.tokenizer
+        encoded: dict[tuple, Prompt] = {}  # a prompt with several texts is encoded once
         for i, request in enumerate(requests):
             name = request.special, request.prompt if isinstance(request.prompt, str) else id(request.prompt)
-            if name not in encoded:  # a long text takes its time
-                encoded[name] = await asyncio.to_thread(self._encoded, request, model, tokenizer)
-            self._check(request, encoded[name][1], model)
-            texts.parts.append(Text(texts, i, model, tokenizer, own, request, *encoded[name]))
+            if name not in encoded:  # in a thread, because a long prompt takes a while
+                encoded[name] = await asyncio.to_thread(self._encode, request, model, tokenizer)
+            self._check(request, encoded[name].ids, model)
+            job.texts.append(Text(job, i, model, tokenizer, own, request, encoded[name]))
         with self._changed:
             if self.failure is not None:
                 raise EngineStopped(STOPPED)
-            self._waiting = deque(text for text in self._waiting if not text.texts.cancelled)
-            free = self.limits.running - len(self._running) + self.limits.waiting - len(self._waiting)
+            self._waiting = deque(text for text in self._waiting if not text.job.cancelled)
+            free = self.limits.max_concurrent - len(self._running) + self.limits.waiting - len(self._waiting)
             if self._closing or len(requests) > free:
-                reason = "the server is shutting down" if self._closing else "the server is busy: try again in a moment"
-                raise Busy(reason)
-            self._waiting.extend(texts.parts)
+                raise Busy("the server is shutting down" if self._closing else BUSY)
+            self._waiting.extend(job.texts)
             self._changed.notify_all()
-        return texts
+        return job
 
     def call(self, work: Callable[[], Any]) -> Future:
-        """Have something else computed between two tokens."""
+        """Run other work in the engine's thread, between two tokens."""
         future: Future = Future()
         with self._changed:
             if self.failure is not None:
                 raise EngineStopped(STOPPED)
             if self._closing or len(self._calls) >= self.limits.waiting:
-                raise Busy("the server is busy: try again in a moment")
-            self._calls.append((future, work))
+                raise Busy(BUSY)
+            self._calls.append(Call(future, work))
             self._changed.notify_all()
         return future
 
     def close(self) -> None:
-        """End all texts, and the thread."""
+        """End all texts and the thread."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
         self._thread.join()
 
     @property
-    def texts(self) -> int:
-        """How many are being written or wait."""
+    def n_texts(self) -> int:
+        """Number of texts that are running or waiting."""
         return len(self._running) + len(self._waiting)
 
     def check_length(self, *texts: str, tokenizer: Any = None) -> None:
-        """Raise ValueError for texts that are longer than any prompt may be, before anybody reads through them."""
+        """Raise ValueError for texts that exceed every prompt limit, without encoding them."""
         tokenizer = tokenizer or self.tokenizer
         fewest = fewest_tokens(tokenizer, texts, self.prompt_tokens)
         if fewest > self.prompt_tokens:
             words = f"{fewest:,}" if hasattr(tokenizer, "characters") else f"at least {fewest:,}"
             raise ValueError(_too_long(words, self.prompt_tokens))
 
-    def _encoded(self, request: Request, model: Transformer, tokenizer: Any) -> tuple[list[int], list[int]]:
-        """The ids that a prompt spells, and all that the model sees."""
+    def _encode(self, request: Request, model: Transformer, tokenizer: Any) -> Prompt:
+        """Encode a prompt; ValueError if it is too long."""
         longest = min(self.prompt_tokens, model.config.max_seq_len)
         if isinstance(request.prompt, str):
             self.check_length(request.prompt, tokenizer=tokenizer)
         context, ids = encode_prompt(model, tokenizer, request.prompt, request.special)
         if len(ids) > longest:
             raise ValueError(_too_long(f"{len(ids):,}", longest))
-        return context, ids
+        return Prompt(context, ids)
 
     def _check(self, request: Request, ids: list[int], model: Transformer) -> None:
-        """Raise ValueError for what the model cannot do."""
+        """Raise ValueError if the model cannot generate this."""
         window = window_for(model.config, len(ids), request.max_new_tokens)
         begin(model, [np.asarray(ids)], request.max_new_tokens, request.sampling, window=window)
 
-    # -------------------------------------------------------------------------------------------- in its own thread
+    # -------------------------------------------------------------------------------------------- in the engine's thread
 
     def _work(self) -> None:
-        """All that the thread does. Whatever else than a text's own error ends it is told to everybody who waits."""
+        """The thread's main loop. An error that ends it reaches every waiting client; a text's own error does not end it."""
         error: BaseException = NumllamaError("the server is shutting down")
         try:
-            array_module(self.model.device)  # which GPU is the current one is a matter of each thread
-            while self._round():
+            array_module(self.model.device)  # the current GPU is set per thread
+            while self._step():
                 pass
         except BaseException as failure:
             error = EngineStopped(STOPPED)
@@ -201,33 +210,31 @@ class Engine:
             self._running, self._waiting, self._calls = [], deque(), deque()
         for text in texts:
             text.end("stop", error)
-        for future, _ in calls:
-            if future.set_running_or_notify_cancel():
-                future.set_exception(error)
+        for call in calls:
+            if call.future.set_running_or_notify_cancel():
+                call.future.set_exception(error)
 
-    def _round(self) -> bool:
-        """What is to be done now: calls, and a token of each text; False once it is closing."""
+    def _step(self) -> bool:
+        """Run the waiting calls and generate one token of each text; False once the engine is closing."""
         with self._changed:
             self._changed.wait_for(lambda: self._closing or self._calls or self._waiting or self._running)
             if self._closing:
                 return False
             calls, self._calls = self._calls, deque()
-            while self._waiting and len(self._running) < self.limits.running:
+            while self._waiting and len(self._running) < self.limits.max_concurrent:
                 self._running.append(self._waiting.popleft())
-        for future, work in calls:
-            _answer(future, work)
+        for call in calls:
+            _run(call)
         for text in list(self._running):
             self._advance(text)
         return True
 
     def _advance(self, text: Text) -> None:
-        """One more piece of a text."""
+        """Generate one more token of a text."""
         try:
-            if text.texts.cancelled:
+            if text.job.cancelled:
                 raise StopIteration
-            if text.pieces is None:
-                text.begin(self._cache(text) if text.own else None)
-            text.push(next(text.pieces))
+            text.push(next(text.deltas or text.begin(self._cache(text) if text.own else None)))
             return
         except StopIteration:
             ended = text.reason, None
@@ -236,15 +243,15 @@ class Engine:
         except MemoryError as error:
             ended = "stop", NumllamaError(out_of_memory(error))
             self._caches = []
-        except Exception as error:  # of this text alone: the others go on
+        except Exception as error:  # ends this text only
             ended = "stop", error
-        text.pieces = text.cache = None  # buffers go with them
+        text.deltas = text.cache = None  # frees their buffers
         with self._changed:
             self._running.remove(text)
-        text.end(*ended)  # last: whoever hears of it may ask for the next text, and finds its place and its cache
+        text.end(*ended)  # last, so that a client that reacts finds a free slot and the cache
 
     def _cache(self, text: Text) -> KVCache | None:
-        """The cache that has most in common with a prompt; a new one if it is not worth it."""
+        """The kept cache with the longest common prefix, or a new one if that prefix is short."""
         ids = np.asarray(text.ids)
 
         def common(cache: KVCache) -> int:
@@ -261,14 +268,14 @@ class Engine:
         return best
 
 
-def _answer(future: Future, work: Callable[[], Any]) -> None:
-    if not future.set_running_or_notify_cancel():
+def _run(call: Call) -> None:
+    if not call.future.set_running_or_notify_cancel():
         return
     try:
-        future.set_result(work())
+        call.future.set_result(call.work())
     except BaseException as error:
-        future.set_exception(error)
+        call.future.set_exception(error)
 
 
 def _too_long(tokens: str, longest: int) -> str:
-    return f"the prompt has {tokens} tokens, but {longest:,} are the most that are taken here"
+    return f"the prompt has {tokens} tokens, but this server accepts at most {longest:,}"

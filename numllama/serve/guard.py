@@ -1,22 +1,22 @@
-"""What stands before every request: who may ask, how much, and what a page may reach."""
+"""Checks before every request: access, size, and which of Gradio's routes and values a page may use."""
 
 import asyncio
 import json
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlencode
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from numllama.errors import shown
-from numllama.serve.access import Access, Refused
-from numllama.serve.api import BODY_BYTES, answer, body_of, refusal
+from numllama.serve.access import Access, Refusal
+from numllama.serve.api import BODY_BYTES, error_response, json_response, read_body
 from numllama.serve.requests import BadRequest, parse
 
-Message = dict[str, Any]
-# Scripts and styles are Gradio's own, which writes them into the page. Nothing is loaded from or sent to anywhere else.
+# Scripts and styles are Gradio's own, inlined into the page. Nothing is loaded from or sent to another server.
 POLICY = (
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; object-src 'none'; base-uri 'self'; form-action 'self'; "
     "frame-ancestors 'self'"
@@ -28,8 +28,8 @@ HEADERS = [
 ]
 SESSION = re.compile(r"[\w-]{1,64}", re.ASCII)
 JOIN, PREDICT = "/gradio_api/queue/join", "/gradio_api/run/predict"
-# All that the page asks for, of the more than a hundred routes that Gradio has: measured in a browser by
-# tests/browser/test_measured_routes.py, which fails when another Gradio's page asks for anything else, or for less.
+# The routes that the page uses, of more than a hundred that Gradio has. tests/browser/test_measured_routes.py measures them in a
+# browser, and fails if another version of Gradio uses more or fewer.
 ROUTES = {
     ("GET", r"/"),
     ("GET", r"/favicon\.ico"),
@@ -43,31 +43,31 @@ ROUTES = {
     ("POST", PREDICT),
 }
 OPEN = {method: re.compile("|".join(path for m, path in sorted(ROUTES) if m == method), re.ASCII) for method in ("GET", "POST")}
-# What Gradio reads of a request; others can change the addresses that it writes into the page, or are none of its business.
-READ = {b"host", b"accept", b"accept-encoding", b"content-type", b"if-none-match", b"if-modified-since"}
-ASKING = """<!doctype html><html lang="en"><meta charset="utf-8"><title>numllama</title>
-<form style="font:16px system-ui;margin:20vh auto;max-width:28em"><label for="token">This server asks for the token that
-<code>numllama serve</code> has printed.</label><p><input id="token" name="token" type="password" autofocus autocomplete="off">
+# The headers that Gradio needs. Others could change the URLs that it writes into the page, or are not meant for it.
+PASSED_HEADERS = {b"host", b"accept", b"accept-encoding", b"content-type", b"if-none-match", b"if-modified-since"}
+TOKEN_FORM = """<!doctype html><html lang="en"><meta charset="utf-8"><title>numllama</title>
+<form style="font:16px system-ui;margin:20vh auto;max-width:28em"><label for="token">Enter the token that
+<code>numllama serve</code> printed.</label><p><input id="token" name="token" type="password" autofocus autocomplete="off">
 <button>Open</button></form></html>
 """
 
 
 class Guard:
-    """An ASGI application around another.
+    """ASGI middleware that checks access and size, and adds security headers.
 
     Parameters
     ----------
     app : ASGI application
     access : Access, optional
-        Who may ask; default whoever asks for localhost.
+        Who may use it; default: requests to localhost, without a token.
     """
 
-    def __init__(self, app: Callable, access: Access | None = None) -> None:
+    def __init__(self, app: ASGIApp, access: Access | None = None) -> None:
         self.app, self.access = app, access or Access()
-        self.closing = asyncio.Event()  # once it is set, everybody is taken for gone
+        self.closing = asyncio.Event()  # once set, every client counts as disconnected
 
-    async def __call__(self, scope: Message, receive: Callable[[], Awaitable[Message]], send: Callable) -> None:
-        """Answer what is refused, pass on the rest."""
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer refused requests, pass on the others."""
         if scope["type"] == "websocket":
             await _no_websocket(scope, send)
             return
@@ -81,10 +81,10 @@ class Guard:
             await send(message)
 
         app = self._refused(scope) or self.app
-        await app(scope, self._received(receive), send_with_headers)
+        await app(scope, self._limited(receive), send_with_headers)
 
-    def _received(self, receive: Callable[[], Awaitable[Message]]) -> Callable[[], Awaitable[Message]]:
-        """What a client sends. A body without a stated length ends, as if the client had gone, where it becomes too long."""
+    def _limited(self, receive: Receive) -> Receive:
+        """`receive`, which reports a disconnect when the server closes or a body of unknown length becomes too long."""
         seen = 0
 
         async def run() -> Message:
@@ -103,30 +103,30 @@ class Guard:
 
         return run
 
-    def _refused(self, scope: Message) -> Response | None:
+    def _refused(self, scope: Scope) -> Response | None:
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        refused = self.access.refused(scope)
-        if refused is None or refused.status == 401:
+        refusal = self.access.refusal(scope)
+        if refusal is None or refusal.status == 401:
             if cookie := self.access.cookie(scope):
                 return RedirectResponse("/", 303, {"Set-Cookie": cookie, "Cache-Control": "no-store"})
-            if refused is not None and scope["method"] == "GET" and "text/html" in headers.get("accept", ""):
-                return HTMLResponse(ASKING, 401)
+            if refusal is not None and scope["method"] == "GET" and "text/html" in headers.get("accept", ""):
+                return HTMLResponse(TOKEN_FORM, 401)
         length = headers.get("content-length", "0")
-        if refused is None and (not length.isdecimal() or len(length) > 12 or int(length) > BODY_BYTES):
-            refused = Refused(413, f"the request is longer than {BODY_BYTES // 2**20} MiB")
-        if refused is None:
+        if refusal is None and (not length.isdecimal() or len(length) > 12 or int(length) > BODY_BYTES):
+            refusal = Refusal(413, f"the request is longer than {BODY_BYTES // 2**20} MiB")
+        if refusal is None:
             return None
-        body = {"error": {"message": refused.sentence, "type": "invalid_request_error", "param": None, "code": None}}
-        return answer(body, refused.status, {"WWW-Authenticate": "Bearer"} if refused.status == 401 else None)
+        body = {"error": {"message": refusal.message, "type": "invalid_request_error", "param": None, "code": None}}
+        return json_response(body, refusal.status, {"WWW-Authenticate": "Bearer"} if refusal.status == 401 else None)
 
 
 # ------------------------------------------------------------------------------------------------ the page
 
 
 class Kind(NamedTuple):
-    """What a control can send."""
+    """The values that a control can send, in Python and in words."""
 
-    takes: Callable[[Any], bool]
+    accepts: Callable[[Any], bool]
     words: str
 
 
@@ -139,11 +139,11 @@ def _is_number(value: Any) -> bool:
 
 
 def _has(value: Any, fields: Mapping[str, Callable[[Any], bool]]) -> bool:
-    """Whether it is an object of exactly these fields."""
-    return type(value) is dict and value.keys() == fields.keys() and all(takes(value[name]) for name, takes in fields.items())
+    """Whether it is an object with exactly these fields."""
+    return type(value) is dict and value.keys() == fields.keys() and all(check(value[name]) for name, check in fields.items())
 
 
-def _is_kept(value: Any) -> bool:
+def _is_saved(value: Any) -> bool:
     message = {"role": _is_text, "content": _is_text}
     if type(value) is list:
         return all(_has(one, message) for one in value)
@@ -152,39 +152,39 @@ def _is_kept(value: Any) -> bool:
 
 TEXT = Kind(_is_text, "a text or null")
 NUMBER = Kind(_is_number, "a number")
-NOTHING = Kind(lambda value: value is None, "null: what it holds never leaves the server")
-KEPT = Kind(_is_kept, "null, a text that was finished, or a list of {role, content}")
-EVENT = {  # what the page sends besides the event's number and its data
+NOTHING = Kind(lambda value: value is None, "null, because its value stays on the server")
+SAVED = Kind(_is_saved, "null, a finished text, or a list of {role, content}")
+EVENT = {  # what the page sends besides the event's number and data
     "session_hash": Kind(
         lambda value: type(value) is str and bool(SESSION.fullmatch(value)), "a text of 1 to 64 letters and digits"
     ),
     "trigger_id": Kind(lambda value: type(value) is int and _is_number(value), "a whole number"),
     "event_data": Kind(
         lambda value: _is_text(value) or _is_number(value) or _has(value, {"index": _is_number, "value": _is_text}),
-        "null, a text, a number, or the tab that was opened",
+        "null, a text, a number, or the opened tab",
     ),
 }
 
 
 class PageGuard:
-    """An ASGI application around Gradio's, which lets only through what the page's own controls can send.
+    """ASGI middleware around Gradio's application that passes on only what the page's controls can send.
 
-    Gradio has routes for files, for other people's servers and for much else. In place of any value it takes an object with a
-    `path` for a file, which it reads or fetches. It checks such paths itself, but nothing here relies on that: a route that the
-    page does not use is not there, and a value of another type than its control's never arrives.
+    Gradio has routes for files, for proxying other servers and more; and it treats an object with a `path`, in place of any
+    value, as a file to read or fetch. It checks such paths itself, but nothing here relies on that: routes that the page does not
+    use are closed, and a value of the wrong type never reaches Gradio.
 
     Parameters
     ----------
     app : ASGI application
     inputs : dict of int to sequence of Kind
-        Of each event, what each of its values may be.
+        For each event, the kinds of its values.
     """
 
-    def __init__(self, app: Callable, inputs: Mapping[int, Sequence[Kind]]) -> None:
+    def __init__(self, app: ASGIApp, inputs: Mapping[int, Sequence[Kind]]) -> None:
         self.app, self.inputs = app, inputs
 
-    async def __call__(self, scope: Message, receive: Callable[[], Awaitable[Message]], send: Callable) -> None:
-        """Answer what is refused, pass on the rest."""
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer refused requests, pass on the others."""
         if scope["type"] == "websocket":
             await _no_websocket(scope, send)
             return
@@ -192,18 +192,18 @@ class PageGuard:
             try:
                 scope = {**scope, **self._reduced(scope)}
                 if scope["method"] == "POST":
-                    content = self._checked(await body_of(Request(scope, receive)))
+                    content = self._checked(await read_body(Request(scope, receive)))
                     scope["headers"] = [*scope["headers"], (b"content-length", str(len(content)).encode())]
-                    receive = _again(content, receive)
+                    receive = _replay(content, receive)
             except BadRequest as error:
-                await refusal(error)(scope, receive, send)
+                await error_response(error)(scope, receive, send)
                 return
             except ClientDisconnect:
                 return
         await self.app(scope, receive, send)
 
-    def _reduced(self, scope: Message) -> Message:
-        """Of a request to one of the page's routes, what Gradio has to know."""
+    def _reduced(self, scope: Scope) -> Scope:
+        """The query, path and headers that Gradio needs; BadRequest for routes that the page does not use."""
         path, method = scope["path"], scope["method"]
         if method not in OPEN or not OPEN[method].fullmatch(path):
             raise BadRequest(f"the page has no {method} {shown(path)}", status=404)
@@ -216,11 +216,11 @@ class PageGuard:
         return {
             "query_string": query,
             "raw_path": path.encode("ascii"),
-            "headers": [(name, value) for name, value in scope["headers"] if name.lower() in READ],
+            "headers": [(name, value) for name, value in scope["headers"] if name.lower() in PASSED_HEADERS],
         }
 
     def _checked(self, content: bytes) -> bytes:
-        """An event, written anew: Gradio reads what was checked, whatever else the same bytes could have meant."""
+        """A checked event, serialised again so that Gradio parses exactly what was checked."""
         body = parse(content)
         event, data = body.pop("fn_index", None), body.pop("data", None)
         if type(event) is not int or event not in self.inputs:
@@ -228,26 +228,26 @@ class PageGuard:
         kinds = self.inputs[event]
         if not isinstance(data, list) or len(data) != len(kinds):
             raise BadRequest(f"data must be a list of {len(kinds)} values", "data")
-        if not EVENT["session_hash"].takes(body.get("session_hash")):
+        if not EVENT["session_hash"].accepts(body.get("session_hash")):
             raise BadRequest(f"session_hash must be {EVENT['session_hash'].words}", "session_hash")
         whole = {"fn_index": event, "data": data, **body}
         try:
             content = json.dumps(whole, allow_nan=False, ensure_ascii=False).encode()
-        except (ValueError, RecursionError):  # half of a surrogate pair; a number beyond all bounds
-            raise BadRequest("the request holds what can be no text and no number") from None
+        except (ValueError, RecursionError):
+            raise BadRequest("the request holds an unpaired surrogate or a number that is out of range") from None
         for i, (value, kind) in enumerate(zip(data, kinds, strict=True)):
-            if not kind.takes(value):
-                raise BadRequest(f"data[{i}] is {shown(value)}, but its control sends {kind.words}", "data", 422)
+            if not kind.accepts(value):
+                raise BadRequest(f"data[{i}] is {shown(value)}, but must be {kind.words}", "data", 422)
         for name, value in body.items():
             if name not in EVENT:
-                raise BadRequest(f"the page sends no {shown(name)}", status=422)
-            if not EVENT[name].takes(value):
-                raise BadRequest(f"{name} is {shown(value)}, but the page sends {EVENT[name].words}", name, 422)
+                raise BadRequest(f"the page never sends {shown(name)}", status=422)
+            if not EVENT[name].accepts(value):
+                raise BadRequest(f"{name} is {shown(value)}, but must be {EVENT[name].words}", name, 422)
         return content
 
 
-async def _no_websocket(scope: Message, send: Callable) -> None:
-    """There is nothing here for a websocket."""
+async def _no_websocket(scope: Scope, send: Send) -> None:
+    """Refuse a websocket."""
     if "websocket.http.response" in scope.get("extensions", {}):
         await send({"type": "websocket.http.response.start", "status": 404, "headers": []})
         await send({"type": "websocket.http.response.body", "body": b""})
@@ -255,9 +255,9 @@ async def _no_websocket(scope: Message, send: Callable) -> None:
         await send({"type": "websocket.close", "code": 1008})
 
 
-def _again(content: bytes, receive: Callable[[], Awaitable[Message]]) -> Callable[[], Awaitable[Message]]:
-    """A body that was read, to be read by the next."""
-    messages = iter([{"type": "http.request", "body": content, "more_body": False}])
+def _replay(content: bytes, receive: Receive) -> Receive:
+    """`receive` that starts with a body."""
+    messages: Iterator[Message] = iter([{"type": "http.request", "body": content, "more_body": False}])
 
     async def run() -> Message:
         return next(messages, None) or await receive()

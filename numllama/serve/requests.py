@@ -1,7 +1,7 @@
-"""What a program asks for: from the bytes of a request to texts to write, or one sentence that says what is wrong.
+"""Parse API requests: from the bytes of a body to texts to generate, or a one-sentence error.
 
-The fields are OpenAI's; top_k, min_p, repetition_penalty, skip_special_tokens and special are ours. How tokens are sampled is by
-default what the checkpoint's generation_config.json says, and where it says nothing, what OpenAI does.
+The fields are OpenAI's; top_k, min_p, repetition_penalty, skip_special_tokens and special are ours. Sampling settings default to
+the checkpoint's generation_config.json, and then to OpenAI's defaults.
 """
 
 import json
@@ -12,28 +12,39 @@ from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 from numllama.errors import CheckpointError
-from numllama.generation import SamplingConfig
 from numllama.generation.chat import chat_prompt, has_chat_template
+from numllama.generation.config import SamplingConfig
 from numllama.generation.text import opening
 from numllama.serve.engine import Engine, Request
 
-NEW_TOKENS = 256  # where nobody says how many
-MOST_TEXTS, MOST_STOPS, MOST_RUNNERS_UP, MOST_FIELDS = 8, 4, 20, 64
+NEW_TOKENS = 256  # default of max_tokens
+MAX_TEXTS, MAX_STOPS, MAX_TOP_LOGPROBS, MAX_FIELDS = 8, 4, 20, 64
 ROLES = ("system", "developer", "user", "assistant")
 CALLS = {"tool_calls", "function_call"}
 
 
 class BadRequest(ValueError):
-    """A request that cannot be answered: the sentence, the field, and the HTTP status."""
+    """A request that cannot be answered: the message, the field at fault, and the HTTP status."""
 
-    def __init__(self, sentence: str, field: str | None = None, status: int = 400, code: str | None = None) -> None:
-        super().__init__(sentence)
+    def __init__(self, message: str, field: str | None = None, status: int = 400, code: str | None = None) -> None:
+        super().__init__(message)
         self.field, self.status, self.code = field, status, code
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A whole request: texts to write, n for each prompt, and how to answer. `logprobs` is the number of runners-up, or None."""
+class ParsedRequest:
+    """A whole API request.
+
+    Attributes
+    ----------
+    requests : list of Request
+        The texts to generate, n for each prompt.
+    n : int
+    stream, include_usage : bool
+        How to respond.
+    logprobs : int, optional
+        Number of alternatives for each token; None: no log-probabilities.
+    """
 
     requests: list[Request]
     n: int = 1
@@ -43,7 +54,7 @@ class Asked:
 
 
 class Rule(NamedTuple):
-    """What a field may be, in Python and in words."""
+    """The values that a field may have, in Python and in words."""
 
     kind: type
     allowed: Callable[[Any], bool]
@@ -64,32 +75,32 @@ RULES = {
     "seed": _number(0, 2**63 - 1, Integral),
     "max_tokens": Rule(Integral, lambda value: value >= 0, "a whole number of at least 1, or 0 with echo"),
     "max_completion_tokens": Rule(Integral, lambda value: value >= 1, "a whole number of at least 1"),
-    "n": _number(1, MOST_TEXTS, Integral),
+    "n": _number(1, MAX_TEXTS, Integral),
     "model": Rule(str, lambda value: True, "a text"),
     "stream": Rule(bool, lambda value: True, "true or false"),
     "stream_options": Rule(
         Mapping, lambda value: set(value) <= {"include_usage", "include_obfuscation"}, "{include_usage: true or false}"
     ),
-    "top_logprobs": _number(0, MOST_RUNNERS_UP, Integral),
+    "top_logprobs": _number(0, MAX_TOP_LOGPROBS, Integral),
     "echo": Rule(bool, lambda value: True, "true or false"),
     "special": Rule(bool, lambda value: True, "true or false"),
     "skip_special_tokens": Rule(bool, lambda value: True, "true or false"),
 }
-OF_ONE_ROUTE = ("max_completion_tokens", "top_logprobs", "echo", "special")
+SINGLE_ROUTE_FIELDS = ("max_completion_tokens", "top_logprobs", "echo", "special")
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
-# What others' servers do and this one does not may stand in a request as long as it asks for nothing.
+# Features of other servers that this one lacks: a request may name them with a value that has no effect.
 NEUTRAL = {
     "frequency_penalty": (0,), "presence_penalty": (0,), "logit_bias": ({},), "best_of": (1,), "echo": (False,), "suffix": ("",),
     "response_format": ({"type": "text"},), "tools": ([],), "tool_choice": ("none", "auto"), "functions": ([],),
     "parallel_tool_calls": (True, False), "modalities": (["text"],),
 }  # fmt: skip
-ABOUT_THE_CALLER = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key")
+CALLER_FIELDS = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key")
 
 
 def parse(content: bytes) -> dict[str, Any]:
-    """The fields of a request that were given."""
+    """The fields of a request, without those that are null."""
     try:
-        body = json.loads(content.decode("utf-8"), parse_constant=_no_number)
+        body = json.loads(content.decode("utf-8"), parse_constant=_refuse_constant)
     except UnicodeDecodeError:
         raise BadRequest("the request is not UTF-8") from None
     except RecursionError:
@@ -101,24 +112,24 @@ def parse(content: bytes) -> dict[str, Any]:
     return {name: value for name, value in body.items() if value is not None}
 
 
-def completion(body: Mapping[str, Any], engine: Engine, model_name: str) -> Asked:
-    """Of ``/v1/completions``."""
+def completion(body: Mapping[str, Any], engine: Engine, model_name: str) -> ParsedRequest:
+    """Parse a request to ``/v1/completions``."""
     settings = _common(body, ("prompt", "logprobs", "echo", "special"), model_name)
     logprobs = body.get("logprobs")
     if logprobs is not None:
-        _check("logprobs", logprobs, _number(0, MOST_RUNNERS_UP, Integral))
+        _check("logprobs", logprobs, _number(0, MAX_TOP_LOGPROBS, Integral))
     prompts = _prompts(body.get("prompt"))
     n = body.get("n", 1)
-    if len(prompts) * n > MOST_TEXTS:
+    if len(prompts) * n > MAX_TEXTS:
         raise BadRequest(
-            f"{len(prompts)} prompts with n = {n} are {len(prompts) * n} texts, but {MOST_TEXTS} are the most", "prompt"
+            f"{len(prompts)} prompts with n = {n} make {len(prompts) * n} texts, but at most {MAX_TEXTS} are allowed", "prompt"
         )
-    how = dict(echo=body.get("echo", False), special=body.get("special", True))
-    return _asked(body, [(prompt, ()) for prompt in prompts], n, settings, logprobs, engine, **how)
+    options = dict(echo=body.get("echo", False), special=body.get("special", True))
+    return _parsed(body, [(prompt, ()) for prompt in prompts], n, settings, logprobs, engine, **options)
 
 
-def chat_completion(body: Mapping[str, Any], engine: Engine, model_name: str) -> Asked:
-    """Of ``/v1/chat/completions``."""
+def chat_completion(body: Mapping[str, Any], engine: Engine, model_name: str) -> ParsedRequest:
+    """Parse a request to ``/v1/chat/completions``."""
     settings = _common(body, ("messages", "logprobs", "top_logprobs", "max_completion_tokens"), model_name)
     if "logprobs" in body:
         _check("logprobs", body["logprobs"], RULES["stream"])
@@ -130,67 +141,67 @@ def chat_completion(body: Mapping[str, Any], engine: Engine, model_name: str) ->
         engine.check_length(*(message["content"] for message in messages if message.get("content")))
         _check_rendered(engine.tokenizer, messages)
         prompt = chat_prompt(engine.tokenizer, messages, opening(engine.model, engine.tokenizer))
-    except (ValueError, CheckpointError) as error:  # a template that cannot be run is no reason to try again
+    except (ValueError, CheckpointError) as error:  # a template that fails would fail again
         raise BadRequest(str(error), getattr(error, "field", None) or "messages") from error
-    return _asked(body, [prompt], body.get("n", 1), settings, logprobs, engine, special=False)
+    return _parsed(body, [prompt], body.get("n", 1), settings, logprobs, engine, special=False)
 
 
-def _asked(body, prompts, n, settings, logprobs, engine, **how) -> Asked:
+def _parsed(body, prompts, n, settings, logprobs, engine, **options) -> ParsedRequest:
     stop = body.get("stop", [])
     stops = [stop] if isinstance(stop, str) else stop
-    if not isinstance(stops, list) or len(stops) > MOST_STOPS or not all(isinstance(word, str) and word for word in stops):
-        raise BadRequest(f"stop must be a text of at least one character, or a list of up to {MOST_STOPS}", "stop")
+    if not isinstance(stops, list) or len(stops) > MAX_STOPS or not all(isinstance(word, str) and word for word in stops):
+        raise BadRequest(f"stop must be a text of at least one character, or a list of up to {MAX_STOPS}", "stop")
     most = engine.new_tokens
     given = next((name for name in ("max_completion_tokens", "max_tokens") if name in body), None)
     if given and body[given] > most:
-        raise BadRequest(f"{given} is {_shown(body[given])}, but {most} are the most that are written here", given)
+        raise BadRequest(f"{given} is {_shown(body[given])}, but this server generates at most {most}", given)
     new = body[given] if given else min(NEW_TOKENS, most)
-    if new == 0 and not how.get("echo"):
+    if new == 0 and not options.get("echo"):
         raise BadRequest("max_tokens is 0, but must be a whole number of at least 1, or 0 with echo", given)
     settings = engine.defaults | settings
     seed = settings.pop("seed", None)
-    how["skip_special_tokens"] = body.get("skip_special_tokens", True)
+    options["skip_special_tokens"] = body.get("skip_special_tokens", True)
     requests = []
     for prompt, own_stops in prompts:
         for i in range(n):
             sampling = SamplingConfig(**settings, seed=None if seed is None else seed + i)
-            requests.append(Request(prompt, new, sampling, (*stops, *own_stops), logprobs, **how))
+            requests.append(Request(prompt, new, sampling, (*stops, *own_stops), logprobs, **options))
     usage = bool(body.get("stream_options", {}).get("include_usage"))
-    return Asked(requests, n, body.get("stream", False), usage, logprobs)
+    return ParsedRequest(requests, n, body.get("stream", False), usage, logprobs)
 
 
 def _common(body: Mapping[str, Any], own: Sequence[str], model_name: str) -> dict[str, Any]:
-    """Check all fields but those of one route; returns the settings for sampling."""
+    """Check the fields that both routes share; returns the sampling settings."""
     for name, value in body.items():
-        if name in RULES and (name not in OF_ONE_ROUTE or name in own):
+        if name in RULES and (name not in SINGLE_ROUTE_FIELDS or name in own):
             _check(name, value, RULES[name])
         elif name in NEUTRAL:
             if not any((type(value) is type(v) and value == v) or value == v == 0 for v in NEUTRAL[name]):
-                raise BadRequest(f"{name} is {_shown(value)}, but this server does not do that", name)
-        elif name not in own and name not in ABOUT_THE_CALLER and name != "stop":
-            known = ", ".join(sorted({*RULES, "stop"} - set(OF_ONE_ROUTE) | set(own)))
-            raise BadRequest(f"there is no field {_shown(name)} here, but {known}", name)
+                raise BadRequest(f"{name} is {_shown(value)}, but this server does not support it", name)
+        elif name not in own and name not in CALLER_FIELDS and name != "stop":
+            known = ", ".join(sorted({*RULES, "stop"} - set(SINGLE_ROUTE_FIELDS) | set(own)))
+            raise BadRequest(f"there is no field {_shown(name)}, only {known}", name)
     if body.get("model", model_name) != model_name:
-        sentence = f"model is {_shown(body['model'])}, but this server has {model_name!r}"
-        raise BadRequest(sentence, "model", status=404, code="model_not_found")
+        message = f"model is {_shown(body['model'])}, but this server has {model_name!r}"
+        raise BadRequest(message, "model", status=404, code="model_not_found")
     return {name: body[name] for name in SAMPLING if name in body}
 
 
 def _check(name: str, value: Any, rule: Rule) -> None:
-    right = isinstance(value, rule.kind) and (rule.kind is bool or not isinstance(value, bool))
+    valid = isinstance(value, rule.kind) and (rule.kind is bool or not isinstance(value, bool))
     if isinstance(value, float) and not isfinite(value):
-        right = False
-    if not right or not rule.allowed(value):
+        valid = False
+    if not valid or not rule.allowed(value):
         raise BadRequest(f"{name} is {_shown(value)}, but must be {rule.words}", name)
 
 
 def _prompts(prompt: Any) -> list[str | list[int]]:
-    """One text, a list of texts, ids, or a list of lists of ids."""
+    """The prompts: one text, a list of texts, ids, or a list of lists of ids."""
     if prompt is None:
         raise BadRequest("prompt is missing", "prompt")
     prompts = prompt if isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list) else [prompt]
-    if len(prompts) > MOST_TEXTS:
-        raise BadRequest(f"prompt has {len(prompts)} texts, but {MOST_TEXTS} are the most", "prompt")
+    if len(prompts) > MAX_TEXTS:
+        raise BadRequest(f"prompt has {len(prompts)} texts, but at most {MAX_TEXTS} are allowed", "prompt")
     for one in prompts:
         ids = isinstance(one, list) and all(isinstance(i, int) and not isinstance(i, bool) and abs(i) < 2**31 for i in one)
         if not isinstance(one, str) and not ids:
@@ -205,7 +216,7 @@ def _messages(messages: Any) -> list[dict[str, Any]]:
 
 
 def _message(message: Any, name: str) -> dict[str, Any]:
-    """A message as the template gets it: without what is null or empty, which asks for nothing."""
+    """A message for the template, without fields that are null or empty."""
     if not isinstance(message, dict) or message.get("role") not in ROLES:
         raise BadRequest(f"{name} must have a role: {', '.join(ROLES)}", "messages")
     content = message.get("content")
@@ -213,7 +224,7 @@ def _message(message: Any, name: str) -> dict[str, Any]:
     more = {key: value for key, value in message.items() if key not in ("role", "content") and value not in (None, "", [], {})}
     if isinstance(content, list):
         content = "".join(_part(part, f"{name}'s content[{i}]") for i, part in enumerate(content))
-    if content is None and CALLS & more.keys():  # an answer that is nothing but a call
+    if content is None and CALLS & more.keys():  # an answer that consists of a call
         return {"role": role, **more}
     if not isinstance(content, str):
         raise BadRequest(f"{name}'s content must be a text", "messages")
@@ -224,37 +235,37 @@ def _part(part: Any, name: str) -> str:
     if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
         raise BadRequest(f'{name} must be a text: {{"type": "text", "text": "Hello"}}', "messages")
     if more := [key for key, value in part.items() if key not in ("type", "text") and value is not None]:
-        raise BadRequest(f"{name} has {_shown(more[0])}, but this server does not do that", "messages")
+        raise BadRequest(f"{name} has {_shown(more[0])}, but this server does not support it", "messages")
     return part["text"]
 
 
 def _check_rendered(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> None:
-    """Raise ValueError for a field that the conversation's text is the same without: it would be left out silently."""
+    """Raise ValueError for a field that the template ignores: without it the text would be the same."""
     fields = [(i, field) for i, message in enumerate(messages) for field in message if field not in ("role", "content")]
-    if len(fields) > MOST_FIELDS:
-        raise ValueError(f"the messages have {len(fields)} fields beside role and content, but {MOST_FIELDS} are the most")
+    if len(fields) > MAX_FIELDS:
+        raise ValueError(f"the messages have {len(fields)} fields besides role and content, but at most {MAX_FIELDS} are allowed")
     if fields and not has_chat_template(tokenizer):
         i, field = fields[0]
-        raise ValueError(f"messages[{i}] has {_shown(field)}, but this model has no chat template, which alone could write it")
+        raise ValueError(f"messages[{i}] has {_shown(field)}, but this model has no chat template to render it")
     text = tokenizer.apply_chat_template(messages, tokenize=False) if fields else ""
     for i, field in fields:
         without = {key: value for key, value in messages[i].items() if key != field}
         try:
             same = tokenizer.apply_chat_template([*messages[:i], without, *messages[i + 1 :]], tokenize=False) == text
-        except (ValueError, CheckpointError):  # the template cannot do without it, so it does something with it
+        except (ValueError, CheckpointError):  # the template fails without it, so it uses it
             same = False
         if same:
-            raise ValueError(f"messages[{i}] has {_shown(field)}, but this model's chat template leaves it out")
+            raise ValueError(f"messages[{i}] has {_shown(field)}, but this model's chat template ignores it")
 
 
 def _shown(value: Any) -> str:
-    """A value in a sentence, cut short."""
+    """A value for an error message, shortened."""
     try:
         text = repr(value)
-    except (ValueError, RecursionError):  # a number of thousands of digits
+    except (ValueError, RecursionError):  # a number with thousands of digits
         text = f"a {type(value).__name__}"
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is no number")
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number")

@@ -1,4 +1,4 @@
-"""`numllama serve`: the page and the routes on one port, from the first request to a clean end."""
+"""`numllama serve`: the page and OpenAI's routes on one port, with a clean shutdown."""
 
 import asyncio
 import os
@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from numllama.commands.generate import as_words
 from numllama.errors import NumllamaError
@@ -26,14 +26,14 @@ try:
     from starlette.routing import Mount
 
     from numllama.serve import api
-    from numllama.serve.access import Access, is_loopback, names_of, token_of
+    from numllama.serve.access import Access, host_names, is_loopback, resolve_token
     from numllama.serve.connection import Connection
-    from numllama.serve.guard import Guard, PageGuard
+    from numllama.serve.guard import Guard, Kind, PageGuard
 except ImportError as error:
     raise NumllamaError(NOT_INSTALLED) from error
 
-FAILED = 1  # the exit code for what only we can mend
-LAST_WORDS, LAST_SECONDS = 0.3, 2  # when the server ends: a page holds a connection for as long as it is open
+FAILED = 1  # exit code after a bug
+PAGE_SECONDS, SHUTDOWN_SECONDS = 0.3, 2  # seconds of a shutdown: until open pages are disconnected, and until everything is
 
 
 def serve_run(
@@ -63,12 +63,12 @@ def serve_run(
         Serve the page too, not only the routes.
     limits : Limits
     allow_host : sequence of str, optional
-        Other names that the server may be asked for by.
+        Further names of this server.
     token : str or bool, optional
-        What everybody has to show; True for a new one.
+        Token that every request must show; True for a new one.
     """
-    access = Access(names_of(host, allow_host), token_of(token))
-    listener = _listen(host, port)  # before the model is read: a port that is taken is said at once
+    access = Access(host_names(host, allow_host), resolve_token(token))
+    listener = _listen(host, port)  # before the model is loaded, so that a busy port is reported immediately
     with listener:
         engine = Engine(*open_model(model, tokenizer, device=device, dtype=dtype), limits)
         try:
@@ -81,39 +81,37 @@ def serve_run(
             engine.close()
     if engine.failure is not None:
         traceback.print_exception(engine.failure)
-        print("error: the server has ended, because its engine has stopped by this error", file=sys.stderr, flush=True)
+        print("error: the server has stopped because of the error above", file=sys.stderr, flush=True)
         return FAILED
-    print("the server has ended", flush=True)
+    print("the server has stopped", flush=True)
     return 0
 
 
 def _announce(name: str, host: str, listener: socket.socket, access: Access) -> None:
-    """Say where the server is, and show the token: this once."""
+    """Print the server's address, and the token, which is never printed again."""
     address, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host.replace("127.0.0.1", "localhost")
     url = f"http://{shown}:{port}"
-    print(f"{name}: {url}  (OpenAI's routes: {url}/v1; Ctrl-C ends)", flush=True)
+    print(f"{name}: {url}  (OpenAI's routes: {url}/v1; Ctrl-C to stop)", flush=True)
     if access.token is not None:
-        print(
-            f"token: {access.token}  (programs send it as API key; the page opens with {url}/?token={access.token})", flush=True
-        )
+        print(f"token: {access.token}  (for programs, the API key; for the page, open {url}/?token={access.token})", flush=True)
     elif not is_loopback(address):
-        sentence = f"WARNING: NO TOKEN: whoever reaches port {port} of this machine can use this server; --token asks for one"
-        print(sentence, file=sys.stderr, flush=True)
+        warning = f"WARNING: NO TOKEN: anyone who can reach port {port} of this machine can use this server; --token requires one"
+        print(warning, file=sys.stderr, flush=True)
 
 
-def application(engine: Engine, name: str, runs: Path | None = None, access: Access | None = None) -> Any:
+def application(engine: Engine, name: str, runs: Path | None = None, access: Access | None = None) -> Guard:
     """Page and routes as one ASGI application.
 
     Parameters
     ----------
     engine : Engine
     name : str
-        What the model is called.
+        Name of the model.
     runs : path, optional
         Folder of training runs for the page to show. Without one there is no page.
     access : Access, optional
-        Who may ask; default whoever asks for localhost.
+        Who may use it; default: requests to localhost, without a token.
     """
     routes = api.routes(engine, name)
     if runs is None:
@@ -123,82 +121,112 @@ def application(engine: Engine, name: str, runs: Path | None = None, access: Acc
     return Guard(Starlette(routes=[*routes, mounted], lifespan=page.router.lifespan_context), access)
 
 
-def _page(engine: Engine, name: str, runs: Path) -> tuple[Any, dict]:
-    """Gradio's application, and what each of its events takes."""
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported: nothing is sent anywhere
+class GradioPage(NamedTuple):
+    """Gradio's application, and for each of its events the kinds of its values."""
+
+    app: Any
+    inputs: dict[int, list[Kind]]
+
+
+def _page(engine: Engine, name: str, runs: Path) -> GradioPage:
+    """Gradio's application for the page."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported; nothing is sent anywhere
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-    os.environ["GRADIO_ANALYTICS_CACHE_FREQUENCY"] = "1000000000"  # else each click is counted in a table that nobody reads
+    os.environ["GRADIO_ANALYTICS_CACHE_FREQUENCY"] = "1000000000"  # else Gradio counts each click in a table that nothing reads
     try:
         from fastapi import FastAPI
         from gradio import mount_gradio_app
 
-        from numllama.serve import pages
+        from numllama.serve import layout
     except ImportError as error:
         raise NumllamaError(NOT_INSTALLED) from error
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    page = pages.build(engine, name, runs)
-    page.has_launched = True  # else Gradio does not look at the paths of a page that is mounted rather than launched
-    closed = dict(allowed_paths=[], blocked_paths=[Path.cwd().anchor], run_history=False, pwa=False, mcp_server=False)
-    return mount_gradio_app(app, page, path="/", ssr_mode=False, **closed, **pages.MOUNTED), pages.inputs(page)
+    page = layout.build(engine, name, runs)
+    page.has_launched = True  # else Gradio does not check the paths of a page that is mounted, not launched
+    mounted = mount_gradio_app(
+        app,
+        page,
+        path="/",
+        allowed_paths=[],
+        blocked_paths=[Path.cwd().anchor],
+        css_paths=layout.STYLE,
+        footer_links=[],
+        max_file_size=1,
+        mcp_server=False,
+        pwa=False,
+        run_history=False,
+        show_error=False,
+        ssr_mode=False,
+        theme=layout.theme(),
+    )
+    return GradioPage(mounted, layout.inputs(page))
 
 
 def model_name(path: Path) -> str:
-    """The last part of a path, without the ending of a file."""
+    """The last part of a path, without a file's extension."""
     path = path.resolve()
     return path.stem if path.is_file() else path.name
 
 
 class Server(uvicorn.Server):
-    """uvicorn's, which ends cleanly with exit code 0: first the texts, then the connections."""
+    """uvicorn's server with a clean shutdown: texts end first, then connections, and the exit code is 0."""
 
-    def __init__(self, app: Any, engine: Engine) -> None:
-        settings = dict(log_level="warning", access_log=False, timeout_graceful_shutdown=LAST_SECONDS, server_header=False)
-        super().__init__(uvicorn.Config(app, http=Connection, **settings))
-        self.engine = engine
+    def __init__(self, app: Guard, engine: Engine) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=Connection,
+                log_level="warning",
+                access_log=False,
+                timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+                server_header=False,
+            )
+        )
+        self.guard, self.engine = app, engine
 
     def serve_on(self, listener: socket.socket) -> None:
-        """Until it is told to end."""
+        """Serve until a signal arrives or the engine fails."""
         self.run(sockets=[listener])
 
     async def on_tick(self, counter: int) -> bool:
-        """Whether to end: also when the engine has ended, for then nothing can be answered any more."""
+        """Whether to stop: also when the engine has failed, because then no request can be answered."""
         return await super().on_tick(counter) or self.engine.failure is not None
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """As uvicorn's, but a signal that has been obeyed is not raised again."""
+        """As in uvicorn, but a handled signal is not raised again."""
         signals = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)]
         with handling(self.handle_exit, *signals):
             yield
-            ignore(*signals)  # those that come while it ends
+            ignore(*signals)  # further ones during the shutdown
 
     def handle_exit(self, sig: int, frame: Any) -> None:
-        """Ending takes LAST_SECONDS at most, so a second Ctrl-C changes nothing: uvicorn would cancel it with a traceback."""
+        """Start the shutdown. A second Ctrl-C changes nothing, because the shutdown takes at most SHUTDOWN_SECONDS."""
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Texts end first, so that no stream holds its connection; once that has been said, pages are left."""
+        """End texts first, so that streams finish; then disconnect the pages."""
         await asyncio.to_thread(self.engine.close)
-        asyncio.get_running_loop().call_later(LAST_WORDS, self.config.app.closing.set)
+        asyncio.get_running_loop().call_later(PAGE_SECONDS, self.guard.closing.set)
         await super().shutdown(sockets)
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A socket that listens, so that two servers never share a port."""
+    """A listening socket, whose port no second server can take."""
     if not 0 <= port <= 65535:
         raise ValueError(f"port is {port}, but must lie in 0..65535")
     listener = None
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        # With its protocol named: asyncio turns off the delay of small packets (44 ms each) for such sockets alone.
+        # The protocol is given because only then does asyncio disable Nagle's algorithm, which delays small packets by 44 ms.
         listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-        if sys.platform != "win32":  # there it would let two servers share the port
+        if sys.platform != "win32":  # on Windows it would let two servers share the port
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(128)
-    except (OSError, UnicodeError) as error:  # UnicodeError: no name of a machine
+    except (OSError, UnicodeError) as error:  # UnicodeError: an invalid host name
         if listener is not None:
             listener.close()
         why = getattr(error, "strerror", None) or error
-        raise NumllamaError(f"{host}:{port} cannot be listened on: {why}; choose another with --port") from error
+        raise NumllamaError(f"cannot listen on {host}:{port}: {why}; choose another port with --port") from error
     return listener

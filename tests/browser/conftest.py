@@ -1,4 +1,4 @@
-"""The page in Chromium: one server for all tests, and what the browser says about it."""
+"""The page in Chromium: one server for all tests."""
 
 import os
 import shutil
@@ -28,16 +28,16 @@ def runs(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def engine(runs):
-    """With a note of everything that it was asked for."""
+    """An engine that records its requests."""
     engine = small_engine(max_seq_len=128, new_tokens=20_000)
-    engine.asked = []
+    engine.recorded = []
     submit = engine.submit
 
-    async def noted(requests, *others):
-        engine.asked.extend(requests)
+    async def recording(requests, *others):
+        engine.recorded.extend(requests)
         return await submit(requests, *others)
 
-    engine.submit = noted
+    engine.submit = recording
     return engine
 
 
@@ -49,7 +49,7 @@ def url(engine, runs):
 
 @pytest.fixture
 def tab(browser, url):
-    """A new visitor. At the end nothing was complained about, and no request has left the machine."""
+    """A new visitor. At the end the console must have no errors, and no request may have left the machine."""
     made = Tab(browser, url)
     yield made
     made.close()

@@ -1,4 +1,4 @@
-"""Nobody reads a file through the page, and the page fetches nothing: 200 names, through every input and every route."""
+"""No file can be read through the page, and the page fetches nothing: 200 names through every input and every route."""
 
 import http.client
 import json
@@ -18,12 +18,12 @@ from numllama.serve.server import _page
 
 JOIN, PREDICT = "/gradio_api/queue/join", "/gradio_api/run/predict"
 SECRET = b"the secret of this test"
-TOLD = (SECRET, b"root:x:0:0", b"PATH=/")  # of a file of the user, /etc/passwd, /proc/self/environ
+CONTENTS = (SECRET, b"root:x:0:0", b"PATH=/")  # of a file of the user, /etc/passwd, /proc/self/environ
 
 
 @pytest.fixture(scope="module")
 def secret(tmp_path_factory):
-    """A file that only this user may read, with a link to it."""
+    """A private file, and a link to it."""
     folder = tmp_path_factory.mktemp("private")
     path = folder / "secret.txt"
     path.write_bytes(SECRET)
@@ -35,7 +35,7 @@ def secret(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def listener():
-    """The address of a socket, and who has connected to it."""
+    """The address of a socket, and the connections to it."""
     visits = []
     with socket.create_server(("127.0.0.1", 0)) as listening:
 
@@ -75,7 +75,7 @@ def names(secret: Path, address: str) -> list[str]:
 
 
 def objects(name: str) -> list:
-    """What Gradio would take for a file with this name, at any depth."""
+    """Objects that Gradio would take for a file with this name, at any depth."""
     file = {"path": name, "meta": {"_type": "gradio.FileData"}}
     return [
         file, [file], {"url": name}, {"path": name}, {"orig_name": name, **file}, {"a": {"b": [file]}}, [[file]],
@@ -86,14 +86,14 @@ def objects(name: str) -> list:
 
 
 def good(page_inputs: dict) -> dict[int, list]:
-    """What each event could be given."""
+    """Valid values for each event."""
     samples = {"a text or null": "a", "a number": 1}
     return {event: [samples.get(kind.words) for kind in kinds] for event, kinds in page_inputs.items()}
 
 
 @pytest.fixture(scope="module")
 def gradio(tmp_path_factory):
-    """The routes of Gradio's application, and what each event takes."""
+    """Gradio's application, and the kinds of each event's values."""
     engine = small_engine()
 
     async def made():  # see `own`
@@ -104,7 +104,7 @@ def gradio(tmp_path_factory):
 
 
 class Raw:
-    """A connection that sends a path as it is."""
+    """A connection that sends paths unchanged."""
 
     def __init__(self, url):
         self.address = urlsplit(url).netloc
@@ -126,8 +126,8 @@ def ask(own):  # noqa: F811
     raw.connection.close()
 
 
-def told(content: bytes) -> bool:
-    return any(words in content for words in TOLD)
+def leaked(content: bytes) -> bool:
+    return any(words in content for words in CONTENTS)
 
 
 def test_no_value_of_any_control_is_taken_for_a_file(ask, gradio, secret, listener):
@@ -143,7 +143,7 @@ def test_no_value_of_any_control_is_taken_for_a_file(ask, gradio, secret, listen
             body = json.dumps({"fn_index": event, "data": data, "session_hash": f"f{n}"})
             status, content = ask("POST", (JOIN, PREDICT)[(n + m) % 2], body, {"Content-Type": "application/json"})
             statuses.append(status)
-            assert not told(content)
+            assert not leaked(content)
     assert set(statuses) == {422}
     assert listener[1] == []
 
@@ -155,7 +155,7 @@ def test_beside_the_values_nothing_is_taken_for_a_file_either(ask, gradio, secre
             body = {"fn_index": 0, "data": values[0], "session_hash": "s", field: objects(name)[(n + m) % 15]}
             status, content = ask("POST", JOIN, json.dumps(body), {"Content-Type": "application/json"})
             assert status == 422
-            assert not told(content)
+            assert not leaked(content)
     assert listener[1] == []
 
 
@@ -169,7 +169,7 @@ def test_a_name_that_is_given_as_a_text_stays_a_text(own, gradio, secret, listen
             data[i] = name
             session = f"t{n}"
             assert http.post(JOIN, json=dict(fn_index=event, data=data, session_hash=session)).status_code == 200
-            assert not told(json.dumps(ending(http, session)).encode())
+            assert not leaked(json.dumps(ending(http, session)).encode())
     assert listener[1] == []
 
 
@@ -184,7 +184,7 @@ def test_no_route_answers_with_a_file_or_fetches_one(ask, gradio, secret, listen
         safe = quote(name, safe="/%?#=:@[]\\~&.!*'(),;$+")
         for m, (method, template) in enumerate(templates):
             takes_a_name = "{" in template
-            if not takes_a_name and (n + m) % 20:  # in turn, those without a place for a name get it as a query
+            if not takes_a_name and (n + m) % 20:  # routes without a place for a name get it as a query, in turn
                 continue
             path = (
                 filled.sub(lambda _, safe=safe: safe, template)
@@ -194,7 +194,7 @@ def test_no_route_answers_with_a_file_or_fetches_one(ask, gradio, secret, listen
             status, content = ask(
                 method, path.replace("#", "%23").replace("\\", "%5c"), b"{}" if method in ("POST", "PUT") else None
             )
-            assert not told(content), path
+            assert not leaked(content), path
             closed += status in (400, 404)
             assert status < 500, path
     assert closed > 2000
@@ -202,7 +202,7 @@ def test_no_route_answers_with_a_file_or_fetches_one(ask, gradio, secret, listen
 
 
 def flat(routes):
-    """Routes, and those of what is mounted or included."""
+    """All routes, mounted and included ones too."""
     for route in routes:
         if hasattr(route, "path"):
             yield route

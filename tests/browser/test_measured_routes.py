@@ -1,4 +1,4 @@
-"""What the page asks its server for, measured: all of it is let through, and nothing is open that no page asks for."""
+"""The requests that the page makes, measured: all of them are allowed, and no other route is open."""
 
 import re
 
@@ -10,18 +10,18 @@ from numllama.serve.guard import ROUTES, PageGuard
 
 
 @pytest.fixture
-def asked(monkeypatch):
-    """What arrives at the page's own routes from now on: method, path and status."""
+def requested(monkeypatch):
+    """The requests to the page's routes from now on: method, path and status."""
     requests = set()
     guarded = PageGuard.__call__
 
     async def recorded(self, scope, receive, send):
-        async def noted(message):
+        async def recording(message):
             if message["type"] == "http.response.start":
                 requests.add((scope.get("method", scope["type"]), scope["path"], message["status"]))
             await send(message)
 
-        await guarded(self, scope, receive, noted)
+        await guarded(self, scope, receive, recording)
 
     monkeypatch.setattr(PageGuard, "__call__", recorded)
     return requests
@@ -29,7 +29,7 @@ def asked(monkeypatch):
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory):
-    """A server of this module's own, which has two runs to show."""
+    """A server for this module, with two runs to show."""
     runs, engine = tmp_path_factory.mktemp("runs"), small_engine(new_tokens=20_000)
     for name in ("one", "two"):
         (runs / name).mkdir()
@@ -39,7 +39,7 @@ def own(tmp_path_factory):
 
 
 def use_everything(tab, engine):
-    """All that a visitor can do."""
+    """Do everything that a visitor can do."""
     for control in tab.page.locator("input[type=range]:visible").all():
         control.click()  # in its middle
     for button in tab.page.locator("button.reset-button:visible").all():
@@ -51,8 +51,8 @@ def use_everything(tab, engine):
     tab.tab("Chat")
     tab.page.fill("#message textarea", "abc")
     tab.page.click("#send")
-    tab.wait("#chat-status", "asked for|by itself")
-    tab.page.wait_for_timeout(300)  # what is kept in the browser is there
+    tab.wait("#chat-status", "length limit|finished")
+    tab.page.wait_for_timeout(300)  # until the browser has saved it
     tab.open()
     tab.tab("Chat")
     tab.page.wait_for_selector("#talk .message")
@@ -74,12 +74,12 @@ def use_everything(tab, engine):
     tab.tab("Generate")
     tab.set("max-new-tokens", 20_000)
     tab.page.click("#go")
-    until(lambda: engine.texts == 1)
+    until(lambda: engine.n_texts == 1)
     tab.page.close()  # in the middle of a text
-    until(lambda: engine.texts == 0, seconds=20)
+    until(lambda: engine.n_texts == 0, seconds=20)
 
 
-def test_all_that_the_page_asks_for_is_open_and_all_that_is_open_is_asked_for(browser, own, asked):
+def test_all_that_the_page_asks_for_is_open_and_all_that_is_open_is_asked_for(browser, own, requested):
     url, engine = own
     for width, height, scheme in ((1280, 900, "light"), (390, 844, "dark")):
         tab = Tab(browser, url, width, height, scheme)
@@ -87,7 +87,8 @@ def test_all_that_the_page_asks_for_is_open_and_all_that_is_open_is_asked_for(br
         use_everything(tab, engine)
         tab.close()
     known = {
-        request: [route for route in ROUTES if route[0] == request[0] and re.fullmatch(route[1], request[1])] for request in asked
+        request: [route for route in ROUTES if route[0] == request[0] and re.fullmatch(route[1], request[1])]
+        for request in requested
     }
     assert [request for request, routes in known.items() if not routes or request[2] != 200] == []
     assert ROUTES - {route for routes in known.values() for route in routes} == set()

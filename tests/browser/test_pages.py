@@ -1,4 +1,4 @@
-"""The page without a browser: models of every shape, texts that are stopped, and what the controls begin with."""
+"""The page without a browser: models of every shape, stopped texts, and the initial values of the controls."""
 
 import asyncio
 import json
@@ -12,11 +12,11 @@ from generation.models import random_model
 from serve.served import LETTERS, client, served, small_engine, until
 
 import numllama as nl
-from numllama.serve import pages
-from numllama.serve.controls import SENDS
+from numllama.serve import layout
+from numllama.serve.controls import CONTROL_KINDS, Settings
 from numllama.serve.engine import Engine, Limits
 from numllama.serve.guard import PageGuard
-from numllama.serve.pages import Page, Settings
+from numllama.serve.pages import Page
 
 LOOK, ATTENTION, STOP = 3, 4, 6
 LONG = [0.8, 0, 1, 0, 1, 10**6, "", ""]
@@ -24,7 +24,7 @@ VISITOR = SimpleNamespace(session_hash="s1")
 
 
 def opened(engine, stack, runs):
-    """A server with a page, until the end of the stack; Gradio makes loops, and leaves them, where none runs."""
+    """A server with a page, until the end of the stack. Without a running loop, Gradio creates loops and leaves them open."""
 
     async def enter():
         return stack.enter_context(served(engine, "small", runs))
@@ -33,7 +33,7 @@ def opened(engine, stack, runs):
 
 
 def done(http, event, data, session):
-    """What an event shows in the end."""
+    """The final outputs of an event."""
     assert http.post(JOIN, json=dict(fn_index=event, data=data, session_hash=session)).status_code == 200
     last = ending(http, session)
     assert last["msg"] == "process_completed" and last["success"], last
@@ -46,7 +46,7 @@ def done(http, event, data, session):
 SHAPES = [
     (dict(n_layers=1), {}), (dict(n_heads=1, n_kv_heads=1), {}), (dict(n_layers=1, n_heads=1, n_kv_heads=1), {}),
     (dict(max_seq_len=1, positions="learned"), {}), (dict(n_layers=3), dict(new_tokens=1)),
-    (dict(max_seq_len=2, n_layers=1), dict(prompt_tokens=1, new_tokens=1, running=1)),
+    (dict(max_seq_len=2, n_layers=1), dict(prompt_tokens=1, new_tokens=1, max_concurrent=1)),
     (dict(n_heads=6, n_kv_heads=3, positions="none", n_layers=1), {}),
 ]  # fmt: skip
 
@@ -78,23 +78,23 @@ def page():
     page.engine.close()
 
 
-@pytest.mark.parametrize("pieces", [1, 2, 5])
-def test_stop_while_looking_inside_keeps_the_tokens_and_their_map(page, pieces):
+@pytest.mark.parametrize("updates", [1, 2, 5])
+def test_stop_while_looking_inside_keeps_the_tokens_and_their_map(page, updates):
     async def stopped():
         steps = []
         async for step in page.look(VISITOR, "abc", *LONG):
             steps.append(step)
-            if len(steps) == pieces:
+            if len(steps) == updates:
                 page.stop(VISITOR)
         return steps, await page.attention(steps[-1][2], 0, 0)
 
     steps, picture = elsewhere(stopped())
     tokens, status, ids = steps[-1]
-    assert "stopped" in status
+    assert ", stopped<" in status
     assert ids[:3] == page.engine.tokenizer.encode("abc")
     assert tokens.count('<span class="token ') == len(ids)
     assert "<svg" in picture
-    assert page._texts == {}
+    assert page._jobs == {}
 
 
 def test_stop_before_the_first_token_shows_the_prompt(page):
@@ -102,15 +102,15 @@ def test_stop_before_the_first_token_shows_the_prompt(page):
         submit = page.engine.submit
 
         async def late(requests):
-            texts = await submit(requests)
-            texts.cancel()  # as a stop at this very moment would
-            return texts
+            job = await submit(requests)
+            job.cancel()  # as a stop at this moment would
+            return job
 
         page.engine.submit = late
         return [step async for step in page.look(VISITOR, "abc", *LONG)]
 
     tokens, status, ids = elsewhere(stopped())[-1]
-    assert "stopped" in status
+    assert ", stopped<" in status
     assert ids[:3] == page.engine.tokenizer.encode("abc")
     assert tokens.count(' given"') == 3
 
@@ -142,8 +142,8 @@ def test_stop_ends_every_text_of_its_page_and_also_the_one_after(page):
         return steps
 
     steps = elsewhere(twice())
-    assert all("stopped" in steps[name][-1][1] for name in steps)
-    assert page._texts == {}
+    assert all(", stopped<" in steps[name][-1][1] for name in steps)
+    assert page._jobs == {}
 
 
 @pytest.mark.parametrize("event, how", [(LOOK, "stop"), (LOOK, "close"), (GENERATE, "close"), (GENERATE, "stop")])
@@ -156,11 +156,11 @@ def test_a_page_that_stops_or_is_closed_while_something_is_written_leaves_no_err
             with http.stream("GET", "/gradio_api/queue/data?session_hash=closing") as messages:
                 lines = (line for line in messages.iter_lines() if "process_generating" in line)
                 next(lines)
-                until(lambda: engine.texts == 1)
+                until(lambda: engine.n_texts == 1)
                 if how == "stop":
                     assert http.post(PREDICT, json=dict(fn_index=STOP, data=[], session_hash="closing")).status_code == 200
-                    assert any("stopped" in line for line in lines)
-        until(lambda: engine.texts == 0, seconds=20)
+                    assert any(", stopped<" in line for line in lines)
+        until(lambda: engine.n_texts == 0, seconds=20)
         done(http, event, ["abc", *LONG[:5], 3, "", ""], "next")
     assert "Error" not in capfd.readouterr().err
 
@@ -169,10 +169,10 @@ def test_a_page_that_stops_or_is_closed_while_something_is_written_leaves_no_err
 
 
 def values_of(engine, tmp_path):
-    """What the sliders begin with, by their ids."""
+    """The sliders' initial values, by their ids."""
 
     async def built():
-        return pages.build(engine, "small", tmp_path)
+        return layout.build(engine, "small", tmp_path)
 
     controls = elsewhere(built()).blocks.values()
     return {c.elem_id: c.value for c in controls if isinstance(c, gr.Slider)}
@@ -199,7 +199,7 @@ def test_the_controls_begin_with_what_the_checkpoint_says(said, shown, tmp_path)
 
 @pytest.mark.parametrize("change, sentence", [
     (dict(seed="9" * 20), "must be a whole number from 0"), (dict(seed="0" * 5000 + "7"), "must be a whole number from 0"),
-    (dict(seed="٣" * 30), "must be a whole number from 0"), (dict(max_new_tokens=201), "200 are the most"),
+    (dict(seed="٣" * 30), "must be a whole number from 0"), (dict(max_new_tokens=201), "at most 200"),
     (dict(top_p=None), "top p is empty"),
 ])  # fmt: skip
 def test_a_setting_that_cannot_be_is_one_short_sentence(page, change, sentence):
@@ -238,13 +238,13 @@ def test_every_control_of_an_event_has_a_kind(tmp_path):
     engine = small_engine()
 
     async def built():
-        return pages.build(engine, "small", tmp_path)
+        return layout.build(engine, "small", tmp_path)
 
     page = elsewhere(built())
-    inputs = pages.inputs(page)
+    inputs = layout.inputs(page)
     engine.close()
     assert set(inputs) == set(page.fns)
-    assert {type(control) for event in page.fns.values() for control in event.inputs} <= set(SENDS)
+    assert {type(control) for event in page.fns.values() for control in event.inputs} <= set(CONTROL_KINDS)
     assert sum(map(len, inputs.values())) > 30
 
 

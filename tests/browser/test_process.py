@@ -1,4 +1,4 @@
-"""The demo as a process of its own: it begins, answers, and ends cleanly whatever is going on."""
+"""The demo as a process: it starts, answers, and shuts down cleanly even while texts are generated."""
 
 import json
 import os
@@ -47,7 +47,7 @@ def test_the_example_starts_answers_and_ends_with_ctrl_c(folder):
         server.send_signal(signal.SIGINT)
         out, err = server.communicate(timeout=30)
     assert answer["choices"][0]["text"] == nl.complete(nl.load(folder), nl.CharTokenizer(LETTERS), "abc", 9, seed=1)
-    assert (server.returncode, out, err) == (0, "the server has ended\n", "")
+    assert (server.returncode, out, err) == (0, "the server has stopped\n", "")
 
 
 @pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
@@ -68,5 +68,5 @@ def test_it_ends_within_seconds_while_a_page_is_open_and_texts_are_written(brows
         seconds = time.monotonic() - begin
         tab.context.close()
     assert "shutting down" in last
-    assert (server.returncode, out, err) == (0, "the server has ended\n", "")
+    assert (server.returncode, out, err) == (0, "the server has stopped\n", "")
     assert seconds < 10

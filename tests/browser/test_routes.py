@@ -1,4 +1,4 @@
-"""What the page's own routes are asked for by programs that make no sense, and by nobody's browser."""
+"""The page's routes under random invalid requests, which no browser would send."""
 
 import asyncio
 import gc
@@ -13,7 +13,8 @@ import pytest
 from serve.served import client, served, small_engine, until
 from serve.test_fuzz import AT_ONCE, ODD, REQUESTS, garbled, memory
 
-from numllama.serve.pages import Page, Settings
+from numllama.serve.controls import Settings
+from numllama.serve.pages import Page
 
 JOIN, PREDICT = "/gradio_api/queue/join", "/gradio_api/run/predict"
 JSON = {"Content-Type": "application/json"}
@@ -27,32 +28,32 @@ PLACES = [
 
 
 def elsewhere(coroutine):
-    """Run it in a thread: a browser may have a loop running in this one."""
+    """Run a coroutine in a thread, because a browser may have a loop running in this one."""
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(asyncio.run, coroutine).result()
 
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory):
-    """A server that may be asked anything."""
+    """A server with a long queue."""
     engine = small_engine(waiting=1000)
     with ExitStack() as stack:
 
-        async def opened():  # Gradio makes loops, and leaves them, where none runs
+        async def opened():  # without a running loop, Gradio creates loops and leaves them open
             return stack.enter_context(served(engine, "small", tmp_path_factory.mktemp("runs")))
 
         yield elsewhere(opened()), engine
 
 
 def event(random: Random, session: str) -> dict:
-    """What a control could have sent."""
+    """An event that a control could have sent."""
     if random.random() < 0.3:
         return dict(fn_index=CHAT, data=["abc", [], *SETTINGS], session_hash=session)
     return dict(fn_index=GENERATE, data=["abc", *SETTINGS], session_hash=session)
 
 
 def spoilt(random: Random, session: str) -> bytes:
-    """The same with something wrong in it, most of the time."""
+    """An event that is usually invalid."""
     body = event(random, session)
     for _ in range(random.randint(0, 2)):
         body["data"][random.randrange(len(body["data"]))] = random.choice(ODD)
@@ -62,17 +63,17 @@ def spoilt(random: Random, session: str) -> bytes:
 
 
 def ending(http, session: str) -> dict:
-    """The last but one message to a page, after which there is nothing more to come: how its event ended."""
+    """The second-to-last message to a page, which says how its event ended."""
     messages, begin = [], time.monotonic()
     with http.stream("GET", "/gradio_api/queue/data", params={"session_hash": session}) as response:
         for line in response.iter_lines():
             messages += [json.loads(line[6:])] if line.startswith("data: ") else []
-            assert time.monotonic() < begin + 120, messages  # Gradio says every 15 s that it is still there
+            assert time.monotonic() < begin + 120, messages  # Gradio sends a heartbeat every 15 s
     return messages[-2]
 
 
 def ask(url: str, seed: int) -> list[int]:
-    """Some hundred requests, one after another; the statuses. What was accepted comes to an end."""
+    """Send some hundred requests one after another; returns the statuses. Each accepted event ends."""
     random, statuses = Random(seed), []
     with client(url) as http:
         for i in range(REQUESTS // AT_ONCE + 1):
@@ -99,7 +100,7 @@ def test_no_request_of_the_page_is_a_500_and_nothing_is_left_behind(own):
     before = memory()
     with ThreadPoolExecutor(AT_ONCE) as pool:
         statuses = [status for some in pool.map(lambda i: ask(url, i + 1), range(AT_ONCE)) for status in some]
-    until(lambda: engine.texts == 0)
+    until(lambda: engine.n_texts == 0)
     left = memory() - before
     with client(url) as http:
         assert http.post(JOIN, json=dict(fn_index=GENERATE, data=["abc", *SETTINGS], session_hash="last")).status_code == 200
@@ -125,7 +126,7 @@ def test_prompts_of_a_megabyte_are_refused_and_take_no_memory(own):
                 refused(http)
                 gc.collect()
                 held.append(tracemalloc.get_traced_memory()[0])
-            assert max(held) < 12e6, held  # the last two or three stay until the next one; all of them would be 27e6
+            assert max(held) < 12e6, held  # the last two or three stay until the next request; all of them would be 27e6
         finally:
             tracemalloc.stop()
 
@@ -146,25 +147,25 @@ def test_an_empty_seed_is_no_seed_and_another_text_each_time():
     engine.close()
 
 
-@pytest.mark.parametrize("kept", [7, "abc", [7], [["role"]], {"a": 1}, [{"role": "robot", "content": "a"}], [{"role": "user"}]])
-def test_what_a_browser_kept_that_is_no_conversation_is_forgotten(kept):
-    assert Page(None, None).restore({"text": 5, "status": "<b>"}, kept) == ("", "5", '<p class="note">&lt;b&gt;</p>', [])
+@pytest.mark.parametrize("saved", [7, "abc", [7], [["role"]], {"a": 1}, [{"role": "robot", "content": "a"}], [{"role": "user"}]])
+def test_what_a_browser_kept_that_is_no_conversation_is_forgotten(saved):
+    assert Page(None, None).restore({"text": 5, "status": "<b>"}, saved) == ("", "5", '<p class="note">&lt;b&gt;</p>', [])
     page = Page(small_engine(), None)
 
-    async def said():
-        return [step async for step in page.chat(None, " ", kept, *SETTINGS)]
+    async def chat():
+        return [step async for step in page.chat(None, " ", saved, *SETTINGS)]
 
-    assert "Write something" in elsewhere(said())[0][2]
+    assert "Type a message" in elsewhere(chat())[0][2]
     page.engine.close()
 
 
 def test_a_conversation_that_must_be_too_long_is_not_rendered(monkeypatch):
     engine = small_engine()
     monkeypatch.setattr("numllama.serve.pages.chat_prompt", lambda *_: pytest.fail("it was rendered"))
-    page, kept = Page(engine, None), [{"role": "user", "content": "abc " * 1000}, {"role": "assistant", "content": "a"}]
+    page, saved = Page(engine, None), [{"role": "user", "content": "abc " * 1000}, {"role": "assistant", "content": "a"}]
 
-    async def said():
-        return [step async for step in page.chat(None, "abc", kept, *SETTINGS)]
+    async def chat():
+        return [step async for step in page.chat(None, "abc", saved, *SETTINGS)]
 
-    assert "the prompt has 4,004 tokens, but 64 are the most" in elsewhere(said())[-1][2]
+    assert "the prompt has 4,004 tokens, but this server accepts at most 64" in elsewhere(chat())[-1][2]
     engine.close()

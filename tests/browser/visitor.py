@@ -1,10 +1,10 @@
-"""Somebody who looks at the page."""
+"""A visitor of the page."""
 
 from collections import Counter
 
 
 class Tab:
-    """A page that is open, by itself: as another person's."""
+    """An open page in a browser context of its own, like another person's."""
 
     def __init__(self, browser, url, width=1280, height=900, scheme="light"):
         self.url, self.complaints, self.elsewhere, self.requests = url, [], [], Counter()
@@ -25,13 +25,13 @@ class Tab:
     def open(self):
         self.page.goto(self.url)
         self.page.wait_for_selector("#prompt textarea")
-        self.page.wait_for_timeout(400)  # what was kept comes back
+        self.page.wait_for_timeout(400)  # saved texts are restored
 
     def tab(self, name):
         self.page.get_by_role("tab", name=name, exact=True).locator("visible=true").first.click()
 
     def set(self, name, value):
-        """A control of the settings."""
+        """Set a control."""
         field = self.page.locator(
             f"#{name} input[type=number], #{name} input[data-testid='number-input'], #{name} textarea, #{name} input"
         )
@@ -43,13 +43,13 @@ class Tab:
         return self.page.locator("#text textarea").input_value()
 
     def wait(self, selector, words):
-        """Until an element says one of some words; what it says."""
+        """Wait until an element's text matches; returns the text."""
         script = "([selector, words]) => new RegExp(words).test(document.querySelector(selector)?.innerText ?? '')"
         self.page.wait_for_function(script, arg=[selector, words])
         return self.page.locator(selector).inner_text()
 
     def generate(self, prompt, **settings):
-        """Ask for a text and wait for its end; what the status line says."""
+        """Generate a text; returns the status line at its end."""
         for name, value in settings.items():
             self.set(name.replace("_", "-"), value)
         self.page.fill("#prompt textarea", prompt)
@@ -60,7 +60,7 @@ class Tab:
         return self.wait("#status", ENDS)
 
     def look(self, prompt, new_tokens):
-        """Look inside a text of so many tokens."""
+        """Look inside a text with this many new tokens."""
         self.set("seed", 1)
         self.set("max-new-tokens", new_tokens)
         self.tab("Look inside")
@@ -75,4 +75,4 @@ class Tab:
         assert self.elsewhere == []
 
 
-ENDS = "asked for|by itself|stopped|the prompt|is not|must be"
+ENDS = "stopped|finished|the prompt|is not|must be"

@@ -1,4 +1,4 @@
-"""What the pages of the book share works for whoever copies from them, in a notebook or a script."""
+"""The helpers of the book's pages work in notebooks and scripts of readers."""
 
 import re
 import subprocess
@@ -13,7 +13,7 @@ DOCS = ROOT / "docs"
 
 
 def run(code, folder, **hidden):
-    """A script in another folder, without what is only there when the book is built."""
+    """Run a script in another folder, without the packages that only the build of the book needs."""
     names = ["IPython", "matplotlib_inline", *hidden]
     hide = f"import sys\nfor name in {names}: sys.modules[name] = None\n"
     environment = {"PYTHONPATH": str(ROOT), "MPLBACKEND": "agg", "MPLCONFIGDIR": str(folder), "PATH": "", "HOME": str(folder)}
@@ -49,11 +49,11 @@ def test_every_page_imports_what_a_reader_can_import():
 def test_without_matplotlib_it_says_what_to_install(tmp_path):
     ended = run("from numllama.learn.book import *", tmp_path, matplotlib=None)
     assert ended.returncode == 1
-    words = f'numllama.errors.NumllamaError: the pages of the book draw, which needs pip install -e "{ROOT}[plot]"'
+    words = f'numllama.errors.NumllamaError: the pages of the book need matplotlib: pip install -e "{ROOT}[plot]"'
     assert ended.stderr.splitlines()[-1] == words
 
 
 def test_mistakes_are_made_in_a_checkout_only(tmp_path):
     code = "import numllama.learn.book as book\nbook.PACKAGE = book.Path('nowhere/numllama')\nbook.mistake('x')"
     ended = run(code, tmp_path)
-    assert ended.stderr.splitlines()[-1].endswith("mistakes are made in a checkout of numllama only: they are in its tests")
+    assert ended.stderr.splitlines()[-1].endswith("mistakes need a checkout of numllama, because they are in its tests")

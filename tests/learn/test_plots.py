@@ -1,4 +1,4 @@
-"""What the pictures show is what they were given."""
+"""The plots show the numbers that they were given."""
 
 import numpy as np
 import pytest

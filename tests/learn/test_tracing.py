@@ -1,4 +1,4 @@
-"""A traced model is the model, and what is written of it is complete."""
+"""A trace has the model's loss and gradients, and its reports are complete."""
 
 import json
 import re
@@ -18,7 +18,6 @@ from numllama.learn import trace_report
 from numllama.learn.trace_report import as_html, as_json, as_text, png
 from numllama.learn.tracing import PLAIN, trace, traced_model
 from numllama.model import LoraConfig, ModelConfig, Transformer
-from numllama.ops.intervals import fold_groups
 from numllama.tokenizer import Tokenizer
 
 MODEL, TOKENIZER = traced_model(seed=3, steps=2)
@@ -46,7 +45,7 @@ def test_loss_and_gradients_are_those_of_the_model():
 
 
 LLAMA3 = dict(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16)
-RIGHT = {  # every option but those of PLAIN: a model that has it is traced as it is
+RIGHT = {  # every option except those of PLAIN: such models can be traced
     "vocab_size": 70, "dim": 24, "n_layers": 3, "n_heads": 2, "n_kv_heads": 1, "ffn_dim": 20, "max_seq_len": 9, "head_dim": 6,
     "norm_eps": 1e-2, "rope_theta": 50.0, "rope_layout": "interleaved", "tie_embeddings": True, "dropout": 0.5,
     "init_std": 0.5, "init": "truncated_normal",
@@ -58,7 +57,7 @@ OTHER = {
 
 
 def a_model(**options):
-    """Random weights that are no symmetry's: norms have gains of their own."""
+    """Random weights without symmetries: the gains of the norms are random too."""
     model = Transformer(
         ModelConfig(**{"vocab_size": 60, "dim": 16, "n_layers": 2, "n_heads": 4, "init_std": 0.3, **options}), dtype="float64"
     )
@@ -88,7 +87,7 @@ def test_a_model_that_is_no_plain_llama_is_refused_by_name(option, value):
 
 
 def with_adapter(model):
-    """Updates that change the model: those of a new adapter are zero."""
+    """The model with random updates, because those of a new adapter are zero."""
     model.add_adapter(LoraConfig(rank=2))
     for value in model.adapter.params.values():
         value[...] = np.random.default_rng(1).normal(0, 0.3, value.shape)
@@ -135,10 +134,10 @@ def test_every_intermediate_of_both_layers_has_a_gradient_of_its_shape():
 def test_the_gradients_inside_attention_belong_together(layer):
     at = f"layer {layer}: "
     scale = 1 / np.sqrt(MODEL.config.head_dim)
-    ds, k, p, dp = GRADIENTS[at + "scores"], VALUES[at + "k turned"], VALUES[at + "attention"], GRADIENTS[at + "attention"]
-    dq = scale * fold_groups(ds, MODEL.config.n_kv_heads) @ k
-    assert_close(dq.reshape(GRADIENTS[at + "q turned"].shape), GRADIENTS[at + "q turned"], rtol=1e-11)
-    assert_close((p * dp).sum(-1), (GRADIENTS[at + "mixed"] * VALUES[at + "mixed"]).sum(-1), rtol=1e-11)
+    ds, k, p, dp = GRADIENTS[at + "scores"], VALUES[at + "k_rotated"], VALUES[at + "attention"], GRADIENTS[at + "attention"]
+    dq = scale * ds @ np.repeat(k, MODEL.config.n_heads // MODEL.config.n_kv_heads, axis=1)
+    assert_close(dq, GRADIENTS[at + "q_rotated"], rtol=1e-11)
+    assert_close((p * dp).sum(-1), (GRADIENTS[at + "head_outputs"] * VALUES[at + "head_outputs"]).sum(-1), rtol=1e-11)
     assert not ds[..., np.triu(np.ones(p.shape[-2:], dtype=bool), 1)].any()
     assert_close(p.sum(-1), np.ones(p.shape[:-1]))
 
@@ -155,7 +154,7 @@ def test_the_text_and_json_name_everything():
 
 
 class Page(HTMLParser):
-    """Which tags are open, and where pictures come from."""
+    """Records open tags and the sources of pictures."""
 
     def __init__(self):
         super().__init__()
@@ -179,7 +178,7 @@ def test_the_page_is_well_formed_and_needs_no_other_file():
     assert "://" not in html
     places = len(TEXT) - 1
     planes = sum(int(np.prod(v.shape[:-2])) for v in VALUES.values() if v.ndim > 1)
-    assert len(page.sources) == 2 * planes + 2 * MODEL.config.n_heads  # value and gradient; attention once more, large
+    assert len(page.sources) == 2 * planes + 2 * MODEL.config.n_heads  # values and gradients, and large attention maps
     assert html.count("<span>") == 2 * 2 * MODEL.config.n_heads * places
 
 
@@ -196,21 +195,21 @@ def test_a_picture_holds_the_colours_it_was_given():
 def test_files_hold_no_more_numbers_than_somebody_can_open(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(trace_report, "MOST", 1000)
     assert run("--json", tmp_path / "t.json") == 2
-    assert "numbers, but a file is written for 1,000 at most: take a shorter text" in capsys.readouterr().err
+    assert "numbers, but a file may hold at most 1,000: use a shorter text" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_command_writes_what_it_prints(tmp_path, capsys):
     assert run("--text", TEXT, "--json", tmp_path / "t.json", "--html", tmp_path / "t.html") == 0
     printed = capsys.readouterr().out
-    assert printed.startswith("'the king': 7 places, loss ")
+    assert printed.startswith("'the king': 7 predictions, loss ")
     assert f"loss {json.loads((tmp_path / 't.json').read_text(encoding='utf-8'))['loss']:.4f}" in printed
     assert "the king" in (tmp_path / "t.html").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A model in the layout of others, with a BPE tokenizer."""
+    """A model in Hugging Face layout, with a BPE tokenizer."""
     folder = tmp_path_factory.mktemp("traced") / "model"
     (folder.parent / "text.txt").write_text("the king shall sing. " * 50)
     tokenizer = Tokenizer.train([folder.parent / "text.txt"], 270, progress=False)
@@ -244,7 +243,7 @@ def test_an_adapter_is_merged_before_its_model_is_traced(folder, tmp_path, capsy
 def test_a_model_without_a_tokenizer_is_traced_by_ids(folder, tmp_path, capsys):
     shutil.copytree(folder, tmp_path / "bare", ignore=shutil.ignore_patterns("tokenizer*"))
     assert run(tmp_path / "bare", "--ids", 5, 6, 7) == 0
-    assert capsys.readouterr().out.startswith("'5 6 7': 2 places, loss ")
+    assert capsys.readouterr().out.startswith("'5 6 7': 2 predictions, loss ")
     assert run(tmp_path / "bare", "--text", "the king") == 2
     assert "tokenizer" in capsys.readouterr().err
 
@@ -254,7 +253,7 @@ def test_a_model_without_a_tokenizer_is_traced_by_ids(folder, tmp_path, capsys):
     [
         (["--text", "a"], "the text has 1 tokens, but there must be 2 to 65"),
         (["--steps", -1], "steps is -1, but must be"),
-        (["--text", "the king", "--ids", 1, 2], "either a text goes through the model, or tokens by their ids"),
+        (["--text", "the king", "--ids", 1, 2], "give either --text or --ids, not both"),
         (["--ids"], "the text has 0 tokens, but there must be 2 to 65"),
         (["--tokenizer", "x"], "the small model has its own tokenizer"),
         (["nowhere"], "nowhere"),

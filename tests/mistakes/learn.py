@@ -20,12 +20,12 @@ MISTAKES = [
     ),
     Mistake(
         "a trace that does not stretch RoPE",
-        "learn/tracing.py", "c.rope_theta, c.rope_scaling, model.compute_dtype)", "c.rope_theta, None, model.compute_dtype)",
+        "learn/plain_llama.py", "c.rope_theta, c.rope_scaling,", "c.rope_theta, None,",
         "learn/test_tracing.py::test_a_llama_of_any_shape_is_traced_as_it_is[rope_scaling]",
     ),
     Mistake(
         "a tied embedding without the gradient of the head",
-        "learn/tracing.py", 'g["embed"] = g.get("embed", 0) + ops', 'g["embed"] = ops',
+        "learn/plain_llama.py", 'grads["embed"] + dembed if c.tie_embeddings else dembed', "dembed",
         "learn/test_tracing.py::test_a_llama_of_any_shape_is_traced_as_it_is[tie_embeddings]",
     ),
     Mistake(
@@ -45,12 +45,12 @@ MISTAKES = [
     ),
     Mistake(
         "a trace whose stream forgets the branch's gradient",
-        "learn/tracing.py", "return dx + through_norm", "return dx",
+        "learn/plain_llama.py", "Backward(d.after_attention + from_norm,", "Backward(d.after_attention,",
         "learn/test_tracing.py::test_loss_and_gradients_are_those_of_the_model",
     ),
     Mistake(
         "a trace that leaves softmax's backward out",
-        "learn/tracing.py", 'd["scores"] = ops.softmax_backward(d["attention"], (p,))', 'd["scores"] = d["attention"]',
+        "learn/plain_llama.py", "ops.softmax_backward(d.attention, cache.attention)", "d.attention",
         "learn/test_tracing.py::test_the_gradients_inside_attention_belong_together[0]",
     ),
     Mistake(

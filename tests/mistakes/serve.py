@@ -5,7 +5,7 @@ from mistakes.mistake import Mistake
 MISTAKES = [
     Mistake(
         "a text that nobody waits for is written to its end",
-        "serve/texts.py", "        self.cancelled = True", "        self.cancelled = False",
+        "serve/job.py", "        self.cancelled = True", "        self.cancelled = False",
         "serve/test_engine.py::test_a_text_that_nobody_waits_for_ends_at_once",
     ),
     Mistake(
@@ -80,7 +80,7 @@ MISTAKES = [
     ),
     Mistake(
         "of tokens of one name, the probability of the least likely",
-        "serve/api.py", "top.setdefault(self.name(i), _finite(chance))", "top[self.name(i)] = _finite(chance)",
+        "serve/api.py", "top.setdefault(self.name(i), _finite(logprob))", "top[self.name(i)] = _finite(logprob)",
         "serve/test_api.py::test_tokens_of_one_name_keep_the_larger_probability",
     ),
     Mistake(

@@ -1,4 +1,4 @@
-"""A server in this process, for a small random model, and what it is asked."""
+"""A server in this process for a small random model, and its clients."""
 
 import json
 import time
@@ -18,7 +18,7 @@ LETTERS = "abcdefghijklmnop \n"
 
 
 def small_engine(max_seq_len=64, seed=0, **limits) -> Engine:
-    """A model of letters, which says nothing but is quick."""
+    """A fast model of letters with random weights."""
     tokenizer = nl.CharTokenizer(LETTERS)
     model = random_model("float32", seed, vocab_size=len(LETTERS), max_seq_len=max_seq_len)
     return Engine(model, tokenizer, Limits(**{"new_tokens": 200, **limits}))
@@ -26,7 +26,7 @@ def small_engine(max_seq_len=64, seed=0, **limits) -> Engine:
 
 @contextmanager
 def served(engine: Engine, name="small", runs: Path | None = None, access: Access | None = None):
-    """The address of a server for an engine, which ends with it."""
+    """The address of a server for an engine; both end with the context."""
     with _listen("127.0.0.1", 0) as listener:
         server = Server(application(engine, name, runs, access), engine)
         thread = Thread(target=server.serve_on, args=[listener])
@@ -42,7 +42,7 @@ def served(engine: Engine, name="small", runs: Path | None = None, access: Acces
 
 
 def until(condition, seconds=10):
-    """Wait for something that is about to happen."""
+    """Wait until a condition holds."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen"
@@ -54,7 +54,7 @@ def client(url: str) -> httpx.Client:
 
 
 def events(response: httpx.Response) -> list:
-    """What a stream of server-sent events says; the last is "[DONE]"."""
+    """The messages of a stream of server-sent events; the last is "[DONE]"."""
     lines = [line for line in response.iter_lines() if line]
     assert all(line.startswith("data: ") for line in lines)
     return [line[6:] if line == "data: [DONE]" else json.loads(line[6:]) for line in lines]

@@ -8,12 +8,12 @@ from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 
 from numllama.serve import server
-from numllama.serve.access import Access, is_loopback, names_of, token_of
+from numllama.serve.access import Access, host_names, is_loopback, resolve_token
 from numllama.serve.guard import Guard
 
 
 def browser(access=None, url="http://127.0.0.1:7860", **options):
-    """Asks a server that answers everybody whom the guard lets through."""
+    """A client of a server that answers every request that the guard passes on."""
 
     async def app(scope, receive, send):
         await PlainTextResponse("in")(scope, receive, send)
@@ -37,7 +37,7 @@ def test_this_machine_is_asked_for_by_its_names(host):
 @pytest.mark.parametrize("host", FOREIGN)
 @pytest.mark.parametrize("listening", ["127.0.0.1", "0.0.0.0", "127.0.0.2", "::"])
 def test_another_name_is_refused_whatever_address_the_server_listens_on(host, listening):
-    response = browser(Access(names_of(listening))).get("/", headers={"Host": host.encode()})
+    response = browser(Access(host_names(listening))).get("/", headers={"Host": host.encode()})
     expected = 200 if listening == host else 403
     assert response.status_code in (expected, 400)
     if expected != 200:
@@ -50,14 +50,14 @@ def test_a_request_has_one_host():
 
 
 def test_the_address_that_a_request_arrives_at_is_a_name_of_the_server():
-    http = browser(Access(names_of("0.0.0.0")), url="http://192.168.1.7:7860")
+    http = browser(Access(host_names("0.0.0.0")), url="http://192.168.1.7:7860")
     assert http.get("/").text == "in"
     assert http.get("/", headers={"Host": "192.168.1.8:7860"}).status_code == 403
-    assert browser(Access(names_of("::")), url="http://[fe80::1]:7860").get("/", headers={"Host": "[fe80::1]"}).text == "in"
+    assert browser(Access(host_names("::")), url="http://[fe80::1]:7860").get("/", headers={"Host": "[fe80::1]"}).text == "in"
 
 
 def test_names_are_added_one_by_one():
-    http = browser(Access(names_of("0.0.0.0", ("box.example", "10.0.0.9"))))
+    http = browser(Access(host_names("0.0.0.0", ("box.example", "10.0.0.9"))))
     assert {http.get("/", headers={"Host": host}).text for host in ("box.example", "BOX.example:80", "10.0.0.9")} == {"in"}
     assert http.get("/", headers={"Host": "other.example"}).status_code == 403
     assert http.get("/", headers={"Host": socket.gethostname()}).text == "in"
@@ -66,7 +66,7 @@ def test_names_are_added_one_by_one():
 @pytest.mark.parametrize("name", ["http://a.b", "a.b:80", "", "a b", "*", "a/b", "x" * 300 + "!"])
 def test_a_name_that_is_none_is_one_short_sentence(name):
     with pytest.raises(ValueError, match="must be a name such as") as caught:
-        names_of("0.0.0.0", (name,))
+        host_names("0.0.0.0", (name,))
     assert len(str(caught.value)) < 200
 
 
@@ -114,9 +114,9 @@ def test_programs_send_the_token_as_bearer():
 
 def test_a_browser_that_follows_the_link_gets_a_cookie_and_is_sent_to_the_page():
     http = browser(SECRET)
-    asked = http.get("/", headers={"Accept": "text/html"})
-    assert asked.status_code == 401
-    assert '<input id="token"' in asked.text
+    form = http.get("/", headers={"Accept": "text/html"})
+    assert form.status_code == 401
+    assert '<input id="token"' in form.text
     assert http.get("/?token=wrong").status_code == 401
     response = http.get("/?token=open-sesame")
     assert (response.status_code, response.headers["location"]) == (303, "/")
@@ -133,12 +133,12 @@ def test_the_token_does_not_open_a_server_that_is_asked_for_by_another_name():
 
 
 def test_a_token_is_new_each_time_or_the_given_one():
-    assert token_of(False) is None
-    assert token_of("abc") == "abc"
-    assert len({token_of(True) for _ in range(5)}) == 5
+    assert resolve_token(False) is None
+    assert resolve_token("abc") == "abc"
+    assert len({resolve_token(True) for _ in range(5)}) == 5
     for wrong in ("", "a b", "é", "a;b", "x" * 201):
         with pytest.raises(ValueError, match="token must be"):
-            token_of(wrong)
+            resolve_token(wrong)
 
 
 @pytest.mark.parametrize(
@@ -159,6 +159,6 @@ def test_a_server_beyond_this_machine_says_loudly_that_it_has_no_token(capsys):
 
 
 def test_a_server_that_listens_on_another_address_refuses_other_names():
-    with served(small_engine(), access=Access(names_of("127.0.0.2"))) as url, client(url) as http:
+    with served(small_engine(), access=Access(host_names("127.0.0.2"))) as url, client(url) as http:
         assert http.get("/v1/models").status_code == 200
         assert http.get("/v1/models", headers={"Host": "evil.com", "Origin": "http://evil.com"}).status_code == 403

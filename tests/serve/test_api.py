@@ -1,4 +1,4 @@
-"""OpenAI's routes, asked over HTTP by plain requests and by the official client."""
+"""OpenAI's routes, called over HTTP by plain requests and by the official client."""
 
 import json
 import socket
@@ -18,8 +18,9 @@ from serve.served import LETTERS, client, events, served, small_engine, until
 import numllama as nl
 from numllama.generation.sampling import log_softmax
 from numllama.serve.api import Completion
-from numllama.serve.engine import Engine, Limits, Piece, Token
-from numllama.serve.requests import Asked
+from numllama.serve.engine import Chunk, Engine, Limits, Token
+from numllama.serve.job import TokenLogprob
+from numllama.serve.requests import ParsedRequest
 from numllama.tokenizer import renderer
 
 LETTERS_BY_ID = nl.CharTokenizer(LETTERS).characters
@@ -70,7 +71,7 @@ def test_the_client_completes_a_text(official, engine):
 
 
 def test_the_client_streams_the_same_text():
-    n, engine = 1500, small_engine(new_tokens=1500)  # several of the pauses between two pieces
+    n, engine = 1500, small_engine(new_tokens=1500)  # long enough for several chunks
     options = dict(model="small", prompt="abc", max_tokens=n, seed=4, stream_options={"include_usage": True})
     with served(engine) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as official:
         chunks = list(official.completions.create(stream=True, **options))
@@ -137,7 +138,7 @@ def test_the_client_raises_what_it_raises_for_openai(official):
     assert error.value.param == "temperature"
     with pytest.raises(openai.NotFoundError, match="this server has 'small'"):
         official.completions.create(model="large", prompt="a")
-    with pytest.raises(openai.BadRequestError, match="the prompt has 65 tokens, but 64 are the most"):
+    with pytest.raises(openai.BadRequestError, match="the prompt has 65 tokens, but this server accepts at most 64"):
         official.completions.create(model="small", prompt="a" * 65)
 
 
@@ -188,27 +189,27 @@ CALL = {"id": "1", "type": "function", "function": {"name": "weather", "argument
 
 
 def test_a_field_of_a_message_is_rendered_or_refused_by_its_name(tmp_path):
-    def asked(*more, role="user"):
+    def send(*more, role="user"):
         messages = [{"role": role, "content": "hi", **fields} for fields in more]
         response = http.post("/v1/chat/completions", json=dict(messages=messages, max_tokens=1))
         body = response.json()
         return body["usage"]["prompt_tokens"] if response.status_code == 200 else body["error"]["message"]
 
     with tuned(tmp_path, FIELDS) as (_, http):
-        plain = asked({})
-        assert asked({"name": "bob"}) == plain + 3
-        assert asked({"tool_calls": [CALL]}, role="assistant") == plain + len("assistantweather") - len("user")
-        assert asked({"content": None, "tool_calls": [CALL]}, role="assistant") == plain + len("assistantweather") - len("userhi")
+        plain = send({})
+        assert send({"name": "bob"}) == plain + 3
+        assert send({"tool_calls": [CALL]}, role="assistant") == plain + len("assistantweather") - len("user")
+        assert send({"content": None, "tool_calls": [CALL]}, role="assistant") == plain + len("assistantweather") - len("userhi")
         nothing = dict(name=None, tool_calls=[], function_call=None, refusal=None, audio=None, annotations=[])
-        assert asked(nothing) == plain
+        assert send(nothing) == plain
         for field in ({"function_call": CALL["function"]}, {"tool_call_id": "1"}, {"refusal": "no"}, {"prefix": True}):
-            expected = f"messages[1] has {next(iter(field))!r}, but this model's chat template leaves it out"
-            assert asked({"name": "bob"}, field) == expected
-        assert asked({"content": None, "name": "bob"}) == "messages[0]'s content must be a text"
-        assert "65 fields" in asked(*[{"name": "bob"}] * 65)
+            expected = f"messages[1] has {next(iter(field))!r}, but this model's chat template ignores it"
+            assert send({"name": "bob"}, field) == expected
+        assert send({"content": None, "name": "bob"}) == "messages[0]'s content must be a text"
+        assert "65 fields" in send(*[{"name": "bob"}] * 65)
     with tuned(tmp_path, STRICT) as (_, http):  # a template that cannot do without
-        assert asked({"function_call": CALL["function"]}, role="assistant") == len("weather")
-        assert "no call" in asked({})
+        assert send({"function_call": CALL["function"]}, role="assistant") == len("weather")
+        assert "no call" in send({})
 
 
 def test_special_tokens_of_a_prompt_are_those_tokens_or_text(tmp_path):
@@ -326,7 +327,7 @@ def test_ids_that_no_token_has_are_not_in_the_text(tmp_path):
 
 @pytest.mark.parametrize("n", [0, 1, 4])
 def test_a_prompt_is_echoed_with_the_probabilities_of_its_tokens(http, engine, n):
-    """As lm-evaluation-harness asks for it."""
+    """As lm-evaluation-harness requests it."""
     ids = engine.tokenizer.encode("abc dba")
     body = dict(prompt=ids, max_tokens=n, temperature=0, logprobs=1, echo=True, seed=1234)
     choice = http.post("/v1/completions", json=body).json()["choices"][0]
@@ -371,10 +372,10 @@ def test_offsets_count_characters_of_the_text(tmp_path):
 
 
 def test_tokens_of_one_name_keep_the_larger_probability():
-    tokens = [Token(1, -0.5, [(1, -0.5), (2, -1.0), (3, -3.0)])]
-    texts = SimpleNamespace(parts=[None])
-    shape = Completion(nl.CharTokenizer("ab"), "m", texts, Asked([], logprobs=3))  # 2 and 3 are nobody's
-    assert shape.logprobs(Piece(0, "b", tokens))["top_logprobs"] == [{"b": -0.5, "": -1.0}]
+    tokens = [Token(1, -0.5, [TokenLogprob(1, -0.5), TokenLogprob(2, -1.0), TokenLogprob(3, -3.0)])]
+    job = SimpleNamespace(texts=[None])
+    shape = Completion(nl.CharTokenizer("ab"), "m", job, ParsedRequest([], logprobs=3))  # ids 2 and 3 have no token
+    assert shape.logprobs(Chunk(0, "b", tokens))["top_logprobs"] == [{"b": -0.5, "": -1.0}]
 
 
 # ------------------------------------------------------------------------------------------------ health
@@ -408,18 +409,18 @@ def test_eight_people_at_once_all_finish_and_none_are_mixed_up(url, engine):
 
 
 def test_more_people_than_there_is_place_for_are_told_so_and_nobody_else_is_hurt():
-    engine = small_engine(running=1, waiting=1, new_tokens=10**6)
+    engine = small_engine(max_concurrent=1, waiting=1, new_tokens=10**6)
     with served(engine) as url, client(url) as http:
         long = dict(prompt="a", max_tokens=10**6, stream=True)
         with http.stream("POST", "/v1/completions", json=long) as one, http.stream("POST", "/v1/completions", json=long) as two:
-            until(lambda: engine.texts == 2)
+            until(lambda: engine.n_texts == 2)
             refused = http.post("/v1/completions", json=dict(prompt="a", max_tokens=1))
             assert refused.status_code == 429
             assert refused.headers["retry-after"] == "1"
             assert "busy" in refused.json()["error"]["message"]
             assert next(one.iter_lines()).startswith("data: ")
             del two
-        until(lambda: engine.texts == 0)
+        until(lambda: engine.n_texts == 0)
         assert http.post("/v1/completions", json=dict(prompt="a", max_tokens=1)).status_code == 200
 
 
@@ -432,10 +433,10 @@ def test_a_client_that_leaves_ends_its_text(stream):
         head = f"POST /v1/completions HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Length: {len(body)}\r\n\r\n"
         with socket.create_connection((address.hostname, address.port)) as connection:
             connection.sendall(head.encode() + body)
-            until(lambda: engine.texts == 1)
+            until(lambda: engine.n_texts == 1)
             if stream:
                 assert connection.recv(100).startswith(b"HTTP/1.1 200")
-        until(lambda: engine.texts == 0)
+        until(lambda: engine.n_texts == 0)
 
 
 def test_at_the_end_of_the_server_streams_end_and_its_port_is_free():
@@ -453,7 +454,7 @@ def test_at_the_end_of_the_server_streams_end_and_its_port_is_free():
 
         thread = threading.Thread(target=listen)
         thread.start()
-        until(lambda: engine.texts == 1)
+        until(lambda: engine.n_texts == 1)
     thread.join(10)
     assert not thread.is_alive()
     assert "shutting down" in seen[-1]["error"]["message"]
@@ -476,7 +477,7 @@ def test_at_the_end_of_the_server_streams_end_and_its_port_is_free():
     ("completions", {"prompt": ["a", "b", "c"], "n": 3}, "9 texts"),
     ("completions", {"prompt": [99]}, "99"),
     ("completions", {"prompt": "a", "max_tokens": 0}, "max_tokens is 0"),
-    ("completions", {"prompt": "a", "max_tokens": 10**30}, "200 are the most"),
+    ("completions", {"prompt": "a", "max_tokens": 10**30}, "but this server generates at most 200"),
     ("completions", {"prompt": "a", "max_tokens": True}, "max_tokens is True"),
     ("completions", {"prompt": "a", "temperature": -1}, "temperature is -1, but must be a number from 0 to 2"),
     ("completions", {"prompt": "a", "top_p": -0.5}, "top_p is -0.5"),
@@ -486,7 +487,7 @@ def test_at_the_end_of_the_server_streams_end_and_its_port_is_free():
     ("completions", {"prompt": "a", "stop": {"a": 1}}, "stop must be"),
     ("completions", {"prompt": "a", "stream": "yes"}, "stream is 'yes'"),
     ("completions", {"prompt": "a", "logprobs": 99}, "logprobs is 99"),
-    ("completions", {"prompt": "a", "frequency_penalty": 1}, "frequency_penalty is 1, but this server does not do that"),
+    ("completions", {"prompt": "a", "frequency_penalty": 1}, "frequency_penalty is 1, but this server does not support it"),
     ("completions", {"prompt": "a", "echo": 1}, "echo is 1, but must be true or false"),
     ("completions", {"prompt": "a", "special": "no"}, "special is 'no', but must be true or false"),
     ("chat/completions", {"messages": [{"role": "user", "content": "a"}], "echo": True}, "echo is True"),
@@ -497,7 +498,7 @@ def test_at_the_end_of_the_server_streams_end_and_its_port_is_free():
      "messages[0]'s content[0] has 'cache_control'"),
     ("chat/completions", {"messages": [{"role": "user", "content": "a" * 40}] * 2}, "the prompt has 80 tokens"),
     ("completions", {"prompt": "a", "max_completion_tokens": 3}, "no field 'max_completion_tokens'"),
-    ("completions", {"prompt": "a", "temprature": 1}, "no field 'temprature' here, but"),
+    ("completions", {"prompt": "a", "temprature": 1}, "no field 'temprature', only"),
     ("chat/completions", {}, "messages must be a list"),
     ("chat/completions", {"messages": [{"role": "robot", "content": "a"}]}, "messages[0] must have a role"),
     ("chat/completions", {"messages": [{"role": "user", "content": 1}]}, "messages[0]'s content must be a text"),

@@ -1,4 +1,4 @@
-"""Clients that send slowly, or nothing: none of them is waited for without end."""
+"""Clients that send slowly or not at all: the server waits for a limited time."""
 
 import json
 import socket
@@ -32,7 +32,7 @@ def connected(url):
 
 
 def everything(made) -> bytes:
-    """What comes until the server hangs up."""
+    """All bytes until the server closes the connection."""
     parts = []
     while part := made.recv(10_000):
         parts.append(part)
@@ -71,7 +71,7 @@ def test_a_second_request_on_the_same_connection_is_bounded_too(url):
 
 
 def test_an_answer_may_take_longer_than_its_request_did(url):
-    """A stream that lasts longer than headers may."""
+    """A stream may last longer than the time limit for headers."""
     body = json.dumps(dict(prompt="a", max_tokens=200, stream=True, n=8)).encode()
     with connected(url) as (made, head):
         head = head.replace(b"GET /v1/models", b"POST /v1/completions") + b"Connection: close\r\n"

@@ -1,4 +1,4 @@
-"""Pictures say what the numbers say, and nothing that a text holds becomes markup."""
+"""Pictures show the numbers, and text never becomes markup."""
 
 import math
 import struct
@@ -23,7 +23,7 @@ def test_a_token_shows_its_chance_and_the_others():
     assert span.get("class") == "token c1"
     assert span.get("style") == "--p:0.250"
     assert span.text == " b"
-    assert "".join(span[0].itertext()) == "␣b had 25 %␣a70 %␣b25 %"
+    assert "".join(span[0].itertext()) == "␣b: 25 %␣a70 %␣b25 %"
     assert [row.get("class") for row in span.iter() if (row.get("class") or "").startswith("row ")] == ["row chosen"]
 
 
@@ -54,7 +54,7 @@ def test_an_attention_map_has_a_square_for_each_pair_that_can_see():
     assert [float(square.get("fill-opacity")) for square in squares] == pytest.approx(
         list(0.04 + 0.96 * weights[rows, columns]), abs=1e-3
     )
-    assert squares[1][0].text == f"b looks at a: {100 * weights[1, 0]:.0f} %"
+    assert squares[1][0].text == f"b attends to a: {100 * weights[1, 0]:.0f} %"
     places = [(int(square.get("y")), int(square.get("x"))) for square in squares]
     assert places == sorted(places)
 
@@ -99,7 +99,7 @@ def test_a_curve_of_nothing_and_of_one_step_is_drawn_too():
 def test_a_long_curve_is_thinned_and_keeps_its_end():
     points = [(i, 1.0) for i in range(100_000)]
     thin = drawing.thinned(points)
-    assert len(thin) == drawing.MOST_POINTS
+    assert len(thin) == drawing.MAX_POINTS
     assert thin[-1] == points[-1]
 
 

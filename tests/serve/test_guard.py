@@ -1,4 +1,4 @@
-"""What stands before the page lets its own controls through, and nothing else."""
+"""The guard passes on what the page's own controls send, and nothing else."""
 
 import json
 from random import Random
@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
 from numllama.serve.api import BODY_BYTES
-from numllama.serve.guard import KEPT, NOTHING, NUMBER, ROUTES, TEXT, Guard, PageGuard
+from numllama.serve.guard import NOTHING, NUMBER, ROUTES, SAVED, TEXT, Guard, PageGuard
 
 JOIN = "/gradio_api/queue/join"
 DATA = ["abc", 1, None, None]
@@ -18,7 +18,7 @@ GOOD = dict(fn_index=1, data=DATA, session_hash="s1", trigger_id=None)
 
 
 async def echo(scope, receive, send):
-    """Says what arrived."""
+    """Reply with the request as it arrived."""
     request = Request(scope, receive)
     arrived = dict(
         path=scope["path"],
@@ -31,8 +31,8 @@ async def echo(scope, receive, send):
 
 @pytest.fixture
 def http():
-    """A page with two events, of no value and of four."""
-    return TestClient(PageGuard(echo, {0: [], 1: [TEXT, NUMBER, NOTHING, KEPT]}))
+    """A page with two events: one without values, one with four."""
+    return TestClient(PageGuard(echo, {0: [], 1: [TEXT, NUMBER, NOTHING, SAVED]}))
 
 
 @pytest.mark.parametrize("path", [JOIN, "/gradio_api/run/predict"])
@@ -52,7 +52,7 @@ def test_what_arrives_can_be_read_in_one_way_only(http):
 @pytest.mark.parametrize("change, sentence", [
     ({"fn_index": 2}, "fn_index must be"), ({"fn_index": "1"}, "fn_index must be"), ({"fn_index": True}, "fn_index must be"),
     ({"data": []}, "a list of 4 values"), ({"data": {}}, "a list of 4 values"),
-    ({"data": ["\ud800", *DATA[1:]]}, "can be no text"), ({"data": [*DATA[:3], [{"a": "\udfff"}]]}, "can be no text"),
+    ({"data": ["\ud800", *DATA[1:]]}, "unpaired surrogate"), ({"data": [*DATA[:3], [{"a": "\udfff"}]]}, "unpaired surrogate"),
     ({"session_hash": ""}, "1 to 64"), ({"session_hash": "a" * 65}, "64"), ({"session_hash": "../a"}, "1 to 64"),
     ({"session_hash": 7}, "1 to 64"),
 ])  # fmt: skip
@@ -64,31 +64,31 @@ def test_what_no_control_could_have_sent_is_one_sentence(http, change, sentence)
 
 FILE = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}
 MESSAGE = {"role": "user", "content": "a"}
-KEPT_TEXT = {"prompt": "", "text": "a", "status": "b"}
-FITTING = {  # of each of the four values
+SAVED_TEXT = {"prompt": "", "text": "a", "status": "b"}
+FITTING = {  # valid values, for each of the four
     0: ["", "abc", None, "/etc/passwd", "http://127.0.0.1/"],
     1: [0, -1, 0.5, 2**53],
     2: [None],
-    3: [None, [], [MESSAGE], [MESSAGE] * 9, KEPT_TEXT],
+    3: [None, [], [MESSAGE], [MESSAGE] * 9, SAVED_TEXT],
 }
 ODD = [
     True, False, {}, [[]], FILE, [FILE], {"url": "http://127.0.0.1/"}, {"a": [{"b": FILE}]}, [{"role": "user", "content": FILE}],
     [{"role": "user", "content": [FILE]}], [MESSAGE | {"meta": 1}], [MESSAGE, FILE], [{"role": "user"}], [MESSAGE, "a"], [1],
-    10**400, 2**53 + 1, 1e300, KEPT_TEXT | {"text": FILE}, KEPT_TEXT | {"path": "/a"},
+    10**400, 2**53 + 1, 1e300, SAVED_TEXT | {"text": FILE}, SAVED_TEXT | {"path": "/a"},
     {"path": None, "url": None, "meta": None}, [["user", "a"]], {"__type__": "update", "value": FILE}, MESSAGE, [True], [None],
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("place", FITTING)
 def test_each_control_takes_its_own_type_and_no_other(http, place):
-    def asked(value):
+    def send(value):
         return http.post(JOIN, json=GOOD | {"data": [*DATA[:place], value, *DATA[place + 1 :]]})
 
     others = [value for i, values in FITTING.items() for value in values if i != place and value is not None]
     for value in FITTING[place]:
-        assert asked(value).status_code == 200, value
+        assert send(value).status_code == 200, value
     for value in [*ODD, *others]:
-        response = asked(value)
+        response = send(value)
         assert response.status_code == 422, value
         sentence = response.json()["error"]["message"]
         assert f"data[{place}] is" in sentence

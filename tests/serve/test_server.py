@@ -1,4 +1,4 @@
-"""`numllama serve` as a process: what it ends with when it cannot go on."""
+"""`numllama serve` as a process: its settings, and its exit code after a failure."""
 
 import re
 import subprocess
@@ -54,8 +54,8 @@ def test_an_engine_that_ends_ends_the_server_with_an_exit_code(tmp_path, error):
         finally:
             server.kill()
     assert answer.status_code == 503
-    assert "its engine has stopped by an error" in answer.json()["error"]["message"]
+    assert "the engine has stopped after an error" in answer.json()["error"]["message"]
     assert server.returncode == 1
     assert out == ""
     assert error.partition("(")[0] in err
-    assert err.splitlines()[-1] == "error: the server has ended, because its engine has stopped by this error"
+    assert err.splitlines()[-1] == "error: the server has stopped because of the error above"

@@ -1,4 +1,4 @@
-"""A run in progress, as another process writes it."""
+"""A training run that another process is writing."""
 
 import asyncio
 import json
@@ -50,10 +50,10 @@ def test_a_line_that_is_none_is_one_sentence_and_the_others_are_read(tmp_path, o
     log.path.write_text(line(1) + odd + "\n" + line(3) + "more of it\n", encoding="utf-8")
     assert log.read()
     assert steps(log) == [1, 3]
-    assert log.problem.startswith("metrics.jsonl has lines that are none of a run's log, the first is line 2: ")
+    assert log.problem.startswith("metrics.jsonl has invalid lines, the first is line 2: ")
     assert why in log.problem
     assert len(log.problem) < 200
-    log.path.write_text(line(1), encoding="utf-8")  # written anew
+    log.path.write_text(line(1), encoding="utf-8")  # rewritten
     assert log.read()
     assert log.problem is None
 
@@ -85,7 +85,7 @@ def test_what_is_no_file_is_not_waited_for(tmp_path):
 
 
 def test_a_line_without_end_is_read_in_parts(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "MOST_AT_ONCE", 100)
+    monkeypatch.setattr(module, "MAX_READ", 100)
     log = Log(tmp_path / "metrics.jsonl")
     log.path.write_text("x" * 350 + "\n" + line(1), encoding="utf-8")
     while log.read():
@@ -142,7 +142,7 @@ def test_each_checkpoint_writes_once(tmp_path):
     data.tokenizer.save(run)
     for report in trainer:
         if report.val_loss is not None:
-            trainer._end_save()  # which else goes on beside the next steps
+            trainer._end_save()  # else it overlaps with the next steps
             assert watch.is_due
             asyncio.run(watch.sample(engine))
             assert not watch.is_due

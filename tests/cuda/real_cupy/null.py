@@ -25,7 +25,7 @@ from numllama.model.config import PRESETS
 from numllama.model.lora import LoraConfig
 from numllama.model.parameters import Parameters, count_parameters, parameter_shapes
 from numllama.serve.engine import Engine
-from numllama.serve.texts import Request
+from numllama.serve.job import Request
 from numllama.tokenizer import CharTokenizer
 from numllama.training.config import TrainConfig, recipe
 
@@ -73,11 +73,11 @@ def serve(config, dtype, preset):
     """A prompt, one that goes on with its keys and values, and one whose own tokens are given their probabilities."""
     model, prompt = nl.Transformer(config, device="cuda", compute_dtype=dtype), list(range(20))
     characters = map(chr, range(0x10000, 0x10000 + config.vocab_size))
-    requests = [Request(prompt, 4), Request([*prompt, 1, 2], 4), Request(prompt, 2, echo=True, runners_up=2)]
+    requests = [Request(prompt, 4), Request([*prompt, 1, 2], 4), Request(prompt, 2, echo=True, top_logprobs=2)]
 
     async def answers(engine):
         for request in requests:
-            async for _ in (await engine.submit([request])).pieces():
+            async for _ in (await engine.submit([request])).chunks():
                 pass
 
     with closing(Engine(model, CharTokenizer(characters))) as engine:

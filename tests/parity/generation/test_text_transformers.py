@@ -87,7 +87,7 @@ def test_a_prompt_with_special_tokens_has_the_ids_of_tokenizers(tmp_path, tokeni
     engine = Engine(*ours)
     (written,) = write(engine, Request(prompt, 1))
     engine.close()
-    assert written.part.ids == theirs[1].encode(prompt).ids
+    assert written.state.ids == theirs[1].encode(prompt).ids
 
 
 def test_the_probabilities_of_a_prompt_are_transformers(tmp_path, tokenizer):
@@ -96,14 +96,14 @@ def test_the_probabilities_of_a_prompt_are_transformers(tmp_path, tokenizer):
     with torch.inference_mode():
         chances = torch.log_softmax(theirs(torch.tensor([ids])).logits[0].double(), -1).numpy()
     engine = Engine(*ours)
-    (written,) = write(engine, Request(ids, 0, runners_up=3, echo=True))
+    (written,) = write(engine, Request(ids, 0, top_logprobs=3, echo=True))
     engine.close()
     first, *others = written.tokens
     assert first.logprob is None
     assert [token.logprob for token in others] == pytest.approx([chances[i, t] for i, t in enumerate(ids[1:])], abs=1e-4)
     for token, row in zip(others, chances, strict=False):
         best = np.argsort(-row)[:3]
-        assert [i for i, _ in token.runners_up] == best.tolist()
+        assert [i for i, _ in token.top_logprobs] == best.tolist()
 
 
 def test_a_checkpoint_that_says_nothing_adds_nothing(tmp_path, tokenizer):
