@@ -194,7 +194,7 @@ def _go_on(tuning: Tuning, trainer: Trainer, before: TrainConfig | None = None) 
     for sentence in _about(data, seq_len):
         print(sentence)
     if model.adapter:
-        print(f"learnt: {model.learnt.flat.size:,} parameters of an adapter, {len(model.adapter.config.targets)} maps a layer")
+        print(f"learnt: {model.trainable.flat.size:,} parameters of an adapter, {len(model.adapter.config.targets)} maps a layer")
     return go_on(trainer, lambda trainer: _finish(tuning, trainer), before=before)
 
 

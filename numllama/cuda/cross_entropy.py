@@ -13,19 +13,21 @@ SUMS_OF_A_THREAD = 16  # of blocks, for each thread of the last one
 
 
 def cross_entropy_forward(
-    logits: Array, targets: Array, ignore_index: int = -100, count: float | None = None
+    logits: Array, targets: Array, ignore_index: int = -100, count: Array | float | None = None
 ) -> tuple[Array, tuple]:
+    real, on_device = real_dtype(logits.dtype), launch.backend.owns(count)
     if (
         logits.ndim < 2
         or targets.shape != logits.shape[:-1]
         or targets.dtype.kind not in "iu"
         or not _takes(logits)
-        or not (count is None or float(count) > 0)
+        or not (on_device or count is None or float(count) > 0)
+        or (on_device and (count.dtype != real or count.size != 1))
     ):
         return NotImplemented
     V, N = logits.shape[-1], prod(logits.shape[:-1])
     check_ids("targets", targets, V, ignore_index)
-    real, dense = real_dtype(logits.dtype), launch.ids(targets)
+    dense = launch.ids(targets)
     lse, kept = launch.empty(logits, targets.shape, real), launch.empty(logits, targets.shape, dense.dtype)
     loss, count_out = launch.empty(logits, (), real), launch.empty(logits, (), real)
     width, block, grid = _rows(logits)
@@ -33,7 +35,7 @@ def cross_entropy_forward(
     args = [
         loss, count_out, launch.empty(logits, (2, grid), real), launch.backend.counters(), lse, kept, launch.strided(logits),
         dense, int32(N), int32(V), int64(launch.row_stride(logits)), dense.dtype.type(ignore_index),
-        real.type(0 if count is None else count),
+        count if on_device else None, real.type(0 if on_device or count is None else count),
     ]  # fmt: skip
     defines = {"DTYPE": logits.dtype, "WIDTH": width, "TARGET": dense.dtype}
     launch.launch("cross_entropy", "cross_entropy_forward", grid, block, args, **defines)

@@ -1,11 +1,11 @@
-"""Shards that add to one buffer: each tensor in the order of the shards, as soon as the shard before has added to it.
+"""A sum of gradients in the order of the shards: each tensor is added as soon as the shard before has added to it.
 
-A sum of floats depends on its order. Here the order is that of the shards, however many run at once and however fast each
-is; and a shard waits only where it has caught up with the one before. So one gradient buffer is enough for any number of
-workers, nothing needs to be cleared, for the first shard writes where the others add, and no separate pass adds up anything.
+A sum of floats depends on its order. Here the order is that of the shards, however many run at once and however fast each is; and
+a shard waits only if it has caught up with the one before. So one gradient buffer is enough for any number of workers, nothing
+needs to be cleared, because the first shard writes where the others add, and there is no separate pass that adds up buffers.
 
-Workers may be threads or processes. All that they tell each other is how many shards have added to each tensor: an array of
-integers, in shared memory if need be, which a worker that must wait looks at again and again.
+Workers may be threads or processes. All that they share besides the sum is an array of integers, which counts for each tensor the
+shards that have added to it. It may lie in shared memory; a worker that waits polls it.
 """
 
 import os
@@ -17,128 +17,117 @@ from typing import Any
 import numpy as np
 
 from numllama.backend import Array
-from numllama.model import Parameters
+from numllama.model.parameters import FlatTensors
 
-LOOKS, POLL_SECONDS = 300, 2e-5  # most waits are over after a few looks, but even the shortest sleep takes 0.1 ms
+POLLS, POLL_SECONDS = 300, 2e-5  # most waits end after a few polls, but even the shortest sleep takes 0.1 ms
 
 
-class Stopped(RuntimeError):
+class ShardFailed(RuntimeError):
     """Another shard has failed."""
 
 
-class Turns:
-    """Who may add to which tensor of `total`.
+class OrderedSum:
+    """The sum, and the order in which shards add to it.
 
     Parameters
     ----------
-    total : Parameters
-        The buffer; whatever is in it is forgotten when a step starts.
+    total : FlatTensors
+        The buffer; its contents are overwritten in each step.
     state : integer array, shape (len(total) + 1,), optional
-        How many shards have added to each tensor; at the end, whether a shard has failed.
+        For each tensor the number of shards that have added to it; at the end, whether a shard has failed.
     stop : callable, optional
-        Called while a shard waits: a worker that is on its own by now may end here.
+        Called while a shard waits: an orphaned worker may exit here.
     """
 
-    def __init__(self, total: Parameters, state: np.ndarray | None = None, stop: Callable[[], Any] | None = None) -> None:
+    def __init__(self, total: FlatTensors, state: np.ndarray | None = None, stop: Callable[[], Any] | None = None) -> None:
         self.total = total
         self._state = np.zeros(len(total) + 1, dtype=np.int64) if state is None else state
         self._places = {name: i for i, name in enumerate(total)}
         self._stop = stop or (lambda: None)
 
     def start(self) -> None:
-        """A new step: no shard has added anything. No shard may be running."""
+        """Begin a new sum, to which no shard has added. No shard may be running."""
         self._state[:] = 0
 
     def fail(self) -> None:
-        """Let no one wait for a shard that will never come."""
+        """Wake the shards that wait for one that will never come."""
         self._state[-1] = 1
 
     @contextmanager
     def shard(self, index: int) -> Iterator["ShardGradients"]:
-        """The gradients as shard `index` sees them; an error inside ends the shards that wait for this one."""
+        """The gradients of shard `index`; an error inside ends the shards that wait for this one."""
         try:
             yield ShardGradients(self, index)
             for name, i in self._places.items():
-                if self._state[i] <= index:  # a turn that the shard has not used
-                    view = self.begin(name, index)
+                if self._state[i] <= index:  # the shard has not added to it
+                    view = self.acquire(name, index)
                     if index == 0:
                         view[...] = 0
-                    self.end(name)
+                    self.release(name)
         except BaseException:
             self.fail()
             raise
 
-    def begin(self, name: str, index: int) -> Array:
-        """The tensor of that name, when it is shard `index`'s turn."""
+    def acquire(self, name: str, index: int) -> Array:
+        """Wait until shard `index` may add to a tensor, and return the tensor."""
         i = self._places[name]
         if self._state[i] > index:
             raise ValueError(f"shard {index} adds to {name} for a second time")
-        looks = 0
+        polls = 0
         while self._state[i] < index and not self._state[-1]:
-            give_way(looks)
-            looks += 1
+            backoff(polls)
+            polls += 1
             self._stop()
         if self._state[-1]:
-            raise Stopped("another shard has failed")
+            raise ShardFailed("another shard has failed")
         return self.total[name]
 
-    def end(self, name: str) -> None:
-        """The tensor is the next shard's."""
+    def release(self, name: str) -> None:
+        """Let the next shard add to a tensor."""
         self._state[self._places[name]] += 1
 
 
-def give_way(looks: int) -> None:
-    """Let others run, for longer if it has taken many looks."""
-    if looks < LOOKS and hasattr(os, "sched_yield"):
+def backoff(polls: int) -> None:
+    """Let other threads run, for longer after many polls."""
+    if polls < POLLS and hasattr(os, "sched_yield"):
         os.sched_yield()
     else:
         time.sleep(POLL_SECONDS)
 
 
 class ShardGradients:
-    """What a shard is given in place of the total: names, shapes and blocks of :class:`Parameters`, to be added to once."""
+    """The gradients of one shard (see :class:`~numllama.model.parameters.Gradients`), which are added to the sum in its turn.
 
-    def __init__(self, turns: Turns, index: int, prefix: str = "") -> None:
-        self.shapes = turns.total.shapes
-        self._turns, self._index, self._prefix = turns, index, prefix
+    It has no buffers to give: an op that added to the sum itself would make the other shards wait for its product.
+    """
 
-    @property
-    def blocks(self) -> list["ShardGradients"]:
-        """The parts named without ``blocks.{i}.``."""
-        return [ShardGradients(self._turns, self._index, f"blocks.{i}.") for i in range(len(self._turns.total.blocks))]
+    def __init__(self, ordered: OrderedSum, index: int) -> None:
+        self.shapes = ordered.total.shapes
+        self._sum, self._index = ordered, index
 
-    def __contains__(self, name: str) -> bool:
-        return self._prefix + name in self._turns.total
+    def __contains__(self, name: object) -> bool:
+        return name in self._sum.total
 
-    def __getitem__(self, name: str) -> "_Turn":
-        return _Turn(self._turns, self._index, self._prefix + name)
-
-    def __setitem__(self, name: str, value: "_Turn") -> None:
-        if not isinstance(value, _Turn):  # the end of g[name] += x, which is done by now
-            raise TypeError(f"the gradient of {name} can only be added to")
-
-
-class _Turn:
-    """One tensor, which understands ``+=`` and ``[rows] +=``; waiting happens here, when there is something to add."""
-
-    def __init__(self, turns: Turns, index: int, name: str) -> None:
-        self._turns, self._index, self._name = turns, index, name
-
-    def __iadd__(self, x: Array) -> "_Turn":
-        view = self._turns.begin(self._name, self._index)
+    def add(self, name: str, gradient: Array) -> None:
+        """Add the shard's gradient of a parameter."""
+        total = self._sum.acquire(name, self._index)
         if self._index == 0:
-            view[...] = x
+            total[...] = gradient
         else:
-            view += x
-        self._turns.end(self._name)
-        return self
+            total += gradient
+        self._sum.release(name)
 
-    def __getitem__(self, rows: Any) -> Array:
-        view = self._turns.begin(self._name, self._index)
+    def buffer(self, name: str) -> None:
+        """None: the gradient is computed first, and added afterwards."""
+
+    @contextmanager
+    def adding_to(self, name: str) -> Iterator[Array]:
+        """The sum of the shards before this one; the next shard waits until the block ends."""
+        total = self._sum.acquire(name, self._index)
         if self._index == 0:
-            view[...] = 0
-        return view[rows]
+            total[...] = 0
+        yield total
+        self._sum.release(name)
 
-    def __setitem__(self, rows: Any, sums: Array) -> None:
-        self._turns.total[self._name][rows] = sums
-        self._turns.end(self._name)
+    def layer_done(self, i: int) -> None:
+        """Nothing to do: each tensor is passed on as soon as it is added."""

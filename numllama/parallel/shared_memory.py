@@ -1,7 +1,7 @@
-"""Processes that run shards: each has the whole model, but weights and gradients lie in memory that all of them share.
+"""Worker processes: each has the whole model, but weights and gradients lie in memory that all of them share.
 
-Threads hand the interpreter's lock around some thousand times in a step; processes have one each. What goes through pipes is
-a shard's tokens and its loss; what they share is sent by name.
+Threads exchange the interpreter's lock about a thousand times per step; each process has its own. Pipes carry only the tokens and
+the loss of a shard; shared objects are sent by name.
 """
 
 import io
@@ -17,63 +17,63 @@ from typing import Any
 
 import numpy as np
 
-from numllama.model import LoraConfig, ModelConfig, Parameters, Transformer
+from numllama.model import FlatTensors, LoraConfig, ModelConfig, Parameters, Transformer
 from numllama.model.lora import adapter_shapes
 from numllama.model.parameters import parameter_shapes
-from numllama.parallel.turns import Turns
+from numllama.parallel.ordered_sum import OrderedSum
 from numllama.system.machine import training_settings
 from numllama.system.processes import Processes
 
 
-class Team:
-    """Processes beside this one.
+class SharedMemoryWorkers:
+    """Processes that work beside this one.
 
     Parameters
     ----------
     model : Transformer
         Its parameters move to shared memory.
     others : int
-        How many processes.
-    moments : sequence of Parameters
-        What else moves there: an optimizer's, of the model's layout.
+        Number of processes.
+    moments : sequence of FlatTensors
+        An optimizer's, which move there too; of the layout of the trainable parameters.
 
     Attributes
     ----------
-    turns : Turns
-        Over shared gradients.
+    sum : OrderedSum
+        The shared gradients.
     pids : list of int
         The processes.
     """
 
-    def __init__(self, model: Transformer, others: int, moments: Sequence[Parameters] = ()) -> None:
+    def __init__(self, model: Transformer, others: int, moments: Sequence[FlatTensors] = ()) -> None:
         lora = model.adapter.config if model.adapter else None
         shared = Shared(model.config, lora, model.dtype.name, os.memfd_create("numllama"), os.getpid(), len(moments))
         try:
-            buffers, self.turns = shared.open(create=True)
+            theirs, self.sum = shared.open(create=True)
             own = [model.params, *([model.adapter.params] if model.adapter else []), *moments]
-            for ours, theirs in zip(own, buffers, strict=True):
-                ours.move(theirs.flat)
-            self._known = everything(model, self.turns, moments)
-            self._processes = Processes(Member(shared), others, fds=[shared.fd])
+            for ours, other in zip(own, theirs, strict=True):
+                ours.move(other.flat)
+            self._shared = shared_objects(model, self.sum, moments)
+            self._processes = Processes(Worker(shared), others, fds=[shared.fd])
             self.pids = self._processes.pids
         finally:
             os.close(shared.fd)  # the mapping stays
 
     @staticmethod
     def possible(model: Transformer) -> bool:
-        """Whether this system can share memory by a file descriptor, and the model is a plain Transformer on the CPU."""
+        """Whether this system shares memory by file descriptor, and the model is a plain Transformer on the CPU."""
         plain = type(model) is Transformer and model.weights is model.params and model.params.flat.dtype == model.dtype
         return hasattr(os, "memfd_create") and plain and model.device == "cpu"
 
-    def shares(self, moments: Sequence[Parameters]) -> bool:
-        """Whether they lie in shared memory."""
-        return all(any(one is other for other in self._known) for one in moments)
+    def shares(self, moments: Sequence[FlatTensors]) -> bool:
+        """Whether these moments lie in shared memory."""
+        return all(any(moment is other for other in self._shared) for moment in moments)
 
     def submit(self, function: Callable, *args: Any) -> Future:
         """``function(*args)`` in one of the processes; the function belongs to a module of this package."""
         job = io.BytesIO()
-        ByName(job, self._known).dump((function, args))
-        return self._processes.submit(job.getvalue(), failed=self.turns.fail)  # a process that is gone cannot say so
+        SharedPickler(job, self._shared).dump((function, args))
+        return self._processes.submit(job.getvalue(), failed=self.sum.fail)  # a dead process cannot report it
 
     def close(self) -> None:
         """End the processes."""
@@ -82,7 +82,7 @@ class Team:
 
 @dataclass(frozen=True)
 class Shared:
-    """One piece of memory: weights, an adapter if there is one, gradients of what is learnt, and whose turn it is.
+    """One piece of memory: weights, an adapter if there is one, moments, gradients, and the state of their sum.
 
     Attributes
     ----------
@@ -94,7 +94,7 @@ class Shared:
     owner : int
         The process that made it.
     moments : int
-        How many more buffers there are, each of the layout of what is learnt.
+        Number of further buffers, each of the layout of the trainable parameters.
     """
 
     config: ModelConfig
@@ -104,71 +104,74 @@ class Shared:
     owner: int
     moments: int
 
-    def open(self, create: bool = False) -> tuple[list[Parameters], Turns]:
-        """Weights, the adapter if there is one, and moments; and turns, in this process."""
-        whole, adapter = parameter_shapes(self.config), adapter_shapes(self.config, self.lora) if self.lora else None
-        learnt = adapter or whole
-        layouts = [whole, *([adapter] if adapter else []), *[learnt] * self.moments, learnt]
+    def open(self, create: bool = False) -> tuple[list[FlatTensors], OrderedSum]:
+        """Weights, the adapter if there is one, and moments; and the sum of gradients, in this process."""
+        weights, adapter = parameter_shapes(self.config), adapter_shapes(self.config, self.lora) if self.lora else None
+        trainable = adapter or weights
+        layouts = [weights, *([adapter] if adapter else []), *[trainable] * self.moments, trainable]
         sizes = [sum(map(prod, shapes.values())) * np.dtype(self.dtype).itemsize for shapes in layouts]
         starts = [0, *accumulate(-(-size // 8) * 8 for size in sizes)]
-        length = starts[-1] + 8 * (len(learnt) + 1)
+        length = starts[-1] + 8 * (len(trainable) + 1)
         if create:
             os.ftruncate(self.fd, length)
         memory = memoryview(mmap.mmap(self.fd, length))
         parts = [np.frombuffer(memory[at : at + n], self.dtype) for at, n in zip(starts, sizes, strict=False)]
-        *buffers, gradients = map(Parameters, layouts, parts)
-        return buffers, Turns(gradients, np.frombuffer(memory[starts[-1] :], np.int64), stop=self._end_with_owner)
+        *buffers, gradients = map(FlatTensors, layouts, parts)
+        return buffers, OrderedSum(gradients, np.frombuffer(memory[starts[-1] :], np.int64), stop=self._exit_if_orphaned)
 
-    def _end_with_owner(self) -> None:
+    def _exit_if_orphaned(self) -> None:
         if os.getpid() != self.owner and os.getppid() != self.owner:
             os._exit(1)
 
 
 @dataclass
-class Member:
-    """What a process of the team does: begins when it is first asked, then answers."""
+class Worker:
+    """The code of a process: builds its model at the first job, then runs one job after another."""
 
     shared: Shared
-    known: list | None = None
+    objects: list | None = None
     settings: Any = None
 
     def __call__(self, job: bytes) -> Any:
-        if self.known is None:
+        if self.objects is None:
             settings = training_settings("cpu")
             settings.__enter__()  # until the process ends
-            (params, *moments), turns = self.shared.open()
-            model = Transformer(self.shared.config, dtype=self.shared.dtype, params=params)
+            (weights, *moments), ordered = self.shared.open()
+            model = Transformer(self.shared.config, dtype=self.shared.dtype, params=Parameters(weights.shapes, weights.flat))
             if self.shared.lora:
                 adapter, *moments = moments
-                model.add_adapter(self.shared.lora, params=adapter)
-            self.known, self.settings = everything(model, turns, moments), settings
-        function, args = Named(io.BytesIO(job), self.known).load()
+                model.add_adapter(self.shared.lora, params=Parameters(adapter.shapes, adapter.flat))
+            self.objects, self.settings = shared_objects(model, ordered, moments), settings
+        function, args = SharedUnpickler(io.BytesIO(job), self.objects).load()
         return function(*args)
 
 
-def everything(model: Transformer, turns: Turns, moments: Sequence[Parameters]) -> list:
-    """All that is shared, in an order that both sides know."""
-    buffers = [model.params, model.learnt, turns.total, *moments]
-    return [model, turns, *buffers, *(buffer.flat for buffer in buffers)]
+def shared_objects(model: Transformer, ordered: OrderedSum, moments: Sequence[FlatTensors]) -> list:
+    """Everything that processes share, in the same order on both sides."""
+    buffers = [model.params, model.trainable, ordered.total, *moments]
+    return [model, ordered, *buffers, *(buffer.flat for buffer in buffers)]
 
 
-class ByName(pickle.Pickler):
-    """Pickles things that the other side has too as their places in a list."""
+class SharedPickler(pickle.Pickler):
+    """Pickles shared objects as their places in a list."""
 
-    def __init__(self, file: io.BytesIO, known: Sequence) -> None:
+    def __init__(self, file: io.BytesIO, objects: Sequence) -> None:
         super().__init__(file, pickle.HIGHEST_PROTOCOL)
-        self._places = {id(thing): place for place, thing in enumerate(known)}
+        self._places = {id(thing): place for place, thing in enumerate(objects)}
 
-    def persistent_id(self, thing: Any) -> int | None:
-        place = self._places.get(id(thing))
-        if place is None and isinstance(thing, Parameters):
+    def persistent_id(self, obj: Any) -> int | None:
+        place = self._places.get(id(obj))
+        if place is None and isinstance(obj, FlatTensors):
             raise TypeError("parameters that are not shared cannot be sent")
         return place
 
 
-class Named(pickle.Unpickler):
-    """Reads what ByName wrote."""
+class SharedUnpickler(pickle.Unpickler):
+    """Reads the output of :class:`SharedPickler`."""
 
-    def __init__(self, file: io.BytesIO, known: Sequence) -> None:
+    def __init__(self, file: io.BytesIO, objects: Sequence) -> None:
         super().__init__(file)
-        self.persistent_load = known.__getitem__
+        self._objects = objects
+
+    def persistent_load(self, pid: int) -> Any:
+        return self._objects[pid]

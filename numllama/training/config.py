@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 from numllama.storage.fields import FLAG, POSITIVE, Kind, check, number, one_of, optional, whole
 
 if TYPE_CHECKING:
-    from numllama.model import Parameters
+    from numllama.model import Parameters, Transformer
     from numllama.optim.optimizer import Optimizer
+    from numllama.parallel.group import WorkerGroup
 
 CHOICES = {
     "optimizer": ("adamw", "sgd"),
@@ -159,6 +160,12 @@ class TrainConfig:
         if self.optimizer == "sgd":
             return SGD(params, self.lr, momentum=self.beta1, weight_decay=self.weight_decay)
         return AdamW(params, self.lr, (self.beta1, self.beta2), weight_decay=self.weight_decay)
+
+    def make_workers(self, model: "Transformer") -> "WorkerGroup":
+        """The threads, processes or ranks that these settings describe."""
+        from numllama.parallel.launched import make_workers
+
+        return make_workers(model, self.parallel, self.workers, self.shard_optimizer, self.sum_by, self.timeout)
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain values."""

@@ -409,9 +409,9 @@ def test_processes_give_an_adapter_the_same_bits_as_one_worker(monkeypatch):
         with closing(Workers(model, workers, processes=True)) as team:
             for step in range(2):
                 loss, grads = team.loss_and_grads(*tokens, 4, key=(0, step), segments=segments)
-                nl.AdamW(model.learnt, lr=0.1).step(grads)
+                nl.AdamW(model.trainable, lr=0.1).step(grads)
             assert len(team.pids) == workers - 1
-            results.append((loss, team.mean_loss([(*tokens, segments)]), grads.flat.copy(), model.learnt.flat.copy()))
+            results.append((loss, team.mean_loss([(*tokens, segments)]), grads.flat.copy(), model.trainable.flat.copy()))
     assert results[0][:2] == results[1][:2]
     for one, many in zip(results[0][2:], results[1][2:], strict=True):
         assert_same_bits(one, many)

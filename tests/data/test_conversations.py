@@ -107,7 +107,7 @@ def test_packed_gradients_are_the_sum_of_each_conversations_own(with_adapter):
         model.adapter.params.flat[...] = np.random.default_rng(1).standard_normal(model.adapter.params.flat.size) * 0.2
     tokens, targets, segments = data.batch(data.rows(12), 12)
     count = int((targets != -100).sum())
-    expected = model.learnt.zeros_like()
+    expected = model.trainable.zeros_like()
     for i in range(len(data.documents)):
         own = data.batch([[i]], 12)
         model.loss_and_grads(*own[:2], grads=expected, count=count)

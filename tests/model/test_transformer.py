@@ -284,7 +284,7 @@ def check_every_gradient(model, tokens, targets, rtol=1e-8, may_vanish=(), **arg
         weight[...] = value
         return float(model.loss_and_grads(tokens, targets, **arguments)[0])
 
-    for name, weight in model.learnt.items():
+    for name, weight in model.trainable.items():
         assert name in may_vanish or float(xp.linalg.norm(grads[name])) > 1e-3 * whole, f"{name} is hardly checked"
         u = xp.asarray(rng.standard_normal(weight.shape))
         u /= xp.linalg.norm(u)

@@ -12,7 +12,8 @@ from tiny import CONFIG, TOKENS, trainer
 from numllama import ModelConfig
 from numllama.cuda import launch
 from numllama.cuda.stream import Stream
-from numllama.data.dataset import Dataset, random_batch
+from numllama.data.batches import random_batch
+from numllama.data.dataset import Dataset
 
 LLAMA = dict(max_seq_len=16)
 GPT2 = dict(max_seq_len=16, norm="layernorm", ffn="gelu", positions="learned", bias=True, tie_embeddings=True)
