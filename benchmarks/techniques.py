@@ -19,9 +19,9 @@ WITHOUT = "numllama-without-"
 
 def processes() -> None:
     """Threads all the way."""
-    from numllama.parallel.team import Team
+    from numllama.parallel.shared_memory import SharedMemoryWorkers
 
-    Team.possible = staticmethod(lambda model: False)
+    SharedMemoryWorkers.possible = staticmethod(lambda model: False)
 
 
 def workers() -> None:
@@ -63,18 +63,18 @@ def one_gradient_buffer() -> None:
     """Each shard clears a buffer of its own and adds it to the total when it is done."""
     from contextlib import contextmanager
 
-    from numllama.parallel.turns import Turns
+    from numllama.parallel.ordered_sum import OrderedSum
 
     @contextmanager
     def shard(self, index):
         own = self.total.zeros_like()
         yield own
         for name in self.total:
-            view = self.begin(name, index)
+            view = self.acquire(name, index)
             view[...] = own[name] if index == 0 else view + own[name]
-            self.end(name)
+            self.release(name)
 
-    Turns.shard = shard
+    OrderedSum.shard = shard
 
 
 def optimizer_in_pieces() -> None:

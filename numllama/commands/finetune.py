@@ -104,7 +104,7 @@ def finetune_run(
     if show:
         print("\n\n".join(islice(shown_conversations(data, config.seq_len), show)))
         return 0
-    trainer = Trainer(model, data, config, out)
+    trainer = Trainer(model, data, config, out, workers=config.make_workers(model))
     with only_run_in(out, begun=False):
         return _go_on(tuning, trainer)
 

@@ -97,7 +97,7 @@ class Workers:
 
     def whole_step(self, optimizer: Optimizer, **settings: Any) -> TrainingStep | None:
         """On a GPU, a step that is recorded as a CUDA graph, if it can be."""
-        return training_step(self.model, optimizer, **settings)
+        return None if self.model.device == "cpu" else training_step(self.model, optimizer, **settings)
 
     def map(self, function: Callable, items: Iterable) -> list:
         """The function's results, computed by all workers; arrays in its arguments must be shared, or only be read."""

@@ -17,7 +17,7 @@ from numllama.errors import CheckpointError
 from numllama.model import ModelConfig
 from numllama.training import TrainConfig, checkpoint, load_dataset, write_tokens
 from numllama.training.checkpoint import Snapshot
-from numllama.training.trainer import spike
+from numllama.training.report import spike
 
 DAMAGED = int(os.environ.get("NUMLLAMA_DAMAGE", 200))  # CI asks for 2000
 
