@@ -35,11 +35,11 @@ def workers() -> None:
     shards.Workers.__init__ = lambda self, model, workers=None, **options: begin(self, model, 1, **options)
 
 
-def kept_memory() -> None:
+def keep_freed_memory() -> None:
     """The C library gives large arrays back to the system."""
     from numllama.system import machine
 
-    machine.kept_memory = nullcontext
+    machine.keep_freed_memory = nullcontext
 
 
 def flash_attention() -> None:
@@ -86,7 +86,7 @@ def optimizer_in_pieces() -> None:
 
 TECHNIQUES: dict[str, Callable[[], None]] = {
     f.__name__: f
-    for f in (workers, processes, kept_memory, flash_attention, bounded_scores, one_gradient_buffer, optimizer_in_pieces)
+    for f in (workers, processes, keep_freed_memory, flash_attention, bounded_scores, one_gradient_buffer, optimizer_in_pieces)
 }
 
 

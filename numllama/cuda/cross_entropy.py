@@ -20,7 +20,7 @@ def cross_entropy_forward(
         logits.ndim < 2
         or targets.shape != logits.shape[:-1]
         or targets.dtype.kind not in "iu"
-        or not _takes(logits)
+        or not _supports(logits)
         or not (on_device or count is None or float(count) > 0)
         or (on_device and (count.dtype != real or count.size != 1))
     ):
@@ -48,7 +48,7 @@ def cross_entropy_backward(dout: Array | float, cache: tuple, *, out: Array | No
     on_device = launch.backend.owns(dout)
     if (
         logits.ndim < 2
-        or not _takes(logits)
+        or not _supports(logits)
         or kept.dtype not in (np.int32, np.int64)
         or lse.dtype != real
         or not (kept.flags.c_contiguous and lse.flags.c_contiguous)
@@ -68,7 +68,7 @@ def cross_entropy_backward(dout: Array | float, cache: tuple, *, out: Array | No
     return dlogits
 
 
-def _takes(logits: Array) -> bool:
+def _supports(logits: Array) -> bool:
     """Whether the kernels read these rows; the product that has made them may have left gaps between them."""
     return logits.dtype in launch.FLOATS and launch.row_stride(logits) is not None
 

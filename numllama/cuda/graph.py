@@ -71,7 +71,7 @@ class TrainingStep:
         self.shape, self.shards = (batch_size, seq_len), min(shards, batch_size)
         self.sites = 2 * model.config.n_layers + 1 if model.config.dropout else 0
         self.grads: Any = None
-        self.staging: Any = None
+        self.staged: Any = None
         self.result: Array = None
         self.launches = 0
         self._stream = Stream()
@@ -90,15 +90,15 @@ class TrainingStep:
 
     def __call__(self, batch: Any, step: int, lr: float) -> tuple[float, float]:
         """Loss and norm of the gradients, before clipping. Unless both are finite, no parameter has changed."""
-        if self.staging is None:
+        if self.staged is None:
             self._allocate()
-        optimizer, host = self.optimizer, self.staging.host
+        optimizer, host = self.optimizer, self.staged.host
         host["tokens"][...], host["targets"][...], host["count"][...] = batch.tokens, batch.targets, max(1, batch.count)
         host["numbers"][...] = *step_numbers(optimizer.steps + 1, lr, optimizer.betas, optimizer.weight_decay), 1.0
         for shard, site in np.ndindex(self.shards, self.sites):
             host["keys"][shard, site] = fold_key((self.seed, step, shard, site))
         with self._stream.entered(), checked_ids():
-            self.staging.upload()
+            self.staged.upload()
             if self._is_warm and self._may_record:
                 self._record()
             self._run()
@@ -111,7 +111,7 @@ class TrainingStep:
         """Gradients and staging buffers, when the first batch comes."""
         model, real = self.model, real_dtype(self.model.dtype)
         self.grads = model.params.zeros_like()
-        self.staging = StagingBuffers(
+        self.staged = StagingBuffers(
             model.params.flat,
             tokens=(self.shape, np.dtype(np.int32)),
             targets=(self.shape, np.dtype(np.int32)),
@@ -142,14 +142,14 @@ class TrainingStep:
 
     def _launch_all(self) -> None:
         """The step: only launches, none of which the host waits for."""
-        model, given, grads = self.model, self.staging.device, self.grads
-        B = len(given["tokens"])
+        model, staged, grads = self.model, self.staged.device, self.grads
+        B = len(staged["tokens"])
         grads.flat[...] = 0
         losses = launch.empty(grads.flat, (self.shards,), grads.flat.dtype)
         for i, (start, stop) in enumerate(pairwise(B * i // self.shards for i in range(self.shards + 1))):
             loss, _ = model.loss_and_grads(
-                given["tokens"][start:stop], given["targets"][start:stop], grads=grads, count=given["count"],
-                key=given["keys"][i] if self.sites else None, recompute=self.recompute,
+                staged["tokens"][start:stop], staged["targets"][start:stop], grads=grads, count=staged["count"],
+                key=staged["keys"][i] if self.sites else None, recompute=self.recompute,
             )  # fmt: skip
             if self.shards > 1:
                 losses[i] = loss
@@ -157,4 +157,4 @@ class TrainingStep:
         params, state, optimizer = model.params, self.optimizer.state, self.optimizer
         copy, matrices = params.low_precision_part(slice(0, params.matrices.size)), params.matrices.size
         arrays = (buffer.flat for buffer in (params, grads, state["m"], state["v"]))
-        adamw_update_by(given["numbers"], self.result[2:], matrices, *arrays, copy, optimizer.betas, optimizer.eps)
+        adamw_update_by(staged["numbers"], self.result[2:], matrices, *arrays, copy, optimizer.betas, optimizer.eps)

@@ -8,7 +8,7 @@ from numllama.cuda.launch import int32, int64
 
 
 def swiglu_forward(gate: Array, up: Array) -> tuple[Array, tuple]:
-    if not _takes(gate, up):
+    if not _supports(gate, up):
         return NotImplemented
     out = launch.empty(gate, gate.shape, gate.dtype)
     _launch("swiglu_forward", [out, gate, up], gate, gate.shape[-1])
@@ -17,7 +17,7 @@ def swiglu_forward(gate: Array, up: Array) -> tuple[Array, tuple]:
 
 def swiglu_backward(dout: Array, cache: tuple) -> tuple[Array, Array]:
     gate, up = cache
-    if not _takes(gate, up) or dout.dtype != gate.dtype or dout.shape != gate.shape or not launch.is_plain(dout):
+    if not _supports(gate, up) or dout.dtype != gate.dtype or dout.shape != gate.shape or not launch.is_plain(dout):
         return NotImplemented
     *lead, F = gate.shape
     rows = launch.empty(gate, (*lead, 2 * F), gate.dtype)              # side by side, for the products that follow
@@ -26,7 +26,7 @@ def swiglu_backward(dout: Array, cache: tuple) -> tuple[Array, Array]:
     return dgate, dup
 
 
-def _takes(gate: Array, up: Array) -> bool:
+def _supports(gate: Array, up: Array) -> bool:
     """Whether the kernels read these: rows that are equally far apart in both."""
     return (
         gate.dtype in launch.FLOATS
