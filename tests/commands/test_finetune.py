@@ -319,15 +319,15 @@ def test_what_is_left_out_is_counted_apart_from_what_is_cut_off(base, tmp_path):
 def test_ctrl_c_saves_and_resume_comes_to_the_same_end(base, data, tmp_path, monkeypatch, how):
     arguments = (base, "--data", data, *QUICK, "--steps", 6, "--lr", "1e-2", *(["--full"] if how == "full" else []))
     finetune(*arguments, "--out", tmp_path / "straight")
-    plain = Conversations.batch
+    plain = ConversationBatches.batch
 
-    def batch(self, batch_size, seq_len, seed, start):
-        if start == 2 * batch_size:
+    def batch(self, position, rows=None):
+        if position.step == 3:
             signal.raise_signal(signal.SIGINT)
-        return plain(self, batch_size, seq_len, seed, start)
+        return plain(self, position, rows)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Conversations, "batch", batch)
+        patch.setattr(ConversationBatches, "batch", batch)
         printed = finetune(*arguments, "--out", tmp_path / "stopped", code=130)
     assert f"interrupted after step 3: saved as {tmp_path / 'stopped' / 'step-000003'}" in printed
     assert not (tmp_path / "stopped" / "model").exists()
