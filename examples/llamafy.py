@@ -28,8 +28,8 @@ from numllama import ops
 from numllama.backend import Array, array_module, xp_of
 from numllama.data.shakespeare import shakespeare_dataset
 from numllama.install import install_command
-from numllama.model import Gradients, Parameters
 from numllama.model.block import merge_heads, split_heads
+from numllama.model.parameters import Gradients, Parameters
 from numllama.storage.files import write_text
 
 PARAMETERS = 460_000                                                   # of every rung

@@ -71,7 +71,7 @@ class TrainingStep:
         self.shape, self.shards = (batch_size, seq_len), min(shards, batch_size)
         self.sites = 2 * model.config.n_layers + 1 if model.config.dropout else 0
         self.grads: Any = None
-        self.staged: Any = None
+        self.staged: StagingBuffers | None = None
         self.result: Array = None
         self.launches = 0
         self._stream = Stream()
@@ -91,7 +91,7 @@ class TrainingStep:
     def __call__(self, batch: Any, step: int, lr: float) -> tuple[float, float]:
         """Loss and norm of the gradients, before clipping. Unless both are finite, no parameter has changed."""
         if self.staged is None:
-            self._allocate()
+            self.staged = self._allocate()
         optimizer, host = self.optimizer, self.staged.host
         host["tokens"][...], host["targets"][...], host["count"][...] = batch.tokens, batch.targets, max(1, batch.count)
         host["numbers"][...] = *step_numbers(optimizer.steps + 1, lr, optimizer.betas, optimizer.weight_decay), 1.0
@@ -107,11 +107,12 @@ class TrainingStep:
         optimizer.steps += bool(factor)
         return float(loss), float(norm)
 
-    def _allocate(self) -> None:
+    def _allocate(self) -> StagingBuffers:
         """Gradients and staging buffers, when the first batch comes."""
         model, real = self.model, real_dtype(self.model.dtype)
         self.grads = model.params.zeros_like()
-        self.staged = StagingBuffers(
+        self._table = model._rope_table(self.shape[1]) if model.config.positions == "rope" else None  # a graph has its address
+        return StagingBuffers(
             model.params.flat,
             tokens=(self.shape, np.dtype(np.int32)),
             targets=(self.shape, np.dtype(np.int32)),
@@ -119,7 +120,6 @@ class TrainingStep:
             keys=((self.shards, self.sites, 2), np.dtype(np.uint32)),
             numbers=((4,), real),
         )
-        self._table = model._rope_table(self.shape[1]) if model.config.positions == "rope" else None  # a graph has its address
 
     def memory_bytes(self) -> int:
         """Bytes of the step's own pool."""
@@ -142,6 +142,7 @@ class TrainingStep:
 
     def _launch_all(self) -> None:
         """The step: only launches, none of which the host waits for."""
+        assert self.staged is not None, "the first batch makes it"
         model, staged, grads = self.model, self.staged.device, self.grads
         B = len(staged["tokens"])
         grads.flat[...] = 0
@@ -156,5 +157,5 @@ class TrainingStep:
         self.result = clip_factor(grads.flat, loss if self.shards == 1 else losses, self.clip)
         params, state, optimizer = model.params, self.optimizer.state, self.optimizer
         copy, matrices = params.low_precision_part(slice(0, params.matrices.size)), params.matrices.size
-        arrays = (buffer.flat for buffer in (params, grads, state["m"], state["v"]))
-        adamw_update_by(staged["numbers"], self.result[2:], matrices, *arrays, copy, optimizer.betas, optimizer.eps)
+        w, g, m, v = (buffer.flat for buffer in (params, grads, state["m"], state["v"]))
+        adamw_update_by(staged["numbers"], self.result[2:], matrices, w, g, m, v, copy, optimizer.betas, optimizer.eps)

@@ -92,7 +92,8 @@ def load_dataset(
             return _load_folder(path)
         if path.suffix in (".bin", ".npy"):
             tokens, about = read_tokens(path)
-            return Dataset(*split(tokens), about["vocab_size"], None, str(path))
+            train, val = split(tokens)
+            return Dataset(train, val, about["vocab_size"], None, str(path))
         if path.suffix == ".npz":
             raise DataError(f"{path} is an archive of arrays, but a single array is needed: save it with numpy.save")
         text = read_text(path)
@@ -110,20 +111,21 @@ def _load_folder(path: Path) -> Dataset:
             raise DataError(f"{path} has {file.name} and {parts[0].name}: which of them is the {name} split?")
         if not file and not parts:
             raise DataError(f"{path} has neither {name}.bin nor {name}.npy nor {name}-00000.bin")
-        if parts:
-            ids = TokenShards(parts)
-            vocab_sizes = ids.vocab_sizes
-        else:
+        if file:
             ids, about = read_tokens(file)
             vocab_sizes = {about["vocab_size"]}
+        else:
+            ids = TokenShards(parts)
+            vocab_sizes = ids.vocab_sizes
         tokens.append(ids)
         sizes += vocab_sizes
-        known += vocab_sizes if parts or file.suffix == ".bin" else []  # an .npy file shows only its largest id
+        known += vocab_sizes if file is None or file.suffix == ".bin" else []  # an .npy file shows only its largest id
     tokenizer = Tokenizer.load(path) if (path / "tokenizer.json").exists() else None
     known += [tokenizer.vocab_size] if tokenizer else []
     if len(set(known)) > 1 or (known and max(sizes) > known[0]):
         raise DataError(f"the files in {path} disagree on the size of the vocabulary: {', '.join(map(str, {*known, *sizes}))}")
-    return Dataset(*tokens, known[0] if known else max(sizes), tokenizer, str(path))
+    train, val = tokens
+    return Dataset(train, val, known[0] if known else max(sizes), tokenizer, str(path))
 
 
 def text_dataset(
@@ -150,7 +152,8 @@ def text_dataset(
         tokenizer = train_on_text(parts[0], vocab_size or BPE_VOCABULARY)
     elif isinstance(tokenizer, str | Path):
         tokenizer = Tokenizer.load(tokenizer)
-    return Dataset(*(encode_plain(tokenizer, part) for part in parts), tokenizer.vocab_size, tokenizer, name)
+    train, val = (encode_plain(tokenizer, part) for part in parts)
+    return Dataset(train, val, tokenizer.vocab_size, tokenizer, name)
 
 
 def trained_tokenizer(tokenizer: Any, vocab_size: int | None) -> Any:
@@ -170,7 +173,7 @@ def encode_plain(tokenizer: Tokenizer | CharTokenizer, text: str) -> np.ndarray:
     return tokenizer.encode_array(text, **plain)
 
 
-def split(tokens: np.ndarray | str) -> tuple:
+def split(tokens: Any) -> tuple[Any, Any]:
     """The first nine tenths to train on, the rest to validate."""
     n = int(len(tokens) * (1 - VAL_FRACTION))
     return tokens[:n], tokens[n:]

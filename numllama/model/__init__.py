@@ -3,13 +3,13 @@
 from numllama.lazy import lazy
 
 __all__ = [
-    "ModelConfig", "PRESETS", "LoraConfig", "FlatTensors", "Gradients", "Parameters", "Transformer",
+    "ModelConfig", "PRESETS", "LoraConfig", "Parameters", "Transformer",
     "count_parameters", "initial_parameters", "parameter_shapes",
 ]
 
 lazy(__name__, {
     "numllama.model.config": "ModelConfig PRESETS",
     "numllama.model.lora": "LoraConfig",
-    "numllama.model.parameters": "FlatTensors Gradients Parameters count_parameters initial_parameters parameter_shapes",
+    "numllama.model.parameters": "Parameters count_parameters initial_parameters parameter_shapes",
     "numllama.model.transformer": "Transformer",
 })  # fmt: skip

@@ -126,9 +126,9 @@ def projections_forward(n: Array, w: dict[str, Array], context: Context) -> tupl
 
 def projections_backward(douts: tuple[Array, Array, Array], caches: list, g: LayerGradients) -> Array:
     """dn: it fed three maps, whose gradients add."""
-    douts, dn = dict(zip(("wq", "wk", "wv"), douts, strict=True)), None
+    by_name, dn = dict(zip(("wq", "wk", "wv"), douts, strict=True)), None
     for names, cache in caches:
-        dn = linears_backward(tuple(douts[name] for name in names), cache, g, names, dx=dn)
+        dn = linears_backward(tuple(by_name[name] for name in names), cache, g, names, dx=dn)
     return dn
 
 

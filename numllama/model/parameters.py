@@ -93,8 +93,10 @@ class FlatTensors(Mapping[str, Array]):
         self._starts: dict[str, int] = {}
         start = 0
         for name, shape in shapes.items():
-            is_shared = vectors is not None and len(shape) == 1
-            self._views[name] = vectors[name] if is_shared else flat[start : start + prod(shape)].reshape(shape)
+            if vectors is not None and len(shape) == 1:
+                self._views[name] = vectors[name]
+            else:
+                self._views[name] = flat[start : start + prod(shape)].reshape(shape)
             self._starts[name] = start
             start += prod(shape)
         self.matrices = flat[: sum(prod(shape) for shape in shapes.values() if len(shape) == 2)]

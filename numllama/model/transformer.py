@@ -124,7 +124,7 @@ class Transformer:
         key: tuple[int, ...] | None = None,
         recompute: bool = False,
         scale: float = 1.0,
-    ) -> "tuple[Array, FlatTensors]":
+    ) -> tuple[Array, Any]:
         """The loss, and its gradient with respect to every trainable parameter.
 
         Parameters
@@ -288,7 +288,7 @@ class Transformer:
         """The stream after all layers, and its norm."""
         return ADD_NORM[self.config.norm][0](x, branch, self.weights, "norm", context, 2 * self.config.n_layers)
 
-    def _head(self, params: Parameters) -> Array:
+    def _head(self, params: FlatTensors) -> Array:
         return params["embed" if self.config.tie_embeddings else "head"]
 
     def _chunks(self, n: Array, targets: Array, count: int | None) -> tuple[list, int]:
@@ -319,7 +319,8 @@ class Transformer:
         """
         chunks, count = self._chunks(n, targets, count)
         is_one, trains, tied = len(chunks) == 1, self.adapter is None, self.config.tie_embeddings
-        dn = None if is_one else self.xp.zeros_like(n.reshape(-1, n.shape[-1]))
+        dn: Array = None if is_one else self.xp.zeros_like(n.reshape(-1, n.shape[-1]))
+        drows: Array = None
         buffer = grads.buffer("head") if is_one and trains and not tied else None
         parts, dhead = [], buffer
         if trains and buffer is None and self.weights is not self.params:  # a gradient in float32 for a matrix in two bytes

@@ -163,7 +163,7 @@ class Communicator:
         if self.rank:
             time.sleep(2)  # an error that all ranks have made is rank 0's to tell
         if isinstance(error, SystemExit):
-            self.abort("ended by a signal", code=error.code or 0)
+            self.abort("ended by a signal", code=error.code if isinstance(error.code, int) else int(error.code is not None))
         sentence = explained(error)
         message = sentence or "".join(traceback.format_exception(error)).rstrip()
         self.abort(message, code=2 if sentence else INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1)

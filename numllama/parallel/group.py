@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from numllama.data.batches import Batch
-from numllama.model import FlatTensors, Parameters
+from numllama.model.parameters import FlatTensors, Parameters
 from numllama.optim.optimizer import Optimizer
 
 Progress = Callable[[int], object]

@@ -25,7 +25,8 @@ from numllama import blocks
 from numllama.backend import Array
 from numllama.data.batches import Batch
 from numllama.errors import NumllamaError
-from numllama.model import FlatTensors, Parameters, Transformer
+from numllama.model import Transformer
+from numllama.model.parameters import FlatTensors, Parameters
 from numllama.optim.clip import clip_in_pieces, squares
 from numllama.optim.optimizer import Optimizer
 from numllama.parallel.communicator import Communicator, Request
@@ -297,7 +298,7 @@ class RankGradients:
     def __init__(self, ranks: Ranks, add: bool, senders: int, silent: bool) -> None:
         self._ranks, self._total = ranks, ranks._total
         self.shapes = self._total.shapes
-        self._options = dict(add=add, senders=senders)
+        self._add, self._senders = add, senders
         self._ready = [] if silent else list(ranks._buckets)
         self._in_flight: list[Request] = []
 
@@ -329,7 +330,7 @@ class RankGradients:
         while self._ready and self._ready[0].layer >= layer:
             bucket = self._ready.pop(0)
             part, into = self._total.flat[bucket.start : bucket.stop], self._ranks._grads.flat[bucket.own]
-            self._in_flight.append(self._ranks.comm.reduce_scatter(part, bucket.bounds, into, **self._options))
+            self._in_flight.append(self._ranks.comm.reduce_scatter(part, bucket.bounds, into, add=self._add, senders=self._senders))
         self.progress()
 
     def progress(self) -> None:

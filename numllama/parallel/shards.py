@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 from numllama.cuda.graph import TrainingStep, training_step
 from numllama.cuda.launch import runs_here
 from numllama.data.batches import Batch
-from numllama.model import FlatTensors, Gradients, Parameters, Transformer
+from numllama.model import Transformer
+from numllama.model.parameters import FlatTensors, Gradients, Parameters
 from numllama.ops import IGNORE
 from numllama.optim.clip import clip_in_pieces
 from numllama.optim.optimizer import Optimizer, step_in_pieces

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from numllama.model import FlatTensors, LoraConfig, ModelConfig, Parameters, Transformer
+from numllama.model import LoraConfig, ModelConfig, Transformer
 from numllama.model.lora import adapter_shapes
-from numllama.model.parameters import parameter_shapes
+from numllama.model.parameters import FlatTensors, Parameters, parameter_shapes
 from numllama.parallel.ordered_sum import OrderedSum
 from numllama.system.machine import training_settings
 from numllama.system.processes import Processes

@@ -20,7 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 from threadpoolctl import threadpool_info
@@ -234,7 +234,7 @@ def step_folders(run: Path) -> list[Path]:
 
 def step_of(folder: Path) -> int:
     """The step that a step folder's name says."""
-    return int(STEP.fullmatch(folder.name)[1])
+    return int(folder.name.removeprefix("step-"))
 
 
 def read_state(folder: Path, needed: Sequence[str] = LOADED) -> dict[str, Any]:
@@ -385,6 +385,6 @@ def _write_tensors(path: Path, shapes: dict[str, tuple[int, ...]], buffers: list
     dtype = buffers[0].dtype if buffers else np.dtype("float32")
     with open(path, "wb") as file:
         summed = _Summed(file)
-        write_tensors(summed, dtype, shapes, buffers)
+        write_tensors(cast(BinaryIO, summed), dtype, shapes, buffers)
         flush(file)
     return summed.sum.hexdigest()

@@ -108,8 +108,9 @@ class CheckpointWriter:
         self, step: int, model: "Transformer", optimizer: "Optimizer", state: dict[str, Any], val_loss: float | None
     ) -> None:
         """Copy everything, and let a thread write it; if `val_loss` is the lowest so far, it is the best checkpoint."""
-        is_best = val_loss is not None and val_loss < self.best
-        best, best_step = (val_loss, step) if is_best else (self.best, self.best_step)
+        best, best_step = self.best, self.best_step
+        if val_loss is not None and val_loss < best:
+            best, best_step = val_loss, step
         if not self.is_writer:
             self.best, self.best_step = best, best_step
             return

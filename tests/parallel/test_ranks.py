@@ -301,7 +301,8 @@ def test_a_bucket_is_sent_as_soon_as_backward_is_done_with_it_and_no_sooner(monk
 
     copies = []
     pool = Ranks(model, Recorder())
-    loss_and_grads(pool, *batch(), 1)
+    _, grads = loss_and_grads(pool, *batch(), 1)
+    assert_same_bits(grads.flat, loss_and_grads(Workers(build(n_layers=4, dropout=0.0), 1), *batch(), 1)[1].flat)
     sent = [events[: events.index(layer)].count("sent") for layer in (3, 2, 1, 0)]
     assert sent[0] == 0
     assert 0 < sent[1] < sent[2] < sent[3] < events.count("sent")

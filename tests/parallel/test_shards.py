@@ -20,7 +20,8 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 import numllama
 from numllama.data.batches import all_windows, counted
-from numllama.model import FlatTensors, ModelConfig, Transformer
+from numllama.model import ModelConfig, Transformer
+from numllama.model.parameters import FlatTensors
 from numllama.ops import IGNORE
 from numllama.parallel.group import ShardPlan
 from numllama.parallel.shards import Workers, shard_count
