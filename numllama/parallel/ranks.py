@@ -14,6 +14,7 @@ import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from copy import copy
+from functools import partial
 from hashlib import sha256
 from itertools import islice
 from math import sqrt
@@ -330,7 +331,8 @@ class RankGradients:
         while self._ready and self._ready[0].layer >= layer:
             bucket = self._ready.pop(0)
             part, into = self._total.flat[bucket.start : bucket.stop], self._ranks._grads.flat[bucket.own]
-            self._in_flight.append(self._ranks.comm.reduce_scatter(part, bucket.bounds, into, add=self._add, senders=self._senders))
+            send = partial(self._ranks.comm.reduce_scatter, add=self._add, senders=self._senders)
+            self._in_flight.append(send(part, bucket.bounds, into))
         self.progress()
 
     def progress(self) -> None:
