@@ -53,8 +53,7 @@ def measure(shape: dict) -> dict:
 
     import numllama as nl
     from numllama.data.batches import counted
-    from numllama.parallel.group import ShardPlan
-    from numllama.parallel.shards import Workers
+    from numllama.parallel.shards import ShardPlan, Workers
     from numllama.system.machine import training_settings
 
     config = {name: value for name, value in shape.items() if name != "batch"}

@@ -7,35 +7,15 @@ running the same shards, so they give the same bits.
     Ranks      processes that mpirun has started, on one machine or on several      numllama/parallel/ranks.py
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
 from numllama.data.batches import Batch
 from numllama.model.parameters import FlatTensors, Parameters
 from numllama.optim.optimizer import Optimizer
-
-Progress = Callable[[int], object]
-
-
-class ShardPlan(NamedTuple):
-    """How the rows of a batch are cut into shards: parts whose sizes differ by at most one.
-
-    Attributes
-    ----------
-    batch_size : int
-        Rows of the whole batch.
-    shards : int
-    """
-
-    batch_size: int
-    shards: int
-
-    def slices(self) -> list[slice]:
-        """The rows of each shard; there are never more shards than rows."""
-        n = min(self.shards, self.batch_size)
-        return [slice(self.batch_size * i // n, self.batch_size * (i + 1) // n) for i in range(n)]
+from numllama.parallel.shards import Progress, ShardPlan
 
 
 class WorkerGroup(Protocol):

@@ -31,8 +31,7 @@ from numllama.model.parameters import FlatTensors, Parameters
 from numllama.optim.clip import clip_in_pieces, squares
 from numllama.optim.optimizer import Optimizer
 from numllama.parallel.communicator import Communicator, Request
-from numllama.parallel.group import Progress, ShardPlan
-from numllama.parallel.shards import Shard, cut_batches, run_batches, shard_loss
+from numllama.parallel.shards import Progress, Shard, ShardPlan, cut_batches, run_batches, shard_loss
 
 BUCKET_PIECES = 8  # at least, each of blocks.PIECE_ELEMENTS: together 6 MiB of float32
 

@@ -21,7 +21,6 @@ from numllama.model.parameters import FlatTensors, Gradients, Parameters
 from numllama.ops import IGNORE
 from numllama.optim.clip import clip_in_pieces
 from numllama.optim.optimizer import Optimizer, step_in_pieces
-from numllama.parallel.group import Progress, ShardPlan
 from numllama.parallel.ordered_sum import OrderedSum, ShardFailed
 from numllama.parallel.shared_memory import SharedMemoryWorkers
 from numllama.system.processes import available_cores
@@ -29,6 +28,7 @@ from numllama.system.processes import available_cores
 SHARD_TOKENS = 1024  # large enough for full speed of matrix products, small enough for the cache
 MAX_SHARDS = 8
 WORTH_PROCESSES = 8  # items per process; for fewer, threads start sooner
+Progress = Callable[[int], object]
 PROCESSES_AFTER = 2.0  # seconds of work with threads: a process takes half a second to start
 
 
@@ -40,6 +40,25 @@ def shard_count(batch_size: int, seq_len: int) -> int:
 def shard_rows(batch_size: int, shards: int) -> int:
     """The rows of the largest shard."""
     return -(-batch_size // shards)
+
+
+class ShardPlan(NamedTuple):
+    """How the rows of a batch are cut into shards: parts whose sizes differ by at most one.
+
+    Attributes
+    ----------
+    batch_size : int
+        Rows of the whole batch.
+    shards : int
+    """
+
+    batch_size: int
+    shards: int
+
+    def slices(self) -> list[slice]:
+        """The rows of each shard; there are never more shards than rows."""
+        n = min(self.shards, self.batch_size)
+        return [slice(self.batch_size * i // n, self.batch_size * (i + 1) // n) for i in range(n)]
 
 
 class Shard(NamedTuple):

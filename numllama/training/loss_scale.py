@@ -13,17 +13,17 @@ class LossScale:
     Attributes
     ----------
     value : float
+    adjusts : bool
+        False in other dtypes.
     """
 
     def __init__(self, dtype: np.dtype) -> None:
-        self._adjusts = dtype == np.float16
-        self.value = LARGEST_SCALE if self._adjusts else 1.0
+        self.adjusts = bool(dtype == np.float16)
+        self.value = LARGEST_SCALE if self.adjusts else 1.0
         self._steps_since_change = 0
 
     def update(self, finite: bool) -> bool:
         """Adjust the scale after a step; True if a lower one may help where this was too high."""
-        if not self._adjusts:
-            return False
         self._steps_since_change += 1
         if not finite and self.value > 1:
             self.value, self._steps_since_change = self.value / 2, 0

@@ -15,8 +15,8 @@ from numllama.data.batches import Batch, Position, TrainingData
 from numllama.data.epochs import Prefetched
 from numllama.errors import CheckpointError, TrainingError
 from numllama.model import Transformer
-from numllama.parallel.group import Progress, ShardPlan, WorkerGroup
-from numllama.parallel.shards import shard_count, shard_rows
+from numllama.parallel.group import WorkerGroup
+from numllama.parallel.shards import Progress, ShardPlan, shard_count, shard_rows
 from numllama.system.machine import training_settings
 from numllama.system.processes import peak_memory_mb
 from numllama.training import checkpoint
@@ -100,7 +100,7 @@ class Trainer:
             with training_settings(self.model.device):
                 while self.step < self.config.steps:
                     report = self._step()
-                    if writer.is_done():
+                    if self.out and writer.is_done():
                         writer.finish()
                     if self.step % self.config.eval_every == 0 or self.step == self.config.steps:
                         report = replace(report, val_loss=self.estimate(), memory_mb=self._memory_mb())
@@ -127,7 +127,7 @@ class Trainer:
             loss, norm = self._plain_step(batch, position.step, lr)
         finite = math.isfinite(loss) and math.isfinite(norm)
         self.step, self.windows = position.step, position.windows + c.batch_size
-        height = self._history.add(loss, finite, forgiven=self.loss_scale.update(finite))
+        height = self._history.add(loss, finite, forgiven=self.loss_scale.adjusts and self.loss_scale.update(finite))
         if self._history.in_a_row >= MAX_SKIPPED:
             raise TrainingError(
                 f"the loss or its gradient was not finite for {MAX_SKIPPED} steps in a row, up to step {self.step}; "

@@ -22,8 +22,7 @@ from numllama.data.conversations import ConversationBatches, Conversations, Docu
 from numllama.errors import CheckpointError
 from numllama.generation.chat import Chat, has_chat_template
 from numllama.parallel import shards
-from numllama.parallel.group import ShardPlan
-from numllama.parallel.shards import Workers
+from numllama.parallel.shards import ShardPlan, Workers
 from numllama.training import checkpoint
 from numllama.training.config import tuning_lr
 

@@ -13,8 +13,7 @@ import numllama as nl
 from numllama.data.batches import Position
 from numllama.data.conversations import Conversations, Documents, epochs, load_conversations, pack
 from numllama.errors import DataError
-from numllama.parallel.group import ShardPlan
-from numllama.parallel.shards import Workers
+from numllama.parallel.shards import ShardPlan, Workers
 from numllama.tokenizer import chat_template, renderer
 
 NAMES = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]

@@ -42,7 +42,7 @@ MISTAKES = [
     ),
     Mistake(
         "a save that failed on its thread, and nobody told",
-        "training/trainer.py", "if writer.is_done():", "if False:",
+        "training/trainer.py", "if self.out and writer.is_done():", "if False:",
         "training/test_trainer_survives.py::test_a_save_that_failed_ends_the_loop_at_the_next_step_with_the_last_good_checkpoint_intact",
     ),
     Mistake(

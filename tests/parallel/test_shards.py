@@ -23,8 +23,7 @@ from numllama.data.batches import all_windows, counted
 from numllama.model import ModelConfig, Transformer
 from numllama.model.parameters import FlatTensors
 from numllama.ops import IGNORE
-from numllama.parallel.group import ShardPlan
-from numllama.parallel.shards import Workers, shard_count
+from numllama.parallel.shards import ShardPlan, Workers, shard_count
 from numllama.system import machine
 from numllama.system.machine import training_settings
 
@@ -177,7 +176,7 @@ class ShardError(Exception):
 PROBE = """
 from numllama.data.batches import counted
 from numllama.model import ModelConfig, Transformer
-from numllama.parallel.group import ShardPlan
+from numllama.parallel.shards import ShardPlan
 from numllama.parallel.shards import Workers
 import numpy as np
 

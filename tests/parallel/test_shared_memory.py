@@ -144,7 +144,7 @@ import numpy as np
 import numllama as nl
 from numllama.data.batches import counted
 from numllama.parallel import shards
-from numllama.parallel.group import ShardPlan
+from numllama.parallel.shards import ShardPlan
 
 shards.PROCESSES_AFTER = -1.0
 group = shards.Workers(nl.Transformer(nl.ModelConfig(5, 4, 1, 1, max_seq_len=2)), 2, processes=True)

@@ -1,7 +1,7 @@
 """A step on a whole batch, for groups of every kind."""
 
 from numllama.data.batches import counted
-from numllama.parallel.group import ShardPlan
+from numllama.parallel.shards import ShardPlan
 
 
 def loss_and_grads(group, tokens, targets, shards, segments=None, **options):
