@@ -46,7 +46,7 @@ class Transformer:
         All weights by name, as views of one flat buffer.
     weights : Parameters
         What is computed with: `params`, or in mixed precision their copy in two bytes. An optimizer keeps it up to date;
-        whoever else writes to `params` calls ``params.sync_low_precision()``.
+        other code that writes to `params` calls ``params.sync_low_precision()``.
     adapter : Adapter, optional
         Low-rank updates: see :meth:`add_adapter`.
     generation_config : dict

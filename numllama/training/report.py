@@ -11,7 +11,7 @@ SPIKE_STEPS, SPIKE_LEAST, SPIKE_HEIGHT = 50, 20, 6.0  # steps that a loss is com
 
 @dataclass(frozen=True)
 class StepReport:
-    """What happened in one step.
+    """Results of one step.
 
     Attributes
     ----------
@@ -23,13 +23,13 @@ class StepReport:
     grad_norm : float
         Before clipping.
     tokens_per_second, ms_per_step : float
-        Of this step, evaluation not included.
+        Speed of this step, without evaluation.
     memory_mb : float
-        The most memory that the workers have used so far, evaluation included (of the GPU's, on a GPU).
+        Peak memory of the workers so far, evaluation included (GPU memory on a GPU).
     skipped : bool
-        The loss or the gradient was not finite, and no step was taken.
+        The loss or the gradient was not finite, so no step was taken.
     spike : float, optional
-        The loss lies so many standard deviations above the mean of the steps before; only where it is a spike: see :func:`spike`.
+        Standard deviations between the loss and the mean of the steps before, if it is a spike: see :func:`spike`.
     val_loss : float, optional
         Estimate on the validation split, at the steps where there is one.
     """
@@ -53,8 +53,8 @@ class StepReport:
 def spike(loss: float, before: Sequence[float]) -> float | None:
     """By how many standard deviations a loss lies above the mean of those before it, if that is a spike: more than six.
 
-    A deviation counts as at least a hundredth of the mean, so that a loss that hardly moves has no spikes; and of fewer than
-    twenty losses nothing is said.
+    A deviation counts as at least a hundredth of the mean, so that a loss that hardly moves has no spikes; with fewer than twenty
+    losses there is no verdict.
     """
     n = len(before)
     if n < SPIKE_LEAST:
