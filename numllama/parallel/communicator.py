@@ -4,8 +4,8 @@
 (nccl.py) those with a GPU each.
 
 MPI does not promise an order of sums. Here they are in the order of the ranks: each rank sends pieces of its array to the ranks
-that own them, which add the pieces of rank 0, 1, 2, ... in this order. The traffic is that of any reduce-scatter, and it is faster
-on one machine than MPI_Allreduce.
+that own them, which add the pieces of rank 0, 1, 2, ... in this order. The traffic is that of any reduce-scatter, and on one
+machine it is faster than MPI_Allreduce.
 """
 
 import socket
