@@ -70,7 +70,7 @@ def measure(name: str, rounds: int, workers: int) -> dict:
                 begin(trainer)
                 for _ in range(steps):
                     next(loop)
-                trainer._end_save()
+                trainer._writer.finish()
                 seconds[way].append(time.perf_counter() - start)
         loop.close()
         size = sum(path.stat().st_size for path in trainer.save().iterdir())

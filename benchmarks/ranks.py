@@ -118,7 +118,7 @@ def child(variant: str, config: dict, network: float | None) -> None:
     import train_step_peers
 
     import numllama as nl
-    import numllama.data.dataset as data_module
+    import numllama.data.batches as data_module
     from numllama.parallel import ranks, shards
     from numllama.parallel.launched import communicator
     from numllama.system import machine
@@ -132,7 +132,7 @@ def child(variant: str, config: dict, network: float | None) -> None:
     data_module.random_batch = random_batch
     if variant.endswith("afterwards"):
         ranks.first_layer = lambda *_: -1
-    shards.TEAM_AFTER = -1.0 if variant == "processes" else float("inf")
+    shards.PROCESSES_AFTER = -1.0 if variant == "processes" else float("inf")
     model = nl.Transformer(train_step_peers.model_config(config), seed=0)
     some = np.zeros(2 * config["max_seq_len"], dtype=np.int64)
     who = dict(workers=2)

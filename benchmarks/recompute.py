@@ -52,7 +52,8 @@ def measure(shape: dict) -> dict:
     import numpy as np
 
     import numllama as nl
-    from numllama.parallel.shards import Workers
+    from numllama.data.batches import counted
+    from numllama.parallel.shards import ShardPlan, Workers
     from numllama.system.machine import training_settings
 
     config = {name: value for name, value in shape.items() if name != "batch"}
@@ -66,9 +67,10 @@ def measure(shape: dict) -> dict:
         peaks.append(tracemalloc.get_traced_memory()[1] / 1e6)
         tracemalloc.stop()
     workers, optimizer = Workers(model, 2), nl.AdamW(model.params)
+    batch, plan = counted(inputs, targets), ShardPlan(len(inputs), 2)
 
     def step(recompute: bool) -> None:
-        _, total = workers.loss_and_grads(inputs, targets, 2, recompute=recompute)
+        _, total = workers.loss_and_grads(batch, plan, recompute=recompute)
         nl.clip_grad_norm(total, 1.0)
         optimizer.step(total)
 

@@ -19,9 +19,9 @@ WITHOUT = "numllama-without-"
 
 def processes() -> None:
     """Threads only, no processes."""
-    from numllama.parallel.team import Team
+    from numllama.parallel.shared_memory import SharedMemoryWorkers
 
-    Team.possible = staticmethod(lambda model: False)
+    SharedMemoryWorkers.possible = staticmethod(lambda model: False)
 
 
 def workers() -> None:
@@ -35,11 +35,11 @@ def workers() -> None:
     shards.Workers.__init__ = lambda self, model, workers=None, **options: begin(self, model, 1, **options)
 
 
-def kept_memory() -> None:
+def keep_freed_memory() -> None:
     """The C library returns large arrays to the system."""
     from numllama.system import machine
 
-    machine.kept_memory = nullcontext
+    machine.keep_freed_memory = nullcontext
 
 
 def flash_attention() -> None:
@@ -63,18 +63,18 @@ def one_gradient_buffer() -> None:
     """Each shard clears its own buffer, and adds it to the total at the end."""
     from contextlib import contextmanager
 
-    from numllama.parallel.turns import Turns
+    from numllama.parallel.ordered_sum import OrderedSum
 
     @contextmanager
     def shard(self, index):
         own = self.total.zeros_like()
         yield own
         for name in self.total:
-            view = self.begin(name, index)
+            view = self.acquire(name, index)
             view[...] = own[name] if index == 0 else view + own[name]
-            self.end(name)
+            self.release(name)
 
-    Turns.shard = shard
+    OrderedSum.shard = shard
 
 
 def optimizer_in_pieces() -> None:
@@ -86,7 +86,7 @@ def optimizer_in_pieces() -> None:
 
 TECHNIQUES: dict[str, Callable[[], None]] = {
     f.__name__: f
-    for f in (workers, processes, kept_memory, flash_attention, bounded_scores, one_gradient_buffer, optimizer_in_pieces)
+    for f in (workers, processes, keep_freed_memory, flash_attention, bounded_scores, one_gradient_buffer, optimizer_in_pieces)
 }
 
 

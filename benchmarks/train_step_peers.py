@@ -54,13 +54,13 @@ def blas_name() -> str:
 
 def numllama_step(config: dict, cores: int):
     import numllama as nl
-    import numllama.data.dataset as data_module
+    import numllama.data.batches as data_module
     from numllama.parallel import shards
     from numllama.system import machine
 
     source = batches(config)
     data_module.random_batch = lambda *_: next(source)  # the benchmark's batches instead of random windows of a text
-    shards.TEAM_AFTER = 0.0  # as in a run after its first seconds
+    shards.PROCESSES_AFTER = 0.0  # as in a run after its first seconds
     model = nl.Transformer(model_config(config), seed=SEED)
     some = np.zeros(2 * config["max_seq_len"], dtype=np.int64)
     data = nl.Dataset(some, some, config["vocab_size"])

@@ -92,9 +92,11 @@ def torch_run(path: Path, steps: int, cores: int) -> dict:
     import torch
     from train_step_peers import torch_llama
 
+    from numllama.data.batches import Position
+
     torch.set_num_threads(cores)
     trainer = trainer_of(path, steps, cores)  # provides the data, the settings and the initial weights
-    c, data = trainer.config, trainer.data
+    c, source = trainer.config, trainer.batches
     model, optimizer = torch_llama(trainer.model.config, c.lr, (c.beta1, c.beta2), c.weight_decay)
 
     def loss_of(tokens, targets):
@@ -102,22 +104,23 @@ def torch_run(path: Path, steps: int, cores: int) -> dict:
 
     def mean_loss(batches) -> float:
         with torch.no_grad():
-            parts = [(loss_of(*batch).item(), batch[1].size) for batch in batches]
+            parts = [(loss_of(batch.tokens, batch.targets).item(), batch.count) for batch in batches]
         return sum(loss * n for loss, n in parts) / sum(n for _, n in parts)
 
     start = time.perf_counter()
     for step in range(1, steps + 1):
         for group in optimizer.param_groups:
             group["lr"] = trainer.config.learning_rate(step)
-        loss = loss_of(*data.batch(c.batch_size, c.seq_len, c.seed, step))
+        batch = source.batch(Position(step, (step - 1) * c.batch_size))
+        loss = loss_of(batch.tokens, batch.targets)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), c.clip)
         optimizer.step()
         loss.item()
         if step % c.eval_every == 0 or step == steps:
-            mean_loss(data.some_of_val(c.batch_size, c.seq_len, c.seed, c.eval_batches))
-    loss = mean_loss(data.all_of_val(c.batch_size, c.seq_len))
+            mean_loss(source.validation(c.eval_batches))
+    loss = mean_loss(source.validation())
     return {"seconds": time.perf_counter() - start, "validation_loss": loss}
 
 

@@ -28,8 +28,8 @@ from numllama import ops
 from numllama.backend import Array, array_module, xp_of
 from numllama.data.shakespeare import shakespeare_dataset
 from numllama.install import install_command
-from numllama.model import Parameters
 from numllama.model.block import merge_heads, split_heads
+from numllama.model.parameters import Gradients, Parameters
 from numllama.storage.files import write_text
 
 PARAMETERS = 460_000                                                   # of every rung
@@ -48,7 +48,7 @@ class Bigram:
     """
 
     adapter = None
-    learnt = weights = property(lambda self: self.params)
+    trainable = weights = property(lambda self: self.params)
 
     def __init__(self, config: nl.ModelConfig, *, seed: int = 0, device: str = "cpu", dtype: str = "float32") -> None:
         self.config, self.device, self.xp = config, device, array_module(device)
@@ -69,7 +69,7 @@ class Bigram:
     def forward(self, x: Array) -> tuple[Array, Any]:                  # x (B, T, C)
         return x, None
 
-    def backward(self, dout: Array, cache: Any, g: Parameters) -> Array:
+    def backward(self, dout: Array, cache: Any, g: Gradients) -> Array:
         """dx (B, T, C); adds the gradients of what lies between to `g`."""
         return dout
 
@@ -77,15 +77,17 @@ class Bigram:
         return self._run(tokens, targets, count)[0]
 
     def loss_and_grads(
-        self, tokens: Array, targets: Array, *, grads: Parameters | None = None, count: int | None = None, **unused: Any
-    ) -> tuple[Array, Parameters]:
+        self, tokens: Array, targets: Array, *, grads: Gradients | None = None, count: int | None = None, **unused: Any
+    ) -> tuple[Array, Gradients]:
         """As :meth:`numllama.Transformer.loss_and_grads`; what these models do not have, such as dropout, is unused."""
         g = self.params.zeros_like() if grads is None else grads
         loss, embed_cache, cache, head_cache, loss_cache = self._run(tokens, targets, count)
         dlogits = ops.cross_entropy_backward(1.0, loss_cache)          # (B, T, V)
-        dx, _ = ops.linear_backward(dlogits, head_cache, into=g["head"])
+        dx, dhead = ops.linear_backward(dlogits, head_cache)
+        g.add("head", dhead)
         dx = self.backward(dx, cache, g)                               # (B, T, C)
-        ops.embedding_backward(dx, embed_cache, into=g["embed"])
+        with g.adding_to("embed") as total:
+            ops.embedding_backward(dx, embed_cache, into=total)
         return loss, g
 
     def _run(self, tokens: Array, targets: Array, count: int | None) -> tuple:
@@ -157,7 +159,8 @@ class Heads(Bigram):
 
     def backward(self, dout, cache, g):
         dx, *gradients = heads_backward(dout, cache)
-        g["pos_embed"][: dx.shape[1]] += dx.sum(0)
+        with g.adding_to("pos_embed") as total:
+            total[: dx.shape[1]] += dx.sum(0)
         return added(g, ("wq", "wk", "wv", "wo"), gradients, dx)
 
 
@@ -181,7 +184,7 @@ def heads_backward(dout: Array, cache: tuple) -> tuple[Array, ...]:
 def added(g, names, gradients, dx):
     """Each gradient added to its buffer; dx."""
     for name, gradient in zip(names, gradients, strict=True):
-        g[name] += gradient
+        g.add(name, gradient)
     return dx
 
 

@@ -22,10 +22,10 @@ __device__ __forceinline__ Real block_sum(Real x, Real* partial) {
   return x;
 }
 
-// loss = the sum of all rows, over how many of them count, or over `count` if that is not 0. `sums` (2, gridDim.x).
+// loss = the sum of all rows, over how many of them count, or over `counts[0]` or `count` if one is given. `sums` (2, gridDim.x).
 extern "C" __global__ void __launch_bounds__(512, 1) cross_entropy_forward(
     Real* loss, Real* count_out, Real* sums, unsigned* arrived, Real* lse, Target* kept, const Element* logits,
-    const Target* targets, int N, int V, Index stride, Target ignored, Real count) {
+    const Target* targets, int N, int V, Index stride, Target ignored, const Real* counts, Real count) {
   __shared__ Real partial[32];
   Real losses = 0, counted = 0;
   for (Index first = Index(blockIdx.x) * blockDim.y; first < N; first += Index(gridDim.x) * blockDim.y) {
@@ -61,6 +61,7 @@ extern "C" __global__ void __launch_bounds__(512, 1) cross_entropy_forward(
   losses = block_sum(losses, partial);
   counted = block_sum(counted, partial);
   if (thread > 0) return;
+  if (counts) count = counts[0];
   count = count != 0 ? count : max(counted, Real(1));
   count_out[0] = count;
   loss[0] = losses / count;

@@ -108,7 +108,7 @@ def finetune_run(
     if show:
         print("\n\n".join(islice(shown_conversations(data, config.seq_len), show)))
         return 0
-    trainer = Trainer(model, data, config, out)
+    trainer = Trainer(model, data, config, out, workers=config.make_workers(model))
     with only_run_in(out, begun=False):
         return _go_on(tuning, trainer)
 
@@ -197,7 +197,7 @@ def _go_on(tuning: Tuning, trainer: Trainer, before: TrainConfig | None = None) 
     for sentence in _about(data, seq_len):
         print(sentence)
     if model.adapter:
-        print(f"learnt: {model.learnt.flat.size:,} parameters of an adapter, {len(model.adapter.config.targets)} maps a layer")
+        print(f"learnt: {model.trainable.flat.size:,} parameters of an adapter, {len(model.adapter.config.targets)} maps a layer")
     return go_on(trainer, lambda trainer: _finish(tuning, trainer), before=before)
 
 

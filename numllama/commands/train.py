@@ -136,10 +136,10 @@ def _train_run(
     if not resume:
         model_config = ModelConfig.preset(preset, **{"vocab_size": dataset.vocab_size, **model_changes})
     model = Transformer(model_config, seed=config.seed, device=device, compute_dtype=config.compute_dtype)
-    trainer = Trainer(model, dataset, config, out)
+    trainer = Trainer(model, dataset, config, out, workers=config.make_workers(model))
     with nullcontext() if comm.rank else only_run_in(out, begun=bool(resume)):
         saved = checkpoint.step_folders(out) or (out / "latest.json").exists()
-        if trainer.workers.agree(bool(resume and saved)):  # a run that was killed before its first checkpoint starts again
+        if trainer.workers.any_rank(bool(resume and saved)):  # a run that was killed before its first checkpoint starts again
             for damage in trainer.resume(fall_back=auto):
                 where = f"going on from step {trainer.step}" if trainer.step else "beginning anew"
                 print(f"{damage}; {where}", flush=True)
@@ -175,13 +175,13 @@ def go_on(
                 for report in trainer:
                     if comm.rank == 0:
                         _show(bar, report)
-                    if trainer.workers.agree(bool(interrupted)) and trainer.step < config.steps:
+                    if trainer.workers.any_rank(bool(interrupted)) and trainer.step < config.steps:
                         break
             if trainer.step < config.steps:
                 ignore(*TO_END)  # one of them, or Ctrl-C, has been obeyed
                 folder = trainer.save()
                 print(f"interrupted after step {trainer.step}: saved as {folder}; go on with --resume --out {out}")
-                code = _code(interrupted, trainer.workers.agree)
+                code = _code(interrupted, trainer.workers.any_rank)
         if trainer.step >= config.steps:
             finish(trainer)
     finally:

@@ -20,15 +20,15 @@ def adamw_update(
     weight_decay: float,
     copy: Array | None = None,
 ) -> Any:
-    if not takes(w, g, m, v, copy):
+    if not supports(w, g, m, v, copy):
         return NotImplemented
     numbers = map(w.dtype.type, step_numbers(t, lr, betas, weight_decay))
     _launch(w, g, m, v, copy, w.size, betas, eps, [*numbers, None, None])
     return None
 
 
-def takes(w: Array, g: Array, m: Array, v: Array, copy: Array | None) -> bool:
-    """Whether the kernel steps these."""
+def supports(w: Array, g: Array, m: Array, v: Array, copy: Array | None) -> bool:
+    """Whether the kernel can step these."""
     return w.dtype == real_dtype(w.dtype) and launch.is_plain(w, g, m, v) and (copy is None or launch.is_plain(copy))
 
 

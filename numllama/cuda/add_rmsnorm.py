@@ -6,8 +6,8 @@ import numpy as np
 
 from numllama.backend import Array
 from numllama.cuda import launch
-from numllama.cuda.dropout import mask_values, takes_mask
-from numllama.cuda.rmsnorm import backward, forward, rmsnorm_forward, takes_gradient, takes_rows
+from numllama.cuda.dropout import mask_values, supports_mask
+from numllama.cuda.rmsnorm import backward, forward, rmsnorm_forward, supports_gradient, supports_rows
 from numllama.ops.add_rmsnorm import AddRMSNormCache
 from numllama.ops.dropout import DropoutCache
 from numllama.ops.rmsnorm import RMSNormCache
@@ -25,7 +25,7 @@ def add_rmsnorm_forward(
         out, norm_cache = result
         return (branch, out), AddRMSNormCache(norm_cache, None)
     rows = (branch,) if x is None else (branch, x)
-    if any(row.shape != branch.shape for row in rows) or not takes_rows(weight, *rows) or not takes_mask(p):
+    if any(row.shape != branch.shape for row in rows) or not supports_rows(weight, *rows) or not supports_mask(p):
         return NotImplemented
     total, out = launch.empty(branch, branch.shape, branch.dtype), launch.empty(branch, branch.shape, branch.dtype)
     rstd = launch.empty(branch, (*branch.shape[:-1], 1), weight.dtype)
@@ -42,7 +42,7 @@ def add_rmsnorm_backward(
     dtotal, dout = douts
     (total, weight, rstd), dropout_cache = cache
     rows = (total, dout) if dtotal is None else (total, dout, dtotal)
-    if any(row.shape != total.shape for row in rows) or not takes_rows(weight, *rows) or not takes_gradient(weight, into):
+    if any(row.shape != total.shape for row in rows) or not supports_rows(weight, *rows) or not supports_gradient(weight, into):
         return NotImplemented
     dx, drops = launch.empty(total, total.shape, total.dtype), dropout_cache is not None
     dbranch = launch.empty(total, total.shape, total.dtype) if drops else None

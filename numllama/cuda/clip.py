@@ -10,7 +10,7 @@ from numllama.cuda import launch
 PER_BLOCK = 256 * 16  # vectors of 16 bytes
 
 
-def euclidean_norm(flat: Array, run: Callable = map) -> float:
+def euclidean_norm(flat: Array, map_fn: Callable = map) -> float:
     return float(_launch(flat, None, 0.0)[1]) if launch.is_plain(flat) else NotImplemented
 
 

@@ -15,19 +15,21 @@ SUMS_OF_A_THREAD = 16  # of blocks, for each thread of the last one
 
 
 def cross_entropy_forward(
-    logits: Array, targets: Array, ignore_index: int = -100, count: float | None = None
+    logits: Array, targets: Array, ignore_index: int = -100, count: Array | float | None = None
 ) -> tuple[Array, CrossEntropyCache]:
+    real, on_device = real_dtype(logits.dtype), launch.backend.owns(count)
     if (
         logits.ndim < 2
         or targets.shape != logits.shape[:-1]
         or targets.dtype.kind not in "iu"
-        or not _takes(logits)
-        or not (count is None or float(count) > 0)
+        or not _supports(logits)
+        or not (on_device or count is None or float(count) > 0)
+        or (on_device and (count.dtype != real or count.size != 1))
     ):
         return NotImplemented
     V, N = logits.shape[-1], prod(logits.shape[:-1])
     check_ids("targets", targets, V, ignore_index)
-    real, dense = real_dtype(logits.dtype), launch.ids(targets)
+    dense = launch.ids(targets)
     lse, kept = launch.empty(logits, targets.shape, real), launch.empty(logits, targets.shape, dense.dtype)
     loss, count_out = launch.empty(logits, (), real), launch.empty(logits, (), real)
     stride, (width, block, grid) = _stride(logits), _rows(logits)
@@ -35,7 +37,7 @@ def cross_entropy_forward(
     args = [
         loss, count_out, launch.empty(logits, (2, grid), real), launch.backend.counters(), lse, kept, launch.strided(logits),
         dense, int32(N), int32(V), int64(stride), dense.dtype.type(ignore_index),
-        real.type(0 if count is None else count),
+        count if on_device else None, real.type(0 if on_device or count is None else count),
     ]  # fmt: skip
     defines = {"DTYPE": logits.dtype, "WIDTH": width, "TARGET": dense.dtype}
     launch.launch("cross_entropy", "cross_entropy_forward", grid, block, args, **defines)
@@ -49,7 +51,7 @@ def cross_entropy_backward(dout: Array | float, cache: CrossEntropyCache, *, out
     on_device = launch.backend.owns(given)
     if (
         logits.ndim < 2
-        or not _takes(logits)
+        or not _supports(logits)
         or kept.dtype not in (np.int32, np.int64)
         or lse.dtype != real
         or not (kept.flags.c_contiguous and lse.flags.c_contiguous)
@@ -69,7 +71,7 @@ def cross_entropy_backward(dout: Array | float, cache: CrossEntropyCache, *, out
     return dlogits
 
 
-def _takes(logits: Array) -> bool:
+def _supports(logits: Array) -> bool:
     """Whether the kernels read these rows; the product that has made them may have left gaps between them."""
     return logits.dtype in launch.FLOATS and launch.row_stride(logits) is not None
 

@@ -20,14 +20,14 @@ def dropout_backward(dout: Array, cache: DropoutCache) -> Array:
 
 
 def _masked(x: Array, p: float, key: Sequence[int]) -> Array:
-    if not takes_mask(p) or not launch.is_plain(x):
+    if not supports_mask(p) or not launch.is_plain(x):
         return NotImplemented
     out = launch.empty(x, x.shape, x.dtype)
     launch.elementwise("dropout", "dropout", [out, x], mask_values(x, p, key))
     return out
 
 
-def takes_mask(p: float) -> bool:
+def supports_mask(p: float) -> bool:
     """Whether there is a mask of this probability."""
     return 0 <= p < 1
 

@@ -73,7 +73,7 @@ def _operand(name: str, x: Array) -> Operand:
     raise ValueError(f"{name} has strides {x.strides}, but rows or columns must be contiguous")
 
 
-def takes(*matrices: Array) -> bool:
+def supports(*matrices: Array) -> bool:
     """Whether these are contiguous and of one type that cuBLAS multiplies."""
     dtype = matrices[0].dtype
     return dtype in KINDS and all(m.dtype == dtype and m.size and m.flags.c_contiguous for m in matrices)

@@ -1,14 +1,14 @@
-"""A whole training step on a GPU that needs the host only to be told its batch: recorded once as a CUDA graph, then replayed.
+"""A whole training step on a GPU, for which the host only provides the batch: recorded once as a CUDA graph, then replayed.
 
-A step of a small model is some hundred launches, and the host takes longer to make them than the GPU to run them. A graph is
-launched at once. What is recorded are addresses and numbers. So whatever changes from step to step lies in device memory, and is
-written there before the step:
+A step of a small model is a few hundred launches, and the host takes longer to make them than the GPU to run them. A graph is one
+launch. It records addresses and numbers, so everything that changes from step to step lies in device memory and is written there
+before the step:
 
-    tokens and targets, the keys of the dropout masks, and AdamW's numbers (learning rate, bias corrections, decay)
-and what the host would decide between the kernels is decided by them: clipping, and whether there is a step at all.
+    tokens, targets and the number of targets that count, keys of dropout masks, AdamW's numbers (rate, bias corrections, decay)
+and the kernels themselves decide what the host would decide between them: clipping, and whether parameters change at all.
 
-Memory comes from a pool of its own, in which the first step, not recorded, has left room for everything; nothing else may use
-what a graph has addresses of. Where a step cannot be recorded, it runs launch by launch: the same kernels, the same losses.
+The step has its own memory pool, which the first step, not recorded, fills with room for all later ones; nothing else may use
+memory whose addresses a graph holds. A step that cannot be recorded runs launch by launch: the same kernels, the same losses.
 """
 
 import warnings
@@ -20,16 +20,16 @@ import numpy as np
 from numllama.backend import Array, real_dtype
 from numllama.checks import checked_ids
 from numllama.cuda import launch
-from numllama.cuda.adamw import adamw_update_by, step_numbers, takes
+from numllama.cuda.adamw import adamw_update_by, step_numbers, supports
 from numllama.cuda.clip import clip_factor
 from numllama.cuda.stream import StagingBuffers, Stream
 from numllama.ops.dropout import fold_key
 
 
 def training_step(model: Any, optimizer: Any, **settings: Any) -> "TrainingStep | None":
-    """The whole step of a model on a GPU; None where its launches are made one by one."""
+    """The whole step of a model on a GPU; None where it runs as separate ops."""
     on_gpu = launch.runs_here((model.params.flat,))
-    return TrainingStep(model, optimizer, **settings) if on_gpu and TrainingStep.takes(model, optimizer) else None
+    return TrainingStep(model, optimizer, **settings) if on_gpu and TrainingStep.supports(model, optimizer) else None
 
 
 class TrainingStep:
@@ -42,17 +42,17 @@ class TrainingStep:
     batch_size, seq_len : int
     clip : float
     shards : int
-        Parts of a batch, one after another.
+        Parts of a batch, which run one after another.
     recompute : bool
     seed : int
-        Of the dropout masks.
+        Seed of the dropout masks.
     graph : bool
         Record the second step, and replay it from then on.
 
     Attributes
     ----------
     launches : int
-        How many graphs were launched.
+        Number of graphs launched.
     """
 
     def __init__(
@@ -68,38 +68,37 @@ class TrainingStep:
         graph: bool = True,
     ) -> None:
         self.model, self.optimizer, self.clip, self.recompute, self.seed = model, optimizer, clip, recompute, seed
-        self.shards = min(shards, batch_size)
-        self.grads = model.params.zeros_like()
+        self.shape, self.shards = (batch_size, seq_len), min(shards, batch_size)
         self.sites = 2 * model.config.n_layers + 1 if model.config.dropout else 0
-        self.told = StagingBuffers(
-            model.params.flat,
-            tokens=((batch_size, seq_len), np.int32),
-            targets=((batch_size, seq_len), np.int32),
-            keys=((self.shards, self.sites, 2), np.uint32),
-            numbers=((4,), real_dtype(model.compute_dtype)),
-        )
+        self.grads: Any = None
+        self.staged: StagingBuffers | None = None
         self.result: Array = None
-        self._table = model._rope_table(seq_len) if model.config.positions == "rope" else None  # a graph has its address
         self.launches = 0
         self._stream = Stream()
         self._run, self._is_warm, self._may_record = self._launch_all, False, graph
 
     @staticmethod
-    def takes(model: Any, optimizer: Any) -> bool:
-        """Whether such a step can be run like this."""
+    def supports(model: Any, optimizer: Any) -> bool:
+        """Whether a whole step of this model and optimizer can run like this."""
         state, flat = getattr(optimizer, "state", {}), model.params.flat
-        is_adamw = set(state) == {"m", "v"} and model.compute_dtype != np.float16  # its scale of gradients is the host's
-        return is_adamw and takes(flat, flat, state["m"].flat, state["v"].flat, None)
+        is_adamw = set(state) == {"m", "v"} and model.compute_dtype != np.float16  # whose scale the host adjusts
+        return is_adamw and model.adapter is None and supports(flat, flat, state["m"].flat, state["v"].flat, None)
 
-    def __call__(self, tokens: np.ndarray, targets: np.ndarray, step: int, lr: float) -> tuple[float, float]:
+    def supports_batch(self, batch: Any) -> bool:
+        """Whether a batch has the shape that all have here; packed documents have intervals that are made on the host."""
+        return batch.segments is None and batch.tokens.shape == self.shape
+
+    def __call__(self, batch: Any, step: int, lr: float) -> tuple[float, float]:
         """Loss and norm of the gradients, before clipping. Unless both are finite, no parameter has changed."""
-        optimizer, told = self.optimizer, self.told.host
-        told["tokens"][...], told["targets"][...] = tokens, targets
-        told["numbers"][...] = *step_numbers(optimizer.steps + 1, lr, optimizer.betas, optimizer.weight_decay), 1.0
+        if self.staged is None:
+            self.staged = self._allocate()
+        optimizer, host = self.optimizer, self.staged.host
+        host["tokens"][...], host["targets"][...], host["count"][...] = batch.tokens, batch.targets, max(1, batch.count)
+        host["numbers"][...] = *step_numbers(optimizer.steps + 1, lr, optimizer.betas, optimizer.weight_decay), 1.0
         for shard, site in np.ndindex(self.shards, self.sites):
-            told["keys"][shard, site] = fold_key((self.seed, step, shard, site))
+            host["keys"][shard, site] = fold_key((self.seed, step, shard, site))
         with self._stream.entered(), checked_ids():
-            self.told.upload()
+            self.staged.upload()
             if self._is_warm and self._may_record:
                 self._record()
             self._run()
@@ -108,8 +107,22 @@ class TrainingStep:
         optimizer.steps += bool(factor)
         return float(loss), float(norm)
 
+    def _allocate(self) -> StagingBuffers:
+        """Gradients and staging buffers, when the first batch comes."""
+        model, real = self.model, real_dtype(self.model.compute_dtype)
+        self.grads = model.params.zeros_like()
+        self._table = model._rope_table(self.shape[1]) if model.config.positions == "rope" else None  # a graph has its address
+        return StagingBuffers(
+            model.params.flat,
+            tokens=(self.shape, np.dtype(np.int32)),
+            targets=(self.shape, np.dtype(np.int32)),
+            count=((), real),
+            keys=((self.shards, self.sites, 2), np.dtype(np.uint32)),
+            numbers=((4,), real),
+        )
+
     def memory_bytes(self) -> int:
-        """What the step's own pool holds."""
+        """Bytes of the step's own pool."""
         return self._stream.pool.total_bytes()
 
     def _record(self) -> None:
@@ -128,20 +141,21 @@ class TrainingStep:
         self._run = run
 
     def _launch_all(self) -> None:
-        """The step: launches only, none of which the host waits for."""
-        model, told, grads = self.model, self.told.device, self.grads
-        B = len(told["tokens"])
+        """The step: only launches, none of which the host waits for."""
+        assert self.staged is not None, "the first batch makes it"
+        model, staged, grads = self.model, self.staged.device, self.grads
+        B = len(staged["tokens"])
         grads.flat[...] = 0
         losses = launch.empty(grads.flat, (self.shards,), grads.flat.dtype)
         for i, (start, stop) in enumerate(pairwise(B * i // self.shards for i in range(self.shards + 1))):
             loss, _ = model.loss_and_grads(
-                told["tokens"][start:stop], told["targets"][start:stop], grads=grads, count=told["tokens"].size,
-                key=told["keys"][i] if self.sites else None, recompute=self.recompute,
+                staged["tokens"][start:stop], staged["targets"][start:stop], grads=grads, count=staged["count"],
+                key=staged["keys"][i] if self.sites else None, recompute=self.recompute,
             )  # fmt: skip
             if self.shards > 1:
                 losses[i] = loss
         self.result = clip_factor(grads.flat, loss if self.shards == 1 else losses, self.clip)
         params, state, optimizer = model.params, self.optimizer.state, self.optimizer
-        copy, matrices = params.rounded_part(slice(0, params.matrices.size)), params.matrices.size
-        arrays = (buffer.flat for buffer in (params, grads, state["m"], state["v"]))
-        adamw_update_by(told["numbers"], self.result[2:], matrices, *arrays, copy, optimizer.betas, optimizer.eps)
+        copy, matrices = params.low_precision_part(slice(0, params.matrices.size)), params.matrices.size
+        w, g, m, v = (buffer.flat for buffer in (params, grads, state["m"], state["v"]))
+        adamw_update_by(staged["numbers"], self.result[2:], matrices, w, g, m, v, copy, optimizer.betas, optimizer.eps)

@@ -9,7 +9,7 @@ from numllama.ops.layernorm import LayerNormCache
 
 
 def layernorm_forward(x: Array, weight: Array, bias: Array, eps: float) -> tuple[Array, LayerNormCache]:
-    if not _takes((weight, bias), x):
+    if not _supports((weight, bias), x):
         return NotImplemented
     real, statistics = real_dtype(x.dtype), (*x.shape[:-1], 1)
     out, mean, rstd = launch.empty(x, x.shape, x.dtype), launch.empty(x, statistics, real), launch.empty(x, statistics, real)
@@ -25,7 +25,7 @@ def layernorm_forward(x: Array, weight: Array, bias: Array, eps: float) -> tuple
 
 def layernorm_backward(dout: Array, cache: LayerNormCache) -> tuple[Array, Array, Array]:
     x, weight, mean, rstd = cache
-    if dout.shape != x.shape or not _takes((weight,), x, dout):
+    if dout.shape != x.shape or not _supports((weight,), x, dout):
         return NotImplemented
     C, N = x.shape[-1], prod(x.shape[:-1])
     dx = launch.empty(x, x.shape, x.dtype)
@@ -42,7 +42,7 @@ def layernorm_backward(dout: Array, cache: LayerNormCache) -> tuple[Array, Array
     return dx, both[0], both[1]
 
 
-def _takes(vectors: tuple[Array, ...], *rows: Array) -> bool:
+def _supports(vectors: tuple[Array, ...], *rows: Array) -> bool:
     """Whether the kernels take rows of this type and length, with gains and biases of their statistics' type."""
     x = rows[0]
     real = real_dtype(x.dtype)

@@ -2,14 +2,14 @@
 
 from numllama.backend import Array, real_dtype
 from numllama.cuda import launch
-from numllama.cuda.gemm import KINDS, gemm, takes
+from numllama.cuda.gemm import KINDS, gemm, supports
 from numllama.ops.linear import LinearCache
 
 ALIGNED = 16  # bytes, at multiples of which each row of a result begins: the fast products and 16-byte accesses ask for it
 
 
 def linear_forward(x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, LinearCache]:
-    if weight.ndim != 2 or x.shape[-1:] != weight.shape[1:] or not takes(x, weight):
+    if weight.ndim != 2 or x.shape[-1:] != weight.shape[1:] or not supports(x, weight):
         return NotImplemented
     O, I = weight.shape  # noqa: E741
     if bias is not None and bias.shape != (O,):
@@ -27,7 +27,7 @@ def linear_backward(
 ) -> tuple[Array, ...]:
     x, weight, bias = cache
     O, I = weight.shape  # noqa: E741
-    if dout.shape != (*x.shape[:-1], O) or not (takes(x, weight) and _has_rows(dout, x)):
+    if dout.shape != (*x.shape[:-1], O) or not (supports(x, weight) and _has_rows(dout, x)):
         return NotImplemented
     real = real_dtype(x.dtype)
     if into is not None and (into.shape != (O, I) or into.dtype not in (x.dtype, real) or not into.flags.c_contiguous):
@@ -48,12 +48,12 @@ def linear_backward(
 def linear_backward_input(dout: Array, cache: LinearCache, dx: Array | None = None) -> Array:
     x, weight, _ = cache
     O, I = weight.shape  # noqa: E741
-    if dout.shape != (*x.shape[:-1], O) or not (takes(x, weight) and _has_rows(dout, x)):
+    if dout.shape != (*x.shape[:-1], O) or not (supports(x, weight) and _has_rows(dout, x)):
         return NotImplemented
     dout = dout.reshape(-1, O)                                         # (N, O)
     if dx is None:
         return gemm(dout, weight).reshape(x.shape)                     # (..., I)
-    if dx.shape != x.shape or not takes(x, dx):
+    if dx.shape != x.shape or not supports(x, dx):
         return NotImplemented
     gemm(dout, weight, dx.reshape(-1, I), beta=1.0)
     return dx

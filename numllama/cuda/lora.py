@@ -2,12 +2,12 @@
 
 from numllama.backend import Array, real_dtype
 from numllama.cuda import launch
-from numllama.cuda.gemm import gemm, takes
+from numllama.cuda.gemm import gemm, supports
 from numllama.ops.lora import LoraCache
 
 
 def lora_forward(x: Array, a: Array, b: Array, scale: float) -> tuple[Array, LoraCache]:
-    if a.ndim != 2 or b.shape[1:] != a.shape[:1] or x.shape[-1:] != a.shape[1:] or not takes(x, a, b):
+    if a.ndim != 2 or b.shape[1:] != a.shape[:1] or x.shape[-1:] != a.shape[1:] or not supports(x, a, b):
         return NotImplemented
     h = gemm(x.reshape(-1, x.shape[-1]), a.T)                          # (N, R)
     out = gemm(h, b.T, alpha=scale)                                    # (N, O)
@@ -17,9 +17,9 @@ def lora_forward(x: Array, a: Array, b: Array, scale: float) -> tuple[Array, Lor
 def lora_backward(dout: Array, cache: LoraCache, dx: Array | None = None) -> tuple[Array, Array, Array]:
     x, a, b, h, scale = cache
     O, I = len(b), a.shape[1]  # noqa: E741
-    if dout.shape != (*x.shape[:-1], O) or not takes(x, a, b, h, dout):
+    if dout.shape != (*x.shape[:-1], O) or not supports(x, a, b, h, dout):
         return NotImplemented
-    if dx is not None and (dx.shape != x.shape or not takes(x, dx)):
+    if dx is not None and (dx.shape != x.shape or not supports(x, dx)):
         return NotImplemented
     real, dout = real_dtype(x.dtype), dout.reshape(-1, O)              # (N, O)
     db = gemm(dout.T, h, launch.empty(b, b.shape, real), alpha=scale)  # (O, R)

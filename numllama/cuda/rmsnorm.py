@@ -14,7 +14,7 @@ MAX_SHARED_BYTES = 96 * 1024  # for one row; every GPU since 2020 has them
 
 def rmsnorm_forward(x: Array, weight: Array, eps: float) -> tuple[Array, RMSNormCache]:
     is_heads, strides = _heads_or_rows(x)
-    if strides is None or not _takes(weight, x):
+    if strides is None or not _supports(weight, x):
         return NotImplemented
     rows = x.swapaxes(1, 2) if is_heads else x
     out, rstd = launch.empty(x, rows.shape, x.dtype), launch.empty(x, (*rows.shape[:-1], 1), weight.dtype)
@@ -29,7 +29,7 @@ def rmsnorm_backward(dout: Array, cache: RMSNormCache) -> tuple[Array, Array]:
     if dout.shape == x.shape and _heads_or_rows(x)[0] and _heads_or_rows(dout, x)[1] is None:  # dout lies otherwise
         dout = xp_of(dout).ascontiguousarray(dout.swapaxes(1, 2)).swapaxes(1, 2)
     is_heads, strides = _heads_or_rows(dout, x)
-    if dout.shape != x.shape or strides is None or not _takes(weight, x, dout):
+    if dout.shape != x.shape or strides is None or not _supports(weight, x, dout):
         return NotImplemented
     if is_heads:
         dout, x, rstd = (a.swapaxes(1, 2) for a in (dout, x, rstd))
@@ -53,12 +53,12 @@ def _heads_or_rows(*arrays: Array) -> tuple[bool, list | None]:
     return True, [launch.int32(arrays[0].shape[1]), *map(launch.int64, strides)] if len(strides) == len(arrays) else None
 
 
-def takes_rows(weight: Array, *rows: Array) -> bool:
+def supports_rows(weight: Array, *rows: Array) -> bool:
     """Whether the kernels take rows of this type and length that lie one after the other."""
-    return launch.is_plain(*rows) and rows[0].ndim > 1 and _takes(weight, *rows)
+    return launch.is_plain(*rows) and rows[0].ndim > 1 and _supports(weight, *rows)
 
 
-def _takes(weight: Array, *rows: Array) -> bool:
+def _supports(weight: Array, *rows: Array) -> bool:
     """Whether the kernels take this type and length; gains of activations in two bytes are kept in float32."""
     x = rows[0]
     return (
@@ -76,7 +76,7 @@ def _backward_bytes(x: Array, weight: Array) -> int:
     return x.shape[-1] * (2 * x.dtype.itemsize + weight.dtype.itemsize)
 
 
-def takes_gradient(weight: Array, into: Array | None) -> bool:
+def supports_gradient(weight: Array, into: Array | None) -> bool:
     """Whether the kernels add the weight's gradient to this."""
     return into is None or (launch.backend.owns(into) and into.shape == weight.shape and launch.is_plain(weight, into))
 

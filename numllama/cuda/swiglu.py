@@ -9,7 +9,7 @@ from numllama.ops.swiglu import SwiGLUCache
 
 
 def swiglu_forward(gate: Array, up: Array) -> tuple[Array, SwiGLUCache]:
-    if not _takes(gate, up):
+    if not _supports(gate, up):
         return NotImplemented
     out = launch.empty(gate, gate.shape, gate.dtype)
     _launch("swiglu_forward", [out, gate, up], gate, gate.shape[-1])
@@ -18,7 +18,7 @@ def swiglu_forward(gate: Array, up: Array) -> tuple[Array, SwiGLUCache]:
 
 def swiglu_backward(dout: Array, cache: SwiGLUCache) -> tuple[Array, Array]:
     gate, up = cache
-    if not _takes(gate, up) or dout.dtype != gate.dtype or dout.shape != gate.shape or not launch.is_plain(dout):
+    if not _supports(gate, up) or dout.dtype != gate.dtype or dout.shape != gate.shape or not launch.is_plain(dout):
         return NotImplemented
     *lead, F = gate.shape
     rows = launch.empty(gate, (*lead, 2 * F), gate.dtype)              # side by side, for the products that follow
@@ -27,7 +27,7 @@ def swiglu_backward(dout: Array, cache: SwiGLUCache) -> tuple[Array, Array]:
     return dgate, dup
 
 
-def _takes(gate: Array, up: Array) -> bool:
+def _supports(gate: Array, up: Array) -> bool:
     """Whether the kernels read these: rows that are equally far apart in both."""
     return (
         gate.dtype in launch.FLOATS
@@ -41,7 +41,7 @@ def _takes(gate: Array, up: Array) -> bool:
 def _launch(name: str, arrays: list[Array], gate: Array, written: int) -> None:
     """Launch a kernel (arrays, columns, elements from row to row of gate and up, and of what is written)."""
     F, N, stride = gate.shape[-1], prod(gate.shape[:-1]), launch.row_stride(gate)
-    assert stride is not None  # _takes has looked
+    assert stride is not None  # _supports has looked
     width = launch.width(gate.dtype, F, stride, written, arrays=arrays)
     threads = min(256, 32 * launch.blocks(F, 32 * width))
     columns = launch.blocks(F, threads * width)

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from numllama.data.batches import Batch, BatchSource, Position, Rows, counted
 from numllama.data.dataset import VAL_FRACTION
 from numllama.data.token_files import checksum
 from numllama.errors import DataError, shown
@@ -27,7 +28,6 @@ from numllama.tokenizer import CharTokenizer, Tokenizer
 from numllama.tokenizer.chat_template import Conversation
 from numllama.tokenizer.conversation import ConversationEncoder, Encoded
 
-Batch = tuple[np.ndarray, np.ndarray, np.ndarray]
 Document = tuple[np.ndarray, np.ndarray]  # ids, and which of them the assistant says
 CALLS = ("tool_calls", "function_call")
 SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -73,7 +73,7 @@ class Documents:
         return [[learnable[i] for i in row] for row in pack(lengths, seq_len)]
 
     def batch(self, rows: Sequence[list[int]], seq_len: int) -> Batch:
-        """Inputs, targets and segments, shape (rows, T); T is as long as the longest row. Padding is a segment of its own."""
+        """Some rows as a batch, shape (rows, T); T is the length of the longest row. Padding is a segment of its own."""
         inputs, segments = np.zeros((len(rows), seq_len), dtype=np.int64), np.full((len(rows), seq_len), -1)
         targets, longest = np.full((len(rows), seq_len), IGNORE, dtype=np.int64), 0
         for r, row in enumerate(rows):
@@ -85,7 +85,7 @@ class Documents:
                 targets[r, start:stop] = np.where(said[1:], ids[1:], IGNORE)
                 start = stop
             longest = max(longest, start)
-        return inputs[:, :longest], targets[:, :longest], segments[:, :longest]
+        return counted(inputs[:, :longest], targets[:, :longest], segments[:, :longest])
 
 
 def pack(lengths: Sequence[int], size: int) -> list[list[int]]:
@@ -139,31 +139,47 @@ class Conversations:
             if not getattr(self, split).rows(seq_len):
                 raise DataError(f"no answer in the {split} split of {self.name} begins within seq_len, which is {seq_len}")
 
-    def batch(self, batch_size: int, seq_len: int, seed: int, start: int) -> Batch:
-        """Inputs, targets and segments, after `start` rows were taken: in each epoch every row once, in an order of its own."""
-        rows, some = self.train.rows(seq_len), []
-        for epoch, first, stop in epochs(start, start + batch_size, len(rows)):
-            order = np.random.default_rng([seed, epoch]).permutation(len(rows))
-            some += [rows[i] for i in order[first:stop]]
-        return self.train.batch(some, seq_len)
+    @property
+    def default_sampling(self) -> str:
+        """Makes no difference here: rows always come in epochs."""
+        return "random"
 
-    def checksums(self) -> dict[str, str]:
-        """What tells these conversations from others: their tokens, and who says them."""
+    def batches(self, batch_size: int, seq_len: int, seed: int = 0, sampling: str = "random") -> BatchSource:
+        """The conversations as batches of this shape: see :class:`ConversationBatches`."""
+        return ConversationBatches(self, batch_size, seq_len, seed)
+
+    def fingerprint(self) -> dict[str, str]:
+        """Checksums of both splits: of the tokens, and of who says them."""
         splits = {"train": self.train, "val": self.val}
         return {name: checksum(np.concatenate([part for d in split.documents for part in d])) for name, split in splits.items()}
 
-    def some_of_val(self, batch_size: int, seq_len: int, seed: int, n: int) -> Iterator[Batch]:
-        """The first `n` batches of the validation split."""
-        return islice(self.all_of_val(batch_size, seq_len), n)
-
-    def all_of_val(self, batch_size: int, seq_len: int) -> Iterator[Batch]:
-        """The whole validation split."""
-        rows = self.val.rows(seq_len)
-        return (self.val.batch(rows[i : i + batch_size], seq_len) for i in range(0, len(rows), batch_size))
-
     def val_rows(self, seq_len: int) -> int:
-        """How many rows the whole validation split has."""
+        """The number of rows in the whole validation split."""
         return len(self.val.rows(seq_len))
+
+
+class ConversationBatches:
+    """Rows of packed conversations: in each epoch every row once, in an order of its own."""
+
+    def __init__(self, data: Conversations, batch_size: int, seq_len: int, seed: int = 0) -> None:
+        self.data, self.batch_size, self.seq_len, self.seed = data, batch_size, seq_len, seed
+
+    def batch(self, position: Position, rows: Rows = None) -> Batch:
+        """The batch of a step, or some of its rows, which are as wide as the whole batch."""
+        start, packed, some = position.windows, self.data.train.rows(self.seq_len), []
+        for epoch, first, stop in epochs(start, start + self.batch_size, len(packed)):
+            order = np.random.default_rng([self.seed, epoch]).permutation(len(packed))
+            some += [packed[i] for i in order[first:stop]]
+        return self.data.train.batch(some, self.seq_len).rows(rows)
+
+    def validation(self, n: int | None = None) -> Iterator[Batch]:
+        """The first `n` batches of the validation split; default all of it."""
+        rows, size = self.data.val.rows(self.seq_len), self.batch_size
+        return islice((self.data.val.batch(rows[i : i + size], self.seq_len) for i in range(0, len(rows), size)), n)
+
+    def fingerprint(self) -> dict[str, str]:
+        """Checksums of both splits."""
+        return self.data.fingerprint()
 
 
 def epochs(start: int, stop: int, size: int) -> Iterator[tuple[int, int, int]]:

@@ -1,13 +1,13 @@
-"""Data sets of texts and token files, batches of them, and the windows that a validation sees."""
+"""Datasets of texts and token files."""
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from numllama.data.batches import BatchSource, TokenBatches
 from numllama.data.token_files import TokenShards, checksum, numbered_files, read_tokens
 from numllama.errors import DataError, shown
 from numllama.storage.files import check_files, reading, regular
@@ -15,13 +15,12 @@ from numllama.tokenizer import CharTokenizer, Tokenizer
 from numllama.tokenizer.train_bpe import check_vocab_size, train_on_text
 
 VAL_FRACTION = 0.1
-VAL_STREAM = 2**32  # validation estimates draw their batches apart from any training step
-BPE_VOCABULARY = 1024  # of a text of about a megabyte: each token is still seen often enough to be learnt
+BPE_VOCABULARY = 1024  # for a text of about a megabyte: each token still occurs often enough to be learned
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Two arrays of ids and what is known of them.
+    """A training and a validation split of token ids, and their tokenizer.
 
     Attributes
     ----------
@@ -29,7 +28,7 @@ class Dataset:
     vocab_size : int
     tokenizer : CharTokenizer or Tokenizer, optional
     name : str
-        Where it came from, for people to read.
+        The source, for people to read.
     """
 
     train: "np.ndarray | TokenShards"
@@ -47,27 +46,21 @@ class Dataset:
             if n < least:
                 raise DataError(f"the {split} split of {self.name} has {n} tokens, but at least {least} are needed")
 
-    def batch(
-        self, batch_size: int, seq_len: int, seed: int, step: int, rows: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """A step's inputs and targets."""
-        return random_batch(self.train, batch_size, seq_len, seed, step, rows)
+    @property
+    def default_sampling(self) -> str:
+        """``epochs`` for data of several files, else ``random``."""
+        return "epochs" if isinstance(self.train, TokenShards) else "random"
 
-    def some_of_val(self, batch_size: int, seq_len: int, seed: int, n: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Some `n` batches of the validation split, always the same ones."""
-        seq_len = min(seq_len, len(self.val) - 1)
-        return (random_batch(self.val, batch_size, seq_len, seed, VAL_STREAM + i) for i in range(n))
+    def batches(self, batch_size: int, seq_len: int, seed: int = 0, sampling: str = "random") -> BatchSource:
+        """The data as batches of this shape: see :class:`~numllama.data.batches.TokenBatches`."""
+        return TokenBatches(self, batch_size, seq_len, seed, sampling)
 
-    def checksums(self) -> dict[str, str]:
-        """What tells these tokens from others."""
+    def fingerprint(self) -> dict[str, str]:
+        """Checksums of both splits, which tell these tokens from others."""
         return {"train": checksum(self.train), "val": checksum(self.val)}
 
-    def all_of_val(self, batch_size: int, seq_len: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """The whole validation split, every target once."""
-        return all_windows(self.val, batch_size, seq_len)
-
     def val_rows(self, seq_len: int) -> int:
-        """How many windows the whole validation split has."""
+        """The number of windows in the whole validation split."""
         return -(-(len(self.val) - 1) // seq_len)
 
 
@@ -99,7 +92,8 @@ def load_dataset(
             return _load_folder(path)
         if path.suffix in (".bin", ".npy"):
             tokens, about = read_tokens(path)
-            return Dataset(*split(tokens), about["vocab_size"], None, str(path))
+            train, val = split(tokens)
+            return Dataset(train, val, about["vocab_size"], None, str(path))
         if path.suffix == ".npz":
             raise DataError(f"{path} is an archive of arrays, but a single array is needed: save it with numpy.save")
         text = read_text(path)
@@ -117,20 +111,21 @@ def _load_folder(path: Path) -> Dataset:
             raise DataError(f"{path} has {file.name} and {parts[0].name}: which of them is the {name} split?")
         if not file and not parts:
             raise DataError(f"{path} has neither {name}.bin nor {name}.npy nor {name}-00000.bin")
-        if parts:
-            ids = TokenShards(parts)
-            vocab_sizes = ids.vocab_sizes
-        else:
+        if file:
             ids, about = read_tokens(file)
             vocab_sizes = {about["vocab_size"]}
+        else:
+            ids = TokenShards(parts)
+            vocab_sizes = ids.vocab_sizes
         tokens.append(ids)
         sizes += vocab_sizes
-        known += vocab_sizes if parts or file.suffix == ".bin" else []  # an .npy file shows only its largest id
+        known += vocab_sizes if file is None or file.suffix == ".bin" else []  # an .npy file shows only its largest id
     tokenizer = Tokenizer.load(path) if (path / "tokenizer.json").exists() else None
     known += [tokenizer.vocab_size] if tokenizer else []
     if len(set(known)) > 1 or (known and max(sizes) > known[0]):
         raise DataError(f"the files in {path} disagree on the size of the vocabulary: {', '.join(map(str, {*known, *sizes}))}")
-    return Dataset(*tokens, known[0] if known else max(sizes), tokenizer, str(path))
+    train, val = tokens
+    return Dataset(train, val, known[0] if known else max(sizes), tokenizer, str(path))
 
 
 def text_dataset(
@@ -157,7 +152,8 @@ def text_dataset(
         tokenizer = train_on_text(parts[0], vocab_size or BPE_VOCABULARY)
     elif isinstance(tokenizer, str | Path):
         tokenizer = Tokenizer.load(tokenizer)
-    return Dataset(*(encode_plain(tokenizer, part) for part in parts), tokenizer.vocab_size, tokenizer, name)
+    train, val = (encode_plain(tokenizer, part) for part in parts)
+    return Dataset(train, val, tokenizer.vocab_size, tokenizer, name)
 
 
 def trained_tokenizer(tokenizer: Any, vocab_size: int | None) -> Any:
@@ -177,7 +173,7 @@ def encode_plain(tokenizer: Tokenizer | CharTokenizer, text: str) -> np.ndarray:
     return tokenizer.encode_array(text, **plain)
 
 
-def split(tokens: np.ndarray | str) -> tuple:
+def split(tokens: Any) -> tuple[Any, Any]:
     """The first nine tenths to train on, the rest to validate."""
     n = int(len(tokens) * (1 - VAL_FRACTION))
     return tokens[:n], tokens[n:]
@@ -195,54 +191,6 @@ def read_text(path: Path) -> str:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text: byte {error.start} is 0x{error.object[error.start]:02x}") from error
-
-
-# ------------------------------------------------------------------------------------------------ batches
-
-
-def random_batch(
-    tokens: "np.ndarray | TokenShards", batch_size: int, seq_len: int, seed: int, step: int, rows: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Windows at random places: a function of (seed, step) alone, so that any step can be done again.
-
-    Returns
-    -------
-    inputs, targets : int64 arrays, shape (batch_size, seq_len), or of some rows only
-        See :func:`windows`.
-    """
-    starts = np.random.default_rng([seed, step]).integers(0, len(tokens) - seq_len, size=batch_size)
-    return windows(tokens, starts[slice(None) if rows is None else rows], seq_len)
-
-
-def windows(tokens: "np.ndarray | TokenShards", starts: np.ndarray, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
-    """Windows that begin at some places; nothing else is read.
-
-    Returns
-    -------
-    inputs, targets : int64 arrays, shape (len(starts), seq_len)
-        ``targets[b, t]`` is the token that follows ``inputs[b, t]``.
-    """
-    read = np.empty((len(starts), seq_len + 1), dtype=np.int64)
-    for row, start in zip(read, starts.tolist(), strict=True):
-        row[:] = tokens[start : start + seq_len + 1]
-    return read[:, :-1], read[:, 1:]
-
-
-def all_windows(tokens: np.ndarray, batch_size: int, seq_len: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Neighbouring windows that ask for every token but the first exactly once; the last one may be shorter.
-
-    Yields
-    ------
-    inputs, targets : int64 arrays, shape (up to batch_size, seq_len)
-    """
-    whole = (len(tokens) - 1) // seq_len
-    for start in range(0, whole, batch_size):
-        n = min(batch_size, whole - start)
-        block = np.asarray(tokens[start * seq_len : (start + n) * seq_len + 1], dtype=np.int64)
-        yield block[:-1].reshape(n, seq_len), block[1:].reshape(n, seq_len)
-    rest = np.asarray(tokens[whole * seq_len :], dtype=np.int64)
-    if len(rest) > 1:
-        yield rest[None, :-1], rest[None, 1:]
 
 
 def cache_folder() -> Path:

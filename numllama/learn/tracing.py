@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from numllama.checks import check_shape
-from numllama.data.dataset import random_batch
+from numllama.data.batches import random_batch
 from numllama.data.synthetic import write_play
 from numllama.errors import shown
 from numllama.generation.text import encode_prompt

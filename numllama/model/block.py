@@ -4,13 +4,9 @@
     x -> x + dropout(w_down · activation(w_gate · n, w_up · n))        n = norm(x)
 The residual stream x is only ever added to. So its gradient runs straight back through all layers, and each block adds
 the part that came through itself:  dx = dout + (backward of the branch)(dout).
-A block hands its branch on, and the next one begins with the sum and the norm of it, which are one op. The embedding is the first
-branch, of a stream that begins with it: there x is None.
-
-A *stage* is a pair of functions that knows its parameters by name:
-    out, cache = forward(x, w, name, context)        reads w[name]
-    dx         = backward(dout, cache, g, name)      adds to g[name], once, if it is there: what is frozen has no gradient
-What a configuration chooses, it chooses in the tables below.
+A block returns its branch, and the next one begins with the sum and the norm, which are one op. The embedding is the first
+branch, of a stream that does not exist yet: there x is None.
+The maps and norms that blocks are made of are :mod:`numllama.model.stages`.
 """
 
 from collections.abc import Sequence
@@ -18,29 +14,40 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from numllama import ops
-from numllama.backend import Array, real_dtype, xp_of
+from numllama.backend import Array
 from numllama.model.config import ModelConfig
+from numllama.model.parameters import LayerGradients
+from numllama.model.stages import (
+    ADD_NORM,
+    NORM,
+    head_stages,
+    linear_backward,
+    linear_cache,
+    linear_forward,
+    linears_backward,
+    linears_forward,
+)
 
 
 @dataclass(frozen=True)
 class Context:
-    """What the blocks of one pass share.
+    """What all blocks of one pass share.
 
     Attributes
     ----------
     config : ModelConfig
     positions : integer array, shape (T,) or (B, T)
-        None where nothing is learned of them, and RoPE's table has what it needs.
+        None without learned positions: RoPE's table is enough.
     cos, sin : array, shape (T, D/2) or (B, 1, T, D/2)
         RoPE's table, if there is one.
     first, last : array, shape (T,) or (B, T)
         Query t sees the keys ``first <= s < last``; None is causal.
     key : tuple of int, or uint32 array, shape (sites, 2)
-        Names this pass's dropout masks, or is the key of each; None drops nothing.
+        Names this pass's dropout masks, or holds one key per site; None: no dropout.
     kv_cache : KVCache
-        Keys and values of the tokens before these; None if there are none.
+        Keys and values of earlier tokens, if any.
     lora_scale : float
-        Of the low-rank updates, in a model with an adapter.
+        Factor of the low-rank updates, in a model with an adapter.
     n_last : int
         Compute outputs for the last n tokens only; earlier tokens contribute keys and values. None: all.
     """
@@ -63,188 +70,6 @@ class Context:
         first, last = (None if ends is None else ends[..., -n:] for ends in (self.first, self.last))
         positions = None if self.positions is None else self.positions[..., -n:]
         return replace(self, positions=positions, cos=cos, sin=sin, first=first, last=last)
-
-
-# ------------------------------------------------------------------------------------------------ stages
-
-
-def add_gradient(g, name, gradient):
-    if name in g:
-        g[name] += gradient
-
-
-def linear_forward(x, w, name, context):
-    out, cache = ops.linear_forward(x, w[name], w.get(f"{name}_bias"))
-    update, lora_cache = lora_forward(x, w, name, context)
-    if update is not None:
-        out += update
-    return out, (cache, lora_cache)
-
-
-def linears_forward(x, w, names, context):
-    """Several maps of one input."""
-    biases = tuple(w[f"{name}_bias"] for name in names) if f"{names[0]}_bias" in w else None
-    outs, cache = ops.linears_forward(x, tuple(w[name] for name in names), biases)
-    lora_caches = []
-    for name, out in zip(names, outs, strict=True):
-        update, lora_cache = lora_forward(x, w, name, context)
-        if update is not None:
-            out += update
-        lora_caches.append(lora_cache)
-    return outs, (cache, lora_caches)
-
-
-def linear_cache(x, w, name, context):
-    """What linear_forward keeps for backward, without the product."""
-    return (x, w[name], w.get(f"{name}_bias")), lora_forward(x, w, name, context)[1]
-
-
-def lora_forward(x, w, name, context):
-    """An adapter's update of a map's output, and its cache; both None where it has none."""
-    if f"{name}_lora_a" not in w:
-        return None, None
-    return ops.lora_forward(x, w[f"{name}_lora_a"], w[f"{name}_lora_b"], context.lora_scale)
-
-
-def lora_backward(dout, cache, g, name, dx):
-    """dx and what the update adds to it, if there is one."""
-    if cache is not None:
-        dx, da, db = ops.lora_backward(dout, cache, dx=dx)
-        g[f"{name}_lora_a"] += da
-        g[f"{name}_lora_b"] += db
-    return dx
-
-
-def linear_backward(dout, caches, g, name, dx=None):
-    cache, lora_cache = caches
-    if name in g:
-        dx, _, *dbias = ops.linear_backward(dout, cache, into=g[name], dx=dx)
-        if dbias:
-            g[f"{name}_bias"] += dbias[0]
-    else:
-        dx = ops.linear_backward_input(dout, cache, dx=dx)
-    return lora_backward(dout, lora_cache, g, name, dx)
-
-
-def linears_backward(douts, caches, g, names, dx=None):
-    """dx, to which all of the maps add."""
-    cache, lora_caches = caches
-    if names[0] in g:
-        dx, _, *dbiases = ops.linears_backward(douts, cache, into=tuple(g[name] for name in names), dx=dx)
-        for name, dbias in zip(names, *dbiases, strict=True) if dbiases else ():
-            g[f"{name}_bias"] += dbias
-    else:
-        dx = ops.linears_backward_input(douts, cache, dx=dx)
-    for name, dout, lora_cache in zip(names, douts, lora_caches, strict=True):
-        dx = lora_backward(dout, lora_cache, g, name, dx)
-    return dx
-
-
-def rmsnorm_forward(x, w, name, context):
-    return ops.rmsnorm_forward(x, w[name], context.config.norm_eps)
-
-
-def rmsnorm_backward(dout, cache, g, name):
-    dx, dweight = ops.rmsnorm_backward(dout, cache)
-    add_gradient(g, name, dweight)
-    return dx
-
-
-def layernorm_forward(x, w, name, context):
-    return ops.layernorm_forward(x, w[name], w[f"{name}_bias"], context.config.norm_eps)
-
-
-def layernorm_backward(dout, cache, g, name):
-    dx, dweight, dbias = ops.layernorm_backward(dout, cache)
-    add_gradient(g, name, dweight)
-    add_gradient(g, f"{name}_bias", dbias)
-    return dx
-
-
-def add_rmsnorm_forward(x, branch, w, name, context, site):
-    return ops.add_rmsnorm_forward(x, branch, w[name], context.config.norm_eps, *dropped_at(site, context))
-
-
-def add_rmsnorm_backward(dx, dout, cache, g, name):
-    dx, dbranch, _ = ops.add_rmsnorm_backward((dx, dout), cache, g[name] if name in g else None)  # noqa: SIM401 - g has no get
-    return dx, dbranch
-
-
-def add_layernorm_forward(x, branch, w, name, context, site):
-    p, key = dropped_at(site, context)
-    branch, dropout_cache = (branch, None) if key is None else ops.dropout_forward(branch, p, key)
-    x = branch if x is None else x + branch
-    out, cache = layernorm_forward(x, w, name, context)
-    return (x, out), (cache, dropout_cache)
-
-
-def add_layernorm_backward(dx, dout, cache, g, name):
-    cache, dropout_cache = cache
-    dn = layernorm_backward(dout, cache, g, name)
-    dx = dn if dx is None else dx + dn
-    return dx, dx if dropout_cache is None else ops.dropout_backward(dx, dropout_cache)
-
-
-def dropped_at(site, context):
-    """What a branch loses: its share and the key of its mask, one for each site; no key outside training."""
-    if context.key is None or context.config.dropout == 0:
-        return 0.0, None
-    key = context.key[site] if hasattr(context.key, "dtype") else (*context.key, site)
-    return context.config.dropout, key
-
-
-def l2norm_forward(x, w, name, context):
-    return ops.rmsnorm_forward(x, xp_of(x).ones(x.shape[-1], real_dtype(x.dtype)), context.config.norm_eps)
-
-
-def l2norm_backward(dout, cache, g, name):
-    dx, _ = ops.rmsnorm_backward(dout, cache)  # the gain is a constant
-    return dx
-
-
-def each_forward(forward):
-    """A stage of one array as one of several, each with its own name."""
-
-    def run(xs, w, names, context):
-        pairs = [forward(x, w, name, context) for x, name in zip(xs, names, strict=True)]
-        return tuple(out for out, _ in pairs), tuple(cache for _, cache in pairs)
-
-    return run
-
-
-def each_backward(backward):
-    def run(douts, caches, g, names):
-        return tuple(backward(dout, cache, g, name) for dout, cache, name in zip(douts, caches, names, strict=True))
-
-    return run
-
-
-def ropes_forward(xs, w, names, context):
-    return ops.ropes_forward(xs, context.cos, context.sin, context.config.rope_layout, outs=xs)   # nobody else has them
-
-
-def ropes_backward(douts, cache, g, names):
-    return ops.ropes_backward(douts, cache, outs=douts)
-
-
-NORM = {
-    "rmsnorm": (rmsnorm_forward, rmsnorm_backward),
-    "layernorm": (layernorm_forward, layernorm_backward),
-}
-ADD_NORM = {  # a residual sum first: (x, branch) -> (x + dropout(branch), norm of it)
-    "rmsnorm": (add_rmsnorm_forward, add_rmsnorm_backward),
-    "layernorm": (add_layernorm_forward, add_layernorm_backward),
-}
-RMS_EACH = each_forward(rmsnorm_forward), each_backward(rmsnorm_backward)
-L2_EACH = each_forward(l2norm_forward), each_backward(l2norm_backward)
-ROPE = {"rope": [(ropes_forward, ropes_backward)], "learned": [], "none": []}
-BEFORE_ROPE = {"rms": [RMS_EACH], "l2": [], None: []}
-AFTER_ROPE = {"rms": [], "l2": [L2_EACH], None: []}
-
-
-def head_stages(config: ModelConfig) -> list[tuple]:
-    """What happens to queries and keys between their projection and attention."""
-    return BEFORE_ROPE[config.qk_norm] + ROPE[config.positions] + AFTER_ROPE[config.qk_norm]
 
 
 # ------------------------------------------------------------------------------------------------ attention
@@ -272,20 +97,20 @@ def attention_forward(n: Array, w: dict[str, Array], context: Context, layer: in
         context = context.last_tokens()                                # from here on T is n_last
         (q,), stages = stages_forward((q,), w, ("q_norm",), context)
     if context.kv_cache is not None:
-        k, v = context.kv_cache.append(layer, k, v)                    # (B, K, S, D): those before, and these
+        k, v = context.kv_cache.append(layer, k, v)                    # (B, K, S, D): earlier ones and these
     mixed, attention_cache = ops.flash_attention_forward(q, k, v, context.first, context.last)
     out, out_cache = linear_forward(merge_heads(mixed), w, "wo", context)               # (B, T, C)
     return out, (projections, stages, attention_cache, out_cache)
 
 
-def attention_block_backward(dx: Array | None, dbranch: Array, cache: tuple, g: dict[str, Array]) -> tuple[Array, Array]:
+def attention_block_backward(dx: Array | None, dbranch: Array, cache: tuple, g: LayerGradients) -> tuple[Array, Array]:
     """(dx, dbranch), each (B, T, C); adds the gradients of the block's parameters to `g`."""
     c, norm_cache, (projections, stages, attention_cache, out_cache) = cache
     dmixed = split_heads(linear_backward(dbranch, out_cache, g, "wo"), c.n_heads)       # (B, H, T, D)
     dq, dk, dv = ops.flash_attention_backward(dmixed, attention_cache)
     dq, dk = stages_backward((dq, dk), stages, g, ("q_norm", "k_norm"))
     dn = projections_backward((merge_heads(dq), merge_heads(dk), merge_heads(dv)), projections, g)
-    return ADD_NORM[c.norm][1](dx, dn, norm_cache, g, "attn_norm")     # x went on as it was, too
+    return ADD_NORM[c.norm][1](dx, dn, norm_cache, g, "attn_norm")     # x also went on unchanged
 
 
 def projections_forward(n: Array, w: dict[str, Array], context: Context) -> tuple[tuple[Array, Array, Array], list]:
@@ -299,16 +124,16 @@ def projections_forward(n: Array, w: dict[str, Array], context: Context) -> tupl
     return (outs["wq"], outs["wk"], outs["wv"]), caches
 
 
-def projections_backward(douts: tuple[Array, Array, Array], caches: list, g: dict[str, Array]) -> Array:
+def projections_backward(douts: tuple[Array, Array, Array], caches: list, g: LayerGradients) -> Array:
     """dn: it fed three maps, whose gradients add."""
-    douts, dn = dict(zip(("wq", "wk", "wv"), douts, strict=True)), None
+    by_name, dn = dict(zip(("wq", "wk", "wv"), douts, strict=True)), None
     for names, cache in caches:
-        dn = linears_backward(tuple(douts[name] for name in names), cache, g, names, dx=dn)
+        dn = linears_backward(tuple(by_name[name] for name in names), cache, g, names, dx=dn)
     return dn
 
 
 def projection_groups(context: Context) -> list[tuple[str, ...]]:
-    """Which of wq, wk and wv are run together: all, but for a norm of the heads, which wants them apart, in rows of their own."""
+    """Which of wq, wk and wv run together: all, unless the heads have a norm, which needs each in rows of its own."""
     if context.n_last is not None:
         return [("wk", "wv"), ("wq",)]
     return [("wq", "wk", "wv")] if context.config.qk_norm is None else [("wq",), ("wk",), ("wv",)]
@@ -317,7 +142,7 @@ def projection_groups(context: Context) -> list[tuple[str, ...]]:
 def stages_forward(
     xs: tuple[Array, ...], w: dict[str, Array], names: tuple[str, ...], context: Context
 ) -> tuple[tuple[Array, ...], list]:
-    """Run the head stages one after another."""
+    """Run the head stages in order."""
     caches = []
     for forward, backward in head_stages(context.config):
         xs, cache = forward(xs, w, names, context)
@@ -326,9 +151,9 @@ def stages_forward(
 
 
 def stages_backward(
-    douts: tuple[Array, ...], caches: Sequence, g: dict[str, Array], names: tuple[str, ...]
+    douts: tuple[Array, ...], caches: Sequence, g: LayerGradients, names: tuple[str, ...]
 ) -> tuple[Array, ...]:
-    """And back, the last one first."""
+    """Run the head stages backward, last one first."""
     for backward, cache in reversed(caches):
         douts = backward(douts, cache, g, names)
     return douts
@@ -387,7 +212,7 @@ def ffn_block_forward(
     return (x, out), (c, norm_cache, ffn_cache, down_cache)
 
 
-def ffn_block_backward(dx: Array | None, dbranch: Array, cache: tuple, g: dict[str, Array]) -> tuple[Array, Array]:
+def ffn_block_backward(dx: Array | None, dbranch: Array, cache: tuple, g: LayerGradients) -> tuple[Array, Array]:
     """(dx, dbranch), each (B, T, C); adds the gradients of the block's parameters to `g`."""
     c, norm_cache, ffn_cache, down_cache = cache
     da = linear_backward(dbranch, down_cache, g, "w_down")             # (B, T, F)
@@ -408,21 +233,21 @@ def layer_forward(
 
 
 def layer_entry(cache: tuple) -> tuple:
-    """What of a layer's cache is enough to run it again: that of its first norm."""
+    """The part of a layer's cache from which it can be recomputed: that of its first norm."""
     (_, norm_cache, _), _ = cache
     return norm_cache
 
 
 def layer_again(entry: tuple, w: dict[str, Array], context: Context, layer: int) -> tuple:
     """The layer's cache, from :func:`layer_entry`."""
-    c, x = context.config, entry[0][0]                                 # the stream in which the layer's first norm read
+    c, x = context.config, entry[0][0]                                 # the stream that the layer's first norm read
     n, _ = NORM[c.norm][0](x, w, "attn_norm", context)
     branch, caches = attention_forward(n, w, context, layer)
     _, ffn_cache = ffn_block_forward(x, branch, w, context, layer, cache_only=True)
     return (c, entry, caches), ffn_cache
 
 
-def layer_backward(dx: Array | None, dbranch: Array, cache: tuple, g: dict[str, Array]) -> tuple[Array, Array]:
-    """(dx, dbranch), from those of the layer's results."""
+def layer_backward(dx: Array | None, dbranch: Array, cache: tuple, g: LayerGradients) -> tuple[Array, Array]:
+    """(dx, dbranch) of the layer's inputs, from those of its outputs."""
     attention_cache, ffn_cache = cache
     return attention_block_backward(*ffn_block_backward(dx, dbranch, ffn_cache, g), attention_cache, g)

@@ -71,7 +71,7 @@ class Adapter:
 
     def __init__(self, config: LoraConfig, params: Parameters, dtype: np.dtype) -> None:
         self.config, self.params = config, params
-        self.weights = params if params.flat.dtype == dtype else params.rounded_to(dtype)
+        self.weights = params if params.flat.dtype == dtype else params.in_low_precision(dtype)
 
 
 def adapter_shapes(model: ModelConfig, config: LoraConfig) -> dict[str, tuple[int, int]]:

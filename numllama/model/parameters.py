@@ -1,19 +1,21 @@
 """Parameters: names, shapes, initial values; one flat buffer and named views of it.
 
-Weights, gradients and both Adam moments are buffers of one layout. So zeroing is one fill, the norm of all gradients one
-pass, and an optimizer step too. Matrices come before gains and biases: "decay only matrices" is one slice.
+Weights, gradients and both Adam moments are buffers of one layout. So zeroing is one fill, and the norm of all gradients and an
+optimizer step are one pass each. Matrices come before gains and biases: "decay only matrices" is one slice.
 """
 
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from math import prod, sqrt
 from types import ModuleType
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from numllama.backend import Array, xp_of
 from numllama.model.config import ModelConfig
 
-MOST_LAYERS, MOST_PARAMETERS = 2**16, 2**44  # beyond any machine; who asks for more has mistyped it, or believed a damaged file
+MOST_LAYERS, MOST_PARAMETERS = 2**16, 2**44  # beyond any machine: a typing error, or a damaged file
 
 
 def block_shapes(config: ModelConfig) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
@@ -53,7 +55,7 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def count_parameters(config: ModelConfig) -> int:
-    """How many numbers a model of this configuration has to learn."""
+    """The number of parameters of a model of this configuration."""
     c = config
     matrices, vectors = block_shapes(c)
     rows = c.vocab_size * (1 if c.tie_embeddings else 2) + (c.max_seq_len if c.positions == "learned" else 0) + len(_norms(c))
@@ -61,20 +63,20 @@ def count_parameters(config: ModelConfig) -> int:
 
 
 def _norms(config: ModelConfig) -> tuple[str, ...]:
-    """What follows a norm's name in those of its parameters."""
+    """The endings of a norm's parameter names."""
     return ("", "_bias") if config.norm == "layernorm" else ("",)
 
 
-class Parameters(Mapping):
-    """Named views of one flat buffer.
+class FlatTensors(Mapping[str, Array]):
+    """Named views of one flat buffer: parameters, their gradients (see :class:`Gradients`), or a moment of an optimizer.
 
     Parameters
     ----------
     shapes : dict
         From :func:`parameter_shapes`.
     flat : array, shape (number of parameters,)
-    vectors : Parameters, or dict of arrays, optional
-        Whose gains and biases these share; `flat` then holds matrices only.
+    vectors : mapping of arrays, optional
+        Gains and biases to share; `flat` then holds matrices only.
 
     Attributes
     ----------
@@ -83,17 +85,18 @@ class Parameters(Mapping):
         The leading part of `flat`: everything with two axes.
     blocks : list of dict
         For each block its views, named without ``blocks.{i}.``.
-    rounded : Parameters, optional
-        These in two bytes, for mixed precision: see :meth:`rounded_to`.
     """
 
     def __init__(self, shapes: dict[str, tuple[int, ...]], flat: Array, vectors: Mapping[str, Array] | None = None) -> None:
         self.shapes, self.flat = shapes, flat
-        self.rounded: Parameters | None = None
-        self._views, self._starts, start = {}, {}, 0
+        self._views: dict[str, Array] = {}
+        self._starts: dict[str, int] = {}
+        start = 0
         for name, shape in shapes.items():
-            is_shared = vectors is not None and len(shape) == 1
-            self._views[name] = vectors[name] if is_shared else flat[start : start + prod(shape)].reshape(shape)
+            if vectors is not None and len(shape) == 1:
+                self._views[name] = vectors[name]
+            else:
+                self._views[name] = flat[start : start + prod(shape)].reshape(shape)
             self._starts[name] = start
             start += prod(shape)
         self.matrices = flat[: sum(prod(shape) for shape in shapes.values() if len(shape) == 2)]
@@ -110,15 +113,8 @@ class Parameters(Mapping):
     def __setitem__(self, name: str, value: Array) -> None:
         self._views[name][...] = value
 
-    def joined(self, first: str, last: str) -> Array:
-        """The matrices from `first` to `last`, which have the same number of columns, as one: a view."""
-        columns, stop = self.shapes[first][1], self._starts[last] + prod(self.shapes[last])
-        return self.flat[self._starts[first] : stop].reshape(-1, columns)
-
-    def check_layout(self, name: str, other: "Parameters") -> None:
-        """Raise ValueError unless `other` has the same names and shapes."""
-        if other.shapes != self.shapes:
-            raise ValueError(f"{name} has another layout than the model's parameters")
+    def __contains__(self, name: object) -> bool:
+        return name in self._views
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._views)
@@ -126,42 +122,133 @@ class Parameters(Mapping):
     def __len__(self) -> int:
         return len(self._views)
 
-    def get(self, name: str, default: Array | None = None) -> Array | None:
-        """The view of that name, or `default`: a bias that a model may not have."""
-        return self._views.get(name, default)
+    def joined(self, first: str, last: str) -> Array:
+        """The matrices from `first` to `last`, which have the same number of columns, as one: a view."""
+        columns, stop = self.shapes[first][1], self._starts[last] + prod(self.shapes[last])
+        return self.flat[self._starts[first] : stop].reshape(-1, columns)
+
+    def check_layout(self, name: str, other: "Gradients") -> None:
+        """Raise ValueError unless `other` has the same names and shapes."""
+        if other.shapes != self.shapes:
+            raise ValueError(f"{name} has another layout than the model's parameters")
 
     def move(self, flat: Array) -> None:
-        """Let `flat` hold the values from now on; views that were taken before stay behind."""
+        """Copy the values to `flat` and keep them there; views that were taken before stay behind."""
         flat[...] = self.flat
-        self.__init__(self.shapes, flat)
+        FlatTensors.__init__(self, self.shapes, flat)
 
-    def rounded_to(self, dtype: np.dtype) -> "Parameters":
+    def zeros_like(self) -> "FlatTensors":
+        """Zeros of the same layout: gradients, or a moment of an optimizer."""
+        return FlatTensors(self.shapes, xp_of(self.flat).zeros_like(self.flat))
+
+    # -------------------------------------------------------------------------------------------- as Gradients
+
+    def add(self, name: str, gradient: Array) -> None:
+        """See :meth:`Gradients.add`."""
+        view = self._views[name]
+        view += gradient
+
+    def buffer(self, name: str) -> Array | None:
+        """See :meth:`Gradients.buffer`."""
+        return self._views.get(name)
+
+    @contextmanager
+    def adding_to(self, name: str) -> Iterator[Array]:
+        """See :meth:`Gradients.adding_to`."""
+        yield self._views[name]
+
+    def layer_done(self, i: int) -> None:
+        """See :meth:`Gradients.layer_done`."""
+
+
+class Gradients(Protocol):
+    """Where a backward pass puts the gradients of parameters, each once.
+
+    A buffer is enough (:class:`FlatTensors`). Shards that run at the same time add in their order
+    (:class:`~numllama.parallel.ordered_sum.ShardGradients`), and ranks send the gradients of a layer while those below are still
+    being computed (:class:`~numllama.parallel.ranks.RankGradients`). Frozen parameters are not ``in`` them.
+
+    Attributes
+    ----------
+    shapes : dict
+        The shape of each gradient.
+    """
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]: ...
+
+    def __contains__(self, name: object, /) -> bool: ...
+
+    def add(self, name: str, gradient: Array) -> None:
+        """Add a parameter's gradient."""
+        ...
+
+    def buffer(self, name: str) -> Array | None:
+        """An array that an op may add the gradient to, so that `add` is not needed; None if there is none to give."""
+        ...
+
+    def adding_to(self, name: str) -> AbstractContextManager[Array]:
+        """The sum so far, for an op that adds to a few of its rows only; shards wait here for those before them."""
+        ...
+
+    def layer_done(self, i: int) -> None:
+        """Layer `i` adds nothing more. Backward comes from the last layer to the first."""
+        ...
+
+
+class LayerGradients(NamedTuple):
+    """The gradients of layer `i`, whose names have no ``blocks.{i}.`` in front."""
+
+    all: Gradients
+    i: int
+
+    def __contains__(self, name: object) -> bool:
+        return f"blocks.{self.i}.{name}" in self.all
+
+    def add(self, name: str, gradient: Array) -> None:
+        """See :meth:`Gradients.add`."""
+        self.all.add(f"blocks.{self.i}.{name}", gradient)
+
+    def buffer(self, name: str) -> Array | None:
+        """See :meth:`Gradients.buffer`."""
+        return self.all.buffer(f"blocks.{self.i}.{name}")
+
+
+class Parameters(FlatTensors):
+    """Weights, as named views of one flat buffer.
+
+    Attributes
+    ----------
+    low_precision : FlatTensors, optional
+        A copy in two bytes, for mixed precision: see :meth:`in_low_precision`.
+    """
+
+    low_precision: FlatTensors | None = None
+
+    def in_low_precision(self, dtype: np.dtype) -> FlatTensors:
         """What mixed precision computes with: the matrices in `dtype`, and the gains and biases themselves.
 
-        Whoever changes these parameters brings the copy up to date, as optimizers do, or calls :meth:`round`. Parameters that
-        are kept in `dtype`, as only somebody who does not train keeps them, have no copy: their matrices are used as they are,
-        and gains and biases in float32.
+        Code that changes these parameters brings the copy up to date, as optimizers do, or calls :meth:`sync_low_precision`.
+        Parameters stored in `dtype`, for a model that is not trained, have no copy: their matrices are used as they are, and
+        gains and biases in float32.
         """
         if self.flat.dtype == dtype:
             wide = {name: view.astype(np.float32) for name, view in self.items() if view.ndim == 1}
-            return Parameters(self.shapes, self.matrices, vectors=wide)
+            return FlatTensors(self.shapes, self.matrices, vectors=wide)
         flat = xp_of(self.flat).empty(self.matrices.size, dtype)
-        self.rounded = Parameters(self.shapes, flat, vectors=self)
-        self.round()
-        return self.rounded
+        self.low_precision = FlatTensors(self.shapes, flat, vectors=self)
+        self.sync_low_precision()
+        return self.low_precision
 
-    def round(self) -> None:
+    def sync_low_precision(self) -> None:
         """Bring the copy in two bytes up to date, if there is one."""
-        if self.rounded is not None:
-            self.rounded.flat[...] = self.matrices
+        if self.low_precision is not None:
+            self.low_precision.flat[...] = self.matrices
 
-    def rounded_part(self, part: slice) -> Array | None:
-        """The copy of ``flat[part]`` in two bytes; None if there is none, as of gains and biases."""
-        return None if self.rounded is None or part.start >= self.matrices.size else self.rounded.flat[part]
-
-    def zeros_like(self) -> "Parameters":
-        """Zeros of the same layout: gradients, or a moment of an optimizer."""
-        return Parameters(self.shapes, xp_of(self.flat).zeros_like(self.flat))
+    def low_precision_part(self, part: slice) -> Array | None:
+        """The copy of ``flat[part]`` in two bytes; None if there is none, as for gains and biases."""
+        copy = self.low_precision
+        return None if copy is None or part.start >= self.matrices.size else copy.flat[part]
 
 
 def copied_parameters(
@@ -169,7 +256,7 @@ def copied_parameters(
 ) -> Parameters:
     """Parameters with the values of `tensors`, which have the same names and shapes and may be of any float dtype.
 
-    One tensor is copied after another, so that of tensors that are mapped from a file no second copy is ever in memory.
+    Tensors are copied one by one, so tensors that are mapped from a file are in memory only once.
     """
     params = Parameters(parameter_shapes(config), xp.empty(count_parameters(config), dtype))
     for name, view in params.items():
@@ -180,10 +267,10 @@ def copied_parameters(
 def initial_parameters(config: ModelConfig, seed: int, dtype: np.dtype, xp: ModuleType = np) -> Parameters:
     """All initial values of a model.
 
-    Matrices are normal with standard deviation `init_std` (``truncated_normal``: drawn again beyond three of them). The two
-    that write into the residual stream, wo and w_down, are smaller by 1/sqrt(2L), so that the sum of 2L of them keeps its
-    size (GPT-2, section 2.3). Gains are 1 and biases 0. Each matrix has a random stream of its own, drawn on the CPU in
-    float32, so that a seed means the same model on every device and in every dtype.
+    Matrices are normal with standard deviation `init_std` (``truncated_normal``: drawn again beyond three of them). The two that
+    write into the residual stream, wo and w_down, are smaller by 1/sqrt(2L), so that the sum of 2L of them keeps its size
+    (GPT-2, section 2.3). Gains are 1 and biases 0. Each matrix has its own random stream, drawn on the CPU in float32, so a seed
+    gives the same model on every device and in every dtype.
     """
     params = Parameters(parameter_shapes(config), np.empty(count_parameters(config), dtype))
     for i, (name, view) in enumerate(params.items()):

@@ -16,7 +16,7 @@ from numllama.errors import shown
 from numllama.model.block import ADD_NORM, Context, layer_again, layer_backward, layer_entry, layer_forward
 from numllama.model.config import ModelConfig
 from numllama.model.lora import Adapter, LoraConfig, initial_adapter
-from numllama.model.parameters import Parameters, initial_parameters
+from numllama.model.parameters import FlatTensors, Gradients, LayerGradients, Parameters, initial_parameters
 from numllama.system.blas import few_threads, with_few_threads
 
 # Head and loss run in chunks of rows of at most this many logits (32 MiB of float32): (N, V) never exists whole. A GPU needs
@@ -49,8 +49,8 @@ class Transformer:
     params : Parameters
         All weights by name, as views of one flat buffer.
     weights : Parameters
-        The weights that products read: `params`, or in mixed precision their copy in two bytes. An optimizer keeps it up to date;
-        whoever else writes to `params` calls ``params.round()``.
+        What is computed with: `params`, or in mixed precision their copy in two bytes. An optimizer keeps it up to date;
+        other code that writes to `params` calls ``params.sync_low_precision()``.
     adapter : Adapter, optional
         Low-rank updates: see :meth:`add_adapter`.
     generation_config : dict
@@ -73,7 +73,7 @@ class Transformer:
         self.params = initial_parameters(config, seed, kept, self.xp) if params is None else params
         if self.dtype != kept:
             raise ValueError(f"dtype is {shown(kept.name)}, but params are {self.dtype}")
-        self.weights = self.params.rounded_to(self.compute_dtype) if self.compute_dtype in TWO_BYTES else self.params
+        self.weights = self.params.in_low_precision(self.compute_dtype) if self.compute_dtype in TWO_BYTES else self.params
         self.adapter: Adapter | None = None
         self.generation_config: dict[str, Any] = {}
         self._table: tuple[Array, Array] | None = None  # RoPE's, for positions 0, 1, 2, ...
@@ -92,7 +92,7 @@ class Transformer:
     def forward(
         self, tokens: Array, *, positions: Array | None = None, kv_cache: Any = None, n_last: int | None = None
     ) -> Array:
-        """Logits of the next token at every place; nothing is kept for backward.
+        """Logits of the next token at every place, without caches for backward.
 
         Parameters
         ----------
@@ -112,7 +112,7 @@ class Transformer:
         if kv_cache is not None:
             kv_cache.reserve(*tokens.shape)
         context = self._context(tokens, positions=positions, kv_cache=kv_cache)
-        with few_threads(self, tokens) if kv_cache is None else nullcontext():  # generation sees to its threads itself
+        with few_threads(self, tokens) if kv_cache is None else nullcontext():  # generation sets its own threads
             x, branch = self._hidden(tokens, context, n_last)
             if kv_cache is not None:
                 kv_cache.advance(to_numpy(tokens))
@@ -136,48 +136,48 @@ class Transformer:
         tokens: Array,
         targets: Array,
         *,
-        grads: Parameters | None = None,
-        count: int | None = None,
+        grads: Gradients | None = None,
+        count: "int | Array | None" = None,
         segments: Array | None = None,
         key: tuple[int, ...] | None = None,
         recompute: bool = False,
         scale: float = 1.0,
-    ) -> tuple[Array, Parameters]:
-        """The loss and its gradient with respect to every parameter that is learnt.
+    ) -> tuple[Array, Any]:
+        """The loss, and its gradient with respect to every trainable parameter.
 
         Parameters
         ----------
         tokens : integer array, shape (B, T)
         targets : integer array, shape (B, T)
-            The token that follows each token; -100 where none is asked for.
-        grads : Parameters, optional
-            Buffer that the gradients are *added* to; default, new zeros. Each tensor is added to once, so that filling one
-            buffer from several batches gives the same bits as adding up their gradients.
-        count : int, optional
-            What the summed loss is divided by: the number of counted targets of the whole batch, where this is a part of
-            one. Default, those given here.
+            The token that follows each token; -100 is ignored.
+        grads : FlatTensors or other Gradients, optional
+            The gradients are *added* here; default, new zeros. Each tensor is added to once, so filling one buffer from several
+            batches gives the same bits as adding up their gradients.
+        count : int, or scalar array on a GPU, optional
+            What the summed loss is divided by: the number of counted targets in the whole batch, if this is a part of one.
+            Default, those given here.
         segments : integer array, shape (B, T), optional
             Document of each token, where documents are packed into one row: a token sees only its own document, and
-            positions start anew with each.
+            positions start over in each.
         key : tuple of int, optional
-            Names the dropout masks: (seed, step), say. Without one, nothing is dropped.
+            Names the dropout masks, such as (seed, step); default no dropout.
         recompute : bool
-            Keep only each layer's input and run it forward again on the way back: less memory, about a quarter more time.
+            Keep only each layer's input and run it forward again in backward: less memory, about a quarter more time.
         scale : float
-            What all gradients are multiplied by, on their whole way back: in float16 small ones would be lost.
+            Factor of all gradients throughout backward: in float16 small ones would be lost.
 
         Returns
         -------
         loss : scalar array
-        grads : Parameters
-            Of the same names as ``params``; with an adapter, as ``adapter.params``, for all else is frozen then.
+        grads : FlatTensors
+            With the names of ``params``; with an adapter, of ``adapter.params``, because everything else is frozen.
         """
         tokens = self._check_tokens(tokens)
         targets = self._check_targets(targets, tokens)
-        if self.learnt.flat.dtype != real_dtype(self.compute_dtype):
+        if self.trainable.flat.dtype != real_dtype(self.compute_dtype):
             raise ValueError(f"weights kept in {self.dtype} cannot be trained: load the model with dtype='float32'")
-        grads = self.learnt.zeros_like() if grads is None else grads
-        self.learnt.check_layout("grads", grads)
+        grads = self.trainable.zeros_like() if grads is None else grads
+        self.trainable.check_layout("grads", grads)
         context = self._context(tokens, segments=segments, key=key)
 
         x, (branch, embed_cache) = None, self._embed_forward(tokens, context)           # (B, T, C)
@@ -195,7 +195,8 @@ class Transformer:
             cache = caches.pop()
             if recompute:
                 cache = layer_again(cache, blocks[i], context, i)
-            dx, dbranch = layer_backward(dx, dbranch, cache, grads.blocks[i])
+            dx, dbranch = layer_backward(dx, dbranch, cache, LayerGradients(grads, i))
+            grads.layer_done(i)
             del cache
         if self.adapter is None:
             self._embed_backward(dbranch, embed_cache, grads, dhead)
@@ -204,18 +205,18 @@ class Transformer:
     # -------------------------------------------------------------------------------------------- adapters
 
     @property
-    def learnt(self) -> Parameters:
-        """What has gradients: all parameters, or with an adapter its own alone."""
+    def trainable(self) -> Parameters:
+        """The parameters that have gradients: all, or with an adapter only its own."""
         return self.params if self.adapter is None else self.adapter.params
 
     def add_adapter(self, config: LoraConfig, *, seed: int = 0, params: Parameters | None = None) -> None:
-        """Freeze the model, and give it low-rank updates to learn instead.
+        """Freeze the model, and train low-rank updates instead.
 
         Parameters
         ----------
         config : LoraConfig
         seed : int
-            Of their initial values, which change nothing yet.
+            Seed of their initial values, which change nothing yet.
         params : Parameters, optional
             Values to use in place of new ones.
         """
@@ -226,7 +227,7 @@ class Transformer:
         self.adapter = Adapter(config, params, self.compute_dtype)
 
     def merge_adapter(self) -> None:
-        """Add the adapter's updates to the weights, which are then all that there is: W + scale · b · a."""
+        """Add the adapter's updates to the weights and remove the adapter: W + scale · b · a."""
         if self.adapter is None:
             raise ValueError("the model has no adapter to merge")
         updates, scale = self.adapter.params, self.adapter.config.scale
@@ -234,7 +235,7 @@ class Transformer:
             if f"{name}_lora_a" in updates:
                 update = updates[f"{name}_lora_b"].astype("float64") @ updates[f"{name}_lora_a"]
                 weight[...] = weight + scale * update                  # rounded once
-        self.params.round()
+        self.params.sync_low_precision()
         self.adapter = None
 
     def _blocks(self) -> list[dict[str, Array]]:
@@ -279,18 +280,18 @@ class Transformer:
             x += pos                                                   # (B, T, C) + (T, C) or (B, T, C)
         return x, (embed_cache, pos_cache)
 
-    def _embed_backward(self, dx: Array, cache: tuple, grads: Parameters, dhead: Array | None) -> None:
+    def _embed_backward(self, dx: Array, cache: tuple, grads: Gradients, dhead: Array | None) -> None:
         embed_cache, pos_cache = cache
         if pos_cache is not None:
             shared = pos_cache[0].ndim == 1                            # positions collect from all sequences then
             dpos = dx.sum(0, dtype=real_dtype(dx.dtype)) if shared else dx
-            ops.embedding_backward(dpos, pos_cache, into=grads["pos_embed"])
+            with grads.adding_to("pos_embed") as total:
+                ops.embedding_backward(dpos, pos_cache, into=total)
         if self.config.tie_embeddings:
-            grads["embed"] += ops.embedding_backward(dx, embed_cache, into=dhead)
+            grads.add("embed", ops.embedding_backward(dx, embed_cache, into=dhead))
         else:
-            ops.embedding_backward(dx, embed_cache, into=grads["embed"])
-            if dhead is not None:
-                grads["head"] += dhead
+            with grads.adding_to("embed") as total:
+                ops.embedding_backward(dx, embed_cache, into=total)
 
     def _hidden(self, tokens: Array, context: Context, n_last: int | None = None) -> tuple[Array, Array]:
         """The stream and the last layer's branch: of all tokens, or of the last `n_last`, but at least one."""
@@ -302,19 +303,19 @@ class Transformer:
         return x, branch
 
     def _norm(self, x: Array, branch: Array, context: Context) -> tuple[tuple[Array, Array], tuple]:
-        """The stream after all layers, and the norm of it."""
+        """The stream after all layers, and its norm."""
         return ADD_NORM[self.config.norm][0](x, branch, self.weights, "norm", context, 2 * self.config.n_layers)
 
-    def _head(self, params: Parameters) -> Array:
+    def _head(self, params: FlatTensors) -> Array:
         return params["embed" if self.config.tie_embeddings else "head"]
 
     def _chunks(self, n: Array, targets: Array, count: int | None) -> tuple[list, int]:
-        """Rows of (n, targets), as many at once as CHUNK_LOGITS allows, and the count of all."""
+        """Chunks of rows of (n, targets), as large as CHUNK_LOGITS allows, and the count."""
         n, targets = n.reshape(-1, n.shape[-1]), targets.reshape(-1)
         rows = max(1, (CHUNK_LOGITS if self.xp is np else CHUNK_LOGITS_GPU) // self.config.vocab_size)
         if count is None:
             count = max(1, int((targets != ops.IGNORE).sum()))
-        elif not count > 0:
+        elif not hasattr(count, "shape") and not count > 0:            # a GPU's is not read
             raise ValueError(f"count is {count}, but must be positive")
         return [(n[i : i + rows], targets[i : i + rows]) for i in range(0, len(targets), rows)], count
 
@@ -328,18 +329,19 @@ class Transformer:
         return reduce(add, parts)
 
     def _head_loss_and_grads(
-        self, n: Array, targets: Array, count: int | None, scale: float, grads: Parameters
+        self, n: Array, targets: Array, count: "int | Array | None", scale: float, grads: Gradients
     ) -> tuple[Array, Array, Array | None]:
-        """Loss, dn and the head's gradient, forward and backward at once for each chunk of rows.
+        """Loss, dn and the head's gradient, forward and backward together for each chunk of rows.
 
-        The gradient is None where it has been added to `grads` already: that of an untied head made in one piece.
+        An untied head's gradient is added to `grads` here, and None is returned for it.
         """
         chunks, count = self._chunks(n, targets, count)
-        is_one, learns = len(chunks) == 1, self.adapter is None
-        adds_at_once = is_one and learns and not self.config.tie_embeddings
-        dn = None if is_one else self.xp.zeros_like(n.reshape(-1, n.shape[-1]))
-        parts, dhead = [], grads["head"] if adds_at_once else None
-        if learns and not adds_at_once and self.weights is not self.params:  # a gradient in float32 for a matrix in two bytes
+        is_one, trains, tied = len(chunks) == 1, self.adapter is None, self.config.tie_embeddings
+        dn: Array = None if is_one else self.xp.zeros_like(n.reshape(-1, n.shape[-1]))
+        drows: Array = None
+        buffer = grads.buffer("head") if is_one and trains and not tied else None
+        parts, dhead = [], buffer
+        if trains and buffer is None and self.weights is not self.params:  # a gradient in float32 for a matrix in two bytes
             dhead = self.xp.zeros_like(self._head(self.params))
         for i, (rows, row_targets) in enumerate(chunks):
             logits, head_cache = ops.linear_forward(rows, self._head(self.weights))      # (rows, V)
@@ -347,12 +349,14 @@ class Transformer:
                 part, loss_cache = ops.cross_entropy_forward(logits, row_targets, count=count)
             dlogits = ops.cross_entropy_backward(scale, loss_cache, out=logits)         # logits are gone
             drows = None if is_one else dn[i * len(chunks[0][0]) :][: len(rows)]
-            if learns:
+            if trains:
                 drows, dhead = ops.linear_backward(dlogits, head_cache, into=dhead, dx=drows)
             else:
                 drows = ops.linear_backward_input(dlogits, head_cache, dx=drows)
             parts.append(part)
-        return reduce(add, parts), (drows if is_one else dn).reshape(n.shape), None if adds_at_once else dhead
+        if trains and not tied and buffer is None:
+            grads.add("head", dhead)
+        return reduce(add, parts), (drows if is_one else dn).reshape(n.shape), dhead if tied else None
 
     # -------------------------------------------------------------------------------------------- inputs
 

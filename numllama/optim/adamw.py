@@ -50,7 +50,7 @@ class AdamW(Optimizer):
     def update(self, part: slice, grads: Parameters, lr: float, weight_decay: float) -> None:
         w, g = self.params.flat[part], grads.flat[part]
         m, v = self.state["m"].flat[part], self.state["v"].flat[part]
-        copy = self.params.rounded_part(part)
+        copy = self.params.low_precision_part(part)
         adamw_update(w, g, m, v, self.steps, lr, self.betas, self.eps, weight_decay, copy)
 
 

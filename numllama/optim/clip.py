@@ -9,49 +9,55 @@ import numpy as np
 from numllama.backend import Array
 from numllama.blocks import piece_size, slices
 from numllama.dispatch import accelerated
-from numllama.model.parameters import Parameters
+from numllama.model.parameters import FlatTensors
 
 
-def grad_norm(grads: Parameters, run: Callable = map) -> float:
+def grad_norm(grads: FlatTensors) -> float:
     """The Euclidean norm of all gradients taken as one vector."""
-    return euclidean_norm(grads.flat, run)
+    return euclidean_norm(grads.flat)
 
 
-@accelerated
-def euclidean_norm(flat: Array, run: Callable = map) -> float:
-    """The root of the sum of squares; pieces are summed in float64, in a fixed order."""
-    return sqrt(sum(squares(flat, run)))
-
-
-def squares(flat: Array, run: Callable = map) -> list[float]:
-    """The sum of squares of each piece."""
-    return list(run(partial(square_sum, flat), slices(0, flat.size, piece_size(flat))))
-
-
-def clip_grad_norm(grads: Parameters, max_norm: float, *, run: Callable = map, norm: float | None = None) -> float:
+def clip_grad_norm(grads: FlatTensors, max_norm: float) -> float:
     """Scale gradients in place so that their norm is at most `max_norm`.
 
     Parameters
     ----------
-    grads : Parameters
+    grads : FlatTensors
     max_norm : float
-    run : callable
-        ``map``, or the workers': the pieces are independent of each other.
-    norm : float, optional
-        Where it is known already: of gradients of which `grads` is a part.
 
     Returns
     -------
     float
         The norm before clipping. If it is not finite, the gradients are left as they are.
     """
+    return clip_in_pieces(grads, max_norm)
+
+
+def clip_in_pieces(
+    grads: FlatTensors, max_norm: float, norm: float | None = None, map_fn: Callable = map
+) -> float:
+    """:func:`clip_grad_norm`, whose pieces are independent of each other: workers share them by their own `map_fn`.
+
+    `norm` is given where `grads` is a part of the gradients only.
+    """
     if not max_norm > 0:
         raise ValueError(f"max_norm is {max_norm}, but must be positive")
-    norm = grad_norm(grads, run) if norm is None else norm
+    norm = euclidean_norm(grads.flat, map_fn) if norm is None else norm
     if max_norm < norm < float("inf"):
         flat, scale = grads.flat, max_norm / (norm + 1e-6)  # the guard of PyTorch's clip_grad_norm_
-        list(run(partial(shrink, flat, scale), slices(0, flat.size, piece_size(flat))))
+        list(map_fn(partial(shrink, flat, scale), slices(0, flat.size, piece_size(flat))))
     return norm
+
+
+@accelerated
+def euclidean_norm(flat: Array, map_fn: Callable = map) -> float:
+    """The root of the sum of squares; pieces are summed in float64, in a fixed order."""
+    return sqrt(sum(squares(flat, map_fn)))
+
+
+def squares(flat: Array, map_fn: Callable = map) -> list[float]:
+    """The sum of squares of each piece."""
+    return list(map_fn(partial(square_sum, flat), slices(0, flat.size, piece_size(flat))))
 
 
 def square_sum(flat: Array, part: slice) -> float:

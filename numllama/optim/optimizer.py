@@ -1,19 +1,20 @@
-"""What optimizers share: one pass over flat buffers, in pieces that stay in cache, with decay on the matrices only."""
+"""The base of all optimizers: one pass over flat buffers, in pieces that stay in cache, with decay on the matrices only."""
 
+from collections.abc import Callable
 from functools import partial
 
 from numllama.blocks import piece_size, slices
-from numllama.model.parameters import Parameters
+from numllama.model.parameters import FlatTensors, Parameters
 
 
 class Optimizer:
-    """Steps parameters in place; a subclass says in :meth:`update` how.
+    """Steps parameters in place, as :meth:`update` of a subclass says.
 
     Attributes
     ----------
     steps : int
-        How many steps were taken.
-    state : dict of str to Parameters
+        Number of steps taken.
+    state : dict of str to FlatTensors
         The buffers that it keeps between steps.
     """
 
@@ -23,32 +24,37 @@ class Optimizer:
                 raise ValueError(f"{name} is {value}, but must not be negative")
         self.params, self.lr, self.weight_decay = params, lr, weight_decay
         self.steps = 0
-        self.state: dict[str, Parameters] = {}
+        self.state: dict[str, FlatTensors] = {}
 
-    def step(self, grads: Parameters, lr: float | None = None, run=map) -> None:
+    def step(self, grads: FlatTensors, lr: float | None = None) -> None:
         """Step all parameters.
 
         Parameters
         ----------
-        grads : Parameters
+        grads : FlatTensors
             Gradients, of the same layout.
         lr : float, optional
             Learning rate of this step; default, the one given at construction.
-        run : callable
-            ``map``, or the workers': the pieces are independent of each other.
         """
-        self.params.check_layout("grads", grads)
-        self.steps += 1
-        lr = float(self.lr if lr is None else lr)  # a float64 scalar of NumPy's would widen float32
-        flat, matrices = self.params.flat, self.params.matrices.size
-        pieces = [(part, self.weight_decay) for part in slices(0, matrices, piece_size(flat))]
-        pieces += [(part, 0.0) for part in slices(matrices, flat.size, piece_size(flat))]
-        list(run(partial(self._update_piece, grads, lr), pieces))
+        step_in_pieces(self, grads, lr)
 
-    def _update_piece(self, grads: Parameters, lr: float, piece: tuple[slice, float]) -> None:
-        part, weight_decay = piece
-        self.update(part, grads, lr, weight_decay)
-
-    def update(self, part: slice, grads: Parameters, lr: float, weight_decay: float) -> None:
+    def update(self, part: slice, grads: FlatTensors, lr: float, weight_decay: float) -> None:
         """Step the parameters ``flat[part]``."""
         raise NotImplementedError
+
+
+def step_in_pieces(optimizer: Optimizer, grads: FlatTensors, lr: float | None = None, map_fn: Callable = map) -> None:
+    """:meth:`Optimizer.step`, whose pieces are independent of each other: workers share them by their own `map_fn`."""
+    params = optimizer.params
+    params.check_layout("grads", grads)
+    optimizer.steps += 1
+    lr = float(optimizer.lr if lr is None else lr)  # a float64 scalar of NumPy's would widen float32
+    flat, matrices = params.flat, params.matrices.size
+    pieces = [(part, optimizer.weight_decay) for part in slices(0, matrices, piece_size(flat))]
+    pieces += [(part, 0.0) for part in slices(matrices, flat.size, piece_size(flat))]
+    list(map_fn(partial(_update_piece, optimizer, grads, lr), pieces))
+
+
+def _update_piece(optimizer: Optimizer, grads: FlatTensors, lr: float, piece: tuple[slice, float]) -> None:
+    part, weight_decay = piece
+    optimizer.update(part, grads, lr, weight_decay)

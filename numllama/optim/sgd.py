@@ -38,7 +38,7 @@ class SGD(Optimizer):
     def update(self, part: slice, grads: Parameters, lr: float, weight_decay: float) -> None:
         u = self.state["u"].flat[part] if self.momentum else None
         lr = lr / sqrt(self.steps) if self.inverse_sqrt else lr
-        w, copy = self.params.flat[part], self.params.rounded_part(part)
+        w, copy = self.params.flat[part], self.params.low_precision_part(part)
         sgd_update(w, grads.flat[part], u, lr, self.momentum, weight_decay)
         if copy is not None:
             copy[...] = w

@@ -1,11 +1,11 @@
-"""How ranks talk: processes, on one machine or on many, that train one model together.
+"""Communication between ranks: processes, on one machine or on several, that train one model together.
 
-A `Communicator` is all that the rest of training knows of them: `Communicator` itself is a process alone, `MPI` are those that
-mpirun or srun has started, `NCCL` (nccl.py) are those with a GPU each.
+`Communicator` is the interface, and itself a single process; `MPI` are the processes that mpirun or srun has started, `NCCL`
+(nccl.py) those with a GPU each.
 
-MPI may add up in any order, and another one tomorrow. Here sums are in the order of the ranks: each rank sends a piece of its
-array to the rank that owns the piece, which adds what has come from rank 0, 1, 2, ... That is as much traffic as any
-reduce-scatter has, and faster on one machine than MPI_Allreduce.
+MPI does not promise an order of sums. Here they are in the order of the ranks: each rank sends pieces of its array to the ranks
+that own them, which add the pieces of rank 0, 1, 2, ... in this order. The traffic is that of any reduce-scatter, and on one
+machine it is faster than MPI_Allreduce.
 """
 
 import socket
@@ -31,7 +31,7 @@ LAUNCHERS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS")  # set by Op
 
 
 class Request:
-    """Something that goes on by itself: ask now and then whether it is done, or wait for it.
+    """An operation in progress: poll it, or wait for it.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ class Request:
     finish : callable
         Called once, when it is done.
     watch : callable
-        Called again and again while somebody waits, with the seconds since they began to.
+        Called repeatedly during a wait, with the seconds since it began.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Request:
         self._test, self._finish, self._watch, self._done = test, finish, watch, False
 
     def done(self) -> bool:
-        """Whether it is done; lets it get on."""
+        """Whether it is done; lets it make progress."""
         if not self._done and self._test():
             self._done = True
             self._finish()
@@ -67,7 +67,7 @@ class Request:
 
 
 class Communicator:
-    """One rank alone; the others say the same to more.
+    """A single rank. Subclasses implement the same methods over several.
 
     All ranks call the same methods in the same order. `bounds` cut an array into one piece for each rank: rank r owns
     ``array[bounds[r]:bounds[r + 1]]``.
@@ -75,11 +75,11 @@ class Communicator:
     Attributes
     ----------
     rank, size : int
-        Which one this is, and of how many.
+        Index of this rank, and number of ranks.
     keeps_order : bool
         Whether sums are in the order of the ranks.
     timeout : float
-        So many seconds others are waited for before they are given up, and the job ends.
+        Seconds to wait for other ranks before the job ends.
     """
 
     rank, size, keeps_order = 0, 1, True
@@ -88,7 +88,7 @@ class Communicator:
     def reduce_scatter(
         self, array: Array, bounds: Sequence[int], into: Array, add: bool = False, senders: int | None = None
     ) -> Request:
-        """Start to put the sum of all ranks' arrays, as far as this rank owns it, into `into`.
+        """Start to write this rank's part of the sum of all ranks' arrays to `into`.
 
         Parameters
         ----------
@@ -100,7 +100,7 @@ class Communicator:
         add : bool
             Add to what `into` holds, one rank after another.
         senders : int, optional
-            Only the first so many ranks have something to add; default all.
+            Number of ranks, from rank 0 on, that have something to add; default all.
         """
         if add:
             into += array
@@ -109,7 +109,7 @@ class Communicator:
         return Request()
 
     def all_gather(self, array: Array, bounds: Sequence[int]) -> Request:
-        """Start to fill `array` with the pieces of all ranks; this rank's is there already."""
+        """Start to fill `array` with the pieces of all ranks; this rank's own is in place."""
         return Request()
 
     def all_reduce(self, array: Array) -> None:
@@ -128,11 +128,11 @@ class Communicator:
         """Return when all ranks are here."""
 
     def request(self, test: Callable[[], bool], finish: Callable[[], Any] = lambda: None) -> Request:
-        """A message that has begun; who waits for it longer than `timeout` ends the job with a NumllamaError."""
+        """A message that was started; waiting for it longer than `timeout` ends the job with a NumllamaError."""
         return Request(test, finish)
 
     def abort(self, message: str, code: int = 1) -> None:
-        """End all ranks at once."""
+        """End all ranks."""
         print(f"error: {message}", file=sys.stderr, flush=True)
         sys.exit(code)
 
@@ -141,7 +141,7 @@ class Communicator:
         return device
 
     def rank_zero_first(self, function: Callable[[], Any]) -> Any:
-        """The function's result, computed by rank 0 before the others begin: they find the file that it has downloaded."""
+        """The function's result, computed by rank 0 before all others, which find the file that it has downloaded."""
         if self.rank:
             self.barrier()
         result = function()
@@ -151,7 +151,7 @@ class Communicator:
 
     @contextmanager
     def guard(self) -> Iterator[None]:
-        """An error of one rank ends all of them, for the others would wait for it forever."""
+        """An error of one rank ends all of them, because the others would wait forever."""
         try:
             yield
         except BaseException as error:
@@ -161,9 +161,9 @@ class Communicator:
 
     def _fail(self, error: BaseException) -> None:
         if self.rank:
-            time.sleep(2)  # an error that all ranks have made is rank 0's to tell
+            time.sleep(2)  # rank 0 reports an error that all ranks have
         if isinstance(error, SystemExit):
-            self.abort("ended by a signal", code=error.code or 0)
+            self.abort("ended by a signal", code=error.code if isinstance(error.code, int) else int(error.code is not None))
         sentence = explained(error)
         message = sentence or "".join(traceback.format_exception(error)).rstrip()
         self.abort(message, code=2 if sentence else INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1)

@@ -1,11 +1,15 @@
-"""Which ranks this process belongs to."""
+"""The ranks that this process belongs to, and the group of workers that trains a model."""
 
 import os
 from functools import cache
 
 from numllama.errors import NumllamaError
-from numllama.parallel.communicator import LAUNCHERS, MPI, Communicator
+from numllama.model import Transformer
+from numllama.parallel.communicator import LAUNCHERS, MPI, TIMEOUT_SECONDS, Communicator
+from numllama.parallel.group import WorkerGroup
 from numllama.parallel.nccl import NCCL
+from numllama.parallel.ranks import Ranks
+from numllama.parallel.shards import Workers
 
 
 @cache
@@ -15,7 +19,7 @@ def communicator(parallel: str = "threads") -> Communicator:
     Parameters
     ----------
     parallel : str
-        ``threads`` (one process alone), ``mpi``, or ``nccl``.
+        ``threads`` (a single process), ``mpi``, or ``nccl``.
     """
     if parallel == "mpi":
         return MPI()
@@ -25,3 +29,34 @@ def communicator(parallel: str = "threads") -> Communicator:
     if started > 1:
         raise NumllamaError(f"{started} processes were started, each of which would train alone: add --parallel mpi (or nccl)")
     return Communicator()
+
+
+def make_workers(
+    model: Transformer,
+    parallel: str = "threads",
+    workers: int | None = None,
+    shard_optimizer: bool = False,
+    sum_by: str | None = None,
+    timeout: float = TIMEOUT_SECONDS,
+) -> WorkerGroup:
+    """The workers that train a model.
+
+    Parameters
+    ----------
+    model : Transformer
+    parallel : str
+        ``threads``, ``mpi`` or ``nccl``.
+    workers : int, optional
+        Number of threads, later processes; default, one per core.
+    shard_optimizer : bool
+        Each rank keeps the moments of its part of the parameters only (ZeRO-1).
+    sum_by : str, optional
+        See :class:`Ranks`.
+    timeout : float
+        Seconds that ranks wait for one another.
+    """
+    if parallel == "threads":
+        return Workers(model, workers, processes=True)
+    comm = communicator(parallel)
+    comm.timeout = timeout
+    return Ranks(model, comm, shard_optimizer, sum_by)

@@ -36,15 +36,15 @@ def blas() -> "ThreadpoolController":
     return ThreadpoolController().select(user_api="blas")
 
 
-class Held:
-    """Settings of the process: made for the first who asks for them, and put back when the last one who asked is done."""
+class ReferenceCounted:
+    """Settings of the process that are made for their first user, and restored after the last one."""
 
     def __init__(self) -> None:
         self._lock, self._users, self._undo = Lock(), 0, ExitStack()
 
     @contextmanager
-    def by_one_more(self, make: Callable[[ExitStack], Any]) -> Iterator[None]:
-        """``make(undo)`` makes the settings, and tells `undo` how to put them back."""
+    def acquire(self, make: Callable[[ExitStack], Any]) -> Iterator[None]:
+        """Use the settings; ``make(undo)`` makes them, and registers with `undo` how they are restored."""
         with self._lock:
             self._users += 1
             if self._users == 1:
@@ -59,7 +59,7 @@ class Held:
                     self._undo.close()
 
 
-_one, _switch = Held(), Held()
+_one, _switch = ReferenceCounted(), ReferenceCounted()
 
 
 def _limit(undo: ExitStack) -> None:
@@ -68,31 +68,31 @@ def _limit(undo: ExitStack) -> None:
 
 
 def _set_threads(counts: list[int]) -> None:
-    """Give each library so many threads.
+    """Set the number of threads of each library.
 
-    The setting is the process's, but threadpoolctl 3.8 ignores every thread that asks for one except the first. Whoever comes
-    last puts it back here, and that may be any thread: `Held` is what keeps them from each other's way.
+    The setting is the process's, but threadpoolctl 3.8 obeys only the first thread that changes it. Here the last user restores
+    it, which may be any thread: see `ReferenceCounted`.
     """
     for library, count in zip(blas().lib_controllers, counts, strict=True):
         release = getattr(library, "clear_controlling_thread", lambda force: None)
         release(force=True)
         library.set_num_threads(count)
-        release(force=True)  # whoever sets threads elsewhere is heard again
+        release(force=True)  # so that other code can set threads again
 
 
 def switch_after(undo: ExitStack, seconds: float) -> None:
-    """Have Python pass its lock on sooner, until `undo` is closed."""
+    """Make Python switch threads more often, until `undo` is closed."""
     undo.callback(sys.setswitchinterval, sys.getswitchinterval())
     sys.setswitchinterval(seconds)
 
 
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """Let BLAS have one thread, where the threads are our own.
+    """One thread for BLAS, while our own threads use the cores.
 
-    Ours wait for Python's lock between calls of some 20 microseconds: whoever holds it passes it on after two or three of them.
+    They wait for Python's lock between calls of about 20 microseconds; its holder releases it after two or three of them.
     """
-    with _one.by_one_more(_limit), _switch.by_one_more(lambda undo: switch_after(undo, SWITCH_SECONDS)):
+    with _one.acquire(_limit), _switch.acquire(lambda undo: switch_after(undo, SWITCH_SECONDS)):
         yield
 
 
@@ -102,7 +102,7 @@ def few_threads(model: Any, tokens: Array) -> AbstractContextManager[None]:
         c = model.config
         widest = max(c.ffn_dim, c.n_heads * c.head_dim, c.vocab_size)
         if SHARED_PRODUCT < tokens.size * c.dim * widest <= SMALL_PRODUCT:
-            return _one.by_one_more(_limit)
+            return _one.acquire(_limit)
     return nullcontext()
 
 

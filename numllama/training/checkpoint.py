@@ -20,7 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 from threadpoolctl import threadpool_info
@@ -83,8 +83,9 @@ class Snapshot:
             "versions": versions(),
         }
         moments = optimizer.state.values()
-        shapes = {WEIGHTS: model.learnt.shapes, OPTIMIZER: {name: view.shape for name, view in _joined(optimizer.state).items()}}
-        buffers = {WEIGHTS: [_copy(model.learnt)], OPTIMIZER: [_copy(moment) for moment in moments]}
+        shapes_of_moments = {name: view.shape for name, view in _joined(optimizer.state).items()}
+        shapes = {WEIGHTS: model.trainable.shapes, OPTIMIZER: shapes_of_moments}
+        buffers = {WEIGHTS: [_copy(model.trainable)], OPTIMIZER: [_copy(moment) for moment in moments]}
         return cls(step, about | state, {name: (shapes[name], buffers[name]) for name in shapes})
 
     def write(self, run: Path) -> Path:
@@ -153,12 +154,12 @@ def load_checkpoint(folder: Path, model: Transformer, optimizer: Optimizer | Non
     saved, below = state.get("below"), _below(model)
     if saved and below and saved.get("dtype") == below["dtype"] and saved != below:
         raise CheckpointError(f"{folder} holds an adapter for a model of other weights than those that are below it now")
-    views = {WEIGHTS: dict(model.learnt), OPTIMIZER: _joined(optimizer.state) if optimizer else {}}
+    views = {WEIGHTS: dict(model.trainable), OPTIMIZER: _joined(optimizer.state) if optimizer else {}}
     read = {name: _read_tensors(folder, name, state, expected) for name, expected in views.items() if expected}
     for name, tensors in read.items():  # all files are known to be good: nothing is changed by halves
         for key, value in tensors.items():
             views[name][key][...] = model.xp.asarray(value)
-    model.learnt.round()
+    model.trainable.sync_low_precision()
     if optimizer:
         optimizer.steps = state["optimizer_steps"]
     return state
@@ -233,7 +234,7 @@ def step_folders(run: Path) -> list[Path]:
 
 def step_of(folder: Path) -> int:
     """The step that a step folder's name says."""
-    return int(STEP.fullmatch(folder.name)[1])
+    return int(folder.name.removeprefix("step-"))
 
 
 def read_state(folder: Path, needed: Sequence[str] = LOADED) -> dict[str, Any]:
@@ -384,6 +385,6 @@ def _write_tensors(path: Path, shapes: dict[str, tuple[int, ...]], buffers: list
     dtype = buffers[0].dtype if buffers else np.dtype("float32")
     with open(path, "wb") as file:
         summed = _Summed(file)
-        write_tensors(summed, dtype, shapes, buffers)
+        write_tensors(cast(BinaryIO, summed), dtype, shapes, buffers)
         flush(file)
     return summed.sum.hexdigest()

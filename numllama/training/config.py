@@ -1,4 +1,4 @@
-"""TrainConfig: how a model is trained, and the recipes that go with the presets."""
+"""TrainConfig: how a model is trained; and the recipes of the presets."""
 
 from dataclasses import asdict, dataclass, replace
 from math import inf
@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 from numllama.storage.fields import FLAG, POSITIVE, Kind, check, number, one_of, optional, whole
 
 if TYPE_CHECKING:
-    from numllama.model import Parameters
+    from numllama.model import Parameters, Transformer
     from numllama.optim.optimizer import Optimizer
+    from numllama.parallel.group import WorkerGroup
 
 CHOICES = {
     "optimizer": ("adamw", "sgd"),
@@ -36,16 +37,16 @@ KINDS |= {name: optional(KINDS[name]) for name in OPTIONAL}
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How a model is trained. Checked when it is made.
+    """How a model is trained. Validated on construction.
 
     Attributes
     ----------
     steps : int
-        Optimizer steps in all.
+        Total number of optimizer steps.
     batch_size : int
-        Sequences in one step.
+        Sequences per step.
     seq_len : int
-        Tokens in a sequence. Default the model's max_seq_len.
+        Tokens per sequence. Default the model's max_seq_len.
     optimizer : str
         ``adamw`` or ``sgd``.
     lr : float
@@ -55,49 +56,47 @@ class TrainConfig:
     warmup_steps : int
         Steps in which the learning rate rises from zero.
     weight_decay : float
-        Pull of matrices towards zero; gains and biases have none.
+        Decay of matrices towards zero; gains and biases do not decay.
     beta1 : float
         AdamW's memory of gradients; SGD's momentum.
     beta2 : float
         AdamW's memory of squared gradients.
     clip : float
-        Gradients are scaled down to this global norm; with ``inf`` or None they stay as they are.
+        Gradients are scaled down to this global norm; ``inf`` or None: no clipping.
     shards : int
-        Parts that a batch is cut into; they run in parallel on a CPU. The result depends on it (in the last bits), so it
-        is saved with a checkpoint. Default from the batch's shape.
+        Parts that a batch is cut into; they run in parallel on a CPU. It affects the last bits of the result, so it is saved
+        with a checkpoint. Default from the batch's shape.
     workers : int
-        Threads that run the shards; does not change the result. Default one for each core.
+        Threads that run the shards; does not change the result. Default one per core.
     parallel : str
-        Who runs the shards: ``threads`` of this process, ``mpi`` ranks as mpirun or srun has started them, or ``nccl``: such
-        ranks with a GPU each.
+        What runs the shards: ``threads``; ``mpi`` ranks, started by mpirun or srun; or ``nccl``, such ranks with a GPU each.
     shard_optimizer : bool
         Each rank steps its part of the parameters and keeps the moments of that part only (ZeRO-1).
     sum_by : str
-        Gradients of ranks add up by ``shard``, in the order of one process and to the same bits, or by ``rank``: each rank adds
-        up its own shards first, and sends once a step. Default shard, with nccl rank.
+        Ranks sum gradients by ``shard``, in the order of a single process and to the same bits, or by ``rank``: each rank sums
+        its own shards first, and sends once per step. Default shard; rank with nccl.
     timeout : float
-        Seconds for which ranks wait for one another; a rank that has not answered by then is named, and the job ends.
+        Seconds that ranks wait for one another; then the job ends, and names the rank that has not answered.
     recompute : bool
-        Keep less for backward and compute it again: less memory, more time.
+        Store less for backward and recompute it: less memory, more time.
     graph : bool
-        On a GPU, record a step as a CUDA graph and replay it: less waiting for the host, the same losses.
+        On a GPU, record a step as a CUDA graph and replay it: less overhead on the host, the same losses.
     eval_every : int
         Steps between evaluations on the validation split, each followed by a checkpoint.
     eval_batches : int
-        Batches of such a quick estimate.
+        Batches per such estimate.
     final_eval : bool
-        Evaluate the whole validation split at the end.
+        Evaluate on the whole validation split at the end.
     seed : int
-        Of the initial weights, the batches and dropout.
+        Seed of the initial weights, the batches and dropout.
     compute_dtype : str
         dtype of matrix products and activations: float32, float64, or mixed precision for a GPU: bfloat16 or float16, with
         weights, gradients and sums in float32. Default bfloat16 on a GPU from Ampere (2020) on, else float32.
     sampling : str
-        Where a batch's windows lie: ``random`` places, or ``epochs``, in which each window comes once. Default ``epochs`` for
-        data of several files, else ``random``.
+        How windows are chosen: at ``random`` places, or in ``epochs``, each window once per epoch. Default ``epochs`` for data of
+        several files, else ``random``.
     keep : int
-        So many checkpoints are kept, the newest ones, and the best one besides. From two on there is one to go back to if the
-        newest is damaged.
+        Number of recent checkpoints to keep, besides the best one. With 2 or more, a damaged newest one can be replaced.
     """
 
     steps: int = 2000
@@ -159,6 +158,12 @@ class TrainConfig:
         if self.optimizer == "sgd":
             return SGD(params, self.lr, momentum=self.beta1, weight_decay=self.weight_decay)
         return AdamW(params, self.lr, betas=(self.beta1, self.beta2), weight_decay=self.weight_decay)
+
+    def make_workers(self, model: "Transformer") -> "WorkerGroup":
+        """The threads, processes or ranks that these settings describe."""
+        from numllama.parallel.launched import make_workers
+
+        return make_workers(model, self.parallel, self.workers, self.shard_optimizer, self.sum_by, self.timeout)
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain values."""

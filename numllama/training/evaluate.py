@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from numllama.data.dataset import all_windows, encode_plain, read_text
+from numllama.data.batches import all_windows, counted
+from numllama.data.dataset import encode_plain, read_text
 from numllama.data.token_files import read_tokens
 from numllama.errors import DataError
 from numllama.generation.text import opening
@@ -61,7 +62,8 @@ def evaluate_file(
     workers, rows = Workers(model, processes=model.params.flat.nbytes <= SMALL_MODEL), max(1, SHARD_TOKENS // seq_len)
     try:
         with training_settings(model.device), evaluation_bar(-(-(len(ids) - 1) // seq_len)) as bar:
-            loss = workers.mean_loss(all_windows(ids, rows, seq_len), progress=bar.update)
+            windows = (counted(*window) for window in all_windows(ids, rows, seq_len))
+            loss = workers.mean_loss(windows, progress=bar.update)
     finally:
         workers.close()
     n = len(ids) - 1

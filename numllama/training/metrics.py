@@ -80,9 +80,9 @@ class MetricsLog:
 
     def _write(self) -> None:
         try:
-            if self._waiting and self._file is None:
-                self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115  a buffer would write a part of a line twice
             while self._waiting:
+                if self._file is None:
+                    self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115  a buffer would write a part of a line twice
                 done = self._file.write(self._waiting)
                 self._digest.update(self._waiting[:done])
                 self._bytes += done

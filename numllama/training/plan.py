@@ -57,9 +57,9 @@ def planned_recipe(preset: str, seq_len: int) -> dict[str, object]:
     """The settings of a plan that a preset's own recipe gives, if it has one."""
     if preset not in RECIPES:
         return {}
-    settings = RECIPES[preset]
+    settings, this_machine = RECIPES[preset], {"gpu": CPU} if preset.endswith("-cpu") else {}
     tokens = float(settings.steps * settings.batch_size * seq_len)
-    return {"batch_size": settings.batch_size, "tokens": tokens} | ({"gpu": CPU} if preset.endswith("-cpu") else {})
+    return {"batch_size": settings.batch_size, "tokens": tokens, **this_machine}
 
 
 def machine_memory() -> float:
@@ -228,7 +228,7 @@ class Plan:
         sent = 2 * gradients * (self.gpus - 1) / self.gpus
         bandwidth = kind.bandwidth if self.gpus <= self.per_machine else min(kind.bandwidth, self.network)
         sending = sent / bandwidth + (2 * (self.gpus - 1) * LATENCY if self.gpus > 1 else 0)
-        hidden = min(sending / 2, computing * flops["backward"] / done * min(sequences, self.rows) / sequences)
+        hidden = min(sending / 2, computing * flops["backward"] / done * min(sequences, self.rows or 1) / sequences)
         step = computing + sending - hidden
         steps = -(-self.tokens // per_step)
         price = kind.price if self.price is None else self.price
@@ -285,7 +285,7 @@ class Plan:
         flags = {
             "--shard-optimizer": self.gpus > 1 and not self.shard_optimizer,
             "--recompute": not self.recompute,
-            "fewer --rows": self.rows > 1,
+            "fewer --rows": (self.rows or 1) > 1,
             "more --gpus": self.shard_optimizer and self.gpus < self.batch_size,
             "--gpus with --shard-optimizer": self.gpus == 1 < self.batch_size and self.gpu != CPU,
         }

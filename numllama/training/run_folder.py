@@ -117,8 +117,8 @@ def _are_there(run: Path) -> bool:
 def name_of(model: "Transformer", data: Any, config: "TrainConfig") -> str:
     """What tells a run from others: runs of one name come to the same bits, wherever they are."""
     settings = {name: value for name, value in config.to_dict().items() if name not in WITHOUT_EFFECT}
-    about = {"model": model.config.to_dict(), "train": settings, "data": data.checksums(), "weights": fingerprint(model.learnt)}
-    return checksum(about)[:32]
+    weights = fingerprint(model.trainable)
+    return checksum({"model": model.config.to_dict(), "train": settings, "data": data.fingerprint(), "weights": weights})[:32]
 
 
 def fingerprint(params: "Parameters") -> str:

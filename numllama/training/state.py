@@ -1,9 +1,10 @@
 """What a checkpoint's state.json and the pointers to it may say, field by field."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from numllama.errors import listed
+from numllama.errors import CheckpointError, listed, shown
 from numllama.storage.fields import OBJECT, TEXT, Kind, as_json, check, is_number, number, one_of, optional, whole
 
 LOADED = ("step", "model", "dtype", "optimizer_steps", "sha256")  # what every state.json has
@@ -40,3 +41,13 @@ def check_state(state: Mapping[str, Any], needed: Sequence[str]) -> None:
     if missing := [name for name in needed if name not in state]:
         raise ValueError(f"it lacks {listed(missing)}")
     check(state, FIELDS, as_json)
+
+
+def check_continues(folder: Path, state: Mapping[str, Any], data: Mapping[str, Any], optimizer: str) -> None:
+    """CheckpointError if a step folder was written by a run on other data than `data`, or with another optimizer."""
+    saved = state["data"]
+    if any(saved.get(name, data[name]) != data[name] for name in ("train_tokens", "vocab_size", "sha256")):
+        raise CheckpointError(f"{folder} was trained on other data: {shown(saved.get('name'), quote=False)}")
+    was = state["train"].get("optimizer")
+    if was != optimizer:
+        raise CheckpointError(f"{folder} was trained with {was}, whose moments no other has, but optimizer is {shown(optimizer)}")

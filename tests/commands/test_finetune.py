@@ -17,11 +17,12 @@ from interop.test_chat_template import LLAMA_3
 import numllama as nl
 from numllama.cli import main
 from numllama.commands.finetune import Tuning, _recipe
-from numllama.data.conversations import Conversations, Documents
+from numllama.data.batches import counted
+from numllama.data.conversations import ConversationBatches, Conversations, Documents
 from numllama.errors import CheckpointError
 from numllama.generation.chat import Chat, has_chat_template
 from numllama.parallel import shards
-from numllama.parallel.shards import Workers
+from numllama.parallel.shards import ShardPlan, Workers
 from numllama.training import checkpoint
 from numllama.training.config import tuning_lr
 
@@ -317,15 +318,15 @@ def test_what_is_left_out_is_counted_apart_from_what_is_cut_off(base, tmp_path):
 def test_ctrl_c_saves_and_resume_comes_to_the_same_end(base, data, tmp_path, monkeypatch, how):
     arguments = (base, "--data", data, *QUICK, "--steps", 6, "--lr", "1e-2", *(["--full"] if how == "full" else []))
     finetune(*arguments, "--out", tmp_path / "straight")
-    plain = Conversations.batch
+    plain = ConversationBatches.batch
 
-    def batch(self, batch_size, seq_len, seed, start):
-        if start == 2 * batch_size:
+    def batch(self, position, rows=None):
+        if position.step == 3:
             signal.raise_signal(signal.SIGINT)
-        return plain(self, batch_size, seq_len, seed, start)
+        return plain(self, position, rows)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Conversations, "batch", batch)
+        patch.setattr(ConversationBatches, "batch", batch)
         printed = finetune(*arguments, "--out", tmp_path / "stopped", code=130)
     assert f"interrupted after step 3: saved as {tmp_path / 'stopped' / 'step-000003'}" in printed
     assert not (tmp_path / "stopped" / "model").exists()
@@ -339,8 +340,7 @@ def test_a_run_that_goes_on_with_another_batch_size_leaves_out_no_row_and_takes_
     note = lambda self, rows, seq_len: (seen.extend(map(tuple, rows)), plain(self, rows, seq_len))[1]  # noqa: E731
     settings = ("--val-data", data, "--seq-len", 30, "--eval-batches", 1)
     with monkeypatch.context() as patch:
-        patch.setattr(Conversations, "some_of_val", lambda *_: iter(()))
-        patch.setattr(Conversations, "all_of_val", lambda *_: iter(()))
+        patch.setattr(ConversationBatches, "validation", lambda *_: iter(()))
         patch.setattr(Documents, "batch", note)
         finetune(base, "--data", data, *settings, "--out", tmp_path / "run", "--workers", 1, "--batch-size", 4, "--steps", 3)
         finetune("--resume", "--out", tmp_path / "run", "--batch-size", 2, "--steps", 14)
@@ -399,19 +399,19 @@ def test_a_signal_to_end_ends_in_good_order_where_there_is_nothing_to_save(base,
 
 @pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="this system shares no memory by file descriptors")
 def test_processes_give_an_adapter_the_same_bits_as_one_worker(monkeypatch):
-    monkeypatch.setattr(shards, "TEAM_AFTER", -1.0)
+    monkeypatch.setattr(shards, "PROCESSES_AFTER", -1.0)
     rng = np.random.default_rng(0)
     tokens, segments = rng.integers(0, 50, (2, 5, 12)), np.sort(rng.integers(0, 3, (5, 12)), 1)
-    results = []
+    batch, results = counted(*tokens, segments), []
     for workers in (1, 2):
         model = nl.Transformer(nl.ModelConfig(50, 16, 2, 2, max_seq_len=12, dropout=0.2))
         model.add_adapter(nl.LoraConfig(rank=3), seed=2)
-        with closing(Workers(model, workers, processes=True)) as team:
+        with closing(Workers(model, workers, processes=True)) as group:
             for step in range(2):
-                loss, grads = team.loss_and_grads(*tokens, 4, key=(0, step), segments=segments)
-                nl.AdamW(model.learnt, lr=0.1).step(grads)
-            assert len(team.pids) == workers - 1
-            results.append((loss, team.mean_loss([(*tokens, segments)]), grads.flat.copy(), model.learnt.flat.copy()))
+                loss, grads = group.loss_and_grads(batch, ShardPlan(5, 4), key=(0, step))
+                nl.AdamW(model.trainable, lr=0.1).step(grads)
+            assert len(group.pids) == workers - 1
+            results.append((loss, group.mean_loss([batch]), grads.flat.copy(), model.trainable.flat.copy()))
     assert results[0][:2] == results[1][:2]
     for one, many in zip(results[0][2:], results[1][2:], strict=True):
         assert_same_bits(one, many)

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from interop.test_chat_template import LLAMA_3
 
 import numllama as nl
+from numllama.data.batches import Position
 from numllama.data.conversations import Conversations, Documents, epochs, load_conversations, pack
 from numllama.errors import DataError
-from numllama.parallel.shards import Workers
+from numllama.parallel.shards import ShardPlan, Workers
 from numllama.tokenizer import chat_template, renderer
 
 NAMES = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
@@ -54,7 +55,7 @@ def test_only_the_assistants_tokens_are_targets_with_the_end_of_its_turn(tokeniz
     ids, said = data.train.documents[0]
     assert ids.tolist() == tokenizer.apply_chat_template(talk("Hi", "Yes é.", "So?", "No.", system="S")["messages"], False)
     assert tokenizer.decode(ids[said]) == "Yes é.<|eot_id|>No.<|eot_id|>"
-    tokens, targets, segments = data.train.batch([[0]], 200)
+    tokens, targets, segments, _ = data.train.batch([[0]], 200)
     counted = targets[targets != -100]
     assert tokenizer.decode(counted) == "Yes é.<|eot_id|>No.<|eot_id|>"
     at = np.flatnonzero(targets[0] != -100)
@@ -105,14 +106,14 @@ def test_packed_gradients_are_the_sum_of_each_conversations_own(with_adapter):
     if with_adapter:
         model.add_adapter(nl.LoraConfig(rank=2))
         model.adapter.params.flat[...] = np.random.default_rng(1).standard_normal(model.adapter.params.flat.size) * 0.2
-    tokens, targets, segments = data.batch(data.rows(12), 12)
-    count = int((targets != -100).sum())
-    expected = model.learnt.zeros_like()
+    batch = data.batch(data.rows(12), 12)
+    assert batch.count == (batch.targets != -100).sum() > 0
+    expected = model.trainable.zeros_like()
     for i in range(len(data.documents)):
         own = data.batch([[i]], 12)
-        model.loss_and_grads(*own[:2], grads=expected, count=count)
+        model.loss_and_grads(*own[:2], grads=expected, count=batch.count)
     for shards in (1, 2):
-        _, grads = Workers(model, 1).loss_and_grads(tokens, targets, shards, segments=segments)
+        _, grads = Workers(model, 1).loss_and_grads(batch, ShardPlan(len(batch.tokens), shards))
         assert_close(grads.flat, expected.flat, rtol=1e-12)
 
 
@@ -200,10 +201,11 @@ def test_every_item_is_packed_once_and_no_row_is_too_full(lengths, size):
 def test_rows_are_documents_side_by_side_and_padding():
     data = Documents([(np.array([1, 2, 3]), np.array([0, 0, 1], bool)), (np.array([4, 5, 6, 7]), np.array([0, 1, 0, 1], bool))])
     assert data.rows(6) == [[1, 0]]
-    inputs, targets, segments = data.batch([[1, 0], [0]], 6)
+    inputs, targets, segments, count = data.batch([[1, 0], [0]], 6)
     assert inputs.tolist() == [[4, 5, 6, 1, 2], [1, 2, 0, 0, 0]]
     assert targets.tolist() == [[5, -100, 7, -100, 3], [-100, 3, -100, -100, -100]]
     assert segments.tolist() == [[0, 0, 0, 1, 1], [0, 0, -1, -1, -1]]
+    assert count == 4
 
 
 def test_what_is_longer_than_a_row_is_cut_and_left_out_if_nothing_to_learn_remains():
@@ -224,7 +226,7 @@ def test_each_epoch_sees_every_row_once_in_an_order_of_its_own(batch_size, seed)
     per_row = [tuple(ids[:-1]) for ids, _ in data.train.documents]
     seen = []
     for step in range(1, 30):
-        inputs, _, _ = data.batch(batch_size, 11, seed, batch_size * (step - 1))
+        inputs = data.batches(batch_size, 11, seed).batch(Position(step, batch_size * (step - 1))).tokens
         assert len(inputs) == batch_size
         seen += [per_row.index(tuple(row)) for row in inputs]
     whole = [seen[i : i + 10] for i in range(0, len(seen) - 9, 10)]
@@ -239,9 +241,9 @@ def test_epochs_are_cut_where_they_end():
 
 def test_a_batch_is_a_function_of_seed_and_place():
     data = Conversations(documents(*[8] * 30), documents(5), None, "x")
-    first, again = (data.batch(4, 7, seed=1, start=32)[0] for _ in range(2))
+    first, again = (data.batches(4, 7, seed=1).batch(Position(9, 32)).tokens for _ in range(2))
     assert np.array_equal(first, again)
-    assert not np.array_equal(first, data.batch(4, 7, seed=2, start=32)[0])
+    assert not np.array_equal(first, data.batches(4, 7, seed=2).batch(Position(9, 32)).tokens)
 
 
 def test_the_last_tenth_is_for_validation_unless_there_is_a_file(tokenizer, tmp_path):
@@ -252,9 +254,9 @@ def test_the_last_tenth_is_for_validation_unless_there_is_a_file(tokenizer, tmp_
     assert tokenizer.decode(data.val.documents[-1][0]).count("19") == 1
     data = load_conversations(path, tokenizer, val_path=other)
     assert (len(data.train.documents), len(data.val.documents)) == (20, 3)
-    whole = list(data.all_of_val(2, 100))
-    assert sum((targets != -100).sum() for _, targets, _ in whole) == 6
-    assert len(list(data.some_of_val(1, 30, 0, 2))) == 2
+    whole = list(data.batches(2, 100).validation())
+    assert sum((batch.targets != -100).sum() for batch in whole) == sum(batch.count for batch in whole) == 6
+    assert len(list(data.batches(1, 30).validation(2))) == 2
 
 
 # ------------------------------------------------------------------------------------------------ what cannot be used

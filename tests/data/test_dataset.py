@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from numllama.data.dataset import all_windows, random_batch, read_text
+from numllama.data.batches import all_windows, random_batch
+from numllama.data.dataset import read_text
 from numllama.errors import DataError
 from numllama.model import ModelConfig, Transformer
 from numllama.tokenizer import CharTokenizer

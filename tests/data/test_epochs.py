@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from numllama.data.epochs import Prefetched, epoch_batch, permuted
+from numllama.data.batches import epoch_batch
+from numllama.data.epochs import Prefetched, permuted
 
 
 @given(n=st.integers(1, 2000), seed=st.integers(0, 99))
@@ -102,7 +103,7 @@ def test_the_next_value_is_made_while_this_one_is_used():
             second.set()
         return position * 2
 
-    values = Prefetched(make, 10)
+    values = Prefetched(make, lambda position: position + 10)
     assert values(0) == 0
     assert second.wait(10)
     assert values(10) == 20
@@ -112,7 +113,7 @@ def test_the_next_value_is_made_while_this_one_is_used():
 
 
 def test_another_position_than_the_next_is_made_at_once():
-    values = Prefetched(lambda position: position, 1)
+    values = Prefetched(lambda position: position, lambda position: position + 1)
     assert [values(i) for i in (0, 1, 5, 6, 2)] == [0, 1, 5, 6, 2]
     values.close()
     assert values(3) == 3  # and closing is not the end
@@ -125,7 +126,7 @@ def test_an_error_comes_when_its_value_is_asked_for():
             raise ValueError("no tokens there")
         return position
 
-    values = Prefetched(make, 1)
+    values = Prefetched(make, lambda position: position + 1)
     assert values(0) == 0
     with pytest.raises(ValueError, match="no tokens there"):
         values(1)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from numllama.data import token_files
-from numllama.data.dataset import all_windows, random_batch
+from numllama.data.batches import all_windows, random_batch
 from numllama.data.token_files import TokenShards, checksum, describe_tokens, read_tokens, write_tokens
 from numllama.errors import DataError
 from numllama.training import load_dataset

@@ -182,8 +182,8 @@ def test_the_loss_of_a_rung_is_that_of_the_whole_validation_split():
     rung = ladder.RUNGS[1]
     settings = nl.TrainConfig(steps=1, batch_size=4, lr=1e-30, weight_decay=0.0, warmup_steps=0, eval_batches=1, workers=1)
     model = rung.model(ladder.config_of(rung, data.vocab_size), seed=0)
-    windows = list(data.all_of_val(4, 64))
-    expected = sum(float(model.loss(*window, count=1)) for window in windows) / (len(data.val) - 1)
+    windows = data.batches(4, 64).validation()
+    expected = sum(float(model.loss(window.tokens, window.targets, count=1)) for window in windows) / (len(data.val) - 1)
     assert ladder.train(rung, data, settings, "cpu")["validation_loss"] == pytest.approx(expected, rel=1e-5)
 
 

@@ -28,6 +28,11 @@ MISTAKES = [
         GRAPH,
     ),
     Mistake(
+        "a graph that divides by the size of its batch",
+        "cuda/graph.py", "max(1, batch.count)", "batch.targets.size",
+        "cuda/real_cupy/test_graph.py::test_ignored_targets_count_nowhere[{}]",
+    ),
+    Mistake(
         "a graph that adds to the gradients of the step before",
         "cuda/graph.py", "        grads.flat[...] = 0\n", "",
         GRAPH,

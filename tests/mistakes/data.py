@@ -5,22 +5,22 @@ from mistakes.mistake import Mistake
 MISTAKES = [
     Mistake(
         "the last window of a text is not evaluated",
-        "data/dataset.py", "if len(rest) > 1:", "if len(rest) > seq_len:",
+        "data/batches.py", "if len(rest) > 1:", "if len(rest) > seq_len:",
         "test_commands.py::test_eval_is_the_mean_over_every_token_but_the_first",
     ),
     Mistake(
         "targets that are the inputs",
-        "data/dataset.py", "return read[:, :-1], read[:, 1:]", "return read[:, :-1], read[:, :-1]",
+        "data/batches.py", "return read[:, :-1], read[:, 1:]", "return read[:, :-1], read[:, :-1]",
         "data/test_dataset.py::test_targets_are_the_tokens_that_follow_the_inputs",
     ),
     Mistake(
         "the same batch in every step",
-        "data/dataset.py", "np.random.default_rng([seed, step]).integers", "np.random.default_rng([seed]).integers",
+        "data/batches.py", "np.random.default_rng([seed, step]).integers", "np.random.default_rng([seed]).integers",
         "data/test_dataset.py::test_a_batch_is_a_function_of_seed_and_step",
     ),
     Mistake(
         "a validation that drops the last, shorter window",
-        "data/dataset.py", "if len(rest) > 1:", "if len(rest) > seq_len:",
+        "data/batches.py", "if len(rest) > 1:", "if len(rest) > seq_len:",
         "data/test_dataset.py::test_windows_ask_for_every_token_but_the_first_exactly_once",
     ),
     Mistake(
@@ -55,7 +55,7 @@ MISTAKES = [
     ),
     Mistake(
         "every epoch in the same order",
-        "data/conversations.py", "default_rng([seed, epoch])", "default_rng([seed])",
+        "data/conversations.py", "default_rng([self.seed, epoch])", "default_rng([self.seed])",
         "data/test_conversations.py::test_each_epoch_sees_every_row_once_in_an_order_of_its_own",
     ),
     Mistake(

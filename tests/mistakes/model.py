@@ -25,7 +25,7 @@ MISTAKES = [
     ),
     Mistake(
         "a layer run again that forgets its last bias",
-        "model/block.py", 'return (x, w[name], w.get(f"{name}_bias")), lora', "return (x, w[name], None), lora",
+        "model/stages.py", 'return (x, w[name], w.get(f"{name}_bias")), lora', "return (x, w[name], None), lora",
         f"{MODEL}::test_recompute_gives_the_same_bits[cpu-plain-gpt2]",
     ),
     Mistake(
@@ -36,8 +36,8 @@ MISTAKES = [
     Mistake(
         "tied embeddings without the head's gradient",
         "model/transformer.py",
-        'grads["embed"] += ops.embedding_backward(dx, embed_cache, into=dhead)',
-        'ops.embedding_backward(dx, embed_cache, into=grads["embed"])',
+        'grads.add("embed", ops.embedding_backward(dx, embed_cache, into=dhead))',
+        'grads.add("embed", ops.embedding_backward(dx, embed_cache))',
         f"{MODEL}::test_every_gradient_against_differences[cpu-tied]",
     ),
     Mistake(
@@ -77,7 +77,7 @@ MISTAKES = [
     ),
     Mistake(
         "one key for all the masks of a graph",
-        "model/block.py", "key = context.key[site] if", "key = context.key[0] if",
+        "model/stages.py", "key = context.key[site] if", "key = context.key[0] if",
         GRAPH,
     ),
     Mistake(
@@ -92,7 +92,7 @@ MISTAKES = [
     ),
     Mistake(
         "an update that x gets no gradient through",
-        "model/block.py",
+        "model/stages.py",
         "dx, da, db = ops.lora_backward(dout, cache, dx=dx)", "_, da, db = ops.lora_backward(dout, cache)",
         "model/test_lora.py::test_gradients_are_those_of_the_merged_model_by_the_chain_rule",
     ),

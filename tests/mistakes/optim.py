@@ -32,7 +32,7 @@ MISTAKES = [
     ),
     Mistake(
         "weights that the model computes with and the optimizer forgets",
-        "optim/adamw.py", "copy = self.params.rounded_part(part)", "copy = None",
+        "optim/adamw.py", "copy = self.params.low_precision_part(part)", "copy = None",
         "model/test_mixed_precision.py::test_an_optimizer_steps_float32_and_brings_the_copy_up_to_date[adamw-bfloat16]",
     ),
 ]  # fmt: skip

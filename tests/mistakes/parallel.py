@@ -5,22 +5,22 @@ from mistakes.mistake import Mistake
 MISTAKES = [
     Mistake(
         "a first shard that adds to what the step before has left",
-        "parallel/turns.py", "            view[...] = x\n", "            view += x\n",
+        "parallel/ordered_sum.py", "            total[...] = gradient\n", "            total += gradient\n",
         "parallel/test_shards.py::test_nothing_of_one_batch_is_left_in_the_gradients_of_the_next",
     ),
     Mistake(
         "weights and gradients in the same memory",
-        "parallel/team.py", "np.frombuffer(memory[at : at + n], self.dtype)", "np.frombuffer(memory[:n], self.dtype)",
-        "parallel/test_team.py::test_processes_give_the_same_bits_as_one_worker",
+        "parallel/shared_memory.py", "np.frombuffer(memory[at : at + n], self.dtype)", "np.frombuffer(memory[:n], self.dtype)",
+        "parallel/test_shared_memory.py::test_processes_give_the_same_bits_as_one_worker",
     ),
     Mistake(
         "shards that add in whatever order they end",
-        "parallel/turns.py", "while self._state[i] < index and", "while False and",
+        "parallel/ordered_sum.py", "while self._state[i] < index and", "while False and",
         "parallel/test_shards.py::test_shards_add_in_index_order_however_long_each_takes",
     ),
     Mistake(
         "every rank reading the rows of all",
-        "parallel/ranks.py", "*parts[self.rank :: self.comm.size]", "*parts",
+        "parallel/ranks.py", "plan.slices()[self.rank :: self.size])])", "plan.slices())])",
         "parallel/test_ranks.py::test_each_rank_reads_the_rows_that_it_computes_and_no_others[2-rows1-random]",
     ),
     Mistake(
@@ -45,13 +45,19 @@ MISTAKES = [
     ),
     Mistake(
         "a bucket sent while backward is still at work on its layer",
-        "parallel/ranks.py", "self._ready[0].layer > layer", "self._ready[0].layer >= layer",
+        "parallel/ranks.py", "self._ready[0].layer >= layer", "self._ready[0].layer >= layer - 1",
         "parallel/test_ranks.py::test_a_bucket_is_sent_as_soon_as_backward_is_done_with_it_and_no_sooner",
     ),
     Mistake(
         "each rank clipping by the norm of its own gradients",
         "parallel/ranks.py", "norm=self._norm(grads) if self.sharded else None", "norm=None",
         "parallel/test_ranks.py::test_any_number_of_ranks_gives_the_bits_of_one_process[2-5-True]",
+    ),
+    Mistake(
+        "targets counted by the size of the batch",
+        "data/batches.py", "return Batch(tokens, targets, segments, int((targets != IGNORE).sum()))",
+        "return Batch(tokens, targets, segments, targets.size)",
+        "parallel/test_ranks.py::test_ignored_targets_count_nowhere_whoever_runs_the_shards[2]",
     ),
     Mistake(
         "a message that does not wait for what is computed",

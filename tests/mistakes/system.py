@@ -30,7 +30,7 @@ MISTAKES = [
     ),
     Mistake(
         "a small model that shares its tiny products among all cores",
-        "system/blas.py", "            return _one.by_one_more(_limit)", "            return nullcontext()",
+        "system/blas.py", "            return _one.acquire(_limit)", "            return nullcontext()",
         "system/test_blas.py::test_a_small_model_in_anybodys_loop_has_one_thread[loss_and_grads]",
     ),
     Mistake(

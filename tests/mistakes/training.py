@@ -27,12 +27,12 @@ MISTAKES = [
     ),
     Mistake(
         "gradients that are scaled and stay so",
-        "training/trainer.py", "grads.flat *= 1 / self.scale", "pass",
+        "training/trainer.py", "grads.flat *= 1 / scale", "pass",
         "model/test_mixed_precision.py::test_what_is_reported_and_clipped_is_the_gradient_without_the_scale",
     ),
     Mistake(
         "the tokens of one rank told as those of all",
-        "training/trainer.py", "c.batch_size * tokens.shape[1] / seconds", "tokens.size / seconds",
+        "training/trainer.py", "c.batch_size * batch.tokens.shape[1] / seconds", "batch.tokens.size / seconds",
         "parallel/test_ranks.py::test_each_rank_reads_the_rows_that_it_computes_and_no_others[2-rows1-random]",
     ),
     Mistake(
@@ -42,23 +42,23 @@ MISTAKES = [
     ),
     Mistake(
         "a save that failed on its thread, and nobody told",
-        "training/trainer.py", "if self._writing and self._writing.done():", "if False:",
+        "training/trainer.py", "if self.out and writer.is_done():", "if False:",
         "training/test_trainer_survives.py::test_a_save_that_failed_ends_the_loop_at_the_next_step_with_the_last_good_checkpoint_intact",
     ),
     Mistake(
         "a whole checkpoint that a kill left without a pointer, passed over",
-        "training/trainer.py", "folders, damaged = checkpoint.step_folders(out), {}",
+        "training/checkpoint_writer.py", "folders, damaged = checkpoint.step_folders(out), {}",
         "folders, damaged = [checkpoint.find_step(out)], {}",
         "training/test_trainer_survives.py::test_a_checkpoint_that_was_whole_but_not_yet_named_when_the_kill_came_is_used",
     ),
     Mistake(
         "float16's scale of gradients gone on with in another dtype",
-        "training/trainer.py", 'if state["dtype"] == self.model.compute_dtype.name:', "if True:",
+        "training/trainer.py", 'if state["dtype"] == self.model.compute_dtype.name and "scale" in state:', 'if "scale" in state:',
         "training/test_trainer_survives.py::test_the_scale_of_gradients_is_gone_on_with_in_float16_alone[dtypes1-1]",
     ),
     Mistake(
         "a folder taken for another run's because one's own step 0 is there",
-        "training/trainer.py", "if self._has_folder or self.workers.rank:", "if self.step or self.workers.rank:",
+        "training/checkpoint_writer.py", "if self._has_folder or not self.is_writer:", "if not self.is_writer:",
         "training/test_trainer_survives.py::test_a_run_that_was_saved_before_its_first_step_goes_on[True]",
     ),
     Mistake(
@@ -73,12 +73,13 @@ MISTAKES = [
     ),
     Mistake(
         "a damaged checkpoint that stays where its step will be saved again",
-        "training/trainer.py", "            checkpoint.set_aside(folder)\n", "            pass\n",
+        "training/checkpoint_writer.py", "                checkpoint.set_aside(folder)\n", "                pass\n",
         "training/test_trainer_survives.py::test_where_all_checkpoints_are_damaged_the_run_begins_anew_and_deletes_nothing",
     ),
     Mistake(
         "the place in the data counted in steps, whatever their size was",
-        "training/trainer.py", 'data.get("windows", self.step * self.config.batch_size)', "self.step * self.config.batch_size",
+        "training/trainer.py",
+        'state["data"].get("windows", self.step * self.config.batch_size)', "self.step * self.config.batch_size",
         "training/test_trainer_survives.py::test_a_run_that_goes_on_with_another_batch_size_leaves_out_no_window_and_takes_none_twice",
     ),
     Mistake(

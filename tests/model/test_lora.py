@@ -23,7 +23,7 @@ def adapted(switches, device="cpu", dtype="float64", targets=TARGETS, **config):
     for i, (name, view) in enumerate(model.adapter.params.items()):
         if name.endswith("_lora_b"):
             view[...] = model.xp.asarray(np.random.default_rng([6, i]).standard_normal(view.shape) * 0.3)
-    model.adapter.params.round()
+    model.adapter.params.sync_low_precision()
     return model
 
 
@@ -72,7 +72,7 @@ def test_an_adapter_has_gradients_of_its_own_and_nothing_else_has(device):
     model = adapted({}, device, targets=SOME)
     before = to_numpy(model.params.flat).copy()
     _, grads = model.loss_and_grads(*batch())
-    nl.AdamW(model.learnt, lr=0.1).step(grads)
+    nl.AdamW(model.trainable, lr=0.1).step(grads)
     assert_same_bits(model.params.flat, before)
     assert {name.split(".")[-1] for name in grads} == {f"{name}_lora_{part}" for name in SOME for part in "ab"}
     with pytest.raises(ValueError, match="grads has another layout"):
@@ -91,7 +91,7 @@ def test_in_mixed_precision_gradients_point_where_those_in_float64_do(dtype):
     for name, gradient in grads.items():
         cosine = (gradient * expected[name]).sum() / np.linalg.norm(gradient) / np.linalg.norm(expected[name])
         assert cosine > 0.99, name
-    nl.AdamW(model.learnt).step(grads)
+    nl.AdamW(model.trainable).step(grads)
     assert_same_bits(model.adapter.weights.flat, model.adapter.params.flat.astype(dtype))
 
 
@@ -184,7 +184,7 @@ def test_a_step_of_an_adapter_needs_no_memory_for_gradients_or_moments_of_the_mo
     tokens = np.random.default_rng(0).integers(0, 8000, (1, 8))
     tracemalloc.start()
     try:
-        optimizer = nl.AdamW(model.learnt)
+        optimizer = nl.AdamW(model.trainable)
         optimizer.step(model.loss_and_grads(tokens, tokens)[1])
         peak = tracemalloc.get_traced_memory()[1]
     finally:

@@ -126,7 +126,7 @@ def test_steps_too_small_for_bfloat16_add_up():
 def test_whoever_writes_to_the_parameters_rounds_them():
     model = build("bfloat16")
     model.params["blocks.0.wq"][...] = 1 / 3
-    model.params.round()
+    model.params.sync_low_precision()
     assert (model.weights["blocks.0.wq"] == np.float32(1 / 3).astype(BFLOAT16)).all()
 
 
@@ -149,7 +149,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(dtype, tmp_path):
     again = train(dtype, steps=6, out=tmp_path / "part", eval_every=3)
     again.resume()
     assert [report.loss for report in again] == losses[3:]
-    assert again.scale == whole.scale
+    assert again.loss_scale.value == whole.loss_scale.value
     assert_same_bits(again.model.params.flat, whole.model.params.flat)
     assert load_run(tmp_path / "whole").compute_dtype == np.float32  # on a CPU
     assert load_run(tmp_path / "whole", compute_dtype=dtype).compute_dtype == dtype
@@ -176,14 +176,14 @@ def test_small_gradients_survive_in_float16_if_they_are_scaled():
 
 def test_a_gradient_that_overflows_halves_the_scale_and_skips_the_step():
     trainer = train("float16", steps=4)
-    trainer.scale = 2.0**40
+    trainer.loss_scale.value = 2.0**40
     weights = trainer.model.params.flat.copy()
     reports = iter(trainer)
     with np.errstate(invalid="ignore"):
         report = next(reports)
-    assert report.skipped and np.isfinite(report.loss) and trainer.scale == 2.0**39
+    assert report.skipped and np.isfinite(report.loss) and trainer.loss_scale.value == 2.0**39
     assert_same_bits(trainer.model.params.flat, weights)
-    trainer.scale = 2.0**10
+    trainer.loss_scale.value = 2.0**10
     assert not next(reports).skipped
     assert trainer.skipped == 1
     assert not np.array_equal(trainer.model.params.flat, weights)
@@ -195,18 +195,18 @@ def test_what_is_reported_and_clipped_is_the_gradient_without_the_scale():
 
 
 def test_a_scale_grows_again_after_many_good_steps(monkeypatch):
-    monkeypatch.setattr("numllama.training.trainer.STEPS_TO_GROW", 3)
+    monkeypatch.setattr("numllama.training.loss_scale.STEPS_TO_GROW", 3)
     trainer = train("float16", steps=7)
-    trainer.scale = 2.0**8
-    assert [trainer.scale for _ in trainer] == [2.0**n for n in (8, 8, 9, 9, 9, 10, 10)]
+    trainer.loss_scale.value = 2.0**8
+    assert [trainer.loss_scale.value for _ in trainer] == [2.0**n for n in (8, 8, 9, 9, 9, 10, 10)]
     trainer = train("float16", steps=4)
-    trainer.scale = 1.0  # as low as it gets, and not for good
-    assert [trainer.scale for _ in trainer] == [1, 1, 2, 2]
+    trainer.loss_scale.value = 1.0  # as low as it gets, and not for good
+    assert [trainer.loss_scale.value for _ in trainer] == [1, 1, 2, 2]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_other_dtypes_are_not_scaled(dtype):
-    assert train(dtype).scale == 1
+    assert train(dtype).loss_scale.value == 1
 
 
 def test_a_dtype_that_is_none():

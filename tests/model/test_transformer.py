@@ -13,7 +13,7 @@ from helpers import assert_close, assert_same_bits, leaves, unmodified
 
 from numllama import ops
 from numllama.backend import to_numpy
-from numllama.model import ModelConfig, Transformer, block, transformer
+from numllama.model import ModelConfig, Transformer, block, stages, transformer
 from numllama.optim import AdamW, adamw, clip_grad_norm
 
 SHAPE = dict(vocab_size=23, dim=16, n_layers=2, n_heads=4, ffn_dim=20, max_seq_len=9)
@@ -284,7 +284,7 @@ def check_every_gradient(model, tokens, targets, rtol=1e-8, may_vanish=(), **arg
         weight[...] = value
         return float(model.loss_and_grads(tokens, targets, **arguments)[0])
 
-    for name, weight in model.learnt.items():
+    for name, weight in model.trainable.items():
         assert name in may_vanish or float(xp.linalg.norm(grads[name])) > 1e-3 * whole, f"{name} is hardly checked"
         u = xp.asarray(rng.standard_normal(weight.shape))
         u /= xp.linalg.norm(u)
@@ -418,7 +418,7 @@ def test_each_place_that_drops_has_a_mask_of_its_own(device, monkeypatch):
         return ops.add_rmsnorm_backward(douts, cache, into)
 
     spy = SimpleNamespace(**vars(ops) | dict(add_rmsnorm_forward=forward, add_rmsnorm_backward=backward))
-    monkeypatch.setattr(block, "ops", spy)
+    monkeypatch.setattr(stages, "ops", spy)
     build(dict(dropout=0.3), device).loss_and_grads(*batch(), key=(3, 4))
     assert forwards == [(0.3, (3, 4, site)) for site in range(5)]
     assert backwards == forwards[::-1]
@@ -445,7 +445,7 @@ def test_recompute_leaves_out_the_product_that_only_the_output_needs(monkeypatch
         done.extend(weight.shape for weight in weights)
         return ops.linears_forward(x, weights, biases)
 
-    monkeypatch.setattr(block, "ops", SimpleNamespace(**vars(ops) | dict(linear_forward=one, linears_forward=several)))
+    monkeypatch.setattr(stages, "ops", SimpleNamespace(**vars(ops) | dict(linear_forward=one, linears_forward=several)))
     model = Transformer(ModelConfig(23, 64, n_layers=3, n_heads=4, ffn_dim=96))
     model.loss_and_grads(*batch(), recompute=True)
     assert done.count((96, 64)) == 2 * 3 * 2                           # w_gate and w_up of three layers, twice
@@ -628,7 +628,7 @@ def spy_on_dtypes(monkeypatch) -> dict[str, set[str]]:
         return call
 
     pairs = {name: spy(name, function) for name, function in vars(ops).items() if name in ops.__all__ and callable(function)}
-    for module in (block, transformer):
+    for module in (block, stages, transformer):
         monkeypatch.setattr(module, "ops", SimpleNamespace(**vars(ops) | pairs))
     monkeypatch.setattr(adamw, "adamw_update", spy("adamw_update", adamw.adamw_update))
     return seen

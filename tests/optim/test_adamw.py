@@ -10,6 +10,7 @@ from helpers import assert_close, assert_same_bits, unmodified
 from numllama import dispatch
 from numllama.model import Parameters
 from numllama.optim import AdamW, adamw_update
+from numllama.optim.optimizer import step_in_pieces
 
 SHAPES = {"a": (3, 4), "b": (2, 5), "gain": (4,), "shift_bias": (3,)}
 LARGE = {"a": (600, 801), "b": (7, 3), "gain": (200001,)}  # more than two pieces of matrices, more than one of gains
@@ -148,7 +149,7 @@ def test_a_thread_pool_gives_the_same_bits():
     with ThreadPoolExecutor(4) as pool:
         for t in range(1, 6):
             one.step(random_params(LARGE, seed=t, dtype="float32"))
-            other.step(random_params(LARGE, seed=t, dtype="float32"), run=pool.map)
+            step_in_pieces(other, random_params(LARGE, seed=t, dtype="float32"), map_fn=pool.map)
     assert_same_bits(threaded.flat, params.flat)
     assert_same_bits(other.state["m"].flat, one.state["m"].flat)
 

@@ -9,6 +9,7 @@ from helpers import assert_close, assert_same_bits, unmodified
 
 from numllama.model import Parameters
 from numllama.optim import SGD, sgd_update
+from numllama.optim.optimizer import step_in_pieces
 
 SHAPES = {"a": (3, 4), "b": (2, 5), "gain": (4,), "shift_bias": (3,)}
 LARGE = {"a": (600, 801), "gain": (200001,)}  # more than two pieces of matrices, more than one of gains
@@ -105,7 +106,7 @@ def test_a_thread_pool_gives_the_same_bits():
     with ThreadPoolExecutor(4) as pool:
         for t in range(1, 6):
             one.step(random_params(LARGE, seed=t, dtype="float32"))
-            other.step(random_params(LARGE, seed=t, dtype="float32"), run=pool.map)
+            step_in_pieces(other, random_params(LARGE, seed=t, dtype="float32"), map_fn=pool.map)
     assert_same_bits(threaded.flat, params.flat)
 
 

@@ -4,7 +4,6 @@ import hashlib
 import math
 import re
 import sys
-import threading
 import time
 from dataclasses import replace
 
@@ -14,9 +13,12 @@ from helpers import assert_close, assert_same_bits
 from hypothesis import given
 from hypothesis import strategies as st
 from parallel.ranks_in_threads import together
+from parallel.whole_batch import loss_and_grads
 from training.test_trainer import DATA, SMALL, T, bits, go
 
 from numllama import blocks
+from numllama.data.batches import Position, counted
+from numllama.data.dataset import Dataset
 from numllama.errors import NumllamaError
 from numllama.install import install_command
 from numllama.model import ModelConfig, Transformer
@@ -26,7 +28,7 @@ from numllama.parallel import communicator, launched, ranks
 from numllama.parallel.communicator import Communicator, Request
 from numllama.parallel.ranks import Ranks, make_buckets
 from numllama.parallel.shards import Workers
-from numllama.training import Trainer, checkpoint, trainer
+from numllama.training import Trainer, checkpoint
 
 ROWS, VOCAB = 7, 13
 
@@ -52,7 +54,7 @@ def steps(pool, shards, n=3, lr=1e-2, clip=0.3):
     """Losses, norms and parameters after some steps."""
     optimizer, results = AdamW(pool.params), []
     for step in range(n):
-        loss, grads = pool.loss_and_grads(*batch(step), shards, key=(0, step))
+        loss, grads = loss_and_grads(pool, *batch(step), shards, key=(0, step))
         results.append((loss, pool.clip(grads, clip)))
         pool.step(optimizer, grads, lr)
     return results, pool.model.params.flat, optimizer
@@ -114,10 +116,10 @@ def test_more_ranks_than_shards_leave_some_idle():
 def test_recompute_and_accumulation_give_the_bits_of_the_plain_step():
     """Two shards on each rank, one after the other, with less kept."""
     tokens, targets = batch()
-    expected, grads = Workers(build(), 2).loss_and_grads(tokens, targets, 4, key=(0, 0))
+    expected, grads = loss_and_grads(Workers(build(), 2), tokens, targets, 4, key=(0, 0))
 
     def run(comm):
-        loss, sums = Ranks(build(), comm).loss_and_grads(tokens, targets, 4, key=(0, 0), recompute=True)
+        loss, sums = loss_and_grads(Ranks(build(), comm), tokens, targets, 4, key=(0, 0), recompute=True)
         return loss, sums.flat
 
     for loss, actual in together(2, run):
@@ -154,8 +156,7 @@ class Counted:
 
 @pytest.mark.parametrize("sampling", ["random", "epochs"])
 @pytest.mark.parametrize(("size", "rows"), [(1, [6]), (2, [4, 2]), (3, [2, 2, 2]), (4, [2, 2, 2, 0])])
-def test_each_rank_reads_the_rows_that_it_computes_and_no_others(monkeypatch, sampling, size, rows):
-    monkeypatch.setattr(trainer, "communicator", lambda parallel: here.comm)
+def test_each_rank_reads_the_rows_that_it_computes_and_no_others(sampling, size, rows):
     changes = dict(sampling=sampling, steps=5)
     straight = Trainer(build(vocab_size=DATA.vocab_size), DATA, replace(SMALL, **changes))
     expected = [(r.step, r.loss, r.grad_norm) for r in go(straight)]
@@ -174,9 +175,39 @@ def test_each_rank_reads_the_rows_that_it_computes_and_no_others(monkeypatch, sa
         assert read in (5 * rows[rank], 6 * rows[rank] if sampling == "epochs" else 0)  # one batch may have been read ahead
 
 
+class Masked(Dataset):
+    """A dataset in which a third of the targets are ignored."""
+
+    def batches(self, *shape):
+        return MaskedBatches(super().batches(*shape))
+
+
+class MaskedBatches:
+    def __init__(self, source):
+        self.source, self.validation, self.fingerprint = source, source.validation, source.fingerprint
+
+    def batch(self, position, rows=None):
+        tokens, targets, _, _ = self.source.batch(position)
+        return counted(tokens, np.where(targets % 3 == 0, IGNORE, targets)).rows(rows)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_ignored_targets_count_nowhere_whoever_runs_the_shards(size):
+    data = Masked(DATA.train, DATA.val, DATA.vocab_size, DATA.tokenizer, DATA.name)
+    straight = Trainer(build(vocab_size=DATA.vocab_size), data, SMALL)
+    expected = [(r.loss, r.grad_norm) for r in go(straight)]
+    tokens, targets, _, count = straight.batches.batch(Position(1, 0))
+    assert 0 < count == (targets != IGNORE).sum() < targets.size
+    loss = build(vocab_size=DATA.vocab_size).loss_and_grads(tokens, targets)[0]
+    assert float(build(vocab_size=DATA.vocab_size, dropout=0.0).loss(tokens, targets)) == pytest.approx(float(loss), rel=0.2)
+    assert expected[0][0] == pytest.approx(float(loss), rel=0.2)  # but for dropout
+    for reports in together(size, lambda comm: [(r.loss, r.grad_norm) for r in train(comm, data=data)]):
+        assert reports == expected
+
+
 def test_an_evaluation_is_split_and_gives_the_bits_of_one_process():
-    windows = [batch(i) for i in range(75)]
-    windows.append(tuple(part[:1, :3] for part in batch(99)))
+    windows = [counted(*batch(i)) for i in range(75)]
+    windows.append(counted(*(part[:1, :3] for part in batch(99))))
     expected = Workers(build(), 1).mean_loss(windows)
     seen = []
 
@@ -217,19 +248,15 @@ def test_a_sharded_optimizer_keeps_a_part_of_the_moments(size):
     assert max(kept) < 1.2 * total / size
 
 
-here = threading.local()
-
-
 def train(comm, out=None, sharded=True, data=DATA, n_layers=3, **changes):
     """A trainer with this communicator."""
-    here.comm = comm
     model = build(vocab_size=DATA.vocab_size, n_layers=n_layers)
-    return Trainer(model, data, replace(SMALL, parallel="mpi", shard_optimizer=sharded, **changes), out)
+    config = replace(SMALL, parallel="mpi", shard_optimizer=sharded, **changes)
+    return Trainer(model, data, config, out, workers=Ranks(model, comm, sharded))
 
 
 @pytest.mark.parametrize("sizes", [(2, 3), (4, 1), (1, 2)], ids=str)
-def test_a_run_goes_on_with_another_number_of_ranks(tmp_path, monkeypatch, sizes):
-    monkeypatch.setattr(trainer, "communicator", lambda parallel: here.comm)
+def test_a_run_goes_on_with_another_number_of_ranks(tmp_path, sizes):
     straight = Trainer(build(vocab_size=DATA.vocab_size), DATA, SMALL)
     expected = [(r.step, r.loss, r.grad_norm) for r in go(straight)]
 
@@ -245,7 +272,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(tmp_path, monkeypatch, sizes
         pool = train(comm, tmp_path)
         pool.resume()
         reports = [(r.step, r.loss, r.grad_norm) for r in pool]
-        whole = pool.workers.whole(pool.optimizer)
+        whole = pool.workers.gather_optimizer(pool.optimizer)
         return reports, pool.model.params.flat, whole.state["m"].flat, whole.state["v"].flat
 
     for comm_size, run in zip(sizes, (first, second), strict=True):
@@ -262,8 +289,8 @@ def test_a_run_goes_on_with_another_number_of_ranks(tmp_path, monkeypatch, sizes
 def test_a_bucket_is_sent_as_soon_as_backward_is_done_with_it_and_no_sooner(monkeypatch):
     """Backward goes from the last layer to the first; what is sent never changes afterwards."""
     model, events = build(n_layers=4, dropout=0.0), []
-    plain = ranks._Blocks.__getitem__
-    monkeypatch.setattr(ranks._Blocks, "__getitem__", lambda self, i: (events.append(i), plain(self, i))[1])
+    plain = ranks.RankGradients.layer_done
+    monkeypatch.setattr(ranks.RankGradients, "layer_done", lambda self, i: (events.append(i), plain(self, i))[1])
 
     class Recorder(Communicator):
         def reduce_scatter(self, array, bounds, into, add=False, senders=None):
@@ -274,10 +301,11 @@ def test_a_bucket_is_sent_as_soon_as_backward_is_done_with_it_and_no_sooner(monk
 
     copies = []
     pool = Ranks(model, Recorder())
-    pool.loss_and_grads(*batch(), 1)
+    _, grads = loss_and_grads(pool, *batch(), 1)
+    assert_same_bits(grads.flat, loss_and_grads(Workers(build(n_layers=4, dropout=0.0), 1), *batch(), 1)[1].flat)
     sent = [events[: events.index(layer)].count("sent") for layer in (3, 2, 1, 0)]
-    assert sent[:2] == [0, 0]
-    assert 0 < sent[2] < sent[3] < events.count("sent")
+    assert sent[0] == 0
+    assert 0 < sent[1] < sent[2] < sent[3] < events.count("sent")
     assert events.count("sent") == len(pool._buckets)
     for array, copy in copies:
         assert_same_bits(array, copy)
@@ -292,9 +320,9 @@ def test_a_request_is_finished_once_and_only_when_it_is_done():
     assert finished == [1]
 
 
-def test_ranks_agree_when_any_of_them_says_yes():
-    assert together(3, lambda comm: Ranks(build(), comm).agree(comm.rank == 1)) == [True] * 3
-    assert together(3, lambda comm: Ranks(build(), comm).agree(False)) == [False] * 3
+def test_a_flag_of_any_rank_is_seen_by_all():
+    assert together(3, lambda comm: Ranks(build(), comm).any_rank(comm.rank == 1)) == [True] * 3
+    assert together(3, lambda comm: Ranks(build(), comm).any_rank(False)) == [False] * 3
 
 
 REVERSED = replace(DATA, train=DATA.train[::-1].copy())
@@ -309,8 +337,7 @@ REVERSED = replace(DATA, train=DATA.train[::-1].copy())
         ("model", dict(n_layers=2)),
     ],
 )
-def test_a_rank_that_would_do_something_else_ends_the_job_before_the_first_step(monkeypatch, named, changes):
-    monkeypatch.setattr(trainer, "communicator", lambda parallel: here.comm)
+def test_a_rank_that_would_do_something_else_ends_the_job_before_the_first_step(named, changes):
 
     def run(comm):
         with pytest.raises(NumllamaError, match=f"^rank 1 differs from rank 0 in {named}: all ranks need the same") as caught:
@@ -321,9 +348,8 @@ def test_a_rank_that_would_do_something_else_ends_the_job_before_the_first_step(
 
 
 @pytest.mark.parametrize("seeds", [(0, 0, 1), (0, 0)], ids=["another", "none"])
-def test_ranks_that_find_different_checkpoints_do_not_go_on_with_them(monkeypatch, tmp_path, seeds):
+def test_ranks_that_find_different_checkpoints_do_not_go_on_with_them(tmp_path, seeds):
     """As where a folder is each machine's own."""
-    monkeypatch.setattr(trainer, "communicator", lambda parallel: here.comm)
     for rank, seed in enumerate(seeds):
         first = Trainer(build(vocab_size=DATA.vocab_size), DATA, replace(SMALL, seed=seed), tmp_path / str(rank))
         go(first, until=2)
@@ -461,7 +487,7 @@ def test_sums_by_shard_need_a_communicator_that_keeps_the_order():
 def test_a_norm_that_is_not_finite_is_so_on_all_ranks():
     def run(comm):
         pool = Ranks(build(), comm, sharded=True)
-        _, grads = pool.loss_and_grads(*batch(), 3)
+        _, grads = loss_and_grads(pool, *batch(), 3)
         if comm.rank == 1:
             grads.flat[0] = math.inf
         return pool.clip(grads, 1.0)

@@ -15,13 +15,15 @@ import pytest
 from helpers import assert_close, assert_same_bits
 from hypothesis import given
 from hypothesis import strategies as st
+from parallel.whole_batch import loss_and_grads
 from threadpoolctl import threadpool_info, threadpool_limits
 
 import numllama
-from numllama.data.dataset import all_windows
-from numllama.model import ModelConfig, Parameters, Transformer
+from numllama.data.batches import all_windows, counted
+from numllama.model import ModelConfig, Transformer
+from numllama.model.parameters import FlatTensors
 from numllama.ops import IGNORE
-from numllama.parallel.shards import Workers, cut, shard_count
+from numllama.parallel.shards import ShardPlan, Workers, shard_count
 from numllama.system import machine
 from numllama.system.machine import training_settings
 
@@ -52,7 +54,7 @@ def run_steps(pool, shards, steps=4) -> list[tuple[float, str]]:
     """Loss, and a digest of all gradients' bits, of some batches."""
     results = []
     for step in range(steps):
-        loss, grads = pool.loss_and_grads(*batch(step), shards, key=(0, step))
+        loss, grads = loss_and_grads(pool, *batch(step), shards, key=(0, step))
         results.append((loss, hashlib.sha256(grads.flat).hexdigest()))
     return results
 
@@ -85,9 +87,9 @@ def test_any_number_of_workers_gives_the_same_bits(workers, shards):
 def test_shards_add_in_index_order_however_long_each_takes(monkeypatch, workers, seconds):
     model = build(dropout=0.3)
     with working(model, 1) as one, working(model, workers) as many:
-        expected = one.loss_and_grads(*batch(), 5, key=(0, 0))
+        expected = loss_and_grads(one, *batch(), 5, key=(0, 0))
         slow_down(model, seconds, monkeypatch)
-        actual = many.loss_and_grads(*batch(), 5, key=(0, 0))
+        actual = loss_and_grads(many, *batch(), 5, key=(0, 0))
     assert actual[0] == expected[0]
     assert_same_bits(actual[1].flat, expected[1].flat)
 
@@ -95,8 +97,8 @@ def test_shards_add_in_index_order_however_long_each_takes(monkeypatch, workers,
 def test_recompute_changes_no_bit():
     model = build(dropout=0.3)
     with working(model, 2) as pool, working(model, 2) as other:
-        loss, grads = pool.loss_and_grads(*batch(), 3, key=(0, 0))
-        again, grads_again = other.loss_and_grads(*batch(), 3, key=(0, 0), recompute=True)
+        loss, grads = loss_and_grads(pool, *batch(), 3, key=(0, 0))
+        again, grads_again = loss_and_grads(other, *batch(), 3, key=(0, 0), recompute=True)
     assert loss == again
     assert_same_bits(grads_again.flat, grads.flat)
 
@@ -107,7 +109,7 @@ def test_each_shard_drops_other_elements():
     plain, keys = model.loss_and_grads, []
     model.loss_and_grads = lambda *args, key, **kwargs: (keys.append(key), plain(*args, key=key, **kwargs))[1]
     with working(model, 1) as pool:
-        pool.loss_and_grads(tokens, targets, 2, key=(7, 3))
+        loss_and_grads(pool, tokens, targets, 2, key=(7, 3))
     assert keys == [(7, 3, 0), (7, 3, 1)]
 
 
@@ -121,7 +123,7 @@ def test_shards_give_what_one_batch_gives(shards, workers, dtype, rtol):
     model = build(dtype)
     loss, grads = model.loss_and_grads(*batch())
     with working(model, workers) as pool:
-        actual_loss, actual = pool.loss_and_grads(*batch(), shards)
+        actual_loss, actual = loss_and_grads(pool, *batch(), shards)
     assert actual_loss == pytest.approx(float(loss), rel=rtol)
     for name in grads:
         assert_close(actual[name], grads[name], rtol)
@@ -131,14 +133,14 @@ def test_nothing_of_one_batch_is_left_in_the_gradients_of_the_next():
     model = build("float64")
     with working(model, 3) as pool:
         for step in (5, 6, 7):
-            _, grads = pool.loss_and_grads(*batch(step), 7)
+            _, grads = loss_and_grads(pool, *batch(step), 7)
             assert_close(grads.flat, model.loss_and_grads(*batch(step))[1].flat)
 
 
 def test_a_batch_without_targets_has_loss_and_gradient_zero():
     tokens, targets = batch()
     with working(build(), 2) as pool:
-        loss, grads = pool.loss_and_grads(tokens, np.full_like(targets, IGNORE), 3)
+        loss, grads = loss_and_grads(pool, tokens, np.full_like(targets, IGNORE), 3)
     assert loss == 0
     assert not grads.flat.any()
 
@@ -149,18 +151,18 @@ def test_a_batch_without_targets_has_loss_and_gradient_zero():
 @pytest.mark.parametrize(("workers", "shards"), [(1, 7), (2, 7), (8, 3)])
 def test_one_gradient_buffer_is_enough_for_any_number_of_workers(monkeypatch, workers, shards):
     made = []
-    zeros_like = Parameters.zeros_like
-    monkeypatch.setattr(Parameters, "zeros_like", lambda self: (made.append(1), zeros_like(self))[1])
+    zeros_like = FlatTensors.zeros_like
+    monkeypatch.setattr(FlatTensors, "zeros_like", lambda self: (made.append(1), zeros_like(self))[1])
     with working(build(), workers) as pool:
         for step in range(4):
-            pool.loss_and_grads(*batch(step), shards)
+            loss_and_grads(pool, *batch(step), shards)
     assert len(made) == 1
 
 
 def test_the_next_call_fills_the_same_buffer_again():
     with working(build(), 2) as pool:
-        _, first = pool.loss_and_grads(*batch(0), 3)
-        _, second = pool.loss_and_grads(*batch(1), 3)
+        _, first = loss_and_grads(pool, *batch(0), 3)
+        _, second = loss_and_grads(pool, *batch(1), 3)
     assert second is first
 
 
@@ -172,7 +174,9 @@ class ShardError(Exception):
 
 
 PROBE = """
+from numllama.data.batches import counted
 from numllama.model import ModelConfig, Transformer
+from numllama.parallel.shards import ShardPlan
 from numllama.parallel.shards import Workers
 import numpy as np
 
@@ -187,7 +191,7 @@ for workers in (2, 3):
             return plain(*args, key=key, **kwargs)
         model.loss_and_grads = broken
         try:
-            pool.loss_and_grads(tokens, tokens, 6, key=())
+            pool.loss_and_grads(counted(tokens, tokens), ShardPlan(6, 6), key=())
         except Exception:
             pool.close()
 """
@@ -226,7 +230,7 @@ def test_a_shard_that_raises_ends_the_call_with_its_error(monkeypatch, nothing_h
         mend = failing_at(model, failing, monkeypatch)
         for _ in range(8):
             with pytest.raises(ShardError) as caught:
-                pool.loss_and_grads(*batch(), 7, key=(0, 0))
+                loss_and_grads(pool, *batch(), 7, key=(0, 0))
             assert caught.value.args[0] in failing
         mend()
         assert run_steps(pool, 7, steps=2) == expected
@@ -248,7 +252,7 @@ def test_no_shard_still_runs_when_the_call_has_ended_with_an_error(monkeypatch, 
     monkeypatch.setattr(model, "loss_and_grads", broken)
     with working(model, 2) as pool:
         with pytest.raises(ShardError):
-            pool.loss_and_grads(*batch(), 2, key=(0, 0))
+            loss_and_grads(pool, *batch(), 2, key=(0, 0))
         assert running == []
 
 
@@ -256,7 +260,7 @@ def test_no_shard_still_runs_when_the_call_has_ended_with_an_error(monkeypatch, 
 def test_a_call_after_ctrl_c_is_not_disturbed_by_shards_of_the_call_before(monkeypatch):
     model = build()
     with working(model, 2) as pool:
-        _, expected = pool.loss_and_grads(*batch(), 2, key=(0, 0))
+        _, expected = loss_and_grads(pool, *batch(), 2, key=(0, 0))
         expected = expected.flat.copy()
         plain, interrupted = model.loss_and_grads, []
 
@@ -271,10 +275,10 @@ def test_a_call_after_ctrl_c_is_not_disturbed_by_shards_of_the_call_before(monke
         before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in a background job it may be ignored
         try:
             with pytest.raises(KeyboardInterrupt):
-                pool.loss_and_grads(*batch(), 2, key=(0, 0))
+                loss_and_grads(pool, *batch(), 2, key=(0, 0))
         finally:
             signal.signal(signal.SIGINT, before)
-        _, grads = pool.loss_and_grads(*batch(), 2, key=(0, 0))
+        _, grads = loss_and_grads(pool, *batch(), 2, key=(0, 0))
         time.sleep(0.3)
         assert_same_bits(grads.flat, expected)
 
@@ -282,7 +286,7 @@ def test_a_call_after_ctrl_c_is_not_disturbed_by_shards_of_the_call_before(monke
 def test_threads_end_when_the_workers_are_closed():
     before = set(threading.enumerate())
     with working(build(), 3) as pool:
-        pool.loss_and_grads(*batch(), 3)
+        loss_and_grads(pool, *batch(), 3)
         started = set(threading.enumerate()) - before
         assert started
     assert not any(thread.is_alive() for thread in started)
@@ -313,8 +317,8 @@ def test_the_number_of_shards_does_not_depend_on_the_machine(monkeypatch):
 
 @given(rows=st.integers(1, 50), shards=st.integers(1, 12))
 def test_a_cut_keeps_every_row_once_and_in_order(rows, shards):
-    parts = cut(np.arange(2 * rows).reshape(rows, 2), shards)
-    assert len(parts) == shards
+    parts = [np.arange(2 * rows).reshape(rows, 2)[part] for part in ShardPlan(rows, shards).slices()]
+    assert len(parts) == min(rows, shards)
     assert np.concatenate(parts).tolist() == np.arange(2 * rows).reshape(rows, 2).tolist()
     sizes = [len(part) for part in parts]
     assert max(sizes) - min(sizes) <= 1
@@ -333,19 +337,20 @@ def test_the_mean_loss_is_the_plain_mean_over_all_targets(workers):
         log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
         losses += [-log_p[b, t, targets[b, t]] for b, t in np.argwhere(targets != IGNORE)]
     with working(model, workers) as pool:
-        assert pool.mean_loss(windows) == pytest.approx(np.mean(losses), rel=1e-12)
+        assert pool.mean_loss([counted(*window) for window in windows]) == pytest.approx(np.mean(losses), rel=1e-12)
 
 
 def test_the_mean_loss_is_the_same_bits_for_any_number_of_workers():
     model, tokens = build(), np.random.default_rng(0).integers(0, VOCAB, 500)
     with working(model, 1) as one, working(model, 3) as three:
-        assert three.mean_loss(all_windows(tokens, 3, T)) == one.mean_loss(all_windows(tokens, 3, T))
+        losses = [group.mean_loss(counted(*window) for window in all_windows(tokens, 3, T)) for group in (one, three)]
+    assert losses[0] == losses[1]
 
 
 def test_the_mean_loss_leaves_dropout_out():
     plain, dropping = build(), build(dropout=0.5)
     with working(plain, 1) as one, working(dropping, 1) as other:
-        assert other.mean_loss([batch()]) == one.mean_loss([batch()])
+        assert other.mean_loss([counted(*batch())]) == one.mean_loss([counted(*batch())])
 
 
 def test_the_mean_loss_holds_few_windows_at_a_time():
@@ -358,7 +363,7 @@ def test_the_mean_loss_holds_few_windows_at_a_time():
         for step in range(100):
             made.append(1)
             most.append(len(made) - len(done))
-            yield batch(step)
+            yield counted(*batch(step))
 
     with working(model, 2) as pool:
         pool.mean_loss(windows())
@@ -431,7 +436,7 @@ def test_memory_is_kept_inside_and_given_back_after(monkeypatch):
 
     monkeypatch.setattr(machine.ctypes, "CDLL", lambda name: Libc)
     with training_settings("cpu"):
-        assert asked == list(machine.KEPT.items())
+        assert asked == list(machine.KEEP_FREED.items())
         asked.clear()
     assert asked == [*machine.DEFAULTS.items(), "trim"]
 

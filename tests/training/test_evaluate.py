@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from parallel.ranks_in_threads import together
 
+from numllama.data.batches import Position, all_windows, counted
 from numllama.data.conversations import Conversations, Documents
-from numllama.data.dataset import all_windows
 from numllama.model import ModelConfig, Transformer
 from numllama.parallel import shards
 from numllama.parallel.ranks import Ranks
-from numllama.parallel.shards import Workers, cut_windows, shard_rows
+from numllama.parallel.shards import Workers, cut_batches, shard_rows
 from numllama.tokenizer import CharTokenizer
 from numllama.training import Dataset, TrainConfig, Trainer, evaluate, trainer, write_tokens
 from numllama.training.evaluate import evaluate_file
@@ -31,6 +31,10 @@ DOCUMENTS = [(tokens(T + 1, i).astype(np.int64), np.arange(T + 1) > 3) for i in 
 
 def build(**changes) -> Transformer:
     return Transformer(ModelConfig(**dict(vocab_size=VOCAB, dim=16, n_layers=2, n_heads=2, max_seq_len=T) | changes), seed=1)
+
+
+def windows_of(ids):
+    return (counted(*window) for window in all_windows(ids, BATCH, T))
 
 
 def train(data=DATA, **changes) -> Trainer:
@@ -60,7 +64,7 @@ def test_no_evaluation_takes_more_memory_than_a_training_step(data):
     ours = train(data)
     if isinstance(data, Conversations):
         data.train.rows(T)
-    step = peak(lambda: ours.workers.loss_and_grads(*ours._batch(1)[:2], ours.config.shards))
+    step = peak(lambda: ours.workers.loss_and_grads(ours.batches.batch(Position(1, 0)), ours._plan))
     assert peak(ours.estimate) < 1.5 * step
     assert peak(ours.evaluate) < 1.5 * step
 
@@ -70,9 +74,9 @@ def test_ranks_evaluate_in_shards_too():
         ranks, rows = Ranks(build(), comm), []
         plain = ranks.model.loss
         ranks.model.loss = lambda tokens, *args, **kwargs: (rows.append(len(tokens)), plain(tokens, *args, **kwargs))[1]
-        return ranks.mean_loss(all_windows(DATA.val, BATCH, T), rows=8), max(rows)
+        return ranks.mean_loss(windows_of(DATA.val), rows=8), max(rows)
 
-    expected = Workers(build(), 1).mean_loss(all_windows(DATA.val, BATCH, T), rows=8)
+    expected = Workers(build(), 1).mean_loss(windows_of(DATA.val), rows=8)
     assert together(2, run) == [(expected, 8)] * 2
 
 
@@ -109,7 +113,7 @@ def test_the_value_is_the_mean_over_all_targets_however_it_is_cut(rows, workers)
     model = build()
     windows = list(all_windows(DATA.val[:500], 7, T))
     pool = Workers(model, workers)
-    found = pool.mean_loss(windows, rows)
+    found = pool.mean_loss([counted(*window) for window in windows], rows)
     pool.close()
     expected = -np.concatenate([log_p(model, *window).reshape(-1) for window in windows]).mean()
     assert found == pytest.approx(expected, rel=1e-6)
@@ -127,21 +131,21 @@ def test_the_number_of_workers_does_not_change_a_bit_of_it(batch_size, shards):
 
 
 def test_processes_that_take_over_within_an_evaluation_do_not_change_a_bit_of_it(monkeypatch):
-    monkeypatch.setattr(shards, "TEAM_AFTER", 0)
+    monkeypatch.setattr(shards, "PROCESSES_AFTER", 0)
     pool = Workers(build(), 2, processes=True)
-    found = pool.mean_loss(all_windows(DATA.val, BATCH, T), 8)
+    found = pool.mean_loss(windows_of(DATA.val), 8)
     assert pool.pids
     pool.close()
-    assert found == Workers(build(), 1).mean_loss(all_windows(DATA.val, BATCH, T), 8)
+    assert found == Workers(build(), 1).mean_loss(windows_of(DATA.val), 8)
 
 
 def test_windows_are_cut_whole_and_in_order():
-    windows = [(np.arange(r * 3).reshape(r, 3), np.arange(r * 3).reshape(r, 3) + 1, np.zeros((r, 3))) for r in (5, 1, 4)]
-    parts = list(cut_windows(windows, 2))
+    windows = [(np.arange(r * 3).reshape(r, 3), np.arange(r * 3).reshape(r, 3) + 1, np.zeros((r, 3), int)) for r in (5, 1, 4)]
+    parts = list(cut_batches([counted(*window) for window in windows], 2))
     assert [len(part[0]) for part in parts] == [2, 2, 1, 1, 2, 2]
     for i in range(3):
         assert np.array_equal(np.concatenate([part[i] for part in parts]), np.concatenate([window[i] for window in windows]))
-    assert [len(part[0]) for part in cut_windows(windows, None)] == [5, 1, 4]
+    assert [len(part[0]) for part in cut_batches([counted(*window) for window in windows], None)] == [5, 1, 4]
     assert [shard_rows(*shape) for shape in ((2048, 256), (12, 5), (3, 100), (7, 1))] == [8, 3, 1, 7]
 
 

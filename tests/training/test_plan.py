@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from helpers import EXAMPLES
 from parallel.ranks_in_threads import together
+from parallel.whole_batch import loss_and_grads
 
 from numllama import ops
 from numllama.cli import app
 from numllama.model import ModelConfig, Transformer, count_parameters
-from numllama.ops import flash_attention, linear
+from numllama.cpu import flash_attention, linear
 from numllama.optim import AdamW
 from numllama.parallel.ranks import Ranks
 from numllama.parallel.shards import Workers
@@ -58,10 +59,10 @@ def test_accumulation_takes_the_memory_of_one_shard_however_large_the_batch_is()
     for rows in (2, 12):
         model, tokens, targets = build(B=rows, T=64, vocab_size=64, dim=64, n_layers=4, n_heads=2)
         pool = Workers(model, 1)
-        pool.loss_and_grads(tokens, targets, shards=rows)
+        loss_and_grads(pool, tokens, targets, rows)
         tracemalloc.start()
         try:
-            pool.loss_and_grads(tokens, targets, shards=rows)
+            loss_and_grads(pool, tokens, targets, rows)
             peaks.append(tracemalloc.get_traced_memory()[1])
         finally:
             tracemalloc.stop()
@@ -135,7 +136,7 @@ def test_messages_are_what_ranks_send():
             return plain(array, bounds, into, **options)
 
         comm.reduce_scatter = counting
-        pool.loss_and_grads(tokens, targets, 3)
+        loss_and_grads(pool, tokens, targets, 3)
         sent[comm.rank] = total[0]
         return model.config
 

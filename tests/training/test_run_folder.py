@@ -272,7 +272,7 @@ def test_a_loop_that_knows_what_was_damaged_writes_it_anew_if_it_may(run, book, 
         trainer_for(nl.load_dataset(book), run).resume()
     trainer = trainer_for(nl.load_dataset(book), run)
     assert trainer.resume(fall_back=True) == []
-    assert "what this program knows of it is written anew" in capsys.readouterr().err
+    assert "it is written again from what this program knows" in capsys.readouterr().err
     go(trainer)
     assert {name: (run / name).read_bytes() for name in expected} == expected
 

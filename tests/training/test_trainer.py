@@ -10,7 +10,7 @@ import pytest
 from helpers import assert_close
 
 from numllama.backend import to_numpy
-from numllama.data.dataset import all_windows, random_batch
+from numllama.data.batches import all_windows, counted, random_batch
 from numllama.errors import CheckpointError, DataError, TrainingError
 from numllama.interop import load_run
 from numllama.model import ModelConfig, Transformer
@@ -241,7 +241,7 @@ def test_a_validation_split_shorter_than_a_window_is_estimated_on_shorter_ones()
     data = replace(DATA, val=DATA.val[:4])
     trainer = train(data=data)
     assert math.isfinite(trainer.estimate())
-    assert trainer.evaluate() == trainer.workers.mean_loss(all_windows(data.val, 6, T))
+    assert trainer.evaluate() == trainer.workers.mean_loss(counted(*window) for window in all_windows(data.val, 6, T))
 
 
 # ------------------------------------------------------------------------------------------------ going on

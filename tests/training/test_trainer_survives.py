@@ -17,7 +17,7 @@ from numllama.errors import CheckpointError
 from numllama.model import ModelConfig
 from numllama.training import TrainConfig, checkpoint, load_dataset, write_tokens
 from numllama.training.checkpoint import Snapshot
-from numllama.training.trainer import spike
+from numllama.training.report import spike
 
 DAMAGED = int(os.environ.get("NUMLLAMA_DAMAGE", 200))  # CI asks for 2000
 
@@ -206,7 +206,7 @@ def test_damaged_pointers_are_written_anew(tmp_path):
     second = train(tmp_path)
     assert second.resume(fall_back=True) == []
     assert checkpoint.find_step(tmp_path).name == "step-000006"
-    assert checkpoint.find_step(tmp_path, "best").name == f"step-{second._best_step:06d}"
+    assert checkpoint.find_step(tmp_path, "best").name == f"step-{second._writer.best_step:06d}"
 
 
 def test_a_checkpoint_that_was_whole_but_not_yet_named_when_the_kill_came_is_used(tmp_path):
@@ -305,11 +305,11 @@ def test_what_is_saved_before_the_first_step_never_stands_in_the_folder_of_anoth
 )
 def test_the_scale_of_gradients_is_gone_on_with_in_float16_alone(tmp_path, dtypes, scale):
     first, second = (train(tmp_path, model=build(compute_dtype=dtype), compute_dtype=dtype) for dtype in dtypes)
-    first.scale = min(first.scale, 2.0**10)
+    first.loss_scale.value = min(first.loss_scale.value, 2.0**10)
     go(first, until=2)
     first.save()
     second.resume()
-    assert second.scale == scale
+    assert second.loss_scale.value == scale
 
 
 def test_another_optimizer_is_refused_by_name(tmp_path):
@@ -343,7 +343,7 @@ EPOCHS = dict(sampling="epochs", batch_size=5, steps=48)  # 103 windows: a bit m
 def batches_of(trainer, monkeypatch) -> list:
     """What the model sees, from now on."""
     seen, plain = [], trainer.workers.loss_and_grads
-    note = lambda tokens, *args, **options: (seen.append(tokens.tolist()), plain(tokens, *args, **options))[1]  # noqa: E731
+    note = lambda batch, *args, **options: (seen.append(batch.tokens.tolist()), plain(batch, *args, **options))[1]  # noqa: E731
     monkeypatch.setattr(trainer.workers, "loss_and_grads", note)
     return seen
 

@@ -122,7 +122,7 @@ def test_an_adapter_is_recorded_too(gpu):
         model.add_adapter(LoraConfig(rank=2, targets=("wq", "w_up", "wo")))
         for name, part in model.adapter.params.items():
             part[...] = model.xp.asarray(np.random.default_rng(len(name)).standard_normal(part.shape).astype("float32"))
-        model.adapter.params.round()
+        model.adapter.params.sync_low_precision()
     assert nl.generate(device, [1, 2], 6, temperature=0.0) == nl.generate(cpu, [1, 2], 6, temperature=0.0)
     assert launched(gpu) == 4
 

@@ -12,7 +12,8 @@ from tiny import CONFIG, TOKENS, trainer
 from numllama import ModelConfig
 from numllama.cuda import sources
 from numllama.cuda.stream import Stream
-from numllama.data.dataset import Dataset, random_batch
+from numllama.data.batches import TokenBatches, counted, random_batch
+from numllama.ops import IGNORE
 
 LLAMA = dict(max_seq_len=16)
 GPT2 = dict(max_seq_len=16, norm="layernorm", ffn="gelu", positions="learned", bias=True, tie_embeddings=True)
@@ -107,21 +108,21 @@ def test_a_step_that_looks_at_a_number_cannot_be_recorded(gpu, monkeypatch):
 @pytest.mark.parametrize("where", [(), (0,)], ids=["plain", "replayed"])
 def test_nothing_changes_where_a_gradient_is_not_finite(gpu, where):
     made = trainer(steps=9)
-    batch = random_batch(TOKENS, 3, 24, 0, 1)
+    batch = counted(*random_batch(TOKENS, 3, 24, 0, 1))
     for _ in where:
-        made._whole_step(*batch, 1, 1e-2)
-        made._whole_step(*batch, 2, 1e-2)
+        made._whole_step(batch, 1, 1e-2)
+        made._whole_step(batch, 2, 1e-2)
     steps, flat = made.optimizer.steps, made.model.params.flat
     good = float(flat[5])
     before = [state.flat.copy() for state in made.optimizer.state.values()]
     flat[5] = np.inf
-    loss, norm = made._whole_step(*batch, 3, 1e-2)
+    loss, norm = made._whole_step(batch, 3, 1e-2)
     assert not (np.isfinite(loss) and np.isfinite(norm))
     assert made.optimizer.steps == steps
     for old, state in zip(before, made.optimizer.state.values(), strict=True):
         assert_same_bits(old, state.flat)
     flat[5] = good
-    assert np.isfinite(made._whole_step(*batch, 4, 1e-2)).all()
+    assert np.isfinite(made._whole_step(batch, 4, 1e-2)).all()
     assert made.optimizer.steps == steps + 1
 
 
@@ -189,6 +190,35 @@ def test_what_the_host_tells_is_all_that_changes(gpu):
     assert rates[0][0] == other[0][0] and rates[0][2] != other[0][2]
 
 
+def masked(batch):
+    return lambda self, position, rows=None: counted(*masked_targets(*batch(self, position)[:2])).rows(rows)
+
+
+def masked_targets(tokens, targets):
+    """A third of them, and other ones in each row."""
+    return tokens, np.where((targets + np.arange(len(targets))[:, None]) % 3 == 0, IGNORE, targets)
+
+
+@pytest.mark.parametrize("changes", [dict(), dict(shards=2), dict(dtype="bfloat16")], ids=str)
+def test_ignored_targets_count_nowhere(gpu, monkeypatch, changes):
+    """Their number differs from step to step, and a recorded step is given it as it is given its tokens."""
+    monkeypatch.setattr(TokenBatches, "batch", masked(TokenBatches.batch))
+    replayed = run(steps=5, **changes)
+    assert gpu.counts()["graph launches"] == 4
+    assert_same_run(replayed, run(steps=5, by_host=True, **changes))
+    if not changes:
+        threads = run(steps=5, device="cpu")
+        assert [loss for loss, _ in replayed[0]] == pytest.approx([loss for loss, _ in threads[0]], rel=1e-5)
+
+
+def test_a_batch_of_another_shape_is_run_by_the_host(gpu):
+    made = trainer(steps=2)
+    batch = counted(*random_batch(TOKENS, 3, 24, 0, 1))
+    assert made._whole_step.supports_batch(batch)
+    assert not made._whole_step.supports_batch(batch.rows(slice(2)))
+    assert not made._whole_step.supports_batch(batch._replace(segments=np.zeros_like(batch.tokens)))
+
+
 @pytest.mark.parametrize("changes", [dict(optimizer="sgd"), dict(dtype="float16")], ids=str)
 def test_what_the_host_has_to_decide_about_is_not_recorded(gpu, changes):
     made = trainer(steps=2, **changes)
@@ -198,24 +228,26 @@ def test_what_the_host_has_to_decide_about_is_not_recorded(gpu, changes):
 
 def test_the_next_batch_is_drawn_while_the_gpu_works(gpu, monkeypatch):
     """On another thread, before the step in hand has said its loss; and each step has its own batch."""
-    made, batch, asked = trainer(steps=5, eval_every=5), Dataset.batch, {}
-    run = made._whole_step
+    batch, asked = TokenBatches.batch, {}
 
-    def draw(self, rows, columns, seed, step):
-        asked[step] = threading.current_thread()
-        return batch(self, rows, columns, seed, step)
+    def draw(self, position, rows=None):
+        asked[position.step] = threading.current_thread()
+        return batch(self, position, rows)
 
-    def step(tokens, targets, number, lr):
+    def step(given, number, lr):
         patience = time.monotonic() + 10
         while number + 1 not in asked and time.monotonic() < patience:
             time.sleep(0.001)
         assert asked[number + 1] is not threading.main_thread()
-        for given, expected in zip((tokens, targets), batch(made.data, 3, 24, 0, number), strict=True):
-            np.testing.assert_array_equal(given, expected)
-        return run(tokens, targets, number, lr)
+        expected = random_batch(made.data.train, 3, 24, 0, number)
+        for part, own in zip(given[:2], expected, strict=True):
+            np.testing.assert_array_equal(part, own)
+        return run(given, number, lr)
 
-    step.memory_bytes = run.memory_bytes
-    monkeypatch.setattr(Dataset, "batch", draw)
+    monkeypatch.setattr(TokenBatches, "batch", draw)
+    made = trainer(steps=5, eval_every=5)
+    run = made._whole_step
+    step.memory_bytes, step.supports_batch = run.memory_bytes, run.supports_batch
     monkeypatch.setattr(made, "_whole_step", step)
     assert len(list(made)) == 5
     made.close()

@@ -22,10 +22,10 @@ def lost():
     """As the model's copy in two bytes sees it: a step that small leaves it as it is."""
     w = normal(50)
     masters = Parameters({"w": (5, 10)}, w.astype(ml_dtypes.bfloat16).astype("float32"))
-    copy = masters.rounded_to(np.dtype(ml_dtypes.bfloat16))
+    copy = masters.in_low_precision(np.dtype(ml_dtypes.bfloat16))
     before = copy.flat.astype("float64")
     masters.flat += 0.999 / 4 * 2.0**-7 * abs(masters.flat)
-    masters.round()
+    masters.sync_low_precision()
     yield before, copy.flat.astype("float64")
 
 

@@ -15,6 +15,7 @@ from numllama.model.block import (
     ffn_block_forward,
     layer_forward,
 )
+from numllama.model.parameters import LayerGradients
 
 T, C = 2, 4
 CONFIG = nl.ModelConfig(vocab_size=5, dim=C, n_layers=2, n_heads=2, ffn_dim=8, max_seq_len=T, init_std=0.5)
@@ -44,7 +45,7 @@ def gradients():
     d, dbranch, found, grads = DOUT, DOUT, [DOUT], MODEL.params.zeros_like()
     for i in reversed(range(4)):
         backward, cache = CACHES[i]
-        d, dbranch = backward(d, dbranch, cache, grads.blocks[i // 2])
+        d, dbranch = backward(d, dbranch, cache, LayerGradients(grads, i // 2))
         found.append(d)
     return found[::-1]
 

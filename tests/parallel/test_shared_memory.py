@@ -13,13 +13,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import assert_same_bits
+from parallel.whole_batch import loss_and_grads
 
 import numllama as nl
 from numllama import blocks
+from numllama.data.batches import counted
 from numllama.errors import NumllamaError
+from numllama.optim.optimizer import step_in_pieces
 from numllama.parallel import shards
 from numllama.parallel.shards import Workers
-from numllama.parallel.team import Team
+from numllama.parallel.shared_memory import SharedMemoryWorkers
 
 VOCAB, ROWS, T = 13, 7, 8
 CONFIG = nl.ModelConfig(VOCAB, 16, 2, 2, max_seq_len=T, dropout=0.3, init_std=0.2)
@@ -30,7 +33,7 @@ needs_memfd = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="this s
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch):
     """Processes from the first step on."""
-    monkeypatch.setattr(shards, "TEAM_AFTER", -1.0)
+    monkeypatch.setattr(shards, "PROCESSES_AFTER", -1.0)
 
 
 def build(dtype="float32") -> nl.Transformer:
@@ -52,20 +55,20 @@ def alive(pid: int) -> bool:
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("workers", [2, 4])
 def test_processes_give_the_same_bits_as_one_worker(workers, dtype):
-    with closing(Workers(build(dtype), 1)) as one, closing(Workers(build(dtype), workers, processes=True)) as team:
+    with closing(Workers(build(dtype), 1)) as one, closing(Workers(build(dtype), workers, processes=True)) as group:
         for step, recompute in enumerate([False, True, False]):
-            expected, grads = one.loss_and_grads(*batch(step), 5, key=(0, step), recompute=recompute)
-            loss, actual = team.loss_and_grads(*batch(step), 5, key=(0, step), recompute=recompute)
+            expected, grads = loss_and_grads(one, *batch(step), 5, key=(0, step), recompute=recompute)
+            loss, actual = loss_and_grads(group, *batch(step), 5, key=(0, step), recompute=recompute)
             assert loss == expected
             assert_same_bits(actual.flat, grads.flat)
-        assert len(team.pids) == workers - 1
-        assert team.mean_loss([batch(i) for i in range(5)]) == one.mean_loss([batch(i) for i in range(5)])
+        assert len(group.pids) == workers - 1
+        assert group.mean_loss([counted(*batch(i)) for i in range(5)]) == one.mean_loss([counted(*batch(i)) for i in range(5)])
 
 
 def shared(trainer: nl.Trainer) -> bool:
     """Whether processes have the optimizer's moments."""
-    team = trainer.workers._team
-    return team is not None and team.shares(list(trainer.optimizer.state.values()))
+    group = trainer.workers._processes
+    return group is not None and group.shares(list(trainer.optimizer.state.values()))
 
 
 @needs_memfd
@@ -76,14 +79,14 @@ def test_a_run_that_goes_over_to_processes_stays_the_same(monkeypatch):
     monkeypatch.setattr(blocks, "PIECE_ELEMENTS", 100)
     results = []
     for workers in (1, 2):
-        monkeypatch.setattr(shards, "TEAM_AFTER", 1e9)
+        monkeypatch.setattr(shards, "PROCESSES_AFTER", 1e9)
         with closing(nl.Trainer(build(), nl.Dataset(text, text, VOCAB), nl.TrainConfig(**settings, workers=workers))) as trainer:
             reports = []
             for report in trainer:
                 reports.append((report.loss, report.grad_norm, report.val_loss))
                 assert shared(trainer) == (workers > 1 and report.step > 2)
                 if report.step == 2:
-                    monkeypatch.setattr(shards, "TEAM_AFTER", -1.0)
+                    monkeypatch.setattr(shards, "PROCESSES_AFTER", -1.0)
             assert len(trainer.workers.pids) == workers - 1
             buffers = trainer.model.params, *trainer.optimizer.state.values()
             results.append((reports, [hashlib.sha256(buffer.flat).hexdigest() for buffer in buffers]))
@@ -93,45 +96,45 @@ def test_a_run_that_goes_over_to_processes_stays_the_same(monkeypatch):
 @needs_memfd
 def test_parameters_that_are_not_shared_are_not_sent(monkeypatch):
     monkeypatch.setattr(shards, "WORTH_PROCESSES", 0)
-    with closing(Workers(build(), 2, processes=True)) as team:
-        _, grads = team.loss_and_grads(*batch(), 4)
-        optimizer = nl.AdamW(team.model.params)  # which came after the processes
+    with closing(Workers(build(), 2, processes=True)) as group:
+        _, grads = loss_and_grads(group, *batch(), 4)
+        optimizer = nl.AdamW(group.model.params)  # which came after the processes
         with pytest.raises(TypeError, match="not shared"):
-            optimizer.step(grads, run=team.map)
-        before = team.model.params.flat.copy()
-        team.step(optimizer, grads, 0.1)  # by threads
-        assert (team.model.params.flat != before).any()
+            step_in_pieces(optimizer, grads, map_fn=group.map)
+        before = group.model.params.flat.copy()
+        group.step(optimizer, grads, 0.1)  # by threads
+        assert (group.model.params.flat != before).any()
 
 
 @needs_memfd
 def test_an_error_in_a_process_ends_the_call_and_the_next_one_works():
-    with closing(Workers(build(), 2, processes=True)) as team:
-        loss, _ = team.loss_and_grads(*batch(), 7, key=(0, 0))
+    with closing(Workers(build(), 2, processes=True)) as group:
+        loss, _ = loss_and_grads(group, *batch(), 7, key=(0, 0))
         for row in (0, 1, 6):  # of this process, of the other, and of this one again
             tokens, targets = batch()
             tokens[row] = VOCAB
             with pytest.raises(ValueError, match=f"tokens .*{VOCAB}"):
-                team.loss_and_grads(tokens, targets, 7, key=(0, 0))
-        assert team.loss_and_grads(*batch(), 7, key=(0, 0))[0] == loss
+                loss_and_grads(group, tokens, targets, 7, key=(0, 0))
+        assert loss_and_grads(group, *batch(), 7, key=(0, 0))[0] == loss
 
 
 @needs_memfd
 def test_a_process_that_is_killed_is_reported_even_while_its_turn_is_awaited():
-    with closing(Workers(build(), 2, processes=True)) as team:
-        team.loss_and_grads(*batch(), 4)
-        os.kill(team.pids[0], signal.SIGSTOP)  # so that this process comes to wait for it
-        threading.Timer(0.2, os.kill, (team.pids[0], signal.SIGKILL)).start()
+    with closing(Workers(build(), 2, processes=True)) as group:
+        loss_and_grads(group, *batch(), 4)
+        os.kill(group.pids[0], signal.SIGSTOP)  # so that this process comes to wait for it
+        threading.Timer(0.2, os.kill, (group.pids[0], signal.SIGKILL)).start()
         with pytest.raises(NumllamaError, match="a worker process ended"):
-            team.loss_and_grads(*batch(), 4)
+            loss_and_grads(group, *batch(), 4)
 
 
 @needs_memfd
 def test_processes_end_when_the_workers_are_closed():
-    team = Workers(build(), 3, processes=True)
-    team.loss_and_grads(*batch(), 4)
-    pids = team.pids
+    group = Workers(build(), 3, processes=True)
+    loss_and_grads(group, *batch(), 4)
+    pids = group.pids
     assert all(map(alive, pids))
-    team.close()
+    group.close()
     assert not any(map(alive, pids))
 
 
@@ -139,17 +142,21 @@ OWNER = """
 import sys, time
 import numpy as np
 import numllama as nl
+from numllama.data.batches import counted
 from numllama.parallel import shards
+from numllama.parallel.shards import ShardPlan
 
-shards.TEAM_AFTER = -1.0
-team = shards.Workers(nl.Transformer(nl.ModelConfig(5, 4, 1, 1, max_seq_len=2)), 2, processes=True)
-tokens = np.zeros((2, 2), int)
-team.loss_and_grads(tokens, tokens, 2)
-team._turns.start()
+shards.PROCESSES_AFTER = -1.0
+group = shards.Workers(nl.Transformer(nl.ModelConfig(5, 4, 1, 1, max_seq_len=2)), 2, processes=True)
+batch = counted(np.zeros((2, 2), int), np.zeros((2, 2), int))
+group.loss_and_grads(batch, ShardPlan(2, 2))
+group._sum.start()
 # It waits for shard 0, which never comes.
-future = team._team.submit(shards.run_shards, team.model, team._turns, [(1, tokens, tokens)], None, dict(count=4))
+options = dict(recompute=False, scale=1.0)
+future = group._processes.submit(shards.run_shards, group.model, group._sum, [shards.Shard(1, batch)], None, options)
 time.sleep(0.2)
-print(*team.pids, flush=True)
+assert not future.done()
+print(*group.pids, flush=True)
 time.sleep(60)
 """
 
@@ -173,14 +180,14 @@ def test_a_model_of_another_class_is_run_by_threads():
     class Other(nl.Transformer):
         pass
 
-    assert not Team.possible(Other(CONFIG))
+    assert not SharedMemoryWorkers.possible(Other(CONFIG))
     with closing(Workers(Other(CONFIG, seed=1), 2, processes=True)) as threads, closing(Workers(build(), 1)) as one:
-        assert threads.loss_and_grads(*batch(), 3)[0] == one.loss_and_grads(*batch(), 3)[0]
+        assert loss_and_grads(threads, *batch(), 3)[0] == loss_and_grads(one, *batch(), 3)[0]
         assert threads.pids == []
 
 
 def test_a_system_without_shared_memory_uses_threads(monkeypatch):
     monkeypatch.delattr(os, "memfd_create", raising=False)
     with closing(Workers(build(), 2, processes=True)) as threads:
-        threads.loss_and_grads(*batch(), 3)
+        loss_and_grads(threads, *batch(), 3)
         assert threads.pids == []

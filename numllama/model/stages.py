@@ -1,0 +1,201 @@
+"""The stages that a block is made of: maps, norms, RoPE, each with its parameters.
+
+A *stage* is a pair of functions that knows its parameters by name:
+    out, cache = forward(x, w, name, context)        reads w[name]
+    dx         = backward(dout, cache, g, name)      adds the gradient of w[name] to g, once, unless it is frozen
+`w` maps names to arrays; `g` is :class:`~numllama.model.parameters.Gradients`, or those of a layer. The tables at the end list
+the choices of a configuration.
+"""
+
+from numllama import ops
+from numllama.backend import real_dtype, xp_of
+from numllama.model.config import ModelConfig
+
+
+def add_gradient(g, name, gradient):
+    if name in g:
+        g.add(name, gradient)
+
+
+def linear_forward(x, w, name, context):
+    out, cache = ops.linear_forward(x, w[name], w.get(f"{name}_bias"))
+    update, lora_cache = lora_forward(x, w, name, context)
+    if update is not None:
+        out += update
+    return out, (cache, lora_cache)
+
+
+def linears_forward(x, w, names, context):
+    """Several maps of one input."""
+    biases = tuple(w[f"{name}_bias"] for name in names) if f"{names[0]}_bias" in w else None
+    outs, cache = ops.linears_forward(x, tuple(w[name] for name in names), biases)
+    lora_caches = []
+    for name, out in zip(names, outs, strict=True):
+        update, lora_cache = lora_forward(x, w, name, context)
+        if update is not None:
+            out += update
+        lora_caches.append(lora_cache)
+    return outs, (cache, lora_caches)
+
+
+def linear_cache(x, w, name, context):
+    """What linear_forward keeps for backward, without the product."""
+    return (x, w[name], w.get(f"{name}_bias")), lora_forward(x, w, name, context)[1]
+
+
+def lora_forward(x, w, name, context):
+    """An adapter's update of a map's output, and its cache; None twice without one."""
+    if f"{name}_lora_a" not in w:
+        return None, None
+    return ops.lora_forward(x, w[f"{name}_lora_a"], w[f"{name}_lora_b"], context.lora_scale)
+
+
+def lora_backward(dout, cache, g, name, dx):
+    """dx, to which the update adds if there is one."""
+    if cache is not None:
+        dx, da, db = ops.lora_backward(dout, cache, dx=dx)
+        g.add(f"{name}_lora_a", da)
+        g.add(f"{name}_lora_b", db)
+    return dx
+
+
+def linear_backward(dout, caches, g, name, dx=None):
+    cache, lora_cache = caches
+    if name in g:
+        buffer = g.buffer(name)
+        dx, dweight, *dbias = ops.linear_backward(dout, cache, into=buffer, dx=dx)
+        if buffer is None:
+            g.add(name, dweight)
+        if dbias:
+            g.add(f"{name}_bias", dbias[0])
+    else:
+        dx = ops.linear_backward_input(dout, cache, dx=dx)
+    return lora_backward(dout, lora_cache, g, name, dx)
+
+
+def linears_backward(douts, caches, g, names, dx=None):
+    """dx, to which all of the maps add."""
+    cache, lora_caches = caches
+    if names[0] in g:
+        buffers = tuple(g.buffer(name) for name in names)
+        into = None if buffers[0] is None else buffers
+        dx, dweights, *dbiases = ops.linears_backward(douts, cache, into=into, dx=dx)
+        for name, dweight in zip(names, dweights, strict=True) if into is None else ():
+            g.add(name, dweight)
+        for name, dbias in zip(names, *dbiases, strict=True) if dbiases else ():
+            g.add(f"{name}_bias", dbias)
+    else:
+        dx = ops.linears_backward_input(douts, cache, dx=dx)
+    for name, dout, lora_cache in zip(names, douts, lora_caches, strict=True):
+        dx = lora_backward(dout, lora_cache, g, name, dx)
+    return dx
+
+
+def rmsnorm_forward(x, w, name, context):
+    return ops.rmsnorm_forward(x, w[name], context.config.norm_eps)
+
+
+def rmsnorm_backward(dout, cache, g, name):
+    dx, dweight = ops.rmsnorm_backward(dout, cache)
+    add_gradient(g, name, dweight)
+    return dx
+
+
+def layernorm_forward(x, w, name, context):
+    return ops.layernorm_forward(x, w[name], w[f"{name}_bias"], context.config.norm_eps)
+
+
+def layernorm_backward(dout, cache, g, name):
+    dx, dweight, dbias = ops.layernorm_backward(dout, cache)
+    add_gradient(g, name, dweight)
+    add_gradient(g, f"{name}_bias", dbias)
+    return dx
+
+
+def add_rmsnorm_forward(x, branch, w, name, context, site):
+    return ops.add_rmsnorm_forward(x, branch, w[name], context.config.norm_eps, *dropped_at(site, context))
+
+
+def add_rmsnorm_backward(dx, dout, cache, g, name):
+    buffer = g.buffer(name)
+    dx, dbranch, dweight = ops.add_rmsnorm_backward((dx, dout), cache, buffer)
+    if buffer is None:
+        add_gradient(g, name, dweight)
+    return dx, dbranch
+
+
+def add_layernorm_forward(x, branch, w, name, context, site):
+    p, key = dropped_at(site, context)
+    branch, dropout_cache = (branch, None) if key is None else ops.dropout_forward(branch, p, key)
+    x = branch if x is None else x + branch
+    out, cache = layernorm_forward(x, w, name, context)
+    return (x, out), (cache, dropout_cache)
+
+
+def add_layernorm_backward(dx, dout, cache, g, name):
+    cache, dropout_cache = cache
+    dn = layernorm_backward(dout, cache, g, name)
+    dx = dn if dx is None else dx + dn
+    return dx, dx if dropout_cache is None else ops.dropout_backward(dx, dropout_cache)
+
+
+def dropped_at(site, context):
+    """The dropout of a branch: its probability and the key of its mask, one per site; no key outside training."""
+    if context.key is None or context.config.dropout == 0:
+        return 0.0, None
+    key = context.key[site] if hasattr(context.key, "dtype") else (*context.key, site)
+    return context.config.dropout, key
+
+
+def l2norm_forward(x, w, name, context):
+    return ops.rmsnorm_forward(x, xp_of(x).ones(x.shape[-1], real_dtype(x.dtype)), context.config.norm_eps)
+
+
+def l2norm_backward(dout, cache, g, name):
+    dx, _ = ops.rmsnorm_backward(dout, cache)  # the gain is a constant
+    return dx
+
+
+def each_forward(forward):
+    """A stage of one array as a stage of several, each with its own name."""
+
+    def run(xs, w, names, context):
+        pairs = [forward(x, w, name, context) for x, name in zip(xs, names, strict=True)]
+        return tuple(out for out, _ in pairs), tuple(cache for _, cache in pairs)
+
+    return run
+
+
+def each_backward(backward):
+    def run(douts, caches, g, names):
+        return tuple(backward(dout, cache, g, name) for dout, cache, name in zip(douts, caches, names, strict=True))
+
+    return run
+
+
+def ropes_forward(xs, w, names, context):
+    return ops.ropes_forward(xs, context.cos, context.sin, context.config.rope_layout, outs=xs)   # in place
+
+
+def ropes_backward(douts, cache, g, names):
+    return ops.ropes_backward(douts, cache, outs=douts)
+
+
+NORM = {
+    "rmsnorm": (rmsnorm_forward, rmsnorm_backward),
+    "layernorm": (layernorm_forward, layernorm_backward),
+}
+ADD_NORM = {  # a residual sum first: (x, branch) -> (x + dropout(branch), norm of it)
+    "rmsnorm": (add_rmsnorm_forward, add_rmsnorm_backward),
+    "layernorm": (add_layernorm_forward, add_layernorm_backward),
+}
+RMS_EACH = each_forward(rmsnorm_forward), each_backward(rmsnorm_backward)
+L2_EACH = each_forward(l2norm_forward), each_backward(l2norm_backward)
+ROPE = {"rope": [(ropes_forward, ropes_backward)], "learned": [], "none": []}
+BEFORE_ROPE = {"rms": [RMS_EACH], "l2": [], None: []}
+AFTER_ROPE = {"rms": [], "l2": [L2_EACH], None: []}
+
+
+def head_stages(config: ModelConfig) -> list[tuple]:
+    """What happens to queries and keys between their projection and attention."""
+    return BEFORE_ROPE[config.qk_norm] + ROPE[config.positions] + AFTER_ROPE[config.qk_norm]
