@@ -54,7 +54,7 @@ def flash_attention() -> None:
 
 def bounded_scores() -> None:
     """Compute the maximum of every tile of scores."""
-    from numllama.ops import flash_attention
+    from numllama.cpu import flash_attention
 
     flash_attention.SMALL_SCORE = 0.0
 

@@ -114,7 +114,7 @@ def train(
         Go on with the run in --out, or with the newest one. auto: begin if there is none, and if the newest checkpoint is
         damaged go on from the one before it; settings may be given again.
     """
-    from numllama.commands.train import train_run
+    from numllama.commands.train_run import train_run
 
     if tokenizer == "":
         raise ValueError("tokenizer is empty, but must be char, bpe or the path of a tokenizer")
@@ -279,7 +279,7 @@ def finetune(
     show
         Print so many conversations as the model would see them, with what of them is learnt, and do nothing else.
     """
-    from numllama.commands.finetune import Tuning, finetune_run, resume_run
+    from numllama.commands.finetune_run import Tuning, finetune_run, resume_run
     from numllama.model import LoraConfig
 
     about = dict(model=model, data=data, val_data=val_data, full=full or None, rank=rank, alpha=alpha, targets=targets or None)
@@ -382,7 +382,7 @@ def generate(
         How the next token is drawn. Default what the checkpoint's generation_config.json says; temperature 0.8 where it says
         nothing.
     """
-    from numllama.commands.generate import generate_run
+    from numllama.commands.generate_run import generate_run
 
     limits = dict(max_new_tokens=max_new_tokens, stop=stop, window=window, seed=seed)
     how = dict(special=special, skip_special_tokens=skip_special_tokens)
@@ -434,7 +434,7 @@ def chat(
         How the next token is drawn. Default what the checkpoint's generation_config.json says; temperature 0.8 where it says
         nothing.
     """
-    from numllama.commands.generate import chat_run
+    from numllama.commands.generate_run import chat_run
 
     limits = dict(max_new_tokens=max_new_tokens, window=window, seed=seed, skip_special_tokens=skip_special_tokens)
     return chat_run(model, tokenizer, device, dtype, system, **limits, **given(sampling))

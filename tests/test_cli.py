@@ -23,8 +23,8 @@ import pytest
 import numllama
 from numllama.backend import array_module
 from numllama.cli import main
-from numllama.commands import train
-from numllama.commands.train import only_run_in
+from numllama.commands import train_run
+from numllama.commands.train_run import only_run_in
 from numllama.data import shakespeare, synthetic
 from numllama.data.prepare import prepare_texts
 from numllama.errors import CheckpointError, DeviceError
@@ -318,7 +318,7 @@ def test_a_vocabulary_of_any_size_is_trained_on_the_text_and_kept(book, tmp_path
     (["--vocab-size", 255], "vocab_size is 255, but 256 bytes and 0 special tokens need 256"),
 ])  # fmt: skip
 def test_a_vocabulary_that_cannot_be_trained_is_refused_before_any_data_is_read(flags, words, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "_open_data", None)
+    monkeypatch.setattr(train_run, "_open_data", None)
     assert words in refused(numllama_train(*flags, *tiny(), "--out", tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
@@ -396,14 +396,14 @@ CHECKED_FIRST = [
 
 @pytest.mark.parametrize("flags", CHECKED_FIRST, ids=str)
 def test_flags_are_checked_before_any_data_are_downloaded(tmp_path, monkeypatch, flags):
-    monkeypatch.setattr(train, "shakespeare_dataset", lambda **_: pytest.fail("it was downloaded"))
+    monkeypatch.setattr(train_run, "shakespeare_dataset", lambda **_: pytest.fail("it was downloaded"))
     refused(numllama_train(*tiny(**flags), "--out", tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("flags", [["--steps", 0], ["--lr", -1], ["--seq-len", 9], ["--n-heads", 3], ["--optimizer", "adam"]])
 def test_flags_of_a_resumed_run_are_checked_before_its_data_are_read(copy, monkeypatch, flags):
-    monkeypatch.setattr(train, "load_dataset", lambda *_, **__: pytest.fail("it was read"))
+    monkeypatch.setattr(train_run, "load_dataset", lambda *_, **__: pytest.fail("it was read"))
     refused(numllama_train("--resume", *flags, "--out", copy))
 
 
@@ -433,7 +433,7 @@ def test_ctrl_c_saves_and_resume_comes_to_the_same_end(book, tmp_path):
 
 def test_a_second_ctrl_c_does_not_wait():
     before = signal.getsignal(signal.SIGINT)
-    with train._interrupts() as caught:
+    with train_run._interrupts() as caught:
         signal.raise_signal(signal.SIGTERM)  # however often it comes, the step in hand is finished
         signal.raise_signal(signal.SIGTERM)
         caught.clear()
@@ -474,7 +474,7 @@ def test_a_signal_to_end_saves_and_exits_with_its_code(copy, book, tmp_path, mon
 @pytest.mark.parametrize("moment", ["load_dataset", "sample"])
 def test_sigterm_where_there_is_nothing_to_save_exits_with_0_too(copy, monkeypatch, moment):
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(train, moment, lambda *args, **options: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(train_run, moment, lambda *args, **options: signal.raise_signal(signal.SIGTERM))
     assert numllama_train("--resume", "--steps", 9, "--out", copy).code == 0
     assert find_step(copy).name == ("step-000008" if moment == "load_dataset" else "step-000009")
     assert signal.getsignal(signal.SIGTERM) == before
@@ -496,7 +496,7 @@ def test_auto_begins_where_there_is_no_run_and_goes_on_where_there_is_one(book, 
 
 @pytest.mark.parametrize("resume", [("--resume",), ("--resume", "auto")])
 def test_a_run_that_was_begun_with_some_workers_goes_on_with_ranks(copy, monkeypatch, resume):
-    for module in (train, trainer):
+    for module in (train_run, trainer):
         monkeypatch.setattr(module, "communicator", lambda parallel: Communicator())
     finished(numllama_train(*resume, "--steps", 9, "--workers", 2, "--out", copy))
     finished(numllama_train(*resume, "--steps", 10, "--parallel", "mpi", "--out", copy))
@@ -520,7 +520,7 @@ def test_two_new_runs_that_begin_in_one_folder_at_once_do_not_both_write_there(b
         second.append(numllama_train("--data", book, *tiny(), "--out", out))
         return only_run_in(*arguments, **options)
 
-    monkeypatch.setattr(train, "only_run_in", at_the_last_moment)
+    monkeypatch.setattr(train_run, "only_run_in", at_the_last_moment)
     refused(numllama_train("--data", book, *tiny(), "--out", out), "already holds a run")
     finished(second[0])
     assert steps_in(out) == list(range(1, 9))
@@ -546,14 +546,14 @@ def test_auto_names_what_is_damaged_and_goes_on_from_the_checkpoint_before_it(co
 
 def test_a_wrong_byte_in_the_config_is_noticed_or_harmless(copy):
     path = copy / "config.json"
-    content, expected = path.read_bytes(), train._read_about(copy)
+    content, expected = path.read_bytes(), train_run._read_about(copy)
     rng, noticed = np.random.default_rng(0), 0
     for at in rng.integers(0, len(content), 300):
         flipped = bytearray(content)
         flipped[at] ^= int(rng.integers(1, 256))
         path.write_bytes(flipped)
         try:
-            assert train._read_about(copy) == expected
+            assert train_run._read_about(copy) == expected
         except CheckpointError as error:
             assert "config.json is damaged" in str(error)
             noticed += 1

@@ -15,7 +15,7 @@ from system.commands import TINY
 
 import numllama as nl
 from numllama.cli import ORDER, app, main
-from numllama.commands import train as training_run
+from numllama.commands import train_run
 from numllama.serve import server
 from numllama.training import write_tokens
 
@@ -81,7 +81,7 @@ def pool(tmp_path_factory, small_run, small_text):
 def quick(monkeypatch):
     """A server that ends when it has begun, no network, and runs that draw nothing."""
     monkeypatch.setattr(server.Server, "serve_on", lambda self, listener: None)
-    monkeypatch.setattr(training_run, "shakespeare_dataset", lambda tokenizer: training_run.load_dataset("/nowhere", tokenizer))
+    monkeypatch.setattr(train_run, "shakespeare_dataset", lambda tokenizer: train_run.load_dataset("/nowhere", tokenizer))
     monkeypatch.setitem(sys.modules, "matplotlib", None)
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from numllama.commands.generate import as_words
+from numllama.commands.generate_run import as_words
 from numllama.errors import NumllamaError
 from numllama.generation.config import checkpoint_settings
 from numllama.install import install_command
@@ -54,7 +54,7 @@ def serve_run(
     Parameters
     ----------
     model, tokenizer, device, dtype
-        See :func:`numllama.commands.generate.generate_run`.
+        See :func:`numllama.commands.generate_run.generate_run`.
     host, port
         Where to listen.
     runs : path

@@ -16,7 +16,7 @@ from interop.test_chat_template import LLAMA_3
 
 import numllama as nl
 from numllama.cli import main
-from numllama.commands.finetune import Tuning, _recipe
+from numllama.commands.finetune_run import Tuning, _recipe
 from numllama.data.batches import counted
 from numllama.data.conversations import ConversationBatches, Conversations, Documents
 from numllama.errors import CheckpointError

@@ -18,7 +18,7 @@ from realdata import real_data
 
 import numllama as nl
 from numllama.cli import main
-from numllama.commands import generate
+from numllama.commands import generate_run
 from numllama.generation.chat import PARAGRAPH
 
 SPEED = r"^\d+ prompt tokens in \d+\.\d\d s, (\d+) new ones(, [\d,]+ tokens/s)?\n$"
@@ -289,7 +289,7 @@ def test_ctrl_c_ends_the_talk(chatty):
 
 def test_ctrl_c_in_an_answer_ends_the_answer(chatty, monkeypatch):
     shown = []
-    plain = generate.show
+    plain = generate_run.show
 
     def show(pieces):
         shown.append(1)
@@ -298,7 +298,7 @@ def test_ctrl_c_in_an_answer_ends_the_answer(chatty, monkeypatch):
         print(next(pieces), end="")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(generate, "show", show)
+    monkeypatch.setattr(generate_run, "show", show)
     result = numllama("chat", chatty, "--seed", 4, "--max-new-tokens", 25, lines=["Hello", "Go on"])
     assert result.code == 0
     assert len(shown) == 2

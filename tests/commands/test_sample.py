@@ -5,17 +5,17 @@ from types import SimpleNamespace
 import pytest
 
 import numllama as nl
-from numllama.commands import train
+from numllama.commands import train_run
 
 SPECIAL = {f"<|{i}|>": i for i in range(300, 500, 2)}
 
 
 def sampled(monkeypatch, tokenizer, vocab_size, **changes) -> str:
     """Of an untrained model, whose every token is about as likely as any other."""
-    monkeypatch.setattr(train.checkpoint, "find_step", lambda *_: None)
-    monkeypatch.setattr(train.checkpoint, "load_checkpoint", lambda *_: None)
+    monkeypatch.setattr(train_run.checkpoint, "find_step", lambda *_: None)
+    monkeypatch.setattr(train_run.checkpoint, "load_checkpoint", lambda *_: None)
     model = nl.Transformer(nl.ModelConfig(vocab_size, dim=8, n_layers=1, n_heads=2, max_seq_len=40, **changes))
-    return train.sample(SimpleNamespace(model=model, data=SimpleNamespace(tokenizer=tokenizer), out=None))
+    return train_run.sample(SimpleNamespace(model=model, data=SimpleNamespace(tokenizer=tokenizer), out=None))
 
 
 @pytest.mark.parametrize("positions", ["rope", "learned"])

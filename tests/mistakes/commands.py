@@ -5,12 +5,12 @@ from mistakes.mistake import Mistake
 MISTAKES = [
     Mistake(
         "two processes that train in one folder",
-        "commands/train.py", 'with locked(out, doing="trains"):', "with nullcontext():",
+        "commands/train_run.py", 'with locked(out, doing="trains"):', "with nullcontext():",
         "test_cli.py::test_a_folder_in_which_another_process_trains_is_refused_and_left_alone",
     ),
     Mistake(
         "an interrupted run that a script takes for a finished one",
-        "commands/train.py", "return exit_code(signal.SIGINT)", "return 0",
+        "commands/train_run.py", "return exit_code(signal.SIGINT)", "return 0",
         "test_cli.py::test_ctrl_c_saves_and_resume_comes_to_the_same_end",
     ),
 ]  # fmt: skip

@@ -122,7 +122,7 @@ def metrics(out):
 @pytest.mark.skipif(not EXAMPLE.exists(), reason="tests without the examples")
 def test_the_example_trains_on_ranks_and_goes_on_with_fewer(mpirun, tmp_path):
     """As from the command line: rank 0 alone logs and saves, and what it saves is what one process would have saved."""
-    from numllama.commands.train import train_run
+    from numllama.commands.train_run import train_run
 
     one, many, text = tmp_path / "one", tmp_path / "many", tmp_path / "text.txt"
     text.write_text(TEXT, encoding="utf-8")

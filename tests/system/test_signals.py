@@ -133,7 +133,7 @@ def train_run(*_):
         from numllama import cli
         cli.ignore = send
 
-import numllama.commands.train as run
+import numllama.commands.train_run as run
 run.train_run = run.ends_when_told(train_run)
 main()
 """

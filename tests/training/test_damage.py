@@ -14,7 +14,7 @@ from interop.test_chat_template import LLAMA_3
 from system.commands import run as numllama
 
 import numllama as nl
-from numllama.commands.finetune import Tuning, _open
+from numllama.commands.finetune_run import Tuning, _open
 from numllama.errors import NumllamaError
 from numllama.training import checkpoint
 

@@ -13,8 +13,9 @@ from parallel.whole_batch import loss_and_grads
 
 from numllama import ops
 from numllama.cli import app
+from numllama.cpu import flash_attention
 from numllama.model import ModelConfig, Transformer, count_parameters
-from numllama.cpu import flash_attention, linear
+from numllama.ops import linears
 from numllama.optim import AdamW
 from numllama.parallel.ranks import Ranks
 from numllama.parallel.shards import Workers
@@ -111,7 +112,7 @@ def test_flops_are_within_ten_percent_of_the_products_of_a_step(monkeypatch, sha
 
         monkeypatch.setattr(ops, name, run)
         if of_linear:
-            monkeypatch.setattr(linear, name, run)  # where several maps are one after the other
+            monkeypatch.setattr(linears, name, run)  # where several maps are one after the other
 
     monkeypatch.setattr(flash_attention, "scores", scores)
     for name, products in (("linear_forward", 1), ("linear_backward", 2)):

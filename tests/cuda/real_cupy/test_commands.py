@@ -19,7 +19,7 @@ STEPS = "--batch-size 2 --eval-batches 1 --eval-every 3 --warmup-steps 2"
 
 @pytest.fixture
 def text(tmp_path, monkeypatch):
-    monkeypatch.setattr("numllama.commands.train.SAMPLE_CHARACTERS", 10)
+    monkeypatch.setattr("numllama.commands.train_run.SAMPLE_CHARACTERS", 10)
     path = tmp_path / "text.txt"
     path.write_text("To be, or not to be, that is the question.\n" * 80, encoding="utf-8")
     return path

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from numllama.backend import TWO_BYTES, array_module, default_dtype, known_dtype
-from numllama.commands.train import check_new, default_folder, ends_when_told, final_evaluation, go_on, in_words, only_run_in
+from numllama.commands.train_run import check_new, default_folder, ends_when_told, final_evaluation, go_on, in_words, only_run_in
 from numllama.data.conversations import Conversations, load_conversations
 from numllama.errors import CheckpointError, DataError, NumllamaError, shown, visible
 from numllama.generation.chat import has_chat_template
