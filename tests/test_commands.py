@@ -23,7 +23,8 @@ import pytest
 from generation.models import random_model
 
 import numllama as nl
-from numllama.cli import app, main, serve
+from numllama.cli import app, main
+from numllama.commands.serve import serve
 from numllama.cuda import doctor
 from numllama.generation.bench import bench
 from numllama.interop.convert import convert

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from numllama.commands.options import ModelSource
 from numllama.data.dataset import read_text
 from numllama.errors import DataError
 from numllama.generation.chat import Chat
-from numllama.generation.config import checkpoint_settings
+from numllama.generation.config import checkpoint_settings, settings_line
 from numllama.generation.kv_cache import KVCache
 from numllama.generation.text import MAX_NEW_TOKENS, TextStream, encode_prompt, stream_text, window_for
-from numllama.interop.load import open_model
 from numllama.model import Transformer
 from numllama.tokenizer import CharTokenizer, Tokenizer
 
@@ -23,10 +23,7 @@ BETWEEN = "-----"  # several texts
 
 
 def generate_run(
-    model: Path,
-    tokenizer: Path | None,
-    device: str,
-    dtype: str | None,
+    source: ModelSource,
     prompt: str | None = None,
     prompt_file: Path | None = None,
     n: int = 1,
@@ -37,12 +34,7 @@ def generate_run(
 
     Parameters
     ----------
-    model : path
-        Whatever :func:`numllama.load` reads.
-    tokenizer : path, optional
-        A tokenizer's file or folder; default the one beside the model.
-    device, dtype : str
-        See :func:`numllama.load`.
+    source : ModelSource
     prompt : str, optional
         ``-`` for standard input.
     prompt_file : path, optional
@@ -58,7 +50,7 @@ def generate_run(
     if n < 1:
         raise ValueError(f"n is {n}, but must be a whole number of at least 1")
     prompt = _prompt(prompt, prompt_file)
-    opened = open_model(model, tokenizer, device, dtype)
+    opened = source.open()
     settings = _with_defaults(opened[0], settings)
     texts = []
     if as_json:
@@ -97,13 +89,8 @@ def _with_defaults(model: Transformer, settings: dict[str, Any]) -> dict[str, An
     """The settings, those of the checkpoint where none are given, which are told, and below them the command line's own."""
     own = {name: value for name, value in checkpoint_settings(model.generation_config).items() if name not in settings}
     if own:
-        print(as_words(own), file=sys.stderr)
+        print(settings_line(own), file=sys.stderr)
     return {"temperature": TEMPERATURE, **own, **settings}
-
-
-def as_words(settings: dict[str, Any]) -> str:
-    """What a checkpoint says about sampling, in a line."""
-    return f"from generation_config.json: {', '.join(f'{name} {value:g}' for name, value in settings.items())}"
 
 
 def _texts(
@@ -139,20 +126,17 @@ def _values(prompt: str, written: list[str], texts: list[TextStream], settings: 
     }
 
 
-def chat_run(
-    model: Path, tokenizer: Path | None, device: str, dtype: str | None, system: str | None, **settings: Any
-) -> int:
+def chat_run(source: ModelSource, system: str | None, **settings: Any) -> int:
     """Answer each line of standard input; Ctrl-C ends an answer, or between two of them, as the input's end does, the talk.
 
     Parameters
     ----------
-    model, tokenizer, device, dtype
-        See :func:`generate_run`.
+    source : ModelSource
     system : str, optional
     settings
         See :class:`numllama.generation.chat.Chat`.
     """
-    opened = open_model(model, tokenizer, device, dtype)
+    opened = source.open()
     chat = Chat(*opened, system, **_with_defaults(opened[0], settings))
     answers = []
     while True:

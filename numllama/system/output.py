@@ -29,7 +29,7 @@ class OutputError(Exception):
         return BROKEN_PIPE if isinstance(self.error, BrokenPipeError) else 2
 
 
-class Output:
+class OutputStream:
     """A text stream that never fails, unless it is needed.
 
     Parameters
@@ -91,13 +91,13 @@ class ClosedInput(io.TextIOBase):
 
 
 @contextmanager
-def standard_streams() -> Iterator[tuple[Output, Output]]:
+def standard_streams() -> Iterator[tuple[OutputStream, OutputStream]]:
     """Let output and error be streams that may fail, and closed ones be like /dev/null; returns when all is written."""
     before = sys.stdin, sys.stdout, sys.stderr
     with ExitStack() as opened:
         _open_the_closed()
         out, err = (
-            Output(stream or opened.enter_context(open(os.devnull, "w", encoding="utf-8")), needed)
+            OutputStream(stream or opened.enter_context(open(os.devnull, "w", encoding="utf-8")), needed)
             for stream, needed in ((sys.stdout, True), (sys.stderr, False))
         )
         for stream in (out, err):  # a terminal that lacks a character shows its code instead
@@ -125,7 +125,7 @@ def _open_the_closed() -> None:
                 os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it takes the lowest number that is free
 
 
-def _forget(stream: Output) -> None:
+def _forget(stream: OutputStream) -> None:
     """What is still buffered goes nowhere: Python would try once more when it ends, and complain."""
     with suppress(OSError, ValueError), open(os.devnull, "wb") as null:
         os.dup2(null.fileno(), stream.fileno())
@@ -133,10 +133,10 @@ def _forget(stream: Output) -> None:
 
 
 @contextmanager
-def goes_on_without_output() -> Iterator[None]:
+def output_is_optional() -> Iterator[None]:
     """Within it a command goes on where its output cannot be written: its result is what it leaves on the disk."""
     out = sys.stdout
-    if not isinstance(out, Output):
+    if not isinstance(out, OutputStream):
         yield
         return
     needed, out.needed = out.needed, False

@@ -447,7 +447,7 @@ def test_a_run_whose_model_has_gone_says_so(base, data, tmp_path):
         (["--data", "DATA"], "a model and --data are needed, or --resume with --out"),
         (["none", "--data", "DATA"], "none does not exist"),
         (["MODEL", "--data", "none.jsonl"], "none.jsonl does not exist"),
-        (["MODEL", "--data", "DATA", "--full", "--rank", 8], "--full learns all weights, so there is no adapter that rank"),
+        (["MODEL", "--data", "DATA", "--full", "--rank", 8], "--full trains all weights without an adapter, so rank cannot be set"),
         (["MODEL", "--data", "DATA", "--rank", 0], "rank is 0, but must be a whole number of at least 1"),
         (["MODEL", "--data", "DATA", "--targets", "head"], "targets is ('head',), but must be some of wq, wk"),
         (["MODEL", "--data", "DATA", "--epochs", 0], "epochs is 0.0, but must be a positive number"),
@@ -456,9 +456,9 @@ def test_a_run_whose_model_has_gone_says_so(base, data, tmp_path):
         (["MODEL", "--data", "DATA", "--parallel", "mpi"], "parallel is 'mpi', but fine-tuning is done by one process"),
         (["MODEL", "--data", "DATA", "--seq-len", 3], "no answer in the train split of"),
         (["MODEL", "--data", "DATA", "--seq-len", 500], "seq_len is 500, but the model's max_seq_len is 96"),
-        (["--resume"], "a run to resume is named with --out"),
+        (["--resume"], "--resume needs --out, the folder of the run"),
         (["--resume", "--out", "none"], "none has no config.json"),
-        (["MODEL", "--resume", "--out", "none"], "a resumed run keeps what it began with, so model cannot change"),
+        (["MODEL", "--resume", "--out", "none"], "a resumed run keeps its settings, so model cannot change"),
     ],
 )
 def test_what_cannot_be_is_one_sentence(base, data, tmp_path, monkeypatch, arguments, sentence):

@@ -174,8 +174,8 @@ def test_a_prompt_that_cannot_be_read_is_named(trained, tmp_path, monkeypatch):
     refused(numllama("generate", trained, "--prompt-file", tmp_path), "a folder")
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"ab\xff")))
     refused(numllama("generate", trained, "-"), "standard input is not UTF-8 text: byte 2")
-    assert "--promp is no option" in numllama("generate", trained, "--promp", "abc").err
-    assert "-x is no option" in numllama("generate", trained, "-x").err
+    assert "--promp is not an option" in numllama("generate", trained, "--promp", "abc").err
+    assert "-x is not an option" in numllama("generate", trained, "-x").err
 
 
 def test_several_texts_are_those_of_the_following_seeds(trained):
