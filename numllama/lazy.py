@@ -1,4 +1,4 @@
-"""Packages whose public names are imported when they are first asked for: `numllama --help` needs none of the math."""
+"""Packages that import their public names on first use, so that `numllama --help` needs none of the math."""
 
 import sys
 from importlib import import_module
@@ -6,14 +6,14 @@ from types import ModuleType
 
 
 def lazy(package: str, homes: dict[str, str]) -> None:
-    """Let a package find its public names by itself.
+    """Make a package import its public names on first use.
 
     Parameters
     ----------
     package : str
         Its ``__name__``.
     homes : dict
-        Module -> the names that are defined there, between spaces; no names for the module itself.
+        Maps each module to the names it defines, separated by spaces. No names: the module itself is public.
     """
     module = sys.modules[package]
     module.__class__ = LazyPackage
@@ -23,6 +23,9 @@ def lazy(package: str, homes: dict[str, str]) -> None:
 
 class LazyPackage(ModuleType):
     """See :func:`lazy`."""
+
+    _homes: dict[str, str]
+    _modules: set[str]
 
     def __getattr__(self, name: str) -> object:
         home = self._homes.get(name)
@@ -34,7 +37,7 @@ class LazyPackage(ModuleType):
 
     def __setattr__(self, name: str, value: object) -> None:
         if isinstance(value, ModuleType) and name in self._homes and value.__name__ not in self._modules:
-            return  # a function with the name of its file: importing the file must not put the file in its place
+            return  # importing a file must not replace its function of the same name
         super().__setattr__(name, value)
 
     def __dir__(self) -> list[str]:

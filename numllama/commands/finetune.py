@@ -8,6 +8,7 @@ from numllama.commands.flags import Defaults, FilePath, as_flags, command, given
 from numllama.training.config import TrainConfig, tuning_defaults
 
 TuneFlags = as_flags(TrainConfig, defaults=Defaults(lambda arguments: tuning_defaults("full" in arguments)))
+TuneOptions = Annotated[TuneFlags, Parameter(name="*", group="Training")]
 NO_TUNE_FLAGS = TuneFlags()
 
 
@@ -28,7 +29,7 @@ def finetune(
     out: FilePath | None = None,
     resume: bool = False,
     show: int = 0,
-    training: Annotated[TuneFlags, Parameter(name="*", group="Training")] = NO_TUNE_FLAGS,
+    training: TuneOptions = NO_TUNE_FLAGS,
 ) -> int:
     """Fine-tune a model on conversations: a low-rank adapter (LoRA), or with --full all weights.
 

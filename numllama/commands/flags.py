@@ -12,7 +12,8 @@ from cyclopts import Parameter, Token
 
 from numllama.system.output import output_is_optional
 
-F, C = TypeVar("F", bound=Callable[..., int]), TypeVar("C", bound=type)
+F = TypeVar("F", bound=Callable[..., int])
+C = TypeVar("C", bound=type)
 
 
 def command(*, output_optional: bool = False) -> Callable[[F], F]:
@@ -83,7 +84,7 @@ class Defaults:
         return None if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def as_flags(config: type, leave_out: Sequence[str] = (), defaults: Defaults | None = None) -> type:
+def as_flags(config: type, leave_out: Sequence[str] = (), defaults: Defaults | None = None) -> Any:
     """The fields of a configuration as optional flags; a flag that is not given is None."""
 
     def annotation(name: str, kind: Any) -> Any:

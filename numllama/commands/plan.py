@@ -27,6 +27,8 @@ def _plan_settings(arguments: Mapping[str, str]) -> dict[str, Any]:
 
 ModelFlags = as_flags(ModelConfig, ("vocab_size", "rope_scaling"), Defaults(_model_settings))
 PlanFlags = as_flags(Plan, ("config",), Defaults(_plan_settings))
+ModelOptions = Annotated[ModelFlags, Parameter(name="*", group="Model (defaults: the preset's)")]
+RunOptions = Annotated[PlanFlags, Parameter(name="*", group="Run")]
 NO_MODEL_FLAGS, NO_PLAN_FLAGS = ModelFlags(), PlanFlags()
 
 
@@ -35,8 +37,8 @@ def plan(
     *,
     preset: str = PRESET,
     output: Output = AS_TEXT,
-    model: Annotated[ModelFlags, Parameter(name="*", group="Model (defaults: the preset's)")] = NO_MODEL_FLAGS,
-    run: Annotated[PlanFlags, Parameter(name="*", group="Run")] = NO_PLAN_FLAGS,
+    model: ModelOptions = NO_MODEL_FLAGS,
+    run: RunOptions = NO_PLAN_FLAGS,
 ) -> int:
     """Estimate a training run: memory by part, FLOPs, communication, time and cost.
 

@@ -11,6 +11,8 @@ from numllama.training.config import TrainConfig, recipe
 
 ModelFlags = as_flags(ModelConfig, ("vocab_size", "rope_scaling"), Defaults(model_settings))
 TrainFlags = as_flags(TrainConfig, defaults=Defaults(lambda arguments: recipe(preset_name(arguments)).to_dict()))
+ModelOptions = Annotated[ModelFlags, Parameter(name="*", group="Model (defaults: the preset's)")]
+TrainOptions = Annotated[TrainFlags, Parameter(name="*", group="Training (defaults: the preset's)")]
 NO_MODEL_FLAGS, NO_TRAIN_FLAGS = ModelFlags(), TrainFlags()
 
 
@@ -24,8 +26,8 @@ def train(
     device: str = "cpu",
     out: FilePath | None = None,
     resume: bool | Literal["auto"] = False,
-    model: Annotated[ModelFlags, Parameter(name="*", group="Model (defaults: the preset's)")] = NO_MODEL_FLAGS,
-    training: Annotated[TrainFlags, Parameter(name="*", group="Training (defaults: the preset's)")] = NO_TRAIN_FLAGS,
+    model: ModelOptions = NO_MODEL_FLAGS,
+    training: TrainOptions = NO_TRAIN_FLAGS,
 ) -> int:
     """Train a model on Shakespeare, or on any text or prepared tokens.
 

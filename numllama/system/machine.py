@@ -1,4 +1,4 @@
-"""Settings of the process with which training runs well: BLAS's threads, Python's lock, and the memory that is kept."""
+"""Process settings for fast training: BLAS threads, the GIL, and freed memory."""
 
 import ctypes
 import sys
@@ -17,10 +17,10 @@ _settings = Held()
 def training_settings(device: str) -> Iterator[None]:
     """Settings of the process that make threads run well.
 
-    BLAS gets one thread, for the workers are the parallelism and its sums must not depend on the number of cores.
-    Python passes its lock on sooner than every 5 ms, for our calls into NumPy are much shorter than that.
-    The C library keeps freed memory, where by default it gives large arrays back to the system at once, only to have
-    every page of the next array faulted in again.
+    BLAS gets one thread, because the workers are the parallelism and sums must not depend on the number of cores.
+    The GIL is passed on more often than every 5 ms, because our calls into NumPy are much shorter than that.
+    The C library keeps freed memory. By default it returns large arrays to the system immediately, and every page of the
+    next array has to be faulted in again.
     """
 
     def make(undo: ExitStack) -> None:
@@ -36,21 +36,21 @@ def training_settings(device: str) -> Iterator[None]:
 
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # glibc's malloc.h
-KEPT = {M_MMAP_THRESHOLD: 2**25, M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: 2**26}  # 2**25 is the most that glibc takes
-# Until they are set for the first time, glibc moves its thresholds itself: to these, once it has freed a large array. Its first
-# ones, 128 KiB, would stay, and every array of some size would from then on be faulted in page by page.
+KEPT = {M_MMAP_THRESHOLD: 2**25, M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: 2**26}  # 2**25 is glibc's maximum
+# Until they are first set, glibc adjusts its thresholds itself, to these values once a large array has been freed. Restoring its
+# initial 128 KiB instead would make every larger array be faulted in page by page from then on.
 DEFAULTS = {M_MMAP_THRESHOLD: 2**25, M_TRIM_THRESHOLD: 2**26, M_TOP_PAD: 2**17}
 
 
 @cache
 def keep_more_memory() -> None:
-    """Have glibc's malloc keep what is freed up to 64 MiB, for good: free an array as large as those that move its thresholds."""
+    """Make glibc's malloc keep up to 64 MiB of freed memory permanently, by freeing an array that raises its thresholds."""
     np.empty(DEFAULTS[M_MMAP_THRESHOLD] - 2**16, np.uint8)
 
 
 @contextmanager
 def kept_memory() -> Iterator[None]:
-    """Let glibc's malloc keep what is freed; elsewhere, do nothing."""
+    """Make glibc's malloc keep freed memory; do nothing with other C libraries."""
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if not hasattr(libc, "mallopt"):
         yield

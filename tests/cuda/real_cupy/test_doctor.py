@@ -186,7 +186,7 @@ def test_out_of_the_hosts_memory():
 def test_errors_of_cuda_and_of_the_compiler_are_one_sentence(gpu):
     with pytest.raises(RuntimeError) as caught:
         cupy.cuda.Device(9).use()
-    mend = "`numllama doctor` looks at the driver, CuPy and the kernels"
+    mend = "`numllama doctor` checks the driver, CuPy and the kernels"
     assert explained(caught.value) == f"the GPU failed, CUDARuntimeError: cudaErrorInvalidDevice: invalid device ordinal; {mend}"
     with pytest.raises(cupy.cuda.compiler.CompileException) as caught:
         cupy.RawModule(code="int f() { return x; }\n" * 100, backend="nvrtc").get_function("f")
