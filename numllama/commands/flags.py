@@ -37,9 +37,11 @@ def options(cls: C) -> C:
 
 
 def flowing(doc: str | None) -> str:
-    """A docstring with each description joined into one line, so that the terminal can wrap it."""
+    """A docstring with each paragraph and description joined into one line, so that the terminal can wrap it."""
     doc = cleandoc(doc or "") + "\n"  # python -OO has no docstrings
-    doc = re.sub(r"(?m)((?:^ {4}.*\n)+)", lambda text: f"    {' '.join(text[0].split())}\n", doc)
+    text, *fields = re.split(r"(?m)^(?=\w+\n---)", doc)  # before "Parameters", and from there
+    text = re.sub(r"(?<=\S)\n(?=\S)", " ", text)
+    doc = text + re.sub(r"(?m)((?:^ {4}.*\n)+)", lambda lines: f"    {' '.join(lines[0].split())}\n", "".join(fields))
     return doc.replace("``", "")
 
 

@@ -81,6 +81,8 @@ def test_defaults_are_asked_for_with_what_stands_beside_help(monkeypatch):
 def test_a_docstring_flows_and_may_be_missing():
     doc = "What.\n\n    Attributes\n    ----------\n    a\n        One ``b``\n        and two.\n"
     assert flowing(doc).endswith("One b and two.\n")
+    longer = doc.replace("What.", "What.\n\n    It does\n    that.\n\n    Example: x")
+    assert flowing(longer).startswith("What.\n\nIt does that.\n\nExample: x\n\nAttributes\n---")
     assert flowing(None) == "\n"
 
 
