@@ -74,6 +74,16 @@ def test_help_is_there_without_numpys_heavier_friends():
     assert not loaded & {"numllama.model.transformer", "numllama.training.trainer", "gradio", "tqdm", "matplotlib", "asyncio"}
 
 
+@pytest.mark.parametrize("command", ["train", "plan", "generate", "bench", "trace"])
+def test_the_help_of_a_command_imports_its_own_file_and_nothing_heavy(command):
+    program = f"import sys, numllama.cli as c\ntry: c.main([{command!r}, '--help'])\nfinally: "
+    code = f"{program}print(sorted(sys.modules), file=sys.stderr)"
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(re.findall(r"'([\w.]+)'", child.stderr))
+    assert loaded & {f"numllama.commands.{name}" for name in COMMANDS} == {f"numllama.commands.{command}"}
+    assert not loaded & {"numpy", "numllama.model.transformer", "numllama.training.trainer", "tqdm", "matplotlib", "asyncio"}
+
+
 def test_what_a_command_does_not_know_is_exit_code_2():
     for wrong in (["train", "--nonsense"], ["nonsense"], ["eval"], ["bench", "model", "--rounds", "many"]):
         code, _, err = run(*wrong)
