@@ -1,4 +1,4 @@
-"""Let a model write, from Python.
+"""Generate text from Python.
 
     numllama train --data stand-in --out runs/first
     python examples/generate.py runs/first "The king"
@@ -13,8 +13,8 @@ import numllama as nl
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="a training run, a Hugging Face folder, or whatever else nl.load opens with its tokenizer")
-    parser.add_argument("text", nargs="?", default="The king", help="what the model continues; default: The king")
+    parser.add_argument("model", help="a training run, a Hugging Face folder, or another model with a tokenizer")
+    parser.add_argument("text", nargs="?", default="The king", help="the text to continue; default: The king")
     args = parser.parse_args()
     text = args.text
     try:
@@ -23,16 +23,16 @@ def main() -> None:
         parser.error(str(error))
     room = model.config.max_seq_len
 
-    # Text in, text out, up to a stop string; a window lets the text grow beyond what the model was trained on.
+    # Text in, text out, up to a stop string. A window lets the text grow beyond the model's max_seq_len.
     print(text + nl.complete(model, tokenizer, text, 400, stop="\n\n", window=room, temperature=0.8, top_p=0.95, seed=0))
 
-    # The same in tokens, as they come.
+    # The same with tokens, one by one.
     sampling = nl.SamplingConfig(temperature=0.8, seed=1)
     for token in nl.stream(model, tokenizer.encode(text), 200, window=room, sampling=sampling):
         print(tokenizer.decode([token]), end="", flush=True)
     print()
 
-    # Prompts of different lengths in one batch, three continuations of each, and how likely the model thinks they are.
+    # Prompts of different lengths in one batch, three continuations of each, and their log-probabilities.
     prompts = [tokenizer.encode(text), tokenizer.encode("\n")]
     texts, logprobs = nl.generate_batch(model, prompts, 20, seed=2, n=3, logprobs=True)
     for prompt, continuations, chances in zip(prompts, texts, logprobs, strict=True):

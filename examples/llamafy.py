@@ -1,14 +1,14 @@
 """From a bigram to a Llama, one change at a time.
 
     python examples/llamafy.py                                        # every rung of the ladder, one seed
-    python examples/llamafy.py --rungs gpt2 rope --seeds 0 1 2        # some rungs, and how far seeds lie apart
+    python examples/llamafy.py --rungs gpt2 rope --seeds 0 1 2        # some rungs, and the spread between seeds
     python examples/llamafy.py --steps 5000 --device cuda
 
-Each rung differs from the one before it in what RUNGS says, and in nothing else. One width of each is then chosen so that all
-have the same number of parameters, within 2 %. All read the same tokens of Shakespeare in the same order, and are trained alike.
-The first have a few lines of forward and backward of their own; from "block" on a rung is numllama's Transformer, configured.
+Each rung changes one thing, named in RUNGS. One of its widths is chosen so that all rungs have the same number of parameters,
+within 2 %. All are trained alike, on the same tokens of Shakespeare in the same order. The first rungs have a few lines of
+forward and backward of their own; from "block" on, a rung is numllama's Transformer with another configuration.
 
-OUT/ladder.json has all results, and OUT/ladder.png draws the validation losses.
+OUT/ladder.json holds all results, OUT/ladder.png plots the validation losses.
 """
 
 import argparse
@@ -40,11 +40,11 @@ SEQ_LEN, BATCH_SIZE, LEARNING_RATE = 64, 16, 6e-3
 
 
 class Bigram:
-    """The next token from this one alone: a row of `embed`, times `head`.
+    """Predict the next token from the current one only: a row of `embed`, times `head`.
 
-    That is a table of V x V numbers as the product of two. To have as many parameters as the others it has more columns than such
-    a table needs, which gains nothing: no number of them makes it see a second token.
-    The methods are what a `Trainer` asks of a model; rungs below put something between embedding and head.
+    That is a V x V table, factored into two matrices. It has more columns than the table needs, to have as many parameters as the
+    other rungs; they gain nothing, because the model still sees a single token.
+    The methods are those that a `Trainer` needs. The next rungs put something between embedding and head.
     """
 
     adapter = None
@@ -70,7 +70,7 @@ class Bigram:
         return x, None
 
     def backward(self, dout: Array, cache: Any, g: Gradients) -> Array:
-        """dx (B, T, C); adds the gradients of what lies between to `g`."""
+        """dx (B, T, C); adds the gradients of the parameters in between to `g`."""
         return dout
 
     def loss(self, tokens: Array, targets: Array, *, count: int | None = None, **unused: Any) -> Array:
@@ -79,7 +79,7 @@ class Bigram:
     def loss_and_grads(
         self, tokens: Array, targets: Array, *, grads: Gradients | None = None, count: int | None = None, **unused: Any
     ) -> tuple[Array, Gradients]:
-        """As :meth:`numllama.Transformer.loss_and_grads`; what these models do not have, such as dropout, is unused."""
+        """Like :meth:`numllama.Transformer.loss_and_grads`; options that these models lack, such as dropout, are ignored."""
         g = self.params.zeros_like() if grads is None else grads
         loss, embed_cache, cache, head_cache, loss_cache = self._run(tokens, targets, count)
         dlogits = ops.cross_entropy_backward(1.0, loss_cache)          # (B, T, V)
@@ -102,7 +102,7 @@ class Bigram:
 
 
 class Rnn(Bigram):
-    """A state that every token changes is all that is known of the past."""
+    """Remember the past only in a state that every token updates."""
 
     @staticmethod
     def between(c):
@@ -119,7 +119,7 @@ class Rnn(Bigram):
 def rnn_forward(x: Array, w_x: Array, w_h: Array, bias: Array) -> tuple[Array, tuple]:
     """h[t] = tanh(w_x x[t] + w_h h[t-1] + bias), and h = 0 before the first token (Elman 1990)."""
     B, T, _ = x.shape
-    a, input_cache = ops.linear_forward(x, w_x, bias)                  # (B, T, C): the part that need not wait
+    a, input_cache = ops.linear_forward(x, w_x, bias)                  # (B, T, C): the part that does not depend on h
     h = xp_of(x).zeros((B, T + 1, len(w_h)), x.dtype)                  # h[:, t + 1] is the state after token t
     for t in range(T):
         h[:, t + 1] = xp_of(x).tanh(a[:, t] + h[:, t] @ w_h.T)
@@ -129,25 +129,25 @@ def rnn_forward(x: Array, w_x: Array, w_h: Array, bias: Array) -> tuple[Array, t
 def rnn_backward(dout: Array, cache: tuple) -> tuple[Array, ...]:
     """Through time, from the last token to the first: dx, dw_x, dw_h, dbias.
 
-    A state feeds the output and the next state, so with z inside the tanh, and nothing after the last token,
+    A state feeds the output and the next state. With z the argument of the tanh, and dz = 0 after the last token,
         dz[t] = (dout[t] + w_hᵀ dz[t+1]) ⊙ (1 - h[t]²)
-    and every token used the same weights: their gradients are sums over t.
+    All tokens share the weights, so the weights' gradients are sums over t.
     """
     input_cache, w_h, h = cache
     dz, dh = xp_of(h).empty_like(dout), 0
     for t in reversed(range(dout.shape[1])):
         dz[:, t] = (dout[:, t] + dh) * (1 - h[:, t + 1] ** 2)
-        dh = dz[:, t] @ w_h                                            # (B, C): what it gets from the token after it
+        dh = dz[:, t] @ w_h                                            # (B, C): for the token before
     dx, dw_x, dbias = ops.linear_backward(dz, input_cache)
     _, dw_h = ops.linear_backward(dz, (h[:, :-1], w_h, None))
     return dx, dw_x, dw_h, dbias
 
 
-# ------------------------------------------------------------------------------------------------ attention, and nothing else
+# ------------------------------------------------------------------------------------------------ attention only
 
 
 class Heads(Bigram):
-    """Causal attention between embedding and head; learned positions, for attention alone knows no order."""
+    """Causal attention between embedding and head; learned positions, because attention ignores order."""
 
     @staticmethod
     def between(c):
@@ -193,13 +193,13 @@ def added(g, names, gradients, dx):
 
 @dataclass(frozen=True)
 class Rung:
-    """A step up: what is changed, in a line and in the configuration; whatever is not named stays as it was below."""
+    """One step up the ladder: the change, described and as configuration; other settings stay as on the rung below."""
 
     name: str
     changed: str
     model: type
     config: dict[str, Any]
-    width: str                                                         # the field that makes parameters equal
+    width: str                                                         # the field that is adjusted to equalise parameters
 
 
 RUNGS = [
@@ -233,7 +233,7 @@ def config_of(rung: Rung, vocab_size: int) -> nl.ModelConfig:
         return count_parameters(rung, with_width(width)) - PARAMETERS
 
     widths = range(4, PARAMETERS, 4)
-    i = bisect_left(widths, 0, key=surplus)                            # the first that has too many
+    i = bisect_left(widths, 0, key=surplus)                            # the first with too many parameters
     return with_width(min(widths[max(0, i - 1) : i + 1], key=lambda width: abs(surplus(width))))
 
 
@@ -244,7 +244,7 @@ def count_parameters(rung: Rung, config: nl.ModelConfig) -> int:
 
 
 def cache_bytes(rung: Rung, config: nl.ModelConfig) -> int:
-    """What generation keeps of each token, in float32: its key and value in every layer. A state does not grow."""
+    """Bytes that generation caches per token, in float32: a key and a value in every layer. A recurrent state does not grow."""
     attends = rung.model in (Heads, nl.Transformer)
     return attends * 2 * config.n_layers * config.n_kv_heads * config.head_dim * 4
 
@@ -253,7 +253,7 @@ def cache_bytes(rung: Rung, config: nl.ModelConfig) -> int:
 
 
 def train(rung: Rung, data: nl.Dataset, settings: nl.TrainConfig, device: str) -> dict[str, Any]:
-    """One rung with one seed."""
+    """Train one rung with one seed."""
     start = time.perf_counter()
     model = rung.model(config_of(rung, data.vocab_size), seed=settings.seed, device=device)
     trainer = nl.Trainer(model, data, settings)
@@ -272,14 +272,14 @@ def train(rung: Rung, data: nl.Dataset, settings: nl.TrainConfig, device: str) -
 
 
 def about(rung: Rung, vocab_size: int) -> dict[str, Any]:
-    """What is known of a rung before it is trained."""
+    """A rung's sizes, without results yet."""
     config = config_of(rung, vocab_size)
     sizes = {"parameters": count_parameters(rung, config), "cache_bytes": cache_bytes(rung, config)}
     return {"name": rung.name, "changed": rung.changed, **sizes, rung.width: getattr(config, rung.width), "runs": []}
 
 
 def table(rungs: list[dict]) -> str:
-    """A row for each rung, as Markdown; ± is the standard deviation over seeds."""
+    """A Markdown table with a row per rung; ± is the standard deviation over seeds."""
     head = "| rung | parameters | cache, bytes/token | validation loss | tokens/s | what changed |"
     lines = [head, "|---|--:|--:|--:|--:|---|"]
     for rung in rungs:
@@ -292,12 +292,12 @@ def table(rungs: list[dict]) -> str:
 
 
 def minutes(rungs: list[dict]) -> float:
-    """How long a seed took, from the first rung to the last: the mean of all seeds."""
+    """Minutes to train all rungs with one seed, averaged over seeds."""
     return sum(statistics.mean(run["seconds"] for run in rung["runs"]) for rung in rungs) / 60
 
 
 def draw(rungs: list[dict]) -> Any:
-    """The mean validation loss of each rung over training, within the band of its seeds: a matplotlib figure."""
+    """A matplotlib figure: each rung's mean validation loss over training, with a band for its seeds."""
     from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -318,9 +318,9 @@ def draw(rungs: list[dict]) -> Any:
 
 
 def climb(names: list[str], data: nl.Dataset, seeds: list[int], settings: dict[str, Any], device: str, out: Path) -> list[dict]:
-    """Train the rungs, seed by seed; results are on the disk as soon as they are known."""
+    """Train the rungs, seed by seed; each result is written to disk immediately."""
     configs = [nl.TrainConfig(**settings, seed=seed) for seed in seeds]
-    array_module(device)                                               # both before anything is written
+    array_module(device)                                               # check both before writing anything
     chosen = [rung for rung in RUNGS if rung.name in names]
     results = [about(rung, data.vocab_size) for rung in chosen]
     if (out / "ladder.json").exists():
@@ -339,11 +339,11 @@ def climb(names: list[str], data: nl.Dataset, seeds: list[int], settings: dict[s
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [rung.name for rung in RUNGS]
-    parser.add_argument("--data", type=Path, help="a text; default tinyshakespeare, cached or downloaded")
+    parser.add_argument("--data", type=Path, help="a text file; default tinyshakespeare, cached or downloaded")
     parser.add_argument("--rungs", nargs="+", choices=names, default=names, help="default all")
-    parser.add_argument("--steps", type=int, default=800, help=f"of {BATCH_SIZE} x {SEQ_LEN} tokens; default 800")
+    parser.add_argument("--steps", type=int, default=800, help=f"steps of {BATCH_SIZE} x {SEQ_LEN} tokens; default 800")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="default 0")
-    parser.add_argument("--lr", type=float, default=LEARNING_RATE, help=f"the highest learning rate; default {LEARNING_RATE}")
+    parser.add_argument("--lr", type=float, default=LEARNING_RATE, help=f"maximum learning rate; default {LEARNING_RATE}")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument("--out", type=Path, default=Path("runs/ladder"), help="default runs/ladder")
     args = parser.parse_args()
@@ -363,7 +363,7 @@ def main() -> None:
     try:
         draw(results).savefig(args.out / "ladder.png")
     except ImportError:
-        print(f"no picture: it needs {install_command('plot')}")
+        print(f"no plot: it needs {install_command('plot')}")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""How the loss falls with parameters and tokens: a family of small Llamas, and the law that fits them.
+"""How the loss falls with parameters and tokens: train a family of small Llamas, and fit a scaling law.
 
     python examples/scaling_laws.py
     python examples/scaling_laws.py --steps 6000 --device cuda
 
-Each model is trained once, at a constant learning rate after the warm-up, and its validation loss is read on the way, so that one
-run gives a loss for several budgets of tokens. (With a schedule that ends at zero each budget would need a run of its own.)
-Then  L(N, D) = E + A / N^alpha + B / D^beta  is fitted as Hoffmann et al. 2022 do (section 3.3, "approach 3").
+Each model is trained once, with a constant learning rate after the warm-up, and evaluated several times on the way, so that one
+run gives the loss for several token budgets. (A schedule that decays to zero would need one run per budget.)
+Then  L(N, D) = E + A / N^alpha + B / D^beta  is fitted as in Hoffmann et al. 2022 (section 3.3, "approach 3").
 
-OUT/scaling.json has all results, and OUT/scaling.png draws them.
+OUT/scaling.json holds all results, OUT/scaling.png plots them.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from numllama.storage.files import write_text
 
 SIZES = [(16, 2), (32, 2), (48, 3), (80, 3), (112, 4), (144, 4)]       # (dim, layers): 6 thousand parameters to a million
 SEQ_LEN, BATCH_SIZE, LEARNING_RATE = 64, 16, 2e-3
-READ_AT = (1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)               # of all steps
+READ_AT = (1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)               # fractions of all steps
 
 
 # ------------------------------------------------------------------------------------------------ the law
@@ -37,7 +37,7 @@ READ_AT = (1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)               # of all 
 
 @dataclass(frozen=True)
 class Law:
-    """L(N, D) = E + A / N^alpha + B / D^beta: what no model can learn, what this one is too small for, what it has not seen."""
+    """L(N, D) = E + A / N^alpha + B / D^beta: irreducible loss, loss from too few parameters, loss from too few tokens."""
 
     E: float
     A: float
@@ -49,7 +49,7 @@ class Law:
         return self.E + self.A / n**self.alpha + self.B / d**self.beta
 
     def best_size(self, flops: float) -> float:
-        """The N that, at a cost of 6 N D = flops, has the lowest loss (Hoffmann et al. 2022, eq. 4)."""
+        """The N with the lowest loss at a cost of 6 N D = flops (Hoffmann et al. 2022, eq. 4)."""
         a, b = self.alpha, self.beta
         return (a * self.A / (b * self.B)) ** (1 / (a + b)) * (flops / 6) ** (b / (a + b))
 
@@ -58,9 +58,9 @@ class Law:
 
 
 def fit(n: np.ndarray, d: np.ndarray, losses: np.ndarray, delta: float = 1e-3) -> Law:
-    """The law with the least sum of Huber losses of log L(n, d) - log losses; an outlier pulls no harder than `delta`.
+    """The law that minimises the sum of Huber losses of log L(n, d) - log losses; an outlier's pull is limited to `delta`.
 
-    From each start of a grid, for there are local minima, by Levenberg-Marquardt steps.
+    Levenberg-Marquardt from each point of a grid, because there are local minima.
     """
     n, d, losses = (np.asarray(values, dtype=float) for values in (n, d, losses))
     starts = []
@@ -73,7 +73,7 @@ def fit(n: np.ndarray, d: np.ndarray, losses: np.ndarray, delta: float = 1e-3) -
 
 
 def descend(theta: np.ndarray, n: np.ndarray, d: np.ndarray, target: np.ndarray, delta: float) -> tuple[float, np.ndarray]:
-    """Levenberg-Marquardt: Gauss-Newton steps, damped until they go down. The lowest sum, and where."""
+    """Levenberg-Marquardt: Gauss-Newton steps, damped until the sum falls. Returns the lowest sum and its theta."""
     damping = 1e-3
     log_loss, slopes = log_law(theta, n, d)
     lowest = huber(log_loss - target, delta).sum()
@@ -99,7 +99,7 @@ def descend(theta: np.ndarray, n: np.ndarray, d: np.ndarray, target: np.ndarray,
 def log_law(theta: np.ndarray, n: np.ndarray, d: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """log L at each (n, d), and its derivatives with respect to theta = (log E, log A, log B, alpha, beta).
 
-    A sum of exponentials under a log: the derivatives are softmax's shares.
+    log L is a log-sum-exp, so its derivatives are softmax weights.
     """
     e, a, b, alpha, beta = theta
     terms = np.stack([np.full(len(n), e), a - alpha * np.log(n), b - beta * np.log(d)])
@@ -110,7 +110,7 @@ def log_law(theta: np.ndarray, n: np.ndarray, d: np.ndarray) -> tuple[np.ndarray
 
 
 def huber(error: np.ndarray, delta: float) -> np.ndarray:
-    """A parabola within delta, and outside a line of the same slope."""
+    """A parabola within delta, continued by lines of the same slope."""
     return np.where(abs(error) <= delta, error**2 / 2, delta * (abs(error) - delta / 2))
 
 
@@ -118,7 +118,7 @@ def huber(error: np.ndarray, delta: float) -> np.ndarray:
 
 
 def train(dim: int, layers: int, data: nl.Dataset, settings: nl.TrainConfig, device: str) -> dict[str, Any]:
-    """One model, and its loss on the whole validation split after some budgets of tokens."""
+    """Train one model; its loss on the whole validation split after each token budget."""
     config = nl.ModelConfig(
         vocab_size=data.vocab_size, dim=dim, n_layers=layers, n_heads=dim // 16, max_seq_len=SEQ_LEN, init_std=0.05
     )
@@ -135,12 +135,13 @@ def train(dim: int, layers: int, data: nl.Dataset, settings: nl.TrainConfig, dev
 
 
 def points(runs: list[dict]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Parameters, tokens and loss of every reading."""
-    return tuple(np.array([(run["parameters"], *reading) for run in runs for reading in run["losses"]]).T)
+    """Parameters, tokens and loss of every evaluation."""
+    n, d, losses = np.array([(run["parameters"], *reading) for run in runs for reading in run["losses"]]).T
+    return n, d, losses
 
 
 def table(runs: list[dict], law: Law) -> str:
-    """A row for each size, a column for each budget: the loss, and in brackets what the law says."""
+    """A row per size, a column per budget: the loss, and the law's prediction in brackets."""
     budgets = [tokens for tokens, _ in runs[0]["losses"]]
     heads = [f"{tokens / 1e3:,.0f} k tokens" for tokens in budgets]
     lines = [f"| parameters | {' | '.join(heads)} |", "|--:" * (len(heads) + 1) + "|"]
@@ -151,7 +152,7 @@ def table(runs: list[dict], law: Law) -> str:
 
 
 def summary(runs: list[dict], law: Law) -> str:
-    """The law, how well it fits, and what it advises."""
+    """The law, its error, and the best model size that it predicts."""
     n, d, losses = points(runs)
     error = abs(law(n, d) / losses - 1)
     flops = 6 * n.max() * d.max()
@@ -165,7 +166,7 @@ def summary(runs: list[dict], law: Law) -> str:
 
 
 def draw(runs: list[dict], law: Law) -> Any:
-    """The loss against tokens and against parameters; points are measured, lines are the law: a matplotlib figure."""
+    """A matplotlib figure of the loss against tokens and against parameters: measured points, and the law as lines."""
     from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -194,14 +195,14 @@ def draw(runs: list[dict], law: Law) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="a text; default tinyshakespeare, cached or downloaded")
-    parser.add_argument("--steps", type=int, default=1000, help=f"of {BATCH_SIZE} x {SEQ_LEN} tokens; default 1000, at least 16")
+    parser.add_argument("--data", type=Path, help="a text file; default tinyshakespeare, cached or downloaded")
+    parser.add_argument("--steps", type=int, default=1000, help=f"at least 16, of {BATCH_SIZE} x {SEQ_LEN} tokens; default 1000")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument("--out", type=Path, default=Path("runs/scaling"), help="default runs/scaling")
     args = parser.parse_args()
     try:
         if args.steps < 16:
-            raise ValueError(f"steps is {args.steps}, but must be at least 16, for losses are read at sixteenths of them")
+            raise ValueError(f"steps is {args.steps}, but must be at least 16, because losses are read at sixteenths of the run")
         settings = dict(
             steps=args.steps, batch_size=BATCH_SIZE, lr=LEARNING_RATE, min_lr=LEARNING_RATE, compute_dtype="float32",
             warmup_steps=min(50, args.steps // 16), eval_every=args.steps, eval_batches=1,
@@ -225,7 +226,7 @@ def main() -> None:
     try:
         draw(runs, law).savefig(args.out / "scaling.png")
     except ImportError:
-        print(f"no picture: it needs {install_command('plot')}")
+        print(f"no plot: it needs {install_command('plot')}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How to install an optional part: from where this package came, for no index of packages has it."""
+"""How to install an optional part. The package is not on PyPI, so the command names the place it came from."""
 
 import json
 import re
@@ -8,12 +8,12 @@ PACKAGE = Path(__file__).resolve().parent
 
 
 def install_command(*extras: str) -> str:
-    """The command that installs some extras, for a sentence or a shell.
+    """The command that installs some extras.
 
     Parameters
     ----------
     extras : str
-        ``plot``, ``app``, ... as pyproject.toml names them.
+        Names from pyproject.toml: ``plot``, ``app``, ...
     """
     some = f"[{','.join(extras)}]"
     checkout = PACKAGE.parent
@@ -26,7 +26,7 @@ def install_command(*extras: str) -> str:
 
 
 def _is_checkout(folder: Path) -> bool:
-    """Whether the package is used from a folder with its sources."""
+    """Whether the folder holds the sources of this package."""
     try:
         return re.search(r'^name = "numllama"$', (folder / "pyproject.toml").read_text(encoding="utf-8"), re.M) is not None
     except (OSError, UnicodeDecodeError):
@@ -36,13 +36,14 @@ def _is_checkout(folder: Path) -> bool:
 def _current() -> Path | None:
     try:
         return Path.cwd()
-    except OSError:  # it has been deleted
+    except OSError:  # the folder has been deleted
         return None
 
 
 def _installed_from() -> str | None:
-    """The folder, archive or repository that pip was given (PEP 610); None if it has kept none."""
-    from importlib import metadata  # which takes as long to import as a command's help
+    """The folder, archive or repository that pip installed from (PEP 610); None if unknown."""
+    from importlib import metadata  # takes as long to import as a command's help
+
     try:
         origin = json.loads(metadata.distribution("numllama").read_text("direct_url.json") or "{}")
         kind = (origin.get("vcs_info") or {}).get("vcs")

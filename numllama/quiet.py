@@ -1,6 +1,6 @@
-"""Ctrl-C is quiet from here on, while the rest is imported: nothing has begun that could be cleaned up."""
+"""Importing this makes Ctrl-C end the process without a traceback while the rest is imported, before there is work to save."""
 
-import _signal as signal  # built in: `signal` itself takes milliseconds, in which Ctrl-C would still print a traceback
+import _signal as signal  # built in; importing `signal` takes milliseconds in which Ctrl-C would still print a traceback
 import os
 
 INTERRUPTED = 130

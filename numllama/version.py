@@ -1,3 +1,3 @@
-"""The version, for all who write it into files."""
+"""The version of the package, which is also written into files."""
 
 __version__ = "0.1.0"

@@ -23,8 +23,8 @@ import pytest
 import numllama
 from numllama.backend import array_module
 from numllama.cli import main
-from numllama.commands import train_run
-from numllama.commands.train_run import only_run_in
+from numllama.commands import progress, train_run
+from numllama.commands.run_folders import only_run_in
 from numllama.data import shakespeare, synthetic
 from numllama.data.prepare import prepare_texts
 from numllama.errors import CheckpointError, DeviceError
@@ -259,7 +259,7 @@ def test_sizes_that_a_preset_leaves_open_follow_the_ones_that_are_given(book, tm
 
 def bpe_loss(result) -> float:
     """What makes losses of different vocabularies comparable."""
-    (line,) = [line for line in result.out.splitlines() if line.startswith("validation loss for each byte of text: ")]
+    (line,) = [line for line in result.out.splitlines() if line.startswith("validation loss per byte of text: ")]
     return float(line.split()[-1])
 
 
@@ -372,7 +372,7 @@ def test_to_resume_a_finished_run_says_at_once_that_nothing_is_left(copy, monkey
     with redirect_stdout(out), pytest.raises(pytest.fail.Exception):
         main(["train", "--resume", *map(str, steps), "--out", str(copy)])
     most = steps[1] if steps else 8
-    assert f"run: {copy}, has done 8 of {most} steps: nothing is left to train, unless --steps is larger\n" in out.getvalue()
+    assert f"run: {copy}, 8 of {most} steps are done: nothing is left to train, unless you raise --steps\n" in out.getvalue()
 
 
 @pytest.mark.parametrize("steps", [12, 100])
@@ -382,7 +382,7 @@ def test_to_lengthen_the_schedule_says_what_happens_to_the_learning_rate(book, t
     result = finished(numllama_train("--resume", "--steps", steps, "--out", out))
     rates = [line["lr"] for line in log_of(out)]
     words = f"the learning rate goes from {rates[7]:.2e} in step 8 to {rates[8]:.2e} in step 9"
-    assert f"the schedule ends at step {steps} now, not 8: {words}\n" in result.out
+    assert f"the schedule now ends at step {steps}, not 8: {words}\n" in result.out
     assert rates[8] > 2 * rates[7]
     assert "the schedule" not in finished(numllama_train("--resume", "--out", out)).out
 
@@ -419,7 +419,7 @@ def test_ctrl_c_saves_and_resume_comes_to_the_same_end(book, tmp_path):
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "Traceback" not in err
-    step = int(re.search(r"interrupted after step (\d+): saved as .*; go on with --resume --out ", out)[1])
+    step = int(re.search(r"interrupted after step (\d+): saved as .*; continue with --resume --out ", out)[1])
     assert 5 < step < 300
     assert steps_in(tmp_path / "stopped") == list(range(1, step + 1))
     assert find_step(tmp_path / "stopped").name == f"step-{step:06d}"
@@ -433,7 +433,7 @@ def test_ctrl_c_saves_and_resume_comes_to_the_same_end(book, tmp_path):
 
 def test_a_second_ctrl_c_does_not_wait():
     before = signal.getsignal(signal.SIGINT)
-    with train_run._interrupts() as caught:
+    with progress.interrupts() as caught:
         signal.raise_signal(signal.SIGTERM)  # however often it comes, the step in hand is finished
         signal.raise_signal(signal.SIGTERM)
         caught.clear()
@@ -539,7 +539,7 @@ def test_auto_names_what_is_damaged_and_goes_on_from_the_checkpoint_before_it(co
     content = path.read_bytes()
     path.write_bytes(content[:-3] + b"???")
     result = finished(numllama_train("--resume", "auto", "--out", copy))
-    assert f"{path} is damaged: its checksum is wrong; going on from step 4\n" in result.out
+    assert f"{path} is damaged: its checksum is wrong; resuming from step 4\n" in result.out
     assert weights(copy) == weights(done[0])
     assert steps_in(copy) == list(range(1, 9))
 
@@ -798,7 +798,7 @@ def test_a_step_that_is_not_finite_is_told_and_survived(book, tmp_path, monkeypa
 def test_a_spike_is_told(book, tmp_path, monkeypatch):
     loss_at(30, 99.0, monkeypatch)
     result = finished(numllama_train("--data", book, *tiny(steps=32), "--out", tmp_path / "run"))
-    assert re.search(r"step 30: a spike, its loss of 99\.0000 lies \d+\.\d standard deviations above the mean", result.err)
+    assert re.search(r"step 30: a spike, its loss of 99\.0000 is \d+\.\d standard deviations above the mean", result.err)
     assert [line["step"] for line in log_of(tmp_path / "run") if "spike" in line] == [30]
 
 

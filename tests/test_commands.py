@@ -23,7 +23,8 @@ import pytest
 from generation.models import random_model
 
 import numllama as nl
-from numllama.cli import app, main, serve
+from numllama.cli import app, main
+from numllama.commands.serve import serve
 from numllama.cuda import doctor
 from numllama.generation.bench import bench
 from numllama.interop.convert import convert
@@ -71,6 +72,16 @@ def test_help_is_there_without_numpys_heavier_friends():
     assert all(f"  {command} " in child.stdout.replace("│ ", "  ") for command in COMMANDS)
     loaded = set(re.findall(r"'([\w.]+)'", child.stderr))
     assert not loaded & {"numllama.model.transformer", "numllama.training.trainer", "gradio", "tqdm", "matplotlib", "asyncio"}
+
+
+@pytest.mark.parametrize("command", ["train", "plan", "generate", "bench", "trace"])
+def test_the_help_of_a_command_imports_its_own_file_and_nothing_heavy(command):
+    program = f"import sys, numllama.cli as c\ntry: c.main([{command!r}, '--help'])\nfinally: "
+    code = f"{program}print(sorted(sys.modules), file=sys.stderr)"
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(re.findall(r"'([\w.]+)'", child.stderr))
+    assert loaded & {f"numllama.commands.{name}" for name in COMMANDS} == {f"numllama.commands.{command}"}
+    assert not loaded & {"numpy", "numllama.model.transformer", "numllama.training.trainer", "tqdm", "matplotlib", "asyncio"}
 
 
 def test_what_a_command_does_not_know_is_exit_code_2():

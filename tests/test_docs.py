@@ -7,7 +7,7 @@ import pytest
 import test_examples
 
 from numllama.cli import main
-from numllama.commands.train_run import default_folder
+from numllama.commands.run_folders import default_folder
 from numllama.model import PRESETS, count_parameters
 
 ROOT = Path(__file__).parents[1]

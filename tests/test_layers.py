@@ -14,7 +14,7 @@ PACKAGE = Path(numllama.__file__).parent
 LAYERS = (
     "quiet", "version", "lazy", "errors", "install", "backend", "checks", "gradcheck",
     "system", "storage", "blocks", "low_precision", "dispatch", "ops", "cpu", "cuda", "model", "optim", "tokenizer", "data",
-    "parallel", "generation", "training", "interop", "learn", "commands", "serve",
+    "parallel", "generation", "training", "interop", "learn", "serve", "commands",
     "cli", "__main__", "__init__",
 )  # fmt: skip
 SMALL = ("quiet", "version", "lazy", "install", "__main__", "__init__")  # not worth a line in the book

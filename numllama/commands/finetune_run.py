@@ -1,8 +1,8 @@
-"""Fine-tuning on conversations, as the command line does it: all weights, or an adapter.
+"""What `numllama finetune` does: train all weights, or an adapter, on conversations.
 
-    OUT/step-000060/ ...    checkpoints, as of any training run; with an adapter, of the adapter alone
-    OUT/adapter/            the best one, as `peft` keeps it
-    OUT/model/              the best model, merged if there is an adapter, with tokenizer and chat template
+    OUT/step-000060/ ...    checkpoints, as in any training run; with an adapter, of the adapter only
+    OUT/adapter/            the best adapter, in the format of `peft`
+    OUT/model/              the best model (an adapter is merged into it), with tokenizer and chat template
 """
 
 from collections.abc import Iterator
@@ -15,16 +15,19 @@ from typing import Any
 import numpy as np
 
 from numllama.backend import TWO_BYTES, array_module, default_dtype, known_dtype
-from numllama.commands.train_run import check_new, default_folder, ends_when_told, final_evaluation, go_on, in_words, only_run_in
+from numllama.commands.run_folders import check_new, default_folder, only_run_in
+from numllama.commands.train_run import final_evaluation, go_on, in_words, seq_len_of
 from numllama.data.conversations import Conversations, load_conversations
 from numllama.errors import CheckpointError, DataError, NumllamaError, shown, visible
 from numllama.generation.chat import has_chat_template
 from numllama.generation.text import opening
 from numllama.interop import huggingface, peft
 from numllama.interop.load import open_model
-from numllama.model import LoraConfig, Transformer
+from numllama.model.lora import LoraConfig
+from numllama.model.transformer import Transformer
 from numllama.storage.files import reading, write_bytes
 from numllama.storage.folders import published
+from numllama.system.signals import exits_on_signals
 from numllama.tokenizer import CharTokenizer, Tokenizer
 from numllama.training import checkpoint, run_folder
 from numllama.training.config import TUNING, TUNING_VALUES, TrainConfig, tuning_lr
@@ -35,18 +38,18 @@ TEMPLATE_FILES = ("tokenizer_config.json", "chat_template.jinja", "special_token
 
 @dataclass(frozen=True)
 class Tuning:
-    """What is tuned, and on what.
+    """A model to fine-tune, and its data.
 
     Attributes
     ----------
     model : path
-        Whatever :func:`numllama.load` reads.
+        Any model that :func:`numllama.load` reads.
     data, val_data : path
         See :func:`numllama.data.conversations.load_conversations`.
     tokenizer : path, optional
-        Default the one beside the model.
+        Default: the one next to the model.
     chat_template : path, optional
-        A file in Jinja's language; default the model's own.
+        A Jinja file; default: the model's own template.
     lora : LoraConfig, optional
         The adapter to train; without one, all weights are trained.
     dtype : str, optional
@@ -64,40 +67,40 @@ class Tuning:
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
         paths = {name: value for name, value in vars(self).items() if name not in ("lora", "dtype")}
-        paths = {name: None if path is None else str(path.resolve()) for name, path in paths.items()}
-        return paths | {"lora": self.lora.to_dict() if self.lora else None, "dtype": self.dtype}
+        values: dict[str, Any] = {name: None if path is None else str(path.resolve()) for name, path in paths.items()}
+        return values | {"lora": self.lora.to_dict() if self.lora else None, "dtype": self.dtype}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Tuning":
         """The inverse of :meth:`to_dict`."""
-        others = {"lora": LoraConfig(**values["lora"]) if values["lora"] else None, "dtype": values.get("dtype")}
-        paths = {name: None if path is None else Path(path) for name, path in values.items() if name not in others}
+        others: dict[str, Any] = {"lora": LoraConfig(**values["lora"]) if values["lora"] else None, "dtype": values.get("dtype")}
+        paths: dict[str, Any] = {name: path and Path(path) for name, path in values.items() if name not in others}
         return cls(**paths, **others)
 
 
-@ends_when_told
+@exits_on_signals
 def finetune_run(
     tuning: Tuning, out: Path | None, device: str, epochs: float | None, train_changes: dict[str, Any], show: int = 0
 ) -> int:
-    """Fine-tune from the beginning; returns the exit code.
+    """Start a fine-tuning run; returns the exit code.
 
     Parameters
     ----------
     tuning : Tuning
     out : path, optional
-        The run's folder; default a new one under runs/.
+        The run's folder; default: a new one under runs/.
     device : str
     epochs : float, optional
-        How often each row is seen, where ``steps`` is not given; default 3.
+        Passes over the rows, unless ``steps`` is given; default 3.
     train_changes : dict
-        Fields of TrainConfig that differ from the defaults of fine-tuning.
+        Fields of TrainConfig that differ from fine-tuning's defaults.
     show : int
-        Print so many conversations as the model would see them, and do nothing else.
+        Print this many conversations as the model would see them, and stop.
     """
     if show < 0:
         raise ValueError(f"show is {show}, but must be a number of conversations")
-    _check_alone(train_changes)
-    TrainConfig(**train_changes)  # checked before the model is read
+    _check_one_process(train_changes)
+    TrainConfig(**train_changes)  # check before reading the model
     if epochs is not None and not epochs > 0:
         raise ValueError(f"epochs is {epochs}, but must be a positive number")
     out = out or default_folder(f"{tuning.model.resolve().name}-tuned", resume=False)
@@ -106,39 +109,40 @@ def finetune_run(
     model, data = _open(tuning, device, train_changes.get("compute_dtype"), train_changes.get("seed", 0))
     config = _recipe(tuning, model, data, epochs or TUNING["epochs"], train_changes)
     if show:
-        print("\n\n".join(islice(shown_conversations(data, config.seq_len), show)))
+        print("\n\n".join(islice(shown_conversations(data, seq_len_of(config)), show)))
         return 0
     trainer = Trainer(model, data, config, out, workers=config.make_workers(model))
     with only_run_in(out, begun=False):
-        return _go_on(tuning, trainer)
+        return _go_on(tuning, trainer, data, out)
 
 
-@ends_when_told
+@exits_on_signals
 def resume_run(out: Path, device: str, train_changes: dict[str, Any]) -> int:
-    """Go on with a fine-tuning that was interrupted."""
-    _check_alone(train_changes)
-    about = run_folder.read_config(out)
+    """Resume an interrupted fine-tuning run; returns the exit code."""
+    _check_one_process(train_changes)
+    saved = run_folder.read_config(out)
     try:
-        tuning, config = Tuning.from_dict(about["tuning"]), TrainConfig(**about["train"])
+        tuning, config = Tuning.from_dict(saved["tuning"]), TrainConfig(**saved["train"])
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{out} holds no fine-tuning to resume: its config.json lacks or mistakes {error}") from error
+        raise CheckpointError(f"{out} holds no fine-tuning run to resume: in config.json, missing or invalid: {error}") from error
     before, config = config, replace(config, **train_changes)
-    trainer = Trainer(*_open(tuning, device, config.compute_dtype, config.seed), config, out)
+    model, data = _open(tuning, device, config.compute_dtype, config.seed)
+    trainer = Trainer(model, data, config, out, workers=config.make_workers(model))
     with only_run_in(out, begun=True):
-        if checkpoint.step_folders(out) or (out / "latest.json").exists():  # else it was killed before its first checkpoint
+        if checkpoint.step_folders(out) or (out / "latest.json").exists():  # else the run was killed before its first checkpoint
             trainer.resume()
-        return _go_on(tuning, trainer, before)
+        return _go_on(tuning, trainer, data, out, before)
 
 
-def _check_alone(train_changes: dict[str, Any]) -> None:
+def _check_one_process(train_changes: dict[str, Any]) -> None:
     parallel = train_changes.get("parallel", "threads")
     if parallel != "threads":
-        raise ValueError(f"parallel is {shown(parallel)}, but fine-tuning is done by one process: it must be 'threads'")
+        raise ValueError(f"parallel is {shown(parallel)}, but fine-tuning runs in one process: it must be 'threads'")
 
 
 def _open(tuning: Tuning, device: str, compute_dtype: str | None, seed: int) -> tuple[Transformer, Conversations]:
-    """The model, with a new adapter if there is to be one, and the conversations as its tokens."""
-    array_module(device)  # before anything is read
+    """The model, with a new adapter if one is trained, and the tokenized conversations."""
+    array_module(device)  # check the device before reading anything
     if not tuning.data.exists():
         raise DataError(f"{tuning.data} does not exist")
     template = None
@@ -158,7 +162,7 @@ def _open(tuning: Tuning, device: str, compute_dtype: str | None, seed: int) -> 
         tuning.data, tokenizer, val_path=tuning.val_data, chat_template=template, opening=opening(model, tokenizer)
     )
     new_stops = [i for i in data.stop_ids if i not in model.stop_ids]
-    if new_stops:  # an answer ends there, whatever the checkpoint said
+    if new_stops:  # answers end there, even if the checkpoint does not list these tokens
         model.generation_config = {**model.generation_config, "eos_token_id": [*model.stop_ids, *new_stops]}
     if tuning.lora:
         model.add_adapter(tuning.lora, seed=seed)
@@ -168,7 +172,7 @@ def _open(tuning: Tuning, device: str, compute_dtype: str | None, seed: int) -> 
 def _recipe(
     tuning: Tuning, model: Transformer, data: Conversations, epochs: float, changes: dict[str, Any]
 ) -> TrainConfig:
-    """The settings of fine-tuning. Few conversations make short rows and small batches, or a model would end where it began."""
+    """The settings of fine-tuning. Few conversations get short rows and small batches; otherwise there would be too few steps."""
     seq_len = changes.get("seq_len") or min(data.train.longest(), model.config.max_seq_len, TUNING["seq_len"])
     data.check(model.config.vocab_size, seq_len)
     rows = len(data.train.rows(seq_len))
@@ -186,53 +190,55 @@ def _recipe(
     return TrainConfig(**{**TUNING_VALUES, **defaults, **changes})
 
 
-def _go_on(tuning: Tuning, trainer: Trainer, before: TrainConfig | None = None) -> int:
-    model, data, seq_len = trainer.model, trainer.data, trainer.config.seq_len
+def _go_on(tuning: Tuning, trainer: Trainer, data: Conversations, out: Path, before: TrainConfig | None = None) -> int:
+    """Report what is trained on, train, and write the results."""
+    model, seq_len = trainer.model, seq_len_of(trainer.config)
     trainer.write_config(lambda folder: _copy_template(tuning, data.tokenizer, folder), tuning=tuning.to_dict())
     rows = data.train.rows(seq_len)
     print(
-        f"DATA: {tuning.data}, {len(data.train.documents):,} conversations in {len(rows):,} rows to learn from "
+        f"DATA: {tuning.data}, {len(data.train.documents):,} conversations in {len(rows):,} rows to train on "
         f"and {len(data.val.documents):,} to validate"
     )
-    for sentence in _about(data, seq_len):
+    for sentence in _incomplete(data, seq_len):
         print(sentence)
     if model.adapter:
-        print(f"learnt: {model.trainable.flat.size:,} parameters of an adapter, {len(model.adapter.config.targets)} maps a layer")
-    return go_on(trainer, lambda trainer: _finish(tuning, trainer), before=before)
+        size, targets = model.trainable.flat.size, model.adapter.config.targets
+        print(f"trainable: {size:,} parameters of an adapter, {len(targets)} matrices per layer")
+    return go_on(trainer, lambda trainer: _finish(tuning, trainer, data.tokenizer, out), before=before)
 
 
 def shown_conversations(data: Conversations, seq_len: int) -> Iterator[str]:
-    """Each conversation as the model sees it, in lines of what is learnt and what is not."""
+    """Each conversation as the model sees it; the lines that are trained on are marked."""
     for number, (ids, said) in enumerate(data.train.documents, start=1):
         ids, said, length = ids[: seq_len + 1], said[: seq_len + 1], len(ids)
-        lines = [f"conversation {number}: {length} tokens, {said[1:].sum()} of them learnt"]
+        lines = [f"conversation {number}: {length} tokens, {said[1:].sum()} of them trained on"]
         starts = [0, *np.flatnonzero(said[1:] != said[:-1]) + 1]
         for start, stop in zip(starts, [*starts[1:], len(ids)], strict=True):
-            mark = "learnt |" if said[start] else "       |"
-            text = visible(data.tokenizer.decode(ids[start:stop].tolist()))  # a terminal would obey what it is not shown
+            mark = "train |" if said[start] else "      |"
+            text = visible(data.tokenizer.decode(ids[start:stop].tolist()))  # a terminal would obey control characters
             lines += [f"{mark} {line}" for line in text.replace("\n", "⏎\n").removesuffix("\n").split("\n")]
         if length > len(ids):
-            lines.append(f"(cut off here, by seq_len {seq_len})" if said[1:].any() else f"(left out: seq_len is {seq_len})")
+            lines.append(f"(cut off here: seq_len is {seq_len})" if said[1:].any() else f"(left out: seq_len is {seq_len})")
         yield "\n".join(lines)
 
 
-def _about(data: Conversations, seq_len: int) -> Iterator[str]:
-    """What a reader should know of the conversations that are not trained on as a whole."""
+def _incomplete(data: Conversations, seq_len: int) -> Iterator[str]:
+    """One sentence for each reason why some conversations are not trained on completely."""
     cut_off = data.train.cut_off(seq_len) + data.val.cut_off(seq_len)
     left_out = data.train.left_out(seq_len) + data.val.left_out(seq_len)
     if cut_off:
-        yield f"{cut_off:,} of them are longer than seq_len, which is {seq_len}, and are cut off there"
+        yield f"{cut_off:,} of them are longer than seq_len, {seq_len} tokens, and are cut off"
     if left_out:
-        yield f"{left_out:,} of them are left out: no word of an answer stands within the first {seq_len} tokens (see --seq-len)"
+        yield f"{left_out:,} of them are left out, because no answer begins in their first {seq_len} tokens (see --seq-len)"
     if data.spelled:
-        yield f"{data.spelled:,} of them spell special tokens, which are ordinary text there"
+        yield f"{data.spelled:,} of them spell special tokens, which are read as plain text"
     if data.unended:
-        yield f"{data.unended:,} answers end with no special token, so the model does not learn from them where to stop"
+        yield f"{data.unended:,} answers end without a special token, so they do not teach the model where to stop"
 
 
-def _finish(tuning: Tuning, trainer: Trainer) -> None:
-    """Evaluate the best checkpoint, and write it as others read it."""
-    model, tokenizer, out = trainer.model, trainer.data.tokenizer, trainer.out
+def _finish(tuning: Tuning, trainer: Trainer, tokenizer: Tokenizer | CharTokenizer, out: Path) -> None:
+    """Evaluate the best checkpoint, and write it in the formats of other programs."""
+    model = trainer.model
     best = checkpoint.find_step(out, "best")
     checkpoint.load_checkpoint(best, model)
     loss = final_evaluation(trainer)
@@ -256,11 +262,12 @@ def _save_tokenizer(tuning: Tuning, tokenizer: Tokenizer | CharTokenizer, folder
 
 
 def _copy_template(tuning: Tuning, tokenizer: Tokenizer | CharTokenizer, folder: Path) -> None:
-    """The files that say how a conversation is written."""
+    """Copy the files that define the chat template."""
+    known = getattr(tokenizer, "folder", None)  # a CharTokenizer has none
     try:
         if has_chat_template(tokenizer) or tuning.chat_template:
             for name in TEMPLATE_FILES:
-                source = tokenizer.folder / name if tokenizer.folder else None
+                source = known / name if known else None
                 if source and source.exists() and source.resolve() != (folder / name).resolve():
                     write_bytes(folder / name, source.read_bytes())
         if tuning.chat_template:

@@ -1,73 +1,93 @@
-"""Flags: the fields of a configuration as options of a command, and the defaults that its help shows."""
+"""How functions and dataclasses become flags of the command line, and how help shows their defaults."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, fields, make_dataclass
-from functools import partial, reduce
+from dataclasses import asdict, dataclass, fields, make_dataclass
+from functools import partial
 from inspect import cleandoc
-from operator import or_
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, TypeVar, dataclass_transform
 
 from cyclopts import Parameter, Token
 
+from numllama.system.output import output_is_optional
+
+F = TypeVar("F", bound=Callable[..., int])
+C = TypeVar("C", bound=type)
+
+
+def command(*, output_optional: bool = False) -> Callable[[F], F]:
+    """Make a function a command, described by its docstring; its parameters are the arguments and flags.
+
+    A command whose result is on disk runs to its end even when its output cannot be written: `output_optional`.
+    """
+
+    def prepare(function: F) -> F:
+        function.__doc__ = flowing(function.__doc__)
+        return output_is_optional()(function) if output_optional else function
+
+    return prepare
+
+
+@dataclass_transform(frozen_default=True)
+def options(cls: C) -> C:
+    """Make a class a dataclass whose fields are flags of each command that takes one."""
+    cls.__doc__ = flowing(cls.__doc__)
+    return Parameter(name="*")(dataclass(frozen=True)(cls))
+
 
 def flowing(doc: str | None) -> str:
-    """A docstring whose descriptions are one line each: the terminal knows better where to break them."""
+    """A docstring with each paragraph and description joined into one line, so that the terminal can wrap it."""
     doc = cleandoc(doc or "") + "\n"  # python -OO has no docstrings
-    doc = re.sub(r"(?m)((?:^ {4}.*\n)+)", lambda text: f"    {' '.join(text[0].split())}\n", doc)
+    text, *fields = re.split(r"(?m)^(?=\w+\n---)", doc)  # before "Parameters", and from there
+    text = re.sub(r"(?<=\S)\n(?=\S)", " ", text)
+    doc = text + re.sub(r"(?m)((?:^ {4}.*\n)+)", lambda lines: f"    {' '.join(lines[0].split())}\n", "".join(fields))
     return doc.replace("``", "")
 
 
 def typed_text(kind: type, tokens: Sequence[Token]) -> str:
-    """A text as it is given. One without its flag may be - alone: whatever else begins with it is a flag that there is not."""
+    """A positional text. It may be "-"; anything longer that begins with "-" is a misspelled flag."""
     (token,) = tokens
     if token.keyword is None and token.value.startswith("-") and token.value != "-":
-        raise ValueError(f"{token.value} is no option of this command")
+        raise ValueError(f"{token.value} is not an option of this command")
     return token.value
 
 
-def no_empty_path(kind: Any) -> Any:
-    """An annotation whose paths may not be empty: an empty one is no other name for the current folder."""
-    if kind is Path:
-        return Annotated[Path, Parameter(converter=_path)]
-    if get_origin(kind) is Annotated:
-        return Annotated[no_empty_path(kind.__origin__), *kind.__metadata__]
-    return reduce(or_, map(no_empty_path, get_args(kind))) if isinstance(kind, UnionType) else kind
-
-
-def _path(kind: type, tokens: Sequence[Token]) -> Path:
+def not_empty(kind: type, tokens: Sequence[Token]) -> Path:
+    """A path, refused if it is empty: ``Path("")`` would be the current folder."""
     (token,) = tokens
     if not token.value:
         raise ValueError("it is empty, but must name a file or folder")
     return Path(token.value)
 
 
+FilePath = Annotated[Path, Parameter(converter=not_empty)]
+
+
 class Defaults:
-    """The values that a command has for flags that are not given, for its help.
+    """The values that a command uses for flags that are not given, as its help shows them.
 
     Parameters
     ----------
     settings : callable
-        The values by name, for the arguments that the command line has beside ``--help``, by name too: ``{"preset": "117m"}``.
+        Maps the other arguments of the command line to values by name. Arguments are by name too: ``{"preset": "117m"}``.
     """
 
-    arguments: Sequence[str] = ()  # of the command that is run
+    arguments: Sequence[str] = ()  # of the command line
 
     def __init__(self, settings: Callable[[Mapping[str, str]], Mapping[str, Any]]) -> None:
         self.settings = settings
 
     def shown(self, name: str, _: Any = None) -> str | None:
-        """The value of a flag as a text; None where it depends on other things, which its description says."""
+        """The default of a flag as text; None if it depends on other things, which the description explains."""
         words = [word for argument in self.arguments for word in argument.split("=", 1)]
         given = {flag.removeprefix("--"): value for flag, value in zip(words, [*words[1:], ""], strict=True) if flag[:2] == "--"}
         value = self.settings(given).get(name)
         return None if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def as_flags(config: type, leave_out: Sequence[str] = (), defaults: Defaults | None = None) -> type:
-    """The fields of a configuration as optional flags, None where one is not given."""
+def as_flags(config: type, leave_out: Sequence[str] = (), defaults: Defaults | None = None) -> Any:
+    """The fields of a configuration as optional flags; a flag that is not given is None."""
 
     def annotation(name: str, kind: Any) -> Any:
         return Annotated[kind | None, Parameter(show_default=partial(defaults.shown, name))] if defaults else kind | None
@@ -80,5 +100,5 @@ def as_flags(config: type, leave_out: Sequence[str] = (), defaults: Defaults | N
 
 
 def given(flags: Any) -> dict[str, Any]:
-    """The flags that were given."""
+    """The flags that were given, by name."""
     return {name: value for name, value in asdict(flags).items() if value is not None}

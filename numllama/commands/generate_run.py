@@ -1,4 +1,4 @@
-"""The command line's `generate` and `chat`: open a model, and write to the terminal as the text comes."""
+"""What `numllama generate` and `numllama chat` do: load a model, and print text as it is generated."""
 
 import json
 import sys
@@ -6,59 +6,51 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from numllama.commands.options import ModelSource
 from numllama.data.dataset import read_text
 from numllama.errors import DataError
 from numllama.generation.chat import Chat
-from numllama.generation.config import checkpoint_settings
+from numllama.generation.config import checkpoint_settings, settings_line
 from numllama.generation.kv_cache import KVCache
 from numllama.generation.text import MAX_NEW_TOKENS, TextStream, encode_prompt, stream_text, window_for
-from numllama.interop.load import open_model
-from numllama.model import Transformer
+from numllama.model.transformer import Transformer
 from numllama.tokenizer import CharTokenizer, Tokenizer
 
 INTERRUPTED = 130
-TEMPERATURE = 0.8  # where neither flags nor checkpoint say one: a text rather than a sample of the distribution
+TEMPERATURE = 0.8  # default if neither flags nor checkpoint set it: more coherent text than at 1
 STDIN = "-"
-BETWEEN = "-----"  # several texts
+BETWEEN = "-----"  # separates several texts
 
 
 def generate_run(
-    model: Path,
-    tokenizer: Path | None,
-    device: str,
-    dtype: str | None,
+    source: ModelSource,
     prompt: str | None = None,
     prompt_file: Path | None = None,
     n: int = 1,
     as_json: bool = False,
     **settings: Any,
 ) -> int:
-    """Continue a prompt, and say how fast that was; returns the exit code.
+    """Continue a prompt, and print the speed; returns the exit code.
 
     Parameters
     ----------
-    model : path
-        Whatever :func:`numllama.load` reads.
-    tokenizer : path, optional
-        A tokenizer's file or folder; default the one beside the model.
-    device, dtype : str
-        See :func:`numllama.load`.
+    source : ModelSource
     prompt : str, optional
         ``-`` for standard input.
     prompt_file : path, optional
-        A file in its place.
+        A file with the prompt instead.
     n : int
-        Texts.
+        Number of texts.
     as_json : bool
-        Print one JSON object in place of the texts.
+        Print one JSON object instead of the texts.
     settings
-        See :func:`numllama.generation.stream_text`. Where the text does not fit the model's max_seq_len and there is no window,
-        one of that length slides over it.
+        See :func:`numllama.generation.text.stream_text`. A text that does not fit the model's max_seq_len gets a sliding window
+        of that length, unless a window is given.
     """
     if n < 1:
         raise ValueError(f"n is {n}, but must be a whole number of at least 1")
     prompt = _prompt(prompt, prompt_file)
-    opened = open_model(model, tokenizer, device=device, dtype=dtype)
+    opened = source.open()
     settings = _with_defaults(opened[0], settings)
     texts = []
     if as_json:
@@ -71,15 +63,15 @@ def generate_run(
     longest = max(text.prompt_tokens + text.new_tokens - 1 for text in texts)
     if settings.get("window") is None and longest > opened[0].config.max_seq_len:
         most = opened[0].config.max_seq_len
-        sentence = f"the text is longer than max_seq_len: each token follows from the {most} before it, as with --window {most}"
+        sentence = f"the text is longer than max_seq_len, so each token sees only {most} tokens, as with --window {most}"
         print(sentence, file=sys.stderr)
     return 0
 
 
 def _prompt(prompt: str | None, file: Path | None) -> str:
-    """The text to continue: as it was given, from a file, or from standard input; without the end of its last line."""
+    """The text to continue, as given, from a file or from standard input, without its last newline."""
     if prompt is not None and file is not None:
-        raise ValueError("prompt and prompt_file are both given, but only one of them can be the prompt")
+        raise ValueError("prompt and prompt_file are both given, but only one is allowed")
     if prompt != STDIN and file is None:
         return prompt or ""
     if file is not None and str(file) != STDIN:
@@ -94,22 +86,17 @@ def _prompt(prompt: str | None, file: Path | None) -> str:
 
 
 def _with_defaults(model: Transformer, settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings, those of the checkpoint where none are given, which are told, and below them the command line's own."""
+    """The given settings, completed by the checkpoint's (which are printed) and then by the command's defaults."""
     own = {name: value for name, value in checkpoint_settings(model.generation_config).items() if name not in settings}
     if own:
-        print(as_words(own), file=sys.stderr)
+        print(settings_line(own), file=sys.stderr)
     return {"temperature": TEMPERATURE, **own, **settings}
-
-
-def as_words(settings: dict[str, Any]) -> str:
-    """What a checkpoint says about sampling, in a line."""
-    return f"from generation_config.json: {', '.join(f'{name} {value:g}' for name, value in settings.items())}"
 
 
 def _texts(
     model: Transformer, tokenizer: Tokenizer | CharTokenizer, prompt: str, n: int, settings: dict[str, Any]
 ) -> Iterator[TextStream]:
-    """The texts, one after another; their prompt is computed once."""
+    """The texts, one after another; the prompt is computed only once."""
     _, ids = encode_prompt(model, tokenizer, prompt, settings.get("special", True))
     seed, window, new = settings.get("seed"), settings.get("window"), settings.get("max_new_tokens")
     if window is None:
@@ -126,7 +113,7 @@ def _kept(pieces: TextStream, texts: list[TextStream]) -> TextStream:
 
 
 def _values(prompt: str, written: list[str], texts: list[TextStream], settings: dict[str, Any]) -> dict[str, Any]:
-    """What `generate --json` prints."""
+    """The output of `generate --json`."""
     kept = {name: value for name, value in settings.items() if value is not None and value != ()}
     return {
         "prompt": prompt,
@@ -139,20 +126,17 @@ def _values(prompt: str, written: list[str], texts: list[TextStream], settings: 
     }
 
 
-def chat_run(
-    model: Path, tokenizer: Path | None, device: str, dtype: str | None, system: str | None, **settings: Any
-) -> int:
-    """Answer each line of standard input; Ctrl-C ends an answer, or between two of them, as the input's end does, the talk.
+def chat_run(source: ModelSource, system: str | None, **settings: Any) -> int:
+    """Answer each line of standard input. Ctrl-C ends an answer; between answers it ends the chat, as end of input does.
 
     Parameters
     ----------
-    model, tokenizer, device, dtype
-        See :func:`generate_run`.
+    source : ModelSource
     system : str, optional
     settings
         See :class:`numllama.generation.chat.Chat`.
     """
-    opened = open_model(model, tokenizer, device=device, dtype=dtype)
+    opened = source.open()
     chat = Chat(*opened, system=system, **_with_defaults(opened[0], settings))
     answers = []
     while True:
@@ -170,19 +154,19 @@ def chat_run(
             show(pieces)
         except KeyboardInterrupt:
             print()
-        except ValueError as error:  # of this line: a character that the tokenizer does not know, a talk that is too long
+        except ValueError as error:  # a character that the tokenizer does not know, or a chat that is too long
             print(f"error: {error}", file=sys.stderr)
 
 
 def show(pieces: Iterable[str]) -> None:
-    """Write a text as it comes."""
+    """Print a text as it is generated."""
     for piece in pieces:
         print(piece, end="", flush=True)
     print(flush=True)
 
 
 def report(texts: list[TextStream]) -> None:
-    """One line on standard error: how many tokens, and how fast."""
+    """Print the numbers of tokens and the speed to standard error."""
     tokens, new = sum(text.prompt_tokens for text in texts), sum(text.new_tokens for text in texts)
     first, seconds = sum(text.prompt_seconds for text in texts), sum(text.seconds for text in texts)
     later = sum(max(0, text.new_tokens - 1) for text in texts)

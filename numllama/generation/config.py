@@ -108,6 +108,11 @@ def checkpoint_settings(generation_config: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def settings_line(settings: Mapping[str, Any]) -> str:
+    """The settings of a checkpoint as one line to print."""
+    return f"from generation_config.json: {', '.join(f'{name} {value:g}' for name, value in settings.items())}"
+
+
 def is_number(value: Any, kind: type = Real) -> bool:
     """Whether `value` is a number of this kind; True and False are not."""
     return isinstance(value, kind) and not isinstance(value, bool)

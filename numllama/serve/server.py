@@ -11,9 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from numllama.commands.generate_run import as_words
 from numllama.errors import NumllamaError
-from numllama.generation.config import checkpoint_settings
+from numllama.generation.config import checkpoint_settings, settings_line
 from numllama.install import install_command
 from numllama.interop.load import open_model
 from numllama.serve.engine import Engine, Limits
@@ -54,7 +53,7 @@ def serve_run(
     Parameters
     ----------
     model, tokenizer, device, dtype
-        See :func:`numllama.commands.generate_run.generate_run`.
+        See :func:`numllama.interop.load.open_model`.
     host, port
         Where to listen.
     runs : path
@@ -75,7 +74,7 @@ def serve_run(
             app = application(engine, model_name(model), runs if page else None, access)
             _announce(model_name(model), host, listener, access)
             if settings := checkpoint_settings(engine.model.generation_config):
-                print(as_words(settings), flush=True)
+                print(settings_line(settings), flush=True)
             Server(app, engine).serve_on(listener)
         finally:
             engine.close()

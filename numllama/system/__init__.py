@@ -1,1 +1,1 @@
-"""The operating system: signals and standard streams."""
+"""The operating system: signals, standard streams, processes, BLAS threads and memory settings."""

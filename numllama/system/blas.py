@@ -1,11 +1,11 @@
-"""How many threads BLAS has, and when one is better.
+"""How many threads BLAS uses, and when one is better.
 
-OpenBLAS shares out any product of more than 2**18 multiplications. In a small model that is over before its threads have met, and
-where other work keeps the cores busy each product waits for the slowest of them. So one thread is enough
+OpenBLAS splits every product of more than 2**18 multiplications among its threads. In a small model, starting them takes longer
+than the product, and on busy cores each product waits for the slowest thread. So BLAS gets one thread
 
-    while our own threads or processes are the parallelism   one_blas_thread(), for training, prefill and batched decoding
-    while a small model runs by itself                       few_threads(model, tokens), in Transformer.loss_and_grads, loss and
-                                                             forward: somebody's own loop needs no switch
+    when our own threads or processes are the parallelism   one_blas_thread(), for training, prefill and batched decoding
+    when a small model runs by itself                       few_threads(model, tokens), in Transformer.loss_and_grads, loss and
+                                                            forward, so that a user's own loop needs no setting
 """
 
 import sys
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from threadpoolctl import ThreadpoolController
 
 SWITCH_SECONDS = 5e-5
-SHARED_PRODUCT = 2**18  # multiplications: OpenBLAS computes smaller products with one thread anyway
-SMALL_PRODUCT = 2**26  # takes one core about half a millisecond
-SMALL_MODEL = 2**22  # parameters: reading those of a larger one takes more than one core
+SHARED_PRODUCT = 2**18  # multiplications; OpenBLAS computes smaller products with one thread anyway
+SMALL_PRODUCT = 2**26  # multiplications; one core needs about half a millisecond
+SMALL_MODEL = 2**22  # parameters; one core alone cannot read a larger model fast enough
 
 
 @cache
 def blas() -> "ThreadpoolController":
-    """BLAS and its threads. Cached: searching for libraries takes longer than generating a token."""
+    """The loaded BLAS libraries. Cached: searching for libraries takes longer than generating a token."""
     from threadpoolctl import ThreadpoolController
 
     return ThreadpoolController().select(user_api="blas")
@@ -97,7 +97,7 @@ def one_blas_thread() -> Iterator[None]:
 
 
 def few_threads(model: Any, tokens: Array) -> AbstractContextManager[None]:
-    """One BLAS thread for a small model on a CPU; else, BLAS stays as it is."""
+    """One BLAS thread for a small model on a CPU; otherwise BLAS is left unchanged."""
     if model.xp is np and model.params.flat.size <= SMALL_MODEL:
         c = model.config
         widest = max(c.ffn_dim, c.n_heads * c.head_dim, c.vocab_size)
@@ -107,7 +107,7 @@ def few_threads(model: Any, tokens: Array) -> AbstractContextManager[None]:
 
 
 def with_few_threads(method: Callable) -> Callable:
-    """A method of a model whose first argument are tokens, with :func:`few_threads`."""
+    """Decorate a model's method whose first argument is tokens: it runs with :func:`few_threads`."""
 
     @wraps(method)
     def run(self: Any, tokens: Array, *args: Any, **options: Any) -> Any:

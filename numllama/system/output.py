@@ -1,7 +1,7 @@
-"""Standard output and error, which may be a pipe that nobody reads, a full disk, or closed.
+"""Standard output and error that may be closed, a full disk, or a pipe without a reader.
 
-Whether somebody can read what a command prints must never decide what becomes of its work. What is printed about the work is
-printed if it can be. Only a command whose result is its output ends when that cannot be written, and then never with 0.
+A command whose result is on disk must not fail because its messages cannot be printed: they are dropped. Only a command whose
+result is its output ends when that cannot be written, and never with exit code 0.
 """
 
 import io
@@ -13,11 +13,11 @@ from typing import Any, TextIO
 
 from numllama.errors import NumllamaError
 
-BROKEN_PIPE = 141  # the exit code of any program that SIGPIPE ends
+BROKEN_PIPE = 141  # exit code of a program killed by SIGPIPE
 
 
 class OutputError(Exception):
-    """The output of a command, which is its result, cannot be written; `error` says why."""
+    """A command's result could not be printed; `error` says why."""
 
     def __init__(self, error: OSError | ValueError) -> None:
         super().__init__(f"standard output cannot be written: {getattr(error, 'strerror', None) or error}")
@@ -25,36 +25,37 @@ class OutputError(Exception):
 
     @property
     def exit_code(self) -> int:
-        """141 if its reader has gone, which is nothing to be told; else 2."""
+        """141 if the reader closed the pipe, which needs no message; otherwise 2."""
         return BROKEN_PIPE if isinstance(self.error, BrokenPipeError) else 2
 
 
-class Output:
-    """A text stream that never fails, unless it is needed.
+class OutputStream:
+    """A text stream that drops what cannot be written.
 
     Parameters
     ----------
     stream : text stream
     needed : bool
-        Raise OutputError where it cannot be written. Otherwise what cannot be written is left out.
+        Raise OutputError instead of dropping anything.
 
     Attributes
     ----------
     error : OSError or ValueError, optional
-        What was the first to go wrong.
+        The first error, if any.
     """
 
     def __init__(self, stream: TextIO, needed: bool = False) -> None:
-        self._stream, self.needed, self.error = stream, needed, None
+        self._stream, self.needed = stream, needed
+        self.error: OSError | ValueError | None = None
 
     def write(self, text: str) -> int:
-        """Write a text, if it can be written."""
+        """Write a text, if possible."""
         with self._failing():
             self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """Write what is buffered, if it can be written."""
+        """Write the buffered text, if possible."""
         with self._failing():
             self._stream.flush()
 
@@ -62,7 +63,7 @@ class Output:
     def _failing(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, ValueError) as error:  # ValueError: it is closed
+        except (OSError, ValueError) as error:  # ValueError: the stream is closed
             if isinstance(error, UnicodeError):
                 raise
             self.error = self.error or error
@@ -74,33 +75,33 @@ class Output:
 
 
 class ClosedInput(io.TextIOBase):
-    """Standard input where there is none."""
+    """Standard input of a process that has none."""
 
     def readable(self) -> bool:
         return True
 
-    def readline(self, size: int = -1) -> str:
+    def readline(self, size: int | None = -1, /) -> str:
         raise NumllamaError("standard input is closed, so there is nothing to read")
 
     read = readline
 
     @property
     def buffer(self) -> "ClosedInput":
-        """Its bytes, which are not there either."""
+        """The binary stream, which has nothing to read either."""
         return self
 
 
 @contextmanager
-def standard_streams() -> Iterator[tuple[Output, Output]]:
-    """Let output and error be streams that may fail, and closed ones be like /dev/null; returns when all is written."""
+def standard_streams() -> Iterator[tuple[OutputStream, OutputStream]]:
+    """Make standard output and error tolerate failures, and closed ones act like /dev/null; flush them at the end."""
     before = sys.stdin, sys.stdout, sys.stderr
     with ExitStack() as opened:
         _open_the_closed()
         out, err = (
-            Output(stream or opened.enter_context(open(os.devnull, "w", encoding="utf-8")), needed)
+            OutputStream(stream or opened.enter_context(open(os.devnull, "w", encoding="utf-8")), needed)
             for stream, needed in ((sys.stdout, True), (sys.stderr, False))
         )
-        for stream in (out, err):  # a terminal that lacks a character shows its code instead
+        for stream in (out, err):  # characters that the terminal cannot show become escapes
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")
         sys.stdin, sys.stdout, sys.stderr = sys.stdin or ClosedInput(), out, err
@@ -116,27 +117,27 @@ def standard_streams() -> Iterator[tuple[Output, Output]]:
 
 
 def _open_the_closed() -> None:
-    """Nothing else may become file 0, 1 or 2: what a child or a library prints would be written into it."""
+    """Open closed file descriptors 0 to 2, or the next opened file would get one and receive what libraries print."""
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
             with suppress(OSError):
-                os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it takes the lowest number that is free
+                os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # gets the lowest free number
 
 
-def _forget(stream: Output) -> None:
-    """What is still buffered goes nowhere: Python would try once more when it ends, and complain."""
+def _forget(stream: OutputStream) -> None:
+    """Discard the buffered text. Otherwise Python would try to write it again at exit, and complain."""
     with suppress(OSError, ValueError), open(os.devnull, "wb") as null:
         os.dup2(null.fileno(), stream.fileno())
         stream.flush()
 
 
 @contextmanager
-def goes_on_without_output() -> Iterator[None]:
-    """Within it a command goes on where its output cannot be written: its result is what it leaves on the disk."""
+def output_is_optional() -> Iterator[None]:
+    """Let a command whose result is on disk continue when its output cannot be written."""
     out = sys.stdout
-    if not isinstance(out, Output):
+    if not isinstance(out, OutputStream):
         yield
         return
     needed, out.needed = out.needed, False

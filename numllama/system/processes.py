@@ -1,7 +1,7 @@
-"""Work for other processes: pure Python on more than one core.
+"""Worker processes: pure Python on more than one core.
 
-The children are plain interpreters that import this package and nothing else. Unlike `multiprocessing`'s they never run the
-caller's script again, so that a script needs no `if __name__ == "__main__"`, and a notebook works; and nothing is forked.
+The children are plain interpreters that import only this package. Unlike those of `multiprocessing`, they never run the caller's
+script again, so scripts need no `if __name__ == "__main__"` and notebooks work. Nothing is forked.
 """
 
 import os
@@ -25,34 +25,32 @@ _CHILD = "import sys; sys.path[:] = {path!r}; from numllama.system.processes imp
 
 
 def available_cores() -> int:
-    """How many cores this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def peak_memory_mb(others: Sequence[int] = ()) -> float:
-    """The most memory that this process has held, and others by their ids, less what they share; 0 where nobody knows."""
+    """Peak memory in MB of this process, plus that of other processes (by id) without shared memory; 0 if unknown."""
     try:
         import resource
     except ImportError:  # not on Windows
         return 0.0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
     for pid in others:
-        with suppress(OSError, KeyError):  # it is gone, or this is not Linux
+        with suppress(OSError, KeyError):  # the process has ended, or this is not Linux
             lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
             kilobytes = {name: int(value.split()[0]) for name, value in (line.split(":", 1) for line in lines) if "kB" in value}
             peak += (kilobytes["VmHWM"] - kilobytes["RssShmem"]) / 1e3
     return peak
 
 
-
-
 @contextmanager
-def _unheard() -> Iterator[None]:
-    """Let processes that start meanwhile never see the signals that are for the parent."""
+def _signals_blocked() -> Iterator[None]:
+    """Start processes in here: they inherit a mask that blocks the signals meant for the parent."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, FOR_THE_PARENT)  # which they inherit
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, FOR_THE_PARENT)
     try:
         yield
     finally:
@@ -60,29 +58,29 @@ def _unheard() -> Iterator[None]:
 
 
 class Processes:
-    """Children that apply one function.
+    """A pool of child processes that apply one function.
 
     Parameters
     ----------
     function : callable
-        Of one argument; it, its arguments and its results are pickled. It is sent once to each child.
+        Takes one argument. The function (sent once to each child), arguments and results are pickled.
     workers : int
     fds : sequence of int
-        File descriptors that the children shall have too (not on Windows).
+        File descriptors to pass to the children (not on Windows).
     """
 
     def __init__(self, function: Callable[[Any], Any], workers: int, fds: Sequence[int] = ()) -> None:
         command = [sys.executable, "-c", _CHILD.format(path=sys.path)]
         pipe = subprocess.PIPE
-        with _unheard():
+        with _signals_blocked():
             self._children = [subprocess.Popen(command, stdin=pipe, stdout=pipe, pass_fds=fds) for _ in range(workers)]
         self._free: SimpleQueue = SimpleQueue()
-        self._end = finalize(self, _end, self._children)  # also of one that nobody closed
-        self._threads = ThreadPoolExecutor(workers)  # each waits for the answer of a child
-        function = pickle.dumps(function)
+        self._end = finalize(self, _end, self._children)  # also when the pool is never closed
+        self._threads = ThreadPoolExecutor(workers)  # each waits for the answer of one child
+        pickled = pickle.dumps(function)
         for child in self._children:
-            with suppress(OSError):  # a child that is gone already is noticed when it is asked
-                child.stdin.write(function)
+            with suppress(OSError):  # a child that has already ended is noticed when it gets work
+                child.stdin.write(pickled)  # pyright: ignore[reportOptionalMemberAccess]  a pipe: see Popen above
             self._free.put(child)
 
     @property
@@ -91,7 +89,7 @@ class Processes:
         return [child.pid for child in self._children]
 
     def submit(self, item: Any, failed: Callable[[], Any] = lambda: None) -> Future:
-        """The function's result, some time; `failed` is called before the future tells of an error."""
+        """A future of the function's result. If the function raises, `failed` is called before the future completes."""
         return self._threads.submit(self._answer, item, failed)
 
     def _answer(self, item: Any, failed: Callable[[], Any]) -> Any:
@@ -102,7 +100,7 @@ class Processes:
             raise
 
     def map(self, items: Iterable[Any]) -> Iterator[Any]:
-        """The function's results, in the order of the items, of which only a few are taken ahead."""
+        """The function's results in the order of the items; only a few items are read ahead."""
         waiting: deque[Future] = deque()
         try:
             for item in items:
@@ -142,8 +140,9 @@ class Processes:
 
 
 def _end(children: Sequence[subprocess.Popen]) -> None:
-    """End children: there is nothing more to read for them."""
+    """End children by closing their input."""
     for child in children:
+        assert child.stdin and child.stdout  # pipes
         with suppress(OSError):
             child.stdin.close()
         child.wait()
@@ -151,11 +150,11 @@ def _end(children: Sequence[subprocess.Popen]) -> None:
 
 
 def serve() -> None:
-    """Be a child: read a function, then answer each argument that comes, until no more can come."""
-    for number in FOR_THE_PARENT:  # where they could not be blocked
+    """Run as a child: read a function, then answer each argument until the input ends."""
+    for number in FOR_THE_PARENT:  # in case they could not be blocked
         signal.signal(number, signal.SIG_IGN)
     questions, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what the function prints is no answer
+    os.dup2(2, 1)  # what the function prints must not mix with answers
     with suppress(EOFError, BrokenPipeError):
         function = pickle.load(questions)
         while True:

@@ -1,7 +1,7 @@
-"""Signals: what each of them ends, with which exit code, and quietly however often it comes.
+"""Signals: which exit code each gives a command, without a traceback however often it arrives.
 
-The first signal that ends a command decides its exit code. Others that come after it are ignored, down to the interpreter's own
-end, where Python would print a traceback or die of them.
+The first signal that ends a command decides its exit code. Later ones are ignored until the interpreter exits, where they would
+kill Python or print a traceback.
 """
 
 import os
@@ -12,28 +12,28 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-INTERRUPTED = 130  # the exit code after Ctrl-C, as of any program that SIGINT ends
-SCHEDULED = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]  # mpirun hands SIGUSR1 on
-HANG_UP = [getattr(signal, name) for name in ("SIGHUP",) if hasattr(signal, name)]  # a terminal is gone
+INTERRUPTED = 130  # exit code after Ctrl-C, as for any program ended by SIGINT
+SCHEDULED = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]  # mpirun forwards SIGUSR1
+HANG_UP = [getattr(signal, name) for name in ("SIGHUP",) if hasattr(signal, name)]  # a terminal was closed
 TO_END = [*SCHEDULED, *HANG_UP]
-FOR_THE_PARENT = (signal.SIGINT, *TO_END)  # a terminal or a scheduler sends them to all, but a step needs its children to its end
+FOR_THE_PARENT = (signal.SIGINT, *TO_END)  # sent to all processes, but children must live until the step is done
 
 
 def exit_code(number: int) -> int:
-    """The exit code of a run that a signal ended in good order: 0 for a scheduler's, 129 for SIGHUP, 130 for SIGINT."""
+    """Exit code of a run that saved after a signal: 0 for a scheduler's signals, 129 for SIGHUP, 130 for SIGINT."""
     return 0 if number in SCHEDULED else 128 + number
 
 
 @contextmanager
 def handling(handler: Callable[[int, Any], None], *numbers: int) -> Iterator[None]:
-    """Let `handler` take some signals, then whoever took them before.
+    """Install `handler` for some signals, and restore the previous handlers at the end.
 
-    SIGHUP stays ignored where nohup has done so, and what :func:`ignore` was told meanwhile stays ignored.
+    Signals that :func:`ignore` has disabled meanwhile stay ignored, and so does SIGHUP under nohup.
     """
-    numbers = [n for n in numbers if not (n in HANG_UP and signal.getsignal(n) is signal.SIG_IGN)]
+    handled = [n for n in numbers if not (n in HANG_UP and signal.getsignal(n) is signal.SIG_IGN)]
     try:
-        old = {number: signal.signal(number, handler) for number in numbers}
-    except ValueError:  # not in the main thread: whoever runs us there handles signals
+        old = {number: signal.signal(number, handler) for number in handled}
+    except ValueError:  # not in the main thread, so signals are the caller's business
         old = {}
     try:
         yield
@@ -44,7 +44,7 @@ def handling(handler: Callable[[int, Any], None], *numbers: int) -> Iterator[Non
 
 
 def ignore(*numbers: int) -> None:
-    """Let signals do nothing from now on, until :func:`restored` ends."""
+    """Ignore signals from now on, until :func:`restored` ends."""
     if threading.current_thread() is threading.main_thread():
         for number in numbers:
             signal.signal(number, signal.SIG_IGN)
@@ -52,14 +52,14 @@ def ignore(*numbers: int) -> None:
 
 @contextmanager
 def restored() -> Iterator[None]:
-    """Put back at the end whoever takes the signals now."""
+    """Restore the current signal handlers at the end."""
     old = {number: signal.getsignal(number) for number in FOR_THE_PARENT}
     try:
         yield
     finally:
         if threading.current_thread() is threading.main_thread():
             for number, before in old.items():
-                if before is not None:  # else it was not set by Python
+                if before is not None:  # else the handler was not set by Python
                     signal.signal(number, before)
 
 
@@ -68,11 +68,11 @@ def _exit(number: int, frame: Any) -> None:
     raise SystemExit(exit_code(number))
 
 
-ends_when_told = handling(_exit, *TO_END)  # where there is nothing to save
+exits_on_signals = handling(_exit, *TO_END)  # a decorator, for when there is nothing to save
 
 
 def quiet_program() -> None:
-    """Let Ctrl-C end this process without a traceback, also where no code can catch it. For a process that runs one command."""
+    """End this process without a traceback on Ctrl-C, even where no code can catch it. For a process that runs one command."""
     uncaught, unraisable = sys.excepthook, sys.unraisablehook
 
     def hook(kind: type, error: BaseException, trace: Any) -> None:
@@ -80,11 +80,13 @@ def quiet_program() -> None:
             os._exit(INTERRUPTED)
         uncaught(kind, error, trace)
 
-    def hook_of_callbacks(what: Any) -> None:  # where Python would print the exception and go on
-        if isinstance(what.exc_value, KeyboardInterrupt | SystemExit):
-            os._exit(INTERRUPTED if isinstance(what.exc_value, KeyboardInterrupt) else what.exc_value.code or 0)
+    def hook_of_callbacks(what: Any) -> None:  # where Python would print the exception and continue
+        if isinstance(what.exc_value, KeyboardInterrupt):
+            os._exit(INTERRUPTED)
+        if isinstance(what.exc_value, SystemExit):
+            os._exit(what.exc_value.code or 0)  # pyright: ignore[reportArgumentType]  _exit above is the only source: an int
         unraisable(what)
 
     sys.excepthook, sys.unraisablehook = hook, hook_of_callbacks
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # until now see numllama.__main__
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # numllama.quiet handled it until now

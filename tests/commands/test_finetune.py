@@ -132,7 +132,7 @@ def test_checkpoints_hold_the_adapter_alone(tuned, base):
     adapter = nl.load(out / "adapter").adapter.params.flat
     assert (folder / "weights.safetensors").stat().st_size < 1.2 * adapter.nbytes + 4000
     assert (folder / "optimizer.safetensors").stat().st_size < 2.2 * adapter.nbytes + 8000
-    assert f"learnt: {adapter.size:,} parameters of an adapter, 7 maps a layer" in printed
+    assert f"trainable: {adapter.size:,} parameters of an adapter, 7 matrices per layer" in printed
 
 
 def test_all_weights_are_learnt_with_full(base, data, tmp_path):
@@ -234,31 +234,31 @@ def test_flags_are_checked_before_the_model_is_read(base, data, tmp_path, monkey
 def test_a_finished_run_says_so_and_a_longer_schedule_what_it_does_to_the_learning_rate(base, data, tmp_path):
     out = tmp_path / "run"
     finetune(base, "--data", data, "--out", out, *QUICK, "--steps", 4, "--lr", 1e-3)
-    assert f"run: {out}, has done 4 of 4 steps: nothing is left to train" in finetune("--resume", "--out", out)
+    assert f"run: {out}, 4 of 4 steps are done: nothing is left to train" in finetune("--resume", "--out", out)
     said = finetune("--resume", "--out", out, "--steps", 6)
     rates = [json.loads(line)["lr"] for line in (out / "metrics.jsonl").read_text().splitlines()]
     words = f"the learning rate goes from {rates[3]:.2e} in step 4 to {rates[4]:.2e} in step 5"
-    assert f"the schedule ends at step 6 now, not 4: {words}\n" in said
+    assert f"the schedule now ends at step 6, not 4: {words}\n" in said
 
 
 LLAMA_SAYS = """\
-       | <|begin_of_text|><|start_header_id|>user<|end_header_id|>⏎
-       | ⏎
-       | a<|eot_id|><|start_header_id|>assistant<|end_header_id|>⏎
-       | ⏎
-learnt | an"""
+      | <|begin_of_text|><|start_header_id|>user<|end_header_id|>⏎
+      | ⏎
+      | a<|eot_id|><|start_header_id|>assistant<|end_header_id|>⏎
+      | ⏎
+train | an"""
 MARKED = "[user] {{ messages[0].content }}\n[assistant] {% generation %}{{ messages[1].content }}!{% endgeneration %}."
 MARKED_SAYS = """\
-       | [user] a⏎
-       | [assistant] \n\
-learnt | and!
-       | .
+      | [user] a⏎
+      | [assistant] \n\
+train | and!
+      | .
 """
 SHOWN = [
-    (None, (), f"conversation 1: 28 tokens, 4 of them learnt\n{LLAMA_SAYS}d<|eot_id|>\n"),
-    (None, ("--seq-len", 25), f"conversation 1: 28 tokens, 2 of them learnt\n{LLAMA_SAYS}\n(cut off here, by seq_len 25)\n"),
-    (MARKED, (), f"conversation 1: 26 tokens, 4 of them learnt\n{MARKED_SAYS}"),
-    ("", (), "conversation 1: 8 tokens, 5 of them learnt\n       | a⏎\n       | ⏎\nlearnt | and⏎\nlearnt | ⏎\n"),
+    (None, (), f"conversation 1: 28 tokens, 4 of them trained on\n{LLAMA_SAYS}d<|eot_id|>\n"),
+    (None, ("--seq-len", 25), f"conversation 1: 28 tokens, 2 of them trained on\n{LLAMA_SAYS}\n(cut off here: seq_len is 25)\n"),
+    (MARKED, (), f"conversation 1: 26 tokens, 4 of them trained on\n{MARKED_SAYS}"),
+    ("", (), "conversation 1: 8 tokens, 5 of them trained on\n      | a⏎\n      | ⏎\ntrain | and⏎\ntrain | ⏎\n"),
 ]
 
 
@@ -279,7 +279,7 @@ def test_as_many_conversations_are_shown_as_are_asked_for_and_those_that_are_lef
     path = write(tmp_path / "chat.jsonl", 5)
     path.write_text(path.read_text().replace('"a"', f'"{"long " * 9}"', 1))
     printed = finetune(base, "--data", path, "--show", 99, "--seq-len", 30)
-    assert re.findall(r"conversation (\d): \d+ tokens, (\d) of them learnt", printed) == [*zip("1234", "0444", strict=True)]
+    assert re.findall(r"conversation (\d): \d+ tokens, (\d) of them trained on", printed) == [*zip("1234", "0444", strict=True)]
     assert printed.count("(left out: seq_len is 30)") == 1
     assert "show is -1, but must be" in finetune(base, "--data", path, "--show", -1, code=2)
 
@@ -287,19 +287,19 @@ def test_as_many_conversations_are_shown_as_are_asked_for_and_those_that_are_lef
 def test_what_a_terminal_would_obey_is_shown_as_a_number(base, tmp_path):
     path = write(tmp_path / "chat.jsonl")
     path.write_text(path.read_text().replace('"a"', json.dumps("\x1b[31m\r\x00")))
-    assert "\n       | \\x1b[31m\\x0d\\x00<|eot_id|>" in finetune(base, "--data", path, "--show", 1)
+    assert "\n      | \\x1b[31m\\x0d\\x00<|eot_id|>" in finetune(base, "--data", path, "--show", 1)
 
 
 def test_conversations_that_spell_special_tokens_are_counted(base, tmp_path):
     path = write(tmp_path / "chat.jsonl")
     path.write_text(path.read_text().replace('"a"', '"<|eot_id|>"'))
     printed = finetune(base, "--data", path, "--out", tmp_path / "run", *QUICK, "--steps", 1)
-    assert "\n3 of them spell special tokens, which are ordinary text there\n" in printed
+    assert "\n3 of them spell special tokens, which are read as plain text\n" in printed
 
 
 def test_what_is_too_long_is_cut_off_and_said(base, data, tmp_path):
     printed = finetune(base, "--data", data, "--out", tmp_path / "run", *QUICK, "--steps", 1, "--seq-len", 26)
-    assert "12 of them are longer than seq_len, which is 26, and are cut off there" in printed
+    assert "12 of them are longer than seq_len, 26 tokens, and are cut off" in printed
 
 
 def test_what_is_left_out_is_counted_apart_from_what_is_cut_off(base, tmp_path):
@@ -310,8 +310,8 @@ def test_what_is_left_out_is_counted_apart_from_what_is_cut_off(base, tmp_path):
     path = tmp_path / "long.jsonl"
     path.write_text(line("q", "yes") * 3 + line("long " * 40, "yes") * 4 + line("q", "yes " * 40) * 2)
     printed = finetune(base, "--data", path, "--val-data", path, "--out", tmp_path / "run", *QUICK, "--steps", 1, "--seq-len", 32)
-    assert "\n4 of them are longer than seq_len, which is 32, and are cut off there\n" in printed  # two in each split
-    assert "\n8 of them are left out: no word of an answer stands within the first 32 tokens (see --seq-len)\n" in printed
+    assert "\n4 of them are longer than seq_len, 32 tokens, and are cut off\n" in printed  # two in each split
+    assert "\n8 of them are left out, because no answer begins in their first 32 tokens (see --seq-len)\n" in printed
 
 
 @pytest.mark.parametrize("how", ["lora", "full"])
@@ -447,18 +447,18 @@ def test_a_run_whose_model_has_gone_says_so(base, data, tmp_path):
         (["--data", "DATA"], "a model and --data are needed, or --resume with --out"),
         (["none", "--data", "DATA"], "none does not exist"),
         (["MODEL", "--data", "none.jsonl"], "none.jsonl does not exist"),
-        (["MODEL", "--data", "DATA", "--full", "--rank", 8], "--full learns all weights, so there is no adapter that rank"),
+        (["MODEL", "--data", "DATA", "--full", "--rank", 8], "--full trains all weights without an adapter, so rank cannot"),
         (["MODEL", "--data", "DATA", "--rank", 0], "rank is 0, but must be a whole number of at least 1"),
         (["MODEL", "--data", "DATA", "--targets", "head"], "targets is ('head',), but must be some of wq, wk"),
         (["MODEL", "--data", "DATA", "--epochs", 0], "epochs is 0.0, but must be a positive number"),
         (["MODEL", "--data", "DATA", "--chat-template", "none.jinja"], "the chat template none.jinja does not exist"),
         (["MODEL", "--data", "DATA", "--full", "--dtype", "bfloat16"], "weights in two bytes cannot be trained"),
-        (["MODEL", "--data", "DATA", "--parallel", "mpi"], "parallel is 'mpi', but fine-tuning is done by one process"),
+        (["MODEL", "--data", "DATA", "--parallel", "mpi"], "parallel is 'mpi', but fine-tuning runs in one process"),
         (["MODEL", "--data", "DATA", "--seq-len", 3], "no answer in the train split of"),
         (["MODEL", "--data", "DATA", "--seq-len", 500], "seq_len is 500, but the model's max_seq_len is 96"),
-        (["--resume"], "a run to resume is named with --out"),
+        (["--resume"], "--resume needs --out, the folder of the run"),
         (["--resume", "--out", "none"], "none has no config.json"),
-        (["MODEL", "--resume", "--out", "none"], "a resumed run keeps what it began with, so model cannot change"),
+        (["MODEL", "--resume", "--out", "none"], "a resumed run keeps its settings, so model cannot change"),
     ],
 )
 def test_what_cannot_be_is_one_sentence(base, data, tmp_path, monkeypatch, arguments, sentence):

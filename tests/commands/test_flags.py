@@ -3,11 +3,14 @@
 import re
 from dataclasses import fields
 from pathlib import Path
+from typing import get_args
 
 import pytest
+from cyclopts import Token
 from system.commands import run
 
-from numllama.commands.flags import Defaults, as_flags, flowing, given, no_empty_path
+from numllama.cli import ORDER, app
+from numllama.commands.flags import Defaults, as_flags, flowing, given, not_empty
 from numllama.model import PRESETS, ModelConfig
 from numllama.training import TrainConfig
 from numllama.training.config import recipe
@@ -78,11 +81,19 @@ def test_defaults_are_asked_for_with_what_stands_beside_help(monkeypatch):
 def test_a_docstring_flows_and_may_be_missing():
     doc = "What.\n\n    Attributes\n    ----------\n    a\n        One ``b``\n        and two.\n"
     assert flowing(doc).endswith("One b and two.\n")
+    longer = doc.replace("What.", "What.\n\n    It does\n    that.\n\n    Example: x")
+    assert flowing(longer).startswith("What.\n\nIt does that.\n\nExample: x\n\nAttributes\n---")
     assert flowing(None) == "\n"
 
 
-def test_only_paths_are_looked_at():
-    assert no_empty_path(int | None) == int | None
-    assert no_empty_path(str) is str
-    assert no_empty_path(Path) is not Path
-    assert no_empty_path(Path | None) != Path | None
+@pytest.mark.parametrize("command", ORDER)
+def test_every_path_of_a_command_refuses_an_empty_name_and_nothing_else_does(command):
+    for argument in app[command].assemble_argument_collection():
+        is_path = Path in (argument.hint, *get_args(argument.hint))
+        assert is_path == (argument.parameter.converter is not_empty), argument.name
+
+
+def test_a_path_is_refused_where_it_is_empty():
+    assert not_empty(Path, [Token(value="a b")]) == Path("a b")
+    with pytest.raises(ValueError, match="it is empty"):
+        not_empty(Path, [Token(value="")])

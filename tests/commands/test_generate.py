@@ -141,7 +141,7 @@ def test_a_first_model_goes_on_beyond_its_context(trained):
     assert result.out == "abc" + nl.complete(model, tokenizer, "abc", 256, temperature=0.8, seed=5, window=16) + "\n"
     assert re.match(SPEED[:-3], result.err)[1] == "256"
     assert result.err.splitlines()[1:] == [
-        "the text is longer than max_seq_len: each token follows from the 16 before it, as with --window 16"
+        "the text is longer than max_seq_len, so each token sees only 16 tokens, as with --window 16"
     ]
     short = numllama("generate", trained, "--prompt", "abc", "--seed", 5, "--max-new-tokens", 14)
     assert short.out == "abc" + nl.complete(model, tokenizer, "abc", 14, temperature=0.8, seed=5) + "\n"
@@ -174,8 +174,8 @@ def test_a_prompt_that_cannot_be_read_is_named(trained, tmp_path, monkeypatch):
     refused(numllama("generate", trained, "--prompt-file", tmp_path), "a folder")
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"ab\xff")))
     refused(numllama("generate", trained, "-"), "standard input is not UTF-8 text: byte 2")
-    assert "--promp is no option" in numllama("generate", trained, "--promp", "abc").err
-    assert "-x is no option" in numllama("generate", trained, "-x").err
+    assert "--promp is not an option" in numllama("generate", trained, "--promp", "abc").err
+    assert "-x is not an option" in numllama("generate", trained, "-x").err
 
 
 def test_several_texts_are_those_of_the_following_seeds(trained):
@@ -318,7 +318,7 @@ WRONG = {
     "window": (["--window", 301], "window is 301, but must be a whole number in 1..300"),
     "new tokens": (["--max-new-tokens", -1], "max_new_tokens is -1, but must be a whole number that is not negative"),
     "n": (["-n", 0], "n is 0, but must be a whole number of at least 1"),
-    "two prompts": (["--prompt-file", "nowhere"], "prompt and prompt_file are both given, but only one of them"),
+    "two prompts": (["--prompt-file", "nowhere"], "prompt and prompt_file are both given, but only one is allowed"),
     "dtype": (["--dtype", "int8"], "dtype is 'int8', but must be one of"),
     "device": (["--device", "tpu"], "device is 'tpu'"),
     "tokenizer": (["--tokenizer", "nowhere"], "the tokenizer nowhere does not exist"),

@@ -1,21 +1,21 @@
 """The text that a finished training shows."""
 
-from types import SimpleNamespace
+from pathlib import Path
 
 import pytest
 
 import numllama as nl
-from numllama.commands import train_run
+from numllama.commands import run_results
 
 SPECIAL = {f"<|{i}|>": i for i in range(300, 500, 2)}
 
 
 def sampled(monkeypatch, tokenizer, vocab_size, **changes) -> str:
     """Of an untrained model, whose every token is about as likely as any other."""
-    monkeypatch.setattr(train_run.checkpoint, "find_step", lambda *_: None)
-    monkeypatch.setattr(train_run.checkpoint, "load_checkpoint", lambda *_: None)
+    monkeypatch.setattr(run_results.checkpoint, "find_step", lambda *_: None)
+    monkeypatch.setattr(run_results.checkpoint, "load_checkpoint", lambda *_: None)
     model = nl.Transformer(nl.ModelConfig(vocab_size, dim=8, n_layers=1, n_heads=2, max_seq_len=40, **changes))
-    return train_run.sample(SimpleNamespace(model=model, data=SimpleNamespace(tokenizer=tokenizer), out=None))
+    return run_results.sample(model, tokenizer, Path())
 
 
 @pytest.mark.parametrize("positions", ["rope", "learned"])

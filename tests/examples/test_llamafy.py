@@ -219,5 +219,5 @@ def test_results_are_not_written_over(tmp_path, monkeypatch, capsys, play):
 def test_without_matplotlib_there_is_a_table_and_a_line_that_says_what_is_missing(tmp_path, monkeypatch, capsys, play):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     run(monkeypatch, "llamafy", "--data", play, "--out", tmp_path, "--steps", 1, "--rungs", "bigram")
-    assert re.search(r"\| bigram .*\n\nOne seed .*\nno picture: it needs", capsys.readouterr().out)
+    assert re.search(r"\| bigram .*\n\nOne seed .*\nno plot: it needs", capsys.readouterr().out)
     assert not (tmp_path / "ladder.png").exists()

@@ -101,7 +101,7 @@ def test_what_cannot_be_is_one_sentence_and_exit_code_two(tmp_path, monkeypatch,
     (tmp_path / "scaling.json").write_text("{}", encoding="utf-8")
     for args, says in (
         (["--out", str(tmp_path)], f"{tmp_path} already holds results: choose another --out"),
-        (["--steps", "0"], "steps is 0, but must be at least 16, for losses are read at sixteenths of them"),
+        (["--steps", "0"], "steps is 0, but must be at least 16, because losses are read at sixteenths of the run"),
         (["--device", "tpu"], "device is 'tpu', but must be 'cpu', 'cuda' or 'cuda:N'"),
     ):
         monkeypatch.setattr(sys, "argv", ["scaling_laws.py", "--out", str(tmp_path / "out"), *args])

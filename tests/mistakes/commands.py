@@ -5,7 +5,7 @@ from mistakes.mistake import Mistake
 MISTAKES = [
     Mistake(
         "two processes that train in one folder",
-        "commands/train_run.py", 'with locked(out, doing="trains"):', "with nullcontext():",
+        "commands/run_folders.py", 'with locked(out, doing="trains"):', "if True:",
         "test_cli.py::test_a_folder_in_which_another_process_trains_is_refused_and_left_alone",
     ),
     Mistake(

@@ -5,7 +5,7 @@ from mistakes.mistake import Mistake
 MISTAKES = [
     Mistake(
         "worker processes that a signal to all ends while they start",
-        "system/processes.py", "with _unheard():", "if True:",
+        "system/processes.py", "with _signals_blocked():", "if True:",
         "system/test_processes.py::test_a_signal_to_all_is_for_the_parent_however_early_it_comes[15]",
     ),
     Mistake(

@@ -15,7 +15,7 @@ import pytest
 from system.commands import ENVIRONMENT, TINY, after_steps, run, start, weights
 
 import numllama as nl
-from numllama.system.output import Output, OutputError, goes_on_without_output, standard_streams
+from numllama.system.output import OutputError, OutputStream, output_is_optional, standard_streams
 from numllama.training.checkpoint import find_step
 
 FAILURES = {name: OSError(code := getattr(errno, name), os.strerror(code)) for name in ("ENOSPC", "EIO", "EPIPE", "EDQUOT")}
@@ -130,7 +130,7 @@ def test_standard_error_alone_ends_nothing(small_run):
 
 def test_an_output_that_is_not_needed_leaves_out_what_cannot_be_written_and_writes_again_when_it_can():
     stream = Failing(FAILURES["ENOSPC"], 1)
-    output = Output(stream)
+    output = OutputStream(stream)
     for i, left in ((1, 1), (2, 0), (3, 9)):
         stream.left = left
         print(i, end="", file=output)
@@ -140,17 +140,17 @@ def test_an_output_that_is_not_needed_leaves_out_what_cannot_be_written_and_writ
 
 def test_an_output_that_is_needed_says_why_it_fails():
     with pytest.raises(OutputError, match="standard output cannot be written: No space left on device"):
-        print("x", file=Output(Failing(FAILURES["ENOSPC"]), needed=True))
+        print("x", file=OutputStream(Failing(FAILURES["ENOSPC"]), needed=True))
 
 
 def test_a_character_that_cannot_be_encoded_is_no_failure_of_the_output():
     with pytest.raises(UnicodeEncodeError):
-        Output(io.TextIOWrapper(io.BytesIO(), encoding="ascii")).write("é")
+        OutputStream(io.TextIOWrapper(io.BytesIO(), encoding="ascii")).write("é")
 
 
 def test_an_output_is_asked_what_its_stream_is_asked():
     with open(os.devnull, "w", encoding="latin-1") as file:
-        output = Output(file)
+        output = OutputStream(file)
         assert (output.fileno(), output.encoding, output.isatty()) == (file.fileno(), "latin-1", False)
 
 
@@ -169,7 +169,7 @@ def test_streams_that_are_closed_are_like_dev_null_and_are_put_back(monkeypatch)
 def test_what_goes_on_without_output_is_needed_again_afterwards():
     stream = Failing(FAILURES["EPIPE"])
     with redirect_stdout(stream), standard_streams() as (out, _):
-        with goes_on_without_output():
+        with output_is_optional():
             print("left out")
         assert out.needed
         with pytest.raises(OutputError):

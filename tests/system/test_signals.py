@@ -9,7 +9,7 @@ import threading
 import pytest
 from system.commands import ENVIRONMENT, TINY, after_steps, start
 
-from numllama.system.signals import FOR_THE_PARENT, TO_END, ends_when_told, exit_code, handling, ignore, restored
+from numllama.system.signals import FOR_THE_PARENT, TO_END, exit_code, exits_on_signals, handling, ignore, restored
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 
@@ -27,7 +27,7 @@ def test_whoever_is_told_to_end_ends_and_is_deaf_from_then_on(number):
         for n in TO_END:
             signal.signal(n, lambda number, frame: heard.append(number))
         with pytest.raises(SystemExit) as end:
-            ends_when_told(signal.raise_signal)(number)
+            exits_on_signals(signal.raise_signal)(number)
         for again in TO_END:
             signal.raise_signal(again)
     assert heard == []
@@ -57,7 +57,7 @@ def test_in_a_thread_signals_are_left_to_whoever_handles_them():
 
     def work():
         with restored():
-            ends_when_told(ignore)(signal.SIGTERM)
+            exits_on_signals(ignore)(signal.SIGTERM)
 
     thread = threading.Thread(target=work)
     thread.start()
@@ -134,7 +134,7 @@ def train_run(*_):
         cli.ignore = send
 
 import numllama.commands.train_run as run
-run.train_run = run.ends_when_told(train_run)
+run.train_run = run.exits_on_signals(train_run)
 main()
 """
 

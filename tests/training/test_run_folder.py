@@ -118,7 +118,7 @@ def test_data_that_were_in_memory_alone_are_asked_for(book, tmp_path):
     go(trainer_for(data, tmp_path / "run"), until=2)
     code, _, err = numllama("train", "--resume", "--out", tmp_path / "run")
     assert (code, err.count("\n")) == (2, 1)
-    assert "was begun by another program, on data named 'made here': say which they are with --data" in err
+    assert "was started by another program, on data named 'made here': pass the data with --data" in err
     assert numllama("train", "--resume", "--data", book, "--out", tmp_path / "run")[0] == 0
 
 

@@ -39,7 +39,7 @@ def test_a_machine_that_has_everything(machine, gpu, capsys):
     assert "runs      in bfloat16 unless --compute-dtype says otherwise, with flash attention" in out
     assert "NCCL      22605\n" in out and "driver    for CUDA up to 13.0\n" in out
     assert "a kernel  compiled, launched, and right\n" in out
-    assert out.endswith("device 'cuda' can be used\n")
+    assert out.endswith("device 'cuda' is available\n")
 
 
 @pytest.mark.parametrize(("capability", "words"), [(75, "in float32 unless"), (80, "in bfloat16"), (120, "in bfloat16")])
@@ -53,7 +53,7 @@ def test_without_a_driver_nothing_misleads(machine, monkeypatch, capsys):
     with pytest.raises(SystemExit) as end:
         main(["doctor"])
     assert end.value.code == 2
-    assert capsys.readouterr().out.endswith("device 'cuda' cannot be used yet, mend first: driver\n")
+    assert capsys.readouterr().out.endswith("device 'cuda' is not available yet; fix first: driver\n")
 
 
 @pytest.mark.parametrize(("driver", "extra"), [("13.0", "cuda13"), ("14.1", "cuda13"), ("12.4", "cuda12"), (None, "cuda13")])
@@ -186,7 +186,7 @@ def test_out_of_the_hosts_memory():
 def test_errors_of_cuda_and_of_the_compiler_are_one_sentence(gpu):
     with pytest.raises(RuntimeError) as caught:
         cupy.cuda.Device(9).use()
-    mend = "`numllama doctor` looks at the driver, CuPy and the kernels"
+    mend = "`numllama doctor` checks the driver, CuPy and the kernels"
     assert explained(caught.value) == f"the GPU failed, CUDARuntimeError: cudaErrorInvalidDevice: invalid device ordinal; {mend}"
     with pytest.raises(cupy.cuda.compiler.CompileException) as caught:
         cupy.RawModule(code="int f() { return x; }\n" * 100, backend="nvrtc").get_function("f")

@@ -1,0 +1,48 @@
+"""`numllama trace`."""
+
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from numllama.commands.flags import FilePath, command
+
+
+@command()
+def trace(
+    model: FilePath | None = None,
+    *,
+    text: str | None = None,
+    ids: Annotated[tuple[int, ...] | None, Parameter(consume_multiple=True, negative=())] = None,
+    steps: int | None = None,
+    seed: int | None = None,
+    tokenizer: FilePath | None = None,
+    json: FilePath | None = None,
+    html: FilePath | None = None,
+) -> int:
+    """Show every intermediate value of a Llama and its gradient: one text forward and backward through all layers, in float64.
+
+    Example: numllama trace --steps 300 --html trace.html
+
+    Parameters
+    ----------
+    model
+        A training run, a Hugging Face folder, a .safetensors file or a llama2.c .bin file. Default: a small model with two
+        layers.
+    text
+        The text to run; the small model knows only the characters of its synthetic play. Default "the king shall sing".
+    ids
+        Token ids instead of a text: --ids 1 306 626.
+    steps
+        Train the small model for this many steps first. Default 0.
+    seed
+        Seed of the small model. Default 0.
+    tokenizer
+        Tokenizer file or folder. Default: the one next to the model.
+    json
+        Also write all numbers to this file.
+    html
+        Also write a self-contained page with heat maps to this file.
+    """
+    from numllama.learn.trace_report import trace_run
+
+    return trace_run(model, tokenizer, text, ids, steps, seed, json, html)
