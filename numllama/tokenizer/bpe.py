@@ -365,7 +365,9 @@ class Tokenizer(BytePairs):
 
         An id that no token has stands for nothing: a model may have more rows than its tokenizer has tokens.
         """
-        if errors == "replace" and not self.layout.decoder.bytes:
+        if self.layout.decoder.bytes:
+            return b"".join(self._looked_up(listed(ids), self._token)).decode("utf-8", errors)
+        if errors == "replace":
             return "".join(self.layout.decoder.joined(self._looked_up(listed(ids), self._written)))
         return self.decode_bytes(ids).decode("utf-8", errors)
 

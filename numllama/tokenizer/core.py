@@ -8,7 +8,6 @@ is to look them up.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -232,9 +231,11 @@ class BytePairs:
     def _looked_up(self, ids: Iterable[int], table: Mapping[int, Any]) -> Iterable[Any]:
         """What a table has for those ids that have a token."""
         if isinstance(ids, list):
-            with suppress(KeyError, TypeError):  # most often all of them have one
-                if all(type(i) is int for i in ids):
-                    return [table[i] for i in ids]
+            try:  # the fast path: all are known, and none is a bool or a float, which may equal an integer
+                if {*map(type, ids)} == {int}:
+                    return list(map(table.__getitem__, ids))
+            except KeyError:
+                pass
         checked = map(checked_id, ids.tolist() if isinstance(ids, np.ndarray) else ids)
         return (table[i] for i in checked if i in self._token)
 
@@ -287,7 +288,9 @@ def between(text: str, spans: Iterable[tuple[int, int, int]]) -> Iterator[tuple[
 
 
 def listed(ids: Iterable[int]) -> list[int]:
-    """Ids as a list of Python's integers, if they are."""
+    """Ids as a list; of an array, of Python's numbers."""
+    if type(ids) is list:
+        return ids
     return ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
 
 
