@@ -24,7 +24,8 @@ from tqdm import tqdm
 from numllama.data.dataset import VAL_FRACTION
 from numllama.data.token_files import OPENED_PIECES, checksum, describe_tokens
 from numllama.errors import DataError, shown
-from numllama.storage.files import CHECKSUMS, check_files, part_of, read_json, remove, write_checksums, write_json
+from numllama.storage.checksums import CHECKSUMS, check_files, write_checksums
+from numllama.storage.files import part_of, read_json, remove, write_json
 from numllama.storage.folders import locked, publish
 from numllama.system.processes import available_cores
 from numllama.tokenizer import CharTokenizer, Tokenizer

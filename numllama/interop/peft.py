@@ -27,8 +27,9 @@ from numllama.interop.huggingface import (
 from numllama.interop.pickles import refuse_others
 from numllama.model import LoraConfig, ModelConfig, Parameters, Transformer, parameter_shapes
 from numllama.model.lora import TARGETS, adapter_shapes
+from numllama.storage.checksums import check_files
 from numllama.storage.fields import FLAG, POSITIVE, as_json, check, only, optional, whole
-from numllama.storage.files import check_files, is_there, read_json
+from numllama.storage.files import is_there, read_json
 from numllama.storage.folders import published
 from numllama.storage.tensor_file import TensorFile, write_tensors
 

@@ -19,17 +19,8 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from numllama.errors import CheckpointError, NumllamaError
-from numllama.storage.files import (
-    CHECKSUMS,
-    PART,
-    flush_folder,
-    is_alive,
-    part_of,
-    read_checksums,
-    remove,
-    remove_leftovers,
-    write_checksums,
-)
+from numllama.storage.checksums import CHECKSUMS, read_checksums, write_checksums
+from numllama.storage.files import PART, flush_folder, is_alive, part_of, remove, remove_leftovers
 
 LOCK = ".lock"
 Result = TypeVar("Result")

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from numllama.errors import DataError, NumllamaError, in_words, shown
+from numllama.storage.checksums import check_files
 from numllama.storage.fields import as_json
-from numllama.storage.files import check_files, read_bytes, read_json
+from numllama.storage.files import read_bytes, read_json
 from numllama.storage.folders import published
 from numllama.tokenizer import tokenizer_json
 from numllama.tokenizer.added_tokens import AddedToken

@@ -31,17 +31,9 @@ from numllama.model import LoraConfig, ModelConfig, Parameters, Transformer
 from numllama.model.lora import adapter_shapes
 from numllama.model.parameters import parameter_shapes
 from numllama.optim.optimizer import Optimizer
+from numllama.storage.checksums import file_checksum, read_verified, with_checksum
 from numllama.storage.fields import as_json, check, whole
-from numllama.storage.files import (
-    file_checksum,
-    flush,
-    flush_folder,
-    json_bytes,
-    read_verified,
-    reading,
-    with_checksum,
-    write_json,
-)
+from numllama.storage.files import flush, flush_folder, json_bytes, reading, write_json
 from numllama.storage.tensor_file import TensorFile, write_tensors
 from numllama.training.run_folder import fingerprint, identity
 from numllama.training.state import LOADED, POINTER, check_state
@@ -200,7 +192,7 @@ def find_step(path: Path, which: str = "latest") -> Path:
 def read_pointer(pointer: Path) -> dict[str, Any]:
     """``latest.json`` or ``best.json``, verified: the name of a step folder, and what else it says."""
     with reading(pointer, DamagedError):
-        values = read_verified(pointer, unsealed=("folder",))
+        values = read_verified(pointer, legacy_keys=("folder",))
         name = values["folder"]
         if not isinstance(name, str) or not STEP.fullmatch(name):
             raise ValueError(f"folder is {as_json(name)}, but must be the name of a step folder")

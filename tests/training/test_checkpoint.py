@@ -20,7 +20,8 @@ from numllama.errors import CheckpointError, DamagedError, NumllamaError
 from numllama.interop import load_run
 from numllama.model import ModelConfig, Transformer
 from numllama.optim import SGD, AdamW
-from numllama.storage.files import with_checksum, write_json
+from numllama.storage.checksums import with_checksum
+from numllama.storage.files import write_json
 from numllama.training import TrainConfig, Trainer, checkpoint, text_dataset
 from numllama.training.checkpoint import OPTIMIZER, STATE, WEIGHTS, load_checkpoint, prune, save_checkpoint
 from numllama.training.run_folder import write_result
