@@ -20,7 +20,7 @@ from typing import IO, Any, TypeVar
 
 from numllama.errors import CheckpointError, NumllamaError
 from numllama.storage.checksums import CHECKSUMS, read_checksums, write_checksums
-from numllama.storage.files import PART, flush_folder, is_alive, part_of, remove, remove_leftovers
+from numllama.storage.files import PART, flush_folder, is_alive, part_of, put_in_place, remove, remove_leftovers
 
 LOCK = ".lock"
 Result = TypeVar("Result")
@@ -183,6 +183,35 @@ def published(
             remove(part)
 
 
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder, which becomes `path` in the end, whole or not at all; OSError if that fails.
+
+    `path` must not exist; its parents are made.
+    """
+    part = part_of(path)
+    remove_leftovers(path)
+    try:
+        part.mkdir(parents=True)
+        yield part
+        _flush_all(part)
+        put_in_place(part, path)
+    except OSError:
+        remove(part)
+        raise
+
+
+def _flush_all(folder: Path) -> None:
+    """Return once a folder and everything in it are on disk."""
+    for path in folder.rglob("*"):
+        if path.is_dir():
+            flush_folder(path)
+        else:
+            with open(path, "r+b") as file:
+                os.fsync(file.fileno())
+    flush_folder(folder)
+
+
 def _checksums(folder: Path) -> dict[str, Any]:
     """What a folder's checksums.json holds; of one that is damaged, nothing."""
     with suppress(NumllamaError):
@@ -207,13 +236,7 @@ def publish(part: Path, folder: Path, entry: str | None = None, gone: Collection
             remove(path)
     names = sorted(path.name for path in part.iterdir())
     gone = {name for name in gone if name.partition("/")[0] not in names}
-    for path in part.rglob("*"):
-        if path.is_dir():
-            flush_folder(path)
-        else:
-            with open(path, "r+b") as file:
-                os.fsync(file.fileno())
-    flush_folder(part)
+    _flush_all(part)
     others = [path for path in folder.iterdir() if not PART.fullmatch(path.name) and path.name != part.name]
     fresh = all(path.name == LOCK for path in others)
     together = entry is not None and len({*names, *gone}) > 1

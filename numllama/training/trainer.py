@@ -335,7 +335,7 @@ class Trainer:
         self.workers.check_same({"checkpoint": [self.step, found]})  # all ranks have read, and read the same
         if self.workers.rank == 0:
             for folder in damaged:
-                checkpoint.set_aside(folder)
+                checkpoint.quarantine(folder)
             if len(damaged) < len(folders):
                 checkpoint.point(out, folders[len(damaged)], self._best_step, self._identity)
         return list(damaged.values())
