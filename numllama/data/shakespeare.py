@@ -1,7 +1,6 @@
 """Tinyshakespeare on any machine: a cached copy, else a download, else a stand-in written for the purpose."""
 
 import hashlib
-import os
 import urllib.request
 from contextlib import suppress
 from http.client import HTTPException
@@ -9,6 +8,8 @@ from pathlib import Path
 
 from numllama.data.dataset import Dataset, cache_folder, text_dataset
 from numllama.data.synthetic import write_play
+from numllama.errors import DataError
+from numllama.storage.files import write_bytes
 from numllama.tokenizer import CharTokenizer, Tokenizer
 
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -61,14 +62,10 @@ def _is_shakespeare(text: bytes) -> bool:
 
 
 def _keep(path: Path, text: bytes) -> str:
-    """Store the download whole or not at all."""
-    part = path.with_suffix(f".{os.getpid()}.part")
+    """Cache the download; returns what to add to the line about it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(text)
-        part.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
+        write_bytes(path, text, DataError)
+    except (OSError, DataError) as error:
         return f" (not cached: {error})"
     return f", now cached as {path}"

@@ -16,7 +16,7 @@ import numpy as np
 
 from numllama.errors import DataError, shown
 from numllama.storage.fields import as_json, check, one_of, whole
-from numllama.storage.files import read_json, reading, regular, write_json
+from numllama.storage.files import read_json, reading, regular, write_file, write_json
 
 CHECKED_PIECES, CHECKED_PIECE = 1024, 2**14  # all of 16 million tokens; of more, so many places with so many tokens each
 OPENED_PIECES = 64  # of a larger file, when it is opened: there may be thousands of them
@@ -46,7 +46,8 @@ def write_tokens(path: str | Path, ids: np.ndarray, vocab_size: int) -> Path:
     if ids.dtype.kind not in "iu" or ids.ndim != 1 or (ids.size and (ids.min() < 0 or ids.max() >= vocab_size)):
         raise ValueError(f"ids must be a one-dimensional array of integers that lie in 0..{vocab_size - 1}")
     dtype = "uint16" if vocab_size <= 2**16 else "uint32"
-    ids.astype(np.dtype(dtype).newbyteorder("<")).tofile(path)
+    little_endian = np.ascontiguousarray(ids, np.dtype(dtype).newbyteorder("<"))
+    write_file(path, lambda file: file.write(little_endian.data), DataError)
     describe_tokens(path, len(ids), vocab_size)
     return path
 

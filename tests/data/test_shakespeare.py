@@ -16,6 +16,7 @@ from realdata import real_data
 from numllama.data import shakespeare
 from numllama.data.dataset import cache_folder
 from numllama.data.shakespeare import STAND_IN, shakespeare_dataset
+from numllama.storage import files
 
 TEXT = b"First Citizen:\nBefore we proceed any further, hear me speak.\n" * 50
 STAND_IN_TEXT = "KING ALDRAN:\nBut the crown shall break my heart.\n\n" * 50
@@ -178,12 +179,11 @@ def test_a_cache_that_cannot_be_written_does_not_stop_a_training(tmp_path):
 
 
 def test_a_full_disk_leaves_no_half_a_file_in_the_cache(tmp_path, monkeypatch):
-    def half(path, content):
-        with open(path, "wb") as file:
-            file.write(content[: len(content) // 2])
+    def half(file):
+        file.truncate(len(TEXT) // 2)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(Path, "write_bytes", half)
+    monkeypatch.setattr(files, "flush", half)
     with serving(answer(TEXT)) as (url, _):
         dataset, line = shakespeare_dataset(tmp_path, url)
     assert is_shakespeare(dataset)
