@@ -21,6 +21,7 @@ from numllama.data.dataset import VAL_FRACTION
 from numllama.data.token_writer import SPLITS, STATE, TokenWriter, file_names
 from numllama.errors import DataError, shown
 from numllama.storage.checksums import check_files
+from numllama.storage.fields import OBJECT, check, require, whole
 from numllama.storage.files import part_of, read_json, remove, write_json
 from numllama.storage.folders import locked, publish
 from numllama.system.processes import available_cores
@@ -211,8 +212,11 @@ def _check_same(out: Path, state: dict[str, Any], settings: dict[str, Any]) -> N
 def _read(path: Path) -> dict[str, Any]:
     try:
         state = read_json(path, DataError)
-        state["settings"]["shard_tokens"], state["done"], state["tokens"]["train"], state["tokens"]["val"]
-    except (DataError, KeyError, TypeError) as error:
+        require(state, ("settings", "done", "tokens"))
+        check(state, {"settings": OBJECT, "done": whole(), "tokens": OBJECT})
+        require(state["settings"], ("shard_tokens",))
+        require(state["tokens"], SPLITS)
+    except (DataError, ValueError) as error:
         raise DataError(f"{path} is damaged: delete its folder, or choose another --out") from error
     return state
 

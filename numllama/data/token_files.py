@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from numllama.errors import DataError, shown
-from numllama.storage.fields import as_json, check, one_of, whole
+from numllama.storage.fields import as_json, check, one_of, require, whole
 from numllama.storage.files import read_json, reading, regular, write_file, write_json
 
 CHECKED_PIECES, CHECKED_PIECE = 1024, 2**14  # all of 16 million tokens; of more, so many places with so many tokens each
@@ -88,8 +88,7 @@ def _described(path: Path) -> tuple[dict, np.dtype]:
     side = path.with_suffix(".json")
     try:
         about = read_json(side, DataError)
-        if missing := [name for name in ("dtype", "tokens", "vocab_size") if name not in about]:
-            raise DataError(f"it lacks {', '.join(missing)}")
+        require(about, ("dtype", "tokens", "vocab_size"))
         check(about, ABOUT, as_json)
     except (DataError, ValueError) as error:
         raise DataError(f"{path} needs a {side.name} beside it that describes it: {error}") from error

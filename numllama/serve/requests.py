@@ -5,17 +5,17 @@ default what the checkpoint's generation_config.json says, and where it says not
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
 from numbers import Integral, Real
-from typing import Any, NamedTuple
+from typing import Any
 
 from numllama.errors import CheckpointError
 from numllama.generation import SamplingConfig
 from numllama.generation.chat import chat_prompt, has_chat_template
 from numllama.generation.text import opening
 from numllama.serve.engine import Engine, Request
+from numllama.storage.fields import FLAG, TEXT, Kind, check, is_number, whole
 
 NEW_TOKENS = 256  # where nobody says how many
 MOST_TEXTS, MOST_STOPS, MOST_RUNNERS_UP, MOST_FIELDS = 8, 4, 20, 64
@@ -42,38 +42,31 @@ class Asked:
     logprobs: int | None = None
 
 
-class Rule(NamedTuple):
-    """What a field may be, in Python and in words."""
-
-    kind: type
-    allowed: Callable[[Any], bool]
-    words: str
-
-
-def _number(low: float, high: float, kind: type = Real) -> Rule:
-    what = "a whole number" if kind is Integral else "a number"
-    return Rule(kind, lambda value: low <= value <= high, f"{what} from {low} to {high}")
+def _number(low: float, high: float, kind: type = Real) -> Kind:
+    what, fits = ("a whole number", whole().fits) if kind is Integral else ("a number", is_number)
+    return Kind(lambda value: fits(value) and low <= value <= high, f"must be {what} from {low} to {high}")
 
 
 RULES = {
     "temperature": _number(0, 2),
     "top_p": _number(0, 1),
-    "top_k": Rule(Integral, lambda value: value >= -1, "a whole number of at least 1, or 0 or -1 for all"),
+    "top_k": Kind(whole(-1).fits, "must be a whole number of at least 1, or 0 or -1 for all"),
     "min_p": _number(0, 1),
     "repetition_penalty": _number(0.1, 10),
     "seed": _number(0, 2**63 - 1, Integral),
-    "max_tokens": Rule(Integral, lambda value: value >= 0, "a whole number of at least 1, or 0 with echo"),
-    "max_completion_tokens": Rule(Integral, lambda value: value >= 1, "a whole number of at least 1"),
+    "max_tokens": Kind(whole().fits, "must be a whole number of at least 1, or 0 with echo"),
+    "max_completion_tokens": whole(1),
     "n": _number(1, MOST_TEXTS, Integral),
-    "model": Rule(str, lambda value: True, "a text"),
-    "stream": Rule(bool, lambda value: True, "true or false"),
-    "stream_options": Rule(
-        Mapping, lambda value: set(value) <= {"include_usage", "include_obfuscation"}, "{include_usage: true or false}"
+    "model": TEXT,
+    "stream": FLAG,
+    "stream_options": Kind(
+        lambda value: isinstance(value, Mapping) and set(value) <= {"include_usage", "include_obfuscation"},
+        "must be {include_usage: true or false}",
     ),
     "top_logprobs": _number(0, MOST_RUNNERS_UP, Integral),
-    "echo": Rule(bool, lambda value: True, "true or false"),
-    "special": Rule(bool, lambda value: True, "true or false"),
-    "skip_special_tokens": Rule(bool, lambda value: True, "true or false"),
+    "echo": FLAG,
+    "special": FLAG,
+    "skip_special_tokens": FLAG,
 }
 OF_ONE_ROUTE = ("max_completion_tokens", "top_logprobs", "echo", "special")
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
@@ -176,12 +169,11 @@ def _common(body: Mapping[str, Any], own: Sequence[str], model_name: str) -> dic
     return {name: body[name] for name in SAMPLING if name in body}
 
 
-def _check(name: str, value: Any, rule: Rule) -> None:
-    right = isinstance(value, rule.kind) and (rule.kind is bool or not isinstance(value, bool))
-    if isinstance(value, float) and not isfinite(value):
-        right = False
-    if not right or not rule.allowed(value):
-        raise BadRequest(f"{name} is {_shown(value)}, but must be {rule.words}", name)
+def _check(name: str, value: Any, kind: Kind) -> None:
+    try:
+        check({name: value}, {name: kind}, _shown)
+    except ValueError as error:
+        raise BadRequest(str(error), name) from None
 
 
 def _prompts(prompt: Any) -> list[str | list[int]]:

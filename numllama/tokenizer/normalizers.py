@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import regex
 
 from numllama.errors import shown
-from numllama.storage.fields import FLAG, OBJECT, TEXT, Kind, as_json, check
+from numllama.storage.fields import FLAG, OBJECT, TEXT, Kind, as_json, check, require
 from numllama.tokenizer.expressions import ONIGURUMA, Refused, may_be_empty
 from numllama.tokenizer.parsing import parse
 from numllama.tokenizer.patterns import seconds
@@ -95,9 +95,7 @@ def kind_of(values: Any, name: str) -> str:
 
 def fields(values: dict, kinds: dict[str, Kind], *needed: str) -> None:
     """Check the values of such a part."""
-    for name in needed:
-        if name not in values:
-            raise ValueError(f"its {values['type']} has no {name}")
+    require(values, needed, f"its {values['type']}")
     check(values, kinds, as_json, f"its {values['type']}: ")
 
 

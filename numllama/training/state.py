@@ -3,8 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from numllama.errors import listed
-from numllama.storage.fields import OBJECT, TEXT, Kind, as_json, check, is_number, number, one_of, optional, whole
+from numllama.storage.fields import OBJECT, TEXT, Kind, as_json, check, is_number, number, one_of, optional, require, whole
 
 LOADED = ("step", "model", "dtype", "optimizer_steps", "sha256")  # what every state.json has
 RESUMED = ("train", "data", "val_loss", "best", "skipped", "skipped_in_a_row")  # and that of a run besides
@@ -37,6 +36,5 @@ FIELDS = {
 
 def check_state(state: Mapping[str, Any], needed: Sequence[str]) -> None:
     """ValueError if a field is missing or is not what it should be."""
-    if missing := [name for name in needed if name not in state]:
-        raise ValueError(f"it lacks {listed(missing)}")
+    require(state, needed)
     check(state, FIELDS, as_json)
