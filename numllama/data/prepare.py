@@ -229,9 +229,14 @@ def _tokenizer(work: Path, paths: list[Path], state: dict[str, Any], workers: in
         if settings["tokenizer"]:
             made = Tokenizer.load(settings["tokenizer"], settings["pattern"], _ids(settings["special"]))
         else:
-            all_special = list(dict.fromkeys([*special, *([END_OF_TEXT] if settings["documents"] else [])]))
+            all_special: list[str] = [*special, *([END_OF_TEXT] if settings["documents"] else [])]
             made = Tokenizer.train(
-                paths, settings["vocab_size"], all_special, settings["pattern"], workers=workers, errors=settings["errors"]
+                paths,
+                settings["vocab_size"],
+                list(dict.fromkeys(all_special)),
+                settings["pattern"],
+                workers=workers,
+                errors=settings["errors"],
             )
         if isinstance(made, CharTokenizer):
             raise ValueError(f"tokenizer is {settings['tokenizer']}, but a character tokenizer cannot encode every text: use BPE")

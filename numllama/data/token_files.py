@@ -191,7 +191,7 @@ def checksum(tokens: "np.ndarray | TokenShards", pieces: int | None = None) -> s
     everything, some = range(0, n, CHECKED_PIECE), np.linspace(0, n - CHECKED_PIECE, pieces or CHECKED_PIECES)
     digest = hashlib.sha256(str(n).encode())
     for start in map(int, everything if len(everything) <= CHECKED_PIECES else some):
-        digest.update(np.ascontiguousarray(tokens[start : start + CHECKED_PIECE], dtype="<u4"))
+        digest.update(np.ascontiguousarray(tokens[start : start + CHECKED_PIECE], dtype="<u4").data)
     return digest.hexdigest()
 
 

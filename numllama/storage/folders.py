@@ -112,7 +112,9 @@ def lock(file: IO) -> None:
     except ImportError:  # Windows
         import msvcrt
 
-        lock_it, refused = (lambda: msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)), PermissionError
+        # pyright: ignore below, because these names exist on Windows only
+        locking, mode = msvcrt.locking, msvcrt.LK_NBLCK  # pyright: ignore[reportAttributeAccessIssue]
+        lock_it, refused = (lambda: locking(file.fileno(), mode, 1)), PermissionError
     else:
         lock_it, refused = (lambda: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)), (BlockingIOError, PermissionError)
     try:

@@ -134,7 +134,8 @@ def write_tensors(
     file: BinaryIO, dtype: np.dtype, shapes: Mapping[str, tuple[int, ...]], tensors: Iterable[np.ndarray]
 ) -> None:
     """Write a safetensors file: `tensors`, of one dtype and in the order of `shapes`, one at a time."""
-    header, begin = {"__metadata__": {"format": "pt"}}, 0  # transformers opens nothing without it
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers requires it
+    begin = 0
     for name, shape in shapes.items():
         end = begin + prod(shape) * dtype.itemsize
         header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [begin, end]}

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -172,7 +172,7 @@ class Tokenizer(BytePairs):
         """Read a tokenizer, whatever format it has; see :func:`numllama.tokenizer.formats.load`."""
         from numllama.tokenizer.formats import load
 
-        return load(path, pattern, special_tokens)
+        return cast(Tokenizer, load(path, pattern, special_tokens))  # a CharTokenizer offers the same for ordinary text
 
     def save(self, folder: str | Path) -> Path:
         """Write ``tokenizer.json`` and the chat template into a folder, as `tokenizers` and `transformers` read them."""
@@ -293,8 +293,10 @@ class Tokenizer(BytePairs):
             text = bytes(data).decode("utf-8", "surrogateescape")  # each stray byte is a character: one code point
         ids: list[int] = []
         for part in self._split(text, self._sought((), ())[0], begins=True):
-            pieces = [] if isinstance(part, int) else self.layout.pre_tokenizer.split(part)
-            ids += [part] if isinstance(part, int) else chain.from_iterable(map(self._merged, pieces))
+            if isinstance(part, int):
+                ids.append(part)
+            else:
+                ids += chain.from_iterable(map(self._merged, self.layout.pre_tokenizer.split(part)))
         return ids
 
     def merges_of(self, text: str) -> list[Merge]:
@@ -303,7 +305,7 @@ class Tokenizer(BytePairs):
         Of several words, each merges in turn. A word that is looked up as a whole, and that merges do not lead to, takes none.
         """
         parts = self._split(repaired(text), Sought(None, None, None), begins=True)
-        pieces = [piece for part in parts for piece in self.layout.pre_tokenizer.split(part)]
+        pieces = [piece for part in parts if isinstance(part, str) for piece in self.layout.pre_tokenizer.split(part)]
         words = [self._symbols(piece) for piece in pieces]
         steps = []
         for at, word in enumerate(words):
@@ -311,7 +313,8 @@ class Tokenizer(BytePairs):
             mine = []
             for i, ids in merge_steps(word, self._ranks, self._made):
                 pair = before[i], before[i + 1]
-                mine.append(Merge(*self._names(pair), self._ranks[pair], [*left, *self._names(ids), *right]))
+                one, other = self._names(pair)
+                mine.append(Merge(one, other, self._ranks[pair], [*left, *self._names(ids), *right]))
                 before = list(ids)
             if word == (tokens := self._merged(pieces[at])):
                 steps += mine

@@ -197,8 +197,8 @@ class _Job:
     def __init__(self, template: str, conversation: Conversation, control: Control | None) -> None:
         self.template, self.conversation, self.control = template, conversation, control
         plain, written = _plain(conversation)
-        *answer_marks, begin, end, edge, self.tag = unused(f"{template}{written}", 6)
-        self.answer_marks, self.marks = tuple(answer_marks), Marks(begin, end, edge)
+        before_answer, after_answer, begin, end, edge, self.tag = unused(f"{template}{written}", 6)
+        self.answer_marks, self.marks = (before_answer, after_answer), Marks(begin, end, edge)
         self.plain = plain
         self.values = [self._continued(plain)]  # that the template sees, in each way that it is to be rendered
         self.renders: dict[Any, Render] = {"text": Render(prompt=conversation.prompt)}
@@ -228,7 +228,7 @@ class _Job:
             self.renders["spelled"] = Render(1, prompt=conversation.prompt, marks=str(self.marks))
 
     def marks_differ(self) -> bool:
-        return self.control.marked(self.plain, self.marks) != self.plain
+        return self.control is not None and self.control.marked(self.plain, self.marks) != self.plain
 
     def written(self) -> Written:
         """The outcome, once all has been rendered."""
@@ -347,6 +347,7 @@ class _Job:
         """Where messages spell special tokens, or parts of them that must not be joined."""
         if "spelled" not in self.found:
             return []
+        assert self.control is not None  # without it nothing is rendered as "spelled"
         kinds = (self.control.assistant, self.control.others)
         marked, free = self.found["spelled"], not set(str(self.marks)) & set(text)
         if free and isinstance(marked, str) and self.tag in (marked if self.conversation.continued else self.tag):

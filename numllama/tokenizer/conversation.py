@@ -85,11 +85,11 @@ class ConversationEncoder:
         written: list[Written | Failure] = []
         for template, same in groupby(conversations, lambda one: _caught(self.template, one)):
             values = [replace(one, values={**self.found.tokens, **one.values}) for one in same]
-            if isinstance(template, Exception):
-                written += [template] * len(values)
-            else:
+            if isinstance(template, str):
                 control = replace(control_tokens(self.tokenizer), strict=self.sanitize)
                 written += write(template, values, control if pieces else None)
+            else:
+                written += [template] * len(values)
         return written
 
     def template(self, conversation: Conversation) -> str:
@@ -151,7 +151,7 @@ def chat_templates(tokenizer: Tokenizer | CharTokenizer) -> ChatTemplates:
     return read_chat_templates(folder) if folder else ChatTemplates({}, {})
 
 
-_control: WeakKeyDictionary[Tokenizer, Control] = WeakKeyDictionary()
+_control: WeakKeyDictionary[Tokenizer | CharTokenizer, Control] = WeakKeyDictionary()
 
 
 def control_tokens(tokenizer: Tokenizer | CharTokenizer) -> Control:

@@ -7,10 +7,10 @@ is to look them up.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 
@@ -81,13 +81,13 @@ class BytePairs:
         self._symbol_ids(ids)
         self._set_up_merges(ids)
         self._token = self._tokens()
-        self._finders: dict[tuple, Sought] = {}
+        self._finders: dict[tuple, tuple[Sought, SpecialTokens | None]] = {}
         self.vocab_size = max(self._token, default=-1) + 1
         if self.vocab_size > 2**32:
             raise ValueError(f"the largest id is {self.vocab_size - 1}, but must be below 2**32")
         self.dtype = np.dtype("<u2" if self.vocab_size <= 2**16 else "<u4")
         self._cache, self._written = _Pieces(self), _Written(self)
-        self.placed_pieces: dict[str, list] = {}  # see encode_spans
+        self.placed_pieces: dict[str, np.ndarray] = {}  # see encode_spans
 
     def _set_up_merges(self, ids: Mapping[bytes, int]) -> None:
         self._whole = {token: i for token, i in ids.items() if i not in self._special_ids} if self.ignore_merges else {}
@@ -194,7 +194,7 @@ class BytePairs:
     def _symbols(self, piece: str) -> list[int]:
         """What a pre-token starts as: its bytes."""
         if self._complete:
-            return [self._bytes[byte] for byte in piece.encode("utf-8", "surrogateescape")]
+            return cast(list[int], [self._bytes[byte] for byte in piece.encode("utf-8", "surrogateescape")])
         return [i for i, _, _ in self.placed_symbols(piece)]
 
     def placed_symbols(self, piece: str) -> list[tuple[int, int, int]]:
@@ -302,7 +302,7 @@ def _by_token(vocab: Mapping[int, bytes]) -> dict[bytes, int]:
     return ids
 
 
-def _known_special(name: str, tokens: Collection[str] | str, known: Collection[str]) -> frozenset[str]:
+def _known_special(name: str, tokens: Collection[str] | str, known: Set[str]) -> frozenset[str]:
     if isinstance(tokens, str):
         raise ValueError(f"{name} is {shown(tokens)}, but must be 'all' or a set of special tokens")
     if unknown := set(tokens) - known:

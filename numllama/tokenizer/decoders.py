@@ -87,13 +87,17 @@ class Decoder:
         self.values = values
         self.bytes = values is not None and kind_of(values, "decoder") == "ByteLevel"
         steps = [Step(_spaced)] if values is None else steps_of(values, TABLE, "decoder", "decoders")
-        self._each, self._apply, joined = [], [], False
-        while steps and steps[0].each:
-            self._each.append(steps.pop(0).each)
+        self._each: list[Callable[[str], str]] = []
+        self._apply: list[Apply] = []
+        while steps and (each := steps[0].each):
+            self._each.append(each)
+            steps.pop(0)
+        joined = False
         for step in steps:
-            if joined and step.joined is None:
+            apply = step.joined if joined else step.apply
+            if apply is None:
                 raise ValueError(f"its decoder is {as_json(values)}, but only Fuse and Strip can follow what joins tokens")
-            self._apply.append(step.joined if joined else step.apply)
+            self._apply.append(apply)
             joined = joined or step.joins
 
     def __reduce__(self) -> tuple:
@@ -107,10 +111,10 @@ class Decoder:
 
     def joined(self, texts: Iterable[str], as_bytes: bool = False) -> Texts:
         """The text of tokens after that, in parts, as they come; with `as_bytes` there is one for each token."""
-        texts = iter(texts)
+        parts = iter(texts)
         for apply in self._apply:
-            texts = apply(texts, as_bytes)
-        return texts
+            parts = apply(parts, as_bytes)
+        return parts
 
 
 # ------------------------------------------------------------------------------------------------ the steps

@@ -129,10 +129,12 @@ def save(tokenizer: Tokenizer, folder: str | Path) -> Path:
     text = json.dumps(tokenizer_json.content(tokenizer), ensure_ascii=False, indent=1) + "\n"
     with published(folder, "tokenizer.json", error=DataError) as part:
         (part / "tokenizer.json").write_bytes(text.encode())
-        for name in _chat_files(tokenizer.folder) if tokenizer.folder else ():
+        origin = tokenizer.folder
+        files = {name: origin / name for name in _chat_files(origin)} if origin else {}
+        for name, path in files.items():
             (part / name).parent.mkdir(exist_ok=True)
             with suppress(FileNotFoundError):
-                (part / name).write_bytes((tokenizer.folder / name).read_bytes())
+                (part / name).write_bytes(path.read_bytes())
     return Path(folder) / "tokenizer.json"
 
 
@@ -210,7 +212,7 @@ def _read_ranks(content: bytes, pattern: str | None, special: Mapping[str, int] 
         ranks[token] = rank
     if not ranks:
         raise ValueError("it is empty")
-    known_pattern, known_special, before = KINDS.get(KNOWN_RANKS.get(_fingerprint(ranks)), (None, None, []))
+    known_pattern, known_special, before = KINDS.get(KNOWN_RANKS.get(_fingerprint(ranks), ""), (None, None, []))
     pattern = known_pattern if pattern is None else pattern
     special = known_special if special is None else special
     if pattern is None or special is None:

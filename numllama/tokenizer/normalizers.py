@@ -5,7 +5,7 @@ A later chunk of a long text is told from a text's beginning, for only the latte
 
 import unicodedata
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import regex
 
@@ -124,7 +124,7 @@ def expression(value: dict, empty: bool = False) -> str:
 # ------------------------------------------------------------------------------------------------ the steps
 
 
-def _form(name: str) -> Callable[[dict], Step]:
+def _form(name: Literal["NFC", "NFD", "NFKC", "NFKD"]) -> Callable[[dict], Step]:
     return lambda values: Step(lambda text: unicodedata.normalize(name, text), BEFORE_SPACES)
 
 

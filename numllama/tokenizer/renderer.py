@@ -25,7 +25,9 @@ CHARACTERS = 2**24  # of a text
 PROCESSES = 4       # at a time
 _PROGRAM = Path(__file__).with_name("template_process.py")
 # Ctrl-C and a scheduler's signals are for us: a process ends when its input does.
-_OWN_GROUP = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP} if os.name == "nt" else {"start_new_session": True}
+_OWN_GROUP: dict[str, Any] = (
+    {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP} if os.name == "nt" else {"start_new_session": True}
+)
 
 Failure = NumllamaError | ValueError
 Result = str | int | Failure | None
@@ -121,9 +123,11 @@ class _Process:
 
     def ask(self, request: bytes, n: int) -> Iterator[Mapping[str, str]]:
         """The n answers to a request; if the process ends, all that are missing say why."""
+        stdin = self._process.stdin
+        assert stdin is not None  # it is a pipe
         with suppress(BrokenPipeError):
-            self._process.stdin.write(request)
-            self._process.stdin.flush()
+            stdin.write(request)
+            stdin.flush()
         for i in range(n):
             answer = self._answer()
             if answer is None:
@@ -139,7 +143,9 @@ class _Process:
 
     def _answer(self) -> dict[str, str] | None:
         """The next line; None if there is no more, or half of one."""
-        line = self._process.stdout.readline()
+        stdout = self._process.stdout
+        assert stdout is not None  # it is a pipe
+        line = stdout.readline()
         if not line.endswith(b"\n"):
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(SECONDS)
@@ -153,8 +159,9 @@ class _Process:
 
 
 def _end(process: subprocess.Popen) -> None:
+    assert process.stdin is not None and process.stdout is not None  # they are pipes
     process.kill()
-    with suppress(BrokenPipeError):  # what was not sent is not wanted any more
+    with suppress(BrokenPipeError):  # unsent requests are dropped
         process.stdin.close()
     process.stdout.close()
     process.wait()

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -45,11 +46,13 @@ def encode_spans(
         to the first character. Where a text is normalized to other characters, they have the span of all that they come from.
     """
     if isinstance(tokenizer, CharTokenizer):
-        ids = tokenizer.encode_array(text)
-        return ids, np.arange(len(ids))[:, None] + [0, 1]
+        characters = tokenizer.encode_array(text)
+        return characters, np.arange(len(characters))[:, None] + [0, 1]
     text = SURROGATE.sub("\ufffd", text)  # as `encode` takes them, one for one, so that places stay
     known = tokenizer.sought(text, allowed_special, "all")
-    ids, spans, end = [np.empty(0, dtype=np.int64)], [np.empty((0, 2), dtype=np.int64)], 0
+    ids: list[Any] = [np.empty(0, dtype=np.int64)]
+    spans: list[Any] = [np.empty((0, 2), dtype=np.int64)]
+    end = 0
     for start, stop, i in [*_apart(tokenizer, known, text, plain), (len(text), len(text), None)]:
         for begin, until in pairwise([end, *(cut for cut in cuts if end < cut < start), start]):
             for part_ids, part_spans in _parts(tokenizer, known, text, begin, until, begin > end, plain):

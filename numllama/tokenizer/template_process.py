@@ -50,7 +50,7 @@ class TooLong(Exception):
 class Generation(Extension):
     """``{% generation %}`` ... ``{% endgeneration %}`` marks what the assistant says, for training; the text stays as it is."""
 
-    tags = frozenset({"generation"})
+    tags = frozenset({"generation"})  # pyright: ignore[reportAssignmentType]  Jinja only reads it
 
     def parse(self, parser):
         line = next(parser.stream).lineno
@@ -58,7 +58,7 @@ class Generation(Extension):
         return nodes.CallBlock(self.call_method("_answer"), [], [], body).set_lineno(line)
 
     def _answer(self, caller):
-        begin, end = self.environment.answer_marks
+        begin, end = self.environment.answer_marks  # pyright: ignore[reportAttributeAccessIssue]  set in text_of
         return begin + caller() + end
 
 
@@ -151,7 +151,7 @@ def text_of(template, values, render):
     except Exception as error:
         return failure("syntax", error)
     environment = program.environment
-    environment.answer_marks, environment.marks = render["answer_marks"] or ("", ""), render["marks"]
+    vars(environment).update(answer_marks=render["answer_marks"] or ("", ""), marks=render["marks"])
     values = {**values, "add_generation_prompt": render["prompt"]}
     if render["messages"] is not None:
         values["messages"] = values["messages"][: render["messages"]]
