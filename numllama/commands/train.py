@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from numllama.backend import array_module, default_dtype
 from numllama.data.dataset import Dataset, load_dataset, text_dataset, trained_tokenizer
-from numllama.data.shakespeare import STAND_IN, shakespeare_dataset
+from numllama.data.shakespeare import SYNTHETIC_PLAY, shakespeare_dataset
 from numllama.data.synthetic import best_loss, write_play
 from numllama.errors import CheckpointError, NumllamaError, shown
 from numllama.generation import complete
@@ -292,7 +292,7 @@ def _draw(run: Path, best_possible: float | None) -> str:
 
 
 def _best_possible(trainer: Trainer) -> float | None:
-    if trainer.data.name != STAND_IN or not isinstance(trainer.data.tokenizer, CharTokenizer):
+    if trainer.data.name != SYNTHETIC_PLAY or not isinstance(trainer.data.tokenizer, CharTokenizer):
         return None
     return best_loss(trainer.data.tokenizer.decode(trainer.data.val.tolist()), trainer.config.seq_len)
 
@@ -302,8 +302,8 @@ def _best_possible(trainer: Trainer) -> float | None:
 
 def _open_data(data: Path | None, tokenizer: Tokenizer | CharTokenizer | str | None, vocab_size: int | None) -> Dataset:
     if data == PLAY:
-        print("DATA: a stand-in play generated here")
-        return text_dataset(write_play(), STAND_IN, tokenizer, vocab_size)
+        print("DATA: a synthetic play")
+        return text_dataset(write_play(), SYNTHETIC_PLAY, tokenizer, vocab_size)
     if data is not None:
         dataset = load_dataset(data, tokenizer, vocab_size)
         print(f"DATA: {data}, {len(dataset.train):,} tokens to train on and {len(dataset.val):,} to validate")

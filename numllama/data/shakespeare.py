@@ -1,4 +1,4 @@
-"""Tinyshakespeare on any machine: a cached copy, else a download, else a stand-in written for the purpose."""
+"""Tinyshakespeare on any machine: a cached copy, else a download, else a synthetic play."""
 
 import hashlib
 import urllib.request
@@ -15,7 +15,7 @@ from numllama.tokenizer import CharTokenizer, Tokenizer
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 TIMEOUT_SECONDS = 5
-STAND_IN = "stand-in play"
+SYNTHETIC_PLAY = "synthetic play"
 
 
 def shakespeare_dataset(
@@ -24,7 +24,7 @@ def shakespeare_dataset(
     tokenizer: Tokenizer | CharTokenizer | str | None = None,
     vocab_size: int | None = None,
 ) -> tuple[Dataset, str]:
-    """The data of ``examples/train_shakespeare.py``, and one line that says which of the three it is.
+    """The data of ``examples/train_shakespeare.py``, and one line that says where they come from.
 
     Parameters
     ----------
@@ -51,8 +51,8 @@ def shakespeare_dataset(
         reason = " ".join(str(getattr(error, "reason", error)).split())
         problem = f"no download ({reason})"
     if problem:
-        line = f"DATA: NOT Shakespeare but a stand-in play generated here, for there is no cached copy and {problem}"
-        return text_dataset(write_play(), STAND_IN, *how), line
+        line = f"DATA: NOT Shakespeare but a synthetic play: there is no cached copy, and {problem}"
+        return text_dataset(write_play(), SYNTHETIC_PLAY, *how), line
     kept = _keep(path, text)
     return text_dataset(text.decode(), "tinyshakespeare", *how), f"DATA: tinyshakespeare, downloaded and verified{kept}"
 
