@@ -26,7 +26,7 @@ from numllama.tokenizer.vocabulary import by_id, checked_id, numbered
 
 
 class Merge(NamedTuple):
-    """A step on the way from bytes to tokens: what merged, how early it was learnt, and all tokens after it."""
+    """A step from bytes to tokens: the pair that merged, its rank, and all tokens after the merge."""
 
     left: bytes
     right: bytes
@@ -42,7 +42,7 @@ class Tokenizer(BytePairs):
     vocab : dict
         ``{id: bytes}`` or ``{bytes: id}``, with all 256 single bytes.
     merges : sequence of (bytes, bytes)
-        In the order in which they were learnt: the first merges first.
+        In training order: the first pair merges first.
     special_tokens : dict of str to int, or sequence of str
         Ids of their own for strings that never merge. In a sequence, those that are not in the vocabulary get the ids after its
         last.
@@ -114,7 +114,7 @@ class Tokenizer(BytePairs):
 
     @property
     def after(self) -> list[int]:
-        """The ids that belong behind a text."""
+        """The ids that belong after a text."""
         return around(self.post_processor)[1]
 
     def wrap(self, ids: Iterable[int]) -> list[int]:
@@ -135,7 +135,7 @@ class Tokenizer(BytePairs):
         progress: bool = True,
         errors: str = "strict",
     ) -> Tokenizer:
-        """Learn a vocabulary from text files.
+        """Train a vocabulary on text files.
 
         The most frequent pair of neighbours becomes a token, again and again; of equally frequent ones the pair of byte
         strings that comes last in the alphabet. Ids: the 256 bytes, the merges, the special tokens.
@@ -147,7 +147,7 @@ class Tokenizer(BytePairs):
         vocab_size : int
             At least 256 and the special tokens. A text in which nothing is left to merge gives a smaller vocabulary.
         special_tokens : sequence of str
-            Text is cut at these, and they are not learnt from.
+            Text is cut at these; they take no part in the merges.
         pattern : str
             ``gpt2``, ``cl100k``, ``llama3``, or a regular expression. With one of your own, only special tokens cut a text into
             pieces.
@@ -169,7 +169,7 @@ class Tokenizer(BytePairs):
 
     @staticmethod
     def load(path: str | Path, pattern: str | None = None, special_tokens: Mapping[str, int] | None = None) -> Tokenizer:
-        """Read a tokenizer, whatever format it has; see :func:`numllama.tokenizer.formats.load`."""
+        """Read a tokenizer in any supported format; see :func:`numllama.tokenizer.formats.load`."""
         from numllama.tokenizer.formats import load
 
         return cast(Tokenizer, load(path, pattern, special_tokens))  # a CharTokenizer offers the same for ordinary text
@@ -275,7 +275,7 @@ class Tokenizer(BytePairs):
         allowed_special: Collection[str] | str = "all",
         disallowed_special: Collection[str] | str = "all",
     ) -> Iterator[str]:
-        """A text that comes in parts, cut anew into parts whose ids are, one after another, those of the whole.
+        """Cut a text that comes in parts into new parts, whose ids, concatenated, are those of the whole text.
 
         Each but the last has at least `size` characters, and more where there is no such place to cut.
         """
@@ -342,9 +342,9 @@ class Tokenizer(BytePairs):
         chat_template : str, optional
             In Jinja's language, or the name of one of the checkpoint's; default its own, for tools the one called ``tool_use``.
         continue_final_message : bool or str
-            End where the last message does, or its field of that name, so that the answer goes on with it.
+            End where the last message does, or its field of that name, so that the answer continues it.
         sanitize_control_tokens : bool
-            Special tokens that a message spells are ordinary text, which is the default; False takes them for what they spell.
+            Treat special tokens spelled in a message as ordinary text (default); with False they are special tokens.
         return_dict, return_assistant_tokens_mask : bool
             Return ``input_ids`` and ``attention_mask``, and ``assistant_masks``: 1 for what the assistant says.
         values

@@ -1,4 +1,4 @@
-"""What the files beside a vocabulary say about its special tokens.
+"""Special tokens as the files next to a vocabulary describe them.
 
     tokenizer_config.json      names (bos_token and the like), and all added tokens with their flags and ids
     special_tokens_map.json    names, in older folders

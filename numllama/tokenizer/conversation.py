@@ -74,7 +74,7 @@ class ConversationEncoder:
         self.by_template = chat_template is not None or bool(self.found.templates)
 
     def encode(self, conversations: Sequence[Conversation]) -> list[Encoded | Failure]:
-        """Conversations as ids; in place of one that has none, what is wrong with it."""
+        """Conversations as ids, or the error of a conversation that cannot be encoded."""
         written = self.write(conversations)
         return [one if isinstance(one, Exception) else _caught(self._encoded, one) for one in written]
 

@@ -1,7 +1,7 @@
-"""Byte-pair encoding as it is done, below what :class:`numllama.tokenizer.Tokenizer` offers.
+"""Byte-pair encoding itself; :class:`numllama.tokenizer.Tokenizer` is its public interface.
 
 A text is split at added tokens and into pre-tokens (`layout.py`), each pre-token starts as its bytes, and neighbours merge in the
-order that was learnt (`merging.py`). Natural text repeats itself, so each pre-token's ids are kept, packed, and most of the work
+order of training (`merging.py`). Natural text repeats itself, so each pre-token's ids are kept, packed, and most of the work
 is to look them up.
 """
 
@@ -24,12 +24,12 @@ from numllama.tokenizer.normalizers import Normalizer
 from numllama.tokenizer.vocabulary import checked_id, checked_pair
 
 CACHED_PIECES = 2**18  # about 50 MB
-CACHED_LENGTH = 64     # characters: longer pieces hardly ever come again
+CACHED_LENGTH = 64     # characters; longer pieces rarely repeat
 FINDERS = 64           # sets of special tokens: those that are allowed and those that are not
 
 
 class BytePairs:
-    """A vocabulary, its merges, and what surrounds them."""
+    """A vocabulary, its merges, and the steps before and after them."""
 
     @classmethod
     def of_parts(cls, *parts: Any, **more: Any) -> Self:
@@ -113,7 +113,7 @@ class BytePairs:
 
     @cached_property
     def longest(self) -> int | None:
-        """The bytes of a text that a token stands for at most; None where it may be any number, as of white space or unknowns."""
+        """The largest number of bytes that one token stands for; None if unbounded (white space, unknown characters)."""
         if not (self.layout.keeps_all and self._complete) or any(token.lstrip or token.rstrip for token in self.added_tokens):
             return None
         return max(map(len, (*self.vocab.values(), *(token.content.encode() for token in self.added_tokens))), default=None)
@@ -130,7 +130,7 @@ class BytePairs:
     def _sought(
         self, allowed: Collection[str] | str, disallowed: Collection[str] | str
     ) -> tuple[Sought, SpecialTokens | None]:
-        """What to look for in a text, and what must not be there."""
+        """The tokens to find in a text, and those that must not occur in it."""
         known = self.special_tokens.keys()
         allowed = "all" if allowed == "all" else _known_special("allowed_special", allowed, known)
         disallowed = "all" if disallowed == "all" else _known_special("disallowed_special", disallowed, known)
@@ -144,7 +144,7 @@ class BytePairs:
         return self._finders[allowed, disallowed]
 
     def sought(self, text: str, allowed: Collection[str] | str, disallowed: Collection[str] | str) -> Sought:
-        """What to look for in a text, once nothing is found that must not be there."""
+        """The tokens to find in a text; ValueError if it holds a forbidden one."""
         known, forbidden = self._sought(allowed, disallowed)
         if forbidden and (found := forbidden.first(text)):
             raise ValueError(
@@ -222,14 +222,14 @@ class BytePairs:
                 yield at, self._bytes[byte], False
 
     def count_symbols(self, i: int) -> int:
-        """How many of those a token is made of."""
+        """How many symbols a token consists of."""
         return 1 if i == self._unknown else len(self.vocab[i])
 
     def _names(self, ids: Iterable[int]) -> list[bytes]:
         return [self._token[i] for i in ids]
 
     def _looked_up(self, ids: Iterable[int], table: Mapping[int, Any]) -> Iterable[Any]:
-        """What a table has for those ids that have a token."""
+        """The table's entries for all ids that have a token."""
         if isinstance(ids, list):
             try:  # the fast path: all are known, and none is a bool or a float, which may equal an integer
                 if {*map(type, ids)} == {int}:
@@ -249,7 +249,7 @@ class BytePairs:
 
 
 class _Pieces(dict):
-    """From pre-tokens to packed ids, filled when they are asked for."""
+    """A cache from pre-tokens to packed ids, filled on demand."""
 
     def __init__(self, tokenizer: BytePairs) -> None:
         self.tokenizer = tokenizer
@@ -265,7 +265,7 @@ class _Pieces(dict):
 
 
 class _Written(dict):
-    """From ids to the texts that a decoder joins, filled when they are asked for."""
+    """A cache from ids to the texts that a decoder joins, filled on demand."""
 
     def __init__(self, tokenizer: BytePairs) -> None:
         self.tokenizer = tokenizer

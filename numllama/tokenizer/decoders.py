@@ -58,7 +58,7 @@ class Step(NamedTuple):
     each : function, optional
         The same for one token, where its neighbours do not matter.
     joins : bool
-        What it gives are parts of a single text, whose borders mean nothing.
+        Its output is one text in arbitrary parts.
     joined : function, optional
         The same for such parts; without one, the step cannot follow one that joins.
     """
@@ -104,7 +104,7 @@ class Decoder:
         return Decoder, (self.values,)
 
     def each(self, token: str) -> str:
-        """What the first steps make of a token, whatever its neighbours are."""
+        """The result of the first steps, which look at one token only."""
         for each in self._each:
             token = each(token)
         return token

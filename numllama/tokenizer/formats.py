@@ -67,7 +67,7 @@ FOLDER = ("tokenizer.json", "vocab.json", "tokenizer.model", "tokenizer.bin")
 def load(
     path: str | Path, pattern: str | None = None, special_tokens: Mapping[str, int] | Sequence[str] | None = None
 ) -> Tokenizer | CharTokenizer:
-    """Read a tokenizer, whatever format it has.
+    """Read a tokenizer in any supported format.
 
     Parameters
     ----------
@@ -139,7 +139,7 @@ def save(tokenizer: Tokenizer, folder: str | Path) -> Path:
 
 
 def _chat_files(folder: Path) -> list[str]:
-    """What else a folder says about how a tokenizer is used."""
+    """The other files of a folder that say how its tokenizer is used."""
     return [*CHAT_FILES, *(path.relative_to(folder).as_posix() for path in (folder / MORE_TEMPLATES).glob("*.jinja"))]
 
 
@@ -157,7 +157,7 @@ def _qwen2(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 CLASSES = {None: _gpt2, "GPT2Tokenizer": _gpt2, "Qwen2Tokenizer": _qwen2}  # by tokenizer_class, with or without Fast
-END_OF_TEXT = "<|endoftext|>"  # special in both, whether the files beside them say so or not
+END_OF_TEXT = "<|endoftext|>"  # special in both, even if the files next to them do not say so
 
 
 def _read_gpt2(vocab_path: Path, merges_path: Path) -> Tokenizer:
@@ -257,7 +257,7 @@ def _read_llama2c(content: bytes) -> SentencePieceTokenizer:
 
 
 def merges_of_ranks(ranks: Mapping[bytes, int], symbols: Callable[[bytes], list[bytes]]) -> list[Pair]:
-    """The merges behind tokens of which only the ranks are known, in order.
+    """The merges, in order, of a vocabulary that lists only ranks.
 
     Merging a token's own symbols ends with the one pair it is ever made of: other text around it would either stop it from
     being made or change nothing. A token that its symbols do not lead to is never made by merging. A token is made of shorter

@@ -30,7 +30,7 @@ class Layout:
     values : mapping
         With ``normalizer``, ``pre_tokenizer`` and ``decoder``; others are not looked at.
     by_words : bool
-        No merge goes on with a space (▁) after something else, so that words can be merged one by one.
+        No merge has a space (▁) after another character, so words can be merged one by one.
 
     Attributes
     ----------

@@ -1,6 +1,6 @@
-"""Normalizers: what is done to a text before it is split, one step after another, as a ``tokenizer.json`` says it.
+"""Normalizers: the steps of a ``tokenizer.json`` that change a text before it is split.
 
-A later chunk of a long text is told from a text's beginning, for only the latter gets a space in front.
+The first chunk of a long text is treated differently: only it gets a space in front.
 """
 
 import unicodedata
@@ -29,7 +29,7 @@ class Step(NamedTuple):
     ----------
     apply : function
     cut : str or None
-        Where the text may be cut before it, besides what the splitting says: "" is anywhere, None nowhere.
+        Where the text may be cut before this step: "" is anywhere, None nowhere.
     begins : bool
         Is done to the beginning only.
     """

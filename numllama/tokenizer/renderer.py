@@ -1,7 +1,7 @@
 """Chat templates, rendered in a process of their own, with limits of time, memory and length.
 
 A process is kept and used again, with the templates that it has compiled. Several render at a time, so that a template that takes
-long holds up nobody but whoever asked for it.
+long delays only its own caller.
 """
 
 import json
@@ -42,7 +42,7 @@ class Render:
     conversation : int
         Which of the conversations.
     messages : int, optional
-        Its first so many messages; default all.
+        The number of messages, from the first; default all.
     prompt : bool
         End with what opens the assistant's answer.
     answer_marks : (str, str), optional
@@ -99,7 +99,7 @@ def _result(answer: Mapping[str, Any]) -> Result:
 
 
 class _Process:
-    """One of them."""
+    """A process that renders chat templates."""
 
     def __init__(self) -> None:
         limits = str(SECONDS), str(MEGABYTES * 2**20), str(CHARACTERS)
@@ -122,7 +122,7 @@ class _Process:
         return self._process.poll() is None
 
     def ask(self, request: bytes, n: int) -> Iterator[Mapping[str, str]]:
-        """The n answers to a request; if the process ends, all that are missing say why."""
+        """The n answers to a request; if the process ends, the remaining ones say why."""
         stdin = self._process.stdin
         assert stdin is not None  # it is a pipe
         with suppress(BrokenPipeError):
@@ -134,7 +134,7 @@ class _Process:
                 code = self.close()
                 answer = {"error": "time"} if code == 1 else {"error": "ended", "sentence": f"code {code}"}
             elif answer.get("error") == "memory":
-                self.close()  # which gives back what the template has taken
+                self.close()  # which frees the template's memory
             else:
                 yield answer
                 continue
@@ -142,7 +142,7 @@ class _Process:
             return
 
     def _answer(self) -> dict[str, str] | None:
-        """The next line; None if there is no more, or half of one."""
+        """The next line; None at the end, or if the line is incomplete."""
         stdout = self._process.stdout
         assert stdout is not None  # it is a pipe
         line = stdout.readline()
@@ -153,7 +153,7 @@ class _Process:
         return json.loads(line)
 
     def close(self) -> int:
-        """End it, unless it has ended; returns its exit code."""
+        """End the process if it still runs; returns its exit code."""
         self.end()
         return self._process.returncode
 
@@ -175,7 +175,7 @@ _places = BoundedSemaphore(PROCESSES)
 
 @contextmanager
 def _process() -> Iterator[_Process]:
-    """A process for one request. One that has not answered all of it, for whatever reason, is not used again."""
+    """A process for one request. It is reused only if it answers the whole request."""
     with _places:
         process = _from_idle() or _Process()
         try:

@@ -147,7 +147,7 @@ def _alone(item: object, language: str) -> str | None:
 
 
 def _looks(node: Set) -> str:
-    """A set for `regex`. Within sets of sets it does not always find what it should, so these are looked for one by one."""
+    """A set for `regex`. Its nested sets have bugs, so nested sets are matched one by one."""
     flat, units = "", []
     for item in node.items:
         if isinstance(item, Set):

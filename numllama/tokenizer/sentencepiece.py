@@ -103,7 +103,7 @@ class SentencePieceTokenizer(Tokenizer):
 
 
 def merge_by_words(merges: Iterable[tuple[bytes, bytes]]) -> bool:
-    """Whether no merge makes a piece that goes on with a space after something else."""
+    """Whether no merge makes a piece with a space after another character."""
     space = SPACE.encode()
     return not any(space in _without_spaces(left + right, space) for left, right in merges)
 

@@ -1,10 +1,10 @@
 """``tokenizer.json``: read as `tokenizers` reads it, or refused by name, and written so that it says the same to all.
 
-    added_tokens      strings that are one token, whatever stands around them      (added_tokens.py)
-    normalizer        what is done to a text first                                 (normalizers.py)
+    added_tokens      strings that are one token in any context                    (added_tokens.py)
+    normalizer        the first steps, which change the text                       (normalizers.py)
     pre_tokenizer     how it is split into pieces                                  (pre_tokenizers.py)
     model             the vocabulary and the merges                                (bpe.py, sentencepiece.py)
-    post_processor    what is put around the ids                                   (post_processors.py)
+    post_processor    ids before and after those of the text                       (post_processors.py)
     decoder           from tokens to a text                                        (decoders.py)
 """
 
@@ -37,7 +37,7 @@ PLAIN_MODEL = {
 
 
 def read(path: Path) -> Tokenizer | CharTokenizer:
-    """The tokenizer in a ``tokenizer.json``, with what the files beside it say about its special tokens."""
+    """The tokenizer in a ``tokenizer.json``, with the special tokens that the files next to it name."""
     values = read_json(path, DataError)
     if "characters" in values:
         return CharTokenizer.load(path)
