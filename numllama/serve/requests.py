@@ -7,6 +7,7 @@ default what the checkpoint's generation_config.json says, and where it says not
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from numbers import Integral, Real
 from typing import Any
 
@@ -50,12 +51,12 @@ def _number(low: float, high: float, kind: type = Real) -> Kind:
 RULES = {
     "temperature": _number(0, 2),
     "top_p": _number(0, 1),
-    "top_k": Kind(whole(-1).fits, "must be a whole number of at least 1, or 0 or -1 for all"),
+    "top_k": Kind(whole(-1, inf).fits, "must be a whole number of at least 1, or 0 or -1 for all"),
     "min_p": _number(0, 1),
     "repetition_penalty": _number(0.1, 10),
     "seed": _number(0, 2**63 - 1, Integral),
-    "max_tokens": Kind(whole().fits, "must be a whole number of at least 1, or 0 with echo"),
-    "max_completion_tokens": whole(1),
+    "max_tokens": Kind(whole(0, inf).fits, "must be a whole number of at least 1, or 0 with echo"),
+    "max_completion_tokens": Kind(whole(1, inf).fits, "must be a whole number of at least 1"),
     "n": _number(1, MOST_TEXTS, Integral),
     "model": TEXT,
     "stream": FLAG,

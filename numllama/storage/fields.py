@@ -33,7 +33,7 @@ class Kind(NamedTuple):
     words: str
 
 
-def whole(least: int = 0, most: int = MOST) -> Kind:
+def whole(least: int = 0, most: float = MOST) -> Kind:
     """A whole number."""
     bounds = f"of at least {least}" if most == MOST else f"in {least}..{most:,}" if least > -MOST else "of at most 63 bits"
     return Kind(lambda value: _is(Integral, value) and least <= value <= most, f"must be a whole number {bounds}")
