@@ -223,7 +223,7 @@ def test_new_runs_get_new_folders_and_resume_takes_the_newest(book, tmp_path, mo
 def test_without_data_and_network_a_run_says_what_the_best_predictor_of_the_stand_in_reaches(without_network, tmp_path):
     arguments = (*tiny(steps=2, batch_size=100), "--out", tmp_path / "run")
     result = finished(numllama_train(*arguments))
-    assert result.out.startswith("DATA: NOT Shakespeare but a stand-in")
+    assert result.out.startswith("DATA: NOT Shakespeare but a synthetic play")
     best = synthetic.best_loss(synthetic.write_play(30_000)[27_000:], 8)
     assert f"loss of the best possible predictor on the same windows: {best:.4f}\n" in result.out
     assert float(result.last_line.split()[-1]) > best

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from numllama.data.dataset import Dataset
-from numllama.data.shakespeare import STAND_IN
+from numllama.data.shakespeare import SYNTHETIC_PLAY
 from numllama.data.synthetic import best_loss
 from numllama.errors import NumllamaError
 from numllama.generation.text import complete
@@ -52,6 +52,6 @@ def draw(run: Path, best_possible: float | None) -> str:
 
 def best_possible_loss(data: Dataset, seq_len: int) -> float | None:
     """Loss of the best possible predictor on the synthetic play, per character; None for other data."""
-    if data.name != STAND_IN or not isinstance(data.tokenizer, CharTokenizer):
+    if data.name != SYNTHETIC_PLAY or not isinstance(data.tokenizer, CharTokenizer):
         return None
     return best_loss(data.tokenizer.decode(data.val[:].tolist()), seq_len)

@@ -15,7 +15,7 @@ from numllama.commands.progress import interrupts, progress_bar, show_step
 from numllama.commands.run_folders import check_new, default_folder, only_run_in
 from numllama.commands.run_results import best_possible_loss, draw, sample, tokens_per_byte
 from numllama.data.dataset import Dataset, load_dataset, text_dataset, trained_tokenizer
-from numllama.data.shakespeare import STAND_IN, shakespeare_dataset
+from numllama.data.shakespeare import SYNTHETIC_PLAY, shakespeare_dataset
 from numllama.data.synthetic import write_play
 from numllama.errors import CheckpointError, shown
 from numllama.model.config import ModelConfig
@@ -269,7 +269,7 @@ def seq_len_of(config: TrainConfig) -> int:
 def _open_data(data: Path | None, tokenizer: Tokenizer | CharTokenizer | str | None, vocab_size: int | None) -> Dataset:
     if data == SYNTHETIC:
         print("DATA: a synthetic play, generated here")
-        return text_dataset(write_play(), STAND_IN, tokenizer, vocab_size)
+        return text_dataset(write_play(), SYNTHETIC_PLAY, tokenizer, vocab_size)
     if data is not None:
         dataset = load_dataset(data, tokenizer, vocab_size=vocab_size)
         print(f"DATA: {data}, {len(dataset.train):,} tokens to train on and {len(dataset.val):,} to validate")

@@ -10,7 +10,8 @@ import numpy as np
 from numllama.data.batches import BatchSource, TokenBatches
 from numllama.data.token_files import TokenShards, checksum, numbered_files, read_tokens
 from numllama.errors import DataError, shown
-from numllama.storage.files import check_files, reading, regular
+from numllama.storage.checksums import check_files
+from numllama.storage.files import reading, regular
 from numllama.tokenizer import CharTokenizer, Tokenizer
 from numllama.tokenizer.train_bpe import check_vocab_size, train_on_text
 

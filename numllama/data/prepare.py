@@ -1,30 +1,28 @@
-"""Texts of any size to token files: ``train.bin``, ``val.bin``, and the tokenizer beside them.
+"""From texts of any size to token files: ``train.bin``, ``val.bin`` and a tokenizer.
 
-A split that is too large for one file is cut into shards, ``train-00000.bin``, ``train-00001.bin`` and so on, all of one size but
-the last, and each file's ``.json`` says of how many it is one.
+A large split is cut into shards, ``train-00000.bin``, ``train-00001.bin`` and so on, all of one size but the last; each file's
+``.json`` holds the number of shards.
 
-The work is done in ``OUT/.prepare``, whose files appear in OUT at once when all are written, with a ``checksums.json``. The
-``prepare.json`` among them says what they are made of, and how far that has come: whatever stops the work, running it again
-continues from there, and ends with the same bytes.
+The work is done in ``OUT/.prepare``; when it is finished, all files appear in OUT together, with a ``checksums.json``. One of
+them, ``prepare.json``, records the settings and the progress: if the work is stopped, running the command again resumes it, and
+the final bytes are the same.
 """
 
 import hashlib
-import os
 import stat
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import numpy as np
-from tqdm import tqdm
+from typing import Any
 
 from numllama.data.dataset import VAL_FRACTION
-from numllama.data.token_files import OPENED_PIECES, checksum, describe_tokens
+from numllama.data.token_writer import SPLITS, STATE, TokenWriter, file_names
 from numllama.errors import DataError, shown
-from numllama.storage.files import CHECKSUMS, check_files, part_of, read_json, remove, write_checksums, write_json
+from numllama.storage.checksums import check_files
+from numllama.storage.fields import OBJECT, check, require, whole
+from numllama.storage.files import part_of, read_json, remove, write_json
 from numllama.storage.folders import locked, publish
 from numllama.system.processes import available_cores
 from numllama.tokenizer import CharTokenizer, Tokenizer
@@ -34,12 +32,9 @@ from numllama.tokenizer.text_files import BLOCK, as_paths, file_kind, not_empty,
 from numllama.tokenizer.train_bpe import WORTH_A_WORKER
 
 WORK = ".prepare"
-ABOUT = "prepare.json"
-SPLITS = ("train", "val")
 END_OF_TEXT = "<|endoftext|>"
 ENDS_OF_TEXT = (END_OF_TEXT, "<|end_of_text|>", "</s>")  # GPT-2's and ours, Llama 3's, Llama 2's
-PARTS_BETWEEN_SAVES = 16
-NO_SPECIAL = "none"  # which a rank file may really have
+NO_SPECIAL = "none"  # for a rank file without special tokens
 SHARD_TOKENS = 100_000_000
 STANDARD_INPUT = Path("-")
 
@@ -57,14 +52,14 @@ def prepare_texts(
     special_tokens: tuple[str, ...] = (),
     special: tuple[str, ...] = (),
 ) -> int:
-    """Train or load a tokenizer, encode the texts, print the exact counts; returns the exit code.
+    """Train or load a tokenizer, encode the texts and print the token counts; returns the exit code.
 
     See `numllama prepare --help` for the parameters.
     """
     if (vocab_size is None) == (tokenizer is None):
-        raise ValueError("either vocab_size or tokenizer is needed: a vocabulary to learn, or one that is there already")
+        raise ValueError("either vocab_size or tokenizer is needed: the size of a new vocabulary, or an existing one")
     if special and tokenizer is None:
-        raise ValueError("special is for a rank file that is given as tokenizer; special_token adds one to a vocabulary to learn")
+        raise ValueError("special is for a rank file given as tokenizer; special_token adds a token to a new vocabulary")
     if shard_tokens < 1:
         raise ValueError(f"shard_tokens is {shard_tokens}, but must be at least 1")
     pipes = _pipes(texts)
@@ -83,7 +78,7 @@ def prepare_texts(
         }
         try:
             _prepare(paths, out, settings, workers)
-        except DataError as error:  # people know a pipe by their own name for it
+        except DataError as error:  # name a pipe as the user did, not by its copy
             names = {str(path): str(text) for path, text in zip(paths, texts, strict=True) if path != text}
             raise DataError(_renamed(str(error), names)) from error
     return 0
@@ -99,21 +94,21 @@ def _prepare(paths: list[Path], out: Path, settings: dict[str, Any], workers: in
     state = _state(out, settings)
     if workers is None:
         workers = max(1, min(available_cores(), sum(path.stat().st_size for path in paths) // WORTH_A_WORKER))
-    if "characters" not in state:  # read all before anything is made: what is not UTF-8 is found now
+    if "characters" not in state:  # read all texts first, so that invalid UTF-8 is found early
         state["characters"] = [sum(map(len, read_parts(path, errors))) for path in paths]
         if sum(state["characters"]) < 2:
-            raise DataError(f"{paths[0]} has a single character, which is too short to learn from")
+            raise DataError(f"{paths[0]} has a single character, which is too short to train on")
     made = _tokenizer(work, paths, state, workers)
     end = _end_of_text(made) if settings["documents"] else None
     special = {*settings["special_tokens"], *([end] if end else [])}
     if "val_from" not in state:
         state["val_from"] = _val_from(paths, state["characters"], made, end, errors)
-        write_json(work / ABOUT, state, DataError)
-    with ParallelEncoder(made, workers) as encoder, _Writer(work, state, made) as writer:
+        write_json(work / STATE, state, DataError)
+    with ParallelEncoder(made, workers) as encoder, TokenWriter(work, state, made) as writer:
         _encode(paths, errors, encoder, end, special, writer)
     writer.finish(made, end)
     try:
-        publish(work, out, entry=_names(out, "val", state["tokens"]["val"], settings["shard_tokens"])[-1].name)
+        publish(work, out, entry=file_names(out, "val", state["tokens"]["val"], settings["shard_tokens"])[-1].name)
     except OSError as error:
         raise DataError(f"{out} could not be written: {error.strerror or error}") from error
     _print(out, state, made)
@@ -121,7 +116,7 @@ def _prepare(paths: list[Path], out: Path, settings: dict[str, Any], workers: in
 
 def _print(out: Path, state: dict[str, Any], tokenizer: Tokenizer) -> None:
     for split, n in state["tokens"].items():
-        first, *others = _names(out, split, n, state["settings"]["shard_tokens"])
+        first, *others = file_names(out, split, n, state["settings"]["shard_tokens"])
         many = f" to {others[-1].name}" if others else ""
         print(f"{first}{many}: {n:,} tokens of {tokenizer.dtype.name}")
     print(f"vocabulary: {tokenizer.vocab_size:,}; from {sum(state['characters']):,} characters", flush=True)
@@ -131,7 +126,7 @@ def _print(out: Path, state: dict[str, Any], tokenizer: Tokenizer) -> None:
 
 
 def _pipes(texts: list[Path]) -> list[bool]:
-    """Which of the texts are pipes; the others are files."""
+    """For each text, whether it is a pipe."""
     if texts.count(STANDARD_INPUT) > 1:
         raise ValueError("- is standard input, which can be read only once, but it is named twice")
     if STANDARD_INPUT in texts and sys.stdin is None:
@@ -144,7 +139,7 @@ def _pipes(texts: list[Path]) -> list[bool]:
 
 
 def _regular(texts: list[Path], pipes: list[bool], out: Path, stack: ExitStack) -> tuple[list[Path], list[list]]:
-    """The texts as files that can be read many times, and what tells each from others; pipes are copied into `out`."""
+    """The texts as regular files, and each one's identity; pipes are copied into `out`."""
     paths, named = [], []
     for text, pipe in zip(texts, pipes, strict=True):
         if pipe:
@@ -159,7 +154,7 @@ def _regular(texts: list[Path], pipes: list[bool], out: Path, stack: ExitStack) 
 
 
 def _copy_pipe(text: Path, copy: Path) -> str:
-    """Read a pipe to its end; returns the checksum of what came."""
+    """Copy a pipe to its end; returns the checksum of its content."""
     digest = hashlib.sha256()
     try:
         with ExitStack() as stack:
@@ -183,61 +178,68 @@ def _renamed(sentence: str, names: dict[str, str]) -> str:
 
 
 def _finished(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """What a folder that was prepared before holds; DataError if it is of other settings, or holds other data."""
-    if (out / ABOUT).exists() and any(out.glob("val*.bin")):
-        state = _read(out / ABOUT)
+    """The state of an already prepared folder, or None; DataError if its settings differ or it holds other data."""
+    if (out / STATE).exists() and any(out.glob("val*.bin")):
+        state = _read(out / STATE)
         _check_same(out, state, settings)
         return state
     taken = sorted(path.name for pattern in ("train*.bin", "val*.bin", "tokenizer.json") for path in out.glob(pattern))
     if taken:
-        raise DataError(f"{out} holds a {taken[0]} already: choose another --out")
+        raise DataError(f"{out} already holds {taken[0]}: choose another --out")
     return None
 
 
 def _state(out: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """What has been done so far."""
+    """The progress so far."""
     work = out / WORK
-    if (work / ABOUT).exists() and (work / "tokenizer.json").exists():
-        state = _read(work / ABOUT)
+    if (work / STATE).exists() and (work / "tokenizer.json").exists():
+        state = _read(work / STATE)
         _check_same(out, state, settings)
         return state
-    remove(work)  # it did not come far enough to be worth anything
+    remove(work)  # there is nothing worth resuming
     return {"settings": settings, "done": 0, "tokens": dict.fromkeys(SPLITS, 0)}
 
 
 def _check_same(out: Path, state: dict[str, Any], settings: dict[str, Any]) -> None:
-    old = {"special_tokens": [], "special": [], **state["settings"]}  # which older versions did not have
-    if settings["pattern"] is None and old.get("pattern") == "gpt2":  # nor this, where it means nothing
+    old = {"special_tokens": [], "special": [], **state["settings"]}  # older versions lack these
+    if settings["pattern"] is None and old.get("pattern") == "gpt2":  # older versions recorded it where it had no effect
         old["pattern"] = None
     if old != settings:
         changed = ", ".join(name for name in settings if old.get(name) != settings[name])
-        raise DataError(f"{out} is made from other settings ({changed} differ): choose another --out, or delete it")
+        raise DataError(f"{out} was made with other settings ({changed} differ): choose another --out, or delete it")
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
         state = read_json(path, DataError)
-        state["settings"]["shard_tokens"], state["done"], state["tokens"]["train"], state["tokens"]["val"]
-    except (DataError, KeyError, TypeError) as error:
+        require(state, ("settings", "done", "tokens"))
+        check(state, {"settings": OBJECT, "done": whole(), "tokens": OBJECT})
+        require(state["settings"], ("shard_tokens",))
+        require(state["tokens"], SPLITS)
+    except (DataError, ValueError) as error:
         raise DataError(f"{path} is damaged: delete its folder, or choose another --out") from error
     return state
 
 
 def _tokenizer(work: Path, paths: list[Path], state: dict[str, Any], workers: int) -> Tokenizer:
-    """The folder's tokenizer, trained or copied at the first time."""
+    """The folder's tokenizer; it is trained or copied the first time."""
     settings = state["settings"]
     if not (work / "tokenizer.json").exists():
         special = settings["special_tokens"]
         if settings["tokenizer"]:
             made = Tokenizer.load(settings["tokenizer"], pattern=settings["pattern"], special_tokens=_ids(settings["special"]))
         else:
-            all_special = list(dict.fromkeys([*special, *([END_OF_TEXT] if settings["documents"] else [])]))
+            all_special: list[str] = [*special, *([END_OF_TEXT] if settings["documents"] else [])]
             made = Tokenizer.train(
-                paths, settings["vocab_size"], special_tokens=all_special, pattern=settings["pattern"], workers=workers,
+                paths,
+                settings["vocab_size"],
+                special_tokens=list(dict.fromkeys(all_special)),
+                pattern=settings["pattern"],
+                workers=workers,
                 errors=settings["errors"],
-            )  # fmt: skip
+            )
         if isinstance(made, CharTokenizer):
-            raise ValueError(f"tokenizer is {settings['tokenizer']}, but one of characters cannot encode every text: use BPE")
+            raise ValueError(f"tokenizer is {settings['tokenizer']}, but a character tokenizer cannot encode every text: use BPE")
         if unknown := [token for token in special if token not in made.special_tokens]:
             raise ValueError(f"special_token is {unknown[0]!r}, which the tokenizer {settings['tokenizer']} does not have")
         if settings["documents"]:
@@ -246,13 +248,13 @@ def _tokenizer(work: Path, paths: list[Path], state: dict[str, Any], workers: in
             work.mkdir(exist_ok=True)
         except OSError as error:
             raise DataError(f"the folder {work} cannot be written: {error.strerror}") from error
-        write_json(work / ABOUT, state, DataError)
+        write_json(work / STATE, state, DataError)
         made.save(work)
     return Tokenizer.load(work)
 
 
 def _ids(special: list[str]) -> dict[str, int] | None:
-    """Special tokens and their ids from texts such as <|x|>=7; None where none are given."""
+    """Special tokens and their ids, from texts such as <|x|>=7; None if there are none."""
     if special in ([], [NO_SPECIAL]):
         return {} if special else None
     parts = [text.rpartition("=") for text in special]
@@ -272,7 +274,7 @@ def _end_of_text(tokenizer: Tokenizer) -> str:
 
 
 def _val_from(paths: list[Path], lengths: list[int], tokenizer: Tokenizer, end: str | None, errors: str) -> int:
-    """The character at which the validation split begins: after nine tenths, or where the next document does, if it is near."""
+    """Index of the character at which the validation split begins: after nine tenths, or at the next document if it is near."""
     total = sum(lengths)
     at = max(1, int(total * (1 - VAL_FRACTION)))
     if end:
@@ -292,15 +294,15 @@ def _ends_of_documents(texts: Iterator[str], tokenizer: Tokenizer, end: str) -> 
 
 
 def _encode(
-    paths: list[Path], errors: str, encoder: ParallelEncoder, end: str | None, special: set[str], writer: "_Writer"
+    paths: list[Path], errors: str, encoder: ParallelEncoder, end: str | None, special: set[str], writer: TokenWriter
 ) -> None:
-    """Continue from the writer's place to the end of all texts."""
+    """Encode everything after the writer's position."""
     how = {"allowed_special": special, "disallowed_special": ()}
     end_id = encoder.tokenizer.encode_array(end, {end}).tobytes() if end else b""
     stop = 0
     for path, length in zip(paths, writer.state["characters"], strict=True):
         start, stop = stop, stop + length
-        for limit in sorted({min(max(writer.val_from, start), stop), stop}):  # a file may hold the end of one split
+        for limit in sorted({min(max(writer.val_from, start), stop), stop}):  # a split may end inside a file
             begin = max(start, writer.done)
             if begin >= limit:
                 continue
@@ -319,154 +321,3 @@ def _between(texts: Iterator[str], begin: int, end: int) -> Iterator[str]:
         if done + len(text) > begin:
             yield text[max(begin - done, 0) : end - done]
         done += len(text)
-
-
-def _names(folder: Path, split: str, size: int, limit: int) -> list[Path]:
-    """The files of a split of some size, in pieces of at most so much."""
-    n = max(1, -(-size // limit))
-    return [folder / f"{name}.bin" for name in ([split] if n == 1 else [f"{split}-{i:05}" for i in range(n)])]
-
-
-class _Shards:
-    """The token files of a split, while they are written.
-
-    Parameters
-    ----------
-    out : path
-    split : str
-    limit : int
-        Bytes of a file, of all but the last.
-    size : int
-        Bytes that are safely on the disk; what came after them may be half a part, and is written again.
-    """
-
-    def __init__(self, out: Path, split: str, limit: int, size: int) -> None:
-        self._out, self._split, self._limit, self._size = out, split, limit, size
-        self._file: BinaryIO | None = None
-        for i, path in enumerate(self.paths()):
-            part, needed = self._part(i), min(limit, size - i * limit)
-            if not path.exists() and needed > (part.stat().st_size if part.exists() else 0):
-                raise DataError(f"{part} is shorter than {ABOUT} says: delete the folder, or choose another --out")
-
-    def paths(self) -> list[Path]:
-        """The files' names in the end."""
-        return _names(self._out, self._split, self._size, self._limit)
-
-    def _part(self, i: int) -> Path:
-        return self._out / f"{self._split}-{i:05}.bin.part"
-
-    def write(self, content: bytes) -> None:
-        """Append to the file in hand, and to another one when it is full."""
-        while content:
-            i, written = divmod(self._size, self._limit)
-            if self._file is None:
-                self._file = open(self._part(i), "ab")  # noqa: SIM115
-                self._file.truncate(written)
-            room = self._limit - written
-            some, content = content[:room], content[room:]
-            self._file.write(some)
-            self._size += len(some)
-            if len(some) == room:
-                self.close()
-
-    def flush(self) -> None:
-        """Return when all of it is on the disk."""
-        if self._file:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        """End the file in hand."""
-        file, self._file = self._file, None
-        if file:
-            with file:
-                file.flush()
-                os.fsync(file.fileno())
-
-    def name(self, describe: Callable[..., None]) -> None:
-        """Give the files their names; each is described before, by ``describe(path, the file as yet, shards=how many)``."""
-        paths = self.paths()
-        more = {"shards": len(paths)} if len(paths) > 1 else {}
-        for i, path in enumerate(paths):
-            if not path.exists():
-                with open(self._part(i), "ab") as file:  # of a split without tokens there is none yet
-                    file.truncate(min(self._limit, self._size - i * self._limit))
-                describe(path, self._part(i), **more)
-                self._part(i).replace(path)
-
-
-class _Writer:
-    """Appends to the token files, and keeps `prepare.json` at what is safely on the disk."""
-
-    def __init__(self, out: Path, state: dict[str, Any], tokenizer: Tokenizer) -> None:
-        self.out, self.state = out, state
-        self.val_from = state["val_from"]
-        self._size = tokenizer.dtype.itemsize
-        self._written = state["done"], state["tokens"]  # one value: an interrupt sees it as it was or as it will be
-        self._unsaved = 0
-        limit = state["settings"]["shard_tokens"] * self._size
-        self._files = {split: _Shards(out, split, limit, n * self._size) for split, n in state["tokens"].items()}
-
-    @property
-    def done(self) -> int:
-        """Characters that are encoded."""
-        return self._written[0]
-
-    def __enter__(self) -> "_Writer":
-        total = sum(self.state["characters"])
-        self._bar = tqdm(total=total, initial=self.done, unit=" characters", unit_scale=True, desc="encoding")
-        return self
-
-    def write(self, text: str, packed: bytes) -> None:
-        """Append the ids of a part of the text."""
-        done, tokens = self._written
-        split = SPLITS[done >= self.val_from]
-        try:
-            self._files[split].write(packed)
-        except OSError as error:
-            raise self._failed(error) from error
-        self._written = done + len(text), {**tokens, split: tokens[split] + len(packed) // self._size}
-        self._bar.update(len(text))
-        self._unsaved += 1
-        if self._unsaved >= PARTS_BETWEEN_SAVES:
-            self._save()
-
-    def _save(self) -> None:
-        try:
-            for files in self._files.values():
-                files.flush()
-        except OSError as error:
-            raise self._failed(error) from error
-        self.state["done"], self.state["tokens"] = self._written
-        write_json(self.out / ABOUT, self.state, DataError)
-        self._unsaved = 0
-
-    def _failed(self, error: OSError) -> DataError:
-        return DataError(f"the token files in {self.out} could not be written: {error.strerror}")
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-        try:
-            self._save()
-        finally:
-            for files in self._files.values():
-                with suppress(OSError):
-                    files.close()
-
-    def finish(self, tokenizer: Tokenizer, end: str | None) -> None:
-        """Give the files their names, say what they hold, and write checksums."""
-        more = {"tokenizer": "tokenizer.json"} | ({"end_of_text": tokenizer.special_tokens[end]} if end else {})
-
-        def describe(path: Path, part: Path, **shards: int) -> None:
-            dtype = tokenizer.dtype.newbyteorder("<")
-            tokens = np.memmap(part, dtype, "r") if part.stat().st_size else np.empty(0, dtype)
-            about = more | {"checksum": checksum(tokens, OPENED_PIECES)} | shards
-            describe_tokens(path, len(tokens), tokenizer.vocab_size, **about)
-
-        try:
-            for files in self._files.values():
-                files.name(describe)
-        except OSError as error:
-            raise self._failed(error) from error
-        names = {path.name for path in self.out.iterdir() if not path.name.startswith(".")} - {CHECKSUMS}
-        write_checksums(self.out, names, DataError)

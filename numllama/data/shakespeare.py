@@ -1,7 +1,6 @@
-"""Tinyshakespeare on any machine: a cached copy, else a download, else a stand-in written for the purpose."""
+"""Tinyshakespeare on any machine: a cached copy, else a download, else a synthetic play."""
 
 import hashlib
-import os
 import urllib.request
 from contextlib import suppress
 from http.client import HTTPException
@@ -9,12 +8,14 @@ from pathlib import Path
 
 from numllama.data.dataset import Dataset, cache_folder, text_dataset
 from numllama.data.synthetic import write_play
+from numllama.errors import DataError
+from numllama.storage.files import write_bytes
 from numllama.tokenizer import CharTokenizer, Tokenizer
 
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 TIMEOUT_SECONDS = 5
-STAND_IN = "stand-in play"
+SYNTHETIC_PLAY = "synthetic play"
 
 
 def shakespeare_dataset(
@@ -23,7 +24,7 @@ def shakespeare_dataset(
     tokenizer: Tokenizer | CharTokenizer | str | None = None,
     vocab_size: int | None = None,
 ) -> tuple[Dataset, str]:
-    """The data of ``examples/train_shakespeare.py``, and one line that says which of the three it is.
+    """The data of ``examples/train_shakespeare.py``, and one line that says where they come from.
 
     Parameters
     ----------
@@ -50,8 +51,8 @@ def shakespeare_dataset(
         reason = " ".join(str(getattr(error, "reason", error)).split())
         problem = f"no download ({reason})"
     if problem:
-        line = f"DATA: NOT Shakespeare but a stand-in play generated here, for there is no cached copy and {problem}"
-        return text_dataset(write_play(), STAND_IN, *how), line
+        line = f"DATA: NOT Shakespeare but a synthetic play: there is no cached copy, and {problem}"
+        return text_dataset(write_play(), SYNTHETIC_PLAY, *how), line
     kept = _keep(path, text)
     return text_dataset(text.decode(), "tinyshakespeare", *how), f"DATA: tinyshakespeare, downloaded and verified{kept}"
 
@@ -61,14 +62,10 @@ def _is_shakespeare(text: bytes) -> bool:
 
 
 def _keep(path: Path, text: bytes) -> str:
-    """Store the download whole or not at all."""
-    part = path.with_suffix(f".{os.getpid()}.part")
+    """Cache the download; returns what to add to the line about it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(text)
-        part.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
+        write_bytes(path, text, DataError)
+    except (OSError, DataError) as error:
         return f" (not cached: {error})"
     return f", now cached as {path}"

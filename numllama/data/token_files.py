@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 
 from numllama.errors import DataError, shown
-from numllama.storage.fields import as_json, check, one_of, whole
-from numllama.storage.files import read_json, reading, regular, write_json
+from numllama.storage.fields import as_json, check, one_of, require, whole
+from numllama.storage.files import read_json, reading, regular, write_file, write_json
 
-CHECKED_PIECES, CHECKED_PIECE = 1024, 2**14  # all of 16 million tokens; of more, so many places with so many tokens each
-OPENED_PIECES = 64  # of a larger file, when it is opened: there may be thousands of them
+CHECKED_PIECES, CHECKED_PIECE = 1024, 2**14  # checksum: this many pieces of this many tokens (or all, up to 16 million)
+OPENED_PIECES = 64  # pieces checked when a file is opened, as there may be thousands of files
 CHECKED_AT_ONCE = 2**22  # tokens
 MOST_VOCABULARY = 2**24  # of a file: a model gets a row for each token, and the largest vocabulary published has a million
-ABOUT = {
+FIELDS = {
     "dtype": one_of("uint16", "uint32"), "tokens": whole(), "vocab_size": whole(1, MOST_VOCABULARY), "shards": whole(1)
 }  # fmt: skip
 NPY_HEADER = 2**16  # bytes
@@ -31,7 +31,7 @@ NPY_SHAPE = re.compile(r"""['"]shape['"]\s*:\s*\(\s*([0-9]{1,20})L?\s*,\s*\)""")
 
 
 def write_tokens(path: str | Path, ids: np.ndarray, vocab_size: int) -> Path:
-    """Write a `.bin` token file and the `.json` beside it.
+    """Write a `.bin` token file and its `.json`.
 
     Parameters
     ----------
@@ -39,14 +39,15 @@ def write_tokens(path: str | Path, ids: np.ndarray, vocab_size: int) -> Path:
         Ends in `.bin`.
     ids : integer array, shape (n,)
     vocab_size : int
-        Up to 65,536 the file has two bytes for each token, above four.
+        Up to 65,536 the file has two bytes per token, above that four.
     """
     path = Path(path)
     ids = np.asarray(ids)
     if ids.dtype.kind not in "iu" or ids.ndim != 1 or (ids.size and (ids.min() < 0 or ids.max() >= vocab_size)):
         raise ValueError(f"ids must be a one-dimensional array of integers that lie in 0..{vocab_size - 1}")
     dtype = "uint16" if vocab_size <= 2**16 else "uint32"
-    ids.astype(np.dtype(dtype).newbyteorder("<")).tofile(path)
+    little_endian = np.ascontiguousarray(ids, np.dtype(dtype).newbyteorder("<"))
+    write_file(path, lambda file: file.write(little_endian.data), DataError)
     describe_tokens(path, len(ids), vocab_size)
     return path
 
@@ -54,8 +55,8 @@ def write_tokens(path: str | Path, ids: np.ndarray, vocab_size: int) -> Path:
 def describe_tokens(path: Path, tokens: int, vocab_size: int, **more: Any) -> None:
     """Write the `.json` that belongs to a token file."""
     dtype = "uint16" if vocab_size <= 2**16 else "uint32"
-    about = {"dtype": dtype, "tokens": tokens, "vocab_size": vocab_size, **more}
-    write_json(path.with_suffix(".json"), about, DataError)
+    metadata = {"dtype": dtype, "tokens": tokens, "vocab_size": vocab_size, **more}
+    write_json(path.with_suffix(".json"), metadata, DataError)
 
 
 def read_tokens(path: str | Path) -> tuple[np.ndarray, dict]:
@@ -64,7 +65,7 @@ def read_tokens(path: str | Path) -> tuple[np.ndarray, dict]:
     Returns
     -------
     tokens : integer array, shape (n,)
-    about : dict
+    metadata : dict
         With at least ``vocab_size``.
     """
     path = Path(path)
@@ -73,42 +74,41 @@ def read_tokens(path: str | Path) -> tuple[np.ndarray, dict]:
             raise DataError(f"{path} does not exist")
         if path.suffix == ".npy":
             return _read_npy(path)
-        about, dtype = _described(path)
-        if not about["tokens"]:
+        metadata, dtype = _described(path)
+        if not metadata["tokens"]:
             raise DataError(f"{path} is empty")
-        tokens = _mapped(path, about, dtype)
+        tokens = _mapped(path, metadata, dtype)
         for start in range(0, len(tokens), CHECKED_AT_ONCE):
-            _check_vocabulary(path, tokens[start : start + CHECKED_AT_ONCE], about["vocab_size"], start)
-        return tokens, about
+            _check_vocabulary(path, tokens[start : start + CHECKED_AT_ONCE], metadata["vocab_size"], start)
+        return tokens, metadata
 
 
 def _described(path: Path) -> tuple[dict, np.dtype]:
     """What the `.json` of a `.bin` file says of it, compared with its size, and the dtype of its ids."""
     side = path.with_suffix(".json")
     try:
-        about = read_json(side, DataError)
-        if missing := [name for name in ("dtype", "tokens", "vocab_size") if name not in about]:
-            raise DataError(f"it lacks {', '.join(missing)}")
-        check(about, ABOUT, as_json)
+        metadata = read_json(side, DataError)
+        require(metadata, ("dtype", "tokens", "vocab_size"))
+        check(metadata, FIELDS, as_json)
     except (DataError, ValueError) as error:
         raise DataError(f"{path} needs a {side.name} beside it that describes it: {error}") from error
-    dtype = np.dtype(about["dtype"]).newbyteorder("<")
-    size, expected = regular(path, DataError), about["tokens"] * dtype.itemsize
+    dtype = np.dtype(metadata["dtype"]).newbyteorder("<")
+    size, expected = regular(path, DataError), metadata["tokens"] * dtype.itemsize
     if size != expected:
         raise DataError(f"{path} has {size} bytes, but {side.name} says {expected}: it is truncated or not its own")
-    return about, dtype
+    return metadata, dtype
 
 
-def _mapped(path: Path, about: dict, dtype: np.dtype) -> np.ndarray:
+def _mapped(path: Path, metadata: dict, dtype: np.dtype) -> np.ndarray:
     """The ids of a `.bin` file, compared with the checksum in its `.json`, if there is one."""
-    tokens = np.memmap(path, dtype=dtype, mode="r") if about["tokens"] else np.empty(0, dtype)
-    if "checksum" in about and about["checksum"] != checksum(tokens, OPENED_PIECES):
+    tokens = np.memmap(path, dtype=dtype, mode="r") if metadata["tokens"] else np.empty(0, dtype)
+    if "checksum" in metadata and metadata["checksum"] != checksum(tokens, OPENED_PIECES):
         raise DataError(f"{path} is damaged or not its own: its checksum is not that in {path.with_suffix('.json').name}")
     return tokens
 
 
 def _check_vocabulary(path: Path, ids: np.ndarray, vocab_size: int, start: int) -> None:
-    """Raise DataError for an id beyond the vocabulary among those that stand in a file from `start` on."""
+    """Raise DataError for an id beyond the vocabulary among the ids of a file from `start` on."""
     if len(ids) and vocab_size <= np.iinfo(ids.dtype).max and int(ids.max()) >= vocab_size:
         place = int((ids >= vocab_size).argmax())
         raise DataError(f"{path} holds the token {ids[place]} at place {start + place:,}, but its vocabulary is {vocab_size}")
@@ -124,8 +124,8 @@ def numbered_files(folder: Path, name: str) -> list[Path]:
                 raise DataError(f"{folder} has {path.name} and {first.name}: which of them is number {int(match[1])}?")
     if not found:
         return []
-    about, _ = _described(found[min(found)])
-    if max(max(found) + 1, about.get("shards", 1)) > len(found):
+    metadata, _ = _described(found[min(found)])
+    if max(max(found) + 1, metadata.get("shards", 1)) > len(found):
         missing = next(i for i in count() if i not in found)
         what = f"number {missing} is missing: {name}-{missing:05}.bin"
         raise DataError(f"{folder} has {len(found)} files {name}-*.bin, but {what}")
@@ -135,7 +135,7 @@ def numbered_files(folder: Path, name: str) -> list[Path]:
 class TokenShards:
     """Many token files, read as one array of ids; only slices of it are ever in memory.
 
-    None of them is kept open or mapped, for a system lets a program have only so many.
+    The files are not kept open or mapped, because the number of open files is limited.
 
     Parameters
     ----------
@@ -153,13 +153,13 @@ class TokenShards:
         self._starts, self.vocab_sizes = [0], set()
         for path in paths:
             with reading(path, DataError):
-                about, dtype = _described(path)
-                if not about["tokens"]:
+                metadata, dtype = _described(path)
+                if not metadata["tokens"]:
                     raise DataError(f"{path} is empty")
-                _mapped(path, about, dtype)
-            self._files.append((path, dtype, about["vocab_size"]))
-            self._starts.append(self._starts[-1] + about["tokens"])
-            self.vocab_sizes.add(about["vocab_size"])
+                _mapped(path, metadata, dtype)
+            self._files.append((path, dtype, metadata["vocab_size"]))
+            self._starts.append(self._starts[-1] + metadata["tokens"])
+            self.vocab_sizes.add(metadata["vocab_size"])
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -186,17 +186,17 @@ class TokenShards:
 
 
 def checksum(tokens: "np.ndarray | TokenShards", pieces: int | None = None) -> str:
-    """SHA-256 of ids; of more than 16 million, of so many pieces spread over all of them and of their number."""
+    """SHA-256 of ids; above 16 million ids, of evenly spread pieces and of the count."""
     n = len(tokens)
     everything, some = range(0, n, CHECKED_PIECE), np.linspace(0, n - CHECKED_PIECE, pieces or CHECKED_PIECES)
     digest = hashlib.sha256(str(n).encode())
     for start in map(int, everything if len(everything) <= CHECKED_PIECES else some):
-        digest.update(np.ascontiguousarray(tokens[start : start + CHECKED_PIECE], dtype="<u4"))
+        digest.update(np.ascontiguousarray(tokens[start : start + CHECKED_PIECE], dtype="<u4").data)
     return digest.hexdigest()
 
 
 def _read_npy(path: Path) -> tuple[np.ndarray, dict]:
-    """A one-dimensional array of integers. Its header is a Python expression, which is searched and never evaluated."""
+    """A one-dimensional array of integers. Its header is a Python expression; it is searched, never evaluated."""
     size = regular(path, DataError)
     with open(path, "rb") as file:
         start = file.read(12)

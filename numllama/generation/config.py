@@ -1,12 +1,12 @@
 """SamplingConfig: how the next token is sampled from a model's logits."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 from numllama.errors import CheckpointError, shown
+from numllama.storage.fields import POSITIVE, Kind, check, number, whole
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,15 +45,10 @@ class SamplingConfig:
     stop_ids: Sequence[int] = ()
 
     def __post_init__(self) -> None:
-        for name, kind, allowed, words in RULES:
-            value = getattr(self, name)
-            if value is None and name in OPTIONAL:
-                continue
-            # A Python number: a float64 NumPy scalar would turn float32 logits into float64.
-            number = _plain(value, kind)
-            if number is None or not allowed(number):
-                raise ValueError(f"{name} is {shown(value)}, but must be {words}")
-            object.__setattr__(self, name, number)
+        given = {name: getattr(self, name) for name in FIELDS if getattr(self, name) is not None or name not in OPTIONAL}
+        check(given, FIELDS)
+        for name, value in given.items():  # as Python numbers: a float64 NumPy scalar would turn float32 logits into float64
+            object.__setattr__(self, name, int(value) if name == "top_k" else float(value))
         if self.top_k is not None and self.top_k < 1:
             object.__setattr__(self, "top_k", None)
         stop_ids, seed = whole_numbers(self.stop_ids), whole_numbers(self.seed)
@@ -93,7 +88,7 @@ def checkpoint_settings(generation_config: Mapping[str, Any]) -> dict[str, Any]:
     As in transformers, ``do_sample: false`` means greedy for any temperature, and ``do_sample: true`` without a temperature
     samples at 1. Settings that the file does not contain are left out.
     """
-    found: dict[str, Any] = {name: generation_config[name] for name, *_ in RULES if generation_config.get(name) is not None}
+    found: dict[str, Any] = {name: generation_config[name] for name in FIELDS if generation_config.get(name) is not None}
     do_sample = generation_config.get("do_sample")
     if do_sample is not None and not isinstance(do_sample, bool):
         raise CheckpointError(f"generation_config.json: do_sample is {shown(do_sample)}, but must be true or false")
@@ -124,21 +119,12 @@ def whole_numbers(values: Any) -> tuple[int, ...] | None:
     return tuple(map(int, values)) if all(is_number(value, Integral) for value in values) else None
 
 
-def _plain(value: Any, kind: type) -> int | float | None:
-    """A number of this kind as an int or a float; None if it is not one, or too large."""
-    if not is_number(value, kind):
-        return None
-    try:
-        return int(value) if kind is Integral else float(value)
-    except OverflowError:
-        return None
-
-
 OPTIONAL = ("top_k", "top_p", "min_p")
-RULES = (
-    ("temperature", Real, lambda value: 0 <= value < math.inf, "a number that is not negative"),
-    ("top_k", Integral, lambda value: value >= -1, "a whole number of at least 1, or 0 or -1 for all"),
-    ("top_p", Real, lambda value: 0 <= value <= 1, "a number in [0, 1]"),
-    ("min_p", Real, lambda value: 0 <= value <= 1, "a number in [0, 1]"),
-    ("repetition_penalty", Real, lambda value: 0 < value < math.inf, "a positive number"),
-)
+FRACTION = number(lambda value: 0 <= value <= 1, "must be a number in [0, 1]")
+FIELDS = {
+    "temperature": number(lambda value: value >= 0, "must be a number that is not negative"),
+    "top_k": Kind(whole(-1).fits, "must be a whole number of at least 1, or 0 or -1 for all"),
+    "top_p": FRACTION,
+    "min_p": FRACTION,
+    "repetition_penalty": POSITIVE,
+}

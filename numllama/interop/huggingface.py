@@ -30,6 +30,7 @@ from numllama.storage.fields import (
     number,
     only,
     optional,
+    require,
     whole,
 )
 from numllama.storage.files import is_there, read_json, reading
@@ -112,9 +113,7 @@ def config_from_huggingface(values: Mapping[str, Any]) -> ModelConfig:
     if kind != "llama":
         raise ValueError(f"model_type is {shown(kind)}, but must be 'llama' or 'numllama'")
     check(values, {name: kind for name, kind, _ in FIELDS.values()} | HONOURED, as_json)
-    missing = [name for name, _, default in FIELDS.values() if default is REQUIRED and name not in values]
-    if missing:
-        raise ValueError(f"the configuration lacks {', '.join(missing)}")
+    require(values, [name for name, _, default in FIELDS.values() if default is REQUIRED], "the configuration")
     fields = {field: values.get(name, default) for field, (name, _, default) in FIELDS.items()}
     bias = values.get("attention_bias", False) or values.get("mlp_bias", False)
     return ModelConfig(**fields, bias=bias, **_rope(values, fields["max_seq_len"]))

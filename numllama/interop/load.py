@@ -13,7 +13,8 @@ from numllama.interop import huggingface, llama2c, peft
 from numllama.interop.pickles import refuse_other
 from numllama.model import LoraConfig, ModelConfig, Transformer
 from numllama.model.parameters import copied_parameters
-from numllama.storage.files import check_files, reading
+from numllama.storage.checksums import check_files
+from numllama.storage.files import reading
 from numllama.storage.folders import published, read_steadily
 from numllama.tokenizer import CharTokenizer, Tokenizer
 from numllama.training import checkpoint

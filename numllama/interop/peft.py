@@ -28,8 +28,9 @@ from numllama.interop.huggingface import (
 from numllama.interop.pickles import refuse_others
 from numllama.model import LoraConfig, ModelConfig, Parameters, Transformer, parameter_shapes
 from numllama.model.lora import TARGETS, adapter_shapes
-from numllama.storage.fields import FLAG, POSITIVE, as_json, check, only, optional, whole
-from numllama.storage.files import check_files, is_there, read_json
+from numllama.storage.checksums import check_files
+from numllama.storage.fields import FLAG, POSITIVE, as_json, check, only, optional, require, whole
+from numllama.storage.files import is_there, read_json
 from numllama.storage.folders import published
 from numllama.storage.tensor_file import TensorFile, write_tensors
 
@@ -117,8 +118,7 @@ def load_adapter(model: Transformer, path: str | PathLike[str]) -> None:
     values = read_json(folder / CONFIG)
     every = list(range(model.config.n_layers))
     try:
-        if missing := [name for name in ("r", "lora_alpha") if name not in values]:
-            raise ValueError(f"the configuration lacks {', '.join(missing)}")
+        require(values, ("r", "lora_alpha"), "the configuration")
         check(values, {**HONOURED, "layers_to_transform": only(None, every)}, as_json)
     except ValueError as error:
         raise CheckpointError(f"{folder / CONFIG}: {error}") from error

@@ -4,8 +4,19 @@ from collections.abc import Mapping
 from dataclasses import KW_ONLY, asdict, dataclass, fields
 from typing import Any
 
-from numllama.errors import listed, shown
-from numllama.storage.fields import FLAG, OBJECT, POSITIVE, check, number, one_of, optional, whole
+from numllama.errors import shown
+from numllama.storage.fields import (
+    FLAG,
+    OBJECT,
+    POSITIVE,
+    check,
+    number,
+    one_of,
+    optional,
+    refuse_unknown,
+    require,
+    whole,
+)  # fmt: skip
 
 CHOICES = {
     "rope_layout": ("half", "interleaved"),
@@ -145,12 +156,8 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ModelConfig":
         """The inverse of :meth:`to_dict`; an unknown key is a ValueError, because ignoring it would change the model."""
-        unknown = sorted(set(values) - {field.name for field in fields(cls)})
-        if unknown:
-            raise ValueError(f"unknown configuration key(s) {listed(unknown)}")
-        missing = [name for name in ("vocab_size", "dim", "n_layers", "n_heads") if name not in values]
-        if missing:
-            raise ValueError(f"the configuration lacks {', '.join(missing)}")
+        refuse_unknown(values, (field.name for field in fields(cls)), "unknown configuration key(s)")
+        require(values, ("vocab_size", "dim", "n_layers", "n_heads"), "the configuration")
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
@@ -171,10 +178,8 @@ def normalise_rope_scaling(value: Mapping | None) -> dict:
         known = ", ".join(map(repr, ROPE_SCALING))
         raise ValueError(f"rope_scaling is of type {shown(kind)}, but only {known} are known")
     keys = ROPE_SCALING[kind]
-    if missing := [key for key in keys if key not in value]:
-        raise ValueError(f"rope_scaling lacks {', '.join(missing)}")
-    if unknown := sorted(set(value) - {*keys, "rope_type", "type", "rope_theta"}):
-        raise ValueError(f"rope_scaling of type {kind!r} has unknown key(s) {listed(unknown)}")
+    require(value, keys, "rope_scaling")
+    refuse_unknown(value, (*keys, "rope_type", "type", "rope_theta"), f"rope_scaling of type {kind!r} has unknown key(s)")
     check(value, dict.fromkeys((*keys, "rope_theta"), POSITIVE), prefix="rope_scaling's ")
     if kind == "llama3" and not value["high_freq_factor"] > value["low_freq_factor"]:
         raise ValueError("rope_scaling's high_freq_factor must be larger than its low_freq_factor")

@@ -5,17 +5,18 @@ the checkpoint's generation_config.json, and then to OpenAI's defaults.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
+from math import inf
 from numbers import Integral, Real
-from typing import Any, NamedTuple
+from typing import Any
 
 from numllama.errors import CheckpointError
 from numllama.generation.chat import chat_prompt, has_chat_template
 from numllama.generation.config import SamplingConfig
 from numllama.generation.text import opening
 from numllama.serve.engine import Engine, Request
+from numllama.storage.fields import FLAG, TEXT, Kind, check, is_number, whole
 
 NEW_TOKENS = 256  # default of max_tokens
 MAX_TEXTS, MAX_STOPS, MAX_TOP_LOGPROBS, MAX_FIELDS = 8, 4, 20, 64
@@ -53,38 +54,31 @@ class ParsedRequest:
     logprobs: int | None = None
 
 
-class Rule(NamedTuple):
-    """The values that a field may have, in Python and in words."""
-
-    kind: type
-    allowed: Callable[[Any], bool]
-    words: str
-
-
-def _number(low: float, high: float, kind: type = Real) -> Rule:
-    what = "a whole number" if kind is Integral else "a number"
-    return Rule(kind, lambda value: low <= value <= high, f"{what} from {low} to {high}")
+def _number(low: float, high: float, kind: type = Real) -> Kind:
+    what, fits = ("a whole number", whole().fits) if kind is Integral else ("a number", is_number)
+    return Kind(lambda value: fits(value) and low <= value <= high, f"must be {what} from {low} to {high}")
 
 
 RULES = {
     "temperature": _number(0, 2),
     "top_p": _number(0, 1),
-    "top_k": Rule(Integral, lambda value: value >= -1, "a whole number of at least 1, or 0 or -1 for all"),
+    "top_k": Kind(whole(-1, inf).fits, "must be a whole number of at least 1, or 0 or -1 for all"),
     "min_p": _number(0, 1),
     "repetition_penalty": _number(0.1, 10),
     "seed": _number(0, 2**63 - 1, Integral),
-    "max_tokens": Rule(Integral, lambda value: value >= 0, "a whole number of at least 1, or 0 with echo"),
-    "max_completion_tokens": Rule(Integral, lambda value: value >= 1, "a whole number of at least 1"),
+    "max_tokens": Kind(whole(0, inf).fits, "must be a whole number of at least 1, or 0 with echo"),
+    "max_completion_tokens": Kind(whole(1, inf).fits, "must be a whole number of at least 1"),
     "n": _number(1, MAX_TEXTS, Integral),
-    "model": Rule(str, lambda value: True, "a text"),
-    "stream": Rule(bool, lambda value: True, "true or false"),
-    "stream_options": Rule(
-        Mapping, lambda value: set(value) <= {"include_usage", "include_obfuscation"}, "{include_usage: true or false}"
+    "model": TEXT,
+    "stream": FLAG,
+    "stream_options": Kind(
+        lambda value: isinstance(value, Mapping) and set(value) <= {"include_usage", "include_obfuscation"},
+        "must be {include_usage: true or false}",
     ),
     "top_logprobs": _number(0, MAX_TOP_LOGPROBS, Integral),
-    "echo": Rule(bool, lambda value: True, "true or false"),
-    "special": Rule(bool, lambda value: True, "true or false"),
-    "skip_special_tokens": Rule(bool, lambda value: True, "true or false"),
+    "echo": FLAG,
+    "special": FLAG,
+    "skip_special_tokens": FLAG,
 }
 SINGLE_ROUTE_FIELDS = ("max_completion_tokens", "top_logprobs", "echo", "special")
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
@@ -187,12 +181,11 @@ def _common(body: Mapping[str, Any], own: Sequence[str], model_name: str) -> dic
     return {name: body[name] for name in SAMPLING if name in body}
 
 
-def _check(name: str, value: Any, rule: Rule) -> None:
-    valid = isinstance(value, rule.kind) and (rule.kind is bool or not isinstance(value, bool))
-    if isinstance(value, float) and not isfinite(value):
-        valid = False
-    if not valid or not rule.allowed(value):
-        raise BadRequest(f"{name} is {_shown(value)}, but must be {rule.words}", name)
+def _check(name: str, value: Any, kind: Kind) -> None:
+    try:
+        check({name: value}, {name: kind}, _shown)
+    except ValueError as error:
+        raise BadRequest(str(error), name) from None
 
 
 def _prompts(prompt: Any) -> list[str | list[int]]:

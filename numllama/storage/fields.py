@@ -1,19 +1,21 @@
-"""Fields: what each value of a configuration or of a file may be, in a table; whatever is something else is refused by name.
+"""Fields: a table says what each value of a configuration or a file may be; any other value is refused by name.
 
+    require(values, ("r", "lora_alpha"), "the configuration")
+    refuse_unknown(values, ("r", "lora_alpha", "bias", "base"), "unknown configuration key(s)")
     check(values, {"r": whole(1), "lora_alpha": POSITIVE, "bias": only("none"), "base": optional(TEXT)})
 
-A value from a file may be of any type that JSON has, and a whole number may have 400 digits: a kind takes neither for granted.
+A value from a file may have any JSON type, and an integer may have 400 digits: a kind must cope with both.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from math import isfinite
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
-from numllama.errors import shown
+from numllama.errors import listed, shown
 
-MOST = 2**63 - 1  # no count or size of anything is larger
+MOST = 2**63 - 1  # the largest count or size
 
 
 class Kind(NamedTuple):
@@ -22,16 +24,16 @@ class Kind(NamedTuple):
     Attributes
     ----------
     fits : function
-        Whether a value, of whatever type, is of this kind.
+        Whether a value, of any type, is of this kind.
     words : str
-        What follows "but" in the sentence that refuses a value.
+        Ends the error message: "... but {words}".
     """
 
     fits: Callable[[Any], bool]
     words: str
 
 
-def whole(least: int = 0, most: int = MOST) -> Kind:
+def whole(least: int = 0, most: float = MOST) -> Kind:
     """A whole number."""
     bounds = f"of at least {least}" if most == MOST else f"in {least}..{most:,}" if least > -MOST else "of at most 63 bits"
     return Kind(lambda value: _is(Integral, value) and least <= value <= most, f"must be a whole number {bounds}")
@@ -48,7 +50,7 @@ def one_of(*choices: Any) -> Kind:
 
 
 def only(*values: Any) -> Kind:
-    """The first value, or another that means the same."""
+    """The first value, or another with the same meaning."""
     return Kind(lambda value: _among(value, values), f"only {as_json(values[0])} is supported")
 
 
@@ -66,6 +68,7 @@ def is_number(value: Any) -> bool:
 
 
 FLAG = Kind(lambda value: isinstance(value, bool), "must be true or false")
+LIST = Kind(lambda value: isinstance(value, list), "must be a list")
 TEXT = Kind(lambda value: isinstance(value, str), "must be a text")
 OBJECT = Kind(lambda value: isinstance(value, Mapping), "must be a mapping")
 ANYTHING = Kind(lambda value: True, "")
@@ -73,15 +76,15 @@ POSITIVE = number(lambda value: value > 0, "must be a positive number")
 
 
 def check(values: Mapping[str, Any], kinds: Mapping[str, Kind], spell: Callable[[Any], str] = shown, prefix: str = "") -> None:
-    """Raise ValueError for the first value that is not of its kind; a field that is absent is no concern of this function.
+    """Raise ValueError for the first value that is not of its kind. Absent fields pass: see :func:`require`.
 
     Parameters
     ----------
     values, kinds : mapping
     spell : function
-        How a value is written in the sentence; of a file, :func:`as_json`.
+        Formats a value for the error message; :func:`as_json` for a file's values.
     prefix : str
-        Whose fields they are, in front of the name.
+        Precedes the field's name in the error message.
     """
     for name, kind in kinds.items():
         if name in values and not kind.fits(values[name]):
@@ -89,8 +92,20 @@ def check(values: Mapping[str, Any], kinds: Mapping[str, Kind], spell: Callable[
             raise ValueError(f"{prefix}{name} is {spell(values[name])}, but {words}")
 
 
+def require(values: Mapping[str, Any], names: Iterable[str], whose: str = "it") -> None:
+    """Raise ValueError if any of these fields is absent."""
+    if missing := [name for name in names if name not in values]:
+        raise ValueError(f"{whose} lacks {listed(missing)}")
+
+
+def refuse_unknown(values: Mapping[str, Any], known: Iterable[str], what: str) -> None:
+    """Raise ValueError for fields that are not known; `what` precedes their names."""
+    if unknown := sorted(set(values) - set(known)):
+        raise ValueError(f"{what} {listed(unknown)}")
+
+
 def as_json(value: Any) -> str:
-    """A value as it stands in a JSON file, cut if it is long."""
+    """A value as JSON, shortened if it is long."""
     try:
         return shown(json.dumps(value), quote=False)
     except (TypeError, ValueError, RecursionError):
@@ -102,5 +117,5 @@ def _is(kind: type, value: Any) -> bool:
 
 
 def _among(value: Any, choices: tuple) -> bool:
-    """Whether it is one of these; 1.0 is 1, but True is not."""
+    """Whether the value is one of these; 1.0 equals 1, but True does not."""
     return any(isinstance(value, bool) == isinstance(choice, bool) and value == choice for choice in choices)

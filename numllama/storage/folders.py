@@ -1,11 +1,11 @@
-"""Folders: one process writes at a time, and what it writes appears as a whole.
+"""Folders: one process writes at a time, and its files appear together.
 
     FOLDER/.lock               locked while a process writes there
-    FOLDER/.part-new-1-4711/   what process 4711 is writing
-    .part-FOLDER-2-4711/       the same, or what it replaced, for the moment in which the two change places
+    FOLDER/.part-new-1-4711/   being written by process 4711
+    .part-FOLDER-2-4711/       the new folder, or the old one, while the two change places
 
-Files that belong together are written into a folder of their own, flushed to disk, and put in place at once: the new folder,
-which holds the other files of the old one too, and the old one exchange their names. A kill leaves the one or the other.
+Files that belong together are written into a new folder, which is flushed to disk; then the new folder, which holds the old
+one's other files too, and the old folder exchange names. A kill leaves either the old folder or the new.
 """
 
 import ctypes
@@ -19,21 +19,12 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from numllama.errors import CheckpointError, NumllamaError
-from numllama.storage.files import (
-    CHECKSUMS,
-    PART,
-    flush_folder,
-    is_alive,
-    part_of,
-    read_checksums,
-    remove,
-    remove_leftovers,
-    write_checksums,
-)
+from numllama.storage.checksums import CHECKSUMS, read_checksums, write_checksums
+from numllama.storage.files import PART, flush_folder, is_alive, part_of, put_in_place, remove, remove_leftovers
 
 LOCK = ".lock"
 Result = TypeVar("Result")
-_mine = threading.local()  # .locked: folders that this thread has locked; .parts: those that it writes to be published
+_mine = threading.local()  # .locked: folders locked by this thread; .parts: folders it is writing, to be published
 
 
 # ------------------------------------------------------------------------------------------------ locks
@@ -43,18 +34,18 @@ _mine = threading.local()  # .locked: folders that this thread has locked; .part
 def locked(
     folder: str | Path, error: type[NumllamaError] = CheckpointError, doing: str = "writes", again: bool = False
 ) -> Iterator[None]:
-    """Keep other processes, and threads, from writing in a folder; what killed ones left half-written there is removed.
+    """Keep other processes and threads from writing in a folder; remove what killed ones left half-written.
 
     Parameters
     ----------
     folder : path
-        Made if it is not there, and its parents; what was made is removed in the end if it is still empty.
+        Created with its parents if missing, and removed in the end if still empty.
     error : type
         Raised if it is locked already, or cannot be written.
     doing : str
-        What whoever has locked it does there, for the sentence.
+        What the other process does there, for the error message.
     again : bool
-        A folder that this thread has locked may be locked again.
+        Allow a folder that this thread has already locked.
     """
     folder = Path(folder)
     held = _mine.__dict__.setdefault("locked", set())
@@ -87,20 +78,20 @@ def locked(
 
 
 def _remove_lock(path: Path, file: IO) -> None:
-    """Whoever has opened the file meanwhile sees, with it locked, that it is gone."""
+    """Remove the lock file while it is locked: a process that opened it meanwhile then sees that it is gone."""
     for step in (file.close, path.unlink) if os.name == "nt" else (path.unlink, file.close):
         with suppress(OSError):
             step()
 
 
 def _open_lock(folder: Path) -> IO:
-    """The folder's lock file, open and locked; BlockingIOError if somebody else has locked it."""
+    """The folder's lock file, open and locked; BlockingIOError if another process has locked it."""
     path = folder / LOCK
     for _ in range(100):
         folder.mkdir(parents=True, exist_ok=True)
         try:
             file = open(path, "ab")  # noqa: SIM115
-        except FileNotFoundError:  # whoever had locked it has removed it, empty
+        except FileNotFoundError:  # its last owner has just removed the empty folder
             continue
         try:
             lock(file)
@@ -115,25 +106,27 @@ def _open_lock(folder: Path) -> IO:
 
 
 def lock(file: IO) -> None:
-    """Lock an open file until it is closed; BlockingIOError if somebody else has. Where nothing can be locked, do nothing."""
+    """Lock an open file until it is closed; BlockingIOError if it is locked. Does nothing where locks are not supported."""
     try:
         import fcntl
     except ImportError:  # Windows
         import msvcrt
 
-        lock_it, refused = (lambda: msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)), PermissionError
+        # pyright: ignore below, because these names exist on Windows only
+        locking, mode = msvcrt.locking, msvcrt.LK_NBLCK  # pyright: ignore[reportAttributeAccessIssue]
+        lock_it, refused = (lambda: locking(file.fileno(), mode, 1)), PermissionError
     else:
         lock_it, refused = (lambda: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)), (BlockingIOError, PermissionError)
     try:
         lock_it()
     except refused as failure:
         raise BlockingIOError(failure.errno, failure.strerror) from failure
-    except OSError:  # this file system knows no locks
+    except OSError:  # this file system has no locks
         pass
 
 
 def is_empty(folder: Path) -> bool:
-    """Whether a folder holds nothing but what is about to be written there, or was when a process was killed."""
+    """Whether a folder holds nothing but temporary files and a lock."""
     return all(name == LOCK or PART.fullmatch(name) for name in os.listdir(folder))
 
 
@@ -144,23 +137,23 @@ def is_empty(folder: Path) -> bool:
 def published(
     folder: str | Path, entry: str | None = None, checksums: bool = False, error: type[NumllamaError] = CheckpointError
 ) -> Iterator[Path]:
-    """Files that appear in a folder at once: within it they are written into another folder, the one that is yielded.
+    """Files that appear in a folder together: write them into the folder that is yielded.
 
-    Within another ``published`` of the same thread, a folder that it yielded is simply written.
+    If `folder` was itself yielded by ``published`` in this thread, it is yielded again and published by the outer one.
 
     Parameters
     ----------
     folder : path
-        Made if it is not there. Other files in it stay.
+        Created if missing. Its other files stay.
     entry : str, optional
-        The file without which readers see nothing in a folder. Where a folder cannot be replaced in one step (a mount point,
-        the current folder, one with folders in it, or a file system that knows no exchange), the files are moved one by one:
-        the old entry goes first and the new one comes last, so that no reader ever takes old files with new ones.
+        The file that readers need to open the folder. Where a folder cannot be replaced in one step (a mount point,
+        the current folder, one with folders in it, or a file system without exchange), the files are moved one by one:
+        the old entry goes first and the new one comes last, so that no reader ever combines old files with new ones.
     checksums : bool
         Write ``checksums.json`` too (see :func:`numllama.storage.files.check_files`), and remove what an earlier one lists and is
         not written again. Without it, a ``checksums.json`` that is there is kept right.
     error : type
-        Raised if the folder is in use or cannot be written; what was there before is still there.
+        Raised if the folder is in use or cannot be written; its old content is still there.
     """
     folder = Path(folder)
     parts = _mine.__dict__.setdefault("parts", set())
@@ -176,14 +169,14 @@ def published(
                 yield part
                 gone = ()
                 if checksums or (folder / CHECKSUMS).exists():
-                    about = _checksums(folder)
+                    metadata = _checksums(folder)
                     names = [path.relative_to(part).as_posix() for path in part.rglob("*") if path.is_file()]
-                    others = {name: digest for name, digest in about.pop("files", {}).items() if name not in names}
+                    others = {name: digest for name, digest in metadata.pop("files", {}).items() if name not in names}
                     if checksums:
                         gone = others
                         write_checksums(part, names, error)
                     else:
-                        write_checksums(part, names, error, others, **about)
+                        write_checksums(part, names, error, others, **metadata)
                 publish(part, folder, entry, gone)
             except OSError as failure:
                 raise error(f"{folder} could not be written: {failure.strerror or failure}") from failure
@@ -192,15 +185,44 @@ def published(
             remove(part)
 
 
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder, which becomes `path` in the end, whole or not at all; OSError if that fails.
+
+    `path` must not exist; its parents are made.
+    """
+    part = part_of(path)
+    remove_leftovers(path)
+    try:
+        part.mkdir(parents=True)
+        yield part
+        _flush_all(part)
+        put_in_place(part, path)
+    except OSError:
+        remove(part)
+        raise
+
+
+def _flush_all(folder: Path) -> None:
+    """Return once a folder and everything in it are on disk."""
+    for path in folder.rglob("*"):
+        if path.is_dir():
+            flush_folder(path)
+        else:
+            with open(path, "r+b") as file:
+                os.fsync(file.fileno())
+    flush_folder(folder)
+
+
 def _checksums(folder: Path) -> dict[str, Any]:
-    """What a folder's checksums.json holds; of one that is damaged, nothing."""
+    """The content of a folder's checksums.json; empty if it is missing or damaged."""
     with suppress(NumllamaError):
         return read_checksums(folder) or {}
     return {}
 
 
 def publish(part: Path, folder: Path, entry: str | None = None, gone: Collection[str] = ()) -> None:
-    """Put the files of one folder into another, which is locked: see :func:`published`.
+    """Move the files of one folder into another, which is locked: see :func:`published`.
 
     Parameters
     ----------
@@ -208,21 +230,15 @@ def publish(part: Path, folder: Path, entry: str | None = None, gone: Collection
         `part` lies in `folder`.
     entry : str, optional
     gone : collection of str
-        Files of `folder` that are to be no more.
+        Files of `folder` to remove.
     """
     folder = folder.resolve()
-    for path in part.iterdir():  # what a process has left that was killed while it wrote there
+    for path in part.iterdir():  # left by a process that was killed while writing there
         if path.name == LOCK or PART.fullmatch(path.name):
             remove(path)
     names = sorted(path.name for path in part.iterdir())
     gone = {name for name in gone if name.partition("/")[0] not in names}
-    for path in part.rglob("*"):
-        if path.is_dir():
-            flush_folder(path)
-        else:
-            with open(path, "r+b") as file:
-                os.fsync(file.fileno())
-    flush_folder(part)
+    _flush_all(part)
     others = [path for path in folder.iterdir() if not PART.fullmatch(path.name) and path.name != part.name]
     fresh = all(path.name == LOCK for path in others)
     together = entry is not None and len({*names, *gone}) > 1
@@ -233,21 +249,21 @@ def publish(part: Path, folder: Path, entry: str | None = None, gone: Collection
 
 
 def _exchange_with(part: Path, folder: Path, others: list[Path], left_out: Set[str]) -> bool:
-    """Put `part`, with most of the other files, in the place of the folder; False, and nothing has changed, if that cannot be."""
+    """Put `part`, with the folder's other files, in the folder's place; False, with nothing changed, if that is impossible."""
     kept = [path for path in others if path.name not in left_out]
     if any(path.is_dir() and not path.is_symlink() for path in kept) or os.path.ismount(folder):
         return False
-    if Path.cwd().is_relative_to(folder):  # a shell that stands there would stand nowhere
+    if Path.cwd().is_relative_to(folder):  # the current directory of a shell would vanish
         return False
     new, linked = part_of(folder), []
     try:
         for path in kept:
             os.link(path, part / path.name, follow_symlinks=False)  # the lock too: it stays the same file
             linked.append(part / path.name)
-        about = folder.stat()
+        status = folder.stat()
         shutil.copystat(folder, part)
         if hasattr(os, "chown"):
-            os.chown(part, about.st_uid, about.st_gid)
+            os.chown(part, status.st_uid, status.st_gid)
         flush_folder(part)
         part.rename(new)
         try:
@@ -261,7 +277,7 @@ def _exchange_with(part: Path, folder: Path, others: list[Path], left_out: Set[s
         return False
     flush_folder(folder.parent)
     known = {*left_out, LOCK, *(path.name for path in others)}
-    for path in new.iterdir():  # the old folder's: what somebody put there meanwhile is kept
+    for path in new.iterdir():  # keep files that another program put there meanwhile
         if path.name not in known and not PART.fullmatch(path.name):
             with suppress(OSError):
                 path.rename(folder / path.name)
@@ -270,7 +286,7 @@ def _exchange_with(part: Path, folder: Path, others: list[Path], left_out: Set[s
 
 
 def exchange(a: Path, b: Path) -> None:
-    """Let two folders change their names in one step; OSError where the system or the file system cannot."""
+    """Exchange the names of two folders in one step; OSError if the system or file system cannot."""
     libc = ctypes.CDLL(None, use_errno=True)
     if sys.platform == "darwin":
         failed = libc.renamex_np(os.fsencode(a), os.fsencode(b), 2)  # RENAME_SWAP
@@ -284,7 +300,7 @@ def exchange(a: Path, b: Path) -> None:
 
 
 def _move(part: Path, folder: Path, names: list[str], gone: Collection[str], entry: str | None) -> None:
-    """Move files one by one, the entry last and, of the old ones, first; all the old ones are back if one cannot be moved."""
+    """Move files one by one: the old entry goes first, the new entry comes last; on failure everything is moved back."""
     old = part / ".old"
     old.mkdir()
     done: list[tuple[Path, Path]] = []
@@ -312,7 +328,7 @@ def _move(part: Path, folder: Path, names: list[str], gone: Collection[str], ent
 
 
 def read_steadily(folder: Path, read: Callable[[], Result]) -> Result:
-    """What `read` makes of the files of a folder; once more if the folder was replaced meanwhile."""
+    """Call `read`, and again if the folder was replaced meanwhile; returns its result."""
     while True:
         before = _identity(folder)
         try:
@@ -327,7 +343,7 @@ def read_steadily(folder: Path, read: Callable[[], Result]) -> Result:
 
 def _identity(path: Path) -> tuple[int, int] | None:
     try:
-        about = path.stat()
-    except (OSError, ValueError):  # it is not there, or no path at all
+        status = path.stat()
+    except (OSError, ValueError):  # it does not exist, or is no valid path
         return None
-    return about.st_dev, about.st_ino
+    return status.st_dev, status.st_ino

@@ -1,4 +1,4 @@
-"""safetensors files, mapped into memory: a page of the file is read when a number on it is asked for, and nothing is copied.
+"""safetensors files, mapped into memory: pages are read on first access, and nothing is copied.
 
     8 bytes                 N, the header's length, little endian
     N bytes                 JSON: {"name": {"dtype": "BF16", "shape": [3, 4], "data_offsets": [begin, end]}, ...}
@@ -36,7 +36,7 @@ class TensorFile(Mapping):
     ------
     CheckpointError
         If the file cannot be read, is cut short, or is something else; or if two tensors share bytes. A tensor of integers (a
-        quantised one, say) is refused when it is asked for.
+        quantised one, say) is refused on access.
     """
 
     def __init__(self, path: Path) -> None:
@@ -97,7 +97,7 @@ class TensorFile(Mapping):
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, in which no key stands twice: which of two tensors is meant, nobody knows."""
+    """A JSON object; a repeated key is refused, as it would be ambiguous."""
     values = dict(pairs)
     if len(values) < len(pairs):
         names = [name for name, _ in pairs]
@@ -124,7 +124,7 @@ def _checked_entry(name: str, entry: Any) -> tuple[str, tuple[int, ...], tuple[i
 
 
 def mapped(path: Path) -> np.ndarray:
-    """The bytes of a regular file, read as they are looked at."""
+    """The bytes of a regular file, mapped into memory."""
     size = regular(path)
     with reading(path):
         return np.asarray(np.memmap(path, np.uint8, mode="r")) if size else np.empty(0, np.uint8)
@@ -134,7 +134,8 @@ def write_tensors(
     file: BinaryIO, dtype: np.dtype, shapes: Mapping[str, tuple[int, ...]], tensors: Iterable[np.ndarray]
 ) -> None:
     """Write a safetensors file: `tensors`, of one dtype and in the order of `shapes`, one at a time."""
-    header, begin = {"__metadata__": {"format": "pt"}}, 0  # transformers opens nothing without it
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers requires it
+    begin = 0
     for name, shape in shapes.items():
         end = begin + prod(shape) * dtype.itemsize
         header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [begin, end]}

@@ -1,7 +1,7 @@
 """Added tokens: strings that become one token wherever they stand in a text, as `tokenizers` finds them.
 
-Special ones (``<|endoftext|>``) are found only where they are asked for, so that a text that spells one is still a text. The
-others (``<think>``, a word that somebody added) are found in every text. What more there is about a token, its flags say.
+Special ones (``<|endoftext|>``) are found only if the caller allows them, so that a text that spells one is still a text. The
+others (``<think>``, an added word) are found in every text. A token's flags say the rest.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence

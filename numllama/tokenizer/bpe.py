@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -26,7 +26,7 @@ from numllama.tokenizer.vocabulary import by_id, checked_id, numbered
 
 
 class Merge(NamedTuple):
-    """A step on the way from bytes to tokens: what merged, how early it was learnt, and all tokens after it."""
+    """A step from bytes to tokens: the pair that merged, its rank, and all tokens after the merge."""
 
     left: bytes
     right: bytes
@@ -42,7 +42,7 @@ class Tokenizer(BytePairs):
     vocab : dict
         ``{id: bytes}`` or ``{bytes: id}``, with all 256 single bytes.
     merges : sequence of (bytes, bytes)
-        In the order in which they were learnt: the first merges first.
+        In training order: the first pair merges first.
     special_tokens : dict of str to int, or sequence of str
         Ids of their own for strings that never merge. In a sequence, those that are not in the vocabulary get the ids after its
         last.
@@ -114,7 +114,7 @@ class Tokenizer(BytePairs):
 
     @property
     def after(self) -> list[int]:
-        """The ids that belong behind a text."""
+        """The ids that belong after a text."""
         return around(self.post_processor)[1]
 
     def wrap(self, ids: Iterable[int]) -> list[int]:
@@ -136,7 +136,7 @@ class Tokenizer(BytePairs):
         progress: bool = True,
         errors: str = "strict",
     ) -> Tokenizer:
-        """Learn a vocabulary from text files.
+        """Train a vocabulary on text files.
 
         The most frequent pair of neighbours becomes a token, again and again; of equally frequent ones the pair of byte
         strings that comes last in the alphabet. Ids: the 256 bytes, the merges, the special tokens.
@@ -148,7 +148,7 @@ class Tokenizer(BytePairs):
         vocab_size : int
             At least 256 and the special tokens. A text in which nothing is left to merge gives a smaller vocabulary.
         special_tokens : sequence of str
-            Text is cut at these, and they are not learnt from.
+            Text is cut at these; they take no part in the merges.
         pattern : str
             ``gpt2``, ``cl100k``, ``llama3``, or a regular expression. With one of your own, only special tokens cut a text into
             pieces.
@@ -170,10 +170,10 @@ class Tokenizer(BytePairs):
 
     @staticmethod
     def load(path: str | Path, *, special_tokens: Mapping[str, int] | None = None, pattern: str | None = None) -> Tokenizer:
-        """Read a tokenizer, whatever format it has; see :func:`numllama.tokenizer.formats.load`."""
+        """Read a tokenizer in any supported format; see :func:`numllama.tokenizer.formats.load`."""
         from numllama.tokenizer.formats import load
 
-        return load(path, pattern, special_tokens)
+        return cast(Tokenizer, load(path, pattern, special_tokens))  # a CharTokenizer offers the same for ordinary text
 
     def save(self, folder: str | Path) -> Path:
         """Write ``tokenizer.json`` and the chat template into a folder, as `tokenizers` and `transformers` read them."""
@@ -276,7 +276,7 @@ class Tokenizer(BytePairs):
         allowed_special: Collection[str] | str = "all",
         disallowed_special: Collection[str] | str = "all",
     ) -> Iterator[str]:
-        """A text that comes in parts, cut anew into parts whose ids are, one after another, those of the whole.
+        """Cut a text that comes in parts into new parts, whose ids, concatenated, are those of the whole text.
 
         Each but the last has at least `size` characters, and more where there is no such place to cut.
         """
@@ -294,8 +294,10 @@ class Tokenizer(BytePairs):
             text = bytes(data).decode("utf-8", "surrogateescape")  # each stray byte is a character: one code point
         ids: list[int] = []
         for part in self._split(text, self._sought((), ())[0], begins=True):
-            pieces = [] if isinstance(part, int) else self.layout.pre_tokenizer.split(part)
-            ids += [part] if isinstance(part, int) else chain.from_iterable(map(self._merged, pieces))
+            if isinstance(part, int):
+                ids.append(part)
+            else:
+                ids += chain.from_iterable(map(self._merged, self.layout.pre_tokenizer.split(part)))
         return ids
 
     def merges_of(self, text: str) -> list[Merge]:
@@ -304,7 +306,7 @@ class Tokenizer(BytePairs):
         Of several words, each merges in turn. A word that is looked up as a whole, and that merges do not lead to, takes none.
         """
         parts = self._split(repaired(text), Sought(None, None, None), begins=True)
-        pieces = [piece for part in parts for piece in self.layout.pre_tokenizer.split(part)]
+        pieces = [piece for part in parts if isinstance(part, str) for piece in self.layout.pre_tokenizer.split(part)]
         words = [self._symbols(piece) for piece in pieces]
         steps = []
         for at, word in enumerate(words):
@@ -312,7 +314,8 @@ class Tokenizer(BytePairs):
             mine = []
             for i, ids in merge_steps(word, self._ranks, self._made):
                 pair = before[i], before[i + 1]
-                mine.append(Merge(*self._names(pair), self._ranks[pair], [*left, *self._names(ids), *right]))
+                one, other = self._names(pair)
+                mine.append(Merge(one, other, self._ranks[pair], [*left, *self._names(ids), *right]))
                 before = list(ids)
             if word == (tokens := self._merged(pieces[at])):
                 steps += mine
@@ -340,9 +343,9 @@ class Tokenizer(BytePairs):
         chat_template : str, optional
             In Jinja's language, or the name of one of the checkpoint's; default its own, for tools the one called ``tool_use``.
         continue_final_message : bool or str
-            End where the last message does, or its field of that name, so that the answer goes on with it.
+            End where the last message does, or its field of that name, so that the answer continues it.
         sanitize_control_tokens : bool
-            Special tokens that a message spells are ordinary text, which is the default; False takes them for what they spell.
+            Treat special tokens spelled in a message as ordinary text (default); with False they are special tokens.
         return_dict, return_assistant_tokens_mask : bool
             Return ``input_ids`` and ``attention_mask``, and ``assistant_masks``: 1 for what the assistant says.
         values
@@ -366,7 +369,9 @@ class Tokenizer(BytePairs):
 
         An id that no token has stands for nothing: a model may have more rows than its tokenizer has tokens.
         """
-        if errors == "replace" and not self.layout.decoder.bytes:
+        if self.layout.decoder.bytes:
+            return b"".join(self._looked_up(listed(ids), self._token)).decode("utf-8", errors)
+        if errors == "replace":
             return "".join(self.layout.decoder.joined(self._looked_up(listed(ids), self._written)))
         return self.decode_bytes(ids).decode("utf-8", errors)
 

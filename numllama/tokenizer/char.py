@@ -23,6 +23,7 @@ class CharTokenizer:
     def __init__(self, characters: Iterable[str]) -> None:
         self.characters = "".join(sorted(set(characters)))
         self._codes = _code_points(self.characters)
+        self.folder: Path | None = None  # where it was loaded from
 
     @property
     def vocab_size(self) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from numllama.errors import CheckpointError, listed, shown
+from numllama.storage.fields import TEXT, check
 from numllama.storage.files import read_bytes, read_json, reading
 from numllama.tokenizer.config import CONFIG, beside
 
@@ -94,7 +95,6 @@ def _in_config(value: Any) -> dict[str, str]:
     elif isinstance(value, Mapping):
         named = dict(value)
     for name, template in named.items():
-        if not isinstance(template, str):
-            which = "chat_template" if named == {DEFAULT: value} else f"chat_template {shown(name)}"
-            raise ValueError(f"{which} is {shown(template)}, but must be a text")
+        which = "chat_template" if named == {DEFAULT: value} else f"chat_template {shown(name)}"
+        check({which: template}, {which: TEXT})
     return named

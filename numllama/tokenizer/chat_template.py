@@ -4,7 +4,7 @@ A checkpoint brings its template along, a program in Jinja's language, which is 
 immutable sandbox, where it sees text, numbers, lists and dictionaries, changes none of them and reaches nothing of Python's. And
 it runs in a process of its own, with limits of time and memory (`tokenizer/renderer.py`).
 
-What a message says is text, whatever it spells: a special token counts as one only where the template itself writes it. A
+A message is ordinary text even if it spells a special token; only the template itself can write one. A
 conversation whose messages spell special tokens is rendered a second time, with marks around them (`tokenizer/spelled.py`).
 """
 
@@ -126,7 +126,7 @@ class Written(NamedTuple):
     ----------
     text : str
     answers : list of (int, int)
-        Where the assistant speaks, if that was asked for.
+        Where the assistant speaks, if requested.
     prompts : list of int
         Where the text stands that a model had to answer within this conversation: it was encoded up to there.
     plain : list of (int, int)
@@ -157,7 +157,7 @@ def write(
     conversations : sequence of Conversation
     control : Control, optional
         The special tokens that count only where the template writes them. Without them there is only the text, with its answers
-        if they are asked for.
+        if requested.
     """
     jobs: list[_Job | Failure] = []
     for conversation in conversations:
@@ -170,7 +170,7 @@ def write(
 
 
 def _ask(template: str, jobs: Sequence["_Job"]) -> None:
-    """Have rendered what some conversations need, all at once."""
+    """Render everything that some conversations need, together."""
     values, renders = [], []
     for job in jobs:
         for number, own in enumerate(job.values):
@@ -197,8 +197,8 @@ class _Job:
     def __init__(self, template: str, conversation: Conversation, control: Control | None) -> None:
         self.template, self.conversation, self.control = template, conversation, control
         plain, written = _plain(conversation)
-        *answer_marks, begin, end, edge, self.tag = unused(f"{template}{written}", 6)
-        self.answer_marks, self.marks = tuple(answer_marks), Marks(begin, end, edge)
+        before_answer, after_answer, begin, end, edge, self.tag = unused(f"{template}{written}", 6)
+        self.answer_marks, self.marks = (before_answer, after_answer), Marks(begin, end, edge)
         self.plain = plain
         self.values = [self._continued(plain)]  # that the template sees, in each way that it is to be rendered
         self.renders: dict[Any, Render] = {"text": Render(prompt=conversation.prompt)}
@@ -228,7 +228,7 @@ class _Job:
             self.renders["spelled"] = Render(1, prompt=conversation.prompt, marks=str(self.marks))
 
     def marks_differ(self) -> bool:
-        return self.control.marked(self.plain, self.marks) != self.plain
+        return self.control is not None and self.control.marked(self.plain, self.marks) != self.plain
 
     def written(self) -> Written:
         """The outcome, once all has been rendered."""
@@ -297,7 +297,7 @@ class _Job:
         for i in self.conversation.unsaid:
             first, last = self.found["begin", i], self.found["end", i]
             if not isinstance(first, int) or not isinstance(last, int):
-                raise ValueError(f"message {i + 1} is not to be learnt, but where the chat template writes it is not known")
+                raise ValueError(f"message {i + 1} is not to be trained on, but where the chat template writes it is not known")
             spans = [(start, stop) for start, stop in spans if stop <= first or start >= last]
         return sorted(spans)
 
@@ -320,7 +320,7 @@ class _Job:
         return spans
 
     def _first_answer(self) -> int:
-        """Where an answer begins that nobody asked for: behind what would ask for one after it."""
+        """Where an unprompted answer begins: after the text that would prompt the next one."""
         first, asking = self.found["first"], self.found["first asks"]
         opening = asking.removeprefix(first) if isinstance(first, str) and isinstance(asking, str) and asking != first else ""
         if not opening or asking == opening or opening not in first:
@@ -347,6 +347,7 @@ class _Job:
         """Where messages spell special tokens, or parts of them that must not be joined."""
         if "spelled" not in self.found:
             return []
+        assert self.control is not None  # without it nothing is rendered as "spelled"
         kinds = (self.control.assistant, self.control.others)
         marked, free = self.found["spelled"], not set(str(self.marks)) & set(text)
         if free and isinstance(marked, str) and self.tag in (marked if self.conversation.continued else self.tag):

@@ -1,4 +1,4 @@
-"""What the files beside a vocabulary say about its special tokens.
+"""Special tokens as the files next to a vocabulary describe them.
 
     tokenizer_config.json      names (bos_token and the like), and all added tokens with their flags and ids
     special_tokens_map.json    names, in older folders
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from numllama.errors import DataError, NumllamaError, shown
-from numllama.storage.fields import as_json
+from numllama.storage.fields import OBJECT, as_json, check
 from numllama.storage.files import read_json
 from numllama.tokenizer.added_tokens import AddedToken, read_added_token
 
@@ -101,8 +101,7 @@ def _several(value: Any, where: str, error: type[NumllamaError]) -> list:
 
 
 def _listed(listed: Any) -> list[AddedToken]:
-    if not isinstance(listed, dict):
-        raise ValueError(f"added_tokens_decoder of its {CONFIG} is {as_json(listed)}, but must be an object")
+    check({"added_tokens_decoder": listed}, {"added_tokens_decoder": OBJECT}, as_json, f"in its {CONFIG}, ")
     tokens = []
     for i, values in listed.items():
         if not (i.isascii() and i.isdigit() and len(i) < 11) or not isinstance(values, dict):

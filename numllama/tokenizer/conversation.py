@@ -74,7 +74,7 @@ class ConversationEncoder:
         self.by_template = chat_template is not None or bool(self.found.templates)
 
     def encode(self, conversations: Sequence[Conversation]) -> list[Encoded | Failure]:
-        """Conversations as ids; in place of one that has none, what is wrong with it."""
+        """Conversations as ids, or the error of a conversation that cannot be encoded."""
         written = self.write(conversations)
         return [one if isinstance(one, Exception) else _caught(self._encoded, one) for one in written]
 
@@ -85,11 +85,11 @@ class ConversationEncoder:
         written: list[Written | Failure] = []
         for template, same in groupby(conversations, lambda one: _caught(self.template, one)):
             values = [replace(one, values={**self.found.tokens, **one.values}) for one in same]
-            if isinstance(template, Exception):
-                written += [template] * len(values)
-            else:
+            if isinstance(template, str):
                 control = replace(control_tokens(self.tokenizer), strict=self.sanitize)
                 written += write(template, values, control if pieces else None)
+            else:
+                written += [template] * len(values)
         return written
 
     def template(self, conversation: Conversation) -> str:
@@ -151,7 +151,7 @@ def chat_templates(tokenizer: Tokenizer | CharTokenizer) -> ChatTemplates:
     return read_chat_templates(folder) if folder else ChatTemplates({}, {})
 
 
-_control: WeakKeyDictionary[Tokenizer, Control] = WeakKeyDictionary()
+_control: WeakKeyDictionary[Tokenizer | CharTokenizer, Control] = WeakKeyDictionary()
 
 
 def control_tokens(tokenizer: Tokenizer | CharTokenizer) -> Control:

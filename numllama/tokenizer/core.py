@@ -1,17 +1,16 @@
-"""Byte-pair encoding as it is done, below what :class:`numllama.tokenizer.Tokenizer` offers.
+"""Byte-pair encoding itself; :class:`numllama.tokenizer.Tokenizer` is its public interface.
 
 A text is split at added tokens and into pre-tokens (`layout.py`), each pre-token starts as its bytes, and neighbours merge in the
-order that was learnt (`merging.py`). Natural text repeats itself, so each pre-token's ids are kept, packed, and most of the work
+order of training (`merging.py`). Natural text repeats itself, so each pre-token's ids are kept, packed, and most of the work
 is to look them up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 
@@ -25,12 +24,12 @@ from numllama.tokenizer.normalizers import Normalizer
 from numllama.tokenizer.vocabulary import checked_id, checked_pair
 
 CACHED_PIECES = 2**18  # about 50 MB
-CACHED_LENGTH = 64     # characters: longer pieces hardly ever come again
+CACHED_LENGTH = 64     # characters; longer pieces rarely repeat
 FINDERS = 64           # sets of special tokens: those that are allowed and those that are not
 
 
 class BytePairs:
-    """A vocabulary, its merges, and what surrounds them."""
+    """A vocabulary, its merges, and the steps before and after them."""
 
     @classmethod
     def of_parts(cls, *parts: Any, **more: Any) -> Self:
@@ -82,13 +81,13 @@ class BytePairs:
         self._symbol_ids(ids)
         self._set_up_merges(ids)
         self._token = self._tokens()
-        self._finders: dict[tuple, Sought] = {}
+        self._finders: dict[tuple, tuple[Sought, SpecialTokens | None]] = {}
         self.vocab_size = max(self._token, default=-1) + 1
         if self.vocab_size > 2**32:
             raise ValueError(f"the largest id is {self.vocab_size - 1}, but must be below 2**32")
         self.dtype = np.dtype("<u2" if self.vocab_size <= 2**16 else "<u4")
         self._cache, self._written = _Pieces(self), _Written(self)
-        self.placed_pieces: dict[str, list] = {}  # see encode_spans
+        self.placed_pieces: dict[str, np.ndarray] = {}  # see encode_spans
 
     def _set_up_merges(self, ids: Mapping[bytes, int]) -> None:
         self._whole = {token: i for token, i in ids.items() if i not in self._special_ids} if self.ignore_merges else {}
@@ -114,7 +113,7 @@ class BytePairs:
 
     @cached_property
     def longest(self) -> int | None:
-        """The bytes of a text that a token stands for at most; None where it may be any number, as of white space or unknowns."""
+        """The largest number of bytes that one token stands for; None if unbounded (white space, unknown characters)."""
         if not (self.layout.keeps_all and self._complete) or any(token.lstrip or token.rstrip for token in self.added_tokens):
             return None
         return max(map(len, (*self.vocab.values(), *(token.content.encode() for token in self.added_tokens))), default=None)
@@ -131,7 +130,7 @@ class BytePairs:
     def _sought(
         self, allowed: Collection[str] | str, disallowed: Collection[str] | str
     ) -> tuple[Sought, SpecialTokens | None]:
-        """What to look for in a text, and what must not be there."""
+        """The tokens to find in a text, and those that must not occur in it."""
         known = self.special_tokens.keys()
         allowed = "all" if allowed == "all" else _known_special("allowed_special", allowed, known)
         disallowed = "all" if disallowed == "all" else _known_special("disallowed_special", disallowed, known)
@@ -145,7 +144,7 @@ class BytePairs:
         return self._finders[allowed, disallowed]
 
     def sought(self, text: str, allowed: Collection[str] | str, disallowed: Collection[str] | str) -> Sought:
-        """What to look for in a text, once nothing is found that must not be there."""
+        """The tokens to find in a text; ValueError if it holds a forbidden one."""
         known, forbidden = self._sought(allowed, disallowed)
         if forbidden and (found := forbidden.first(text)):
             raise ValueError(
@@ -195,7 +194,7 @@ class BytePairs:
     def _symbols(self, piece: str) -> list[int]:
         """What a pre-token starts as: its bytes."""
         if self._complete:
-            return [self._bytes[byte] for byte in piece.encode("utf-8", "surrogateescape")]
+            return cast(list[int], [self._bytes[byte] for byte in piece.encode("utf-8", "surrogateescape")])
         return [i for i, _, _ in self.placed_symbols(piece)]
 
     def placed_symbols(self, piece: str) -> list[tuple[int, int, int]]:
@@ -223,18 +222,20 @@ class BytePairs:
                 yield at, self._bytes[byte], False
 
     def count_symbols(self, i: int) -> int:
-        """How many of those a token is made of."""
+        """How many symbols a token consists of."""
         return 1 if i == self._unknown else len(self.vocab[i])
 
     def _names(self, ids: Iterable[int]) -> list[bytes]:
         return [self._token[i] for i in ids]
 
     def _looked_up(self, ids: Iterable[int], table: Mapping[int, Any]) -> Iterable[Any]:
-        """What a table has for those ids that have a token."""
+        """The table's entries for all ids that have a token."""
         if isinstance(ids, list):
-            with suppress(KeyError, TypeError):  # most often all of them have one
-                if all(type(i) is int for i in ids):
-                    return [table[i] for i in ids]
+            try:  # the fast path: all are known, and none is a bool or a float, which may equal an integer
+                if {*map(type, ids)} == {int}:
+                    return list(map(table.__getitem__, ids))
+            except KeyError:
+                pass
         checked = map(checked_id, ids.tolist() if isinstance(ids, np.ndarray) else ids)
         return (table[i] for i in checked if i in self._token)
 
@@ -248,7 +249,7 @@ class BytePairs:
 
 
 class _Pieces(dict):
-    """From pre-tokens to packed ids, filled when they are asked for."""
+    """A cache from pre-tokens to packed ids, filled on demand."""
 
     def __init__(self, tokenizer: BytePairs) -> None:
         self.tokenizer = tokenizer
@@ -264,7 +265,7 @@ class _Pieces(dict):
 
 
 class _Written(dict):
-    """From ids to the texts that a decoder joins, filled when they are asked for."""
+    """A cache from ids to the texts that a decoder joins, filled on demand."""
 
     def __init__(self, tokenizer: BytePairs) -> None:
         self.tokenizer = tokenizer
@@ -287,7 +288,9 @@ def between(text: str, spans: Iterable[tuple[int, int, int]]) -> Iterator[tuple[
 
 
 def listed(ids: Iterable[int]) -> list[int]:
-    """Ids as a list of Python's integers, if they are."""
+    """Ids as a list; of an array, of Python's numbers."""
+    if type(ids) is list:
+        return ids
     return ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
 
 
@@ -299,7 +302,7 @@ def _by_token(vocab: Mapping[int, bytes]) -> dict[bytes, int]:
     return ids
 
 
-def _known_special(name: str, tokens: Collection[str] | str, known: Collection[str]) -> frozenset[str]:
+def _known_special(name: str, tokens: Collection[str] | str, known: Set[str]) -> frozenset[str]:
     if isinstance(tokens, str):
         raise ValueError(f"{name} is {shown(tokens)}, but must be 'all' or a set of special tokens")
     if unknown := set(tokens) - known:

@@ -4,11 +4,22 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from heapq import merge
+from typing import Any, Protocol
 
 CHUNK = 2**14  # characters: the pieces of a chunk fit into the processor's cache
 PREFIX, PREFIXES = 3, 64  # characters and number of the beginnings that a search for special tokens looks for
 
-Search = Callable[[str, int], "re.Match | None"]
+Search = Callable[[str, int], Any]  # to a match, of `re` or `regex`, or None
+
+
+class Finder(Protocol):
+    """Finds tokens in a text; `longest` is the length of the longest one."""
+
+    longest: int
+
+    def spans(self, text: str, start: int, end: int, /) -> Iterator[Any]:
+        """Where they are, as tuples that begin with start and stop."""
+        ...
 
 
 class SpecialTokens:
@@ -47,7 +58,7 @@ class SpecialTokens:
 
 
 def chunks(
-    texts: Iterable[str], cut: Search | None, special: object = None, size: int = CHUNK, whole: object = None
+    texts: Iterable[str], cut: Search | None, special: Finder | None = None, size: int = CHUNK, whole: Finder | None = None
 ) -> Iterator[str]:
     """A stream of text in chunks of at least `size` characters that can be split one by one.
 
@@ -80,7 +91,9 @@ def chunks(
         yield "".join(held)
 
 
-def next_cut(text: str, start: int, size: int, cut: Search | None, special: object = None, whole: object = None) -> int | None:
+def next_cut(
+    text: str, start: int, size: int, cut: Search | None, special: Finder | None = None, whole: Finder | None = None
+) -> int | None:
     """The first place from `start + size` on where `text` may be cut, if all that could forbid it can be seen."""
     longest = max([finder.longest for finder in (special, whole) if finder], default=0)
     least = start + max(size, longest + 1)
@@ -107,7 +120,7 @@ def _found(text: str, start: int, cut: Search | None) -> int:
 
 
 def _spans(
-    text: str, seen: dict[bool, int], end: int, special: object, whole: object
+    text: str, seen: dict[bool, int], end: int, special: Finder | None, whole: Finder | None
 ) -> Iterator[tuple[int, int, bool]]:
     """Where tokens are from what has been seen on, and whether the text is split there."""
     spans = [((a, b, True) for a, b, *_ in special.spans(text, seen[True], end))] if special else []

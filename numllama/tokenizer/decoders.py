@@ -58,7 +58,7 @@ class Step(NamedTuple):
     each : function, optional
         The same for one token, where its neighbours do not matter.
     joins : bool
-        What it gives are parts of a single text, whose borders mean nothing.
+        Its output is one text in arbitrary parts.
     joined : function, optional
         The same for such parts; without one, the step cannot follow one that joins.
     """
@@ -87,30 +87,34 @@ class Decoder:
         self.values = values
         self.bytes = values is not None and kind_of(values, "decoder") == "ByteLevel"
         steps = [Step(_spaced)] if values is None else steps_of(values, TABLE, "decoder", "decoders")
-        self._each, self._apply, joined = [], [], False
-        while steps and steps[0].each:
-            self._each.append(steps.pop(0).each)
+        self._each: list[Callable[[str], str]] = []
+        self._apply: list[Apply] = []
+        while steps and (each := steps[0].each):
+            self._each.append(each)
+            steps.pop(0)
+        joined = False
         for step in steps:
-            if joined and step.joined is None:
+            apply = step.joined if joined else step.apply
+            if apply is None:
                 raise ValueError(f"its decoder is {as_json(values)}, but only Fuse and Strip can follow what joins tokens")
-            self._apply.append(step.joined if joined else step.apply)
+            self._apply.append(apply)
             joined = joined or step.joins
 
     def __reduce__(self) -> tuple:
         return Decoder, (self.values,)
 
     def each(self, token: str) -> str:
-        """What the first steps make of a token, whatever its neighbours are."""
+        """The result of the first steps, which look at one token only."""
         for each in self._each:
             token = each(token)
         return token
 
     def joined(self, texts: Iterable[str], as_bytes: bool = False) -> Texts:
         """The text of tokens after that, in parts, as they come; with `as_bytes` there is one for each token."""
-        texts = iter(texts)
+        parts = iter(texts)
         for apply in self._apply:
-            texts = apply(texts, as_bytes)
-        return texts
+            parts = apply(parts, as_bytes)
+        return parts
 
 
 # ------------------------------------------------------------------------------------------------ the steps

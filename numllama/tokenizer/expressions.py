@@ -1,4 +1,4 @@
-r"""Regular expressions, parsed: what a pattern says, in whatever language it is written.
+r"""Regular expressions as trees, the same for both languages.
 
 A ``tokenizer.json`` speaks Oniguruma's language, people speak that of Python's `regex`; the same signs may mean different things:
 

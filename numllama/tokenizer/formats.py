@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from numllama.errors import DataError, NumllamaError, in_words, shown
+from numllama.storage.checksums import check_files
 from numllama.storage.fields import as_json
-from numllama.storage.files import check_files, read_bytes, read_json
+from numllama.storage.files import read_bytes, read_json
 from numllama.storage.folders import published
 from numllama.tokenizer import tokenizer_json
 from numllama.tokenizer.added_tokens import AddedToken
@@ -66,7 +67,7 @@ FOLDER = ("tokenizer.json", "vocab.json", "tokenizer.model", "tokenizer.bin")
 def load(
     path: str | Path, pattern: str | None = None, special_tokens: Mapping[str, int] | Sequence[str] | None = None
 ) -> Tokenizer | CharTokenizer:
-    """Read a tokenizer, whatever format it has.
+    """Read a tokenizer in any supported format.
 
     Parameters
     ----------
@@ -128,15 +129,17 @@ def save(tokenizer: Tokenizer, folder: str | Path) -> Path:
     text = json.dumps(tokenizer_json.content(tokenizer), ensure_ascii=False, indent=1) + "\n"
     with published(folder, "tokenizer.json", error=DataError) as part:
         (part / "tokenizer.json").write_bytes(text.encode())
-        for name in _chat_files(tokenizer.folder) if tokenizer.folder else ():
+        origin = tokenizer.folder
+        files = {name: origin / name for name in _chat_files(origin)} if origin else {}
+        for name, path in files.items():
             (part / name).parent.mkdir(exist_ok=True)
             with suppress(FileNotFoundError):
-                (part / name).write_bytes((tokenizer.folder / name).read_bytes())
+                (part / name).write_bytes(path.read_bytes())
     return Path(folder) / "tokenizer.json"
 
 
 def _chat_files(folder: Path) -> list[str]:
-    """What else a folder says about how a tokenizer is used."""
+    """The other files of a folder that say how its tokenizer is used."""
     return [*CHAT_FILES, *(path.relative_to(folder).as_posix() for path in (folder / MORE_TEMPLATES).glob("*.jinja"))]
 
 
@@ -154,7 +157,7 @@ def _qwen2(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 CLASSES = {None: _gpt2, "GPT2Tokenizer": _gpt2, "Qwen2Tokenizer": _qwen2}  # by tokenizer_class, with or without Fast
-END_OF_TEXT = "<|endoftext|>"  # special in both, whether the files beside them say so or not
+END_OF_TEXT = "<|endoftext|>"  # special in both, even if the files next to them do not say so
 
 
 def _read_gpt2(vocab_path: Path, merges_path: Path) -> Tokenizer:
@@ -209,7 +212,7 @@ def _read_ranks(content: bytes, pattern: str | None, special: Mapping[str, int] 
         ranks[token] = rank
     if not ranks:
         raise ValueError("it is empty")
-    known_pattern, known_special, before = KINDS.get(KNOWN_RANKS.get(_fingerprint(ranks)), (None, None, []))
+    known_pattern, known_special, before = KINDS.get(KNOWN_RANKS.get(_fingerprint(ranks), ""), (None, None, []))
     pattern = known_pattern if pattern is None else pattern
     special = known_special if special is None else special
     if pattern is None or special is None:
@@ -254,7 +257,7 @@ def _read_llama2c(content: bytes) -> SentencePieceTokenizer:
 
 
 def merges_of_ranks(ranks: Mapping[bytes, int], symbols: Callable[[bytes], list[bytes]]) -> list[Pair]:
-    """The merges behind tokens of which only the ranks are known, in order.
+    """The merges, in order, of a vocabulary that lists only ranks.
 
     Merging a token's own symbols ends with the one pair it is ever made of: other text around it would either stop it from
     being made or change nothing. A token that its symbols do not lead to is never made by merging. A token is made of shorter

@@ -30,7 +30,7 @@ class Layout:
     values : mapping
         With ``normalizer``, ``pre_tokenizer`` and ``decoder``; others are not looked at.
     by_words : bool
-        No merge goes on with a space (▁) after something else, so that words can be merged one by one.
+        No merge has a space (▁) after another character, so words can be merged one by one.
 
     Attributes
     ----------
@@ -73,7 +73,7 @@ def _writes_spaces(values: Mapping[str, Any]) -> bool:
     """Whether all that is done is to write spaces as ▁ and to put one in front."""
     normalizer, splitting = values["normalizer"], values["pre_tokenizer"]
     several = isinstance(normalizer, dict) and normalizer.get("type") == "Sequence"
-    steps = normalizer.get("normalizers") if several else [normalizer] if normalizer else []
+    steps: Any = normalizer.get("normalizers") if several else [normalizer] if normalizer else []
     metaspace = isinstance(splitting, dict) and splitting.get("type") == "Metaspace" and splitting.get("replacement") == SPACE
     known = isinstance(steps, list) and all(step in (PREPEND, SPACES) for step in steps)
     return known and (SPACES in steps or metaspace) and (metaspace or splitting is None)

@@ -3,16 +3,18 @@
 `ranks` maps a pair of ids to its rank, `made` a rank to the id that the pair becomes.        Sennrich et al. 2016, algorithm 1
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from heapq import heapify, heappop, heappush
 from itertools import pairwise
+from typing import Any
 
 Ranks = dict[tuple[int, int], int]
+Made = Sequence[int] | Mapping[int, int]  # by rank
 NEVER = float("inf")
 LONG = 64  # ids: from here on a heap is faster than looking at all pairs again
 
 
-def merge(ids: list[int], ranks: Ranks, made: Sequence[int]) -> list[int]:
+def merge(ids: list[int], ranks: Ranks, made: Made) -> list[int]:
     """Merge until nothing merges any more."""
     if len(ids) > LONG:
         return _merge_long(ids, ranks, made)
@@ -21,13 +23,13 @@ def merge(ids: list[int], ranks: Ranks, made: Sequence[int]) -> list[int]:
     return ids
 
 
-def merge_steps(ids: list[int], ranks: Ranks, made: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
+def merge_steps(ids: list[int], ranks: Ranks, made: Made) -> Iterator[tuple[int, list[int]]]:
     """After each merge, its place and all ids: always the same list, which changes."""
     rank_of = ranks.get
     waiting = [rank_of(pair, NEVER) for pair in pairwise(ids)]
     while waiting and (rank := min(waiting)) is not NEVER:
         i = waiting.index(rank)
-        ids[i : i + 2] = [made[rank]]
+        ids[i : i + 2] = [made[rank]]  # pyright: ignore[reportCallIssue, reportArgumentType]  an int, as it is not NEVER
         del waiting[i]
         if i:
             waiting[i - 1] = rank_of((ids[i - 1], ids[i]), NEVER)
@@ -36,7 +38,7 @@ def merge_steps(ids: list[int], ranks: Ranks, made: Sequence[int]) -> Iterator[t
         yield i, ids
 
 
-def _merge_long(ids: list[int], ranks: Ranks, made: Sequence[int]) -> list[int]:
+def _merge_long(ids: list[Any], ranks: Ranks, made: Made) -> list[int]:
     """The same in O(n log n): a linked list of ids, and a heap of the pairs that may merge."""
     end = len(ids)
     after, before = list(range(1, end + 1)), list(range(-1, end - 1))

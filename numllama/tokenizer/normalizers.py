@@ -1,16 +1,16 @@
-"""Normalizers: what is done to a text before it is split, one step after another, as a ``tokenizer.json`` says it.
+"""Normalizers: the steps of a ``tokenizer.json`` that change a text before it is split.
 
-A later chunk of a long text is told from a text's beginning, for only the latter gets a space in front.
+The first chunk of a long text is treated differently: only it gets a space in front.
 """
 
 import unicodedata
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import regex
 
 from numllama.errors import shown
-from numllama.storage.fields import FLAG, OBJECT, TEXT, Kind, as_json, check
+from numllama.storage.fields import FLAG, OBJECT, TEXT, Kind, as_json, check, require
 from numllama.tokenizer.expressions import ONIGURUMA, Refused, may_be_empty
 from numllama.tokenizer.parsing import parse
 from numllama.tokenizer.patterns import seconds
@@ -29,7 +29,7 @@ class Step(NamedTuple):
     ----------
     apply : function
     cut : str or None
-        Where the text may be cut before it, besides what the splitting says: "" is anywhere, None nowhere.
+        Where the text may be cut before this step: "" is anywhere, None nowhere.
     begins : bool
         Is done to the beginning only.
     """
@@ -95,9 +95,7 @@ def kind_of(values: Any, name: str) -> str:
 
 def fields(values: dict, kinds: dict[str, Kind], *needed: str) -> None:
     """Check the values of such a part."""
-    for name in needed:
-        if name not in values:
-            raise ValueError(f"its {values['type']} has no {name}")
+    require(values, needed, f"its {values['type']}")
     check(values, kinds, as_json, f"its {values['type']}: ")
 
 
@@ -126,7 +124,7 @@ def expression(value: dict, empty: bool = False) -> str:
 # ------------------------------------------------------------------------------------------------ the steps
 
 
-def _form(name: str) -> Callable[[dict], Step]:
+def _form(name: Literal["NFC", "NFD", "NFKC", "NFKD"]) -> Callable[[dict], Step]:
     return lambda values: Step(lambda text: unicodedata.normalize(name, text), BEFORE_SPACES)
 
 

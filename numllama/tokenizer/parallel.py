@@ -35,7 +35,7 @@ class ParallelEncoder:
         disallowed_special: Collection[str] | str = "all",
         begins: bool = True,
     ) -> Iterator[tuple[str, bytes]]:
-        """One long text that comes in parts, cut anew, and the packed ids of each part."""
+        """Cut a long text that comes in parts into new parts; yields each with its packed ids."""
         texts = self.tokenizer.chunks(texts, PART, allowed_special, disallowed_special)
         sent: list[str] = []
 

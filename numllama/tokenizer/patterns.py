@@ -4,7 +4,7 @@ A regular expression splits the text from left to right; no merge ever crosses t
 too, so that nothing is lost, unless a `behavior` says otherwise. Patterns are Oniguruma's, as those of a ``tokenizer.json`` are.
 
 A text is *cut* into chunks for three reasons: to stream it, to share it among processes, and to hold few pieces at a time. A
-cut must not change the split, so it has to lie where the pattern always ends a piece, whatever comes before and after.
+cut must not change the split, so it has to lie where the pattern always ends a piece, regardless of its context.
 """
 
 import re
@@ -30,7 +30,7 @@ PATTERNS = {
     "qwen2": _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}"),
 }
 
-# In all of them a letter ends its piece unless a letter follows, and no piece goes on with a space after something else.
+# In all of them a letter ends its piece unless a letter follows, and no piece has a space after another character.
 CUT = r"(?<=\p{L})(?=[^\p{L}\p{M}\p{N}'’])|(?<=\S)(?= )"
 
 SECONDS, SECONDS_PER_CHARACTER = 2.0, 2e-5  # a pattern that takes longer than that for a text would never end
@@ -52,7 +52,7 @@ class Splitter:
     behavior : str
         What becomes of a match: one of BEHAVIORS, as in `tokenizers`.
     invert : bool
-        Take what the pattern does not match for what it matches.
+        Swap matches and the text between them.
     """
 
     def __init__(self, pattern: str, cut: str | None = None, behavior: str = "Isolated", invert: bool = False) -> None:
@@ -86,7 +86,7 @@ class Splitter:
 
 
 def as_oniguruma(pattern: str) -> str:
-    """A pattern that somebody has chosen, a name or a regular expression of `regex`, as a ``tokenizer.json`` can hold it."""
+    """A pattern given by name or as a regular expression of `regex`, in the form a ``tokenizer.json`` needs."""
     if not isinstance(pattern, str):
         raise TypeError(f"pattern must be a string, not {type(pattern).__name__}")
     if pattern in PATTERNS:
@@ -105,7 +105,7 @@ def _wrong(pattern: str, error: Exception) -> ValueError:
 
 
 def _split(pattern: str, behavior: str, invert: bool) -> Split:
-    """What splits by a pattern of which nothing is known."""
+    """A function that splits by an arbitrary pattern."""
     try:
         empty = may_be_empty(parse(pattern, ONIGURUMA))
         compiled = compile_oniguruma(pattern) if empty or behavior != "Isolated" else every_piece(pattern)
@@ -130,7 +130,7 @@ def seconds(text: str) -> float:
 
 
 def _empty_too(pattern: regex.Pattern, text: str) -> Iterator[regex.Match]:
-    """Matches of a pattern that may match nothing: Oniguruma goes on by a character where nothing follows a match at once."""
+    """Matches of a pattern that may be empty; after a match, Oniguruma advances by a character if the next one is empty."""
     at, end, limit = 0, None, seconds(text)
     while at <= len(text) and (found := pattern.search(text, at, timeout=limit)):
         if found.start() == found.end() == end:
@@ -174,5 +174,5 @@ def _merged(parts: list[tuple[int, int, bool]], behavior: str) -> list[tuple[int
 
 
 def _for_ascii(pattern: str) -> str:
-    """The same pattern for texts of ASCII alone, which Python's own `re` splits twice as fast."""
+    """The same pattern for ASCII texts, which Python's `re` splits twice as fast."""
     return pattern.replace(r"\p{L}\p{N}]", "A-Za-z0-9]").replace(r"\p{L}", "[A-Za-z]").replace(r"\p{N}", "[0-9]")

@@ -1,5 +1,6 @@
 """Post-processors: the special tokens that are put around a text, as a ``tokenizer.json`` says it."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from numllama.storage.fields import as_json
@@ -28,12 +29,12 @@ def around(values: Any, depth: int = 0) -> Around:
     raise ValueError(f"its post_processor is {as_json(values)}, which is not known here")
 
 
-def template(before: list[tuple[str, int]], after: list[tuple[str, int]] = ()) -> dict[str, Any] | None:
+def template(before: Sequence[tuple[str, int]], after: Sequence[tuple[str, int]] = ()) -> dict[str, Any] | None:
     """The post-processor that puts these tokens and ids around a text."""
     if not before and not after:
         return None
 
-    def special(tokens: list[tuple[str, int]], text: int) -> list[dict]:
+    def special(tokens: Sequence[tuple[str, int]], text: int) -> list[dict]:
         return [{"SpecialToken": {"id": token, "type_id": text}} for token, _ in tokens]
 
     def text(name: str, number: int) -> list[dict]:

@@ -29,7 +29,7 @@ class Step(NamedTuple):
     lead : function
         What is done to a piece before: from it, whether a text begins with it, and whether anything does.
     cut : str or None
-        A regular expression that matches where this step always ends a piece; "" if it splits by each character's kind alone, so
+        A regular expression that matches where this step always ends a piece; "" if it splits by each character's kind only, so
         that it may be cut anywhere; None if nothing is known.
     bytes : bool
         The pieces are bytes from here on.
@@ -90,7 +90,7 @@ class PreTokenizer:
     def led(self, text: str, first: bool, begins: bool) -> str:
         """A part of a text as it is split.
 
-        `first` says whether the text begins with it, `begins` whether a part does; if not, it goes on with one.
+        `first` says whether the text begins with it, `begins` whether a part does; if not, it continues one.
         """
         return self.lead(text, first, begins) if self.lead and text else text
 

@@ -1,7 +1,7 @@
 """Chat templates, rendered in a process of their own, with limits of time, memory and length.
 
 A process is kept and used again, with the templates that it has compiled. Several render at a time, so that a template that takes
-long holds up nobody but whoever asked for it.
+long delays only its own caller.
 """
 
 import json
@@ -25,7 +25,9 @@ CHARACTERS = 2**24  # of a text
 PROCESSES = 4       # at a time
 _PROGRAM = Path(__file__).with_name("template_process.py")
 # Ctrl-C and a scheduler's signals are for us: a process ends when its input does.
-_OWN_GROUP = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP} if os.name == "nt" else {"start_new_session": True}
+_OWN_GROUP: dict[str, Any] = (
+    {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP} if os.name == "nt" else {"start_new_session": True}
+)
 
 Failure = NumllamaError | ValueError
 Result = str | int | Failure | None
@@ -40,7 +42,7 @@ class Render:
     conversation : int
         Which of the conversations.
     messages : int, optional
-        Its first so many messages; default all.
+        The number of messages, from the first; default all.
     prompt : bool
         End with what opens the assistant's answer.
     answer_marks : (str, str), optional
@@ -97,7 +99,7 @@ def _result(answer: Mapping[str, Any]) -> Result:
 
 
 class _Process:
-    """One of them."""
+    """A process that renders chat templates."""
 
     def __init__(self) -> None:
         limits = str(SECONDS), str(MEGABYTES * 2**20), str(CHARACTERS)
@@ -120,17 +122,19 @@ class _Process:
         return self._process.poll() is None
 
     def ask(self, request: bytes, n: int) -> Iterator[Mapping[str, str]]:
-        """The n answers to a request; if the process ends, all that are missing say why."""
+        """The n answers to a request; if the process ends, the remaining ones say why."""
+        stdin = self._process.stdin
+        assert stdin is not None  # it is a pipe
         with suppress(BrokenPipeError):
-            self._process.stdin.write(request)
-            self._process.stdin.flush()
+            stdin.write(request)
+            stdin.flush()
         for i in range(n):
             answer = self._answer()
             if answer is None:
                 code = self.close()
                 answer = {"error": "time"} if code == 1 else {"error": "ended", "sentence": f"code {code}"}
             elif answer.get("error") == "memory":
-                self.close()  # which gives back what the template has taken
+                self.close()  # which frees the template's memory
             else:
                 yield answer
                 continue
@@ -138,8 +142,10 @@ class _Process:
             return
 
     def _answer(self) -> dict[str, str] | None:
-        """The next line; None if there is no more, or half of one."""
-        line = self._process.stdout.readline()
+        """The next line; None at the end, or if the line is incomplete."""
+        stdout = self._process.stdout
+        assert stdout is not None  # it is a pipe
+        line = stdout.readline()
         if not line.endswith(b"\n"):
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(SECONDS)
@@ -147,14 +153,15 @@ class _Process:
         return json.loads(line)
 
     def close(self) -> int:
-        """End it, unless it has ended; returns its exit code."""
+        """End the process if it still runs; returns its exit code."""
         self.end()
         return self._process.returncode
 
 
 def _end(process: subprocess.Popen) -> None:
+    assert process.stdin is not None and process.stdout is not None  # they are pipes
     process.kill()
-    with suppress(BrokenPipeError):  # what was not sent is not wanted any more
+    with suppress(BrokenPipeError):  # unsent requests are dropped
         process.stdin.close()
     process.stdout.close()
     process.wait()
@@ -168,7 +175,7 @@ _places = BoundedSemaphore(PROCESSES)
 
 @contextmanager
 def _process() -> Iterator[_Process]:
-    """A process for one request. One that has not answered all of it, for whatever reason, is not used again."""
+    """A process for one request. It is reused only if it answers the whole request."""
     with _places:
         process = _from_idle() or _Process()
         try:

@@ -12,6 +12,7 @@ from numllama.tokenizer.expressions import (
     Alternatives,
     Atomic,
     Edge,
+    Look,
     Property,
     Range,
     Refused,
@@ -109,6 +110,7 @@ def written(node: object, language: str) -> str:
         return _repeated(node, language)
     if isinstance(node, Edge):
         return EDGES[language, node.end]
+    assert isinstance(node, Atomic | Look)
     opening = "?>" if isinstance(node, Atomic) else f"?{'<' * node.behind}{'!' if node.negated else '='}"
     return f"({opening}{written(node.part, language)})"
 
@@ -145,7 +147,7 @@ def _alone(item: object, language: str) -> str | None:
 
 
 def _looks(node: Set) -> str:
-    """A set for `regex`. Within sets of sets it does not always find what it should, so these are looked for one by one."""
+    """A set for `regex`. Its nested sets have bugs, so nested sets are matched one by one."""
     flat, units = "", []
     for item in node.items:
         if isinstance(item, Set):
@@ -181,6 +183,7 @@ def _in_brackets(item: object) -> str:
         return _brackets(item)
     if isinstance(item, Range):
         return _range(item)
+    assert isinstance(item, Property)
     return IN_BRACKETS.get(item) or _named(item)
 
 

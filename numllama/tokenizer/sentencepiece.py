@@ -6,6 +6,7 @@ the same token as anywhere else; decoding takes it away again.                  
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import cast
 
 from numllama.errors import shown
 from numllama.tokenizer.added_tokens import AddedToken
@@ -86,7 +87,7 @@ class SentencePieceTokenizer(Tokenizer):
 
     def _symbols(self, piece: str) -> list[int]:
         ids = list(map(self._characters.get, piece))
-        return [i for i, _, _ in self.placed_symbols(piece)] if None in ids else ids
+        return [i for i, _, _ in self.placed_symbols(piece)] if None in ids else cast(list[int], ids)
 
     def _each_symbol(self, piece: str) -> Iterator[tuple[int, int | None, bool]]:
         for at, character in enumerate(piece):
@@ -102,7 +103,7 @@ class SentencePieceTokenizer(Tokenizer):
 
 
 def merge_by_words(merges: Iterable[tuple[bytes, bytes]]) -> bool:
-    """Whether no merge makes a piece that goes on with a space after something else."""
+    """Whether no merge makes a piece with a space after another character."""
     space = SPACE.encode()
     return not any(space in _without_spaces(left + right, space) for left, right in merges)
 

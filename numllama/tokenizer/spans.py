@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -33,7 +34,7 @@ def encode_spans(
     allowed_special : "all" or tuple of str
         As :meth:`Tokenizer.encode` takes it.
     cuts : sequence of int
-        Places, in order, that no token crosses: the text up to there has the ids that it has alone.
+        Places, in order, that no token crosses: the text before each has the same ids as on its own.
     plain : sequence of (int, int)
         Parts, in order, that no special token has a character of; one without length is not crossed by any.
 
@@ -45,11 +46,13 @@ def encode_spans(
         to the first character. Where a text is normalized to other characters, they have the span of all that they come from.
     """
     if isinstance(tokenizer, CharTokenizer):
-        ids = tokenizer.encode_array(text)
-        return ids, np.arange(len(ids))[:, None] + [0, 1]
+        characters = tokenizer.encode_array(text)
+        return characters, np.arange(len(characters))[:, None] + [0, 1]
     text = SURROGATE.sub("\ufffd", text)  # as `encode` takes them, one for one, so that places stay
     known = tokenizer.sought(text, allowed_special, "all")
-    ids, spans, end = [np.empty(0, dtype=np.int64)], [np.empty((0, 2), dtype=np.int64)], 0
+    ids: list[Any] = [np.empty(0, dtype=np.int64)]
+    spans: list[Any] = [np.empty((0, 2), dtype=np.int64)]
+    end = 0
     for start, stop, i in [*_apart(tokenizer, known, text, plain), (len(text), len(text), None)]:
         for begin, until in pairwise([end, *(cut for cut in cuts if end < cut < start), start]):
             for part_ids, part_spans in _parts(tokenizer, known, text, begin, until, begin > end, plain):
@@ -96,7 +99,7 @@ def _then(
 
 
 def normalized(normalizer: Normalizer, text: str, begins: bool = True) -> tuple[str, np.ndarray]:
-    """A text as it is split, and for each of its characters where what it comes from begins and ends."""
+    """A normalized text, and the span of the original for each of its characters."""
     written = normalizer(text, begins)
     if written == text:
         return written, np.arange(len(text))[:, None] + [0, 1]
@@ -106,7 +109,7 @@ def normalized(normalizer: Normalizer, text: str, begins: bool = True) -> tuple[
         return written, np.array([(0, len(text))] * len(written)).reshape(-1, 2)
     places = []
     for (start, stop), part in zip(stretches, parts, strict=True):
-        front = len(part) - len(normalizer(text[start:stop], begins=False))  # what is put before a text
+        front = len(part) - len(normalizer(text[start:stop], begins=False))  # characters put before the text
         rest = len(part) - front
         places += [(start, start + 1)] * front
         places += [(i, i + 1) for i in range(start, stop)] if rest == stop - start else [(start, stop)] * rest
@@ -131,7 +134,7 @@ def _ordinary(tokenizer: Tokenizer, text: str, first: bool, begins: bool) -> tup
 
 
 def _merged(tokenizer: Tokenizer, piece: str) -> np.ndarray:
-    """The tokens of a pre-token, kept for when it comes again."""
+    """The tokens of a pre-token, cached."""
     known = tokenizer.placed_pieces
     if piece not in known:
         if len(known) >= KEPT:

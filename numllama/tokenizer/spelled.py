@@ -61,6 +61,7 @@ class Tokens:
 
     def _half(self, text: str, tokens: list[str]) -> bool:
         """Whether a text ends with the beginning of a token."""
+        assert self._find is not None  # there are tokens
         for n in range(1, min(self._find.longest, len(text) + 1)):
             at = bisect_right(tokens, text[-n:])
             if at < len(tokens) and tokens[at].startswith(text[-n:]):

@@ -1,6 +1,6 @@
 """The process that renders chat templates: `renderer.py` starts it, and nothing imports it.
 
-A template is a program of somebody else's. Jinja's immutable sandbox keeps it from Python's objects; that it runs in a process of
+A template is a program from elsewhere. Jinja's immutable sandbox keeps it from Python's objects; that it runs in a process of
 its own bounds its time, its memory and its output. This file imports Jinja and nothing of the package, so that it starts quickly.
 
     argv      sys.path as JSON, then the limits: seconds, bytes of memory, characters of a text
@@ -50,7 +50,7 @@ class TooLong(Exception):
 class Generation(Extension):
     """``{% generation %}`` ... ``{% endgeneration %}`` marks what the assistant says, for training; the text stays as it is."""
 
-    tags = frozenset({"generation"})
+    tags = frozenset({"generation"})  # pyright: ignore[reportAssignmentType]  Jinja only reads it
 
     def parse(self, parser):
         line = next(parser.stream).lineno
@@ -58,7 +58,7 @@ class Generation(Extension):
         return nodes.CallBlock(self.call_method("_answer"), [], [], body).set_lineno(line)
 
     def _answer(self, caller):
-        begin, end = self.environment.answer_marks
+        begin, end = self.environment.answer_marks  # pyright: ignore[reportAttributeAccessIssue]  set in text_of
         return begin + caller() + end
 
 
@@ -143,7 +143,7 @@ def compiled(template):
 
 
 def text_of(template, values, render):
-    """A text, or what kind of error there was and what it says."""
+    """The text, or the kind of error and its message."""
     try:
         program = compiled(template)
     except TemplateSyntaxError as error:
@@ -151,7 +151,7 @@ def text_of(template, values, render):
     except Exception as error:
         return failure("syntax", error)
     environment = program.environment
-    environment.answer_marks, environment.marks = render["answer_marks"] or ("", ""), render["marks"]
+    vars(environment).update(answer_marks=render["answer_marks"] or ("", ""), marks=render["marks"])
     values = {**values, "add_generation_prompt": render["prompt"]}
     if render["messages"] is not None:
         values["messages"] = values["messages"][: render["messages"]]
@@ -206,7 +206,7 @@ def serve():
         for render in request["renders"]:
             if armed != render["conversation"]:
                 armed, first = render["conversation"], None
-                faulthandler.dump_traceback_later(SECONDS, exit=True)  # a thread of C's: whatever Python does, this process ends
+                faulthandler.dump_traceback_later(SECONDS, exit=True)  # from a C thread: works even if Python hangs
             answer = text_of(request["template"], request["conversations"][armed], render)
             if render["begins"] and "text" in answer:
                 answer = {"begins": len(answer["text"]) if (first or "").startswith(answer["text"]) else None}

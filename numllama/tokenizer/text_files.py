@@ -1,4 +1,4 @@
-"""Text files read in parts, whatever their size."""
+"""Text files of any size, read in parts."""
 
 import codecs
 import stat

@@ -1,10 +1,10 @@
 """``tokenizer.json``: read as `tokenizers` reads it, or refused by name, and written so that it says the same to all.
 
-    added_tokens      strings that are one token, whatever stands around them      (added_tokens.py)
-    normalizer        what is done to a text first                                 (normalizers.py)
+    added_tokens      strings that are one token in any context                    (added_tokens.py)
+    normalizer        the first steps, which change the text                       (normalizers.py)
     pre_tokenizer     how it is split into pieces                                  (pre_tokenizers.py)
     model             the vocabulary and the merges                                (bpe.py, sentencepiece.py)
-    post_processor    what is put around the ids                                   (post_processors.py)
+    post_processor    ids before and after those of the text                       (post_processors.py)
     decoder           from tokens to a text                                        (decoders.py)
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from numllama.errors import DataError, shown
-from numllama.storage.fields import FLAG, OBJECT, TEXT, Kind, as_json, check, only, optional
+from numllama.storage.fields import FLAG, LIST, OBJECT, TEXT, as_json, check, only, optional, require
 from numllama.storage.files import read_json
 from numllama.tokenizer.added_tokens import AddedToken, check_unique, read_added_token
 from numllama.tokenizer.bpe import Tokenizer
@@ -25,7 +25,6 @@ from numllama.tokenizer.normalizers import SPACE
 from numllama.tokenizer.post_processors import around
 from numllama.tokenizer.sentencepiece import SentencePieceTokenizer, merge_by_words
 
-LIST = Kind(lambda value: isinstance(value, list), "must be a list")
 MODEL = {
     "type": only("BPE"), "vocab": OBJECT, "merges": LIST, "dropout": only(None, 0), "unk_token": optional(TEXT),
     "continuing_subword_prefix": only(None, ""), "end_of_word_suffix": only(None, ""), "fuse_unk": optional(FLAG),
@@ -38,13 +37,12 @@ PLAIN_MODEL = {
 
 
 def read(path: Path) -> Tokenizer | CharTokenizer:
-    """The tokenizer in a ``tokenizer.json``, with what the files beside it say about its special tokens."""
+    """The tokenizer in a ``tokenizer.json``, with the special tokens that the files next to it name."""
     values = read_json(path, DataError)
     if "characters" in values:
         return CharTokenizer.load(path)
+    check(values, {"added_tokens": optional(LIST)}, as_json, "its ")
     added = values.get("added_tokens")
-    if added is not None and not isinstance(added, list):
-        raise ValueError(f"its added_tokens must be a list, but are {as_json(added)}")
     model = checked_model(values.get("model"))
     added = beside(path.parent).tokens(model["vocab"], list(map(read_added_token, added or [])))
     made = tokenizer_of(values, model, added)
@@ -56,11 +54,9 @@ def read(path: Path) -> Tokenizer | CharTokenizer:
 
 def checked_model(model: Any) -> dict[str, Any]:
     """The model of a ``tokenizer.json``; ValueError if it is none, or another than BPE."""
-    if not isinstance(model, dict):
-        raise ValueError(f"its model must be an object, but is {as_json(model)}")
+    check({"model": model}, {"model": OBJECT}, as_json, "its ")
     check(model, MODEL, as_json, "its model's ")
-    if not isinstance(model.get("vocab"), dict) or not isinstance(model.get("merges"), list):
-        raise ValueError("its model has no vocab and merges")
+    require(model, ("vocab", "merges"), "its model")
     for token, i in model["vocab"].items():
         if type(i) is not int or not 0 <= i < 2**32:
             raise ValueError(f"its vocab gives {shown(token)} the id {as_json(i)}")

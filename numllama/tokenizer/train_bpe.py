@@ -56,7 +56,7 @@ def train(
     check_vocab_size(vocab_size, len(special_tokens))
     if workers is not None and (not isinstance(workers, int) or workers < 1):
         raise ValueError(f"workers is {workers!r}, but must be a whole number of at least 1")
-    pattern = as_oniguruma(pattern)  # a wrong one is told before anything is read
+    pattern = as_oniguruma(pattern)  # refuse a bad pattern before reading anything
     Splitter(pattern)
     paths = as_paths(files)
     not_empty(paths)
@@ -65,7 +65,7 @@ def train(
 
 
 def check_vocab_size(vocab_size: int, special: int = 0) -> None:
-    """ValueError unless there is room for all bytes and so many special tokens."""
+    """ValueError unless there is room for all bytes and the special tokens."""
     least = 256 + special
     if not isinstance(vocab_size, int) or vocab_size < least:
         raise ValueError(f"vocab_size is {vocab_size!r}, but 256 bytes and {special} special tokens need {least}")
@@ -94,7 +94,7 @@ def count_words(
     """How often each pre-token occurs.
 
     The text is read once, in parts. If there are more than DISTINCT different words, the rarest are forgotten on the way, at the
-    same moments whatever the number of workers, so that memory is bounded.
+    same moments for any number of workers, so that memory is bounded.
     """
     size = sum(path.stat().st_size for path in paths)
     if workers is None:

@@ -33,7 +33,8 @@ def checked_pair(pair: Sequence[bytes], rank: int) -> tuple[bytes, bytes]:
     """A merge, if it is one."""
     if len(pair) != 2 or not all(isinstance(part, bytes) for part in pair):
         raise TypeError(f"merges must be pairs of bytes, but number {rank} is {shown(pair)}")
-    return tuple(pair)
+    left, right = pair
+    return left, right
 
 
 def numbered(special: Mapping[str, int] | Sequence[str], vocab: Mapping[int, bytes]) -> dict[str, int]:

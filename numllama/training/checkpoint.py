@@ -11,7 +11,6 @@ What is written is a `Snapshot`, a copy taken between two steps, so that a threa
 """
 
 import hashlib
-import os
 import platform
 import re
 import shutil
@@ -31,17 +30,10 @@ from numllama.model import LoraConfig, ModelConfig, Parameters, Transformer
 from numllama.model.lora import adapter_shapes
 from numllama.model.parameters import parameter_shapes
 from numllama.optim.optimizer import Optimizer
+from numllama.storage.checksums import file_checksum, read_verified, with_checksum
 from numllama.storage.fields import as_json, check, whole
-from numllama.storage.files import (
-    file_checksum,
-    flush,
-    flush_folder,
-    json_bytes,
-    read_verified,
-    reading,
-    with_checksum,
-    write_json,
-)
+from numllama.storage.files import flush_folder, json_bytes, reading, write_json
+from numllama.storage.folders import new_folder
 from numllama.storage.tensor_file import TensorFile, write_tensors
 from numllama.training.run_folder import fingerprint, identity
 from numllama.training.state import LOADED, POINTER, check_state
@@ -72,12 +64,12 @@ class Snapshot:
     @classmethod
     def take(cls, step: int, model: Transformer, optimizer: Optimizer, state: dict[str, Any]) -> "Snapshot":
         """Copy everything; training may go on as soon as this returns."""
-        about = {
+        metadata = {
             "format": FORMAT,
             "step": step,
             "model": model.config.to_dict(),
             "lora": model.adapter.config.to_dict() if model.adapter else None,
-            "below": _below(model),
+            "below": _base_fingerprint(model),
             "dtype": model.compute_dtype.name,
             "optimizer_steps": optimizer.steps,
             "versions": versions(),
@@ -86,7 +78,7 @@ class Snapshot:
         shapes_of_moments = {name: view.shape for name, view in _joined(optimizer.state).items()}
         shapes = {WEIGHTS: model.trainable.shapes, OPTIMIZER: shapes_of_moments}
         buffers = {WEIGHTS: [_copy(model.trainable)], OPTIMIZER: [_copy(moment) for moment in moments]}
-        return cls(step, about | state, {name: (shapes[name], buffers[name]) for name in shapes})
+        return cls(step, metadata | state, {name: (shapes[name], buffers[name]) for name in shapes})
 
     def write(self, run: Path) -> Path:
         """Write ``RUN/step-NNNNNN`` as a whole or not at all.
@@ -97,22 +89,15 @@ class Snapshot:
             If it cannot be written, a full disk, say. What was there before is still there.
         """
         folder = run / step_name(self.step)
-        part = run / f".part-{folder.name}-{os.getpid()}"
         try:
             if folder.exists():  # written by a save that failed only afterwards, at a pointer
                 flush_folder(run)
                 return folder
-            shutil.rmtree(part, ignore_errors=True)
-            part.mkdir(parents=True)
-            sums = {name: _write_tensors(part / name, *tensors) for name, tensors in self.tensors.items()}
-            with open(part / STATE, "wb") as file:
-                file.write(json_bytes(with_checksum({**self.state, "sha256": sums})))
-                flush(file)
-            flush_folder(part)
-            os.replace(part, folder)
-            flush_folder(run)
+            with new_folder(folder) as part:
+                sums = {name: _write_tensors(part / name, *tensors) for name, tensors in self.tensors.items()}
+                with open(part / STATE, "wb") as file:
+                    file.write(json_bytes(with_checksum({**self.state, "sha256": sums})))
         except OSError as error:
-            shutil.rmtree(part, ignore_errors=True)
             raise CheckpointError(f"the checkpoint of step {self.step} could not be saved in {run}: {error.strerror}") from error
         return folder
 
@@ -151,7 +136,7 @@ def load_checkpoint(folder: Path, model: Transformer, optimizer: Optimizer | Non
         raise CheckpointError(f"{folder} holds a model of another configuration")
     if state.get("lora") != (model.adapter.config.to_dict() if model.adapter else None):
         raise CheckpointError(f"{folder} holds a model with another adapter, or with none")
-    saved, below = state.get("below"), _below(model)
+    saved, below = state.get("below"), _base_fingerprint(model)
     if saved and below and saved.get("dtype") == below["dtype"] and saved != below:
         raise CheckpointError(f"{folder} holds an adapter for a model of other weights than those that are below it now")
     views = {WEIGHTS: dict(model.trainable), OPTIMIZER: _joined(optimizer.state) if optimizer else {}}
@@ -201,7 +186,7 @@ def find_step(path: Path, which: str = "latest") -> Path:
 def read_pointer(pointer: Path) -> dict[str, Any]:
     """``latest.json`` or ``best.json``, verified: the name of a step folder, and what else it says."""
     with reading(pointer, DamagedError):
-        values = read_verified(pointer, unsealed=("folder",))
+        values = read_verified(pointer, legacy_keys=("folder",))
         name = values["folder"]
         if not isinstance(name, str) or not STEP.fullmatch(name):
             raise ValueError(f"folder is {as_json(name)}, but must be the name of a step folder")
@@ -260,9 +245,9 @@ def read_state(folder: Path, needed: Sequence[str] = LOADED) -> dict[str, Any]:
     return state
 
 
-def point_to(run: Path, name: str, folder: Path, /, **about: Any) -> None:
+def write_pointer(run: Path, name: str, folder: Path, /, **metadata: Any) -> None:
     """Let ``RUN/{name}.json`` name a step folder, atomically."""
-    write_json(run / f"{name}.json", with_checksum({"pointer": name, "folder": folder.name, **about}))
+    write_json(run / f"{name}.json", with_checksum({"pointer": name, "folder": folder.name, **metadata}))
 
 
 def point(
@@ -273,9 +258,9 @@ def point(
     `owner` is the run's name among all runs, `log` what :attr:`MetricsLog.mark` was.
     """
     best = run / step_name(best_step) if best_step is not None else None
-    for name, target, about in (("latest", folder, {"log": log}), ("best", best, {})):
+    for name, target, metadata in (("latest", folder, {"log": log}), ("best", best, {})):
         if target is not None and target.is_dir() and _pointed(run, name) != target:
-            point_to(run, name, target, run=owner, **about)
+            write_pointer(run, name, target, run=owner, **metadata)
 
 
 def _pointed(run: Path, name: str) -> Path | None:
@@ -292,7 +277,7 @@ def log_mark(run: Path, step: int) -> dict[str, Any] | None:
     return None
 
 
-def set_aside(folder: Path) -> Path:
+def quarantine(folder: Path) -> Path:
     """Rename a damaged step folder, so that its step can be saved again; nothing of it is deleted."""
     names = (folder.with_name(f"damaged-{folder.name}{suffix}") for suffix in ("", *(f"-{i}" for i in range(2, 1000))))
     aside = next(path for path in names if not path.exists())
@@ -328,7 +313,7 @@ def prune(run: Path, keep: int = 1) -> None:
                     left.unlink(missing_ok=True)
 
 
-def _below(model: Transformer) -> dict[str, str] | None:
+def _base_fingerprint(model: Transformer) -> dict[str, str] | None:
     """What tells the weights below an adapter from others: a checksum of some of them, spread over all."""
     if model.adapter is None:
         return None
@@ -386,5 +371,4 @@ def _write_tensors(path: Path, shapes: dict[str, tuple[int, ...]], buffers: list
     with open(path, "wb") as file:
         summed = _Summed(file)
         write_tensors(cast(BinaryIO, summed), dtype, shapes, buffers)
-        flush(file)
     return summed.sum.hexdigest()

@@ -188,7 +188,7 @@ class CheckpointWriter:
         workers.require_same({"checkpoint": [state.get("step"), state.get("sha256")]})
         if self.is_writer:
             for folder in damaged:
-                checkpoint.set_aside(folder)
+                checkpoint.quarantine(folder)
             if len(damaged) < len(folders):
                 checkpoint.point(out, folders[len(damaged)], self.best_step, self._identity)
         return list(damaged.values())

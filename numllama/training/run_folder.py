@@ -15,21 +15,9 @@ from typing import TYPE_CHECKING, Any
 from numllama.backend import TWO_BYTES, to_numpy
 from numllama.data.dataset import Dataset
 from numllama.errors import CheckpointError, DamagedError
+from numllama.storage.checksums import CONFIG, check_files, checksum, file_checksum, read_verified, with_checksum
 from numllama.storage.fields import OBJECT, TEXT, as_json, check, optional, whole
-from numllama.storage.files import (
-    CONFIG,
-    check_files,
-    checksum,
-    file_checksum,
-    is_there,
-    json_bytes,
-    read_json,
-    read_verified,
-    reading,
-    with_checksum,
-    write_bytes,
-    write_json,
-)
+from numllama.storage.files import is_there, json_bytes, read_json, reading, write_bytes, write_json
 from numllama.storage.folders import published
 from numllama.tokenizer import CharTokenizer
 from numllama.version import __version__
@@ -46,7 +34,7 @@ FIELDS = {
     "vocab_size": optional(whole(1)),
 }
 LOW_PRECISION = tuple(dtype.name for dtype in TWO_BYTES)
-UNSEALED = ("version", "data_name", "data", "tokenizer", "model", "train", "tuning")  # a config.json of before its checksum
+LEGACY_KEYS = ("version", "data_name", "data", "tokenizer", "model", "train", "tuning")  # a config.json of before its checksum
 STARTED = ("data", "tokenizer", "vocab_size", "tuning", "loop")  # how to start a run again
 OWN_LOOP = "own"
 LOOKED_AT = 2**16  # of a model's parameters, to tell it from others
@@ -154,7 +142,7 @@ def start_of(data: Any) -> dict[str, Any]:
 def read_config(run: Path) -> dict[str, Any]:
     """How a run was started: its config.json, verified."""
     path = run / CONFIG
-    values = read_verified(path, unsealed=UNSEALED)
+    values = read_verified(path, legacy_keys=LEGACY_KEYS)
     with reading(path, DamagedError):
         _ = values["model"], values["train"]
         check(values, FIELDS, as_json)
@@ -198,7 +186,7 @@ def check_run(run: Path) -> None:
         raise DamagedError(str(error)) from error
     own, path = read_config(run).get("id"), run / RESULT
     check_files(run)
-    result = read_verified(path, unsealed=("step", "validation_loss")) if path.exists() else {}
+    result = read_verified(path, legacy_keys=("step", "validation_loss")) if path.exists() else {}
     if result.get("id", own) != own:
         raise DamagedError(f"{path} belongs to another run than {run}")
 

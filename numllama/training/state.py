@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from numllama.errors import CheckpointError, listed, shown
-from numllama.storage.fields import OBJECT, TEXT, Kind, as_json, check, is_number, number, one_of, optional, whole
+from numllama.errors import CheckpointError, shown
+from numllama.storage.fields import OBJECT, TEXT, Kind, as_json, check, is_number, number, one_of, optional, require, whole
 
 LOADED = ("step", "model", "dtype", "optimizer_steps", "sha256")  # what every state.json has
 RESUMED = ("train", "data", "val_loss", "best", "skipped", "skipped_in_a_row")  # and that of a run besides
@@ -38,8 +38,7 @@ FIELDS = {
 
 def check_state(state: Mapping[str, Any], needed: Sequence[str]) -> None:
     """ValueError if a field is missing or is not what it should be."""
-    if missing := [name for name in needed if name not in state]:
-        raise ValueError(f"it lacks {listed(missing)}")
+    require(state, needed)
     check(state, FIELDS, as_json)
 
 

@@ -10,7 +10,7 @@ from moments import at_each_moment, files_no_larger_than, is_killed_at
 
 import numllama as nl
 from numllama.errors import CheckpointError, NumllamaError
-from numllama.storage.files import check_files
+from numllama.storage.checksums import check_files
 
 PARTS = {
     "adapter": {"adapter_config.json", "adapter_model.safetensors"},

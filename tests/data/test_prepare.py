@@ -20,7 +20,7 @@ from realdata import real_data
 
 from numllama import CharTokenizer, ModelConfig, Tokenizer, TrainConfig, Trainer, Transformer, load_dataset
 from numllama.cli import main
-from numllama.data import prepare, token_files
+from numllama.data import prepare, token_files, token_writer
 from numllama.errors import DataError
 from numllama.tokenizer import parallel
 from numllama.tokenizer.patterns import PATTERNS
@@ -68,7 +68,7 @@ def book(tmp_path):
 def small_parts(monkeypatch):
     """Small enough that a short text has many."""
     monkeypatch.setattr(parallel, "PART", 50)
-    monkeypatch.setattr(prepare, "PARTS_BETWEEN_SAVES", 3)
+    monkeypatch.setattr(token_writer, "PARTS_BETWEEN_SAVES", 3)
 
 
 # ------------------------------------------------------------------------------------------------ what comes out
@@ -176,7 +176,7 @@ def test_a_missing_shard_is_named(book, tmp_path):
 def test_a_folder_of_shards_that_was_stopped_is_no_data_until_it_is_gone_on_with(book, tmp_path, small_parts, monkeypatch, after):
     arguments = (book, "--vocab-size", 285, "--shard-tokens", 100, "--out")
     prepared(*arguments, tmp_path / "straight")
-    write, calls = prepare._Writer.write, []
+    write, calls = prepare.TokenWriter.write, []
 
     def stop(self, text, packed):
         calls.append(text)
@@ -184,11 +184,11 @@ def test_a_folder_of_shards_that_was_stopped_is_no_data_until_it_is_gone_on_with
         if len(calls) == after:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(prepare._Writer, "write", stop)
+    monkeypatch.setattr(prepare.TokenWriter, "write", stop)
     assert numllama_prepare(*arguments, tmp_path / "stopped")[0] == 130
     with pytest.raises(DataError, match=r"has neither train\.bin"):
         load_dataset(tmp_path / "stopped")
-    monkeypatch.setattr(prepare._Writer, "write", write)
+    monkeypatch.setattr(prepare.TokenWriter, "write", write)
     prepared(*arguments, tmp_path / "stopped")
     assert contents(tmp_path / "stopped") == contents(tmp_path / "straight")
 
@@ -197,17 +197,17 @@ def test_a_kill_between_two_names_leaves_no_data_and_is_gone_on_from(book, tmp_p
     arguments = (book, "--vocab-size", 285, "--shard-tokens", 100, "--out")
     prepared(*arguments, tmp_path / "straight")
     n = len(list((tmp_path / "straight").glob("*-*.bin")))
-    replace, left = Path.replace, 0
+    replace, left = os.replace, 0
 
-    def killed(self, target):
+    def killed(source, target):
         nonlocal left
-        if self.suffix == ".part":
+        if Path(source).suffix == ".part":
             left -= 1
             if left < 0:
                 raise KeyboardInterrupt
-        return replace(self, target)
+        return replace(source, target)
 
-    monkeypatch.setattr(Path, "replace", killed)
+    monkeypatch.setattr(os, "replace", killed)
     for left in (1, 4, n // 2):  # noqa: B007, `killed` counts it down
         assert numllama_prepare(*arguments, tmp_path / "stopped")[0] == 130
         with pytest.raises(DataError, match=r"is missing|has neither"):
@@ -267,7 +267,7 @@ def test_what_was_stopped_goes_on_and_ends_with_the_same_bytes(book, tmp_path, s
     documents.write_text("Some more.<|endoftext|>" * 30)
     arguments = (book, documents, "--vocab-size", 300, "--documents", "--out")
     prepared(*arguments, tmp_path / "straight")
-    write, left = prepare._Writer.write, after
+    write, left = prepare.TokenWriter.write, after
 
     def stop_after_a_while(self, text, packed):
         nonlocal left
@@ -277,10 +277,10 @@ def test_what_was_stopped_goes_on_and_ends_with_the_same_bytes(book, tmp_path, s
         left -= 1
         write(self, text, packed)
 
-    monkeypatch.setattr(prepare._Writer, "write", stop_after_a_while)
+    monkeypatch.setattr(prepare.TokenWriter, "write", stop_after_a_while)
     assert numllama_prepare(*arguments, tmp_path / "stopped")[0] in (2, 130)
     assert not list((tmp_path / "stopped").glob("*.bin"))
-    monkeypatch.setattr(prepare._Writer, "write", write)
+    monkeypatch.setattr(prepare.TokenWriter, "write", write)
     prepared(*arguments, tmp_path / "stopped")
     same = contents(tmp_path / "stopped") == contents(tmp_path / "straight")
     assert same
@@ -307,7 +307,7 @@ def test_another_text_or_setting_does_not_go_on_in_the_same_folder(book, tmp_pat
 @pytest.mark.parametrize("name", ["train.bin", "tokenizer.json"])
 def test_a_folder_of_somebody_else_is_left_alone(book, tmp_path, name):
     (tmp_path / name).write_bytes(b"precious")
-    assert f"holds a {name} already" in refused(book, "--vocab-size", 300, "--out", tmp_path)
+    assert f"already holds {name}" in refused(book, "--vocab-size", 300, "--out", tmp_path)
     assert (tmp_path / name).read_bytes() == b"precious"
 
 
@@ -320,14 +320,14 @@ def test_a_full_disk_is_one_sentence_and_can_be_gone_on_from(book, tmp_path, sma
             raise OSError(28, "No space left on device")
         fsync(handle)
 
-    write = prepare._Writer.write
+    write = prepare.TokenWriter.write
 
     def fill_up(self, text, packed):
         full[0] = self.done > 1000
         write(self, text, packed)
 
     monkeypatch.setattr(os, "fsync", full_fsync)
-    monkeypatch.setattr(prepare._Writer, "write", fill_up)
+    monkeypatch.setattr(prepare.TokenWriter, "write", fill_up)
     arguments = (book, "--vocab-size", 300, "--out", tmp_path / "tokens")
     assert "could not be written: No space left on device" in refused(*arguments)
     monkeypatch.undo()
@@ -341,14 +341,14 @@ DAMAGE = {"train-00000.bin.part": lambda path: os.truncate(path, 3), "prepare.js
 
 @pytest.mark.parametrize(("name", "damage"), DAMAGE.items())
 def test_a_damaged_folder_is_not_gone_on_from(book, tmp_path, small_parts, monkeypatch, name, damage):
-    write = prepare._Writer.write
+    write = prepare.TokenWriter.write
 
     def stop(self, text, packed):
         if self.done > 1000:
             raise KeyboardInterrupt
         write(self, text, packed)
 
-    monkeypatch.setattr(prepare._Writer, "write", stop)
+    monkeypatch.setattr(prepare.TokenWriter, "write", stop)
     arguments = (book, "--vocab-size", 300, "--out", tmp_path / "tokens")
     assert numllama_prepare(*arguments)[0] == 130
     damage(tmp_path / "tokens" / ".prepare" / name)
@@ -361,7 +361,7 @@ def test_a_damaged_folder_is_not_gone_on_from(book, tmp_path, small_parts, monke
 @pytest.fixture
 def stopped(monkeypatch):
     """Call to have the next prepare stopped after some parts; `stopped.undo()` lets it run to its end."""
-    write = prepare._Writer.write
+    write = prepare.TokenWriter.write
 
     def stop_after(n, error=KeyboardInterrupt):
         def stop(self, text, packed):
@@ -371,7 +371,7 @@ def stopped(monkeypatch):
                 raise error
             write(self, text, packed)
 
-        monkeypatch.setattr(prepare._Writer, "write", stop)
+        monkeypatch.setattr(prepare.TokenWriter, "write", stop)
 
     stop_after.undo = monkeypatch.undo
     return stop_after
@@ -392,14 +392,14 @@ def test_of_two_prepares_into_one_folder_the_second_is_refused_and_the_data_are_
     book, tmp_path, small_parts, monkeypatch, more
 ):
     prepared(book, "--vocab-size", 285, "--out", tmp_path / "alone")
-    write, second = prepare._Writer.write, []
+    write, second = prepare.TokenWriter.write, []
 
     def write_while_another_tries(self, text, packed):
         write(self, text, packed)
         if len(second) < 3:
             second.append(refused(book, "--vocab-size", 285, *more, "--out", tmp_path / "both"))
 
-    monkeypatch.setattr(prepare._Writer, "write", write_while_another_tries)
+    monkeypatch.setattr(prepare.TokenWriter, "write", write_while_another_tries)
     prepared(book, "--vocab-size", 285, "--out", tmp_path / "both")
     assert contents(tmp_path / "both") == contents(tmp_path / "alone")
     assert len(second) == 3
@@ -523,7 +523,7 @@ def test_of_a_large_file_pieces_are_checked_when_it_is_opened_and_all_of_it_by_p
     monkeypatch.setattr(token_files, "CHECKED_PIECES", 4)
     monkeypatch.setattr(token_files, "CHECKED_PIECE", 10)
     monkeypatch.setattr(token_files, "OPENED_PIECES", 3)
-    monkeypatch.setattr(prepare, "OPENED_PIECES", 3)
+    monkeypatch.setattr(token_writer, "OPENED_PIECES", 3)
     arguments = (book, "--vocab-size", 285, "--out", tmp_path / "x")
     prepared(*arguments)
     path = tmp_path / "x" / "train.bin"
@@ -676,6 +676,6 @@ def test_impossible_settings_are_one_sentence(book, tmp_path):
     assert "too short" in refused(tmp_path / "one.txt", "--vocab-size", 300, *out)
     assert "does not exist" in refused(tmp_path / "no.txt", "--vocab-size", 300, *out)
     assert "does not exist" in refused(book, "--tokenizer", tmp_path / "no.json", *out)
-    assert "one of characters" in refused(book, "--tokenizer", tmp_path / "tokenizer.json", *out)
+    assert "a character tokenizer" in refused(book, "--tokenizer", tmp_path / "tokenizer.json", *out)
     assert "pattern is '('" in refused(book, "--vocab-size", 300, "--pattern", "(", *out)
     prepared(book, "--vocab-size", 300, *out)  # nothing that was refused is in the way

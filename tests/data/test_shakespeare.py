@@ -1,4 +1,4 @@
-"""Tinyshakespeare on any machine: the cache, a download that is not trusted, and the stand-in."""
+"""Tinyshakespeare on any machine: the cache, a download that is not trusted, and the synthetic play."""
 
 import errno
 import hashlib
@@ -15,22 +15,23 @@ from realdata import real_data
 
 from numllama.data import shakespeare
 from numllama.data.dataset import cache_folder
-from numllama.data.shakespeare import STAND_IN, shakespeare_dataset
+from numllama.data.shakespeare import SYNTHETIC_PLAY, shakespeare_dataset
+from numllama.storage import files
 
 TEXT = b"First Citizen:\nBefore we proceed any further, hear me speak.\n" * 50
-STAND_IN_TEXT = "KING ALDRAN:\nBut the crown shall break my heart.\n\n" * 50
+PLAY_TEXT = "KING ALDRAN:\nBut the crown shall break my heart.\n\n" * 50
 NAME = "tinyshakespeare.txt"
 
 
 @pytest.fixture(autouse=True)
 def a_short_shakespeare(monkeypatch, request):
-    """A text of these tests stands for the real one, and another for the stand-in."""
+    """A text of these tests stands for the real one, and another for the synthetic play."""
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(urllib.request, "_opener", None)  # it remembers the proxies of its first use
     if "real" not in request.node.name:
         monkeypatch.setattr(shakespeare, "SHA256", hashlib.sha256(TEXT).hexdigest())
-        monkeypatch.setattr(shakespeare, "write_play", lambda: STAND_IN_TEXT)
+        monkeypatch.setattr(shakespeare, "write_play", lambda: PLAY_TEXT)
 
 
 def answer(content: bytes, status="200 OK", length=None) -> bytes:
@@ -74,10 +75,10 @@ def is_shakespeare(dataset) -> bool:
     return text.encode() == TEXT and dataset.name == "tinyshakespeare"
 
 
-def is_stand_in(dataset, line) -> bool:
-    assert line.startswith("DATA: NOT Shakespeare but a stand-in")
+def is_play(dataset, line) -> bool:
+    assert line.startswith("DATA: NOT Shakespeare but a synthetic play")
     assert "\n" not in line
-    return dataset.name == STAND_IN and dataset.tokenizer.decode(dataset.train) == STAND_IN_TEXT[: len(dataset.train)]
+    return dataset.name == SYNTHETIC_PLAY and dataset.tokenizer.decode(dataset.train) == PLAY_TEXT[: len(dataset.train)]
 
 
 # ------------------------------------------------------------------------------------------------ cache and download
@@ -111,13 +112,13 @@ def test_a_cached_file_of_the_wrong_checksum_is_not_used_but_replaced(tmp_path):
 
 def test_a_cached_file_of_the_wrong_checksum_is_not_used_without_network_either(tmp_path, nowhere):
     (tmp_path / NAME).write_bytes(TEXT + b" ")
-    assert is_stand_in(*shakespeare_dataset(tmp_path, nowhere))
+    assert is_play(*shakespeare_dataset(tmp_path, nowhere))
 
 
 def test_a_download_of_the_wrong_checksum_is_neither_used_nor_cached(tmp_path):
     with serving(answer(TEXT.replace(b"speak", b"shout"))) as (url, _):
         dataset, line = shakespeare_dataset(tmp_path, url)
-    assert is_stand_in(dataset, line)
+    assert is_play(dataset, line)
     assert "checksum is wrong" in line
     assert list(tmp_path.iterdir()) == []
 
@@ -129,7 +130,7 @@ def test_without_a_network_the_stand_in_comes_at_once_and_loudly(tmp_path, nowhe
     start = time.perf_counter()
     dataset, line = shakespeare_dataset(tmp_path, nowhere)
     assert time.perf_counter() - start < 3
-    assert is_stand_in(dataset, line)
+    assert is_play(dataset, line)
     assert "no download" in line
 
 
@@ -147,7 +148,7 @@ BROKEN = {
 @pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
 def test_whatever_a_server_answers_there_is_something_to_train_on(tmp_path, content):
     with serving(content) as (url, _):
-        assert is_stand_in(*shakespeare_dataset(tmp_path, url))
+        assert is_play(*shakespeare_dataset(tmp_path, url))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -155,14 +156,14 @@ def test_a_server_that_never_answers_is_given_up(tmp_path, monkeypatch):
     monkeypatch.setattr(shakespeare, "TIMEOUT_SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         dataset, line = shakespeare_dataset(tmp_path, f"http://127.0.0.1:{silent.getsockname()[1]}/")
-    assert is_stand_in(dataset, line)
+    assert is_play(dataset, line)
     assert "timed out" in line
 
 
 def test_a_proxy_that_is_set_up_wrongly_does_not_stop_a_training(tmp_path, monkeypatch, nowhere):
     monkeypatch.setenv("http_proxy", "http://proxy:port/")
     monkeypatch.setenv("no_proxy", "")
-    assert is_stand_in(*shakespeare_dataset(tmp_path, nowhere))
+    assert is_play(*shakespeare_dataset(tmp_path, nowhere))
 
 
 # ------------------------------------------------------------------------------------------------ the cache's folder
@@ -178,12 +179,11 @@ def test_a_cache_that_cannot_be_written_does_not_stop_a_training(tmp_path):
 
 
 def test_a_full_disk_leaves_no_half_a_file_in_the_cache(tmp_path, monkeypatch):
-    def half(path, content):
-        with open(path, "wb") as file:
-            file.write(content[: len(content) // 2])
+    def half(file):
+        file.truncate(len(TEXT) // 2)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(Path, "write_bytes", half)
+    monkeypatch.setattr(files, "flush", half)
     with serving(answer(TEXT)) as (url, _):
         dataset, line = shakespeare_dataset(tmp_path, url)
     assert is_shakespeare(dataset)
@@ -198,7 +198,7 @@ def test_a_cached_copy_that_cannot_be_read_does_not_stop_a_training(tmp_path, mo
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
     monkeypatch.setattr(Path, "read_bytes", refuse)
-    assert is_stand_in(*shakespeare_dataset(tmp_path, nowhere))
+    assert is_play(*shakespeare_dataset(tmp_path, nowhere))
 
 
 def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):

@@ -1,4 +1,4 @@
-"""The stand-in play, and its exact predictor against a forward algorithm of plain dense matrices."""
+"""The synthetic play, and its exact predictor against a forward algorithm of plain dense matrices."""
 
 import hashlib
 import re

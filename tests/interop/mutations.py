@@ -183,7 +183,8 @@ def damage_json(random: Random, path: Path) -> str:
         return damage_bytes(random, path)
     values, what = damaged_values(random, values)
     if isinstance(values, dict) and "seal" in values and random.random() < 0.8:
-        from numllama.storage.files import json_bytes, with_checksum
+        from numllama.storage.checksums import with_checksum
+        from numllama.storage.files import json_bytes
 
         values.pop("seal")
         try:

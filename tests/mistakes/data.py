@@ -25,7 +25,7 @@ MISTAKES = [
     ),
     Mistake(
         "a stopped preparation that keeps what came after its last save",
-        "data/prepare.py", "self._file.truncate(written)", "written",
+        "data/token_writer.py", "self._file.truncate(written)", "written",
         "data/test_prepare.py::test_what_was_stopped_goes_on_and_ends_with_the_same_bytes",
     ),
     Mistake(
@@ -35,12 +35,12 @@ MISTAKES = [
     ),
     Mistake(
         "a shard lost from the end of a folder that nobody misses",
-        "data/prepare.py", 'more = {"shards": len(paths)} if len(paths) > 1 else {}', "more = {}",
+        "data/token_writer.py", 'more = {"shards": len(paths)} if len(paths) > 1 else {}', "more = {}",
         "data/test_prepare.py::test_a_missing_shard_is_named",
     ),
     Mistake(
         "a shard that takes what belongs to the next one",
-        "data/prepare.py", "room = self._limit - written", "room = self._limit",
+        "data/token_writer.py", "room = self._limit - written", "room = self._limit",
         "data/test_prepare.py::test_shards_of_any_size_are_the_one_file[97]",
     ),
     Mistake(

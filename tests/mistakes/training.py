@@ -73,7 +73,7 @@ MISTAKES = [
     ),
     Mistake(
         "a damaged checkpoint that stays where its step will be saved again",
-        "training/checkpoint_writer.py", "                checkpoint.set_aside(folder)\n", "                pass\n",
+        "training/checkpoint_writer.py", "                checkpoint.quarantine(folder)\n", "                pass\n",
         "training/test_trainer_survives.py::test_where_all_checkpoints_are_damaged_the_run_begins_anew_and_deletes_nothing",
     ),
     Mistake(

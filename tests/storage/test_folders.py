@@ -12,6 +12,7 @@ from moments import at_each_moment
 
 from numllama.errors import CheckpointError, DataError
 from numllama.storage import files, folders
+from numllama.storage.checksums import check_files, read_checksums
 from numllama.storage.folders import is_empty, locked, published, read_steadily
 
 OLD, NEW = {"a": b"old a", "b": b"old b", "entry": b"old"}, {"a": b"new a", "b": b"new b", "entry": b"new"}
@@ -155,7 +156,7 @@ def test_at_every_moment_a_folder_is_the_old_one_or_the_new_one(tmp_path, before
         write(folder, NEW, checksums=checksums)
     look()
     if checksums:
-        assert files.check_files(folder)["files"].keys() == NEW.keys()
+        assert check_files(folder)["files"].keys() == NEW.keys()
     sums = {"checksums.json": (folder / "checksums.json").read_bytes()} if checksums else {}
     assert [found for found in seen if found not in (started, {**started, **NEW, **sums})] == []
     assert seen[0] == started
@@ -241,7 +242,7 @@ def test_files_that_are_published_within_another_publication_appear_with_it(tmp_
         write(part, NEW, checksums=True)
         (part / "more").write_bytes(b"more")
         assert contents(folder) == {}
-    assert set(files.read_checksums(folder)["files"]) == {*NEW, "more"}
+    assert set(read_checksums(folder)["files"]) == {*NEW, "more"}
 
 
 @pytest.mark.parametrize("change", [lambda monkeypatch: None, cannot_exchange])
@@ -282,7 +283,7 @@ def test_checksums_that_are_there_are_kept_right_and_files_that_are_no_more_go(t
     write(tmp_path / "x", {**OLD, "c": b"c"}, checksums=True)
     (tmp_path / "x" / "mine").write_bytes(b"mine")
     write(tmp_path / "x", {"a": b"newer"})
-    assert files.check_files(tmp_path / "x")["files"].keys() == {"a", "b", "c", "entry"}
+    assert check_files(tmp_path / "x")["files"].keys() == {"a", "b", "c", "entry"}
     assert contents(tmp_path / "x").keys() == {"a", "b", "c", "entry", "mine", "checksums.json"}
     for change in (None, cannot_exchange):
         write(tmp_path / "x", {**OLD, "c": b"c"}, checksums=True)
@@ -290,7 +291,7 @@ def test_checksums_that_are_there_are_kept_right_and_files_that_are_no_more_go(t
             if change:
                 change(patch)
             write(tmp_path / "x", NEW, checksums=True)
-        assert files.check_files(tmp_path / "x")["files"].keys() == NEW.keys()
+        assert check_files(tmp_path / "x")["files"].keys() == NEW.keys()
         assert contents(tmp_path / "x").keys() == {"a", "b", "entry", "mine", "checksums.json"}
 
 
@@ -311,7 +312,7 @@ def test_a_folder_within_is_published_with_the_rest(tmp_path, monkeypatch):
                 change(patch)
             publish(folder, ["entry", "more/a", "more/b"], checksums=True)
             publish(folder, ["entry", "more/a"], checksums=True)
-            assert set(files.check_files(folder)["files"]) == {"entry", "more/a"}
+            assert set(check_files(folder)["files"]) == {"entry", "more/a"}
             sums = {"checksums.json": (folder / "checksums.json").read_text()}
             assert texts(folder) == {"entry": "entry of 2", "more/a": "more/a of 2"} | sums
             publish(folder, ["entry"], checksums=True)
@@ -319,7 +320,7 @@ def test_a_folder_within_is_published_with_the_rest(tmp_path, monkeypatch):
             with published(folder) as part:
                 (part / "more").mkdir(exist_ok=True)
                 (part / "more" / "c").write_text("c")
-            assert set(files.check_files(folder)["files"]) == {"entry", "more/c"}
+            assert set(check_files(folder)["files"]) == {"entry", "more/c"}
 
 
 # ------------------------------------------------------------------------------------------------ reading

@@ -88,7 +88,7 @@ DAMAGED = {
     "a list of ids": ({"added_tokens": ["<x>"]}, r"added_tokens.json"),
     "a name that is a number": ({"tokenizer_config": {"eos_token": 7}}, "tokenizer_config.json is damaged: eos_token is 7, but must be a text"),  # noqa: E501
     "a list that is a text": ({"special_tokens_map": {"additional_special_tokens": "<x>"}}, "must be a list"),
-    "a decoder that is a list": ({"tokenizer_config": {"added_tokens_decoder": []}}, "added_tokens_decoder of its tokenizer_config.json is"),  # noqa: E501
+    "a decoder that is a list": ({"tokenizer_config": {"added_tokens_decoder": []}}, "in its tokenizer_config.json, added_tokens_decoder is"),  # noqa: E501
     "an id that is no number": ({"tokenizer_config": {"added_tokens_decoder": {"x": {"content": "<x>"}}}}, "which is no id and token"),  # noqa: E501
     "a token without content": ({"tokenizer_config": {"added_tokens_decoder": {"256": {}}}}, "an added token needs an id and a content"),  # noqa: E501
     "a flag that is text": ({"tokenizer_config": {"added_tokens_decoder": {"256": {"content": "<x>", "lstrip": "no"}}}}, "lstrip is"),  # noqa: E501

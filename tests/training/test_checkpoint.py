@@ -20,7 +20,9 @@ from numllama.errors import CheckpointError, DamagedError, NumllamaError
 from numllama.interop import load_run
 from numllama.model import ModelConfig, Transformer
 from numllama.optim import SGD, AdamW
-from numllama.storage.files import with_checksum, write_json
+from numllama.storage import files
+from numllama.storage.checksums import with_checksum
+from numllama.storage.files import write_json
 from numllama.training import TrainConfig, Trainer, checkpoint, text_dataset
 from numllama.training.checkpoint import OPTIMIZER, STATE, WEIGHTS, load_checkpoint, prune, save_checkpoint
 from numllama.training.run_folder import write_result
@@ -357,7 +359,7 @@ def test_a_run_goes_on_after_a_kill_at_any_moment(runs, monkeypatch):
 def test_a_step_folder_that_a_kill_left_unnamed_does_not_stand_for_the_step_that_is_done_again(runs, monkeypatch):
     run = next(runs)
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "point_to", killed)
+        patch.setattr(checkpoint, "write_pointer", killed)
         with pytest.raises(Killed):
             advance(trainer_in(run))
     assert (run / "step-000003").is_dir()
@@ -369,7 +371,7 @@ def test_a_step_folder_that_a_kill_left_unnamed_does_not_stand_for_the_step_that
 
 def test_a_pointer_is_never_seen_half_written(tmp_path):
     folder, seen, done = save(tmp_path), set(), threading.Event()
-    checkpoint.point_to(tmp_path, "latest", folder)
+    checkpoint.write_pointer(tmp_path, "latest", folder)
 
     def read():
         while not done.is_set():
@@ -378,7 +380,7 @@ def test_a_pointer_is_never_seen_half_written(tmp_path):
     with ThreadPoolExecutor(1) as pool:
         reader = pool.submit(read)
         for _ in range(100):
-            checkpoint.point_to(tmp_path, "latest", folder, val_loss=1.5, padding="x" * 5000)
+            checkpoint.write_pointer(tmp_path, "latest", folder, val_loss=1.5, padding="x" * 5000)
         done.set()
         reader.result()
     assert seen == {folder.name}
@@ -397,15 +399,15 @@ def test_a_second_run_in_the_folder_of_a_first_is_refused(template, tmp_path):
 
 def test_prune_keeps_the_latest_and_the_best_only(tmp_path):
     folders = [save(tmp_path, step) for step in (1, 2, 3, 4)]
-    checkpoint.point_to(tmp_path, "best", folders[1])
-    checkpoint.point_to(tmp_path, "latest", folders[3])
+    checkpoint.write_pointer(tmp_path, "best", folders[1])
+    checkpoint.write_pointer(tmp_path, "latest", folders[3])
     prune(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best.json", "latest.json", "step-000002", "step-000004"]
 
 
 def test_prune_leaves_what_it_did_not_make(tmp_path):
     folder = save(tmp_path, 1)
-    checkpoint.point_to(tmp_path, "latest", folder)
+    checkpoint.write_pointer(tmp_path, "latest", folder)
     shutil.copytree(folder, tmp_path / "step-000001-before-I-tried-something")
     (tmp_path / "step-by-step.txt").write_text("my notes")
     before = sorted(path.name for path in tmp_path.iterdir())
@@ -416,8 +418,8 @@ def test_prune_leaves_what_it_did_not_make(tmp_path):
 @pytest.mark.parametrize("which", ["latest", "best"])
 def test_prune_deletes_nothing_while_a_pointer_is_damaged(tmp_path, which):
     folders = [save(tmp_path, step) for step in (1, 2, 3)]
-    checkpoint.point_to(tmp_path, "latest", folders[2])
-    checkpoint.point_to(tmp_path, "best", folders[1])
+    checkpoint.write_pointer(tmp_path, "latest", folders[2])
+    checkpoint.write_pointer(tmp_path, "best", folders[1])
     (tmp_path / f"{which}.json").write_bytes(b"\0\0\0")
     prune(tmp_path)
     assert folders[1].is_dir()
@@ -429,15 +431,15 @@ def test_prune_deletes_nothing_while_a_pointer_is_damaged(tmp_path, which):
 
 def test_a_run_loads_its_best_or_its_latest_model(tmp_path):
     early, late = build(1), build(2)
-    checkpoint.point_to(tmp_path, "best", save(tmp_path, 1, early))
-    checkpoint.point_to(tmp_path, "latest", save(tmp_path, 2, late))
+    checkpoint.write_pointer(tmp_path, "best", save(tmp_path, 1, early))
+    checkpoint.write_pointer(tmp_path, "latest", save(tmp_path, 2, late))
     assert_same_bits(load_run(tmp_path).params.flat, early.model.params.flat)
     assert_same_bits(load_run(str(tmp_path), which="latest").params.flat, late.model.params.flat)
     assert_same_bits(load_run(tmp_path / "step-000002").params.flat, late.model.params.flat)
 
 
 def test_a_run_that_was_stopped_before_its_first_estimate_loads_as_it_is(tmp_path):
-    checkpoint.point_to(tmp_path, "latest", save(tmp_path, 2, build(2)))
+    checkpoint.write_pointer(tmp_path, "latest", save(tmp_path, 2, build(2)))
     assert_same_bits(load_run(tmp_path).params.flat, build(2).model.params.flat)
 
 
@@ -451,7 +453,7 @@ def test_a_damaged_pointer_is_named(tmp_path, content):
 
 def test_a_pointer_to_a_folder_that_is_gone_says_so(tmp_path):
     folder = save(tmp_path)
-    checkpoint.point_to(tmp_path, "best", folder)
+    checkpoint.write_pointer(tmp_path, "best", folder)
     shutil.rmtree(folder)
     with pytest.raises(CheckpointError, match=r"best\.json names step-000007, which is not there"):
         load_run(tmp_path)
@@ -545,7 +547,7 @@ def test_a_step_folder_that_was_renamed_is_refused(tmp_path):
 
 def test_two_step_folders_that_have_changed_places_are_refused(tmp_path):
     for step in (1, 2):
-        checkpoint.point_to(tmp_path, "latest", save(tmp_path, step, build(step)))
+        checkpoint.write_pointer(tmp_path, "latest", save(tmp_path, step, build(step)))
     (tmp_path / "step-000001").rename(tmp_path / "x")
     (tmp_path / "step-000002").rename(tmp_path / "step-000001")
     (tmp_path / "x").rename(tmp_path / "step-000002")
@@ -571,7 +573,7 @@ def two_runs(tmp_path):
         write_json(run / "config.json", with_checksum({"id": f"name{i}", "files": {}, "model": CONFIG.to_dict(), "train": {}}))
         folder = save(run, 7, build(i), run=f"name{i}")
         for which in ("latest", "best"):
-            checkpoint.point_to(run, which, folder, run=f"name{i}")
+            checkpoint.write_pointer(run, which, folder, run=f"name{i}")
         write_result(run, 7, 1.5)
         assert load_run(run)
         runs.append(run)
@@ -617,14 +619,15 @@ def test_a_pointer_names_a_step_folder_of_its_run_and_nothing_else(tmp_path, nam
 
 
 def test_a_folder_that_cannot_be_flushed_is_an_error_until_it_can(tmp_path, monkeypatch):
-    plain = checkpoint.flush_folder
+    plain = files.flush_folder
 
     def fails(folder):
         if folder == tmp_path:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         plain(folder)
 
-    monkeypatch.setattr(checkpoint, "flush_folder", fails)
+    for module in (files, checkpoint):
+        monkeypatch.setattr(module, "flush_folder", fails)
     for _ in range(2):  # the second time the folder is there already
         with pytest.raises(CheckpointError, match=os.strerror(errno.EIO)):
             save(tmp_path)

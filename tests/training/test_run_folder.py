@@ -12,7 +12,8 @@ from system.commands import run as numllama
 
 import numllama as nl
 from numllama.errors import CheckpointError, DamagedError, DataError
-from numllama.storage.files import with_checksum, write_json
+from numllama.storage.checksums import with_checksum
+from numllama.storage.files import write_json
 from numllama.training import checkpoint, run_folder, text_dataset
 from numllama.training.run_folder import check_run, identity, name_of, read_config
 

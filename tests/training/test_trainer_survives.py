@@ -189,7 +189,7 @@ def test_where_all_checkpoints_are_damaged_the_run_begins_anew_and_deletes_nothi
     assert sorted(path.name for path in tmp_path.glob("damaged-*")) == ["damaged-step-000003", "damaged-step-000006"]
 
 
-def test_a_step_that_is_damaged_twice_is_set_aside_twice(tmp_path):
+def test_a_step_that_is_damaged_twice_is_quarantined_twice(tmp_path):
     for _ in range(2):
         trainer = train(tmp_path, eval_every=3)
         trainer.resume(fall_back=True)
@@ -211,7 +211,7 @@ def test_damaged_pointers_are_written_anew(tmp_path):
 
 def test_a_checkpoint_that_was_whole_but_not_yet_named_when_the_kill_came_is_used(tmp_path):
     go(train(tmp_path, eval_every=3), until=7)
-    checkpoint.point_to(tmp_path, "latest", tmp_path / "step-000003")
+    checkpoint.write_pointer(tmp_path, "latest", tmp_path / "step-000003")
     second = train(tmp_path)
     second.resume()
     assert second.step == 6
