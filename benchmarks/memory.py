@@ -33,7 +33,7 @@ from numllama.cli import app
 from numllama.system.processes import peak_memory_mb
 from numllama.parallel import shards
 from numllama.training.trainer import Trainer
-shards.TEAM_AFTER = 0.0  # processes from the second step on, however short the run
+shards.PROCESSES_AFTER = 0.0  # processes from the second step on, however short the run
 plain_step, plain_close, peaks = Trainer._step, shards.Workers.close, []
 def step(trainer):
     report = plain_step(trainer)

@@ -31,12 +31,13 @@ from numllama.errors import CheckpointError, DeviceError
 from numllama.install import install_command
 from numllama.interop import load_run
 from numllama.model import ModelConfig
+from numllama.parallel import launched
 from numllama.parallel.communicator import Communicator
 from numllama.parallel.shards import Workers
 from numllama.system.signals import TO_END, exit_code
 from numllama.tokenizer import CharTokenizer, Tokenizer
 from numllama.tokenizer.train_bpe import train_on_text
-from numllama.training import TrainConfig, Trainer, load_dataset, trainer, write_tokens
+from numllama.training import TrainConfig, Trainer, load_dataset, write_tokens
 from numllama.training.checkpoint import find_step
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -496,7 +497,7 @@ def test_auto_begins_where_there_is_no_run_and_goes_on_where_there_is_one(book, 
 
 @pytest.mark.parametrize("resume", [("--resume",), ("--resume", "auto")])
 def test_a_run_that_was_begun_with_some_workers_goes_on_with_ranks(copy, monkeypatch, resume):
-    for module in (train_run, trainer):
+    for module in (train_run, launched):
         monkeypatch.setattr(module, "communicator", lambda parallel: Communicator())
     finished(numllama_train(*resume, "--steps", 9, "--workers", 2, "--out", copy))
     finished(numllama_train(*resume, "--steps", 10, "--parallel", "mpi", "--out", copy))

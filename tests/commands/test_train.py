@@ -31,7 +31,7 @@ PROGRAM = """
 import sys
 sys.modules["matplotlib"] = None  # a run that draws nothing ends a second sooner
 from numllama.parallel import shards
-shards.TEAM_AFTER = {team_after}
+shards.PROCESSES_AFTER = {processes_after}
 from numllama.cli import main
 main()
 """
@@ -55,17 +55,17 @@ class Run:
 
     Parameters
     ----------
-    team_after : float
+    processes_after : float
         Seconds of work after which a run goes on with processes.
     """
 
-    def __init__(self, folder: Path, name: str, team_after: float, **changes) -> None:
+    def __init__(self, folder: Path, name: str, processes_after: float, **changes) -> None:
         book = folder / "book.txt"
         book.write_text(TEXT)
         self.out, self.kills, self.saves_hit = folder / name, 0, 0
         self.steps = changes["steps"]
         flags = [str(part) for flag, value in (FLAGS | changes).items() for part in (f"--{flag.replace('_', '-')}", value)]
-        program = PROGRAM.format(team_after=team_after)
+        program = PROGRAM.format(processes_after=processes_after)
         self.command = [sys.executable, "-c", program, "train", "--data", book, *flags, "--resume", "auto", "--out", self.out]
 
     def start(self, output: str = "read") -> subprocess.Popen:
@@ -142,7 +142,7 @@ def learnt(out: Path) -> str:
 
 
 def test_a_run_that_is_killed_again_and_again_comes_to_the_same_end(tmp_path):
-    settings = dict(team_after=1e9, steps=80, eval_every=3)
+    settings = dict(processes_after=1e9, steps=80, eval_every=3)
     straight = Run(tmp_path, "straight", **settings)
     with pytest.raises(SystemExit):
         main(list(map(str, straight.command[3:])))
@@ -250,7 +250,7 @@ on_linux = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="find
 @on_linux
 @pytest.mark.parametrize("kind", ["unread", "worker", "disk", "moment", "hang up", "tee"])
 def test_whatever_happens_to_a_run_it_comes_to_the_same_end(tmp_path, expected_end, kind):
-    run = Run(tmp_path, "disturbed", team_after=-1.0 if kind == "worker" else 1e9, steps=40, eval_every=3)
+    run = Run(tmp_path, "disturbed", processes_after=-1.0 if kind == "worker" else 1e9, steps=40, eval_every=3)
     disturb(kind, run, random.Random(kind))
     assert run.finish() == expected_end
 
@@ -258,7 +258,7 @@ def test_whatever_happens_to_a_run_it_comes_to_the_same_end(tmp_path, expected_e
 @pytest.fixture(scope="module")
 def expected_end(tmp_path_factory):
     """What a run of 40 steps has learnt in the end."""
-    return Run(tmp_path_factory.mktemp("straight"), "straight", team_after=1e9, steps=40, eval_every=3).finish()
+    return Run(tmp_path_factory.mktemp("straight"), "straight", processes_after=1e9, steps=40, eval_every=3).finish()
 
 
 @pytest.mark.soak
@@ -266,7 +266,7 @@ def expected_end(tmp_path_factory):
 @pytest.mark.parametrize("seed", range(4))
 def test_kills_at_any_moment_leave_no_trace(tmp_path, seed):
     """A quarter of them for each seed."""
-    settings = dict(team_after=-1.0, steps=300, eval_every=1, eval_batches=4)
+    settings = dict(processes_after=-1.0, steps=300, eval_every=1, eval_batches=4)
     expected = Run(tmp_path, "straight", **settings).finish()
     moments, counts, saves_hit, runs, left = random.Random(seed), Counter(), 0, 0, []
     while counts.total() < KILLS // 4:
@@ -285,7 +285,7 @@ def test_kills_at_any_moment_leave_no_trace(tmp_path, seed):
 
 @pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="this system shares no memory by file descriptors")
 def test_sigterm_to_all_processes_of_a_run_saves_and_exits_with_0(tmp_path):
-    run = Run(tmp_path, "terminated", team_after=-1.0, steps=100_000, eval_every=1000)
+    run = Run(tmp_path, "terminated", processes_after=-1.0, steps=100_000, eval_every=1000)
     process = run.start()
     run.after_progress(process, 5)
     for pid in children(process.pid):  # first, and the run needs them to the end of its step
