@@ -1,4 +1,4 @@
-"""NumPy or CuPy?  Which device, which dtype.  CuPy is imported only when a GPU is asked for."""
+"""NumPy or CuPy?  Which device, which dtype.  CuPy is imported only when a GPU is requested."""
 
 import math
 import re
@@ -22,7 +22,7 @@ TWO_BYTES = (BFLOAT16, np.dtype(np.float16))  # to keep numbers in, and for a GP
 
 def xp_of(*arrays: Array) -> ModuleType:
     """The module that these arrays belong to: ``cupy`` if any of them lives on a GPU, else ``numpy``."""
-    cupy = sys.modules.get("cupy")  # whoever made a CuPy array has imported it
+    cupy = sys.modules.get("cupy")  # making a CuPy array imports it
     if cupy is not None and any(isinstance(array, cupy.ndarray) for array in arrays):
         return cupy
     return np
@@ -55,17 +55,17 @@ def array_module(device: str) -> ModuleType:
             f"device 'cuda' needs CuPy: {install_command('cuda13')} (or cuda12, as nvidia-smi's CUDA version says)"
         ) from error
     if is_older(cupy.__version__, LEAST_CUPY):
-        mend = install_command("cuda13")
-        raise DeviceError(f"device 'cuda' needs CuPy {LEAST_CUPY} or newer, but this is {cupy.__version__}: {mend} (or cuda12)")
+        fix = install_command("cuda13")
+        raise DeviceError(f"device 'cuda' needs CuPy {LEAST_CUPY} or newer, but this is {cupy.__version__}: {fix} (or cuda12)")
     try:
         count = cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError as error:  # says "driver too old" where there is none at all
         raise DeviceError("device 'cuda' needs an NVIDIA GPU and its driver, and none was found (see nvidia-smi)") from error
     if int(index or 0) >= count:
-        raise DeviceError(f"device {shown(device)} was asked for, but this machine has {count} GPU(s), counted from 0")
+        raise DeviceError(f"device {shown(device)} was requested, but this machine has {count} GPU(s), counted from 0")
     if is_older(np.__version__, LEAST_NUMPY):
-        mend = "pip install -U numpy"
-        raise DeviceError(f"device 'cuda' needs NumPy {LEAST_NUMPY} for bfloat16, but this is {np.__version__}: {mend}")
+        fix = "pip install -U numpy"
+        raise DeviceError(f"device 'cuda' needs NumPy {LEAST_NUMPY} for bfloat16, but this is {np.__version__}: {fix}")
     try:
         from cupy_backends.cuda.libs import cublas, nvrtc  # noqa: F401 - products, and a compiler for the kernels
 
@@ -134,7 +134,7 @@ def real_dtype(dtype: np.dtype) -> np.dtype:
 
 
 def default_dtype(device: str) -> str:
-    """What training computes in unless it is told: bfloat16 on a GPU that multiplies it (since Ampere, 2020), else float32."""
+    """What training computes in by default: bfloat16 on a GPU that supports it (Ampere, 2020, or newer), else float32."""
     xp = array_module(device)
     return "bfloat16" if xp is not np and int(xp.cuda.Device().compute_capability) >= 80 else "float32"
 

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from numllama.data.dataset import Dataset
+from numllama.data.batches import TrainingData
 from numllama.data.shakespeare import SYNTHETIC_PLAY
 from numllama.data.synthetic import best_loss
 from numllama.errors import NumllamaError
@@ -30,7 +30,7 @@ def sample(model: Transformer, tokenizer: Tokenizer | CharTokenizer, run: Path) 
     return complete(model, tokenizer, start, SAMPLE_CHARACTERS, window=model.config.max_seq_len, **settings).strip()
 
 
-def tokens_per_byte(data: Dataset, tokenizer: Tokenizer) -> float:
+def tokens_per_byte(data: TrainingData, tokenizer: Tokenizer) -> float:
     """Tokens per byte of the validation text; it makes losses of different vocabularies comparable."""
     return len(data.val) / len(tokenizer.decode_bytes(data.val[:]))
 
@@ -50,7 +50,7 @@ def draw(run: Path, best_possible: float | None) -> str:
         return f"not drawn: {error.strerror}"
 
 
-def best_possible_loss(data: Dataset, seq_len: int) -> float | None:
+def best_possible_loss(data: TrainingData, seq_len: int) -> float | None:
     """Loss of the best possible predictor on the synthetic play, per character; None for other data."""
     if data.name != SYNTHETIC_PLAY or not isinstance(data.tokenizer, CharTokenizer):
         return None

@@ -1,6 +1,6 @@
-"""What a GPU needs, what of it is here, and the one command that mends what is not.
+"""What a GPU needs, what is installed, and the command that fixes what is missing.
 
-Every part is looked at for itself, so that one that is missing hides no other. Nothing here changes anything.
+Parts are checked independently, so that a missing one hides no other. Nothing is changed.
 """
 
 import ctypes
@@ -22,11 +22,11 @@ NO_DRIVER = "install NVIDIA's driver (https://www.nvidia.com/drivers); then `nvi
 
 
 class Finding(NamedTuple):
-    """One part: what was found, or None if it is missing, and what mends that."""
+    """One part: what was found, or None if it is missing, and how to fix that."""
 
     part: str
     found: str | None
-    mend: str = ""
+    fix: str = ""
 
 
 def examine() -> list[Finding]:
@@ -35,7 +35,7 @@ def examine() -> list[Finding]:
 
 
 def first_problem(findings: list[Finding]) -> Finding | None:
-    """What has to be mended first: each part needs those before it."""
+    """The problem to fix first: each part needs those before it."""
     return next((finding for finding in findings if finding.found is None), None)
 
 
@@ -98,13 +98,13 @@ def _gpu() -> Iterator[Finding]:
         yield _look("a kernel", _try_kernel, f"{install} --force-reinstall --no-cache-dir")
 
 
-def _look(part: str, probe: Callable[[], str], mend: str) -> Finding:
-    """What a probe finds; whatever it raises is the reason why the part is missing."""
+def _look(part: str, probe: Callable[[], str], fix: str) -> Finding:
+    """The result of a probe; its exception is the reason why the part is missing."""
     try:
-        return Finding(part, probe(), mend)
+        return Finding(part, probe(), fix)
     except Exception as error:  # a library that is half installed raises anything
         reason = " ".join(str(error).split())[:120]
-        return Finding(part, None, f"{mend}  ({type(error).__name__}: {reason})")
+        return Finding(part, None, f"{fix}  ({type(error).__name__}: {reason})")
 
 
 def _cupy() -> str:

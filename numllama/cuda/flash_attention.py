@@ -20,7 +20,7 @@ from numllama.ops.intervals import check_heads, key_intervals
 INTERVAL_DTYPES = {np.dtype(np.int32), np.dtype(np.int64)}
 LARGEST_HEAD = 128
 FIRST_CAPABILITY = 80  # asynchronous copies, products of bfloat16
-BLOCKS = {64: 256, 128: 128}  # of backward, if there are so many tiles: two, or one, on each multiprocessor of a large GPU
+BLOCKS = {64: 256, 128: 128}  # of backward, if there are enough tiles: two, or one, per multiprocessor of a large GPU
 MOST_SPLITS = 16  # blocks that share a head: their sums take 4 H T D bytes each, and memory grows with T, not with its square
 
 

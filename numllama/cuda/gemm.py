@@ -1,6 +1,6 @@
 """Matrix products on a GPU:  out = alpha · a b + beta · out,  by cuBLAS, in every type that training uses.
 
-    a, b            float32 (TF32 if asked for), float64, bfloat16, float16; views of transposed matrices become flags
+    a, b            float32 (TF32 on request), float64, bfloat16, float16; views of transposed matrices become flags
     out             the same type, or float32 for products of two-byte numbers
     accumulation    float32 (float64 for float64)
 With beta = 1 a weight's gradient is added to its float32 buffer inside the product: no pass of its own, and nothing rounded.

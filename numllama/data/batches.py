@@ -3,7 +3,7 @@
 A batch is a function of where a run stands, so any step can be repeated, and a resumed run needs no state of the data.
 """
 
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -90,9 +90,9 @@ class TrainingData(Protocol):
     @property
     def name(self) -> str: ...
     @property
-    def train(self) -> Sized: ...
+    def train(self) -> Any: ...
     @property
-    def val(self) -> Sized: ...
+    def val(self) -> Any: ...
     @property
     def vocab_size(self) -> int: ...
     @property

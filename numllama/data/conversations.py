@@ -3,7 +3,7 @@
     {"messages": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi."}]}
 
 Each line is a document. Documents are packed into rows, several into one where they fit, and a row says of each token which
-document it belongs to: attention does not look across, and positions start anew. All targets are -100 but those that are the
+document it belongs to: attention does not look across, and positions start at 0. All targets are -100 but those that are the
 assistant's. Rows are packed once, and each epoch goes through them in an order of its own: a batch is a function of the
 seed and of how many rows were taken before.
 """
@@ -40,7 +40,7 @@ class Documents:
     Parameters
     ----------
     documents : sequence of (ids, said)
-        Integer and boolean arrays of one length: tokens, and which of them are learnt.
+        Integer and boolean arrays of one length: tokens, and which of them are targets.
     """
 
     def __init__(self, documents: Sequence[Document]) -> None:
@@ -209,7 +209,7 @@ def load_conversations(
     ----------
     path : path
         Lines of JSON with ``messages``, and ``tools`` where the template knows them; what else they hold is not looked at. A
-        message whose ``weight`` is 0 is not learnt.
+        message whose ``weight`` is 0 is not trained on.
     tokenizer : Tokenizer or CharTokenizer
     val_path : path, optional
         Conversations to validate on; default the last tenth of `path`.
@@ -223,16 +223,17 @@ def load_conversations(
     Raises
     ------
     DataError
-        If a file cannot be read or a line cannot be learnt from, which is named by its number.
+        If a file cannot be read or a line is invalid; the error names its number.
     """
     encoder = ConversationEncoder(tokenizer, chat_template, opening, sanitize_control_tokens)
     train = _read(Path(path), encoder)
     if val_path is None and len(train) < 2:
-        raise DataError(f"{path} holds a single conversation, but one to learn from and one to validate on are needed")
+        raise DataError(f"{path} holds a single conversation, but at least two are needed, one to train on and one to validate")
     kept = len(train) if val_path else min(len(train) - 1, int(len(train) * (1 - VAL_FRACTION)))
     train, val = train[:kept], _read(Path(val_path), encoder) if val_path else train[kept:]
     ends = [end for one in train for end in one.ends]
-    data = Conversations(_documents(train), _documents(val), tokenizer, str(path), tuple(sorted({*ends} - {None})))
+    stops = tuple(sorted({end for end in ends if end is not None}))
+    data = Conversations(_documents(train), _documents(val), tokenizer, str(path), stops)
     data.unended = ends.count(None) if encoder.by_template else 0
     data.spelled = sum(one.spelled for one in [*train, *val])
     return data
@@ -309,5 +310,5 @@ def _weight(message: Any, number: int) -> int:
     if isinstance(weight, bool) or weight not in (0, 1):
         raise ValueError(f"the weight of message {number} is {shown(weight)}, but must be 0 or 1")
     if weight and message["role"] != "assistant":
-        raise ValueError(f"message {number} has the weight 1, but only what the assistant says is learnt")
+        raise ValueError(f"message {number} has the weight 1, but only the assistant's messages can be trained on")
     return int(weight)

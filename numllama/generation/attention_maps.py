@@ -36,8 +36,7 @@ def attention_weights(model: Transformer, ids: Sequence[int], layer: int) -> np.
     context = model._context(tokens)
     x, (branch, _) = None, model._embed_forward(tokens, context)
     for i in range(layer + 1):
-        (x, branch), (attention_cache, _) = layer_forward(x, branch, model.weights.blocks[i], context, i)
-    _, _, (_, _, flash, _) = attention_cache
-    q, k, v = flash[:3]  # (1, H, T, D), (1, K, T, D)
-    _, (_, _, _, weights, _) = ops.attention_forward(q, k, v)
-    return to_numpy(weights[0]).astype("float32")  # (H, T, T)
+        (x, branch), cache = layer_forward(x, branch, model.weights.blocks[i], context, i)
+    flash = cache.attention.parts.attention
+    p = ops.attention_forward(flash.q, flash.k, flash.v)[1].p  # (1, H, T, T)
+    return to_numpy(p[0]).astype("float32")

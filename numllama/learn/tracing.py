@@ -55,8 +55,7 @@ def traced_model(seed: int = 0, steps: int = 0) -> tuple[Transformer, CharTokeni
     """A model with two layers, four query heads and two key heads, trained for `steps` steps on a generated play."""
     play = write_play(200_000)
     tokenizer = CharTokenizer(play)
-    shape = dict(dim=32, n_layers=2, n_heads=4, n_kv_heads=2, max_seq_len=64)
-    config = ModelConfig(vocab_size=tokenizer.vocab_size, init_std=0.08, **shape)
+    config = ModelConfig(tokenizer.vocab_size, 32, 2, 4, n_kv_heads=2, max_seq_len=64, init_std=0.08)
     model = Transformer(config, seed=seed)
     tokens, optimizer = np.array(tokenizer.encode(play)), AdamW(model.params, lr=5e-3)
     for step in range(1, steps + 1):

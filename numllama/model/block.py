@@ -9,9 +9,9 @@ branch, of a stream that does not exist yet: there x is None.
 The maps and norms that blocks are made of are :mod:`numllama.model.stages`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from numllama import ops
 from numllama.backend import Array
@@ -20,6 +20,10 @@ from numllama.model.parameters import LayerGradients
 from numllama.model.stages import (
     ADD_NORM,
     NORM,
+    AddNormCache,
+    MapCache,
+    MapsCache,
+    OpPair,
     head_stages,
     linear_backward,
     linear_cache,
@@ -27,6 +31,7 @@ from numllama.model.stages import (
     linears_backward,
     linears_forward,
 )
+from numllama.ops.flash_attention import FlashAttentionCache
 
 
 @dataclass(frozen=True)
@@ -65,11 +70,47 @@ class Context:
 
     def last_tokens(self) -> "Context":
         """The context of the last `n_last` tokens."""
-        n = self.n_last
+        n = self.n_last or 0
         cos, sin = (None if table is None else table[..., -n:, :] for table in (self.cos, self.sin))
         first, last = (None if ends is None else ends[..., -n:] for ends in (self.first, self.last))
         positions = None if self.positions is None else self.positions[..., -n:]
         return replace(self, positions=positions, cos=cos, sin=sin, first=first, last=last)
+
+
+# ------------------------------------------------------------------------------------------------ caches
+
+
+class AttentionParts(NamedTuple):
+    """The caches of attention, of each thing that it is made of."""
+
+    projections: list[tuple[tuple[str, ...], MapsCache]]  # by the names of the maps
+    stages: list[tuple[Callable, Any]]  # each with its backward
+    attention: FlashAttentionCache
+    out: MapCache
+
+
+class AttentionBlockCache(NamedTuple):
+    """What backward of an attention block needs."""
+
+    config: ModelConfig
+    norm: AddNormCache
+    parts: AttentionParts
+
+
+class FFNBlockCache(NamedTuple):
+    """What backward of a feed-forward block needs."""
+
+    config: ModelConfig
+    norm: AddNormCache
+    activation: tuple[Any, Any]  # of the maps into it, and its own
+    down: MapCache
+
+
+class LayerCache(NamedTuple):
+    """What backward of a layer needs."""
+
+    attention: AttentionBlockCache
+    ffn: FFNBlockCache
 
 
 # ------------------------------------------------------------------------------------------------ attention
@@ -77,15 +118,16 @@ class Context:
 
 def attention_block_forward(
     x: Array | None, branch: Array, w: dict[str, Array], context: Context, layer: int
-) -> tuple[tuple[Array, Array], tuple]:
+) -> tuple[tuple[Array, Array], AttentionBlockCache]:
     """(x, branch) -> (x + dropout(branch), wo · attention(norm of that)); each (B, T, C)."""
     c = context.config
-    (x, n), norm_cache = ADD_NORM[c.norm][0](x, branch, w, "attn_norm", context, 2 * layer)
+    (stream, n), norm_cache = ADD_NORM[c.norm].forward(x, branch, w, "attn_norm", context, 2 * layer)
     branch, caches = attention_forward(n, w, context, layer)
-    return (x[:, -branch.shape[1] :], branch), (c, norm_cache, caches)  # all, or n_last
+    total = stream[:, -branch.shape[1] :]                                   # of all tokens, or of the last n_last
+    return (total, branch), AttentionBlockCache(c, norm_cache, caches)
 
 
-def attention_forward(n: Array, w: dict[str, Array], context: Context, layer: int) -> tuple[Array, tuple]:
+def attention_forward(n: Array, w: dict[str, Array], context: Context, layer: int) -> tuple[Array, AttentionParts]:
     """wo · attention(wq · n, wk · n, wv · n) of the normalised stream n (B, T, C)."""
     (q, k, v), projections = projections_forward(n, w, context)        # (B, T, H·D), (B, T, K·D) twice
     c = context.config
@@ -100,25 +142,27 @@ def attention_forward(n: Array, w: dict[str, Array], context: Context, layer: in
         k, v = context.kv_cache.append(layer, k, v)                    # (B, K, S, D): earlier ones and these
     mixed, attention_cache = ops.flash_attention_forward(q, k, v, context.first, context.last)
     out, out_cache = linear_forward(merge_heads(mixed), w, "wo", context)               # (B, T, C)
-    return out, (projections, stages, attention_cache, out_cache)
+    return out, AttentionParts(projections, stages, attention_cache, out_cache)
 
 
-def attention_block_backward(dx: Array | None, dbranch: Array, cache: tuple, g: LayerGradients) -> tuple[Array, Array]:
+def attention_block_backward(
+    dx: Array | None, dbranch: Array, cache: AttentionBlockCache, g: LayerGradients
+) -> tuple[Array, Array]:
     """(dx, dbranch), each (B, T, C); adds the gradients of the block's parameters to `g`."""
-    c, norm_cache, (projections, stages, attention_cache, out_cache) = cache
-    dmixed = split_heads(linear_backward(dbranch, out_cache, g, "wo"), c.n_heads)       # (B, H, T, D)
-    dq, dk, dv = ops.flash_attention_backward(dmixed, attention_cache)
-    dq, dk = stages_backward((dq, dk), stages, g, ("q_norm", "k_norm"))
-    dn = projections_backward((merge_heads(dq), merge_heads(dk), merge_heads(dv)), projections, g)
-    return ADD_NORM[c.norm][1](dx, dn, norm_cache, g, "attn_norm")     # x also went on unchanged
+    c, parts = cache.config, cache.parts
+    dmixed = split_heads(linear_backward(dbranch, parts.out, g, "wo"), c.n_heads)       # (B, H, T, D)
+    dq, dk, dv = ops.flash_attention_backward(dmixed, parts.attention)
+    dq, dk = stages_backward((dq, dk), parts.stages, g, ("q_norm", "k_norm"))
+    dn = projections_backward((merge_heads(dq), merge_heads(dk), merge_heads(dv)), parts.projections, g)
+    return ADD_NORM[c.norm].backward(dx, dn, cache.norm, g, "attn_norm")                # x also went on unchanged
 
 
 def projections_forward(n: Array, w: dict[str, Array], context: Context) -> tuple[tuple[Array, Array, Array], list]:
     """Queries, keys and values of n (B, T, C); queries only of the last `n_last` tokens."""
     outs, caches = {}, []
     for names in projection_groups(context):
-        fewer = context.n_last is not None and names == ("wq",)
-        results, cache = linears_forward(n[:, -context.n_last :] if fewer else n, w, names, context)
+        fewer = names == ("wq",) and context.n_last is not None
+        results, cache = linears_forward(n[:, -(context.n_last or 0) :] if fewer else n, w, names, context)
         outs |= zip(names, results, strict=True)
         caches.append((names, cache))
     return (outs["wq"], outs["wk"], outs["wv"]), caches
@@ -196,28 +240,30 @@ def gelu_backward(dout, caches, g):
     return linear_backward(ops.gelu_backward(dout, cache), up_cache, g, "w_up")
 
 
-FFN = {"swiglu": (swiglu_forward, swiglu_backward), "gelu": (gelu_forward, gelu_backward)}
+FFN = {"swiglu": OpPair(swiglu_forward, swiglu_backward), "gelu": OpPair(gelu_forward, gelu_backward)}
 
 
 def ffn_block_forward(
     x: Array, branch: Array, w: dict[str, Array], context: Context, layer: int, cache_only: bool = False
-) -> tuple[tuple[Array, Array] | None, tuple]:
+) -> tuple[Any, FFNBlockCache]:
     """(x, branch) -> (x + dropout(branch), w_down · activation(norm of that)); `cache_only` leaves out the outputs."""
     c = context.config
-    (x, n), norm_cache = ADD_NORM[c.norm][0](x, branch, w, "ffn_norm", context, 2 * layer + 1)
-    a, ffn_cache = FFN[c.ffn][0](n, w, context)                        # (B, T, F)
-    if cache_only:                                                     # a fifth of the layer's products is saved
-        return None, (c, norm_cache, ffn_cache, linear_cache(a, w, "w_down", context))
+    (x, n), norm_cache = ADD_NORM[c.norm].forward(x, branch, w, "ffn_norm", context, 2 * layer + 1)
+    a, ffn_cache = FFN[c.ffn].forward(n, w, context)                   # (B, T, F)
+    if cache_only:                                                     # saves a fifth of the layer's products
+        return None, FFNBlockCache(c, norm_cache, ffn_cache, linear_cache(a, w, "w_down", context))
     out, down_cache = linear_forward(a, w, "w_down", context)          # (B, T, C)
-    return (x, out), (c, norm_cache, ffn_cache, down_cache)
+    return (x, out), FFNBlockCache(c, norm_cache, ffn_cache, down_cache)
 
 
-def ffn_block_backward(dx: Array | None, dbranch: Array, cache: tuple, g: LayerGradients) -> tuple[Array, Array]:
+def ffn_block_backward(
+    dx: Array | None, dbranch: Array, cache: FFNBlockCache, g: LayerGradients
+) -> tuple[Array, Array]:
     """(dx, dbranch), each (B, T, C); adds the gradients of the block's parameters to `g`."""
-    c, norm_cache, ffn_cache, down_cache = cache
-    da = linear_backward(dbranch, down_cache, g, "w_down")             # (B, T, F)
-    dn = FFN[c.ffn][1](da, ffn_cache, g)                               # (B, T, C)
-    return ADD_NORM[c.norm][1](dx, dn, norm_cache, g, "ffn_norm")
+    c = cache.config
+    da = linear_backward(dbranch, cache.down, g, "w_down")             # (B, T, F)
+    dn = FFN[c.ffn].backward(da, cache.activation, g)                  # (B, T, C)
+    return ADD_NORM[c.norm].backward(dx, dn, cache.norm, g, "ffn_norm")
 
 
 # ------------------------------------------------------------------------------------------------ a layer
@@ -225,29 +271,27 @@ def ffn_block_backward(dx: Array | None, dbranch: Array, cache: tuple, g: LayerG
 
 def layer_forward(
     x: Array | None, branch: Array, w: dict[str, Array], context: Context, layer: int
-) -> tuple[tuple[Array, Array], tuple]:
+) -> tuple[tuple[Array, Array], LayerCache]:
     """Attention, then feed-forward. Dropout's site 0 is the embedding's, layer i drops its branches at 2i + 1 and 2i + 2."""
     (x, branch), attention_cache = attention_block_forward(x, branch, w, context, layer)
     (x, branch), ffn_cache = ffn_block_forward(x, branch, w, context, layer)
-    return (x, branch), (attention_cache, ffn_cache)
+    return (x, branch), LayerCache(attention_cache, ffn_cache)
 
 
-def layer_entry(cache: tuple) -> tuple:
+def layer_entry(cache: LayerCache) -> AddNormCache:
     """The part of a layer's cache from which it can be recomputed: that of its first norm."""
-    (_, norm_cache, _), _ = cache
-    return norm_cache
+    return cache.attention.norm
 
 
-def layer_again(entry: tuple, w: dict[str, Array], context: Context, layer: int) -> tuple:
+def layer_again(entry: AddNormCache, w: dict[str, Array], context: Context, layer: int) -> LayerCache:
     """The layer's cache, from :func:`layer_entry`."""
-    c, x = context.config, entry[0][0]                                 # the stream that the layer's first norm read
-    n, _ = NORM[c.norm][0](x, w, "attn_norm", context)
+    c, x = context.config, entry.norm.x                                # the stream that the layer's first norm read
+    n, _ = NORM[c.norm].forward(x, w, "attn_norm", context)
     branch, caches = attention_forward(n, w, context, layer)
     _, ffn_cache = ffn_block_forward(x, branch, w, context, layer, cache_only=True)
-    return (c, entry, caches), ffn_cache
+    return LayerCache(AttentionBlockCache(c, entry, caches), ffn_cache)
 
 
-def layer_backward(dx: Array | None, dbranch: Array, cache: tuple, g: LayerGradients) -> tuple[Array, Array]:
+def layer_backward(dx: Array | None, dbranch: Array, cache: LayerCache, g: LayerGradients) -> tuple[Array, Array]:
     """(dx, dbranch) of the layer's inputs, from those of its outputs."""
-    attention_cache, ffn_cache = cache
-    return attention_block_backward(*ffn_block_backward(dx, dbranch, ffn_cache, g), attention_cache, g)
+    return attention_block_backward(*ffn_block_backward(dx, dbranch, cache.ffn, g), cache.attention, g)

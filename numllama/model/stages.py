@@ -7,9 +7,48 @@ A *stage* is a pair of functions that knows its parameters by name:
 the choices of a configuration.
 """
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 from numllama import ops
 from numllama.backend import real_dtype, xp_of
 from numllama.model.config import ModelConfig
+from numllama.ops.add_rmsnorm import AddRMSNormCache
+from numllama.ops.dropout import DropoutCache
+from numllama.ops.layernorm import LayerNormCache
+from numllama.ops.linear import LinearCache
+from numllama.ops.lora import LoraCache
+
+
+class OpPair(NamedTuple):
+    """A stage: a function and its backward."""
+
+    forward: Callable[..., tuple[Any, Any]]
+    backward: Callable[..., Any]
+
+
+class MapCache(NamedTuple):
+    """The caches of a linear map and of its low-rank update, if there is one."""
+
+    linear: LinearCache
+    lora: LoraCache | None
+
+
+class MapsCache(NamedTuple):
+    """The same of several maps of one input."""
+
+    linears: tuple[LinearCache, ...]
+    loras: list[LoraCache | None]
+
+
+class AddLayerNormCache(NamedTuple):
+    """The caches of a residual sum's norm and of its branch's dropout; the RMSNorm's is AddRMSNormCache."""
+
+    norm: LayerNormCache
+    dropout: DropoutCache | None
+
+
+AddNormCache = AddRMSNormCache | AddLayerNormCache
 
 
 def add_gradient(g, name, gradient):
@@ -22,7 +61,7 @@ def linear_forward(x, w, name, context):
     update, lora_cache = lora_forward(x, w, name, context)
     if update is not None:
         out += update
-    return out, (cache, lora_cache)
+    return out, MapCache(cache, lora_cache)
 
 
 def linears_forward(x, w, names, context):
@@ -35,12 +74,12 @@ def linears_forward(x, w, names, context):
         if update is not None:
             out += update
         lora_caches.append(lora_cache)
-    return outs, (cache, lora_caches)
+    return outs, MapsCache(cache, lora_caches)
 
 
 def linear_cache(x, w, name, context):
-    """What linear_forward keeps for backward, without the product."""
-    return (x, w[name], w.get(f"{name}_bias")), lora_forward(x, w, name, context)[1]
+    """The cache of linear_forward, without the product."""
+    return MapCache(LinearCache(x, w[name], w.get(f"{name}_bias")), lora_forward(x, w, name, context)[1])
 
 
 def lora_forward(x, w, name, context):
@@ -129,14 +168,13 @@ def add_layernorm_forward(x, branch, w, name, context, site):
     branch, dropout_cache = (branch, None) if key is None else ops.dropout_forward(branch, p, key)
     x = branch if x is None else x + branch
     out, cache = layernorm_forward(x, w, name, context)
-    return (x, out), (cache, dropout_cache)
+    return (x, out), AddLayerNormCache(cache, dropout_cache)
 
 
 def add_layernorm_backward(dx, dout, cache, g, name):
-    cache, dropout_cache = cache
-    dn = layernorm_backward(dout, cache, g, name)
+    dn = layernorm_backward(dout, cache.norm, g, name)
     dx = dn if dx is None else dx + dn
-    return dx, dx if dropout_cache is None else ops.dropout_backward(dx, dropout_cache)
+    return dx, dx if cache.dropout is None else ops.dropout_backward(dx, cache.dropout)
 
 
 def dropped_at(site, context):
@@ -182,20 +220,20 @@ def ropes_backward(douts, cache, g, names):
 
 
 NORM = {
-    "rmsnorm": (rmsnorm_forward, rmsnorm_backward),
-    "layernorm": (layernorm_forward, layernorm_backward),
+    "rmsnorm": OpPair(rmsnorm_forward, rmsnorm_backward),
+    "layernorm": OpPair(layernorm_forward, layernorm_backward),
 }
 ADD_NORM = {  # a residual sum first: (x, branch) -> (x + dropout(branch), norm of it)
-    "rmsnorm": (add_rmsnorm_forward, add_rmsnorm_backward),
-    "layernorm": (add_layernorm_forward, add_layernorm_backward),
+    "rmsnorm": OpPair(add_rmsnorm_forward, add_rmsnorm_backward),
+    "layernorm": OpPair(add_layernorm_forward, add_layernorm_backward),
 }
-RMS_EACH = each_forward(rmsnorm_forward), each_backward(rmsnorm_backward)
-L2_EACH = each_forward(l2norm_forward), each_backward(l2norm_backward)
-ROPE = {"rope": [(ropes_forward, ropes_backward)], "learned": [], "none": []}
+RMS_EACH = OpPair(each_forward(rmsnorm_forward), each_backward(rmsnorm_backward))
+L2_EACH = OpPair(each_forward(l2norm_forward), each_backward(l2norm_backward))
+ROPE = {"rope": [OpPair(ropes_forward, ropes_backward)], "learned": [], "none": []}
 BEFORE_ROPE = {"rms": [RMS_EACH], "l2": [], None: []}
 AFTER_ROPE = {"rms": [], "l2": [L2_EACH], None: []}
 
 
-def head_stages(config: ModelConfig) -> list[tuple]:
-    """What happens to queries and keys between their projection and attention."""
+def head_stages(config: ModelConfig) -> list[OpPair]:
+    """The stages of queries and keys between their projection and attention."""
     return BEFORE_ROPE[config.qk_norm] + ROPE[config.positions] + AFTER_ROPE[config.qk_norm]

@@ -17,6 +17,7 @@ from numllama.model.block import ADD_NORM, Context, layer_again, layer_backward,
 from numllama.model.config import ModelConfig
 from numllama.model.lora import Adapter, LoraConfig, initial_adapter
 from numllama.model.parameters import FlatTensors, Gradients, LayerGradients, Parameters, initial_parameters
+from numllama.ops.intervals import segment_starts
 from numllama.system.blas import few_threads, with_few_threads
 
 # Head and loss run in chunks of rows of at most this many logits (32 MiB of float32): (N, V) never exists whole. A GPU needs
@@ -189,7 +190,7 @@ class Transformer:
         (x, n), norm_cache = self._norm(x, branch, context)
         loss, dn, dhead = self._head_loss_and_grads(n, targets, count, scale, grads)
 
-        dx, dbranch = ADD_NORM[self.config.norm][1](None, dn, norm_cache, grads, "norm")
+        dx, dbranch = ADD_NORM[self.config.norm].backward(None, dn, norm_cache, grads, "norm")
         del x, branch, n, norm_cache, dn                               # memory falls from here on
         for i in reversed(range(self.config.n_layers)):
             cache = caches.pop()
@@ -283,7 +284,7 @@ class Transformer:
     def _embed_backward(self, dx: Array, cache: tuple, grads: Gradients, dhead: Array | None) -> None:
         embed_cache, pos_cache = cache
         if pos_cache is not None:
-            shared = pos_cache[0].ndim == 1                            # positions collect from all sequences then
+            shared = pos_cache.tokens.ndim == 1                        # positions collect from all sequences then
             dpos = dx.sum(0, dtype=real_dtype(dx.dtype)) if shared else dx
             with grads.adding_to("pos_embed") as total:
                 ops.embedding_backward(dpos, pos_cache, into=total)
@@ -304,7 +305,7 @@ class Transformer:
 
     def _norm(self, x: Array, branch: Array, context: Context) -> tuple[tuple[Array, Array], tuple]:
         """The stream after all layers, and its norm."""
-        return ADD_NORM[self.config.norm][0](x, branch, self.weights, "norm", context, 2 * self.config.n_layers)
+        return ADD_NORM[self.config.norm].forward(x, branch, self.weights, "norm", context, 2 * self.config.n_layers)
 
     def _head(self, params: FlatTensors) -> Array:
         return params["embed" if self.config.tie_embeddings else "head"]
@@ -412,11 +413,3 @@ class Transformer:
         check_shape("targets", targets, tokens.shape)
         check_ids("targets", targets, self.config.vocab_size, ops.IGNORE)
         return self.xp.asarray(targets)
-
-
-def segment_starts(segments: np.ndarray) -> np.ndarray:
-    """Where each token's document starts: the last place up to t at which `segments` changed; (B, T) -> (B, T)."""
-    changed = np.ones(segments.shape, dtype=bool)
-    changed[:, 1:] = segments[:, 1:] != segments[:, :-1]
-    starts = np.where(changed, np.arange(segments.shape[1]), 0)
-    return np.maximum.accumulate(starts, axis=1)

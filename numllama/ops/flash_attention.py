@@ -39,10 +39,7 @@ class FlashAttentionCache(NamedTuple):
 def flash_attention_forward(
     q: Array, k: Array, v: Array, first: Array | None = None, last: Array | None = None, scale: float | None = None
 ) -> tuple[Array, FlashAttentionCache]:
-    """Attention as :func:`numllama.ops.attention_forward` defines it, in memory that grows with T and not with T·S.
-
-    Parameters, results and errors are those of that function, without `mask`; the cache has no (T, S) array.
-    """
+    """:func:`numllama.ops.attention_forward`, with its parameters but `mask`, in memory that grows with T and not with T·S."""
     K, S = check_heads(q, k, v)
     B, H, T, D = q.shape
     xp = xp_of(q)
@@ -94,15 +91,14 @@ def flash_attention_backward(dout: Array, cache: FlashAttentionCache) -> tuple[A
 
 
 def visible(first: Array, last: Array, s: slice) -> Array:
-    """Which keys of a tile the queries of a tile see, first and last (1 or b, t): boolean, (1 or b, 1, t, s)."""
+    """Whether a query with interval first, last (1 or B, t) sees a key of the tile s: boolean, (1 or B, 1, t, s)."""
     keys = xp_of(first).arange(s.start, s.stop)
     return ((first[..., None] <= keys) & (keys < last[..., None]))[:, None]
 
 
 def masked(scores: Array, seen: Array) -> Array:
     """Folded scores (B, K, R·t, s), −∞ where a query does not see the key: a finite "minus infinity" would leak."""
-    B, K, rows, s = scores.shape
-    t = seen.shape[-2]
+    (B, K, rows, s), t = scores.shape, seen.shape[-2]
     by_head = scores.reshape(B, K, rows // t, t, s)
     return xp_of(scores).where(seen[:, None], by_head, -math.inf).reshape(scores.shape)
 

@@ -4,6 +4,8 @@ Query t sees the keys first[t] <= s < last[t]. By default first = 0 and last = S
 end of the keys, as a cache needs. Left padding, sliding windows and packed documents are intervals too.
 """
 
+import numpy as np
+
 from numllama.backend import Array, xp_of
 from numllama.checks import check_shape
 
@@ -44,3 +46,11 @@ def check_heads(q: Array, k: Array, v: Array) -> tuple[int, int]:
     if 0 in (T, S):
         raise ValueError(f"q has {T} places and k has {S}, but neither may be empty")
     return K, S
+
+
+def segment_starts(segments: np.ndarray) -> np.ndarray:
+    """Where each token's document starts: the last place up to t at which `segments` changed; (B, T) -> (B, T)."""
+    changed = np.ones(segments.shape, dtype=bool)
+    changed[:, 1:] = segments[:, 1:] != segments[:, :-1]
+    starts = np.where(changed, np.arange(segments.shape[1]), 0)
+    return np.maximum.accumulate(starts, axis=1)

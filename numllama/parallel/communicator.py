@@ -222,10 +222,10 @@ class MPI(Communicator):
         return Request(test, finish, lambda waited: self._watch(waited, number))
 
     def _watch(self, waited: float, number: int) -> None:
-        """Give up the number-th message when it has been waited for too long, and say whose fault it is.
+        """Give up the number-th message after the timeout, and name the rank that caused it.
 
-        Who has waited for a quarter of the timeout tells the others how many messages it has begun. So in the end each of them
-        knows who waits as well: whoever has not begun this message is busy elsewhere, or gone.
+        After a quarter of the timeout, a rank tells the others how many messages it has begun. A rank that has not begun this
+        one is busy elsewhere, or gone.
         """
         if waited > self.timeout / 4 and self._told < number:
             self._told = self._begun

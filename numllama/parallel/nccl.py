@@ -62,7 +62,7 @@ class NCCL(Communicator):
         self, array: Array, bounds: Sequence[int], into: Array, add: bool = False, senders: int | None = None
     ) -> Request:
         if add:
-            raise ValueError("add is True, but NCCL's sums begin anew")
+            raise ValueError("add is True, but NCCL's sums cannot add to a buffer")
 
         def reduce(owner: int, part: Array) -> None:
             out = into if owner == self.rank else part  # which is not written to

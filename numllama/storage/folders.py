@@ -32,7 +32,7 @@ _mine = threading.local()  # .locked: folders locked by this thread; .parts: fol
 
 @contextmanager
 def locked(
-    folder: str | Path, error: type[NumllamaError] = CheckpointError, doing: str = "writes", again: bool = False
+    folder: str | Path, error: type[NumllamaError] = CheckpointError, doing: str = "writes", reentrant: bool = False
 ) -> Iterator[None]:
     """Keep other processes and threads from writing in a folder; remove what killed ones left half-written.
 
@@ -44,14 +44,14 @@ def locked(
         Raised if it is locked already, or cannot be written.
     doing : str
         What the other process does there, for the error message.
-    again : bool
+    reentrant : bool
         Allow a folder that this thread has already locked.
     """
     folder = Path(folder)
     held = _mine.__dict__.setdefault("locked", set())
     try:
         resolved = folder.resolve()
-        mine = again and resolved in held
+        mine = reentrant and resolved in held
         made = [path for path in (resolved, *resolved.parents) if not path.exists()]
         file = None if mine else _open_lock(resolved)
     except BlockingIOError as failure:
@@ -160,7 +160,7 @@ def published(
     if folder in parts:
         yield folder
         return
-    with locked(folder, error, again=True):
+    with locked(folder, error, reentrant=True):
         part = part_of(folder / "new")
         parts.add(part)
         try:

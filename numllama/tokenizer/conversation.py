@@ -191,13 +191,13 @@ def apply_chat_template(
     encoder = ConversationEncoder(tokenizer, chat_template, sanitize_control_tokens=sanitize_control_tokens)
     prompt = not continue_final_message if add_generation_prompt is None else add_generation_prompt
     continued = ("content" if continue_final_message is True else continue_final_message) or None
-    asked = Conversation(messages, values, prompt, return_assistant_tokens_mask, continued=continued)
-    template = encoder.template(asked)
+    conversation = Conversation(messages, values, prompt, return_assistant_tokens_mask, continued=continued)
+    template = encoder.template(conversation)
     if return_assistant_tokens_mask and not marks_answers(template):
         raise ValueError("return_assistant_tokens_mask needs a chat template that marks answers with {% generation %}")
     if not tokenize:
-        return _result(encoder.write([asked], pieces=False)[0]).text
-    encoded = _result(encoder.encode([asked])[0])
+        return _result(encoder.write([conversation], pieces=False)[0]).text
+    encoded = _result(encoder.encode([conversation])[0])
     ids = encoded.ids.tolist()
     if not return_dict:
         return ids

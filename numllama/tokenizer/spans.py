@@ -15,7 +15,7 @@ from numllama.tokenizer.normalizers import Normalizer
 
 STRETCH = re.compile(r"[\x00-\x7f]|[^\x00-\x7f]+")  # no form of Unicode joins ASCII with what stands before it
 SURROGATE = re.compile("[\ud800-\udfff]")
-KEPT = 2**16  # pieces
+KNOWN_PIECES = 2**16  # pieces
 
 
 def encode_spans(
@@ -137,7 +137,7 @@ def _merged(tokenizer: Tokenizer, piece: str) -> np.ndarray:
     """The tokens of a pre-token, cached."""
     known = tokenizer.placed_pieces
     if piece not in known:
-        if len(known) >= KEPT:
+        if len(known) >= KNOWN_PIECES:
             known.clear()
         known[piece] = np.array(_placed(tokenizer, piece), dtype=np.int64).reshape(-1, 3)
     return known[piece]

@@ -8,7 +8,7 @@ is ever counted again:
     where[pair]     the words in which it occurs, or once did
 
 A count in the heap may be out of date: counts only fall, except those of pairs with the newest token, which are all pushed
-anew. So a pair that comes up with another count than it has now is pushed back with the right one.
+again. So a pair that comes up with an outdated count is pushed back with the right one.
                                                                                         Sennrich et al. 2016, algorithm 1
 """
 

@@ -26,9 +26,9 @@ from threadpoolctl import threadpool_info
 
 from numllama.backend import to_numpy
 from numllama.errors import CheckpointError, DamagedError, shown
-from numllama.model import LoraConfig, ModelConfig, Parameters, Transformer
+from numllama.model import LoraConfig, ModelConfig, Transformer
 from numllama.model.lora import adapter_shapes
-from numllama.model.parameters import parameter_shapes
+from numllama.model.parameters import FlatTensors, parameter_shapes
 from numllama.optim.optimizer import Optimizer
 from numllama.storage.checksums import file_checksum, read_verified, with_checksum
 from numllama.storage.fields import as_json, check, whole
@@ -320,7 +320,7 @@ def _base_fingerprint(model: Transformer) -> dict[str, str] | None:
     return {"dtype": model.params.flat.dtype.name, "sha256": fingerprint(model.params)}
 
 
-def _copy(params: Parameters) -> np.ndarray:
+def _copy(params: FlatTensors) -> np.ndarray:
     flat = to_numpy(params.flat)
     return flat.copy() if flat is params.flat else flat  # from a GPU it is a copy already
 
@@ -350,7 +350,7 @@ def _read_tensors(folder: Path, name: str, state: dict, expected: Mapping[str, A
     return {key: tensors[key] for key in expected}
 
 
-def _joined(buffers: dict[str, Parameters]) -> dict:
+def _joined(buffers: Mapping[str, FlatTensors]) -> dict:
     return {f"{name}.{key}": view for name, params in buffers.items() for key, view in params.items()}
 
 

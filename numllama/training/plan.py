@@ -177,7 +177,7 @@ class Plan:
     network : float
         Bytes/s between machines, for each GPU.
     price : float, optional
-        Of a GPU for an hour; default about what is asked for it.
+        Price per GPU hour; default: a typical rental price.
     """
 
     config: ModelConfig
@@ -240,6 +240,7 @@ class Plan:
 
     def memory(self) -> dict[str, float]:
         """Bytes of each GPU by part."""
+        assert self.rows is not None and self.compute_dtype is not None  # chosen on construction
         how = self.compute_dtype, self.gpus, self.shard_optimizer, self.recompute
         return memory(self.config, self.rows, self.seq_len, *how, on_gpu=self.gpu != CPU)
 

@@ -75,7 +75,7 @@ def begin(
     if resumed and is_there(run / CONFIG):
         with suppress(DamagedError):
             before = read_config(run)
-    name, files = name or before.get("id") or name_of(model, data, config), before.get("files")
+    name, files = str(name or before.get("id") or name_of(model, data, config)), before.get("files")
     if not resumed:
         for left in (CONFIG, RESULT):  # of a run that was killed before its first checkpoint
             (run / left).unlink(missing_ok=True)

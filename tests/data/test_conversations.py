@@ -277,7 +277,7 @@ BAD = {
     "no_answer": ('{"messages": [{"role": "user", "content": "a"}]}', r'none of its messages has the role "assistant"'),
     "weight": (weighted("assistant", 0.5), "weight of message 1 is 0.5, but must be 0 or 1"),
     "weight_true": (weighted("assistant", True), "weight of message 1 is True, but must be 0 or 1"),
-    "weight_user": (weighted("user", 1), "message 1 has the weight 1, but only what the assistant says"),
+    "weight_user": (weighted("user", 1), "message 1 has the weight 1, but only the assistant"),
     "weight_all": (weighted("assistant", 0), "there is nothing that the assistant says: all of it has the weight 0"),
     "deep": ('{"messages": ' + "[" * 100_000, "it is nested too deeply"),
     "surrogate": (json.dumps(talk("a", "\ud800")), "surrogates not allowed"),
@@ -325,7 +325,7 @@ def test_a_template_is_nothing_for_characters(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("lines", "message"), [([], "holds no conversations"), ([GOOD], "holds a single conversation, but one to learn from")]
+    ("lines", "message"), [([], "holds no conversations"), ([GOOD], "holds a single conversation, but at least two are needed")]
 )
 def test_too_few_conversations_are_refused(tokenizer, tmp_path, lines, message):
     with pytest.raises(DataError, match=message):

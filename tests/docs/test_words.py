@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(not (ROOT / "docs").exists(), reason="tests with
 WORDS = {  # pattern: what to say
     r"\b(Team|Member|ByName)\b": "SharedMemoryWorkers, worker, shared_objects",
     r"\bTurns\b|\bgive_way\b|\bStopped\b|\bturns\.(begin|end)\b": "OrderedSum, acquire and release, backoff, ShardFailed",
-    r"\b(whole|agree|check_same)\((?!\))": "gather_optimizer, any_rank, require_same",
+    r"\bworkers\.(whole|keep|rows)\(|\b(agree|check_same)\(": "gather_optimizer, any_rank, require_same",
     r"\bby_one_more\b|\bKEPT\b|\bkept memory\b": "ReferenceCounted.acquire, keep_freed_memory",
     r"\bclass _Round\b|\b_Round\(|\bdone_behind\b|\bget_on\b|\bunder_way\b": "RankGradients, send_after, progress, in_flight",
     r"\bTold\b|\btold\.send\b": "StagingBuffers, upload",
@@ -26,9 +26,9 @@ WORDS = {  # pattern: what to say
     r"\brounded_to\b|\.rounded\b|\bparams\.round\(\)|\blearnt\.round\(\)": "low_precision, sync_low_precision()",
     r"\b_below\(": "base_fingerprint",
     r"\bpoint_to\b|\bset_aside\b|\bunsealed\b|\bsealed\b": "write_pointer, quarantine, with_checksum",
-    r"(?<!--data )\bstand-in\b|\bSTAND_IN\b|\bPLAY\b": "synthetic play",
+    r"(?<!--data )\bstand-in\b(?!\")|\bSTAND_IN\b|\bPLAY\b": "synthetic play",
     r"\b(some|all)_of_val\b": "validation(n)",
-    r"\b(Texts|Asked|runners_up)\b|\blimits\.running\b": "Job, ParsedRequest, top_logprobs, max_concurrent",
+    r"\bclass (Texts|Asked)\b|\bAsked\(|\brunners_up\b|\blimits\.running\b": "Job, ParsedRequest, top_logprobs, max_concurrent",
     r"\btakes_rows\b|\bdef takes\b|\.takes\b": "supports",
     r"\brun=map\b|\brun: .*= map\b": "map_fn",
     # habits of another language
@@ -42,7 +42,8 @@ WORDS = {  # pattern: what to say
 
 # Proper uses, by file and a part of the line.
 PROPER = {
-    ("numllama/commands/train.py", 'Path("stand-in")'),  # the value of --data that existing runs and scripts name
+    ("numllama/commands/train.py", "or stand-in, a synthetic play"),  # the value of --data in existing runs and scripts
+    ("numllama/data/synthetic.py", "mend lick taste"),  # verbs of the play
 }
 
 

@@ -9,8 +9,8 @@ MISTAKES = [
     Mistake(
         "the residual stream's gradient cut off",
         "model/block.py",
-        'return ADD_NORM[c.norm][1](dx, dn, norm_cache, g, "ffn_norm")',
-        'return ADD_NORM[c.norm][1](None, dn, norm_cache, g, "ffn_norm")',
+        'return ADD_NORM[c.norm].backward(dx, dn, cache.norm, g, "ffn_norm")',
+        'return ADD_NORM[c.norm].backward(None, dn, cache.norm, g, "ffn_norm")',
         f"{MODEL}::test_every_gradient_against_differences[cpu-llama]",
     ),
     Mistake(
@@ -25,7 +25,7 @@ MISTAKES = [
     ),
     Mistake(
         "a layer run again that forgets its last bias",
-        "model/stages.py", 'return (x, w[name], w.get(f"{name}_bias")), lora', "return (x, w[name], None), lora",
+        "model/stages.py", 'LinearCache(x, w[name], w.get(f"{name}_bias"))', "LinearCache(x, w[name], None)",
         f"{MODEL}::test_recompute_gives_the_same_bits[cpu-plain-gpt2]",
     ),
     Mistake(
