@@ -103,7 +103,8 @@ def step(preset: str, capability: int) -> list[tuple]:
     transformer.CHUNK_LOGITS = transformer.CHUNK_LOGITS_GPU            # for arrays here are NumPy's
     with np.errstate(all="ignore"):
         whole = graph.TrainingStep(model, optimizer, batch_size, seq_len, clip=1.0, graph=False)
-        whole.told.device["tokens"][...] = whole.told.device["targets"][...] = 0
+        whole.staged = whole._allocate()
+        whole.staged.device["tokens"][...] = whole.staged.device["targets"][...] = 0
         paper.launches.clear()
         whole._launch_all()
     return paper.launches

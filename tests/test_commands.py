@@ -249,7 +249,7 @@ def test_a_port_that_is_taken_is_one_sentence(folder):
         taken.listen()
         code, _, err = run("serve", folder, "--port", taken.getsockname()[1])
     assert code == 2
-    assert "choose another with --port" in err
+    assert "choose another port with --port" in err
 
 
 def test_serve_binds_to_this_machine_alone_unless_told_otherwise():

@@ -38,6 +38,7 @@ def test_generate_writes_what_complete_writes_and_as_much_as_was_asked_for(tmp_p
 
 BENCHMARKS = EXAMPLES.parent / "benchmarks"
 SCRIPTS = sorted([*EXAMPLES.glob("*.py"), *BENCHMARKS.glob("*.py")])
+WITH_FLAGS = [path for path in SCRIPTS if path.stem != "train_loop"]  # whose 40 lines are for reading
 
 
 def script(path, *arguments, monkeypatch):
@@ -57,7 +58,7 @@ def script(path, *arguments, monkeypatch):
     return 0
 
 
-@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: f"{path.parent.name}-{path.stem}")
+@pytest.mark.parametrize("path", WITH_FLAGS, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_a_script_says_with_help_what_it_does(path, monkeypatch, capsys):
     assert script(path, "--help", monkeypatch=monkeypatch) == 0
     out = capsys.readouterr()

@@ -76,7 +76,7 @@ def test_a_private_or_foreign_word_is_gone(pattern):
     assert not found, f"say {WORDS[pattern]}:\n" + "\n".join(found)
 
 
-GONE = ("class Piece(NamedTuple):", "the moments are learnt", "params.round()", "Texts(engine)", "it mends", "def takes(")
+GONE = ("class Piece(NamedTuple):", "the moments are learnt", "params.round()", "Asked(engine)", "it mends", "def takes(")
 FINE = ("np.round(x)", "the whole text", "it takes a batch", "SentencePiece(", "queue.Queue", "He asked the model.", "begin")
 
 

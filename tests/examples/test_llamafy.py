@@ -11,6 +11,7 @@ import pytest
 from helpers import EXAMPLES, assert_close, example, normal
 
 import numllama as nl
+from numllama.data.dataset import text_dataset
 from numllama.data.synthetic import write_play
 
 V = 65  # characters of Shakespeare
@@ -178,7 +179,7 @@ def test_the_ladder_prints_a_true_table_and_keeps_all_results(tmp_path, monkeypa
 
 
 def test_the_loss_of_a_rung_is_that_of_the_whole_validation_split():
-    ladder, data = example("llamafy"), nl.training.text_dataset(write_play(8_000), "a play")
+    ladder, data = example("llamafy"), text_dataset(write_play(8_000), "a play")
     rung = ladder.RUNGS[1]
     settings = nl.TrainConfig(steps=1, batch_size=4, lr=1e-30, weight_decay=0.0, warmup_steps=0, eval_batches=1, workers=1)
     model = rung.model(ladder.config_of(rung, data.vocab_size), seed=0)

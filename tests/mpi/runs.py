@@ -16,11 +16,12 @@ from pathlib import Path
 
 import numllama as nl
 from numllama import blocks, cli
+from numllama.data.dataset import text_dataset
 from numllama.parallel import ranks
 from numllama.parallel.launched import communicator
 
 STEPS, T = 50, 8
-DATA = nl.training.text_dataset("the quick brown fox jumps over the lazy dog. " * 60, "a fox")
+DATA = text_dataset("the quick brown fox jumps over the lazy dog. " * 60, "a fox")
 WAYS = [dict(dtype=d, shard_optimizer=z) for d in ("float64", "float32") for z in (False, True)]
 
 

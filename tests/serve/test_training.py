@@ -142,7 +142,7 @@ def test_each_checkpoint_writes_once(tmp_path):
     data.tokenizer.save(run)
     for report in trainer:
         if report.val_loss is not None:
-            trainer._end_save()  # else it overlaps with the next steps
+            trainer._writer.wait()  # else it overlaps with the next steps
             assert watch.is_due
             asyncio.run(watch.sample(engine))
             assert not watch.is_due
