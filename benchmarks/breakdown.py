@@ -49,7 +49,6 @@ def measure(name: str, workers: int, seconds: float) -> dict:
 
     from numllama import ops
     from numllama.model import Transformer
-    from numllama.optim import AdamW
     from numllama.parallel.shards import Workers
 
     clock, local, lock = Counter(), threading.local(), threading.Lock()
@@ -84,7 +83,7 @@ def measure(name: str, workers: int, seconds: float) -> dict:
     outside = [
         (Workers, "loss_and_grads", "all shards", time.perf_counter),
         (Transformer, "loss_and_grads", "a shard", time.thread_time),
-        (AdamW, "step", "AdamW", time.perf_counter),
+        (Workers, "step", "AdamW", time.perf_counter),
         (Workers, "clip", "clipping", time.perf_counter),
     ]
     for where, name_there, label, now in outside:
