@@ -290,6 +290,7 @@ def our_step(config, B: int, T: int, graph: bool, dtype: str = "bfloat16", dropo
 
     import numllama as nl
     from numllama.cuda.graph import training_step
+    from numllama.data.batches import counted
 
     model = nl.Transformer(config, seed=0, device="cuda", compute_dtype=dtype)
     optimizer = nl.AdamW(model.params, LR, betas=BETAS, weight_decay=DECAY)
@@ -298,7 +299,7 @@ def our_step(config, B: int, T: int, graph: bool, dtype: str = "bfloat16", dropo
 
     def run() -> float:
         count[0] += 1
-        return step(*next(source), count[0], LR)[0]
+        return step(counted(*next(source)), count[0], LR)[0]
 
     run.model, run.step = model, step
     return run

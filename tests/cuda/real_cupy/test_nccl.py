@@ -13,7 +13,7 @@ from helpers import assert_close
 from parallel.ranks_in_threads import together
 from tiny import CONFIG, SETTINGS, trainer
 
-import numllama.training.trainer
+import numllama.parallel.launched
 from numllama import Trainer, Transformer
 from numllama.errors import DeviceError
 from numllama.install import install_command
@@ -139,7 +139,7 @@ def test_without_cupy_one_sentence_says_what_to_install(gpus, monkeypatch):
 
 @pytest.mark.parametrize("sharded", [False, True])
 def test_two_gpus_train_as_one(gpus, monkeypatch, sharded):
-    monkeypatch.setattr(numllama.training.trainer, "communicator", lambda parallel: here.comm)
+    monkeypatch.setattr(numllama.parallel.launched, "communicator", lambda parallel: here.comm)
     settings = replace(SETTINGS, batch_size=4, shards=2)
     alone = trainer(batch_size=4, shards=2, graph=False)
     expected = [(report.loss, report.grad_norm) for report in alone]
