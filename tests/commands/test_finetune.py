@@ -385,7 +385,7 @@ def test_an_adapter_whose_model_has_changed_below_it_is_refused(base, data, tmp_
     sentence = f"{out / 'step-000002'} holds an adapter for a model of other weights"
     assert sentence in finetune("--resume", "--out", out, "--steps", 3, code=2)
     assert files(out / "step-000002") == before
-    with pytest.raises(CheckpointError, match="other weights"):
+    with pytest.raises(CheckpointError, match="other base weights"):
         nl.load(out)
 
 
