@@ -202,7 +202,7 @@ class Plan:
         if self.batch_size < self.gpus:
             raise ValueError(f"batch_size is {self.batch_size}, but {self.gpus} GPUs need a sequence each")
         if self.gpu == CPU and self.gpus > 1:
-            raise ValueError(f"gpus is {self.gpus}, but this machine's cpu counts as one")
+            raise ValueError(f"gpus is {self.gpus}, but cpu is this machine's, and there is only one")
         if self.compute_dtype is None:
             object.__setattr__(self, "compute_dtype", "float32" if self.gpu == CPU else "bfloat16")
         if self.rows is None:
