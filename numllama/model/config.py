@@ -28,7 +28,7 @@ CHOICES = {
 }
 SIZES = ("vocab_size", "dim", "n_layers", "n_heads", "n_kv_heads", "ffn_dim", "max_seq_len", "head_dim")
 DERIVED = ("n_kv_heads", "ffn_dim", "head_dim")  # None: derived from other fields
-FROM_OTHERS: Any = None  # typed so that a field is an int, as it is once __post_init__ has run
+FROM_OTHERS: Any = None  # Any, so that the fields are ints to type checkers, as after __post_init__
 NUMBERS = ("norm_eps", "rope_theta", "init_std", "dropout")
 KINDS = {
     **{name: one_of(*choices) for name, choices in CHOICES.items()},
@@ -38,7 +38,7 @@ KINDS = {
     "dropout": number(lambda value: 0 <= value < 1, "must lie in [0, 1)"),
     "rope_scaling": optional(OBJECT),
 }
-# Types of RoPE scaling: the numbers that each needs.
+# Types of RoPE scaling, and the numbers that each needs.
 ROPE_SCALING = {
     "default": (),
     "linear": ("factor",),
@@ -57,14 +57,14 @@ class ModelConfig:
     dim : int
         C, the width of the residual stream.
     n_layers : int
-        L, the number of blocks; each is attention and feed-forward.
+        L, the number of blocks, each of attention and feed-forward.
     n_heads : int
         H, the number of query heads.
     n_kv_heads : int
-        K, the number of key/value heads, each shared by H/K query heads: the KV cache shrinks by that factor. Default H.
+        K, the number of key/value heads, each shared by H/K query heads, which shrinks the KV cache by that factor. Default H.
     ffn_dim : int
-        F, the width inside the feed-forward. Default 4C for GELU; 8/3 of C for SwiGLU, rounded up to a multiple of 8: its three
-        matrices then have as many parameters as two with 4C.
+        F, the hidden width of the feed-forward. Default 4C for GELU; 8/3 C for SwiGLU, rounded up to a multiple of 8, so that its
+        three matrices have as many parameters as two of width 4C.
     max_seq_len : int
         The longest sequence that the model supports.
     head_dim : int
@@ -74,24 +74,24 @@ class ModelConfig:
     rope_theta : float
         Base of RoPE's frequencies; larger for longer contexts (Llama 3: 500000).
     rope_scaling : dict
-        How RoPE is stretched, by ``rope_type``: ``llama3`` with ``factor``, ``low_freq_factor``, ``high_freq_factor``,
+        Context extension of RoPE, by ``rope_type``: ``llama3`` with ``factor``, ``low_freq_factor``, ``high_freq_factor``,
         ``original_max_position_embeddings``; or ``linear`` with ``factor``. Default none.
     rope_layout : str
-        Which components RoPE pairs: ``half`` as Hugging Face, ``interleaved`` as Meta and llama2.c.
+        Which components RoPE pairs: ``half`` as in Hugging Face, ``interleaved`` as in Meta's code and llama2.c.
     tie_embeddings : bool
-        The head is the embedding, transposed: fewer parameters, better for small models.
+        Use the embedding, transposed, as the head: fewer parameters, better for small models.
     qk_norm : str
         Normalise queries and keys: ``rms`` with a gain before RoPE (Qwen3), ``l2`` without one after it (Llama 4).
     norm : str
-        ``rmsnorm``, or ``layernorm`` as GPT-2.
+        ``rmsnorm``, or ``layernorm`` as in GPT-2.
     positions : str
-        ``rope``, ``learned`` as GPT-2, or ``none``.
+        ``rope``, ``learned`` as in GPT-2, or ``none``.
     ffn : str
-        ``swiglu``, or ``gelu`` as GPT-2.
+        ``swiglu``, or ``gelu`` as in GPT-2.
     bias : bool
-        Biases in the linear maps of the blocks, as GPT-2. Llama has none.
+        Biases in the linear layers of the blocks, as in GPT-2. Llama has none.
     dropout : float
-        Probability of dropping an element of the embedding and of each block's output, in training only.
+        Dropout probability for the embedding and each block's output, in training only.
     init_std : float
         Standard deviation of the initial weights.
     init : str
@@ -166,9 +166,9 @@ class ModelConfig:
 
 
 def normalise_rope_scaling(value: Mapping | None) -> dict:
-    """Normalise RoPE scaling from any spelling that checkpoints use; an empty dictionary means none.
+    """Normalise RoPE scaling from any spelling used in checkpoints; an empty dictionary means none.
 
-    Takes ``rope_scaling`` with ``rope_type`` or the older ``type``, or the newer ``rope_parameters``, which also holds
+    Accepts ``rope_scaling`` with ``rope_type`` or the older ``type``, or the newer ``rope_parameters``, which also holds
     ``rope_theta``. Unknown types and keys are refused: ignoring them would give wrong positions.
     """
     if value is None:

@@ -1,7 +1,7 @@
-"""LoRA adapters: which maps get a low-rank update, its parameters, and their initial values.          Hu et al. 2021
+"""LoRA adapters: which matrices get a low-rank update, its parameters, and their initial values.      Hu et al. 2021
 
-A model with an adapter is frozen: only the adapter has gradients and moments, in a flat buffer of its own. Each map W of the
-blocks that is named as a target computes with  W + scale · b · a,  scale = alpha / rank  (:mod:`numllama.ops.lora`).
+A model with an adapter is frozen: only the adapter has gradients and moments, in its own flat buffer. Each target matrix W of
+a block acts as  W + scale · b · a,  scale = alpha / rank  (:mod:`numllama.ops.lora`).
 """
 
 from collections.abc import Iterable
@@ -22,16 +22,16 @@ TARGETS = ("wq", "wk", "wv", "wo", "w_gate", "w_up", "w_down")
 
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig:
-    """The shape of an adapter. Checked when it is made.
+    """The shape of an adapter. Validated on construction.
 
     Attributes
     ----------
     rank : int
-        R, how many directions each update has.
+        R, the rank of each update.
     alpha : float
-        The updates are scaled by alpha / rank, so that a learning rate fits several ranks.
+        Updates are scaled by alpha / rank, so that one learning rate fits several ranks.
     targets : tuple of str
-        The maps of every block that are updated. Default all seven of them.
+        The matrices to update in every block. Default all seven.
     """
 
     rank: int = 8
@@ -49,7 +49,7 @@ class LoraConfig:
 
     @property
     def scale(self) -> float:
-        """What an update is multiplied by."""
+        """The factor of each update."""
         return self.alpha / self.rank
 
     def to_dict(self) -> dict[str, Any]:
@@ -58,7 +58,7 @@ class LoraConfig:
 
 
 class Adapter:
-    """The parameters of an adapter, and what it is.
+    """An adapter: its configuration and parameters.
 
     Attributes
     ----------
@@ -66,7 +66,7 @@ class Adapter:
     params : Parameters
         ``blocks.{i}.{target}_lora_a`` and ``_lora_b``.
     weights : Parameters
-        What is computed with: `params`, or in mixed precision their copy in two bytes.
+        Used in computation: `params`, or in mixed precision their copy in two bytes.
     """
 
     def __init__(self, config: LoraConfig, params: Parameters, dtype: np.dtype) -> None:
@@ -82,7 +82,7 @@ def adapter_shapes(model: ModelConfig, config: LoraConfig) -> dict[str, tuple[in
             shapes |= {f"{name}_lora_a": (config.rank, shape[1]), f"{name}_lora_b": (shape[0], config.rank)}
     missing = [name for name in config.targets if f"blocks.0.{name}_lora_a" not in shapes]
     if missing and config.targets != TARGETS:
-        raise ValueError(f"targets holds {shown(missing[0])}, but a model with ffn={shown(model.ffn)} has no such map")
+        raise ValueError(f"targets holds {shown(missing[0])}, but a model with ffn={shown(model.ffn)} has no such matrix")
     return shapes
 
 

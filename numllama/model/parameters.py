@@ -1,7 +1,7 @@
 """Parameters: names, shapes, initial values; one flat buffer and named views of it.
 
-Weights, gradients and both Adam moments are buffers of one layout. So zeroing is one fill, and the norm of all gradients and an
-optimizer step are one pass each. Matrices come before gains and biases: "decay only matrices" is one slice.
+Weights, gradients and both Adam moments are buffers with the same layout. So zeroing is one fill, and the gradient norm and the
+optimizer step are one pass each. Matrices come before gains and biases, so "decay only matrices" is one slice.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,13 +15,13 @@ import numpy as np
 from numllama.backend import Array, xp_of
 from numllama.model.config import ModelConfig
 
-MOST_LAYERS, MOST_PARAMETERS = 2**16, 2**44  # beyond any machine: a typing error, or a damaged file
+MOST_LAYERS, MOST_PARAMETERS = 2**16, 2**44  # larger means a typo or a damaged file
 
 
 def block_shapes(config: ModelConfig) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
     """Name and shape of a block's matrices, and of its gains and biases.
 
-    The matrices that read the same input, wq, wk, wv and w_gate, w_up, lie next to each other.
+    Matrices with the same input (wq, wk, wv; w_gate, w_up) are adjacent.
     """
     c = config
     C, F, Q, KV = c.dim, c.ffn_dim, c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
@@ -63,7 +63,7 @@ def count_parameters(config: ModelConfig) -> int:
 
 
 def _norms(config: ModelConfig) -> tuple[str, ...]:
-    """The endings of a norm's parameter names."""
+    """Suffixes of a norm's parameter names."""
     return ("", "_bias") if config.norm == "layernorm" else ("",)
 
 
@@ -76,7 +76,7 @@ class FlatTensors(Mapping[str, Array]):
         From :func:`parameter_shapes`.
     flat : array, shape (number of parameters,)
     vectors : mapping of arrays, optional
-        Gains and biases to share; `flat` then holds matrices only.
+        Gains and biases to share; `flat` then holds only matrices.
 
     Attributes
     ----------
@@ -84,7 +84,7 @@ class FlatTensors(Mapping[str, Array]):
     matrices : array
         The leading part of `flat`: everything with two axes.
     blocks : list of dict
-        For each block its views, named without ``blocks.{i}.``.
+        The views of each block, named without ``blocks.{i}.``.
     """
 
     def __init__(self, shapes: dict[str, tuple[int, ...]], flat: Array, vectors: Mapping[str, Array] | None = None) -> None:
@@ -123,7 +123,7 @@ class FlatTensors(Mapping[str, Array]):
         return len(self._views)
 
     def joined(self, first: str, last: str) -> Array:
-        """The matrices from `first` to `last`, which have the same number of columns, as one: a view."""
+        """The matrices from `first` to `last`, which have equally many columns, stacked into one: a view."""
         columns, stop = self.shapes[first][1], self._starts[last] + prod(self.shapes[last])
         return self.flat[self._starts[first] : stop].reshape(-1, columns)
 
@@ -133,7 +133,7 @@ class FlatTensors(Mapping[str, Array]):
             raise ValueError(f"{name} has another layout than the model's parameters")
 
     def move(self, flat: Array) -> None:
-        """Copy the values to `flat` and keep them there; views that were taken before stay behind."""
+        """Copy the values to `flat` and use it from now on; earlier views become stale."""
         flat[...] = self.flat
         FlatTensors.__init__(self, self.shapes, flat)
 
@@ -162,11 +162,11 @@ class FlatTensors(Mapping[str, Array]):
 
 
 class Gradients(Protocol):
-    """Where a backward pass puts the gradients of parameters, each once.
+    """Where backward puts the gradient of each parameter, once.
 
-    A buffer is enough (:class:`FlatTensors`). Shards that run at the same time add in their order
-    (:class:`~numllama.parallel.ordered_sum.ShardGradients`), and ranks send the gradients of a layer while those below are still
-    being computed (:class:`~numllama.parallel.ranks.RankGradients`). Frozen parameters are not ``in`` them.
+    The simplest is a buffer (:class:`FlatTensors`). Parallel shards add in order
+    (:class:`~numllama.parallel.ordered_sum.ShardGradients`), and ranks send the gradients of a layer while the layers below are
+    still being computed (:class:`~numllama.parallel.ranks.RankGradients`). Frozen parameters are not ``in`` them.
 
     Attributes
     ----------
@@ -184,20 +184,20 @@ class Gradients(Protocol):
         ...
 
     def buffer(self, name: str) -> Array | None:
-        """An array that an op may add the gradient to, so that `add` is not needed; None if there is none to give."""
+        """An array to which an op may add the gradient directly, instead of calling `add`; None if there is none."""
         ...
 
     def adding_to(self, name: str) -> AbstractContextManager[Array]:
-        """The sum so far, for an op that adds to a few of its rows only; shards wait here for those before them."""
+        """The sum so far, for an op that adds to only a few of its rows; shards wait here for earlier ones."""
         ...
 
     def layer_done(self, i: int) -> None:
-        """Layer `i` adds nothing more. Backward comes from the last layer to the first."""
+        """Layer `i` adds no more gradients. Backward runs from the last layer to the first."""
         ...
 
 
 class LayerGradients(NamedTuple):
-    """The gradients of layer `i`, whose names have no ``blocks.{i}.`` in front."""
+    """The gradients of layer `i`, named without ``blocks.{i}.``."""
 
     all: Gradients
     i: int
@@ -226,11 +226,11 @@ class Parameters(FlatTensors):
     low_precision: FlatTensors | None = None
 
     def in_low_precision(self, dtype: np.dtype) -> FlatTensors:
-        """What mixed precision computes with: the matrices in `dtype`, and the gains and biases themselves.
+        """Weights for mixed precision: a copy of the matrices in `dtype`, and the gains and biases themselves.
 
-        Code that changes these parameters brings the copy up to date, as optimizers do, or calls :meth:`sync_low_precision`.
-        Parameters stored in `dtype`, for a model that is not trained, have no copy: their matrices are used as they are, and
-        gains and biases in float32.
+        Code that changes these parameters must also update the copy, as optimizers do, or call :meth:`sync_low_precision`.
+        Parameters stored in `dtype`, for inference, need no copy: their matrices are used directly, and gains and biases in
+        float32.
         """
         if self.flat.dtype == dtype:
             wide = {name: view.astype(np.float32) for name, view in self.items() if view.ndim == 1}
@@ -241,7 +241,7 @@ class Parameters(FlatTensors):
         return self.low_precision
 
     def sync_low_precision(self) -> None:
-        """Bring the copy in two bytes up to date, if there is one."""
+        """Update the copy in two bytes, if there is one."""
         if self.low_precision is not None:
             self.low_precision.flat[...] = self.matrices
 
@@ -254,9 +254,9 @@ class Parameters(FlatTensors):
 def copied_parameters(
     config: ModelConfig, tensors: Mapping[str, np.ndarray], dtype: np.dtype, xp: ModuleType = np
 ) -> Parameters:
-    """Parameters with the values of `tensors`, which have the same names and shapes and may be of any float dtype.
+    """Parameters with the values of `tensors`, which have the same names and shapes and any float dtype.
 
-    Tensors are copied one by one, so tensors that are mapped from a file are in memory only once.
+    Tensors are copied one by one, so memory-mapped ones are in memory only once.
     """
     params = Parameters(parameter_shapes(config), xp.empty(count_parameters(config), dtype))
     for name, view in params.items():
@@ -265,12 +265,12 @@ def copied_parameters(
 
 
 def initial_parameters(config: ModelConfig, seed: int, dtype: np.dtype, xp: ModuleType = np) -> Parameters:
-    """All initial values of a model.
+    """The initial parameters of a model.
 
-    Matrices are normal with standard deviation `init_std` (``truncated_normal``: drawn again beyond three of them). The two that
-    write into the residual stream, wo and w_down, are smaller by 1/sqrt(2L), so that the sum of 2L of them keeps its size
-    (GPT-2, section 2.3). Gains are 1 and biases 0. Each matrix has its own random stream, drawn on the CPU in float32, so a seed
-    gives the same model on every device and in every dtype.
+    Matrices are normal with standard deviation `init_std` (``truncated_normal``: redrawn beyond three of them). The two that
+    write to the residual stream, wo and w_down, are scaled by 1/sqrt(2L), so that the sum of 2L outputs keeps its scale (GPT-2,
+    section 2.3). Gains are 1 and biases 0. Each matrix has its own random stream, drawn on the CPU in float32, so a seed gives
+    the same model on every device and in every dtype.
     """
     params = Parameters(parameter_shapes(config), np.empty(count_parameters(config), dtype))
     for i, (name, view) in enumerate(params.items()):

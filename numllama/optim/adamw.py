@@ -1,9 +1,9 @@
-"""AdamW: a step by the mean of recent gradients over their root mean square, and decay apart.   Loshchilov & Hutter 2019, alg. 2
+"""AdamW: step by the mean of recent gradients over their RMS; decoupled weight decay.           Loshchilov & Hutter 2019, alg. 2
 
     m ← β₁·m + (1 − β₁)·g            v ← β₂·v + (1 − β₂)·g²
-    m̂ = m / (1 − β₁ᵗ)                v̂ = v / (1 − β₂ᵗ)                     (both start at zero: undo that bias)
+    m̂ = m / (1 − β₁ᵗ)                v̂ = v / (1 − β₂ᵗ)                     (correct the bias of starting at 0)
     w ← w − lr·λ·w − lr · m̂ / (√v̂ + eps)                                   (λ = 0 for gains and biases)
-With c = √(1 − β₂ᵗ), so √v̂ = √v / c:   m̂ / (√v̂ + eps) = c / (1 − β₁ᵗ) · m / (√v + c·eps): one pass less.    Kingma & Ba, sec. 2
+With c = √(1 − β₂ᵗ), so √v̂ = √v / c:   m̂ / (√v̂ + eps) = c / (1 − β₁ᵗ) · m / (√v + c·eps): saves a pass.    Kingma & Ba, sec. 2
 """
 
 from math import sqrt
@@ -22,9 +22,9 @@ class AdamW(Optimizer):
     params : Parameters
         Stepped in place.
     lr : float
-        Learning rate, unless :meth:`step` is given one.
+        Default learning rate of :meth:`step`.
     betas : (float, float)
-        Decay of the mean of gradients and of their squares.
+        Decay rates of the running means of gradients and of their squares.
     eps : float
     weight_decay : float
         λ. Embeddings are matrices too; gains and biases never decay.
@@ -67,7 +67,7 @@ def adamw_update(
     weight_decay: float,
     copy: Array | None = None,
 ) -> None:
-    """One step number `t` (from 1) of AdamW: changes w, m and v, all of one shape, and `copy` to w in its own dtype."""
+    """Step number `t` (from 1) of AdamW: updates w, m and v, all of the same shape, and `copy`, which is w in another dtype."""
     xp, (beta1, beta2) = xp_of(w), betas
     m[...] = beta1 * m + (1 - beta1) * g
     v[...] = beta2 * v + (1 - beta2) * g * g

@@ -28,7 +28,7 @@ def clip_grad_norm(grads: FlatTensors, max_norm: float) -> float:
     Returns
     -------
     float
-        The norm before clipping. If it is not finite, the gradients are left as they are.
+        The norm before clipping. If it is not finite, the gradients are unchanged.
     """
     return clip_in_pieces(grads, max_norm)
 
@@ -36,15 +36,15 @@ def clip_grad_norm(grads: FlatTensors, max_norm: float) -> float:
 def clip_in_pieces(
     grads: FlatTensors, max_norm: float, norm: float | None = None, map_fn: Callable = map
 ) -> float:
-    """:func:`clip_grad_norm`, whose pieces are independent of each other: workers share them by their own `map_fn`.
+    """:func:`clip_grad_norm` in independent pieces, which workers can share with their own `map_fn`.
 
-    `norm` is given where `grads` is a part of the gradients only.
+    Pass `norm` if `grads` is only a part of the gradients.
     """
     if not max_norm > 0:
         raise ValueError(f"max_norm is {max_norm}, but must be positive")
     norm = euclidean_norm(grads.flat, map_fn) if norm is None else norm
     if max_norm < norm < float("inf"):
-        flat, scale = grads.flat, max_norm / (norm + 1e-6)  # the guard of PyTorch's clip_grad_norm_
+        flat, scale = grads.flat, max_norm / (norm + 1e-6)  # the same guard as in PyTorch's clip_grad_norm_
         list(map_fn(partial(shrink, flat, scale), slices(0, flat.size, piece_size(flat))))
     return norm
 
@@ -62,7 +62,7 @@ def squares(flat: Array, map_fn: Callable = map) -> list[float]:
 
 def square_sum(flat: Array, part: slice) -> float:
     """The sum of squares of one piece."""
-    with np.errstate(over="ignore", invalid="ignore"):  # infinity is the answer then
+    with np.errstate(over="ignore", invalid="ignore"):  # the sum is then infinite
         return float(flat[part] @ flat[part])
 
 

@@ -1,4 +1,4 @@
-"""The base of all optimizers: one pass over flat buffers, in pieces that stay in cache, with decay on the matrices only."""
+"""Base class of optimizers: one pass over flat buffers, in pieces that fit in cache, with weight decay on matrices only."""
 
 from collections.abc import Callable
 from functools import partial
@@ -8,14 +8,14 @@ from numllama.model.parameters import FlatTensors, Parameters
 
 
 class Optimizer:
-    """Steps parameters in place, as :meth:`update` of a subclass says.
+    """Steps parameters in place; subclasses implement :meth:`update`.
 
     Attributes
     ----------
     steps : int
         Number of steps taken.
     state : dict of str to FlatTensors
-        The buffers that it keeps between steps.
+        Buffers kept between steps.
     """
 
     def __init__(self, params: Parameters, lr: float, weight_decay: float) -> None:
@@ -32,9 +32,9 @@ class Optimizer:
         Parameters
         ----------
         grads : FlatTensors
-            Gradients, of the same layout.
+            Gradients, in the layout of the parameters.
         lr : float, optional
-            Learning rate of this step; default, the one given at construction.
+            Learning rate of this step; default: the one from construction.
         """
         step_in_pieces(self, grads, lr)
 
@@ -44,11 +44,11 @@ class Optimizer:
 
 
 def step_in_pieces(optimizer: Optimizer, grads: FlatTensors, lr: float | None = None, map_fn: Callable = map) -> None:
-    """:meth:`Optimizer.step`, whose pieces are independent of each other: workers share them by their own `map_fn`."""
+    """:meth:`Optimizer.step` in independent pieces, which workers can share with their own `map_fn`."""
     params = optimizer.params
     params.check_layout("grads", grads)
     optimizer.steps += 1
-    lr = float(optimizer.lr if lr is None else lr)  # a float64 scalar of NumPy's would widen float32
+    lr = float(optimizer.lr if lr is None else lr)  # a NumPy float64 scalar would promote float32
     flat, matrices = params.flat, params.matrices.size
     pieces = [(part, optimizer.weight_decay) for part in slices(0, matrices, piece_size(flat))]
     pieces += [(part, 0.0) for part in slices(matrices, flat.size, piece_size(flat))]

@@ -9,8 +9,8 @@ def cosine_schedule(step: int, max_lr: float, min_lr: float, warmup_steps: int, 
     Parameters
     ----------
     step : int
-        Rises from 0 at step 0 to `max_lr` at step `warmup_steps`, falls to `min_lr` at step `total_steps`, and stays
-        there. A trainer counts its steps from 1, so that none is wasted on a rate of zero.
+        The rate rises from 0 at step 0 to `max_lr` at `warmup_steps`, falls to `min_lr` at `total_steps`, and stays
+        there. Trainers count steps from 1, so that none has a rate of zero.
     max_lr, min_lr : float
     warmup_steps, total_steps : int
 

@@ -1,6 +1,6 @@
 """Stochastic gradient descent:  w ← w − lr·u,   u ← μ·u + g + λ·w                           Robbins & Monro 1951; Polyak 1964
 
-With ``inverse_sqrt``, step t uses lr/√t: the rate for which convex problems come with a proof (Zinkevich 2003).
+With ``inverse_sqrt``, step t uses lr/√t, a rate that provably works on convex problems (Zinkevich 2003).
 """
 
 from math import sqrt
@@ -45,7 +45,7 @@ class SGD(Optimizer):
 
 
 def sgd_update(w: Array, g: Array, u: Array | None, lr: float, momentum: float, weight_decay: float) -> None:
-    """One step: changes w, and u if there is momentum; all of one shape."""
+    """One step: updates w, and u if there is momentum; all arrays have the same shape."""
     g = g + weight_decay * w
     if u is not None:
         u *= momentum

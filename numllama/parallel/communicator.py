@@ -1,11 +1,11 @@
-"""Communication between ranks: processes, on one machine or on several, that train one model together.
+"""Communication between ranks: processes on one or several machines that train one model together.
 
-`Communicator` is the interface, and itself a single process; `MPI` are the processes that mpirun or srun has started, `NCCL`
-(nccl.py) those with a GPU each.
+`Communicator` is the interface, and implements a single process; `MPI` connects the processes started by mpirun or srun, and
+`NCCL` (nccl.py) those with a GPU each.
 
-MPI does not promise an order of sums. Here they are in the order of the ranks: each rank sends pieces of its array to the ranks
-that own them, which add the pieces of rank 0, 1, 2, ... in this order. The traffic is that of any reduce-scatter, and on one
-machine it is faster than MPI_Allreduce.
+MPI does not guarantee the order of sums; here it is the order of the ranks. Each rank sends pieces of its array to their owners,
+which add the pieces of rank 0, 1, 2, ... in turn. The traffic is that of any reduce-scatter, and on one machine it is faster
+than MPI_Allreduce.
 """
 
 import socket
@@ -24,7 +24,7 @@ from numllama.errors import NumllamaError, explained
 from numllama.install import install_command
 from numllama.system.signals import INTERRUPTED
 
-POLL_SECONDS = 2e-5  # MPI's own waiting would keep a core busy that another rank may need
+POLL_SECONDS = 2e-5  # MPI's own wait would spin on a core that another rank may need
 TIMEOUT_SECONDS = 600.0
 HERE = 1  # the tag of "I am still here"
 LAUNCHERS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS")  # set by Open MPI, MPICH and Intel MPI
@@ -36,11 +36,11 @@ class Request:
     Parameters
     ----------
     test : callable
-        Whether it is done; never waits.
+        Returns whether it is done, without waiting.
     finish : callable
         Called once, when it is done.
     watch : callable
-        Called repeatedly during a wait, with the seconds since it began.
+        Called repeatedly while waiting, with the seconds waited.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Request:
         return self._done
 
     def wait(self) -> None:
-        """Return when it is done."""
+        """Wait until it is done."""
         start = time.monotonic()
         while not self.done():
             self._watch(time.monotonic() - start)
@@ -69,7 +69,7 @@ class Request:
 class Communicator:
     """A single rank. Subclasses implement the same methods over several.
 
-    All ranks call the same methods in the same order. `bounds` cut an array into one piece for each rank: rank r owns
+    All ranks call the same methods in the same order. `bounds` cut an array into one piece per rank: rank r owns
     ``array[bounds[r]:bounds[r + 1]]``.
 
     Attributes
@@ -77,7 +77,7 @@ class Communicator:
     rank, size : int
         Index of this rank, and number of ranks.
     keeps_order : bool
-        Whether sums are in the order of the ranks.
+        Whether sums are taken in rank order.
     timeout : float
         Seconds to wait for other ranks before the job ends.
     """
@@ -88,7 +88,7 @@ class Communicator:
     def reduce_scatter(
         self, array: Array, bounds: Sequence[int], into: Array, add: bool = False, senders: int | None = None
     ) -> Request:
-        """Start to write this rank's part of the sum of all ranks' arrays to `into`.
+        """Start summing the arrays of all ranks; this rank's part of the sum is written to `into`.
 
         Parameters
         ----------
@@ -96,11 +96,11 @@ class Communicator:
             Must not change until the request is done.
         bounds : sequence of int
         into : array
-            Of the size of this rank's piece.
+            Buffer of the size of this rank's piece.
         add : bool
             Add to what `into` holds, one rank after another.
         senders : int, optional
-            Number of ranks, from rank 0 on, that have something to add; default all.
+            Number of ranks that contribute, from rank 0; default all.
         """
         if add:
             into += array
@@ -109,11 +109,11 @@ class Communicator:
         return Request()
 
     def all_gather(self, array: Array, bounds: Sequence[int]) -> Request:
-        """Start to fill `array` with the pieces of all ranks; this rank's own is in place."""
+        """Start filling `array` with the pieces of all ranks; this rank's own is already in place."""
         return Request()
 
     def all_reduce(self, array: Array) -> None:
-        """Replace an array by the sum of all ranks' arrays."""
+        """Replace an array with the sum over all ranks."""
         bounds = [array.size * r // self.size for r in range(self.size + 1)]
         mine = array[bounds[self.rank] : bounds[self.rank + 1]]
         total = mine.copy()
@@ -122,13 +122,13 @@ class Communicator:
         self.all_gather(array, bounds).wait()
 
     def broadcast(self, array: Array) -> None:
-        """Replace an array by rank 0's."""
+        """Replace an array with rank 0's."""
 
     def barrier(self) -> None:
-        """Return when all ranks are here."""
+        """Wait until all ranks have called it."""
 
     def request(self, test: Callable[[], bool], finish: Callable[[], Any] = lambda: None) -> Request:
-        """A message that was started; waiting for it longer than `timeout` ends the job with a NumllamaError."""
+        """Wrap a message in progress; waiting longer than `timeout` ends the job with a NumllamaError."""
         return Request(test, finish)
 
     def abort(self, message: str, code: int = 1) -> None:
@@ -137,11 +137,11 @@ class Communicator:
         sys.exit(code)
 
     def device(self, device: str) -> str:
-        """This rank's own device, where the ranks of a machine share it."""
+        """This rank's device, if the ranks of a machine have one each."""
         return device
 
     def rank_zero_first(self, function: Callable[[], Any]) -> Any:
-        """The function's result, computed by rank 0 before all others, which find the file that it has downloaded."""
+        """Call the function on rank 0 first, so that the other ranks find the files that it downloaded."""
         if self.rank:
             self.barrier()
         result = function()
@@ -151,7 +151,7 @@ class Communicator:
 
     @contextmanager
     def guard(self) -> Iterator[None]:
-        """An error of one rank ends all of them, because the others would wait forever."""
+        """End all ranks if one fails, because the others would wait forever."""
         try:
             yield
         except BaseException as error:
@@ -161,7 +161,7 @@ class Communicator:
 
     def _fail(self, error: BaseException) -> None:
         if self.rank:
-            time.sleep(2)  # rank 0 reports an error that all ranks have
+            time.sleep(2)  # an error that all ranks have is reported by rank 0
         if isinstance(error, SystemExit):
             self.abort("ended by a signal", code=error.code if isinstance(error.code, int) else int(error.code is not None))
         sentence = explained(error)
@@ -170,7 +170,7 @@ class Communicator:
 
 
 class MPI(Communicator):
-    """The processes that mpirun or srun has started."""
+    """The processes started by mpirun or srun."""
 
     def __init__(self) -> None:
         try:
@@ -185,7 +185,7 @@ class MPI(Communicator):
         self._hosts = self._comm.allgather(socket.gethostname())
         self._begun, self._told, self._heard, self._telling = 0, 0, [0] * self.size, []
         if self.size > 1:
-            sys.excepthook = lambda kind, error, _: self._fail(error)  # of a script that does not use `guard`
+            sys.excepthook = lambda kind, error, _: self._fail(error)  # for scripts that do not use `guard`
 
     def reduce_scatter(
         self, array: np.ndarray, bounds: Sequence[int], into: np.ndarray, add: bool = False, senders: int | None = None
@@ -222,10 +222,10 @@ class MPI(Communicator):
         return Request(test, finish, lambda waited: self._watch(waited, number))
 
     def _watch(self, waited: float, number: int) -> None:
-        """Give up the number-th message after the timeout, and name the rank that caused it.
+        """Give up on message `number` after the timeout, and name the rank that caused it.
 
-        After a quarter of the timeout, a rank tells the others how many messages it has begun. A rank that has not begun this
-        one is busy elsewhere, or gone.
+        After a quarter of the timeout, a rank sends the others the number of messages that it has begun. A rank that has not
+        begun this one is busy elsewhere, or gone.
         """
         if waited > self.timeout / 4 and self._told < number:
             self._told = self._begun
@@ -237,7 +237,7 @@ class MPI(Communicator):
                 self._heard[status.source] = max(begun, self._heard[status.source])
             silent = [r for r in range(self.size) if r != self.rank and self._heard[r] < number]
             names = ", ".join(f"rank {r} on {self._hosts[r]}" for r in silent)
-            about = f"no answer from {names}" if silent else "a message that all ranks wait for has not come"
+            about = f"no answer from {names}" if silent else "a message that all ranks wait for has not arrived"
             raise NumllamaError(f"{about} for {self.timeout:g} seconds (--timeout): the job ends")
 
     def abort(self, message: str, code: int = 1) -> None:
@@ -245,5 +245,5 @@ class MPI(Communicator):
         self._comm.Abort(code)
 
     def local_rank(self) -> int:
-        """Which one this is on its machine."""
+        """This rank's index on its machine."""
         return self._comm.Split_type(self._mpi.COMM_TYPE_SHARED).rank

@@ -1,4 +1,4 @@
-"""The ranks that this process belongs to, and the group of workers that trains a model."""
+"""The communicator of this process, and the workers that train a model."""
 
 import os
 from functools import cache
@@ -14,7 +14,7 @@ from numllama.parallel.shards import Workers
 
 @cache
 def communicator(parallel: str = "threads") -> Communicator:
-    """The ranks that this process belongs to.
+    """The communicator of this process.
 
     Parameters
     ----------
@@ -49,11 +49,11 @@ def make_workers(
     workers : int, optional
         Number of threads, later processes; default, one per core.
     shard_optimizer : bool
-        Each rank keeps the moments of its part of the parameters only (ZeRO-1).
+        Each rank keeps the moments of only its part of the parameters (ZeRO-1).
     sum_by : str, optional
         See :class:`Ranks`.
     timeout : float
-        Seconds that ranks wait for one another.
+        Seconds to wait for other ranks.
     """
     if parallel == "threads":
         return Workers(model, workers, processes=True)

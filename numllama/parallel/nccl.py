@@ -1,8 +1,8 @@
-"""NCCL: ranks with a GPU each. MPI starts them and carries what is on the host; gradients and weights go from GPU to GPU.
+"""NCCL: ranks with a GPU each. MPI starts them and sends host arrays; gradients and weights go from GPU to GPU.
 
-Everything runs on a stream of its own, beside the one that computes: a message waits for what has been computed so far, and no
-computation waits for a message before its result is used. A piece for each rank, of any size, is a group of NCCL's
-plain reductions, or broadcasts, one to or from each rank.
+Communication has its own stream, next to the compute stream: a message waits for the kernels launched before it, and compute
+waits for a message only when its result is used. Pieces may differ in size, so a reduce-scatter or all-gather is a group of
+plain NCCL reductions or broadcasts, one per rank.
 """
 
 from collections.abc import Sequence
@@ -19,9 +19,9 @@ UNIQUE_ID_BYTES = 128  # nccl.h
 
 
 class NCCL(Communicator):
-    """The processes that mpirun or srun has started, one for each GPU."""
+    """The processes started by mpirun or srun, one per GPU."""
 
-    keeps_order = False  # the same sums every time, but in an order of NCCL's
+    keeps_order = False  # sums are deterministic, but in NCCL's own order
 
     def __init__(self) -> None:
         self._mpi = MPI()
@@ -65,7 +65,7 @@ class NCCL(Communicator):
             raise ValueError("add is True, but NCCL's sums cannot add to a buffer")
 
         def reduce(owner: int, part: Array) -> None:
-            out = into if owner == self.rank else part  # which is not written to
+            out = into if owner == self.rank else part  # NCCL writes to it on the owner only
             where = part.data.ptr, out.data.ptr, part.size, self._types[part.dtype]
             self._comm.reduce(*where, self._nccl.NCCL_SUM, owner, self._stream.ptr)
 
@@ -97,7 +97,7 @@ class NCCL(Communicator):
         if isinstance(array, np.ndarray):
             self._mpi.broadcast(array)
         else:
-            self.all_gather(array, [0] + self.size * [array.size]).wait()  # all of it is rank 0's
+            self.all_gather(array, [0] + self.size * [array.size]).wait()  # rank 0 owns all of it
 
     def barrier(self) -> None:
         self._mpi.barrier()

@@ -1,11 +1,11 @@
 """A sum of gradients in the order of the shards: each tensor is added as soon as the shard before has added to it.
 
-A sum of floats depends on its order. Here the order is that of the shards, however many run at once and however fast each is; and
-a shard waits only if it has caught up with the one before. So one gradient buffer is enough for any number of workers, nothing
-needs to be cleared, because the first shard writes where the others add, and there is no separate pass that adds up buffers.
+A sum of floats depends on its order. Here it is always the order of the shards, regardless of how many run at once and how fast;
+a shard waits only if it catches up with the one before. So one gradient buffer is enough for any number of workers, nothing
+needs clearing, because the first shard overwrites where the others add, and no separate pass sums up buffers.
 
-Workers may be threads or processes. All that they share besides the sum is an array of integers, which counts for each tensor the
-shards that have added to it. It may lie in shared memory; a worker that waits polls it.
+Workers may be threads or processes. Apart from the sum, they share one array of integers, which counts the shards that have
+added to each tensor. It may be in shared memory; waiting workers poll it.
 """
 
 import os
@@ -19,7 +19,7 @@ import numpy as np
 from numllama.backend import Array
 from numllama.model.parameters import FlatTensors
 
-POLLS, POLL_SECONDS = 300, 2e-5  # most waits end after a few polls, but even the shortest sleep takes 0.1 ms
+POLLS, POLL_SECONDS = 300, 2e-5  # most waits end within a few polls, while the shortest sleep takes 0.1 ms
 
 
 class ShardFailed(RuntimeError):
@@ -27,14 +27,14 @@ class ShardFailed(RuntimeError):
 
 
 class OrderedSum:
-    """The sum, and the order in which shards add to it.
+    """A sum of gradients, to which shards add in order.
 
     Parameters
     ----------
     total : FlatTensors
         The buffer; its contents are overwritten in each step.
     state : integer array, shape (len(total) + 1,), optional
-        For each tensor the number of shards that have added to it; at the end, whether a shard has failed.
+        The number of shards that have added to each tensor; last, whether a shard has failed.
     stop : callable, optional
         Called while a shard waits: an orphaned worker may exit here.
     """
@@ -46,16 +46,16 @@ class OrderedSum:
         self._stop = stop or (lambda: None)
 
     def start(self) -> None:
-        """Begin a new sum, to which no shard has added. No shard may be running."""
+        """Begin a new sum. No shard may be running."""
         self._state[:] = 0
 
     def fail(self) -> None:
-        """Wake the shards that wait for one that will never come."""
+        """Stop the waiting shards, after a shard has failed."""
         self._state[-1] = 1
 
     @contextmanager
     def shard(self, index: int) -> Iterator["ShardGradients"]:
-        """The gradients of shard `index`; an error inside ends the shards that wait for this one."""
+        """The gradients of shard `index`; an error in the block stops the shards that wait for this one."""
         try:
             yield ShardGradients(self, index)
             for name, i in self._places.items():
@@ -88,7 +88,7 @@ class OrderedSum:
 
 
 def backoff(polls: int) -> None:
-    """Let other threads run, for longer after many polls."""
+    """Yield to other threads; sleep after many polls."""
     if polls < POLLS and hasattr(os, "sched_yield"):
         os.sched_yield()
     else:
@@ -96,9 +96,9 @@ def backoff(polls: int) -> None:
 
 
 class ShardGradients:
-    """The gradients of one shard (see :class:`~numllama.model.parameters.Gradients`), which are added to the sum in its turn.
+    """The gradients of one shard (see :class:`~numllama.model.parameters.Gradients`), added to the sum in shard order.
 
-    It has no buffers to give: an op that added to the sum itself would make the other shards wait for its product.
+    It has no buffers: an op that added to the sum directly would make the other shards wait for its matrix product.
     """
 
     def __init__(self, ordered: OrderedSum, index: int) -> None:
@@ -118,7 +118,7 @@ class ShardGradients:
         self._sum.release(name)
 
     def buffer(self, name: str) -> None:
-        """None: the gradient is computed first, and added afterwards."""
+        """None: a gradient is computed first, then added."""
 
     @contextmanager
     def adding_to(self, name: str) -> Iterator[Array]:

@@ -1,13 +1,13 @@
 """The shards of a batch on the ranks of a communicator.
 
-Rank r of n runs the shards r, r + n, r + 2n, ...; a *round* is one shard of each. The flat buffer of gradients is cut into
-buckets, and a bucket is sent as soon as backward is done with it: each rank owns a part of every bucket, receives that part of
-all shards and adds them in index order. So the sums are those of one process, bit for bit, and travel while the layers below are
-still being computed. At the end of the step either all ranks get all sums, or (ZeRO-1: Rajbhandari et al. 2020, section 5.1) each
-rank steps the parameters that it owns, keeps only their moments, and sends the new parameters to all others.
+Rank r of n runs the shards r, r + n, r + 2n, ...; a *round* is one shard per rank. The flat buffer of gradients is cut into
+buckets, and a bucket is sent as soon as backward has finished it: each rank owns a part of every bucket, receives that part from
+all shards and adds them in index order. So the sums equal those of one process, bit for bit, and are sent while the layers below
+are still being computed. At the end of a step either all ranks get all sums, or (ZeRO-1: Rajbhandari et al. 2020, section 5.1)
+each rank steps the parameters that it owns, keeps only their moments, and sends the new parameters to all others.
 
-One message per shard is cheap on one machine, but may be too much between machines. Then each rank adds up its own shards first
-(`sum_by="rank"`): one message a step, and different last bits.
+One message per shard is cheap on one machine, but may be too slow between machines. With `sum_by="rank"` each rank adds up its
+own shards first: one message per step, and different last bits.
 """
 
 import json
@@ -33,7 +33,7 @@ from numllama.optim.optimizer import Optimizer
 from numllama.parallel.communicator import Communicator, Request
 from numllama.parallel.shards import Progress, Shard, ShardPlan, cut_batches, run_batches, shard_loss
 
-BUCKET_PIECES = 8  # at least, each of blocks.PIECE_ELEMENTS: together 6 MiB of float32
+BUCKET_PIECES = 8  # minimum, each of blocks.PIECE_ELEMENTS: 6 MiB of float32 in all
 
 
 class Bucket(NamedTuple):
@@ -42,13 +42,13 @@ class Bucket(NamedTuple):
     Attributes
     ----------
     start, stop : int
-        Its place in the flat buffer.
+        Its range in the flat buffer.
     bounds : list of int
         Start of each rank's part, counted from `start`, and the end of the last one.
     own : slice
-        Place of this rank's part in the rank's own buffer.
+        Range of this rank's part in the rank's own buffer.
     layer : int
-        It is ready to be sent when backward is done with this layer; -1: at the end of backward.
+        Send it when backward has finished this layer; -1: at the end of backward.
     """
 
     start: int
@@ -61,7 +61,7 @@ class Bucket(NamedTuple):
 def make_buckets(params: Parameters, rank: int, size: int) -> list[Bucket]:
     """Cut the flat buffer for `size` ranks; buckets come in the order in which backward finishes them.
 
-    Ranks own whole pieces, of the size in which the norm of all gradients is summed, so that their sums are the same.
+    Ranks own whole pieces, of the size used to sum the gradient norm, so the norm is the same for any number of ranks.
     """
     total, piece = params.flat.size, blocks.PIECE_ELEMENTS
     pieces = -(-total // piece)
@@ -103,7 +103,7 @@ class Ranks:
     Attributes
     ----------
     params : Parameters
-        Those that this rank's optimizer steps.
+        Parameters that this rank's optimizer steps.
     """
 
     workers = 1
@@ -132,7 +132,7 @@ class Ranks:
         return Parameters({"matrices": (1, matrices), "vectors": (vectors,)}, flat)
 
     def _parts(self, flat: Array, own: Array) -> Iterator[tuple[Array, Array]]:
-        """This rank's parts, each in the whole buffer and in its own."""
+        """This rank's parts, each as a view of the whole buffer and of its own."""
         r = self.comm.rank
         for bucket in self._buckets:
             yield flat[bucket.start + bucket.bounds[r] : bucket.start + bucket.bounds[r + 1]], own[bucket.own]
@@ -149,7 +149,7 @@ class Ranks:
     # -------------------------------------------------------------------------------------------- a step
 
     def local_rows(self, plan: ShardPlan) -> np.ndarray:
-        """The rows of a batch that this rank computes, shard after shard."""
+        """The rows of a batch that this rank computes, shard by shard."""
         rows = np.arange(plan.batch_size)
         return np.concatenate([rows[:0], *(rows[part] for part in plan.slices()[self.rank :: self.size])])
 
@@ -164,7 +164,7 @@ class Ranks:
         recompute: bool = False,
         scale: float = 1.0,
     ) -> tuple[float, FlatTensors]:
-        """See :meth:`WorkerGroup.loss_and_grads`; with a sharded optimizer, the gradients are those that this rank owns."""
+        """See :meth:`WorkerGroup.loss_and_grads`; with a sharded optimizer, returns only this rank's gradients."""
         if not self._started:
             self.comm.broadcast(self.model.params.flat)
             self.model.params.sync_low_precision()
@@ -188,7 +188,7 @@ class Ranks:
         return sum(losses.tolist()), self._total
 
     def _shards(self, batch: Batch, plan: ShardPlan) -> list[Shard]:
-        """This rank's shards of a step; its rows lie one shard after another in `batch`."""
+        """This rank's shards of a step; `batch` holds their rows, shard by shard."""
         shards, start = [], 0
         for index, part in list(enumerate(plan.slices()))[self.rank :: self.size]:
             stop = start + part.stop - part.start
@@ -197,11 +197,11 @@ class Ranks:
         return shards
 
     def clip(self, grads: FlatTensors, max_norm: float) -> float:
-        """As :func:`~numllama.optim.clip_grad_norm`, for the gradients of all ranks."""
+        """Like :func:`~numllama.optim.clip_grad_norm`, by the norm over all ranks."""
         return clip_in_pieces(grads, max_norm, norm=self._norm(grads) if self.sharded else None)
 
     def _norm(self, grads: FlatTensors) -> float:
-        """The norm of the whole buffer, from the same sums over the same pieces in the same order."""
+        """The norm of the whole buffer, from the same sums over pieces, in the same order, as a single process."""
         piece = blocks.PIECE_ELEMENTS
         sums = np.zeros(-(-self._total.flat.size // piece))
         r = self.comm.rank
@@ -213,7 +213,7 @@ class Ranks:
         return sqrt(sum(sums.tolist()))
 
     def step(self, optimizer: Optimizer, grads: FlatTensors, lr: float) -> None:
-        """A step of the optimizer, after which all ranks have all new parameters."""
+        """Step the optimizer; afterwards every rank has all new parameters."""
         if not self.sharded:
             optimizer.step(grads, lr)
             return
@@ -227,7 +227,7 @@ class Ranks:
     # -------------------------------------------------------------------------------------------- the rest
 
     def mean_loss(self, batches: Iterable[Batch], rows: int | None = None, progress: Progress | None = None) -> float:
-        """See :meth:`WorkerGroup.mean_loss`: each rank runs every size-th part, and the sums are in the same order."""
+        """See :meth:`WorkerGroup.mean_loss`: each rank runs every size-th part; sums keep the same order."""
         parts, total, n = cut_batches(batches, rows), 0.0, 0
         while some := list(islice(parts, 16 * self.size)):
             results = np.zeros((len(some), 2))
@@ -240,13 +240,13 @@ class Ranks:
         return total / max(1, n)
 
     def any_rank(self, flag: bool) -> bool:
-        """Whether the flag is true on any rank: a signal reaches them at different steps, but they end at the same one."""
+        """Whether the flag is true on any rank: signals arrive at different steps, but all ranks stop at the same one."""
         flags = np.array([float(flag)])
         self.comm.all_reduce(flags)
         return bool(flags[0])
 
     def require_same(self, things: dict[str, Any]) -> None:
-        """NumllamaError, on all ranks, that names the things in which they differ, if any."""
+        """Raise NumllamaError on all ranks if they differ in any of these; it names them."""
         digests = np.zeros((self.comm.size, len(things)))
         for i, thing in enumerate(things.values()):
             digests[self.rank, i] = int.from_bytes(sha256(json.dumps(thing, sort_keys=True).encode()).digest()[:6], "big")
@@ -258,7 +258,7 @@ class Ranks:
                 raise NumllamaError(f"{what}: all ranks need the same settings, data and folder")
 
     def gather_optimizer(self, optimizer: Optimizer) -> Optimizer:
-        """The optimizer with the moments of all parameters, as it is saved."""
+        """The optimizer with the moments of all parameters, for a checkpoint."""
         if not self.sharded:
             return optimizer
         gathered = copy(optimizer)
@@ -276,19 +276,19 @@ class Ranks:
                 mine[...] = part
 
     def close(self) -> None:
-        """Nothing to end: mpirun ends the ranks."""
+        """Nothing to close: mpirun ends the ranks."""
 
 
 class RankGradients:
-    """The gradients of one shard (see :class:`~numllama.model.parameters.Gradients`), whose buckets are sent as they get ready.
+    """The gradients of one shard (see :class:`~numllama.model.parameters.Gradients`), with buckets sent when ready.
 
-    Whenever backward adds a gradient, messages make progress.
+    Messages make progress whenever backward adds a gradient.
 
     Parameters
     ----------
     ranks : Ranks
     add : bool
-        Add to the sums of the rounds before.
+        Add to the sums of earlier rounds.
     senders : int
         Number of ranks that have a shard in this round.
     silent : bool
@@ -311,7 +311,7 @@ class RankGradients:
         self._total.add(name, gradient)
 
     def buffer(self, name: str) -> Array | None:
-        """This rank's buffer, of which nothing is sent yet."""
+        """This rank's buffer of a gradient that is not sent yet."""
         self.progress()
         return self._total.buffer(name)
 
@@ -322,11 +322,11 @@ class RankGradients:
         yield self._total[name]
 
     def layer_done(self, i: int) -> None:
-        """Send the buckets that end with layer `i`."""
+        """Send the buckets completed by layer `i`."""
         self.send_after(i)
 
     def send_after(self, layer: int) -> None:
-        """Send the buckets of this layer and of those above it."""
+        """Send the buckets of this layer and of the layers above."""
         while self._ready and self._ready[0].layer >= layer:
             bucket = self._ready.pop(0)
             part, into = self._total.flat[bucket.start : bucket.stop], self._ranks._grads.flat[bucket.own]

@@ -1,10 +1,10 @@
 """The shards of a step's batch, and the threads or processes that run them.
 
-How a batch is cut depends only on its shape, each shard runs on one core, and shards add in index order (`ordered_sum`). So
-losses are the same bits for any number of workers, threads or processes.
+The cuts depend only on the shape of the batch, each shard runs on one core, and shards add in index order (`ordered_sum`). So
+losses are bit-identical for any number of workers, threads or processes.
 
-Threads use all cores even for elementwise work, because NumPy and BLAS release the interpreter's lock; but they wait for each
-other when several need that lock. So a run that takes more than a moment continues with processes (`shared_memory`).
+Threads use all cores even for elementwise work, because NumPy and BLAS release the GIL; but threads that need the GIL wait for
+each other. So runs longer than a few seconds switch to processes (`shared_memory`).
 """
 
 import time
@@ -25,7 +25,7 @@ from numllama.parallel.ordered_sum import OrderedSum, ShardFailed
 from numllama.parallel.shared_memory import SharedMemoryWorkers
 from numllama.system.processes import available_cores
 
-SHARD_TOKENS = 1024  # large enough for full speed of matrix products, small enough for the cache
+SHARD_TOKENS = 1024  # large enough for fast matrix products, small enough for the cache
 MAX_SHARDS = 8
 WORTH_PROCESSES = 8  # items per process; for fewer, threads start sooner
 Progress = Callable[[int], object]
@@ -33,7 +33,7 @@ PROCESSES_AFTER = 2.0  # seconds of work with threads: a process takes half a se
 
 
 def shard_count(batch_size: int, seq_len: int) -> int:
-    """The number of shards of a batch: about SHARD_TOKENS tokens in each, at most MAX_SHARDS, at least two."""
+    """The number of shards of a batch: about SHARD_TOKENS tokens each, at least two and at most MAX_SHARDS."""
     return min(batch_size, max(2, min(MAX_SHARDS, batch_size * seq_len // SHARD_TOKENS)))
 
 
@@ -43,7 +43,7 @@ def shard_rows(batch_size: int, shards: int) -> int:
 
 
 class ShardPlan(NamedTuple):
-    """How the rows of a batch are cut into shards: parts whose sizes differ by at most one.
+    """A cut of a batch's rows into shards, whose sizes differ by at most one.
 
     Attributes
     ----------
@@ -62,30 +62,30 @@ class ShardPlan(NamedTuple):
 
 
 class Shard(NamedTuple):
-    """Some rows of a batch, whose count is that of the whole batch."""
+    """Some rows of a batch; its `count` is that of the whole batch."""
 
     index: int
     batch: Batch
 
 
 def cut_batches(batches: Iterable[Batch], rows: int | None) -> Iterator[Batch]:
-    """The batches in parts of at most this many rows: an evaluation's shards."""
+    """Cut batches into parts of at most `rows` rows: the shards of an evaluation."""
     for batch in batches:
         for start in range(0, len(batch.tokens), rows or len(batch.tokens)):
             yield batch.rows(slice(start, start + rows)) if rows else batch
 
 
 class Workers:
-    """Threads that run the shards of a batch, later processes: a :class:`~numllama.parallel.group.WorkerGroup` without ranks.
+    """Threads, later processes, that run the shards of a batch: a :class:`~numllama.parallel.group.WorkerGroup` without ranks.
 
     Parameters
     ----------
     model : Transformer
-        Its parameters move to shared memory when processes start: views of them that were taken before stay behind.
+        Its parameters move to shared memory when processes start, and earlier views of them become stale.
     workers : int, optional
-        Shards that run at once; default, one per core. On a GPU always one.
+        Number of shards that run at once; default, one per core. Always one on a GPU.
     processes : bool
-        Continue with processes after PROCESSES_AFTER seconds of work, where the system can share memory with them.
+        Switch to processes after PROCESSES_AFTER seconds of work, if the system can share memory with them.
     """
 
     rank, size = 0, 1
@@ -109,18 +109,18 @@ class Workers:
 
     @property
     def pids(self) -> list[int]:
-        """The worker processes."""
+        """Process ids of the workers."""
         return self._processes.pids if self._processes else []
 
     def local_rows(self, plan: ShardPlan) -> None:
         """None: the workers share the whole batch."""
 
     def whole_step(self, optimizer: Optimizer, **settings: Any) -> TrainingStep | None:
-        """On a GPU, a step that is recorded as a CUDA graph, if it can be."""
+        """On a GPU, a step recorded as a CUDA graph, if possible."""
         return None if self.model.device == "cpu" else training_step(self.model, optimizer, **settings)
 
     def map(self, function: Callable, items: Iterable) -> list:
-        """The function's results, computed by all workers; arrays in its arguments must be shared, or only be read."""
+        """The function's results, computed by all workers; arrays in its arguments must be shared or read-only."""
         items, n = list(items), self.workers
         enough = len(items) >= n * WORTH_PROCESSES
         others = self._processes if self._processes and enough and self._processes.shares(self._moments) else self._threads
@@ -141,7 +141,7 @@ class Workers:
         if self._sum is None:
             self._sum = OrderedSum(self.model.trainable.zeros_like())
         total, options = self._sum.total, dict(recompute=recompute, scale=scale)
-        if runs_here((total.flat,)):  # kernels add to the buffer themselves, and one shard at a time fills a GPU
+        if runs_here((total.flat,)):  # kernels add to the buffer, and one shard at a time fills a GPU
             total.flat[...] = 0
             return sum(shard_loss(self.model, total, shard, key, options) for shard in shards), total
         self._sum.start()
@@ -149,18 +149,18 @@ class Workers:
         return sum(losses), total
 
     def _start_processes(self) -> None:
-        """Start the processes, if they are allowed and threads have worked for long enough."""
+        """Start the processes, if allowed and if threads have worked for long enough."""
         if self._may_start_processes and self._processes is None and self._busy > PROCESSES_AFTER:
-            self._sum = None  # its memory is free before the shared sum is made
+            self._sum = None  # free its memory before the shared sum is allocated
             self._processes = SharedMemoryWorkers(self.model, self.workers - 1, self._moments)
             self._sum = self._processes.sum
 
     def clip(self, grads: FlatTensors, max_norm: float) -> float:
-        """As :func:`~numllama.optim.clip_grad_norm`, by all workers."""
+        """Like :func:`~numllama.optim.clip_grad_norm`, on all workers."""
         return clip_in_pieces(grads, max_norm, map_fn=self.map)
 
     def step(self, optimizer: Optimizer, grads: FlatTensors, lr: float) -> None:
-        """A step of the optimizer, by all workers: its moments move to the processes' memory when they start."""
+        """Step the optimizer on all workers; its moments move to shared memory when processes start."""
         self._moments = list(optimizer.state.values())
         step_in_pieces(optimizer, grads, lr, self.map)
 
@@ -172,7 +172,7 @@ class Workers:
         """Nothing to compare: there is one rank."""
 
     def gather_optimizer(self, optimizer: Optimizer) -> Optimizer:
-        """The optimizer itself, which has all moments."""
+        """The optimizer itself: it has all moments."""
         return optimizer
 
     def scatter_optimizer(self, optimizer: Optimizer, gathered: Optimizer) -> None:
@@ -190,7 +190,7 @@ class Workers:
         return total / max(1, n)
 
     def _spread(self, function: Callable, items: Sequence, *args: Any) -> list:
-        """``function(model, sum, some of the items, *args)`` by every worker; the results, in the order of the items."""
+        """Run ``function(model, sum, some of the items, *args)`` on each worker; returns results in item order."""
         n, start = min(self.workers, len(items)), time.perf_counter()
         waiting = [self._submit(function, self.model, self._sum, items[i::n], *args) for i in range(1, n)]
         try:
@@ -201,7 +201,7 @@ class Workers:
             wait(waiting)  # no shard may still write to the buffer of the next call
             errors = [error, *filter(None, (future.exception() for future in waiting))]
             first = next((e for e in errors if not isinstance(e, ShardFailed)), error)
-            raise first from first.__cause__  # not from the error of a shard that was only stopped
+            raise first from first.__cause__  # not from the error of a shard that was merely stopped
         self._busy += time.perf_counter() - start
         return interleave(parts)
 
@@ -224,7 +224,7 @@ def run_all(function: Callable, items: Sequence) -> list:
 
 
 def interleave(parts: Sequence[list]) -> list:
-    """The lists x[0::n], x[1::n], ... back to x."""
+    """Merge the lists x[0::n], x[1::n], ... into x."""
     results: list = [None] * sum(map(len, parts))
     for i, part in enumerate(parts):
         results[i :: len(parts)] = part
@@ -234,7 +234,7 @@ def interleave(parts: Sequence[list]) -> list:
 def run_shards(
     model: Transformer, ordered: OrderedSum, shards: Sequence[Shard], key: tuple[int, ...] | None, options: dict[str, Any]
 ) -> list[float]:
-    """Losses of some shards, whose gradients are added to the sum."""
+    """Losses of some shards; their gradients are added to the sum."""
     losses = []
     for shard in shards:
         with ordered.shard(shard.index) as grads:

@@ -1,13 +1,13 @@
-"""A training run on disk: written so that a kill at any moment leaves a whole checkpoint behind.
+"""A training run on disk, written so that a kill at any moment leaves a complete checkpoint.
 
     RUN/config.json         how the run was started
     RUN/metrics.jsonl       one line for each step
     RUN/step-000250/        weights.safetensors, optimizer.safetensors, state.json (with checksums of both and of itself)
     RUN/latest.json, best.json    which step folder; small files, replaced atomically
 
-A step folder is written under a temporary name, flushed to the disk, and renamed once. Nothing is ever written over.
+A step folder is written under a temporary name, flushed to disk, then renamed. Nothing is ever overwritten.
 
-What is written is a `Snapshot`, a copy taken between two steps, so that a thread can write it while the next steps are done.
+A `Snapshot` is a copy taken between two steps; a thread writes it to disk while training continues.
 """
 
 import hashlib
@@ -46,15 +46,15 @@ STEP = re.compile(r"step-([0-9]{6,18})")  # a step folder's name
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All that a checkpoint will hold, as it was at one moment.
+    """The contents of a checkpoint, copied at one moment.
 
     Attributes
     ----------
     step : int
     state : dict
-        What `state.json` will say.
+        Contents of `state.json`.
     tensors : dict
-        For each file the shapes of its tensors, and the buffers in which they lie one after another.
+        For each file, the shapes of its tensors and the buffers that hold them back to back.
     """
 
     step: int
@@ -63,7 +63,7 @@ class Snapshot:
 
     @classmethod
     def take(cls, step: int, model: Transformer, optimizer: Optimizer, state: dict[str, Any]) -> "Snapshot":
-        """Copy everything; training may go on as soon as this returns."""
+        """Copy everything; training may continue as soon as this returns."""
         metadata = {
             "format": FORMAT,
             "step": step,
@@ -81,16 +81,16 @@ class Snapshot:
         return cls(step, metadata | state, {name: (shapes[name], buffers[name]) for name in shapes})
 
     def write(self, run: Path) -> Path:
-        """Write ``RUN/step-NNNNNN`` as a whole or not at all.
+        """Write ``RUN/step-NNNNNN`` atomically: all of it or nothing.
 
         Raises
         ------
         CheckpointError
-            If it cannot be written, a full disk, say. What was there before is still there.
+            If it cannot be written, as on a full disk. Existing files are untouched.
         """
         folder = run / step_name(self.step)
         try:
-            if folder.exists():  # written by a save that failed only afterwards, at a pointer
+            if folder.exists():  # an earlier save wrote it and failed at a pointer
                 flush_folder(run)
                 return folder
             with new_folder(folder) as part:
@@ -103,13 +103,13 @@ class Snapshot:
 
 
 def save_checkpoint(run: Path, step: int, model: Transformer, optimizer: Optimizer, state: dict[str, Any]) -> Path:
-    """Write ``RUN/step-NNNNNN`` as a whole or not at all: see :meth:`Snapshot.write`."""
+    """Write ``RUN/step-NNNNNN`` atomically: see :meth:`Snapshot.write`."""
     return Snapshot.take(step, model, optimizer, state).write(run)
 
 
 @cache
 def versions() -> dict[str, str]:
-    """What the last bits of a result depend on, besides the configuration, the seed and the data."""
+    """Versions that affect the last bits of a result, in addition to configuration, seed and data."""
     libraries = [library for library in threadpool_info() if library["user_api"] == "blas"]
     blas = {f"{library['internal_api']} {library['version']} {library.get('architecture', '')}" for library in libraries}
     return {
@@ -122,14 +122,14 @@ def versions() -> dict[str, str]:
 
 
 def load_checkpoint(folder: Path, model: Transformer, optimizer: Optimizer | None = None) -> dict[str, Any]:
-    """Fill a model, and an optimizer, from a step folder; returns its state.
+    """Load a model, and optionally an optimizer, from a step folder; returns its state.
 
     Raises
     ------
     DamagedError
-        If a file is missing or damaged; nothing was changed then.
+        If a file is missing or damaged.
     CheckpointError
-        If it belongs to another model or cannot be read; nothing was changed then.
+        If it belongs to another model or cannot be read. After any error, nothing has changed.
     """
     state = read_state(folder)
     if model_config(folder, state) != model.config:
@@ -138,10 +138,10 @@ def load_checkpoint(folder: Path, model: Transformer, optimizer: Optimizer | Non
         raise CheckpointError(f"{folder} holds a model with another adapter, or with none")
     saved, below = state.get("below"), _base_fingerprint(model)
     if saved and below and saved.get("dtype") == below["dtype"] and saved != below:
-        raise CheckpointError(f"{folder} holds an adapter for a model of other weights than those that are below it now")
+        raise CheckpointError(f"{folder} holds an adapter that was trained on other base weights")
     views = {WEIGHTS: dict(model.trainable), OPTIMIZER: _joined(optimizer.state) if optimizer else {}}
     read = {name: _read_tensors(folder, name, state, expected) for name, expected in views.items() if expected}
-    for name, tensors in read.items():  # all files are known to be good: nothing is changed by halves
+    for name, tensors in read.items():  # all files are verified, so there is no partial load
         for key, value in tensors.items():
             views[name][key][...] = model.xp.asarray(value)
     model.trainable.sync_low_precision()
@@ -161,7 +161,7 @@ def lora_config(folder: Path, state: dict[str, Any]) -> LoraConfig | None:
 
 
 def check_header(folder: Path, config: ModelConfig, lora: LoraConfig | None) -> None:
-    """Before anything is made that is as large as a file says: what the weights' file holds is a model of this configuration."""
+    """Check that the weights file matches the configuration, before allocating the sizes that it claims."""
     tensors = _tensor_file(folder / WEIGHTS)
     with reading(folder / STATE, DamagedError):
         if config.n_layers > len(tensors):
@@ -170,7 +170,7 @@ def check_header(folder: Path, config: ModelConfig, lora: LoraConfig | None) -> 
 
 
 def find_step(path: Path, which: str = "latest") -> Path:
-    """The step folder that ``latest.json`` or ``best.json`` names; a step folder is itself."""
+    """The step folder named by ``latest.json`` or ``best.json``; a step folder is returned unchanged."""
     pointer = path / f"{which}.json"
     with reading(path):
         if (path / STATE).exists():
@@ -184,7 +184,7 @@ def find_step(path: Path, which: str = "latest") -> Path:
 
 
 def read_pointer(pointer: Path) -> dict[str, Any]:
-    """``latest.json`` or ``best.json``, verified: the name of a step folder, and what else it says."""
+    """``latest.json`` or ``best.json``, verified: the name of a step folder, and metadata."""
     with reading(pointer, DamagedError):
         values = read_verified(pointer, legacy_keys=("folder",))
         name = values["folder"]
@@ -198,9 +198,9 @@ def read_pointer(pointer: Path) -> dict[str, Any]:
 
 
 def _check_owner(path: Path, owner: str | None, run: Path) -> None:
-    """DamagedError for what another run has written. Older versions wrote no name of the run."""
+    """DamagedError if another run wrote the file. Older versions did not write the run's name."""
     own = owner
-    with suppress(CheckpointError):  # of a config.json that is damaged, which is not for this function to say
+    with suppress(CheckpointError):  # a damaged config.json is reported elsewhere
         own = identity(run) if owner is not None else None
     if own != owner:
         raise DamagedError(f"{path} belongs to another run than {run}")
@@ -218,18 +218,18 @@ def step_folders(run: Path) -> list[Path]:
 
 
 def step_of(folder: Path) -> int:
-    """The step that a step folder's name says."""
+    """The step in a step folder's name."""
     return int(folder.name.removeprefix("step-"))
 
 
 def read_state(folder: Path, needed: Sequence[str] = LOADED) -> dict[str, Any]:
-    """``state.json``, verified: its checksum, its fields, and that it is the folder's and the run's own.
+    """``state.json``, verified: its checksum, its fields, and that it belongs to this folder and run.
 
     Parameters
     ----------
     folder : path
     needed : sequence of str
-        Fields without which it is damaged.
+        Required fields; it is damaged without them.
     """
     path = folder / STATE
     if not path.exists():
@@ -246,16 +246,16 @@ def read_state(folder: Path, needed: Sequence[str] = LOADED) -> dict[str, Any]:
 
 
 def write_pointer(run: Path, name: str, folder: Path, /, **metadata: Any) -> None:
-    """Let ``RUN/{name}.json`` name a step folder, atomically."""
+    """Point ``RUN/{name}.json`` at a step folder, atomically."""
     write_json(run / f"{name}.json", with_checksum({"pointer": name, "folder": folder.name, **metadata}))
 
 
 def point(
     run: Path, folder: Path, best_step: int | None, owner: str | None = None, log: Mapping[str, Any] | None = None
 ) -> None:
-    """Let the pointers name the latest folder, and the best one if it is there; what they name already is not written again.
+    """Point ``latest.json`` at `folder`, and ``best.json`` at the best one if it exists; correct pointers are not rewritten.
 
-    `owner` is the run's name among all runs, `log` what :attr:`MetricsLog.mark` was.
+    `owner` is the run's unique name, `log` the value of :attr:`MetricsLog.mark`.
     """
     best = run / step_name(best_step) if best_step is not None else None
     for name, target, metadata in (("latest", folder, {"log": log}), ("best", best, {})):
@@ -270,7 +270,7 @@ def _pointed(run: Path, name: str) -> Path | None:
 
 
 def log_mark(run: Path, step: int) -> dict[str, Any] | None:
-    """What ``latest.json`` says of the log, if it names this step."""
+    """The log's mark in ``latest.json``, if that names this step."""
     with suppress(CheckpointError):
         pointer = read_pointer(run / "latest.json")
         return pointer.get("log") if pointer["folder"] == step_name(step) else None
@@ -278,7 +278,7 @@ def log_mark(run: Path, step: int) -> dict[str, Any] | None:
 
 
 def quarantine(folder: Path) -> Path:
-    """Rename a damaged step folder, so that its step can be saved again; nothing of it is deleted."""
+    """Rename a damaged step folder, so that its step can be saved again; nothing is deleted."""
     names = (folder.with_name(f"damaged-{folder.name}{suffix}") for suffix in ("", *(f"-{i}" for i in range(2, 1000))))
     aside = next(path for path in names if not path.exists())
     try:
@@ -288,17 +288,17 @@ def quarantine(folder: Path) -> Path:
 
 
 def prune(run: Path, keep: int = 1) -> None:
-    """Delete old step folders, and what a kill left half-written.
+    """Delete old step folders, and files left half-written by a kill.
 
-    The newest `keep` ones stay, and those that ``latest.json`` and ``best.json`` name.
+    The newest `keep` stay, and those named by ``latest.json`` and ``best.json``.
     """
     kept = set()
     for which in ("latest", "best"):
         try:
             kept.add(find_step(run, which).name)
-        except DamagedError:  # whatever a damaged pointer named is not for us to delete
+        except DamagedError:  # a damaged pointer may have named any of them: delete nothing
             return
-        except CheckpointError:  # there is none, or somebody has deleted what it named
+        except CheckpointError:  # there is no pointer, or its folder was deleted
             pass
     for folder in step_folders(run)[keep:]:
         if folder.name not in kept:
@@ -314,7 +314,7 @@ def prune(run: Path, keep: int = 1) -> None:
 
 
 def _base_fingerprint(model: Transformer) -> dict[str, str] | None:
-    """What tells the weights below an adapter from others: a checksum of some of them, spread over all."""
+    """A fingerprint of the weights below an adapter: a checksum of a sample of them."""
     if model.adapter is None:
         return None
     return {"dtype": model.params.flat.dtype.name, "sha256": fingerprint(model.params)}
@@ -322,7 +322,7 @@ def _base_fingerprint(model: Transformer) -> dict[str, str] | None:
 
 def _copy(params: FlatTensors) -> np.ndarray:
     flat = to_numpy(params.flat)
-    return flat.copy() if flat is params.flat else flat  # from a GPU it is a copy already
+    return flat.copy() if flat is params.flat else flat  # already a copy if it came from a GPU
 
 
 def _tensor_file(path: Path) -> TensorFile:
@@ -338,7 +338,7 @@ def _check_shapes(path: Path, tensors: TensorFile, shapes: Mapping[str, tuple[in
 
 
 def _read_tensors(folder: Path, name: str, state: dict, expected: Mapping[str, Any]) -> dict:
-    """The tensors of a file whose checksum is right; they are mapped, so that no copy of it is ever in memory."""
+    """The tensors of a file, after its checksum is verified; memory-mapped, so the file is never copied to memory."""
     path = folder / name
     with reading(path):
         if not path.exists():
@@ -355,7 +355,7 @@ def _joined(buffers: Mapping[str, FlatTensors]) -> dict:
 
 
 class _Summed:
-    """A file that knows the checksum of what is written to it."""
+    """A file that computes the checksum of everything written to it."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self.sum = file, hashlib.sha256()

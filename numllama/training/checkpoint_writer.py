@@ -1,4 +1,4 @@
-"""CheckpointWriter: a run's folder as its trainer writes it."""
+"""CheckpointWriter: writes a run's folder for its trainer."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class CheckpointWriter:
-    """Writes a run's config.json, its log, and its checkpoints, these on a thread while training continues.
+    """Writes a run's config.json, log and checkpoints, the checkpoints on a thread while training continues.
 
     Parameters
     ----------
@@ -29,7 +29,7 @@ class CheckpointWriter:
     keep : int
         Number of recent checkpoints to keep, besides the best one.
     is_writer : bool
-        False on all ranks but one, which write nothing.
+        Whether this rank writes; True on one rank only.
     tell : callable
         Called with a sentence if the log cannot be written.
 
@@ -39,7 +39,7 @@ class CheckpointWriter:
         The lowest validation loss of a checkpoint so far.
     best_step : int, optional
     log : MetricsLog, optional
-        Open from the first step on.
+        Opened at the first step.
     """
 
     def __init__(self, out: Path | None, keep: int, is_writer: bool, tell: Callable[[str], object]) -> None:
@@ -60,7 +60,7 @@ class CheckpointWriter:
     # -------------------------------------------------------------------------------------------- the folder
 
     def open(self, model: "Transformer", data: "TrainingData", config: "TrainConfig", step: int) -> None:
-        """Make the folder, which must not hold another run, its config.json and its log, unless they are there."""
+        """Create the folder, its config.json and its log if missing; the folder must not hold another run."""
         if not self.is_writer:
             return
         self._make_folder()
@@ -107,7 +107,7 @@ class CheckpointWriter:
     def begin(
         self, step: int, model: "Transformer", optimizer: "Optimizer", state: dict[str, Any], val_loss: float | None
     ) -> None:
-        """Copy everything, and let a thread write it; if `val_loss` is the lowest so far, it is the best checkpoint."""
+        """Copy everything, and start writing on a thread; the lowest `val_loss` so far makes the best checkpoint."""
         best, best_step = self.best, self.best_step
         if val_loss is not None and val_loss < best:
             best, best_step = val_loss, step
@@ -132,15 +132,15 @@ class CheckpointWriter:
         return folder, best, best_step
 
     def is_done(self) -> bool:
-        """Whether a save has ended, or failed, whose result nobody has looked at."""
+        """Whether a save has ended, or failed, and :meth:`finish` has not collected it yet."""
         return self._writing is not None and self._writing.done()
 
     def finish(self) -> Path | None:
-        """Wait for a save in progress, if there is one; its error is raised here."""
+        """Wait for a save in progress, if any; its error is raised here."""
         writing, self._writing = self._writing, None
         if writing is None:
             return None
-        folder, self.best, self.best_step = writing.result()  # only now: a failed save is repeated as a whole
+        folder, self.best, self.best_step = writing.result()  # only now: after a failed save, nothing has changed
         return folder
 
     def wait(self) -> None:
@@ -162,7 +162,7 @@ class CheckpointWriter:
     def resume(self, workers: "WorkerGroup", load: Callable[[Path], dict[str, Any]], fall_back: bool) -> list[str]:
         """Load the newest step folder, or with `fall_back` the newest that is not damaged; see :meth:`Trainer.resume`.
 
-        `load` takes over a step folder and returns its state. All ranks must read the same.
+        `load` loads a step folder and returns its state. All ranks must load the same one.
         """
         out = self.folder()
         try:
@@ -170,7 +170,7 @@ class CheckpointWriter:
         except DamagedError as error:
             if not fall_back:
                 raise
-            self._tell(f"{error}; it is written again from what this program knows")
+            self._tell(f"{error}; it is rewritten from this program's settings")
         folders, damaged = checkpoint.step_folders(out), {}
         if not fall_back and (not folders or (out / "latest.json").exists()):
             checkpoint.find_step(out)  # raises the right error, if there is one
@@ -194,14 +194,14 @@ class CheckpointWriter:
         return list(damaged.values())
 
     def _restored(self, state: Mapping[str, Any]) -> None:
-        """Continue after the checkpoint with this state."""
+        """Take over the state of a checkpoint."""
         self.best, self.best_step = state["best"], state.get("best_step")
         if self.best_step and not (self.folder() / checkpoint.step_name(self.best_step)).is_dir():
-            self.best, self.best_step = state["val_loss"], state["step"]  # the best of those that are left
+            self.best, self.best_step = state["val_loss"], state["step"]  # the best of the remaining ones
         self.best = math.inf if self.best is None else self.best
         self._has_folder = self._is_resumed = True
         self._identity, self.log = state.get("run"), None
 
     def close(self) -> str | None:
-        """End the log; returns a sentence if lines are missing in it."""
+        """Close the log; returns a sentence if lines are missing."""
         return self.log.close() if self.log else None

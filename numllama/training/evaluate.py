@@ -1,4 +1,4 @@
-"""How well a model predicts a text: loss, perplexity, and bits for each byte, which models of any vocabulary share."""
+"""How well a model predicts a text: loss, perplexity, and bits per byte, comparable across vocabularies."""
 
 import math
 import sys
@@ -18,29 +18,29 @@ from numllama.parallel.shards import SHARD_TOKENS, Workers
 from numllama.system.machine import training_settings
 from numllama.tokenizer import CharTokenizer, Tokenizer
 
-COUNTED_TOKENS = 2**16  # whose bytes are counted at once
-SMALL_MODEL = 2**26  # bytes: for a larger one threads are as fast as processes, which would hold its weights twice for a moment
+COUNTED_TOKENS = 2**16  # decoded at once to count their bytes
+SMALL_MODEL = 2**26  # bytes: for larger ones threads are as fast, and processes would briefly hold the weights twice
 
 
 def evaluate_file(
     model: Transformer, tokenizer: Tokenizer | CharTokenizer | None, path: Path, seq_len: int | None = None
 ) -> dict[str, Any]:
-    """The loss of every token of a file but the first.
+    """Evaluate a model on every token of a file but the first.
 
     Parameters
     ----------
     model : Transformer
     tokenizer : Tokenizer or CharTokenizer, optional
-        What a text is encoded with; of a token file, what bytes are counted with.
+        Encodes a text, or counts the bytes of a token file.
     path : path
         A text, or a token file (.bin, .npy).
     seq_len : int, optional
-        Tokens in a window; a token sees those before it in its own window. Default the model's max_seq_len.
+        Tokens per window; a token sees only earlier ones in its window. Default: the model's max_seq_len.
 
     Returns
     -------
     dict
-        ``loss`` in nats for each token, ``perplexity``, ``bits_per_byte`` (None without a tokenizer), ``tokens`` and ``bytes``.
+        ``loss`` in nats per token, ``perplexity``, ``bits_per_byte`` (None without a tokenizer), ``tokens`` and ``bytes``.
     """
     most = model.config.max_seq_len
     seq_len = seq_len or most
@@ -77,13 +77,13 @@ def evaluate_file(
 
 
 def evaluation_bar(rows: int) -> tqdm:
-    """A progress bar of an evaluation that takes more than a moment."""
+    """A progress bar, shown for evaluations longer than a second."""
     interval = 0.2 if sys.stderr.isatty() else 10
     return tqdm(total=rows, desc="evaluating", unit="row", delay=1, mininterval=interval, dynamic_ncols=True, leave=False)
 
 
 def _bytes_of(tokenizer: Tokenizer | CharTokenizer, ids: np.ndarray) -> int:
-    """The bytes of some tokens. A piece follows the token before it, for the first of a text may lose its space."""
+    """Number of bytes of some tokens. Each piece is decoded after its previous token, as a text's first may lose its space."""
     count = _decoded_bytes(tokenizer, ids[:1])
     for start in range(1, len(ids), COUNTED_TOKENS):
         piece = ids[start - 1 : start + COUNTED_TOKENS]

@@ -1,6 +1,6 @@
-"""metrics.jsonl: a line of strict JSON for each step of a run.
+"""metrics.jsonl: one line of strict JSON per step of a run.
 
-A checkpoint says how many bytes of it there were, and their checksum, so that a run resumes with the lines that it has written.
+A checkpoint records its size and checksum, so that a resumed run keeps exactly the lines that it had written.
 """
 
 import hashlib
@@ -18,31 +18,30 @@ from numllama.storage.files import read_bytes, strict, write_bytes
 from numllama.training.report import StepReport
 
 METRICS = "metrics.jsonl"
-MOST_WAITING = 2**26  # bytes of lines that wait for room on the disk: some 300,000 steps
+MOST_WAITING = 2**26  # bytes of lines that wait for disk space: about 300,000 steps
 MOST_BYTES = 2**40
 FIELDS = {"step": whole(0, 2**53), **dict.fromkeys(("loss", "val_loss", "tokens_per_second"), optional(number()))}
 
 
 class MetricsLog:
-    """Writes the lines of a run; those after the step that the run resumes from are dropped.
+    """Writes the log of a run; lines after the step at which the run resumes are dropped.
 
-    A line that cannot be written waits, and is written as soon as there is room: a full disk neither ends a run nor leaves a gap
-    in its log.
+    A line that cannot be written waits until there is space: a full disk neither ends a run nor leaves a gap in its log.
 
     Parameters
     ----------
     path : path
     step : int
-        The last step whose line stays.
+        The last step to keep.
     tell : callable
-        Is told once, in a sentence, that lines cannot be written.
+        Called once with a sentence if lines cannot be written.
     mark : mapping, optional
-        What :attr:`mark` was at that step; without one, or if the file does not agree, the lines that can be read stay.
+        The value of :attr:`mark` at that step; without it, or if the file does not match, all readable lines are kept.
 
     Attributes
     ----------
     mark : dict
-        How many bytes are written, and their checksum.
+        Number of bytes written, and their checksum.
 
     Raises
     ------
@@ -56,7 +55,7 @@ class MetricsLog:
             kept = content[: content.rfind(b"\n", 0, mark["bytes"]) + 1]  # a full disk may have cut the last line short
         else:
             if mark and path.exists():
-                tell(f"{path} is not what was written: its checksum is wrong. The lines that can be read stay")
+                tell(f"{path} is not what was written: its checksum is wrong. Its readable lines are kept")
             kept = "".join(_line(line) for line in _lines(content) if line["step"] <= step).encode()
         if kept != content or not path.exists():
             write_bytes(path, kept)
@@ -76,7 +75,7 @@ class MetricsLog:
         first = self._why is None
         self._write()
         if first and self._why:
-            self._tell(f"{self._path} cannot be written: {self._why}. The run goes on, and its log is written when it can be")
+            self._tell(f"{self._path} cannot be written: {self._why}. The run continues, and writes its log as soon as it can")
 
     def _write(self) -> None:
         try:
@@ -91,12 +90,12 @@ class MetricsLog:
             self._why = error.strerror or str(error)
 
     def pause(self) -> None:
-        """Close the file until there is another line, unless lines wait for it."""
+        """Close the file until the next line, unless lines are waiting."""
         if not self._waiting:
             self.close()
 
     def close(self) -> str | None:
-        """End the log; returns a sentence if lines are missing in it."""
+        """Close the log; returns a sentence if lines are missing."""
         self._write()
         if self._file:
             with suppress(OSError):
@@ -107,7 +106,7 @@ class MetricsLog:
 
 
 def flush_log(path: Path) -> None:
-    """Return when what is written of a log is on disk, so that no power cut leaves less than a checkpoint says."""
+    """Flush a log to disk, so that after a power cut it is no shorter than its checkpoint says."""
     with suppress(OSError):
         file = os.open(path, os.O_RDONLY)
         try:
@@ -117,13 +116,13 @@ def flush_log(path: Path) -> None:
 
 
 def is_whole(content: bytes, mark: Mapping[str, Any]) -> bool:
-    """Whether a log begins with what was written of it when :attr:`MetricsLog.mark` was this."""
+    """Whether a log still begins with the bytes described by this :attr:`MetricsLog.mark`."""
     size = mark.get("bytes")
     return isinstance(size, int) and len(content) >= size and hashlib.sha256(content[:size]).hexdigest() == mark.get("sha256")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; one that a kill cut short, or that is damaged, is left out.
+    """The lines of a metrics.jsonl, without those that are damaged or cut short by a kill.
 
     Raises
     ------
@@ -142,15 +141,15 @@ def _lines(content: bytes) -> list[dict[str, Any]]:
 
 
 def parse_line(text: str | bytes) -> dict[str, Any]:
-    """One line: a ``step``, a ``loss``, which is NaN where it was not finite, and whatever else was logged.
+    """One line: a ``step``, a ``loss`` (NaN if it was not finite), and any other values logged.
 
     Raises
     ------
     ValueError
-        If it is none, with the reason.
+        If it is not a valid line; the message says why.
     """
     try:
-        line = json.loads(text, parse_constant=lambda name: None)  # NaN and infinities of logs that were no strict JSON
+        line = json.loads(text, parse_constant=lambda name: None)  # NaN and infinities in logs that are not strict JSON
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     if not isinstance(line, dict) or "step" not in line or "loss" not in line:

@@ -1,12 +1,12 @@
-"""What a training run will take: memory by part, FLOPs, messages, time and cost; for one machine and for many.
+"""Resources of a training run: memory by part, FLOPs, messages, time and cost, on one machine or many.
 
-For N tokens of a shard, per layer of width C, with Q = H·D, KV = K·D, F, in numbers (not bytes):
-    kept for backward      N · (4C + 2Q + 2KV + 3F)        or N · C with recompute; with GELU 2F
-    while a layer is done  N · max(C + 4F, 4C + 3Q + 3KV)  feed-forward's or attention's gradients, beside the caches; GELU 7F
-    while the head is done 3 · rows · V                    rows of logits at once, see transformer.CHUNK_LOGITS
-FLOPs of a token, forward: 2 for each weight of a product, and 4·Q for each key that attention looks at, of which causality
-leaves half; backward: twice the products, and 5/2 of attention's (Dao et al. 2022: scores are made again).
-Messages of a step, for each of n ranks: (n − 1)/n of all gradients out and as much back; ZeRO-1 sends the same.
+For a shard of N tokens, per layer of width C, with Q = H·D, KV = K·D, F, in elements (not bytes):
+    cached for backward    N · (4C + 2Q + 2KV + 3F)        or N · C with recompute; with GELU 2F
+    while a layer runs     N · max(C + 4F, 4C + 3Q + 3KV)  gradients of feed-forward or attention, on top of caches; GELU 7F
+    while the head runs    3 · rows · V                    rows of logits per chunk, see transformer.CHUNK_LOGITS
+FLOPs per token, forward: 2 per weight of a matrix product, and 4·Q per key of attention (causality halves the keys);
+backward: twice the products, and 5/2 of attention (Dao et al. 2022: scores are recomputed).
+Messages per step, for each of n ranks: (n − 1)/n of all gradients out and as much back; ZeRO-1 sends the same.
 """
 
 import os
@@ -20,12 +20,12 @@ from numllama.system.processes import available_cores
 from numllama.training.config import RECIPES
 
 BYTES = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
-LATENCY = 20e-6  # seconds for a message to begin
+LATENCY = 20e-6  # seconds to start a message
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """What a device can do: dense FLOP/s, bytes of memory, bytes/s to its neighbours, and about what an hour costs, in $."""
+    """A device: dense FLOP/s, bytes of memory, bytes/s to its neighbours, and a typical price per hour in $."""
 
     flops: float
     memory: float
@@ -40,8 +40,8 @@ GPUS = {
     "h200": Gpu(989e12, 141e9, 450e9, 3.0),
     "b200": Gpu(2250e12, 180e9, 900e9, 4.5),
 }
-CPU = "cpu"  # of this machine
-CORE_FLOPS = 150e9  # float32 products by NumPy's OpenBLAS: 145 to 168 GFLOP/s on a core with AVX-512, measured
+CPU = "cpu"  # this machine's
+CORE_FLOPS = 150e9  # float32 products in NumPy's OpenBLAS: 145 to 168 GFLOP/s measured per core with AVX-512
 BYTE_UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "B"))
 TIME_UNITS = ((86400, "days"), (3600, "hours"), (60, "minutes"), (1, "s"), (1e-3, "ms"), (1e-6, "us"))
 
@@ -54,7 +54,7 @@ def device(name: str) -> Gpu:
 
 
 def planned_recipe(preset: str, seq_len: int) -> dict[str, object]:
-    """The settings of a plan that a preset's own recipe gives, if it has one."""
+    """The settings of a plan from a preset's own recipe, if it has one."""
     if preset not in RECIPES:
         return {}
     settings, this_machine = RECIPES[preset], {"gpu": CPU} if preset.endswith("-cpu") else {}
@@ -63,7 +63,7 @@ def planned_recipe(preset: str, seq_len: int) -> dict[str, object]:
 
 
 def machine_memory() -> float:
-    """Bytes of this machine; infinite where the system does not tell."""
+    """Bytes of memory of this machine; infinite if the system does not report it."""
     try:
         return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     except (AttributeError, OSError, ValueError):
@@ -71,13 +71,13 @@ def machine_memory() -> float:
 
 
 def in_units(value: float, units: Sequence[tuple[float, str]]) -> str:
-    """A value in the largest unit of which there is at least one."""
+    """A value in the largest unit not larger than it."""
     size, unit = next((each for each in units if value >= each[0]), units[-1])
     return f"{value / size:,.2f} {unit}"
 
 
 def flops_per_token(config: ModelConfig, seq_len: int, recompute: bool = False) -> dict[str, float]:
-    """FLOPs of the products for one token, ``forward``, ``backward`` and ``recompute``."""
+    """FLOPs of the matrix products per token, by ``forward``, ``backward`` and ``recompute``."""
     from numllama.cpu.flash_attention import QUERY_TILE
     from numllama.model.parameters import block_shapes  # here, because the fields of a plan are the command line's flags
 
@@ -86,18 +86,18 @@ def flops_per_token(config: ModelConfig, seq_len: int, recompute: bool = False) 
     head = c.vocab_size * c.dim
     keys = (seq_len + min(seq_len, QUERY_TILE)) / 2  # whole tiles are computed
     attention = 4 * c.n_layers * c.n_heads * c.head_dim * keys
-    down = c.n_layers * c.ffn_dim * c.dim  # a layer's last product is not made again
+    down = c.n_layers * c.ffn_dim * c.dim  # a layer's last product is not recomputed
     again = 2 * (blocks - down) + attention if recompute else 0
     return {"forward": 2 * (blocks + head) + attention, "backward": 4 * (blocks + head) + 2.5 * attention, "recompute": again}
 
 
 def activation_numbers(config: ModelConfig, rows: int, seq_len: int, recompute: bool, on_gpu: bool = False) -> int:
-    """The most numbers that forward and backward of a shard hold at once, beside weights and gradients."""
+    """Peak number of elements that forward and backward of a shard hold, excluding weights and gradients."""
     from numllama.model.transformer import CHUNK_LOGITS, CHUNK_LOGITS_GPU
 
     c, tokens = config, rows * seq_len
     Q, KV = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
-    kept_wide, done_wide = {"swiglu": (3, 4), "gelu": (2, 7)}[c.ffn]  # arrays of F: GELU makes its parts again
+    kept_wide, done_wide = {"swiglu": (3, 4), "gelu": (2, 7)}[c.ffn]  # arrays of width F: GELU recomputes its parts
     layer = tokens * (4 * c.dim + 2 * Q + 2 * KV + kept_wide * c.ffn_dim)
     kept = c.n_layers * tokens * c.dim if recompute else c.n_layers * layer
     widest = max(c.dim + done_wide * c.ffn_dim, 4 * c.dim + 3 * Q + 3 * KV)
@@ -117,11 +117,11 @@ def memory(
     recompute: bool = False,
     on_gpu: bool = True,
 ) -> dict[str, float]:
-    """Bytes by part, of each rank; `rows` sequences run at once. ``cache`` is for generation, and no part of training."""
+    """Bytes by part, per rank, with `rows` sequences at once. ``cache`` is for generation, not training."""
     from numllama.model import count_parameters
 
     n, size = count_parameters(config), BYTES[compute_dtype]
-    whole = max(4, size)  # master weights, gradients and moments are float32 where products are in two bytes
+    whole = max(4, size)  # weights, gradients and moments stay float32 when products are in two bytes
     owned = n / gpus
     parts = {
         "weights": n * whole + (n * size if size < whole else 0),
@@ -146,36 +146,36 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Plan:
-    """A run to be planned.
+    """A planned run.
 
     Attributes
     ----------
     config : ModelConfig
     gpus : int
-        How many in all.
+        Total number of GPUs.
     gpu : str
-        rtx4090, a100, h100, h200 or b200; or cpu, which is this machine's.
+        rtx4090, a100, h100, h200 or b200; or cpu, this machine's.
     per_machine : int
-        GPUs that share a machine.
+        GPUs per machine.
     batch_size : int
-        Sequences in a step, of all GPUs.
+        Sequences per step, over all GPUs.
     rows : int, optional
-        Sequences that a GPU runs at once; the rest of its part of the batch is accumulated. Default 1; on a CPU, a shard of the
-        batch for each core, as `train` does.
+        Sequences that a GPU runs at once; gradients accumulate over its part of the batch. Default 1; on a CPU, one shard of
+        the batch per core, as in `train`.
     seq_len : int
-        Tokens in a sequence.
+        Tokens per sequence.
     tokens : float
-        To train on in all.
+        Total training tokens.
     compute_dtype : str, optional
-        dtype of matrix products and activations: float32, float64, bfloat16 or float16. Default bfloat16, on a CPU float32.
+        dtype of matrix products and activations: float32, float64, bfloat16 or float16. Default bfloat16; float32 on a CPU.
     shard_optimizer : bool
-        Each GPU keeps the moments of its part of the parameters only (ZeRO-1).
+        Each GPU keeps the moments of only its part of the parameters (ZeRO-1).
     recompute : bool
-        Keep less for backward and compute it again.
+        Cache less for backward and recompute it.
     mfu : float
-        The part of a GPU's FLOP/s that a step's necessary FLOPs use while it computes.
+        Model FLOPs utilisation: the fraction of a GPU's peak FLOP/s reached while it computes.
     network : float
-        Bytes/s between machines, for each GPU.
+        Bytes/s between machines, per GPU.
     price : float, optional
         Price per GPU hour; default: a typical rental price.
     """
@@ -202,27 +202,27 @@ class Plan:
         if self.batch_size < self.gpus:
             raise ValueError(f"batch_size is {self.batch_size}, but {self.gpus} GPUs need a sequence each")
         if self.gpu == CPU and self.gpus > 1:
-            raise ValueError(f"gpus is {self.gpus}, but cpu is this machine's, of which there is one")
+            raise ValueError(f"gpus is {self.gpus}, but cpu is this machine's, and there is only one")
         if self.compute_dtype is None:
             object.__setattr__(self, "compute_dtype", "float32" if self.gpu == CPU else "bfloat16")
         if self.rows is None:
             object.__setattr__(self, "rows", self._shards_at_once() if self.gpu == CPU else 1)
 
     def _shards_at_once(self) -> int:
-        """The sequences of the shards that a CPU's cores run at the same time."""
+        """Number of sequences in the shards that a CPU's cores run at once."""
         from numllama.parallel.shards import shard_count, shard_rows
 
         shards = shard_count(self.batch_size, self.seq_len)
         return min(available_cores(), shards) * shard_rows(self.batch_size, shards)
 
     def figures(self) -> dict[str, float]:
-        """What follows from it, in FLOPs, bytes, seconds and $."""
+        """The derived figures, in FLOPs, bytes, seconds and $."""
         from numllama.model import count_parameters
 
         kind, flops = device(self.gpu), flops_per_token(self.config, self.seq_len, self.recompute)
         needed, done = flops["forward"] + flops["backward"], sum(flops.values())
         per_step = self.batch_size * self.seq_len
-        sequences = -(-self.batch_size // self.gpus)  # of the GPU that has most of them
+        sequences = -(-self.batch_size // self.gpus)  # of the GPU with the most
         computing = sequences * self.seq_len * done / (kind.flops * self.mfu)
         gradients = 4 * count_parameters(self.config)
         sent = 2 * gradients * (self.gpus - 1) / self.gpus
@@ -239,18 +239,18 @@ class Plan:
         }  # fmt: skip
 
     def memory(self) -> dict[str, float]:
-        """Bytes of each GPU by part."""
+        """Bytes per GPU, by part."""
         assert self.rows is not None and self.compute_dtype is not None  # chosen on construction
         how = self.compute_dtype, self.gpus, self.shard_optimizer, self.recompute
         return memory(self.config, self.rows, self.seq_len, *how, on_gpu=self.gpu != CPU)
 
     def values(self) -> dict[str, object]:
-        """For programs to read."""
+        """All figures, machine-readable."""
         figures = {name.replace(", ", "_").replace(" ", "_"): value for name, value in self.figures().items()}
         return {"memory": {name.replace(" ", "_"): value for name, value in self.memory().items()}, **figures}
 
     def text(self) -> str:
-        """For people to read."""
+        """All figures, as text."""
         from numllama.model import count_parameters
 
         f, kind, parts = self.figures(), device(self.gpu), self.memory()
@@ -259,7 +259,7 @@ class Plan:
         many = self.gpus > 1
         lines = [
             f"{count_parameters(self.config):,} parameters, {f['flops per token']:.3g} FLOPs per token"
-            + (f" ({f['flops per token, done']:.3g} with what is computed again)" if self.recompute else ""),
+            + (f" ({f['flops per token, done']:.3g} with recomputation)" if self.recompute else ""),
             f"{self._devices()}: {self.batch_size} x {self.seq_len} tokens a step, {self.compute_dtype}",
             "",
             f"memory of {'this machine' if self.gpu == CPU else 'each GPU'}",
@@ -282,7 +282,7 @@ class Plan:
         return f"{self.gpus} x {self.gpu} on {-(-self.gpus // self.per_machine)} machine(s)"
 
     def _advice(self) -> str:
-        """The flags that would save memory and are not given yet."""
+        """The unused flags that would save memory."""
         flags = {
             "--shard-optimizer": self.gpus > 1 and not self.shard_optimizer,
             "--recompute": not self.recompute,
@@ -294,7 +294,7 @@ class Plan:
         return f"see {', '.join(helpful)}" if helpful else "it takes a smaller model, or a shorter --seq-len"
 
     def _estimated(self) -> str:
-        """Which figures are no facts, and where they come from."""
+        """Which figures are estimates, and from what."""
         if self.gpu == CPU:
             return (
                 f"time, from {CORE_FLOPS / 1e9:.0f} GFLOP/s of a core (OpenBLAS on AVX-512 in float32; others are slower) "

@@ -11,7 +11,7 @@ def plot_losses(lines: list[dict], path: Path, title: str = "", best_possible: f
     Parameters
     ----------
     lines : list of dict
-        The log of a run: each with ``step`` and a finite ``loss``, some with ``val_loss``. At least one.
+        The log of a run, at least one line: each with ``step`` and a finite ``loss``, some with ``val_loss``.
     path : path
         The picture to write.
     title : str

@@ -1,9 +1,9 @@
-"""A run's folder: the files beside its checkpoints, what tells it from other runs, and whether all in it was written there.
+"""A run's folder: the files next to its checkpoints, the run's unique name, and checks that every file belongs to it.
 
-    RUN/config.json        how the run was started, its name among all runs, checksums of the tokenizer's files and of itself
-    RUN/result.json        what came of it, and a checksum of itself
+    RUN/config.json        how the run was started, its unique name, checksums of the tokenizer's files and of itself
+    RUN/result.json        final step and loss, and a checksum of itself
 
-Every file says which run it belongs to. Runs of older versions have neither names nor a list of files, and open all the same.
+Every file names the run that it belongs to. Runs of older versions have no names or lists of files, but still open.
 """
 
 import hashlib
@@ -34,11 +34,11 @@ FIELDS = {
     "vocab_size": optional(whole(1)),
 }
 LOW_PRECISION = tuple(dtype.name for dtype in TWO_BYTES)
-LEGACY_KEYS = ("version", "data_name", "data", "tokenizer", "model", "train", "tuning")  # a config.json of before its checksum
+LEGACY_KEYS = ("version", "data_name", "data", "tokenizer", "model", "train", "tuning")  # in a config.json without checksum
 STARTED = ("data", "tokenizer", "vocab_size", "tuning", "loop")  # how to start a run again
 OWN_LOOP = "own"
-LOOKED_AT = 2**16  # of a model's parameters, to tell it from others
-WITHOUT_EFFECT = (  # on weights; steps have one, but a run may get more of them
+LOOKED_AT = 2**16  # approximate number of parameters in a fingerprint
+WITHOUT_EFFECT = (  # on weights, except `steps`, which a resumed run may raise
     "steps", "workers", "parallel", "shard_optimizer", "timeout", "graph", "eval_batches", "final_eval", "keep",
 )  # fmt: skip
 
@@ -53,23 +53,23 @@ def begin(
     resumed: bool,
     name: str | None = None,
 ) -> str:
-    """Write what is in a run's folder beside its checkpoints; returns the run's name among all runs.
+    """Write the files next to a run's checkpoints; returns the run's unique name.
 
     Parameters
     ----------
     run : path
-        The folder, which is there.
+        The folder, which must exist.
     model : Transformer
     data : Dataset or Conversations
     config : TrainConfig
     write : callable, optional
-        Given a folder, writes more files into it.
+        Writes more files to the folder that it is given.
     start : mapping
-        How to start the run again; default what can be told from the data.
+        How to start the run again; default: derived from the data.
     resumed : bool
-        The run has begun before: it keeps its name, and its files if they are what was written.
+        The run was started before: it keeps its name, and its files if they are intact.
     name : str, optional
-        Which that is, as its checkpoint says; default, as its config.json does.
+        That name, from the run's checkpoint; default: from its config.json.
     """
     before = {}
     if resumed and is_there(run / CONFIG):
@@ -77,7 +77,7 @@ def begin(
             before = read_config(run)
     name, files = str(name or before.get("id") or name_of(model, data, config)), before.get("files")
     if not resumed:
-        for left in (CONFIG, RESULT):  # of a run that was killed before its first checkpoint
+        for left in (CONFIG, RESULT):  # left by a run killed before its first checkpoint
             (run / left).unlink(missing_ok=True)
     if files is None or not _are_there(run):
         files = _write_files(run, model, data, write)
@@ -103,14 +103,14 @@ def _are_there(run: Path) -> bool:
 
 
 def name_of(model: "Transformer", data: Any, config: "TrainConfig") -> str:
-    """What tells a run from others: runs of one name come to the same bits, wherever they are."""
+    """A run's unique name: runs with the same name produce the same bits, in any folder."""
     settings = {name: value for name, value in config.to_dict().items() if name not in WITHOUT_EFFECT}
     weights = fingerprint(model.trainable)
     return checksum({"model": model.config.to_dict(), "train": settings, "data": data.fingerprint(), "weights": weights})[:32]
 
 
 def fingerprint(params: "Parameters") -> str:
-    """A checksum of some of the parameters, spread over all."""
+    """A checksum of a sample of the parameters, evenly spaced."""
     some = to_numpy(params.flat[:: max(1, params.flat.size // LOOKED_AT)])
     return hashlib.sha256(some.tobytes()).hexdigest()
 
@@ -118,7 +118,7 @@ def fingerprint(params: "Parameters") -> str:
 def _write_files(
     run: Path, model: "Transformer", data: Any, write: Callable[[Path], object] | None
 ) -> dict[str, str]:
-    """Write the tokenizer and whatever else is written once; returns their checksums."""
+    """Write the tokenizer and all other files that are written once; returns their checksums."""
     with published(run) as part:
         if data.tokenizer:
             data.tokenizer.save(part)
@@ -130,7 +130,7 @@ def _write_files(
 
 
 def start_of(data: Any) -> dict[str, Any]:
-    """How to start a run of somebody's own loop again from the command line, as far as its data say."""
+    """How to restart a run of a custom loop from the command line, as far as its data tell."""
     path = Path(data.name)
     if not isinstance(data, Dataset) or not is_there(path):
         return {"data": None, "tokenizer": None, "loop": OWN_LOOP}
@@ -151,7 +151,7 @@ def read_config(run: Path) -> dict[str, Any]:
 
 
 def _rename_dtype(train: dict[str, Any], tuning: dict[str, Any] | None) -> None:
-    """Older versions had one `dtype`, which for an adapter's frozen weights in two bytes was that of the weights."""
+    """Older versions had a single `dtype`; with an adapter on two-byte weights, it meant the dtype of the weights."""
     if "dtype" in train:
         dtype = train.pop("dtype")
         if tuning is not None and tuning.get("lora") and dtype in LOW_PRECISION:
@@ -161,16 +161,16 @@ def _rename_dtype(train: dict[str, Any], tuning: dict[str, Any] | None) -> None:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder's config.json is a run's, as far as that can be read: a model's is something else."""
+    """Whether a folder's config.json, even if damaged, is a run's; a model's has other keys."""
     path = folder / CONFIG
     with reading(path):
         if not path.exists():
             return False
-    return len({"model", "train", "data_name", "seal"} & set(read_json(path))) > 1  # damage may have taken one
+    return len({"model", "train", "data_name", "seal"} & set(read_json(path))) > 1  # damage may have removed one
 
 
 def identity(run: Path) -> str | None:
-    """What tells a run from all others; None of one that has no config.json, or that an older version has begun."""
+    """A run's unique name; None if it has no config.json, or was started by an older version."""
     with reading(run, CheckpointError):
         if not (run / CONFIG).exists():
             return None
@@ -178,7 +178,7 @@ def identity(run: Path) -> str | None:
 
 
 def check_run(run: Path) -> None:
-    """Raise DamagedError unless the small files of a run are what was written there."""
+    """Raise DamagedError if a small file of a run is damaged or belongs to another run."""
     try:
         if not is_run(run):
             return
@@ -192,5 +192,5 @@ def check_run(run: Path) -> None:
 
 
 def write_result(run: Path, step: int, loss: float | None) -> None:
-    """Write what came of a run."""
+    """Write a run's result.json."""
     write_json(run / RESULT, with_checksum({"id": identity(run), "step": step, "validation_loss": loss}))

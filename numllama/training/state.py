@@ -1,4 +1,4 @@
-"""What a checkpoint's state.json and the pointers to it may say, field by field."""
+"""The fields of a checkpoint's state.json and of the pointers to it."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,8 +7,8 @@ from typing import Any
 from numllama.errors import CheckpointError, shown
 from numllama.storage.fields import OBJECT, TEXT, Kind, as_json, check, is_number, number, one_of, optional, require, whole
 
-LOADED = ("step", "model", "dtype", "optimizer_steps", "sha256")  # what every state.json has
-RESUMED = ("train", "data", "val_loss", "best", "skipped", "skipped_in_a_row")  # and that of a run besides
+LOADED = ("step", "model", "dtype", "optimizer_steps", "sha256")  # required in every state.json
+RESUMED = ("train", "data", "val_loss", "best", "skipped", "skipped_in_a_row")  # also required to resume a run
 POINTER = {"pointer": optional(TEXT), "run": optional(TEXT), "log": optional(OBJECT)}
 NUMBERS = Kind(lambda value: isinstance(value, list) and all(map(is_number, value)), "must be a list of numbers")
 FIELDS = {
@@ -37,16 +37,16 @@ FIELDS = {
 
 
 def check_state(state: Mapping[str, Any], needed: Sequence[str]) -> None:
-    """ValueError if a field is missing or is not what it should be."""
+    """ValueError if a field is missing or invalid."""
     require(state, needed)
     check(state, FIELDS, as_json)
 
 
 def check_continues(folder: Path, state: Mapping[str, Any], data: Mapping[str, Any], optimizer: str) -> None:
-    """CheckpointError if a step folder was written by a run on other data than `data`, or with another optimizer."""
+    """CheckpointError if a step folder was written by a run on different data or with another optimizer."""
     saved = state["data"]
     if any(saved.get(name, data[name]) != data[name] for name in ("train_tokens", "vocab_size", "sha256")):
         raise CheckpointError(f"{folder} was trained on other data: {shown(saved.get('name'), quote=False)}")
     was = state["train"].get("optimizer")
     if was != optimizer:
-        raise CheckpointError(f"{folder} was trained with {was}, whose moments no other has, but optimizer is {shown(optimizer)}")
+        raise CheckpointError(f"{folder} was trained with {was}, whose moments fit no other, but optimizer is {shown(optimizer)}")

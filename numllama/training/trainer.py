@@ -1,4 +1,4 @@
-"""The training loop: one report per step; the progress bar, the log, the plot and tests read these reports."""
+"""The training loop: one report per step, read by the progress bar, the log, the plot and tests."""
 
 import math
 import sys
@@ -26,14 +26,14 @@ from numllama.training.loss_scale import LossScale
 from numllama.training.report import LossHistory, StepReport
 from numllama.training.state import LOADED, RESUMED, check_continues
 
-MAX_SKIPPED = 5  # steps in a row without a finite loss end the run
-TICK = 1e-9  # seconds; some clocks stand still for longer than a short step takes
+MAX_SKIPPED = 5  # consecutive steps without a finite loss, which end the run
+TICK = 1e-9  # seconds; a short step may end within one tick of a coarse clock
 
 
 class Trainer:
     """Trains a model; iterate over it for one :class:`StepReport` per step.
 
-    It is a context manager, which ends the workers and waits for the last checkpoint: ``with Trainer(...) as trainer:``.
+    Use it as a context manager to end the workers and wait for the last checkpoint: ``with Trainer(...) as trainer:``.
 
     Parameters
     ----------
@@ -49,11 +49,11 @@ class Trainer:
     Attributes
     ----------
     tell : callable
-        Called with a sentence that people should read now, such as that the log cannot be written. Default: print to stderr.
+        Called with a warning for the user, such as that the log cannot be written. Default: print to stderr.
     step : int
         Number of steps done.
     windows : int
-        Number of windows of the data used so far: where the next batch begins.
+        Number of data windows used so far: where the next batch begins.
     loss_scale : LossScale
     """
 
@@ -107,12 +107,12 @@ class Trainer:
                     if writer.log:
                         writer.log(report)
                     loss = report.val_loss
-                    if self.out and loss is not None and math.isfinite(loss):  # broken weights are no checkpoint
+                    if self.out and loss is not None and math.isfinite(loss):  # never save broken weights
                         self._begin_save(loss)
                         if self.step == self.config.steps:
                             writer.finish()
                     yield report
-        finally:  # the checkpoint is on disk when the loop is left; its error waits for the next save, or close()
+        finally:  # the checkpoint is on disk when the loop exits; its error is raised by the next save or close()
             writer.wait()
             if writer.log:
                 writer.log.pause()
@@ -141,7 +141,7 @@ class Trainer:
         return Position(position.step + 1, position.windows + self.config.batch_size)
 
     def _plain_step(self, batch: Batch, step: int, lr: float) -> tuple[float, float]:
-        """Loss and norm of the gradients; unless both are finite, no parameter has changed."""
+        """Loss and gradient norm; parameters change only if both are finite."""
         c, scale = self.config, self.loss_scale.value
         loss, grads = self.workers.loss_and_grads(batch, self._plan, key=(c.seed, step), recompute=c.recompute, scale=scale)
         if scale != 1:
@@ -153,7 +153,7 @@ class Trainer:
 
     @property
     def skipped(self) -> int:
-        """Number of steps skipped because something was not finite."""
+        """Number of steps skipped because the loss or gradient was not finite."""
         return self._history.skipped
 
     def _memory_mb(self) -> float:
@@ -169,7 +169,7 @@ class Trainer:
     def evaluate(self, progress: Progress | None = None, n: int | None = None) -> float:
         """Mean loss over the whole validation split, every target once; or over `n` batches of it.
 
-        `progress` is called now and then with the number of rows done since; in all there are ``data.val_rows(seq_len)``.
+        `progress` is called with the number of rows done since its last call; the total is ``data.val_rows(seq_len)``.
         """
         with training_settings(self.model.device):
             return self.workers.mean_loss(self.batches.validation(n), shard_rows(*self._plan), progress)
@@ -182,17 +182,17 @@ class Trainer:
         return self._writer.best
 
     def save(self, val_loss: float | None = None) -> Path:
-        """Save a checkpoint, and wait until it is on disk; if `val_loss` is the lowest so far, it is the best one.
+        """Save a checkpoint, and wait until it is on disk; the lowest `val_loss` so far makes it the best one.
 
-        All ranks call it, and rank 0 writes.
+        All ranks must call it; rank 0 writes.
         """
-        with suppress(CheckpointError):  # this save makes up for a failed one
+        with suppress(CheckpointError):  # this save replaces a failed one
             self._writer.finish()
         self._begin_save(val_loss)
         return self._writer.finish() or self._writer.folder() / checkpoint.step_name(self.step)
 
     def _begin_save(self, val_loss: float | None) -> None:
-        """Copy everything, and let a thread write it; of two saves the second waits for the first."""
+        """Copy everything, and start writing on a thread, after any earlier save has ended."""
         writer, data = self._writer, {**self._about_data, "windows": self.windows}
         writer.finish()
         writer.check_folder(self.step)
@@ -201,12 +201,12 @@ class Trainer:
         writer.begin(self.step, self.model, self.workers.gather_optimizer(self.optimizer), state, val_loss)
 
     def resume(self, fall_back: bool = False) -> list[str]:
-        """Resume from the newest checkpoint in `out`, as if there had been no interruption.
+        """Resume from the newest checkpoint in `out`, as if the run had never stopped.
 
         Parameters
         ----------
         fall_back : bool
-            Rename a damaged checkpoint and use the one before, or start over without one. Otherwise damage is an error.
+            Rename a damaged checkpoint and use the one before, or start over if there is none. Otherwise damage is an error.
 
         Returns
         -------
@@ -216,7 +216,7 @@ class Trainer:
         return self._writer.resume(self.workers, self._restore, fall_back)
 
     def _restore(self, folder: Path) -> dict[str, Any]:
-        """Take over a checkpoint; returns its state."""
+        """Load a checkpoint; returns its state."""
         state = checkpoint.read_state(folder, (*LOADED, *RESUMED))
         check_continues(folder, state, self._about_data, self.config.optimizer)
         optimizer = self.workers.gather_optimizer(self.optimizer)
@@ -231,14 +231,14 @@ class Trainer:
 
     @cached_property
     def _about_data(self) -> dict[str, Any]:
-        """What tells these data from others."""
+        """The identity of the data: name, sizes and checksum."""
         data, sums = self.data, self.batches.fingerprint()
         return {"name": data.name, "vocab_size": data.vocab_size, "train_tokens": len(data.train), "sha256": sums}
 
     def write_config(self, write: Callable[[Path], object] | None = None, **start: object) -> None:
         """Write the run's config.json, and the files that it names.
 
-        `write` adds more files to the folder that it is given. `start` says how to start the run again; default from the data.
+        `write` adds more files to the folder that it is given. `start` says how to start the run again; default: from the data.
         """
         self._writer.write_config(self.model, self.data, self.config, write, start)
 

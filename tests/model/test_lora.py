@@ -213,7 +213,7 @@ def test_an_impossible_configuration_is_named(values, message):
 
 
 def test_a_map_that_the_model_does_not_have_is_named():
-    with pytest.raises(ValueError, match=r"^targets holds 'w_gate', but a model with ffn='gelu' has no such map$"):
+    with pytest.raises(ValueError, match=r"^targets holds 'w_gate', but a model with ffn='gelu' has no such matrix$"):
         build(SWITCHES["gelu"]).add_adapter(nl.LoraConfig(targets=("wq", "w_gate")))
 
 

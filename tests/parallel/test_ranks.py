@@ -431,7 +431,7 @@ class Silence(communicator.MPI):
     [
         ([], "no answer from rank 0 on node0, rank 2 on node2, rank 3 on node3 for 0.2 seconds"),
         ([(0, 3), (3, 5), (2, 1)], "no answer from rank 2 on node2 for"),  # it last waited long ago
-        ([(0, 3), (2, 3), (3, 3), (3, 1)], "a message that all ranks wait for has not come for"),
+        ([(0, 3), (2, 3), (3, 3), (3, 1)], "a message that all ranks wait for has not arrived for"),
     ],
 )
 def test_who_does_not_wait_as_well_is_blamed_for_a_message_that_does_not_arrive(mail, blamed):

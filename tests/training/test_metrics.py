@@ -65,7 +65,7 @@ def test_lines_that_could_not_be_written_are_written_when_they_can_be(tmp_path, 
     assert log.close() is None or log.close() is None  # the last line, where the disk is full every other time
     assert steps_in(tmp_path / "m.jsonl") == list(range(1, 9))
     assert len(told) == 1
-    assert told[0].startswith(f"{tmp_path / 'm.jsonl'} cannot be written: No space left on device. The run goes on")
+    assert told[0].startswith(f"{tmp_path / 'm.jsonl'} cannot be written: No space left on device. The run continues")
 
 
 def test_what_is_missing_in_the_end_is_counted(tmp_path, disk, monkeypatch):

@@ -273,7 +273,7 @@ def test_a_loop_that_knows_what_was_damaged_writes_it_anew_if_it_may(run, book, 
         trainer_for(nl.load_dataset(book), run).resume()
     trainer = trainer_for(nl.load_dataset(book), run)
     assert trainer.resume(fall_back=True) == []
-    assert "it is written again from what this program knows" in capsys.readouterr().err
+    assert "it is rewritten from this program's settings" in capsys.readouterr().err
     go(trainer)
     assert {name: (run / name).read_bytes() for name in expected} == expected
 
@@ -283,7 +283,7 @@ def test_a_log_that_is_not_what_was_written_is_told_and_its_good_lines_stay(run,
     (run / "metrics.jsonl").write_text(lines[0] + lines[1].replace('"step": 2', '"step: 2') + "".join(lines[2:]))
     code, _, err = numllama("train", "--resume", "--steps", 5, "--out", run)
     assert code == 0
-    assert f"{run / 'metrics.jsonl'} is not what was written: its checksum is wrong. The lines that can be read stay" in err
+    assert f"{run / 'metrics.jsonl'} is not what was written: its checksum is wrong. Its readable lines are kept" in err
     assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [1, 3, 4, 5]
 
 
