@@ -141,7 +141,7 @@ def text_dataset(
         ``char``, the default: one token per character. ``bpe``: byte-pair encoding, trained on the training split. Or
         a tokenizer, or a path to one.
     vocab_size : int, optional
-        Vocabulary size of ``bpe``, and selects it. Default BPE_VOCABULARY.
+        Size of the ``bpe`` vocabulary; implies ``bpe``. Default BPE_VOCABULARY.
     """
     tokenizer = trained_tokenizer(tokenizer, vocab_size)
     if len(text) < 2:

@@ -1,7 +1,7 @@
-"""A conversation as ids: one way for training, chat and server.
+"""Encode conversations, the same way for training, chat and the server.
 
-Training encodes a whole conversation, chat only what stands before an answer, and the second must be how the first begins, or a
-model is asked in tokens that it was never trained on. So a text is cut where a prompt within it ends, and no token crosses a cut.
+Training encodes a whole conversation, chat only the part before an answer. The second must be a prefix of the first, or a
+model is prompted with tokens it was never trained on. So a text is cut at the end of each prompt, and no token crosses a cut.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +21,7 @@ from numllama.tokenizer.renderer import Failure
 from numllama.tokenizer.spans import encode_spans
 from numllama.tokenizer.spelled import Control, Tokens
 
-PARAGRAPH = "\n\n"  # where there is no chat template, each message is a paragraph, and so is the answer
+PARAGRAPH = "\n\n"  # without a chat template, each message is a paragraph, and so is the answer
 
 
 class Encoded(NamedTuple):
@@ -31,9 +31,9 @@ class Encoded(NamedTuple):
     ----------
     ids : integer array, shape (n,)
     said : boolean array, shape (n,)
-        Which of them the assistant says.
+        The mask of the assistant's tokens.
     ends : tuple of int or None
-        The special token that ends each answer, if one does.
+        The special token that ends each answer, if any.
     spelled : bool
         Whether messages spell special tokens.
     """
@@ -51,12 +51,12 @@ class ConversationEncoder:
     ----------
     tokenizer : Tokenizer or CharTokenizer
     chat_template : str, optional
-        In Jinja's language, or the name of one of the tokenizer's own. Default the tokenizer's own; where it has none, messages
-        are paragraphs of one text.
+        A Jinja template, or the name of one of the tokenizer's own. Default the tokenizer's own; without one, messages are
+        paragraphs of one text.
     opening : sequence of int
-        What such a text begins with; a template writes its own.
+        Ids at the beginning of such a text; a template writes its own.
     sanitize_control_tokens : bool
-        Special tokens that a message spells are ordinary text.
+        Treat special tokens spelled in a message as ordinary text.
     """
 
     def __init__(
@@ -74,12 +74,12 @@ class ConversationEncoder:
         self.by_template = chat_template is not None or bool(self.found.templates)
 
     def encode(self, conversations: Sequence[Conversation]) -> list[Encoded | Failure]:
-        """Conversations as ids, or the error of a conversation that cannot be encoded."""
+        """Encode conversations; returns an exception in place of one that cannot be encoded."""
         written = self.write(conversations)
         return [one if isinstance(one, Exception) else _caught(self._encoded, one) for one in written]
 
     def write(self, conversations: Sequence[Conversation], pieces: bool = True) -> list[Written | Failure]:
-        """Their texts; without `pieces`, not how they are encoded."""
+        """The texts of conversations; without `pieces`, nothing that only encoding needs."""
         if not self.by_template:
             return [_caught(self._paragraphs, conversation) for conversation in conversations]
         written: list[Written | Failure] = []
@@ -100,7 +100,7 @@ class ConversationEncoder:
         return template
 
     def _paragraphs(self, conversation: Conversation) -> Written:
-        """A conversation without a template: a paragraph for each message."""
+        """Format a conversation without a template: one paragraph per message."""
         if conversation.values.get("tools"):
             raise ValueError("the conversation has tools, which nothing but a chat template could write")
         text, answers, ends = "", [], []
@@ -146,7 +146,7 @@ def _caught(function: Callable, *arguments: Any) -> Any:
 
 
 def chat_templates(tokenizer: Tokenizer | CharTokenizer) -> ChatTemplates:
-    """The templates in the folder that a tokenizer came from."""
+    """The templates in the folder that a tokenizer was loaded from."""
     folder = None if isinstance(tokenizer, CharTokenizer) else getattr(tokenizer, "folder", None)
     return read_chat_templates(folder) if folder else ChatTemplates({}, {})
 
@@ -155,7 +155,7 @@ _control: WeakKeyDictionary[Tokenizer | CharTokenizer, Control] = WeakKeyDiction
 
 
 def control_tokens(tokenizer: Tokenizer | CharTokenizer) -> Control:
-    """The tokens that count only where a template writes them."""
+    """A tokenizer's special tokens, which count only where a template writes them."""
     if tokenizer not in _control:
         special = Tokens(getattr(tokenizer, "special_tokens", ()))
         _control[tokenizer] = Control(special, special)
