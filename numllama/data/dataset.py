@@ -87,7 +87,7 @@ def load_dataset(
     path = Path(path)
     if (tokenizer is not None or vocab_size is not None) and (path.is_dir() or path.suffix in (".bin", ".npy")):
         name = "tokenizer" if vocab_size is None else "vocab_size"
-        raise ValueError(f"{name} is for texts, but {path} is made of tokens already")
+        raise ValueError(f"{name} is for texts, but {path} holds tokens already")
     with reading(path, DataError):
         if path.is_dir():
             return _load_folder(path)

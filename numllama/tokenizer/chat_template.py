@@ -309,7 +309,7 @@ class _Job:
             if i == 0 and not isinstance(start, int):
                 start = self._first_answer()
             if error := next((found for found in (start, stop) if isinstance(found, Exception)), None):
-                raise ValueError(f"the conversation has a text, but not up to message {i + 1} alone: {_MARK_IT} ({error})")
+                raise ValueError(f"the conversation can be rendered, but not only up to message {i + 1}: {_MARK_IT} ({error})")
             if start is None or stop is None:
                 raise ValueError(
                     f"the chat template changes what stands before the end of message {i + 1} when more follows, so that the "
@@ -361,8 +361,8 @@ class _Job:
         spans = self.marks.compare(self._cut(covered), text) if free and isinstance(covered, str) else None
         if spans is None and self.control.strict:
             raise ValueError(
-                f"a message spells the special token {shown(tokens[0])}, and the chat template looks at the message such that it "
-                "cannot be told from the template's own tokens"
+                f"a message spells the special token {shown(tokens[0])}, and the chat template processes the message so "
+                "that it cannot be distinguished from the template's own tokens"
             )
         return spans or []
 

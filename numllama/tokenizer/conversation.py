@@ -102,13 +102,13 @@ class ConversationEncoder:
     def _paragraphs(self, conversation: Conversation) -> Written:
         """Format a conversation without a template: one paragraph per message."""
         if conversation.values.get("tools"):
-            raise ValueError("the conversation has tools, which nothing but a chat template could write")
+            raise ValueError("the conversation has tools, which only a chat template can write")
         text, answers, ends = "", [], []
         for i, message in enumerate(conversation.messages):
             if calls := [name for name in ("tool_calls", "function_call") if message.get(name)]:
-                raise ValueError(f"message {i + 1} has {calls[0]}, which nothing but a chat template could write")
+                raise ValueError(f"message {i + 1} has {calls[0]}, which only a chat template can write")
             if not isinstance(message.get("content"), str):
-                raise ValueError(f"message {i + 1} has no text, and nothing but a chat template could write what else it has")
+                raise ValueError(f"message {i + 1} has no text, and only a chat template can write its other fields")
             start, text = len(text), f"{text}{message['content']}{PARAGRAPH}"
             ends.append(len(text))
             if message.get("role") == "assistant" and i not in conversation.unsaid:
@@ -181,7 +181,7 @@ def apply_chat_template(
     """See :meth:`Tokenizer.apply_chat_template`."""
     for name, neutral in _NOT_DONE.items():
         if values.pop(name, None) not in neutral:
-            raise ValueError(f"apply_chat_template does not do {name}: leave it out, and fill up or cut the ids yourself")
+            raise ValueError(f"apply_chat_template does not support {name}: leave it out, and pad or truncate the ids yourself")
     if add_generation_prompt and continue_final_message:
         raise ValueError("add_generation_prompt and continue_final_message exclude each other: one asks for a new message")
     if return_assistant_tokens_mask and (continue_final_message or not (return_dict and tokenize)):

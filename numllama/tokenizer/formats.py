@@ -113,7 +113,7 @@ def _read(
     by_itself = path.name.endswith(("vocab.json", "merges.txt")) or path.suffix in (".json", ".bin")
     if by_itself and not (pattern is None and special_tokens is None):
         given = "pattern" if pattern is not None else "special tokens"
-        raise ValueError(f"it says itself how it splits a text and which special tokens it has, so no {given} can be given")
+        raise ValueError(f"it defines its own pattern and special tokens, so no {given} can be given")
     if path.name.endswith("vocab.json"):
         return _read_gpt2(path, path.with_name(path.name.removesuffix("vocab.json") + "merges.txt"))
     if path.name.endswith("merges.txt"):
@@ -208,7 +208,7 @@ def _read_ranks(content: bytes, pattern: str | None, special: Mapping[str, int] 
         except (ValueError, binascii.Error) as error:
             raise ValueError(f"line {number} is not a token in base64 and its rank") from error
         if not token or token in ranks or not 0 <= rank < 2**32:
-            raise ValueError(f"line {number} has {shown(token)} with the rank {shown(rank)}, which cannot be, or not again")
+            raise ValueError(f"line {number} has {shown(token)} with the rank {shown(rank)}, which is invalid or a repeat")
         ranks[token] = rank
     if not ranks:
         raise ValueError("it is empty")

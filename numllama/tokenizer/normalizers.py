@@ -117,7 +117,7 @@ def expression(value: dict, empty: bool = False) -> str:
             raise Refused("it may match an empty text")
         compile_oniguruma(pattern)
     except Refused as error:
-        raise ValueError(f"its pattern {shown(pattern)} cannot be honoured: {error}") from error
+        raise ValueError(f"its pattern {shown(pattern)} is not supported: {error}") from error
     return pattern
 
 

@@ -160,7 +160,7 @@ class _Parser(ClassParser):
         if isinstance(node, Look) and node.behind:
             self.check_behind(node.part)
             if self.groups > groups:
-                raise self.refuse("a group, other than (?:...), that is looked for behind")
+                raise self.refuse("a group, other than (?:...), in a lookbehind")
         return node
 
     def plain_group(self) -> bool:
@@ -174,7 +174,7 @@ class _Parser(ClassParser):
         elif isinstance(node, Repeat) and node.how == "greedy" and node.most is not None:
             self.check_behind(node.part)
         elif not isinstance(node, Set):
-            raise self.refuse("what is looked for behind")
+            raise self.refuse("this lookbehind")
 
     def repeated(self, atom: object) -> object:
         """An atom with its quantifiers, if any."""
@@ -191,7 +191,7 @@ class _Parser(ClassParser):
                 return atom
             parts = atom.parts if isinstance(atom, Alternatives) else (atom,)
             if any(takes_nothing(part) and part != Sequence() for part in parts):
-                raise Refused(f"a repetition of what takes no character (at character {begin + 1})")
+                raise Refused(f"a repetition that matches no character (at character {begin + 1})")
             if not self.oniguruma and isinstance(atom, Repeat) and self.text[begin - 1] in "*+?}":
                 raise Refused(f"several repetitions of one thing (at character {begin + 1})")
             if isinstance(atom, Repeat) and "lazy" in (how, atom.how):

@@ -86,14 +86,14 @@ def _result(answer: Mapping[str, Any]) -> Result:
     if what == "syntax":
         return CheckpointError(f"the chat template cannot be read: {sentence}")
     if what == "security":
-        return CheckpointError(f"the chat template does what it must not: {sentence}")
+        return CheckpointError(f"the chat template violates the sandbox: {sentence}")
     return ValueError(
         {
             "time": f"the chat template takes longer than {SECONDS:g} s for these messages",
             "memory": f"the chat template needs more than {MEGABYTES} MB of memory for these messages",
             "length": f"the chat template makes more than {CHARACTERS:,} characters of these messages",
             "ended": f"the chat template ended the process that renders it ({sentence})",
-        }.get(what, f"the chat template makes no text of these messages: {sentence}")
+        }.get(what, f"the chat template cannot render these messages: {sentence}")
     )
 
 

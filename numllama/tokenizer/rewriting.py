@@ -77,7 +77,7 @@ def _translated(pattern: str, source: str, target: str) -> str:
         return pattern
     text = written(tree, target)
     if not _reads_as(text, target, tree):
-        raise Refused(f"{target} has no words for it")
+        raise Refused(f"{target} cannot express it")
     return text
 
 

@@ -59,7 +59,7 @@ def read_parts(path: Path, errors: str = "strict") -> Iterator[str]:
         at = done - kept + error.start
         raise DataError(
             f"{path} is not UTF-8 text: byte {at} is 0x{error.object[error.start]:02x}; "
-            "errors='replace' (--errors replace) reads it all the same"
+            "errors='replace' (--errors replace) reads it anyway"
         ) from error
 
 
