@@ -190,7 +190,7 @@ def _spell(pattern: str, tables: dict[str, str]) -> list[tuple[str, float]]:
 
 
 class _Source(NamedTuple):
-    """The arcs as arrays. A state is the index of a letter in their texts, written one after another."""
+    """The arcs as arrays. A state is the index of a letter in their concatenated texts."""
 
     reach: NDArray[np.float64]  # (nodes, nodes)  E, the silent walks
     node: NDArray[np.intp]  # (arcs,)  where an arc begins; silent arcs are left out

@@ -363,7 +363,7 @@ class Tokenizer(BytePairs):
     # -------------------------------------------------------------------------------------------- to text
 
     def decode(self, ids: Iterable[int], errors: str = "replace") -> str:
-        """The text of some ids; `errors` handles invalid UTF-8, by default as U+FFFD.
+        """The text of some ids; invalid UTF-8 becomes U+FFFD, unless `errors` says otherwise.
 
         Ids without a token are skipped: a model may have more rows than its tokenizer has tokens.
         """

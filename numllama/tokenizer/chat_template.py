@@ -279,7 +279,7 @@ class _Job:
         if content.strip() not in text:
             raise ValueError("continue_final_message is given, but the chat template leaves out a part of the last message")
 
-    # -------------------------------------------------------------------------------------------- what the assistant says
+    # -------------------------------------------------------------------------------------------- the assistant's answers
 
     def _marked_answers(self, text: str) -> Spans:
         """The answers that the template marks."""

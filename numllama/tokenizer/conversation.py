@@ -79,7 +79,7 @@ class ConversationEncoder:
         return [one if isinstance(one, Exception) else _caught(self._encoded, one) for one in written]
 
     def write(self, conversations: Sequence[Conversation], pieces: bool = True) -> list[Written | Failure]:
-        """The texts of conversations; without `pieces`, nothing that only encoding needs."""
+        """Format conversations; without `pieces`, the information for encoding is left out."""
         if not self.by_template:
             return [_caught(self._paragraphs, conversation) for conversation in conversations]
         written: list[Written | Failure] = []
@@ -162,7 +162,7 @@ def control_tokens(tokenizer: Tokenizer | CharTokenizer) -> Control:
     return _control[tokenizer]
 
 
-# ------------------------------------------------------------------------------------------------ as transformers has it
+# ------------------------------------------------------------------------------------------------ as in transformers
 
 
 def apply_chat_template(

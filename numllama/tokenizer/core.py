@@ -70,7 +70,7 @@ class BytePairs:
         self.ignore_merges, self.layout, self.model = ignore_merges, layout, model
         self.post_processor: dict | None = None
         self.kept: dict[str, Any] = {}  # from a tokenizer.json: settings that other libraries apply to the ids
-        self.folder: Path | None = None  # it was loaded from; holds the chat template
+        self.folder: Path | None = None  # loaded from here; holds the chat template
         check_unique(self.added_tokens)
         normalize = Normalizer(layout.values["normalizer"])
         self._contents = {} if model is None else {i: name for name, i in model["vocab"].items() if i not in self.vocab}

@@ -19,7 +19,7 @@ from numllama.errors import CheckpointError, NumllamaError, shown
 from numllama.install import install_command
 
 SECONDS = 2.0       # for a conversation
-MEGABYTES = 512     # beyond what a process has when it starts
+MEGABYTES = 512     # on top of the process's memory at its start
 CHARACTERS = 2**24  # of a text
 PROCESSES = 4       # at a time
 _PROGRAM = Path(__file__).with_name("template_process.py")

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 PART = 2**21            # characters counted at a time
-WORTH_A_WORKER = 2**24  # bytes: a process takes as long to start as these take to count
+WORTH_A_WORKER = 2**24  # bytes: counting these takes as long as starting a process
 DISTINCT = 2**20        # words: beyond this number the rarest are dropped
 
 # Reverses the sort order: ties go to the pair that sorts last, but a heap returns the smallest. 0xff occurs in no UTF-8 text,
