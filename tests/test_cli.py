@@ -336,7 +336,7 @@ def test_a_folder_that_was_prepared_is_trained_on_with_its_tokenizer(book, tmp_p
     assert "a sample from the best checkpoint" in result.out
     assert Tokenizer.load(tmp_path / "run").merges == Tokenizer.load(tmp_path / "tokens").merges
     sentence = refused(numllama_train("--data", tmp_path / "tokens", "--tokenizer", "bpe", *tiny(), "--out", tmp_path / "x"))
-    assert "made of tokens already" in sentence
+    assert "holds tokens already" in sentence
 
 
 def test_the_stand_in_can_be_learnt_with_bpe_and_then_has_no_best_predictor(without_network, tmp_path):

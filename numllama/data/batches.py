@@ -1,6 +1,6 @@
-"""Batches: the windows of tokens that a training step or a validation sees, and the sources that they come from.
+"""Batches: windows of tokens for training and validation, and the sources that make them.
 
-A batch is a function of where a run stands, so any step can be repeated, and a resumed run needs no state of the data.
+A batch is a function of the run's position, so any step can be repeated, and a resumed run needs no saved data state.
 """
 
 from collections.abc import Iterator
@@ -12,12 +12,12 @@ from numllama.data.epochs import epoch_windows
 from numllama.data.token_files import TokenShards
 from numllama.ops import IGNORE
 
-VAL_STREAM = 2**32  # validation estimates draw their batches apart from those of any training step
+VAL_STREAM = 2**32  # validation batches use random streams that no training step reaches
 Rows = slice | np.ndarray | None
 
 
 class Batch(NamedTuple):
-    """Rows of tokens, and the token to predict at each place.
+    """Rows of tokens, and the token to predict at each position.
 
     Attributes
     ----------
@@ -26,7 +26,7 @@ class Batch(NamedTuple):
     segments : integer array, shape (B, T), optional
         The document of each token, where rows hold several.
     count : int
-        Targets that are not ignored, in the whole batch, even where `tokens` are only some of its rows.
+        Targets that are not ignored, in the whole batch, even if `tokens` holds only some of its rows.
     """
 
     tokens: np.ndarray
@@ -35,7 +35,7 @@ class Batch(NamedTuple):
     count: int
 
     def rows(self, rows: Rows) -> "Batch":
-        """Some of the rows; the count stays that of the whole batch."""
+        """Select rows; the count stays that of the whole batch."""
         if rows is None:
             return self
         segments = None if self.segments is None else self.segments[rows]
@@ -43,19 +43,19 @@ class Batch(NamedTuple):
 
 
 def counted(tokens: np.ndarray, targets: np.ndarray, segments: np.ndarray | None = None) -> Batch:
-    """A whole batch, whose targets are counted here."""
+    """Make a whole batch and count its targets."""
     return Batch(tokens, targets, segments, int((targets != IGNORE).sum()))
 
 
 class Position(NamedTuple):
-    """Where a run stands in its data.
+    """A run's position in its data.
 
     Attributes
     ----------
     step : int
-        The step that the batch is for, from 1.
+        The batch's training step, from 1.
     windows : int
-        Windows taken by the steps before it.
+        Windows taken by earlier steps.
     """
 
     step: int
@@ -63,10 +63,10 @@ class Position(NamedTuple):
 
 
 class BatchSource(Protocol):
-    """What a :class:`~numllama.training.Trainer` takes its batches from."""
+    """The source of a :class:`~numllama.training.Trainer`'s batches."""
 
     def batch(self, position: Position, rows: Rows = None) -> Batch:
-        """The batch of a step, or some of its rows: a function of its arguments alone."""
+        """The batch of a step, or some of its rows: a pure function of its arguments."""
         ...
 
     def validation(self, n: int | None = None) -> Iterator[Batch]:
@@ -74,12 +74,12 @@ class BatchSource(Protocol):
         ...
 
     def fingerprint(self) -> dict[str, str]:
-        """Checksums by split: runs on other data have other ones."""
+        """Checksums by split, to identify the data."""
         ...
 
 
 class TrainingData(Protocol):
-    """What a :class:`~numllama.training.Trainer` is given: a :class:`~numllama.data.dataset.Dataset`, or conversations.
+    """Data for a :class:`~numllama.training.Trainer`: a :class:`~numllama.data.dataset.Dataset`, or conversations.
 
     Attributes
     ----------
@@ -118,14 +118,14 @@ class TrainingData(Protocol):
 
 
 class TokenBatches:
-    """Windows of two arrays of tokens.
+    """Batches of windows from a dataset's two token arrays.
 
     Parameters
     ----------
     data : Dataset
     batch_size, seq_len, seed : int
     sampling : str
-        ``random`` places, or ``epochs``, in which each window comes once.
+        ``random`` positions, or ``epochs``, in which each window comes once.
     """
 
     def __init__(self, data: TrainingData, batch_size: int, seq_len: int, seed: int = 0, sampling: str = "random") -> None:
@@ -141,7 +141,7 @@ class TokenBatches:
         return Batch(tokens, targets, None, self.batch_size * self.seq_len)    # in plain tokens every target counts
 
     def validation(self, n: int | None = None) -> Iterator[Batch]:
-        """`n` batches at random places of the validation split, the same in every call; default all of it, each target once."""
+        """`n` random batches of the validation split, the same in every call; default the whole split, each target once."""
         val: Any = self.data.val
         if n is None:
             windows = all_windows(val, self.batch_size, self.seq_len)
@@ -158,7 +158,7 @@ class TokenBatches:
 def random_batch(
     tokens: Any, batch_size: int, seq_len: int, seed: int, step: int, rows: Rows = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Windows at random places: a function of (seed, step) alone, so that any step can be repeated.
+    """Windows at random positions: a pure function of (seed, step), so that any step can be repeated.
 
     Parameters
     ----------
@@ -179,16 +179,16 @@ def random_batch(
 def epoch_batch(
     tokens: Any, batch_size: int, seq_len: int, seed: int, start: int, rows: Rows = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The windows at the places `start` to ``start + batch_size - 1`` of a run: see :mod:`numllama.data.epochs`.
+    """The windows at positions `start` to ``start + batch_size - 1`` of a run: see :mod:`numllama.data.epochs`.
 
     Parameters
     ----------
     tokens : array or TokenShards
     batch_size, seq_len, seed : int
     start : int
-        Windows taken before.
+        Windows taken before this batch.
     rows : slice or integer array, optional
-        Part of the batch; only its tokens are read, so that ranks share a batch and read nothing twice.
+        Part of the batch; only its tokens are read, so ranks that share a batch read nothing twice.
 
     Returns
     -------
@@ -200,7 +200,7 @@ def epoch_batch(
 
 
 def windows(tokens: "np.ndarray | TokenShards", starts: np.ndarray, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
-    """Windows that begin at some places; nothing else is read.
+    """The windows that begin at `starts`; nothing else is read.
 
     Returns
     -------
@@ -216,7 +216,7 @@ def windows(tokens: "np.ndarray | TokenShards", starts: np.ndarray, seq_len: int
 def all_windows(
     tokens: "np.ndarray | TokenShards", batch_size: int, seq_len: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Neighbouring windows that predict every token but the first exactly once; the last one may be shorter.
+    """Adjacent windows that predict every token but the first exactly once; the last one may be shorter.
 
     Yields
     ------

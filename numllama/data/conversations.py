@@ -1,11 +1,10 @@
-"""Conversations to fine-tune on: from lines of JSON to packed rows in which only the assistant's tokens are targets.
+"""Conversations to fine-tune on: JSON lines, packed into rows in which only the assistant's tokens are targets.
 
     {"messages": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi."}]}
 
-Each line is a document. Documents are packed into rows, several into one where they fit, and a row says of each token which
-document it belongs to: attention does not look across, and positions start at 0. All targets are -100 but those that are the
-assistant's. Rows are packed once, and each epoch goes through them in an order of its own: a batch is a function of the
-seed and of how many rows were taken before.
+Each line is a document. Documents are packed into rows, several per row where they fit, and each token is labelled with its
+document: attention stays within a document, and positions start at 0 in each. All targets but the assistant's are -100.
+Rows are packed once and reshuffled every epoch: a batch is a function of the seed and the number of rows taken before.
 """
 
 import json
@@ -28,19 +27,19 @@ from numllama.tokenizer import CharTokenizer, Tokenizer
 from numllama.tokenizer.chat_template import Conversation
 from numllama.tokenizer.conversation import ConversationEncoder, Encoded
 
-Document = tuple[np.ndarray, np.ndarray]  # ids, and which of them the assistant says
+Document = tuple[np.ndarray, np.ndarray]  # ids, and the mask of the assistant's
 CALLS = ("tool_calls", "function_call")
 SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
-AT_ONCE = 128  # conversations whose templates are rendered at once
+AT_ONCE = 128  # conversations rendered together
 
 
 class Documents:
-    """Some documents, and the rows that they are packed into.
+    """Documents as tokens, and the rows they are packed into.
 
     Parameters
     ----------
     documents : sequence of (ids, said)
-        Integer and boolean arrays of one length: tokens, and which of them are targets.
+        Integer and boolean arrays of equal length: tokens, and which of them are targets.
     """
 
     def __init__(self, documents: Sequence[Document]) -> None:
@@ -48,32 +47,32 @@ class Documents:
         self.rows = cache(self._rows)
 
     def __len__(self) -> int:
-        """How many tokens there are."""
+        """Number of tokens."""
         return sum(len(ids) for ids, _ in self.documents)
 
     def longest(self) -> int:
-        """The length of a row that cuts off nothing."""
+        """The shortest row length that truncates nothing."""
         return max(len(ids) for ids, _ in self.documents) - 1
 
     def cut_off(self, seq_len: int) -> int:
-        """How many documents a row of this length holds the beginning of."""
+        """Number of documents truncated to fit a row of this length."""
         return sum(len(self.documents[i][0]) - 1 > seq_len for i in self._learnable(seq_len))
 
     def left_out(self, seq_len: int) -> int:
-        """How many documents say nothing to learn within a row of this length."""
+        """Number of documents without a target within a row of this length."""
         return len(self.documents) - len(self._learnable(seq_len))
 
     def _learnable(self, seq_len: int) -> list[int]:
         return [i for i, (_, said) in enumerate(self.documents) if said[1 : seq_len + 1].any()]
 
     def _rows(self, seq_len: int) -> list[list[int]]:
-        """Which documents each row holds; what is longer than a row is cut off, and left out if nothing to learn remains."""
+        """The documents in each row. Longer ones are truncated, and left out if no target remains."""
         learnable = self._learnable(seq_len)
         lengths = [min(len(self.documents[i][0]) - 1, seq_len) for i in learnable]
         return [[learnable[i] for i in row] for row in pack(lengths, seq_len)]
 
     def batch(self, rows: Sequence[list[int]], seq_len: int) -> Batch:
-        """Some rows as a batch, shape (rows, T); T is the length of the longest row. Padding is a segment of its own."""
+        """Rows as a batch, shape (rows, T), where T is the longest row's length. Padding is a segment of its own."""
         inputs, segments = np.zeros((len(rows), seq_len), dtype=np.int64), np.full((len(rows), seq_len), -1)
         targets, longest = np.full((len(rows), seq_len), IGNORE, dtype=np.int64), 0
         for r, row in enumerate(rows):
@@ -89,9 +88,9 @@ class Documents:
 
 
 def pack(lengths: Sequence[int], size: int) -> list[list[int]]:
-    """Pack items into as few rows of `size` as is easy: the longest first, each where the least room is left over."""
+    """Pack items into few rows of `size`, best fit decreasing: longest first, each into the fullest row with room for it."""
     rows: list[list[int]] = []
-    room: list[tuple[int, int]] = []  # (what is left, row), sorted
+    room: list[tuple[int, int]] = []  # (room left, row), sorted
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         at = bisect_left(room, (lengths[i], 0))
         left, row = room.pop(at) if at < len(room) else (size, len(rows))
@@ -103,7 +102,7 @@ def pack(lengths: Sequence[int], size: int) -> list[list[int]]:
 
 
 class Conversations:
-    """What a :class:`Trainer` fine-tunes on, in the place of a :class:`Dataset`.
+    """Fine-tuning data for a :class:`Trainer`, in place of a :class:`Dataset`.
 
     Parameters
     ----------
@@ -111,14 +110,14 @@ class Conversations:
     tokenizer : Tokenizer or CharTokenizer
     name : str
     stop_ids : tuple of int
-        The special tokens that answers end with.
+        Special tokens that end answers.
 
     Attributes
     ----------
     vocab_size : int
-        What a model needs at least: the largest id and one.
+        The smallest vocabulary a model needs: the largest id plus one.
     unended : int
-        Answers to learn from that a chat template ends with no special token.
+        Answers to train on that the chat template ends without a special token.
     spelled : int
         Conversations whose messages spell special tokens.
     """
@@ -141,7 +140,7 @@ class Conversations:
 
     @property
     def default_sampling(self) -> str:
-        """Makes no difference here: rows always come in epochs."""
+        """Has no effect: rows always come in epochs."""
         return "random"
 
     def batches(self, batch_size: int, seq_len: int, seed: int = 0, sampling: str = "random") -> BatchSource:
@@ -149,7 +148,7 @@ class Conversations:
         return ConversationBatches(self, batch_size, seq_len, seed)
 
     def fingerprint(self) -> dict[str, str]:
-        """Checksums of both splits: of the tokens, and of who says them."""
+        """Checksums of both splits: tokens and target masks."""
         splits = {"train": self.train, "val": self.val}
         return {name: checksum(np.concatenate([part for d in split.documents for part in d])) for name, split in splits.items()}
 
@@ -159,13 +158,13 @@ class Conversations:
 
 
 class ConversationBatches:
-    """Rows of packed conversations: in each epoch every row once, in an order of its own."""
+    """Rows of packed conversations, each once per epoch, reshuffled every epoch."""
 
     def __init__(self, data: Conversations, batch_size: int, seq_len: int, seed: int = 0) -> None:
         self.data, self.batch_size, self.seq_len, self.seed = data, batch_size, seq_len, seed
 
     def batch(self, position: Position, rows: Rows = None) -> Batch:
-        """The batch of a step, or some of its rows, which are as wide as the whole batch."""
+        """The batch of a step, or some of its rows, padded to the width of the whole batch."""
         start, packed, some = position.windows, self.data.train.rows(self.seq_len), []
         for epoch, first, stop in epochs(start, start + self.batch_size, len(packed)):
             order = np.random.default_rng([self.seed, epoch]).permutation(len(packed))
@@ -183,7 +182,7 @@ class ConversationBatches:
 
 
 def epochs(start: int, stop: int, size: int) -> Iterator[tuple[int, int, int]]:
-    """The numbers start..stop as parts of epochs of `size`: (epoch, first, one after the last)."""
+    """Split the range start..stop into epochs of `size`; yields (epoch, first, stop), counted within the epoch."""
     while start < stop:
         epoch, first = divmod(start, size)
         end = min(stop, (epoch + 1) * size)
@@ -203,22 +202,22 @@ def load_conversations(
     opening: Sequence[int] = (),
     sanitize_control_tokens: bool = True,
 ) -> Conversations:
-    """Read conversations, one to a line.
+    """Read conversations, one per line.
 
     Parameters
     ----------
     path : path
-        Lines of JSON with ``messages``, and ``tools`` where the template knows them; what else they hold is not looked at. A
-        message whose ``weight`` is 0 is not trained on.
+        JSON lines with ``messages``, and ``tools`` if the template supports them; other keys are ignored. A message
+        whose ``weight`` is 0 is not trained on.
     tokenizer : Tokenizer or CharTokenizer
     val_path : path, optional
         Conversations to validate on; default the last tenth of `path`.
     chat_template : str, optional
-        Default the one that came with the tokenizer. Without one messages are paragraphs of one text, as in ``numllama chat``.
+        Default the tokenizer's own. Without one, messages are paragraphs of one text, as in ``numllama chat``.
     opening : sequence of int
-        Tokens that such a text begins with; a template writes its own.
+        Tokens at the beginning of such a text; a template writes its own.
     sanitize_control_tokens : bool
-        Special tokens that a message spells are ordinary text; False takes them for what they spell.
+        Treat special tokens spelled in a message as ordinary text; with False they are special tokens.
 
     Raises
     ------
@@ -276,7 +275,7 @@ def _conversation(line: bytes, name: str) -> Conversation:
 
 
 def _checked(line: bytes) -> Conversation:
-    """A line's conversation, if its messages are what they should be."""
+    """The conversation in a line; ValueError if it is invalid."""
     try:
         values = json.loads(line.decode("utf-8-sig"))
         if SURROGATE.search(line):  # only an escape can be half of a pair
@@ -299,7 +298,7 @@ def _checked(line: bytes) -> Conversation:
 
 
 def _weight(message: Any, number: int) -> int:
-    """Whether a message counts, once it has been found to be one."""
+    """The weight of a message, 0 or 1; ValueError if the message is invalid."""
     calls = isinstance(message, dict) and message.get("content") is None and any(message.get(name) for name in CALLS)
     for key in ("role",) if calls else ("role", "content"):
         if not isinstance(message, dict) or not isinstance(message.get(key), str):

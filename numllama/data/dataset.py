@@ -16,7 +16,7 @@ from numllama.tokenizer import CharTokenizer, Tokenizer
 from numllama.tokenizer.train_bpe import check_vocab_size, train_on_text
 
 VAL_FRACTION = 0.1
-BPE_VOCABULARY = 1024  # for a text of about a megabyte: each token still occurs often enough to be learned
+BPE_VOCABULARY = 1024  # for about a megabyte of text: each token still occurs often enough to be learned
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Dataset:
     vocab_size : int
     tokenizer : CharTokenizer or Tokenizer, optional
     name : str
-        The source, for people to read.
+        The source, for display.
     """
 
     train: "np.ndarray | TokenShards"
@@ -49,7 +49,7 @@ class Dataset:
 
     @property
     def default_sampling(self) -> str:
-        """``epochs`` for data of several files, else ``random``."""
+        """``epochs`` for data in shards, else ``random``."""
         return "epochs" if isinstance(self.train, TokenShards) else "random"
 
     def batches(self, batch_size: int, seq_len: int, seed: int = 0, sampling: str = "random") -> BatchSource:
@@ -57,7 +57,7 @@ class Dataset:
         return TokenBatches(self, batch_size, seq_len, seed, sampling)
 
     def fingerprint(self) -> dict[str, str]:
-        """Checksums of both splits, which tell these tokens from others."""
+        """Checksums of both splits, to identify the data."""
         return {"train": checksum(self.train), "val": checksum(self.val)}
 
     def val_rows(self, seq_len: int) -> int:
@@ -73,12 +73,12 @@ def load_dataset(
     Parameters
     ----------
     path : path
-        A text file; a token file (`.bin` or `.npy`); or a folder with ``train`` and ``val`` token files, as ``numllama prepare``
-        makes it, each whole or in many parts (``train-00000.bin``, ``train-00001.bin``, ...). Of a single file the last tenth
-        is the validation split.
+        A text file; a token file (`.bin` or `.npy`); or a folder with ``train`` and ``val`` token files, as written by
+        ``numllama prepare``, each a single file or shards (``train-00000.bin``, ``train-00001.bin``, ...). The last tenth of
+        a single file is the validation split.
     tokenizer : tokenizer or str, optional
     vocab_size : int, optional
-        Of a text file: see :func:`text_dataset`.
+        For a text file: see :func:`text_dataset`.
 
     Returns
     -------
@@ -87,7 +87,7 @@ def load_dataset(
     path = Path(path)
     if (tokenizer is not None or vocab_size is not None) and (path.is_dir() or path.suffix in (".bin", ".npy")):
         name = "tokenizer" if vocab_size is None else "vocab_size"
-        raise ValueError(f"{name} is for texts, but {path} is made of tokens already")
+        raise ValueError(f"{name} is for texts, but {path} holds tokens already")
     with reading(path, DataError):
         if path.is_dir():
             return _load_folder(path)
@@ -102,7 +102,7 @@ def load_dataset(
 
 
 def _load_folder(path: Path) -> Dataset:
-    """``train`` and ``val`` token files, and their tokenizer if it is there."""
+    """Open ``train`` and ``val`` token files, and their tokenizer if there is one."""
     check_files(path, DataError, large=False)
     tokens, sizes, known = [], [], []
     for name in ("train", "val"):
@@ -132,16 +132,16 @@ def _load_folder(path: Path) -> Dataset:
 def text_dataset(
     text: str, name: str, tokenizer: Tokenizer | CharTokenizer | str | None = None, vocab_size: int | None = None
 ) -> Dataset:
-    """A text in memory.
+    """Make a dataset from a text in memory.
 
     Parameters
     ----------
     text, name : str
     tokenizer : tokenizer or str, optional
-        ``char``, the default: one token for each character. ``bpe``: byte-pair encoding, trained on the training split. Or
+        ``char``, the default: one token per character. ``bpe``: byte-pair encoding, trained on the training split. Or
         a tokenizer, or a path to one.
     vocab_size : int, optional
-        Of ``bpe``, which it asks for. Default BPE_VOCABULARY.
+        Size of the ``bpe`` vocabulary; implies ``bpe``. Default BPE_VOCABULARY.
     """
     tokenizer = trained_tokenizer(tokenizer, vocab_size)
     if len(text) < 2:
@@ -158,7 +158,7 @@ def text_dataset(
 
 
 def trained_tokenizer(tokenizer: Any, vocab_size: int | None) -> Any:
-    """The tokenizer, which is ``bpe`` where a vocabulary's size is given; ValueError if it is another one, or has no room."""
+    """``bpe`` if `vocab_size` is given, else the tokenizer; ValueError if the two conflict or the size is too small."""
     if vocab_size is None:
         return tokenizer
     if tokenizer not in (None, "bpe"):
@@ -169,19 +169,19 @@ def trained_tokenizer(tokenizer: Any, vocab_size: int | None) -> Any:
 
 
 def encode_plain(tokenizer: Tokenizer | CharTokenizer, text: str) -> np.ndarray:
-    """The ids of a text in which nothing is special."""
+    """The ids of a text, with special tokens as ordinary text."""
     plain = {} if isinstance(tokenizer, CharTokenizer) else {"disallowed_special": ()}
     return tokenizer.encode_array(text, **plain)
 
 
 def split(tokens: Any) -> tuple[Any, Any]:
-    """The first nine tenths to train on, the rest to validate."""
+    """The first nine tenths for training, the rest for validation."""
     n = int(len(tokens) * (1 - VAL_FRACTION))
     return tokens[:n], tokens[n:]
 
 
 def read_text(path: Path) -> str:
-    """A UTF-8 text file, line ends as they are; of pipes, only one that a shell has opened: others may never end."""
+    """Read UTF-8 text, keeping line ends; refuses pipes, which may never end, unless a shell opened them."""
     with reading(path, DataError):
         if not path.exists():
             raise DataError(f"{path} does not exist")
@@ -195,7 +195,7 @@ def read_text(path: Path) -> str:
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept: ``$NUMLLAMA_CACHE``, else the user's cache folder."""
+    """The folder for downloads: ``$NUMLLAMA_CACHE``, else the user's cache folder."""
     if own := os.environ.get("NUMLLAMA_CACHE"):
         return Path(own)
     default = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or Path.home() / ".cache"

@@ -1,16 +1,16 @@
-"""Windows without replacement: each one once per epoch, in an order that is computed and never stored.
+"""Sampling without replacement: each window once per epoch, in an order that is computed and never stored.
 
-The windows of N tokens lie side by side: window w predicts the tokens w·T + 1 ... w·T + T, so there are W = ⌊(N − 1)/T⌋ windows;
-the rest at the end is too short for another. A run takes the places 0, 1, 2, ...; place i belongs to epoch i // W, and its window
-is π(i mod W). The permutation π of 0 ... W − 1 is named by (seed, epoch) and computed place by place:
+N tokens are cut into adjacent windows: window w predicts the tokens w·T + 1 ... w·T + T, so there are W = ⌊(N − 1)/T⌋ windows;
+the remainder is not used. A run visits the positions 0, 1, 2, ...; position i belongs to epoch i // W and reads window
+π(i mod W). The permutation π of 0 ... W − 1 is keyed by (seed, epoch) and computed one position at a time:
 
-    a Feistel network permutes the numbers of 2k bits, 4ᵏ ≥ W:   (left, right) → (right, left ⊕ hash(right)), some rounds
-    if it leads to W or beyond, it is applied again until it leads back                   (cycle walking)
+    a Feistel network permutes the numbers of 2k bits, 4ᵏ ≥ W:   (left, right) → (right, left ⊕ hash(right)), a few rounds
+    a result of W or more is permuted again until it is below W                           (cycle walking)
 
-It does lead back, because the cycle through a number below W returns to that number; and no two numbers lead to the same one,
+The walk ends, because the cycle through a number below W returns to that number; and no two numbers have the same image,
 because every step can be undone. (Luby & Rackoff 1988; Black & Rogaway 2002.)
 
-So the number of windows taken so far says where a run stands in its data.
+So a run's position in its data is a single number: the windows taken so far.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,15 +25,15 @@ ROUNDS = 6
 
 
 def permuted(places: np.ndarray, n: int, key: Sequence[int]) -> np.ndarray:
-    """The images of some places under a permutation of 0..n-1 that is named by `key`.
+    """The images of `places` under the permutation of 0..n-1 with this key.
 
     Parameters
     ----------
     places : integer array
-        In 0..n-1, which may be up to 2**62.
+        Positions in 0..n-1, where n is at most 2**62.
     n : int
     key : sequence of int
-        Each key names its own permutation.
+        Each key gives its own permutation.
 
     Returns
     -------
@@ -55,9 +55,9 @@ def permuted(places: np.ndarray, n: int, key: Sequence[int]) -> np.ndarray:
 
 
 def epoch_windows(n: int, seed: int, start: int, stop: int, rows: slice | np.ndarray | None = None) -> np.ndarray:
-    """The windows at the places `start` to ``stop - 1`` of a run, out of `n`: a function of its arguments alone.
+    """The windows, out of `n`, at the positions `start` to ``stop - 1`` of a run: a pure function of its arguments.
 
-    `rows` picks some of these places, so that ranks share a batch.
+    `rows` selects some of these positions, so that ranks can share a batch.
     """
     epochs, places = np.divmod(np.arange(start, stop)[slice(None) if rows is None else rows], n)
     drawn = np.empty(len(places), dtype=np.int64)
@@ -74,7 +74,7 @@ class Prefetched:
     make : callable
         Computes the value at a position.
     following : callable
-        The position after a position.
+        Returns the position after a given one.
     """
 
     def __init__(self, make: Callable[[Any], Any], following: Callable[[Any], Any]) -> None:
@@ -83,7 +83,7 @@ class Prefetched:
         self._next: tuple[Any, Future] | None = None
 
     def __call__(self, position: Any) -> Any:
-        """The value at any position; only the one after the last call's is ready."""
+        """The value at any position; only the one after the last call's is prefetched."""
         ready = self._next[1] if self._next and self._next[0] == position else None
         value = ready.result() if ready else self._make(position)
         following = self._following(position)
@@ -92,7 +92,7 @@ class Prefetched:
         return value
 
     def close(self) -> None:
-        """End the thread, until the next call."""
+        """Stop the thread; another call starts a new one."""
         if self._thread:
             self._thread.shutdown(cancel_futures=True)
         self._thread = self._next = None

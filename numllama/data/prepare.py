@@ -1,6 +1,6 @@
-"""From texts of any size to token files: ``train.bin``, ``val.bin`` and a tokenizer.
+"""Encode texts of any size into token files: ``train.bin``, ``val.bin`` and a tokenizer.
 
-A large split is cut into shards, ``train-00000.bin``, ``train-00001.bin`` and so on, all of one size but the last; each file's
+A large split is cut into shards, ``train-00000.bin``, ``train-00001.bin`` and so on, of equal size except the last; each file's
 ``.json`` holds the number of shards.
 
 The work is done in ``OUT/.prepare``; when it is finished, all files appear in OUT together, with a ``checksums.json``. One of
@@ -196,7 +196,7 @@ def _state(out: Path, settings: dict[str, Any]) -> dict[str, Any]:
         state = _read(work / STATE)
         _check_same(out, state, settings)
         return state
-    remove(work)  # there is nothing worth resuming
+    remove(work)  # nothing worth resuming
     return {"settings": settings, "done": 0, "tokens": dict.fromkeys(SPLITS, 0)}
 
 
@@ -222,7 +222,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _tokenizer(work: Path, paths: list[Path], state: dict[str, Any], workers: int) -> Tokenizer:
-    """The folder's tokenizer; it is trained or copied the first time."""
+    """The folder's tokenizer, trained or copied the first time."""
     settings = state["settings"]
     if not (work / "tokenizer.json").exists():
         special = settings["special_tokens"]

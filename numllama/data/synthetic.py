@@ -1,8 +1,8 @@
-"""A play that nobody wrote, for when tinyshakespeare can be neither found nor downloaded.
+"""A generated play, for when tinyshakespeare can be neither found nor downloaded.
 
-Its *source has an exact predictor that can be computed*: next to a model's validation loss one can
-print the loss of the best predictor there is, on the very same windows. The source is a graph. An arc
-leads from node u to node v, is taken with chance p and spells a text, or is silent and spells nothing.
+Its *source has an exact predictor that can be computed*: a model's validation loss can be compared with
+the loss of the best possible predictor on the same windows. The source is a graph. An arc leads from
+node u to node v, is taken with chance p and spells a text, or is silent and spells nothing.
 A state s is a letter of an arc's text: T moves on to the next letter or, at the end, to another arc.
 
     silent walks     E = I + S + S² + …              S[u, v]: chance of the silent arcs from u to v
@@ -12,9 +12,9 @@ A state s is a letter of an arc's text: T moves on to the next letter or, at the
     filter           αₜ(s) ∝ Σᵣ αₜ₋₁(r) T(r, s) [s emits xₜ],   where Σᵣ αₜ₋₁(r) = 1
     best prediction  P(xₜ | x₀ … xₜ₋₁) = the sum that normalises αₜ;  the loss is the mean of −ln P
 
-There is something to attend to: the speaker's temper chooses the words of a whole speech, the next
-speaker is of another temper, a verb agrees with its subject. Often a text can be read in several ways,
-for tempers share words and silent arcs leave no trace: the filter weighs all that are still possible.
+Attention has something to learn: the speaker's temper chooses the words of a whole speech, the next
+speaker has another temper, a verb agrees with its subject. A text often has several readings, because
+tempers share words and silent arcs leave no trace: the filter weighs all that are still possible.
 """
 
 from bisect import bisect
@@ -60,7 +60,7 @@ def write_play(n_characters: int = 1_000_000, seed: int = 0) -> str:
     Parameters
     ----------
     n_characters : int
-        Its length, at least 2.
+        Length, at least 2.
     seed : int
         The same seed gives the same play on every platform, and a longer play begins with the shorter one.
 
@@ -79,7 +79,7 @@ def write_play(n_characters: int = 1_000_000, seed: int = 0) -> str:
     leaving: list[list[_Arc]] = [[] for _ in _source().reach]
     for arc in _arcs():
         leaving[arc.node].append(arc)
-    # Without its last bound, which may round to less than one, bisect always finds an arc.
+    # The last bound, which may round to less than one, is dropped, so that bisect always finds an arc.
     bounds = [list(accumulate(arc.chance for arc in arcs))[:-1] for arcs in leaving]
 
     draw = np.random.Generator(np.random.PCG64(seed)).random
@@ -121,7 +121,7 @@ def best_loss(text: str, window: int) -> float:
         raise ValueError(f"window is {window}, but must be at least 1")
     n_targets = len(text) - 1
     window = min(window, n_targets)
-    padded = _code_points(text + "\0" * window)  # fills the last window with what no state emits
+    padded = _code_points(text + "\0" * window)  # fills the last window with a character that no state emits
     windows = np.lib.stride_tricks.sliding_window_view(padded, window + 1)[:n_targets:window]
     parts = [_chances(windows[i : i + 128]) for i in range(0, len(windows), 128)]  # bounds the memory
     chances = np.concatenate([parts[0][0, :1], *(part[:, 1:].ravel() for part in parts)])[: len(text)]
@@ -190,7 +190,7 @@ def _spell(pattern: str, tables: dict[str, str]) -> list[tuple[str, float]]:
 
 
 class _Source(NamedTuple):
-    """The arcs as arrays. A state is the index of a letter in their texts, written one after another."""
+    """The arcs as arrays. A state is the index of a letter in their concatenated texts."""
 
     reach: NDArray[np.float64]  # (nodes, nodes)  E, the silent walks
     node: NDArray[np.intp]  # (arcs,)  where an arc begins; silent arcs are left out
@@ -214,7 +214,7 @@ def _source() -> _Source:
         walk = walk @ silent
         reach = reach + walk
     balance = every.T - np.eye(n_nodes)
-    balance[-1] = 1  # one of the equations follows from the others: Σ ν = 1 takes its place
+    balance[-1] = 1  # one equation is redundant: Σ ν = 1 takes its place
     visits = np.linalg.solve(balance, np.eye(n_nodes)[-1])
 
     spoken = [arc for arc in arcs if arc.text]

@@ -1,6 +1,6 @@
-"""Token files while ``numllama prepare`` writes them: shards of one size, and how much of them is on disk.
+"""Token files being written by ``numllama prepare``: shards of equal size, and a record of how much is on disk.
 
-A stopped preparation resumes from the last save; what was written after it is truncated and written again.
+A stopped preparation resumes from the last save; bytes written after it are truncated and written again.
 """
 
 import os

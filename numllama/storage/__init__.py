@@ -1,1 +1,1 @@
-"""Files: read within bounds, written whole or not at all."""
+"""Files: read within limits, written completely or not at all."""

@@ -1,4 +1,4 @@
-"""Checksums: of a JSON file, inside it; of a folder's files, in a list.
+"""Checksums: a JSON file holds its own, a folder lists those of its files.
 
     {"step": 250, ..., "seal": SHA-256 of the rest}
     FOLDER/checksums.json    {"files": {NAME: SHA-256}, ..., "seal": ...}
@@ -31,7 +31,7 @@ def with_checksum(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def verified(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values without their checksum, if there is one; ValueError if it is wrong."""
+    """The values without their checksum, if any; ValueError if it is wrong."""
     values = dict(values)
     if "seal" in values and values.pop("seal") != checksum(values):
         raise ValueError("its checksum is wrong")
@@ -41,7 +41,7 @@ def verified(values: Mapping[str, Any]) -> dict[str, Any]:
 def read_verified(
     path: str | Path, error: type[NumllamaError] = DamagedError, legacy_keys: Collection[str] = ()
 ) -> dict[str, Any]:
-    """Read a JSON object that was written :func:`with_checksum`; the checksum is left out.
+    """Read a JSON object written :func:`with_checksum`, and remove the checksum.
 
     Every byte counts: ``1E-05`` in place of ``1e-05`` is damage.
 
@@ -83,7 +83,7 @@ def write_checksums(
     known: Mapping[str, str] | None = None,
     **metadata: Any,
 ) -> None:
-    """Write ``checksums.json``: the SHA-256 of some of a folder's files, and of itself.
+    """Write ``checksums.json``: the SHA-256 of files in a folder, and of itself.
 
     Parameters
     ----------
@@ -95,7 +95,7 @@ def write_checksums(
     known : mapping of str, optional
         Checksums of further files.
     metadata
-        More values to store, such as the run that the files belong to.
+        More values to store, such as the files' run.
     """
     folder = Path(folder)
     with reading(folder, error):
@@ -124,7 +124,7 @@ def _is_anothers(values: Mapping[str, Any]) -> bool:
 def check_files(folder: str | Path, error: type[NumllamaError] = DamagedError, large: bool = True) -> dict[str, Any] | None:
     """Check a folder's files against their list of checksums; returns the list with its metadata.
 
-    The list is ``checksums.json``, or else a run's ``config.json``. Without either nothing is checked, and None is returned.
+    The list is ``checksums.json``, or else a run's ``config.json``. Without either, nothing is checked and None is returned.
 
     Parameters
     ----------
@@ -152,7 +152,7 @@ def check_files(folder: str | Path, error: type[NumllamaError] = DamagedError, l
 
 
 def _run_config(folder: Path, error: type[NumllamaError]) -> dict[str, Any] | None:
-    """A run's config.json, which lists the files that are written once; None for a model's config.json."""
+    """A run's config.json, which lists its write-once files; None for a model's config.json."""
     path = folder / CONFIG
     try:
         found = {"seal", "files", "id"} & set(read_json(path)) if is_there(path) else ()

@@ -1,4 +1,4 @@
-"""Fields: a table says what each value of a configuration or a file may be; any other value is refused by name.
+"""Fields: a table of the allowed values in a configuration or a file; any other value is refused by name.
 
     require(values, ("r", "lora_alpha"), "the configuration")
     refuse_unknown(values, ("r", "lora_alpha", "bias", "base"), "unknown configuration key(s)")
@@ -19,7 +19,7 @@ MOST = 2**63 - 1  # the largest count or size
 
 
 class Kind(NamedTuple):
-    """What a value may be.
+    """The kind of values allowed in a field.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""Files: read within bounds, and written whole or not at all.
+"""Files: read within limits, and written completely or not at all.
 
 A file from elsewhere may hold anything. :func:`reading` turns every failure to read it into one sentence that names the file, so
 readers do not have to list exceptions. Our own files are written under a temporary name, flushed to disk and renamed: a kill
@@ -51,7 +51,7 @@ def reading(path: str | Path, error: type[NumllamaError] = CheckpointError) -> I
 
 
 def _what_went_wrong(failure: Exception) -> str:
-    """The rest of the sentence that begins with the file's name."""
+    """The rest of a sentence that begins with the file's name."""
     if isinstance(failure, FileNotFoundError):
         return "does not exist"
     if isinstance(failure, OSError):
@@ -134,7 +134,7 @@ def _check_depth(values: Any) -> None:
 
 
 def write_file(path: str | Path, write: Callable[[BinaryIO], Any], error: type[NumllamaError] = CheckpointError) -> None:
-    """Write a file whole or not at all; until then its old content stays.
+    """Write a file completely or not at all; until then its old content stays.
 
     Devices and pipes (``/dev/stdout``) are written to, never replaced; a link stays a link.
 
@@ -182,7 +182,7 @@ def put_in_place(part: Path, path: Path) -> None:
 
 
 def write_bytes(path: str | Path, content: bytes, error: type[NumllamaError] = CheckpointError) -> None:
-    """Write a file whole or not at all: see :func:`write_file`."""
+    """Write a file atomically: see :func:`write_file`."""
     write_file(path, lambda file: file.write(content), error)
 
 
@@ -202,7 +202,7 @@ def json_bytes(values: Mapping[str, Any]) -> bytes:
 
 
 def json_text(values: Any, allow_nan: bool = True) -> bytes:
-    """The bytes that a JSON file of these values has."""
+    """The bytes of a JSON file with these values."""
     return (json.dumps(values, indent=1, allow_nan=allow_nan) + "\n").encode()
 
 

@@ -2,7 +2,7 @@
 
     FOLDER/.lock               locked while a process writes there
     FOLDER/.part-new-1-4711/   being written by process 4711
-    .part-FOLDER-2-4711/       the new folder, or the old one, while the two change places
+    .part-FOLDER-2-4711/       the new folder, or the old one, while the two are exchanged
 
 Files that belong together are written into a new folder, which is flushed to disk; then the new folder, which holds the old
 one's other files too, and the old folder exchange names. A kill leaves either the old folder or the new.
@@ -41,9 +41,9 @@ def locked(
     folder : path
         Created with its parents if missing, and removed in the end if still empty.
     error : type
-        Raised if it is locked already, or cannot be written.
+        Raised if the folder is already locked, or cannot be written.
     doing : str
-        What the other process does there, for the error message.
+        Describes the other process in the error message.
     reentrant : bool
         Allow a folder that this thread has already locked.
     """
@@ -137,7 +137,7 @@ def is_empty(folder: Path) -> bool:
 def published(
     folder: str | Path, entry: str | None = None, checksums: bool = False, error: type[NumllamaError] = CheckpointError
 ) -> Iterator[Path]:
-    """Files that appear in a folder together: write them into the folder that is yielded.
+    """Publish files in a folder together: write them into the folder that is yielded.
 
     If `folder` was itself yielded by ``published`` in this thread, it is yielded again and published by the outer one.
 
@@ -150,8 +150,8 @@ def published(
         the current folder, one with folders in it, or a file system without exchange), the files are moved one by one:
         the old entry goes first and the new one comes last, so that no reader ever combines old files with new ones.
     checksums : bool
-        Write ``checksums.json`` too (see :func:`numllama.storage.files.check_files`), and remove what an earlier one lists and is
-        not written again. Without it, a ``checksums.json`` that is there is kept right.
+        Write ``checksums.json`` too (see :func:`numllama.storage.files.check_files`), and remove files that an earlier one
+        lists and that are not written again. Without it, an existing ``checksums.json`` is updated.
     error : type
         Raised if the folder is in use or cannot be written; its old content is still there.
     """
@@ -187,9 +187,9 @@ def published(
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder, which becomes `path` in the end, whole or not at all; OSError if that fails.
+    """Yield a temporary folder, which becomes `path` at the end, completely or not at all; OSError if that fails.
 
-    `path` must not exist; its parents are made.
+    `path` must not exist; its parents are created.
     """
     part = part_of(path)
     remove_leftovers(path)
@@ -258,7 +258,7 @@ def _exchange_with(part: Path, folder: Path, others: list[Path], left_out: Set[s
     new, linked = part_of(folder), []
     try:
         for path in kept:
-            os.link(path, part / path.name, follow_symlinks=False)  # the lock too: it stays the same file
+            os.link(path, part / path.name, follow_symlinks=False)  # the lock too, so that it stays the same file
             linked.append(part / path.name)
         status = folder.stat()
         shutil.copystat(folder, part)
@@ -328,7 +328,7 @@ def _move(part: Path, folder: Path, names: list[str], gone: Collection[str], ent
 
 
 def read_steadily(folder: Path, read: Callable[[], Result]) -> Result:
-    """Call `read`, and again if the folder was replaced meanwhile; returns its result."""
+    """Call `read`, again if the folder was replaced meanwhile; returns its result."""
     while True:
         before = _identity(folder)
         try:
@@ -344,6 +344,6 @@ def read_steadily(folder: Path, read: Callable[[], Result]) -> Result:
 def _identity(path: Path) -> tuple[int, int] | None:
     try:
         status = path.stat()
-    except (OSError, ValueError):  # it does not exist, or is no valid path
+    except (OSError, ValueError):  # it does not exist, or is not a valid path
         return None
     return status.st_dev, status.st_ino

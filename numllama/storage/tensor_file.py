@@ -4,7 +4,7 @@
     N bytes                 JSON: {"name": {"dtype": "BF16", "shape": [3, 4], "data_offsets": [begin, end]}, ...}
     the rest                the tensors; offsets count from here
 
-The `safetensors` package reads a tensor as a copy. A model is read in one pass from a map, so only the model is in memory.
+The `safetensors` package copies each tensor it reads. A model is read from the map in one pass, so memory holds only the model.
 """
 
 import json
@@ -35,8 +35,8 @@ class TensorFile(Mapping):
     Raises
     ------
     CheckpointError
-        If the file cannot be read, is cut short, or is something else; or if two tensors share bytes. A tensor of integers (a
-        quantised one, say) is refused on access.
+        If the file cannot be read, is cut short, or is not a safetensors file; or if two tensors share bytes. A tensor of
+        integers (from a quantised model, say) is refused on access.
     """
 
     def __init__(self, path: Path) -> None:
@@ -48,7 +48,7 @@ class TensorFile(Mapping):
             self._check_places(start)
 
     def _check_places(self, start: int) -> None:
-        """As the format demands, each tensor begins where the one before it ends, and the last one ends with the file."""
+        """Check that each tensor begins where the previous one ends, and that the last one ends with the file."""
         whole = max((end for _, _, (_, end) in self._header.values()), default=0)
         if whole > len(self._data):
             raise CheckpointError(f"{self.path} is cut short: it has {len(self._bytes)} bytes of {start + whole}")
@@ -63,7 +63,7 @@ class TensorFile(Mapping):
             raise ValueError(f"{len(self._data) - reached} bytes at its end belong to no tensor")
 
     def _read_header(self) -> tuple[int, dict[str, tuple[str, tuple[int, ...], tuple[int, int]]]]:
-        """Where the tensors begin, and the dtype, shape and place of each."""
+        """The offset of the tensors, and the dtype, shape and place of each."""
         length = int.from_bytes(self._bytes[:8].tobytes(), "little")
         if len(self._bytes) < 8 or length > MAX_HEADER or not self._bytes[8:9].tobytes() == b"{":
             raise CheckpointError(f"{self.path} is not a safetensors file")
@@ -77,7 +77,7 @@ class TensorFile(Mapping):
         return 8 + length, {name: _checked_entry(name, entry) for name, entry in header.items()}
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a tensor, from the header alone."""
+        """The shape of a tensor, read from the header only."""
         return self._header[name][1]
 
     def __getitem__(self, name: str) -> np.ndarray:
@@ -97,7 +97,7 @@ class TensorFile(Mapping):
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; a repeated key is refused, as it would be ambiguous."""
+    """A JSON object; repeated keys are refused as ambiguous."""
     values = dict(pairs)
     if len(values) < len(pairs):
         names = [name for name, _ in pairs]

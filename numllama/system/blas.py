@@ -1,4 +1,4 @@
-"""How many threads BLAS uses, and when one is better.
+"""The number of threads for BLAS: one for small models, and while other threads or processes use the cores.
 
 OpenBLAS splits every product of more than 2**18 multiplications among its threads. In a small model, starting them takes longer
 than the product, and on busy cores each product waits for the slowest thread. So BLAS gets one thread
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 SWITCH_SECONDS = 5e-5
 SHARED_PRODUCT = 2**18  # multiplications; OpenBLAS computes smaller products with one thread anyway
 SMALL_PRODUCT = 2**26  # multiplications; one core needs about half a millisecond
-SMALL_MODEL = 2**22  # parameters; one core alone cannot read a larger model fast enough
+SMALL_MODEL = 2**22  # parameters; one core cannot read a larger model fast enough
 
 
 @cache
@@ -37,14 +37,14 @@ def blas() -> "ThreadpoolController":
 
 
 class ReferenceCounted:
-    """Settings of the process that are made for their first user, and restored after the last one."""
+    """Process settings, applied for the first user and restored after the last one."""
 
     def __init__(self) -> None:
         self._lock, self._users, self._undo = Lock(), 0, ExitStack()
 
     @contextmanager
     def acquire(self, make: Callable[[ExitStack], Any]) -> Iterator[None]:
-        """Use the settings; ``make(undo)`` makes them, and registers with `undo` how they are restored."""
+        """Use the settings; ``make(undo)`` applies them, and registers in `undo` how to restore them."""
         with self._lock:
             self._users += 1
             if self._users == 1:
@@ -70,8 +70,8 @@ def _limit(undo: ExitStack) -> None:
 def _set_threads(counts: list[int]) -> None:
     """Set the number of threads of each library.
 
-    The setting is the process's, but threadpoolctl 3.8 obeys only the first thread that changes it. Here the last user restores
-    it, which may be any thread: see `ReferenceCounted`.
+    The setting applies to the process, but threadpoolctl 3.8 obeys only the first thread that changes it. Here the last user
+    restores it, from any thread: see `ReferenceCounted`.
     """
     for library, count in zip(blas().lib_controllers, counts, strict=True):
         release = getattr(library, "clear_controlling_thread", lambda force: None)
@@ -88,9 +88,9 @@ def switch_after(undo: ExitStack, seconds: float) -> None:
 
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """One thread for BLAS, while our own threads use the cores.
+    """One BLAS thread, while our own threads use the cores.
 
-    They wait for Python's lock between calls of about 20 microseconds; its holder releases it after two or three of them.
+    They need the GIL between calls of about 20 microseconds; its holder releases it after two or three of them.
     """
     with _one.acquire(_limit), _switch.acquire(lambda undo: switch_after(undo, SWITCH_SECONDS)):
         yield
@@ -107,7 +107,7 @@ def few_threads(model: Any, tokens: Array) -> AbstractContextManager[None]:
 
 
 def with_few_threads(method: Callable) -> Callable:
-    """Decorate a model's method whose first argument is tokens: it runs with :func:`few_threads`."""
+    """Decorate a model's method whose first argument is tokens, to run with :func:`few_threads`."""
 
     @wraps(method)
     def run(self: Any, tokens: Array, *args: Any, **options: Any) -> Any:

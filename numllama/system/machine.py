@@ -1,4 +1,4 @@
-"""Settings of the process for training: BLAS threads, Python's switch interval, and freed memory that is kept."""
+"""Process settings for training: BLAS threads, Python's switch interval, and reuse of freed memory."""
 
 import ctypes
 import sys
@@ -15,7 +15,7 @@ _settings = ReferenceCounted()
 
 @contextmanager
 def training_settings(device: str) -> Iterator[None]:
-    """Settings of the process under which threads run well.
+    """Process settings under which threads run well.
 
     BLAS gets one thread, because the workers are the parallelism and sums must not depend on the number of cores.
     Python switches threads more often than every 5 ms, because our calls into NumPy are much shorter than that.
@@ -37,8 +37,8 @@ def training_settings(device: str) -> Iterator[None]:
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # glibc's malloc.h
 KEEP_FREED = {M_MMAP_THRESHOLD: 2**25, M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: 2**26}  # 2**25 is glibc's maximum
-# glibc adjusts its thresholds until somebody sets them: to these values, after it has freed a large array. Its initial ones,
-# 128 KiB, would be final if they were restored, and every larger array would be faulted in page by page.
+# glibc adjusts its thresholds until a program sets them, and reaches these values after freeing a large array. Restoring its
+# initial 128 KiB would make that final, and every larger array would be faulted in page by page.
 DEFAULTS = {M_MMAP_THRESHOLD: 2**25, M_TRIM_THRESHOLD: 2**26, M_TOP_PAD: 2**17}
 
 

@@ -1,7 +1,7 @@
-"""Standard output and error that may be closed, a full disk, or a pipe without a reader.
+"""Standard output and error, which may be closed, on a full disk, or pipes without a reader.
 
-A command whose result is on disk must not fail because its messages cannot be printed: they are dropped. Only a command whose
-result is its output ends when that cannot be written, and never with exit code 0.
+A command whose result is on disk must not fail because its messages cannot be printed: they are dropped. Only a command
+whose result is its output ends if that cannot be written, and never with exit code 0.
 """
 
 import io
@@ -30,7 +30,7 @@ class OutputError(Exception):
 
 
 class OutputStream:
-    """A text stream that drops what cannot be written.
+    """A text stream that drops text it cannot write.
 
     Parameters
     ----------

@@ -79,7 +79,7 @@ class Processes:
         self._threads = ThreadPoolExecutor(workers)  # each waits for the answer of one child
         pickled = pickle.dumps(function)
         for child in self._children:
-            with suppress(OSError):  # a child that has already ended is noticed when it gets work
+            with suppress(OSError):  # a child that has already ended is detected when it gets work
                 child.stdin.write(pickled)  # pyright: ignore[reportOptionalMemberAccess]  a pipe: see Popen above
             self._free.put(child)
 
@@ -154,7 +154,7 @@ def serve() -> None:
     for number in FOR_THE_PARENT:  # in case they could not be blocked
         signal.signal(number, signal.SIG_IGN)
     questions, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what the function prints must not mix with answers
+    os.dup2(2, 1)  # anything the function prints must stay out of the answers
     with suppress(EOFError, BrokenPipeError):
         function = pickle.load(questions)
         while True:

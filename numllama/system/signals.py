@@ -1,4 +1,4 @@
-"""Signals: which exit code each gives a command, without a traceback however often it arrives.
+"""Signals: the exit code for each, and never a traceback, however often a signal arrives.
 
 The first signal that ends a command decides its exit code. Later ones are ignored until the interpreter exits, where they would
 kill Python or print a traceback.
@@ -72,7 +72,7 @@ exits_on_signals = handling(_exit, *TO_END)  # a decorator, for when there is no
 
 
 def quiet_program() -> None:
-    """End this process without a traceback on Ctrl-C, even where no code can catch it. For a process that runs one command."""
+    """End this process without a traceback on Ctrl-C, even if no code can catch it. For a process that runs one command."""
     uncaught, unraisable = sys.excepthook, sys.unraisablehook
 
     def hook(kind: type, error: BaseException, trace: Any) -> None:

@@ -1,7 +1,7 @@
-"""Added tokens: strings that become one token wherever they stand in a text, as `tokenizers` finds them.
+"""Added tokens: strings that become one token anywhere in a text, found as `tokenizers` finds them.
 
-Special ones (``<|endoftext|>``) are found only if the caller allows them, so that a text that spells one is still a text. The
-others (``<think>``, an added word) are found in every text. A token's flags say the rest.
+Special ones (``<|endoftext|>``) are found only if the caller allows them, so that a text may spell one and remain a text. The
+others (``<think>``, an added word) are found in every text. A token's flags specify the rest.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,7 +13,7 @@ from numllama.errors import shown
 from numllama.storage.fields import FLAG, TEXT, as_json, check, whole
 from numllama.tokenizer.cutting import SpecialTokens
 
-# What has the property White_Space: str.isspace() takes more.
+# Characters with the property White_Space; str.isspace() accepts more.
 WHITE_SPACE = frozenset("\t\n\v\f\r \x85\u00a0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B))))
 _WORD = regex.compile(r"[\w\u200c\u200d]").match
 
@@ -26,13 +26,13 @@ class AddedToken(NamedTuple):
     content : str
     id : int
     special : bool
-        Controls something, and is no part of a text.
+        Is a control token, not part of a text.
     normalized : bool
-        Is looked for when the text has been normalized.
+        Is searched for after normalization.
     lstrip, rstrip : bool
-        Takes the white space in front of it, or behind it.
+        Absorbs the white space before it, or after it.
     single_word : bool
-        Does not stand next to a letter or a number.
+        Matches only where no letter or number is adjacent.
     """
 
     content: str
@@ -44,7 +44,7 @@ class AddedToken(NamedTuple):
     single_word: bool = False
 
     def as_json(self) -> dict[str, Any]:
-        """As a ``tokenizer.json`` has it."""
+        """The entry in a ``tokenizer.json``."""
         flags = {name: getattr(self, name) for name in ("single_word", "lstrip", "rstrip", "normalized", "special")}
         return {"id": self.id, "content": self.content, **flags}
 
@@ -53,7 +53,7 @@ FIELDS = {"content": TEXT, "id": whole(most=2**32 - 1)} | dict.fromkeys(AddedTok
 
 
 def read_added_token(values: Any) -> AddedToken:
-    """One of a file's added tokens; ValueError if it is none."""
+    """Read one of a file's added tokens; ValueError if it is invalid."""
     if not isinstance(values, dict):
         raise ValueError(f"an added token must be an object, but one is {as_json(values)}")
     check(values, FIELDS, as_json, "of an added token, ")
@@ -70,19 +70,19 @@ class AddedTokens:
     ----------
     tokens : sequence of AddedToken
     normalize : function, optional
-        What has been done to the text; the tokens are looked for as they look after that.
+        Normalizer already applied to the text; it is applied to the tokens too before the search.
     """
 
     def __init__(self, tokens: Sequence[AddedToken], normalize: Callable[[str], str] | None = None) -> None:
         self._tokens: dict[str, AddedToken] = {}
-        for token in sorted(tokens, key=lambda token: not token.special):  # of two that look alike, the special one
+        for token in sorted(tokens, key=lambda token: not token.special):  # if two look alike, the special one wins
             self._tokens.setdefault(normalize(token.content) if normalize else token.content, token)
         self._plain = not any(token.lstrip or token.rstrip or token.single_word for token in tokens)
         self._find = SpecialTokens(self._tokens)
         self.longest = self._find.longest
 
     def spans(self, text: str, start: int = 0, end: int | None = None) -> Iterator[tuple[int, int, int]]:
-        """Where they are between two places, with the white space that is theirs, and their ids."""
+        """Begin, end and id of each token between two positions; spans include absorbed white space."""
         done = start
         for begin, stop in self._find.spans(text, start, len(text) if end is None else end):
             token = self._tokens[text[begin:stop]]
@@ -98,14 +98,14 @@ class AddedTokens:
 
 
 class Sought(NamedTuple):
-    """What is looked for in a text.
+    """The tokens to search for in a text.
 
     Attributes
     ----------
     first, then : AddedTokens, optional
-        In the text, and in the normalized parts that lie between.
+        Searched for in the text, and in the normalized parts between its matches.
     whole : SpecialTokens, optional
-        Strings that a long text is not cut through, though it may not be split there.
+        Strings that are never cut when a long text is chunked, even if the text is not split there.
     """
 
     first: AddedTokens | None
@@ -114,7 +114,7 @@ class Sought(NamedTuple):
 
 
 def look_for(tokens: Iterable[AddedToken], forbidden: Iterable[str], normalize: Callable[[str], str] | None) -> Sought:
-    """How to look for some tokens in texts that are normalized so, if at all; `forbidden` strings are errors in a text."""
+    """The search for `tokens` in texts that `normalize` normalizes, if given; `forbidden` strings are errors in a text."""
     tokens = list(tokens)
     first = [token for token in tokens if not token.normalized]
     then = [token for token in tokens if token.normalized]
@@ -129,7 +129,7 @@ def look_for(tokens: Iterable[AddedToken], forbidden: Iterable[str], normalize: 
 
 
 def check_unique(tokens: Sequence[AddedToken]) -> None:
-    """ValueError if two of them have one content or one id."""
+    """ValueError if two tokens share a content or an id."""
     contents: dict[str, int] = {}
     ids: dict[int, str] = {}
     for token in tokens:

@@ -1,4 +1,4 @@
-"""Byte-pair encoding on bytes: any text in, the same text out; `core.py` does the work.
+"""Byte-pair encoding on bytes, lossless for any text; `core.py` does the work.
 
                                                                                  Sennrich et al. 2016; Radford et al. 2019
 """
@@ -26,7 +26,7 @@ from numllama.tokenizer.vocabulary import by_id, checked_id, numbered
 
 
 class Merge(NamedTuple):
-    """A step from bytes to tokens: the pair that merged, its rank, and all tokens after the merge."""
+    """One merge step: the merged pair, its rank, and all tokens after it."""
 
     left: bytes
     right: bytes
@@ -44,13 +44,12 @@ class Tokenizer(BytePairs):
     merges : sequence of (bytes, bytes)
         In training order: the first pair merges first.
     special_tokens : dict of str to int, or sequence of str
-        Ids of their own for strings that never merge. In a sequence, those that are not in the vocabulary get the ids after its
-        last.
+        Strings that never merge, and their ids. In a sequence, those that are not in the vocabulary get the ids after its last.
     pattern : str
-        How a text is split before it is merged: ``gpt2``, ``cl100k``, ``llama3``, ``qwen2``, or a regular expression, as the
-        `regex` package reads it; one that Oniguruma, which readers of a ``tokenizer.json`` use, cannot say is refused.
+        Splits a text before merging: ``gpt2``, ``cl100k``, ``llama3``, ``qwen2``, or a regular expression of the `regex`
+        package. Refused if Oniguruma, which readers of a ``tokenizer.json`` use, cannot express it.
     ignore_merges : bool
-        Look a whole pre-token up before merging it, as Llama 3 and tiktoken do.
+        Look up a whole pre-token before merging it, as Llama 3 and tiktoken do.
 
     Attributes
     ----------
@@ -58,15 +57,15 @@ class Tokenizer(BytePairs):
     merges : list of (bytes, bytes)
     special_tokens : dict of str to int
     added_tokens : list of AddedToken
-        The special ones, and the other strings that are always one token.
+        The special tokens, and other strings that are always one token.
     pattern : str or None
-        The regular expression itself; None where a text is split in several steps.
+        The regular expression itself; None if a text is split in several steps.
     post_processor : dict or None
-        What is put around a text, as a ``tokenizer.json`` says it.
+        The tokens to put around a text, as a ``tokenizer.json`` specifies them.
     before, after : list of int
-        The ids of that.
+        The ids of those tokens.
     vocab_size : int
-        The largest id and one: the rows that a model's embedding needs.
+        The largest id plus one: the number of rows that a model's embedding needs.
     dtype : numpy dtype
         The smallest of uint16 and uint32 that holds every id.
 
@@ -118,7 +117,7 @@ class Tokenizer(BytePairs):
         return around(self.post_processor)[1]
 
     def wrap(self, ids: Iterable[int]) -> list[int]:
-        """The ids of a text with those that belong around it, as others encode a text by itself."""
+        """The ids of a text between `before` and `after`, as other libraries encode a single text by default."""
         before, after = around(self.post_processor)
         return [*before, *ids, *after]
 
@@ -138,22 +137,21 @@ class Tokenizer(BytePairs):
     ) -> Tokenizer:
         """Train a vocabulary on text files.
 
-        The most frequent pair of neighbours becomes a token, again and again; of equally frequent ones the pair of byte
-        strings that comes last in the alphabet. Ids: the 256 bytes, the merges, the special tokens.
+        Repeatedly, the most frequent adjacent pair becomes a token; ties go to the pair of byte strings that sorts last.
+        Ids: the 256 bytes, the merges, the special tokens.
 
         Parameters
         ----------
         files : path or sequence of paths
-            UTF-8 text. Each is read in pieces, so that it may be larger than memory.
+            UTF-8 text, read in pieces, so files may be larger than memory.
         vocab_size : int
-            At least 256 and the special tokens. A text in which nothing is left to merge gives a smaller vocabulary.
+            At least 256 plus the special tokens. The vocabulary is smaller if nothing is left to merge.
         special_tokens : sequence of str
-            Text is cut at these; they take no part in the merges.
+            The text is cut at these; they take no part in merges.
         pattern : str
-            ``gpt2``, ``cl100k``, ``llama3``, or a regular expression. With one of your own, only special tokens cut a text into
-            pieces.
+            ``gpt2``, ``cl100k``, ``llama3``, or a regular expression. With your own, only special tokens cut a text into pieces.
         workers : int, optional
-            Processes that count; the result does not depend on it. Default one for each core if there is much to count.
+            Processes that count words; the result does not depend on it. Default one per core for large texts.
         progress : bool
             Show a progress bar.
         errors : str
@@ -162,7 +160,7 @@ class Tokenizer(BytePairs):
         Raises
         ------
         DataError
-            If a file cannot be read, is not UTF-8, or there is no text at all.
+            If a file cannot be read or is not UTF-8, or if there is no text at all.
         """
         from numllama.tokenizer.train_bpe import train
 
@@ -194,11 +192,11 @@ class Tokenizer(BytePairs):
         Parameters
         ----------
         text : str
-            A surrogate without its partner is not Unicode, and becomes U+FFFD.
+            A lone surrogate is not Unicode, and becomes U+FFFD.
         allowed_special : "all" or collection of str
-            Special tokens that the text may hold; they become their ids.
+            Special tokens to recognise in the text.
         disallowed_special : "all" or collection of str
-            Special tokens that are an error in the text, "all" being those that are not allowed. The rest is ordinary text.
+            Special tokens that raise an error; "all": those not allowed. The remaining ones are ordinary text.
 
         Raises
         ------
@@ -213,7 +211,7 @@ class Tokenizer(BytePairs):
         allowed_special: Collection[str] | str = (),
         disallowed_special: Collection[str] | str = "all",
     ) -> np.ndarray:
-        """As :meth:`encode`, for long texts: an array of `dtype`."""
+        """Like :meth:`encode`, for long texts: returns an array of `dtype`."""
         return np.frombuffer(self.pack(text, allowed_special, disallowed_special), self.dtype)
 
     def pack(
@@ -223,9 +221,9 @@ class Tokenizer(BytePairs):
         disallowed_special: Collection[str] | str = "all",
         begins: bool = True,
     ) -> bytes:
-        """As :meth:`encode`, for files and pipes: the bytes of that array.
+        """Like :meth:`encode_array`, for files and pipes: returns the array's bytes.
 
-        `begins` says whether this is the beginning of a text, or one of its later :meth:`chunks`.
+        `begins`: this is the beginning of a text, not one of its later :meth:`chunks`.
         """
         if not isinstance(text, str):
             raise TypeError(f"text must be a string, not {type(text).__name__}")
@@ -242,9 +240,9 @@ class Tokenizer(BytePairs):
         disallowed_special: Collection[str] | str = "all",
         workers: int = 1,
     ) -> list[list[int]]:
-        """The ids of each text; with several workers in processes, which pays for many megabytes.
+        """The ids of each text. Several workers encode in processes, which pays off for many megabytes.
 
-        To encode with the same processes again and again, see :class:`numllama.tokenizer.parallel.ParallelEncoder`.
+        To reuse the processes, see :class:`numllama.tokenizer.parallel.ParallelEncoder`.
         """
         if workers == 1:
             return [self.encode(text, allowed_special, disallowed_special) for text in texts]
@@ -259,10 +257,10 @@ class Tokenizer(BytePairs):
         allowed_special: Collection[str] | str = (),
         disallowed_special: Collection[str] | str = "all",
     ) -> Iterator[int]:
-        """The ids of one long text that comes in parts, cut anywhere: the same as those of the whole.
+        """The ids of one long text that arrives in arbitrary parts: the same ids as for the whole.
 
-        Memory is bounded by the longest stretch without a letter's end, a space or a special token; with a pattern of your
-        own, by the longest stretch without a special token.
+        Memory is bounded by the longest stretch without the end of a word, a space or a special token; with a pattern of
+        your own, by the longest stretch without a special token.
         """
         begins = True
         for chunk in self.chunks(texts, None, allowed_special, disallowed_special):
@@ -276,16 +274,16 @@ class Tokenizer(BytePairs):
         allowed_special: Collection[str] | str = "all",
         disallowed_special: Collection[str] | str = "all",
     ) -> Iterator[str]:
-        """Cut a text that comes in parts into new parts, whose ids, concatenated, are those of the whole text.
+        """Recut a text that arrives in parts so that the ids of the new parts, concatenated, are those of the whole text.
 
-        Each but the last has at least `size` characters, and more where there is no such place to cut.
+        Each part but the last has at least `size` characters, and more if there is no such place to cut.
         """
         known, _ = self._sought(allowed_special, disallowed_special)
-        simple = known.then is None or self.layout.normalizer.cut == ""  # else nobody knows where such a token begins
+        simple = known.then is None or self.layout.normalizer.cut == ""  # else the beginning of such a token is unknown
         return chunks(texts, self.layout.cut if simple else None, known.first, size or CHUNK, known.whole)
 
     def encode_bytes(self, data: bytes) -> list[int]:
-        """The ids of any bytes; of UTF-8 text, those of :meth:`encode` with all special tokens as ordinary text."""
+        """The ids of any bytes. UTF-8 text is encoded as by :meth:`encode`, with special tokens as ordinary text."""
         if not isinstance(data, bytes | bytearray | memoryview):
             raise TypeError(f"data must be bytes, not {type(data).__name__}")
         try:
@@ -303,7 +301,7 @@ class Tokenizer(BytePairs):
     def merges_of(self, text: str) -> list[Merge]:
         """The merges that turn a word's bytes into tokens, in order, each with all tokens after it.
 
-        Of several words, each merges in turn. A word that is looked up as a whole, and that merges do not lead to, takes none.
+        If there are several words, they merge in turn. A word found by lookup only, which merges do not produce, adds no steps.
         """
         parts = self._split(repaired(text), Sought(None, None, None), begins=True)
         pieces = [piece for part in parts if isinstance(part, str) for piece in self.layout.pre_tokenizer.split(part)]
@@ -330,33 +328,33 @@ class Tokenizer(BytePairs):
         chat_template: str | None = None,
         **values: Any,
     ) -> list[int] | str | dict[str, list[int]]:
-        """A conversation as the checkpoint was trained on it.
+        """Format a conversation as the checkpoint was trained on it.
 
         Parameters
         ----------
         messages : sequence of mappings
-            ``{"role": "user", "content": "..."}``, oldest first. What is None is left out.
+            ``{"role": "user", "content": "..."}``, oldest first. Fields that are None are left out.
         add_generation_prompt : bool, optional
-            End with what opens the assistant's answer. Default yes, unless the last message is to be continued.
+            End with the opening of the assistant's answer. Default yes, unless the last message is to be continued.
         tokenize : bool
             Return ids; otherwise the text.
         chat_template : str, optional
-            In Jinja's language, or the name of one of the checkpoint's; default its own, for tools the one called ``tool_use``.
+            A Jinja template, or the name of one of the checkpoint's; default its own, or ``tool_use`` for tools if there is one.
         continue_final_message : bool or str
-            End where the last message does, or its field of that name, so that the answer continues it.
+            End with the last message, or with its field of that name, so that the answer continues it.
         sanitize_control_tokens : bool
             Treat special tokens spelled in a message as ordinary text (default); with False they are special tokens.
         return_dict, return_assistant_tokens_mask : bool
-            Return ``input_ids`` and ``attention_mask``, and ``assistant_masks``: 1 for what the assistant says.
+            Return ``input_ids`` and ``attention_mask``, and ``assistant_masks``: 1 for the assistant's tokens.
         values
-            Whatever else the template asks for: ``tools``, ``documents``, ``date_string``, ...
+            Other variables of the template: ``tools``, ``documents``, ``date_string``, ...
 
         Raises
         ------
         CheckpointError
-            If the template cannot be parsed, or tries what the sandbox forbids.
+            If the template cannot be parsed, or violates the sandbox.
         ValueError
-            If it refuses these messages, or takes more time or memory than it may.
+            If it refuses these messages, or exceeds its time or memory limit.
         """
         from numllama.tokenizer.conversation import apply_chat_template
 
@@ -365,9 +363,9 @@ class Tokenizer(BytePairs):
     # -------------------------------------------------------------------------------------------- to text
 
     def decode(self, ids: Iterable[int], errors: str = "replace") -> str:
-        """The text of some ids; bytes that are not UTF-8 become U+FFFD, or as `errors` says.
+        """The text of some ids; invalid UTF-8 becomes U+FFFD, unless `errors` says otherwise.
 
-        An id that no token has stands for nothing: a model may have more rows than its tokenizer has tokens.
+        Ids without a token are skipped: a model may have more rows than its tokenizer has tokens.
         """
         if self.layout.decoder.bytes:
             return b"".join(self._looked_up(listed(ids), self._token)).decode("utf-8", errors)
@@ -382,7 +380,7 @@ class Tokenizer(BytePairs):
         return b"".join(self.decode_each(ids))
 
     def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
-        """The text of ids as they come, never half a character: joined, what :meth:`decode` gives."""
+        """Decode ids as they arrive, in whole characters; joined, the parts equal :meth:`decode`."""
         if not self.layout.decoder.bytes:
             return filter(None, self.layout.decoder.joined(self._looked_up(ids, self._written)))
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -390,7 +388,7 @@ class Tokenizer(BytePairs):
         return filter(None, texts)
 
     def decode_each(self, ids: Iterable[int]) -> Iterator[bytes]:
-        """The bytes of each id, one after another: those of the first may depend on its being the first."""
+        """The bytes of each id, one by one; the first id may decode differently from later ones."""
         waiting: deque[str] = deque()
         texts = self.layout.decoder.joined(iter(waiting.popleft, None), as_bytes=True)
         for i in ids.tolist() if isinstance(ids, np.ndarray) else ids:

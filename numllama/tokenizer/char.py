@@ -12,7 +12,7 @@ from numllama.tokenizer.vocabulary import checked_id
 
 
 class CharTokenizer:
-    """Ids are places in a sorted string of characters.
+    """Ids are positions in a sorted string of characters.
 
     Parameters
     ----------
@@ -27,15 +27,15 @@ class CharTokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """How many ids there are."""
+        """Number of ids."""
         return len(self.characters)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text; a character that is not in the vocabulary is a ValueError that says where it stands."""
+        """The ids of a text; ValueError, with the position, for a character that is not in the vocabulary."""
         return self.encode_array(text).tolist()
 
     def encode_array(self, text: str) -> np.ndarray:
-        """As :meth:`encode`, for long texts: an integer array."""
+        """Like :meth:`encode`, for long texts: returns an integer array."""
         codes = _code_points(text)
         if not self.characters and len(codes):
             raise ValueError("the tokenizer knows no characters at all")
@@ -49,11 +49,11 @@ class CharTokenizer:
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of some ids; one that no character has stands for nothing."""
+        """The text of some ids; ids without a character are skipped."""
         return "".join(self.characters[i] for i in map(checked_id, ids) if i < self.vocab_size)
 
     def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
-        """The text of ids as they come."""
+        """Decode ids as they arrive."""
         return (text for i in ids if (text := self.decode([i])))
 
     def save(self, folder: str | Path) -> Path:

@@ -1,4 +1,4 @@
-"""The parts of a regular expression that stand for one character: escapes, classes such as ``[a-z]`` or ``\\p{L}``, and case."""
+"""The parts of a regular expression that match one character: escapes, classes such as ``[a-z]`` or ``\\p{L}``, and case."""
 
 import re
 from dataclasses import dataclass, replace
@@ -20,7 +20,7 @@ from numllama.tokenizer.expressions import (
 MOST_DEPTH = 50
 HEXADECIMAL = (Range("0", "9"), Range("A", "F"), Range("a", "f"))
 ESCAPED = {"t": "\t", "n": "\n", "r": "\r", "f": "\f", "v": "\v", "a": "\a", "e": "\x1b", "0": "\0"}
-# Under "ignore case" these letters have a third form.
+# With "ignore case", these letters have a third form.
 FORMS = {"k": "kK\u212a", "s": "sS\u017f"}
 
 
@@ -34,7 +34,7 @@ class Flags:
 
 
 class ClassParser:
-    """Reads a pattern from left to right; this part of the parser knows characters and their classes."""
+    """Reads a pattern from left to right; this part of the parser handles characters and character classes."""
 
     def __init__(self, text: str, language: str) -> None:
         self.text, self.language, self.at, self.depth, self.groups = text, language, 0, 0, 0
@@ -49,7 +49,7 @@ class ClassParser:
         return self.text.startswith(some, self.at)
 
     def take(self, some: str) -> bool:
-        """Step over what is expected, if it is there."""
+        """Skip `some` if it comes next; returns whether it did."""
         found = self.ahead(some)
         self.at += len(some) if found else 0
         return found
@@ -68,7 +68,7 @@ class ClassParser:
     # -------------------------------------------------------------------------------------------- characters
 
     def cased(self, chosen: Set, flags: Flags) -> Set:
-        """The same characters in both cases, under "ignore case"."""
+        """Add the other case of each character, with "ignore case"."""
         if not flags.ignore_case:
             return chosen
         if chosen.both or any(isinstance(item, Set) and item.negated for item in chosen.items):
@@ -182,7 +182,7 @@ class ClassParser:
         return self.cased(Set(tuple(items), negated, tuple(both)), flags)
 
     def inner(self, nested: Set) -> tuple[Any, ...]:
-        """A set in a set, without its brackets where it needs none."""
+        """A set within a set, without brackets if it needs none."""
         if nested.both:
             return (nested,)
         if not nested.negated:

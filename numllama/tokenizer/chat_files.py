@@ -1,4 +1,4 @@
-"""The chat templates in a checkpoint's folder, and the special tokens that they speak of by name.
+"""The chat templates in a checkpoint's folder, and the special tokens that they refer to by name.
 
     chat_template.jinja                     the template
     additional_chat_templates/NAME.jinja    others, by name
@@ -20,7 +20,7 @@ DEFAULT, TOOL_USE = "default", "tool_use"
 
 
 class ChatTemplates(NamedTuple):
-    """What a folder says about conversations.
+    """A folder's chat templates and named special tokens.
 
     Attributes
     ----------
@@ -39,9 +39,9 @@ class ChatTemplates(NamedTuple):
         Parameters
         ----------
         template : str, optional
-            One of one's own, or the name of one of several.
+            A template, or the name of one of several.
         tools
-            What the assistant may call: then ``tool_use`` comes before ``default``.
+            Functions that the assistant may call; with tools, ``tool_use`` takes precedence over ``default``.
         """
         if template is not None:
             named = self.templates if set(self.templates) != {DEFAULT} else {}
@@ -60,7 +60,7 @@ def read_chat_templates(folder: str | Path) -> ChatTemplates:
     Raises
     ------
     CheckpointError
-        If a file is damaged, or holds something else where a template or a token should be.
+        If a file is damaged, or a template or token in it has the wrong type.
     """
     folder = Path(folder)
     config = read_json(folder / CONFIG) if (folder / CONFIG).exists() else {}
@@ -72,7 +72,7 @@ def read_chat_templates(folder: str | Path) -> ChatTemplates:
 
 
 def _files(folder: Path) -> dict[str, str]:
-    """The templates that have files of their own."""
+    """The templates in separate files."""
     files = {path.stem: path for path in sorted((folder / MORE_TEMPLATES).glob("*.jinja"))}
     if (folder / TEMPLATE).exists():
         files[DEFAULT] = folder / TEMPLATE

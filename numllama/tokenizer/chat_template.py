@@ -1,11 +1,11 @@
-"""Chat templates: from a list of messages to the one text that a tuned model was trained on.
+"""Chat templates: format a list of messages as the text that a tuned model was trained on.
 
-A checkpoint brings its template along, a program in Jinja's language, which is therefore not to be trusted. It runs in Jinja's
-immutable sandbox, where it sees text, numbers, lists and dictionaries, changes none of them and reaches nothing of Python's. And
-it runs in a process of its own, with limits of time and memory (`tokenizer/renderer.py`).
+A checkpoint's template is a Jinja program from an untrusted source. It runs in Jinja's immutable sandbox, where it sees text,
+numbers, lists and dictionaries but can neither change them nor reach Python objects, and in a separate process with limits on
+time and memory (`tokenizer/renderer.py`).
 
-A message is ordinary text even if it spells a special token; only the template itself can write one. A
-conversation whose messages spell special tokens is rendered a second time, with marks around them (`tokenizer/spelled.py`).
+A message is ordinary text even if it spells a special token; only the template itself can write one. A conversation
+whose messages spell special tokens is rendered a second time, with marks around them (`tokenizer/spelled.py`).
 """
 
 import json
@@ -22,32 +22,32 @@ from numllama.tokenizer.spelled import Control, Marks, Spans, unused
 
 _MARKED = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 _MARK_IT = "mark it in the template, {% generation %} ... {% endgeneration %}"
-_REASONING = ("reasoning_content", "thinking", "reasoning")  # what a message's thoughts are called: templates read the first
+_REASONING = ("reasoning_content", "thinking", "reasoning")  # names of a message's reasoning; templates read the first
 MOST_RENDERED_AGAIN = 64  # prompts within a conversation
 
 
 def render_chat_template(
     template: str, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **tokens: Any
 ) -> str:
-    """The text of a conversation, as `transformers`' ``apply_chat_template(..., tokenize=False)`` makes it.
+    """The text of a conversation, as returned by `transformers`' ``apply_chat_template(..., tokenize=False)``.
 
     Parameters
     ----------
     template : str
-        In Jinja's language, as in a checkpoint's ``tokenizer_config.json`` or ``chat_template.jinja``.
+        A Jinja template, as in a checkpoint's ``tokenizer_config.json`` or ``chat_template.jinja``.
     messages : sequence of mappings
         ``{"role": "user", "content": "..."}``, oldest first.
     add_generation_prompt : bool
-        End with what opens the assistant's answer.
+        End with the opening of the assistant's answer.
     tokens
-        Whatever else the template asks for: ``bos_token="<s>"``, ``tools=[...]``, ``date_string="26 Jul 2024"``.
+        Other variables of the template: ``bos_token="<s>"``, ``tools=[...]``, ``date_string="26 Jul 2024"``.
 
     Raises
     ------
     CheckpointError
-        If the template cannot be parsed, or tries what the sandbox forbids.
+        If the template cannot be parsed, or violates the sandbox.
     ValueError
-        If it refuses these messages, cannot make a text of them, or takes more time or memory than it may.
+        If it refuses these messages, fails to render them, or exceeds its time or memory limit.
     """
     return _one(template, Conversation(messages, tokens, prompt=add_generation_prompt)).text
 
@@ -55,11 +55,11 @@ def render_chat_template(
 def render_answers(
     template: str, messages: Sequence[Mapping[str, Any]], **tokens: Any
 ) -> tuple[str, list[tuple[int, int]]]:
-    """The text of a conversation, and where in it the assistant speaks: what a model is tuned to say.
+    """The text of a conversation, and the spans in which the assistant speaks, which are the targets of fine-tuning.
 
-    A template may mark that with ``{% generation %}``. Without marks, an answer is what it adds to the text that asks for it:
-    the template is rendered up to each answer, with what opens it, and up to its end, and each of these must be how the next
-    begins.
+    A template may mark them with ``{% generation %}``. Without marks, an answer is the text that follows its prompt: the
+    template is rendered up to each answer, including its opening, and up to its end, and each rendering must be a prefix of
+    the next.
 
     Parameters
     ----------
@@ -70,12 +70,12 @@ def render_answers(
     -------
     text : str
     spans : list of (int, int)
-        The places of an answer's first character and of the one after its last, which the end-of-turn token is part of.
+        Start and end (exclusive) of each answer, in characters. The end-of-turn token is part of the answer.
 
     Raises
     ------
     ValueError
-        If the template writes earlier messages in another way when later ones follow.
+        If the template formats earlier messages differently once later ones follow.
     """
     written = _one(template, Conversation(messages, tokens, answers=True))
     return written.text, written.answers
@@ -88,27 +88,27 @@ def read_chat_template(folder: str | Path) -> tuple[str | None, dict[str, str]]:
 
 
 def marks_answers(template: str) -> bool:
-    """Whether a template says what an answer is, with ``{% generation %}``."""
+    """Whether a template marks answers with ``{% generation %}``."""
     return bool(_MARKED.search(template))
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """What is to be written.
+    """A conversation to format.
 
     Attributes
     ----------
     messages : sequence of mappings
     values : mapping
-        Whatever else the template sees.
+        Other variables of the template.
     prompt : bool
-        End with what opens the assistant's answer.
+        End with the opening of the assistant's answer.
     answers : bool
-        Find out where the assistant speaks.
+        Locate the assistant's answers.
     unsaid : frozenset of int
-        Messages of the assistant that do not count as answers.
+        Assistant messages that do not count as answers.
     continued : str, optional
-        A field of the last message: the text ends where it does.
+        A field of the last message: the text ends with it.
     """
 
     messages: Sequence[Mapping[str, Any]]
@@ -128,9 +128,9 @@ class Written(NamedTuple):
     answers : list of (int, int)
         Where the assistant speaks, if requested.
     prompts : list of int
-        Where the text stands that a model had to answer within this conversation: it was encoded up to there.
+        Ends of the prompts within this conversation, up to which a model encoded the text before each answer.
     plain : list of (int, int)
-        Where messages spell special tokens, which are no such tokens there.
+        Where messages spell special tokens, to be encoded as ordinary text.
     """
 
     text: str
@@ -149,15 +149,15 @@ def _one(template: str, conversation: Conversation) -> Written:
 def write(
     template: str, conversations: Sequence[Conversation], control: Control | None = None
 ) -> list[Written | Failure]:
-    """Write conversations; in place of one that cannot be written, the exception that says why.
+    """Format conversations; returns an exception in place of one that cannot be formatted.
 
     Parameters
     ----------
     template : str
     conversations : sequence of Conversation
     control : Control, optional
-        The special tokens that count only where the template writes them. Without them there is only the text, with its answers
-        if requested.
+        The special tokens that count only where the template writes them. Without it, only the text is computed, and the
+        answers if requested.
     """
     jobs: list[_Job | Failure] = []
     for conversation in conversations:
@@ -170,7 +170,7 @@ def write(
 
 
 def _ask(template: str, jobs: Sequence["_Job"]) -> None:
-    """Render everything that some conversations need, together."""
+    """Render everything that the jobs need in one batch."""
     values, renders = [], []
     for job in jobs:
         for number, own in enumerate(job.values):
@@ -192,7 +192,7 @@ def _outcome(job: "_Job | Failure") -> Written | Failure:
 
 
 class _Job:
-    """One conversation: what has to be rendered for it, and what follows from that."""
+    """One conversation: the renderings that it needs, and their evaluation."""
 
     def __init__(self, template: str, conversation: Conversation, control: Control | None) -> None:
         self.template, self.conversation, self.control = template, conversation, control
@@ -200,7 +200,7 @@ class _Job:
         before_answer, after_answer, begin, end, edge, self.tag = unused(f"{template}{written}", 6)
         self.answer_marks, self.marks = (before_answer, after_answer), Marks(begin, end, edge)
         self.plain = plain
-        self.values = [self._continued(plain)]  # that the template sees, in each way that it is to be rendered
+        self.values = [self._continued(plain)]  # the template's variables, for each way of rendering
         self.renders: dict[Any, Render] = {"text": Render(prompt=conversation.prompt)}
         self.found: dict[Any, Any] = {}
         messages = plain["messages"]
@@ -231,7 +231,7 @@ class _Job:
         return self.control is not None and self.control.marked(self.plain, self.marks) != self.plain
 
     def written(self) -> Written:
-        """The outcome, once all has been rendered."""
+        """The result, after everything has been rendered."""
         text = self._cut(_text(self.found["text"]))
         self._check_continued(text)
         answers = self._marked_answers(text) if self.marked else self._answers(text) if self.conversation.answers else []
@@ -240,7 +240,7 @@ class _Job:
     # -------------------------------------------------------------------------------------------- a message to continue
 
     def _continued(self, values: dict[str, Any]) -> dict[str, Any]:
-        """The values with a tag behind the message that is to be continued."""
+        """The values with a tag after the message to continue."""
         name = self.conversation.continued
         if name is None:
             return values
@@ -256,7 +256,7 @@ class _Job:
 
     def _tagged(self, content: Any) -> Any:
         if isinstance(content, str):
-            return f"{content}{self.tag} "  # the blank tells whether the template trims
+            return f"{content}{self.tag} "  # if the space is gone, the template trims
         for i in reversed(range(len(content) if isinstance(content, list) else 0)):
             if isinstance(content[i], dict) and isinstance(content[i].get("text"), str):
                 return [*content[:i], {**content[i], "text": self._tagged(content[i]["text"])}, *content[i + 1 :]]
@@ -272,17 +272,17 @@ class _Job:
         return text[:at] if text[at + 1 : at + 2] == " " else text[:at].rstrip()
 
     def _check_continued(self, text: str) -> None:
-        """Raise ValueError if the template has left out something of the message that is to be continued."""
+        """Raise ValueError if the template omits a part of the message to continue."""
         content = self.plain["messages"][-1].get(self.conversation.continued) if self.conversation.continued else ""
         if isinstance(content, list):
             content = next(part["text"] for part in reversed(content) if isinstance(part, dict) and "text" in part)
         if content.strip() not in text:
             raise ValueError("continue_final_message is given, but the chat template leaves out a part of the last message")
 
-    # -------------------------------------------------------------------------------------------- what the assistant says
+    # -------------------------------------------------------------------------------------------- the assistant's answers
 
     def _marked_answers(self, text: str) -> Spans:
-        """Where the template marks them."""
+        """The answers that the template marks."""
         begin, end = self.answer_marks
         pieces = re.split(f"([{begin}{end}])", _text(self.found["answers"]))
         if "".join(pieces[::2]) != text:
@@ -302,14 +302,14 @@ class _Job:
         return sorted(spans)
 
     def _answers(self, text: str) -> Spans:
-        """What each of them adds to the text that asks for it."""
+        """The answers of a template without marks: the text that each adds to its prompt."""
         spans = []
         for i in self.assistant:
             start, stop = self.found["prompt", i], self.found["end", i]
             if i == 0 and not isinstance(start, int):
                 start = self._first_answer()
             if error := next((found for found in (start, stop) if isinstance(found, Exception)), None):
-                raise ValueError(f"the conversation has a text, but not up to message {i + 1} alone: {_MARK_IT} ({error})")
+                raise ValueError(f"the conversation can be rendered, but not only up to message {i + 1}: {_MARK_IT} ({error})")
             if start is None or stop is None:
                 raise ValueError(
                     f"the chat template changes what stands before the end of message {i + 1} when more follows, so that the "
@@ -320,7 +320,7 @@ class _Job:
         return spans
 
     def _first_answer(self) -> int:
-        """Where an unprompted answer begins: after the text that would prompt the next one."""
+        """Where an unprompted first answer begins: after the text that would prompt the next one."""
         first, asking = self.found["first"], self.found["first asks"]
         opening = asking.removeprefix(first) if isinstance(first, str) and isinstance(asking, str) and asking != first else ""
         if not opening or asking == opening or opening not in first:
@@ -330,7 +330,7 @@ class _Job:
     # -------------------------------------------------------------------------------------------- for the tokenizer
 
     def _prompts(self, text: str) -> list[int]:
-        """Where the prompts within a text end."""
+        """The ends of the prompts within a text."""
         if not self.control or not self.assistant:
             return []
         if self.conversation.answers and not self.marked:
@@ -339,12 +339,12 @@ class _Job:
             first, last = self.found["before asking"], self.found["asking"]
             opening = text[first:last] if isinstance(first, int) and isinstance(last, int) else ""
             ends = [found.end() for found in re.finditer(re.escape(opening), text)] if opening else []
-            if len(ends) != len(self.assistant) + self.conversation.prompt:  # not all prompts end alike: each is rendered
+            if len(ends) != len(self.assistant) + self.conversation.prompt:  # the prompts end differently: render each
                 ends = self._again([Render(messages=i, prompt=True, begins=True) for i in self.assistant[:MOST_RENDERED_AGAIN]])
         return [end for end in ends if isinstance(end, int) and 0 < end < len(text)]
 
     def _spelled(self, text: str) -> Spans:
-        """Where messages spell special tokens, or parts of them that must not be joined."""
+        """Where messages spell special tokens, or parts that must not be joined to one."""
         if "spelled" not in self.found:
             return []
         assert self.control is not None  # without it nothing is rendered as "spelled"
@@ -355,19 +355,19 @@ class _Job:
             if plain == text:
                 return spans
         tokens = self.control.spelled(self.plain)
-        if not tokens:  # halves alone, which this template cannot be asked to keep apart
+        if not tokens:  # only parts of tokens, which this template cannot keep apart
             return []
         covered = self._again([Render(prompt=self.conversation.prompt, marks=str(self.marks))], self.control.covered)[0]
         spans = self.marks.compare(self._cut(covered), text) if free and isinstance(covered, str) else None
         if spans is None and self.control.strict:
             raise ValueError(
-                f"a message spells the special token {shown(tokens[0])}, and the chat template looks at the message such that it "
-                "cannot be told from the template's own tokens"
+                f"a message spells the special token {shown(tokens[0])}, and the chat template processes the message so "
+                "that it cannot be distinguished from the template's own tokens"
             )
         return spans or []
 
     def _again(self, renders: Sequence[Render], change: Callable[..., dict[str, Any]] | None = None) -> list[Any]:
-        """Render more, of the conversation as it is or changed."""
+        """Render the conversation again, unchanged or changed."""
         values = self._continued(change(self.plain, self.marks) if change else self.plain)
         return render(self.template, [values], [self.renders["text"], *renders] if not change else renders)[-len(renders) :]
 
@@ -379,7 +379,7 @@ def _text(result: str | Failure) -> str:
 
 
 def _plain(conversation: Conversation) -> tuple[dict[str, Any], str]:
-    """The values that the template sees, nothing but plain data: an object's methods might do anything. And the same as JSON."""
+    """The template's variables as plain data, without objects whose methods could do anything, and the same as JSON."""
     messages = conversation.messages
     if isinstance(messages, str | bytes | Mapping) or not all(isinstance(message, Mapping) for message in messages):
         raise ValueError('messages must be a list of dictionaries such as {"role": "user", "content": "Hello"}')
@@ -397,6 +397,6 @@ def _plain(conversation: Conversation) -> tuple[dict[str, Any], str]:
 
 
 def _aliased(message: dict[str, Any]) -> dict[str, Any]:
-    """What the assistant thought has several names."""
+    """Provide the assistant's reasoning under several names."""
     thought = next((message[name] for name in _REASONING if name in message), None)
     return message if thought is None else {"thinking": thought, **message, "reasoning_content": thought}

@@ -1,10 +1,10 @@
-"""Special tokens as the files next to a vocabulary describe them.
+"""Special tokens, as described by the files next to a vocabulary.
 
     tokenizer_config.json      names (bos_token and the like), and all added tokens with their flags and ids
     special_tokens_map.json    names, in older folders
     added_tokens.json          ids of added tokens, in older folders
 
-The first has the last word: where it lists the added tokens, as `transformers` writes it today, the others are not looked at.
+The first takes precedence: if it lists the added tokens, as current versions of `transformers` do, the others are ignored.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,18 +22,18 @@ LISTS = ("additional_special_tokens", "extra_special_tokens")
 
 
 class Beside(NamedTuple):
-    """What those files say.
+    """The content of those files.
 
     Attributes
     ----------
     config : dict
         ``tokenizer_config.json``.
     names : dict of str to str
-        The special tokens that have a name.
+        The named special tokens.
     special : dict of str to dict
-        All special tokens that have a name or are listed, and their flags where they are said.
+        All special tokens that are named or listed, and their flags if given.
     ids : dict of str to int
-        Of ``added_tokens.json``.
+        The content of ``added_tokens.json``.
     """
 
     config: dict[str, Any]
@@ -42,7 +42,7 @@ class Beside(NamedTuple):
     ids: dict[str, int]
 
     def tokens(self, vocab: Mapping[str, int], added: Sequence[AddedToken] = ()) -> list[AddedToken]:
-        """Added tokens: those that are known, and those that these files speak of and that have an id."""
+        """Added tokens: the known ones, and those in these files that have an id."""
         known = {token.content: token for token in added}
         if (listed := self.config.get("added_tokens_decoder")) is not None:
             known |= {token.content: token for token in _listed(listed)}
@@ -56,7 +56,7 @@ class Beside(NamedTuple):
 
 
 def beside(folder: Path, error: type[NumllamaError] = DataError) -> Beside:
-    """What the files in a folder say; `error` if one of them is damaged."""
+    """Read these files of a folder; `error` if one of them is damaged."""
     config = _read(folder / CONFIG, error)
     whole = config.get("added_tokens_decoder") is not None
     more = {} if whole else _read(folder / MAP, error)
@@ -84,7 +84,7 @@ def _read(path: Path, error: type[NumllamaError]) -> dict[str, Any]:
 
 
 def _named(value: Any, where: str, error: type[NumllamaError]) -> tuple[str, dict]:
-    """A special token that is a text, or an object with its flags; "" if there is none."""
+    """A special token given as a text, or as an object with flags; "" if there is none."""
     flags = {name: flag for name, flag in value.items() if name in AddedToken._fields} if isinstance(value, dict) else {}
     content = flags.get("content") if isinstance(value, dict) else value
     if not isinstance(content, str) and (content is not None or (isinstance(value, dict) and value)):

@@ -1,7 +1,7 @@
-"""A conversation as ids: one way for training, chat and server.
+"""Encode conversations, the same way for training, chat and the server.
 
-Training encodes a whole conversation, chat only what stands before an answer, and the second must be how the first begins, or a
-model is asked in tokens that it was never trained on. So a text is cut where a prompt within it ends, and no token crosses a cut.
+Training encodes a whole conversation, chat only the part before an answer. The second must be a prefix of the first, or a
+model is prompted with tokens it was never trained on. So a text is cut at the end of each prompt, and no token crosses a cut.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +21,7 @@ from numllama.tokenizer.renderer import Failure
 from numllama.tokenizer.spans import encode_spans
 from numllama.tokenizer.spelled import Control, Tokens
 
-PARAGRAPH = "\n\n"  # where there is no chat template, each message is a paragraph, and so is the answer
+PARAGRAPH = "\n\n"  # without a chat template, each message is a paragraph, and so is the answer
 
 
 class Encoded(NamedTuple):
@@ -31,9 +31,9 @@ class Encoded(NamedTuple):
     ----------
     ids : integer array, shape (n,)
     said : boolean array, shape (n,)
-        Which of them the assistant says.
+        The mask of the assistant's tokens.
     ends : tuple of int or None
-        The special token that ends each answer, if one does.
+        The special token that ends each answer, if any.
     spelled : bool
         Whether messages spell special tokens.
     """
@@ -51,12 +51,12 @@ class ConversationEncoder:
     ----------
     tokenizer : Tokenizer or CharTokenizer
     chat_template : str, optional
-        In Jinja's language, or the name of one of the tokenizer's own. Default the tokenizer's own; where it has none, messages
-        are paragraphs of one text.
+        A Jinja template, or the name of one of the tokenizer's own. Default the tokenizer's own; without one, messages are
+        paragraphs of one text.
     opening : sequence of int
-        What such a text begins with; a template writes its own.
+        Ids at the beginning of such a text; a template writes its own.
     sanitize_control_tokens : bool
-        Special tokens that a message spells are ordinary text.
+        Treat special tokens spelled in a message as ordinary text.
     """
 
     def __init__(
@@ -74,12 +74,12 @@ class ConversationEncoder:
         self.by_template = chat_template is not None or bool(self.found.templates)
 
     def encode(self, conversations: Sequence[Conversation]) -> list[Encoded | Failure]:
-        """Conversations as ids, or the error of a conversation that cannot be encoded."""
+        """Encode conversations; returns an exception in place of one that cannot be encoded."""
         written = self.write(conversations)
         return [one if isinstance(one, Exception) else _caught(self._encoded, one) for one in written]
 
     def write(self, conversations: Sequence[Conversation], pieces: bool = True) -> list[Written | Failure]:
-        """Their texts; without `pieces`, not how they are encoded."""
+        """Format conversations; without `pieces`, the information for encoding is left out."""
         if not self.by_template:
             return [_caught(self._paragraphs, conversation) for conversation in conversations]
         written: list[Written | Failure] = []
@@ -100,15 +100,15 @@ class ConversationEncoder:
         return template
 
     def _paragraphs(self, conversation: Conversation) -> Written:
-        """A conversation without a template: a paragraph for each message."""
+        """Format a conversation without a template: one paragraph per message."""
         if conversation.values.get("tools"):
-            raise ValueError("the conversation has tools, which nothing but a chat template could write")
+            raise ValueError("the conversation has tools, which only a chat template can write")
         text, answers, ends = "", [], []
         for i, message in enumerate(conversation.messages):
             if calls := [name for name in ("tool_calls", "function_call") if message.get(name)]:
-                raise ValueError(f"message {i + 1} has {calls[0]}, which nothing but a chat template could write")
+                raise ValueError(f"message {i + 1} has {calls[0]}, which only a chat template can write")
             if not isinstance(message.get("content"), str):
-                raise ValueError(f"message {i + 1} has no text, and nothing but a chat template could write what else it has")
+                raise ValueError(f"message {i + 1} has no text, and only a chat template can write its other fields")
             start, text = len(text), f"{text}{message['content']}{PARAGRAPH}"
             ends.append(len(text))
             if message.get("role") == "assistant" and i not in conversation.unsaid:
@@ -146,7 +146,7 @@ def _caught(function: Callable, *arguments: Any) -> Any:
 
 
 def chat_templates(tokenizer: Tokenizer | CharTokenizer) -> ChatTemplates:
-    """The templates in the folder that a tokenizer came from."""
+    """The templates in the folder that a tokenizer was loaded from."""
     folder = None if isinstance(tokenizer, CharTokenizer) else getattr(tokenizer, "folder", None)
     return read_chat_templates(folder) if folder else ChatTemplates({}, {})
 
@@ -155,14 +155,14 @@ _control: WeakKeyDictionary[Tokenizer | CharTokenizer, Control] = WeakKeyDiction
 
 
 def control_tokens(tokenizer: Tokenizer | CharTokenizer) -> Control:
-    """The tokens that count only where a template writes them."""
+    """A tokenizer's special tokens, which count only where a template writes them."""
     if tokenizer not in _control:
         special = Tokens(getattr(tokenizer, "special_tokens", ()))
         _control[tokenizer] = Control(special, special)
     return _control[tokenizer]
 
 
-# ------------------------------------------------------------------------------------------------ as transformers has it
+# ------------------------------------------------------------------------------------------------ as in transformers
 
 
 def apply_chat_template(
@@ -181,7 +181,7 @@ def apply_chat_template(
     """See :meth:`Tokenizer.apply_chat_template`."""
     for name, neutral in _NOT_DONE.items():
         if values.pop(name, None) not in neutral:
-            raise ValueError(f"apply_chat_template does not do {name}: leave it out, and fill up or cut the ids yourself")
+            raise ValueError(f"apply_chat_template does not support {name}: leave it out, and pad or truncate the ids yourself")
     if add_generation_prompt and continue_final_message:
         raise ValueError("add_generation_prompt and continue_final_message exclude each other: one asks for a new message")
     if return_assistant_tokens_mask and (continue_final_message or not (return_dict and tokenize)):

@@ -1,8 +1,8 @@
 """Byte-pair encoding itself; :class:`numllama.tokenizer.Tokenizer` is its public interface.
 
 A text is split at added tokens and into pre-tokens (`layout.py`), each pre-token starts as its bytes, and neighbours merge in the
-order of training (`merging.py`). Natural text repeats itself, so each pre-token's ids are kept, packed, and most of the work
-is to look them up.
+order of training (`merging.py`). Natural text repeats itself, so each pre-token's packed ids are cached, and most of the work
+is looking them up.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class BytePairs:
 
     @classmethod
     def of_parts(cls, *parts: Any, **more: Any) -> Self:
-        """A tokenizer of what a file says: see :meth:`_set_up`."""
+        """A tokenizer from the parts of a file: see :meth:`_set_up`."""
         made = cls.__new__(cls)
         made._set_up(*parts, **more)
         return made
@@ -50,16 +50,16 @@ class BytePairs:
         fuse_unknown: bool = False,
         model: Mapping[str, Any] | None = None,
     ) -> None:
-        """Make it of its parts.
+        """Set up a tokenizer from its parts.
 
         Parameters
         ----------
         vocab, merges, ignore_merges
-            As in a constructor. Bytes may be missing.
+            As in the constructor, but single bytes may be missing.
         added : sequence of AddedToken
         layout : Layout
         unknown, fuse_unknown
-            The id of what has no token, and whether several in a row are one; None leaves them out.
+            The id for bytes and characters without a token, and whether a run of them becomes one id; None omits them.
         model : mapping, optional
             The ``model`` of the ``tokenizer.json`` that was read, without its merges.
         """
@@ -69,8 +69,8 @@ class BytePairs:
         self.special_tokens = {token.content: token.id for token in added if token.special}
         self.ignore_merges, self.layout, self.model = ignore_merges, layout, model
         self.post_processor: dict | None = None
-        self.kept: dict[str, Any] = {}  # of a tokenizer.json: what others do with the ids
-        self.folder: Path | None = None  # that it was loaded from, where the chat template lies
+        self.kept: dict[str, Any] = {}  # from a tokenizer.json: settings that other libraries apply to the ids
+        self.folder: Path | None = None  # loaded from here; holds the chat template
         check_unique(self.added_tokens)
         normalize = Normalizer(layout.values["normalizer"])
         self._contents = {} if model is None else {i: name for name, i in model["vocab"].items() if i not in self.vocab}
@@ -98,17 +98,17 @@ class BytePairs:
             raise ValueError(f"merges need the token {shown(error.args[0])}, but vocab has none") from error
         if len(self._ranks) < len(self.merges):
             raise ValueError("merges holds a pair twice")
-        # a text never becomes a special token by merging: it is taken apart again
+        # text must not merge into a special token: such a token is split again
         self._parts = {made: pair for pair, made in zip(self._ranks, self._made, strict=True) if made in self._special_ids}
 
     def _symbol_ids(self, ids: Mapping[bytes, int]) -> None:
-        """Keep what a pre-token starts as: an id for each byte."""
+        """Look up the symbols that a pre-token starts as: an id for each byte."""
         self._bytes = [ids.get(bytes([byte])) for byte in range(256)]
         self._complete = None not in self._bytes
 
     def _tokens(self) -> dict[int, bytes]:
-        """What each id stands for."""
-        as_bytes = str.encode if self.model is None else bytes_of  # readers of a file take some letters for bytes
+        """The bytes of each id."""
+        as_bytes = str.encode if self.model is None else bytes_of  # in files, some letters stand for bytes
         return self.vocab | {i: as_bytes(content) for i, content in self._contents.items()}
 
     @cached_property
@@ -119,12 +119,12 @@ class BytePairs:
         return max(map(len, (*self.vocab.values(), *(token.content.encode() for token in self.added_tokens))), default=None)
 
     def name(self, i: int) -> str:
-        """How a ``tokenizer.json`` writes a token."""
+        """A token as written in a ``tokenizer.json``."""
         return self._contents[i] if i in self._contents else self.written(self.vocab[i])
 
     @staticmethod
     def written(token: bytes) -> str:
-        """How a ``tokenizer.json`` writes the bytes of a token."""
+        """The bytes of a token as written in a ``tokenizer.json``."""
         return "".join([CHARACTER_OF[byte] for byte in token])
 
     def _sought(
@@ -166,7 +166,7 @@ class BytePairs:
                     yield b"".join(map(ids_of, split(chunk)))
 
     def _split(self, text: str, known: Sought, begins: bool) -> Iterator[int | str]:
-        """The ids of added tokens, and, as they are split into pieces, the parts of the text that lie between."""
+        """The ids of added tokens, and the parts of the text between them, ready to be split into pre-tokens."""
         normalize, led = self.layout.normalizer, self.layout.pre_tokenizer.led
         for start, _, part in between(text, known.first.spans(text) if known.first else ()):
             if isinstance(part, int):
@@ -192,15 +192,15 @@ class BytePairs:
         return ids
 
     def _symbols(self, piece: str) -> list[int]:
-        """What a pre-token starts as: its bytes."""
+        """The symbols that a pre-token starts as: its bytes."""
         if self._complete:
             return cast(list[int], [self._bytes[byte] for byte in piece.encode("utf-8", "surrogateescape")])
         return [i for i, _, _ in self.placed_symbols(piece)]
 
     def placed_symbols(self, piece: str) -> list[tuple[int, int, int]]:
-        """What a pre-token starts as, and for each id the place of its first character and of the one after its last.
+        """The symbols that a pre-token starts as: the id of each, and the start and end of its characters.
 
-        What has no id is the unknown token, if there is one; that waits until something that is no byte follows.
+        A symbol without an id becomes the unknown token, if there is one, placed before the next symbol that is not a byte.
         """
         symbols: list[tuple[int, int, int]] = []
         waiting: list[tuple[int, int, int]] = []
@@ -216,13 +216,13 @@ class BytePairs:
         return symbols + waiting
 
     def _each_symbol(self, piece: str) -> Iterator[tuple[int, int | None, bool]]:
-        """The characters' places, their ids, and whether an id is one to fall back on."""
+        """The position and id of each character, and whether the id is a byte to fall back on."""
         for at, character in enumerate(piece):
             for byte in character.encode("utf-8", "surrogateescape"):
                 yield at, self._bytes[byte], False
 
     def count_symbols(self, i: int) -> int:
-        """How many symbols a token consists of."""
+        """Number of symbols in a token."""
         return 1 if i == self._unknown else len(self.vocab[i])
 
     def _names(self, ids: Iterable[int]) -> list[bytes]:
@@ -231,7 +231,7 @@ class BytePairs:
     def _looked_up(self, ids: Iterable[int], table: Mapping[int, Any]) -> Iterable[Any]:
         """The table's entries for all ids that have a token."""
         if isinstance(ids, list):
-            try:  # the fast path: all are known, and none is a bool or a float, which may equal an integer
+            try:  # fast path: all ids are known, and none is a bool or a float, which may equal an integer
                 if {*map(type, ids)} == {int}:
                     return list(map(table.__getitem__, ids))
             except KeyError:
@@ -255,7 +255,7 @@ class _Pieces(dict):
         self.tokenizer = tokenizer
 
     def __missing__(self, piece: str) -> bytes:
-        piece.encode()  # a surrogate without its partner ends here
+        piece.encode()  # a lone surrogate raises an error here
         packed = self.tokenizer._packed(self.tokenizer._merged(piece))
         if len(piece) <= CACHED_LENGTH:
             if len(self) >= CACHED_PIECES:
@@ -276,7 +276,7 @@ class _Written(dict):
 
 
 def between(text: str, spans: Iterable[tuple[int, int, int]]) -> Iterator[tuple[int, int, int | str]]:
-    """The ids of tokens whose places in a text are given, and the parts that lie between, each with where it begins and ends."""
+    """The ids of the tokens at `spans` and the parts of the text between them, each with its start and end."""
     end = 0
     for start, stop, i in spans:
         if end < start:
@@ -288,7 +288,7 @@ def between(text: str, spans: Iterable[tuple[int, int, int]]) -> Iterator[tuple[
 
 
 def listed(ids: Iterable[int]) -> list[int]:
-    """Ids as a list; of an array, of Python's numbers."""
+    """Ids as a list; an array becomes Python integers."""
     if type(ids) is list:
         return ids
     return ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
@@ -311,5 +311,5 @@ def _known_special(name: str, tokens: Collection[str] | str, known: Set[str]) ->
 
 
 def repaired(text: str) -> str:
-    """Surrogate pairs as the characters they mean, other surrogates as U+FFFD."""
+    """Replace surrogate pairs by their characters, and lone surrogates by U+FFFD."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -1,4 +1,4 @@
-"""Long texts cut into chunks that can be split and encoded one by one, and the special tokens that are not cut through."""
+"""Cut long texts into chunks that can be split and encoded one by one, without cutting through special tokens."""
 
 import re
 import sys
@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Iterator
 from heapq import merge
 from typing import Any, Protocol
 
-CHUNK = 2**14  # characters: the pieces of a chunk fit into the processor's cache
-PREFIX, PREFIXES = 3, 64  # characters and number of the beginnings that a search for special tokens looks for
+CHUNK = 2**14  # characters: a chunk's pieces fit into the CPU cache
+PREFIX, PREFIXES = 3, 64  # length and number of the prefixes in a search for special tokens
 
-Search = Callable[[str, int], Any]  # to a match, of `re` or `regex`, or None
+Search = Callable[[str, int], Any]  # returns a match of `re` or `regex`, or None
 
 
 class Finder(Protocol):
@@ -18,14 +18,14 @@ class Finder(Protocol):
     longest: int
 
     def spans(self, text: str, start: int, end: int, /) -> Iterator[Any]:
-        """Where they are, as tuples that begin with start and stop."""
+        """The tokens' spans: tuples that begin with start and stop."""
         ...
 
 
 class SpecialTokens:
-    """Finds special tokens in a text, the longest first, however many there are.
+    """Finds any number of special tokens in a text, preferring the longest.
 
-    A regular expression finds their first characters, and a table says which token that is.
+    A regular expression finds their first characters, and a table lookup identifies the token.
     """
 
     def __init__(self, tokens: Iterable[str]) -> None:
@@ -45,7 +45,7 @@ class SpecialTokens:
         return next((text[start:stop] for start, stop in self.spans(text)), None)
 
     def spans(self, text: str, start: int = 0, end: int = sys.maxsize) -> Iterator[tuple[int, int]]:
-        """Where they are between two places."""
+        """The tokens' spans between two positions."""
         end = min(end, len(text))
         while found := self._find(text, start, end):
             at = found.start()
@@ -60,20 +60,20 @@ class SpecialTokens:
 def chunks(
     texts: Iterable[str], cut: Search | None, special: Finder | None = None, size: int = CHUNK, whole: Finder | None = None
 ) -> Iterator[str]:
-    """A stream of text in chunks of at least `size` characters that can be split one by one.
+    """Cut a stream of text into chunks of at least `size` characters that can be split one by one.
 
     Parameters
     ----------
     texts : iterable of str
         Parts of one text, cut anywhere.
     cut : function, optional
-        From a text and a place to the next match at which the text may be cut. Without one it is cut at special tokens only.
+        Takes a text and a position, returns the next match at which to cut. Without it, the text is cut at special tokens only.
     special : SpecialTokens, optional
-        Split a text wherever they are: it may always be cut before them, and is never cut through or right behind them.
+        Split the text wherever they occur: it may be cut before them, but never inside or right after them.
     size : int
-        The last chunk may be shorter; one without a place to cut it is as long as it must be.
+        Minimum length. The last chunk may be shorter; a chunk without a place to cut is longer.
     whole : SpecialTokens, optional
-        Strings that are not cut through, nor next to them.
+        Strings that are never cut, inside or next to them.
     """
     held, length, enough = [], 0, size
     for text in texts:
@@ -86,7 +86,7 @@ def chunks(
                 yield text[start:end]
                 start = end
             held, length = [text[start:]], len(text) - start
-            enough = max(size, 2 * length)  # where nothing could be cut, looking again is worth it only later
+            enough = max(size, 2 * length)  # if nothing could be cut, retry only after the text has doubled
     if length:
         yield "".join(held)
 
@@ -94,7 +94,7 @@ def chunks(
 def next_cut(
     text: str, start: int, size: int, cut: Search | None, special: Finder | None = None, whole: Finder | None = None
 ) -> int | None:
-    """The first place from `start + size` on where `text` may be cut, if all that could forbid it can be seen."""
+    """The first position from `start + size` on at which `text` may be cut; None if later text could still forbid it."""
     longest = max([finder.longest for finder in (special, whole) if finder], default=0)
     least = start + max(size, longest + 1)
     end = _found(text, least, cut)
@@ -108,10 +108,10 @@ def next_cut(
             if splits and begin > start and (end <= stop or begin >= least):  # before a special token, never in or after it
                 end = begin
                 break
-            if end <= stop:  # the white space behind the first token is its own
+            if end <= stop:  # white space after the first token belongs to it
                 end, again = _found(text, stop + 1, cut), True
                 break
-    return end if end < len(text) - longest else None  # a token there, and what stands behind it, can be seen
+    return end if end < len(text) - longest else None  # a token there, and the text after it, would be visible
 
 
 def _found(text: str, start: int, cut: Search | None) -> int:
@@ -122,7 +122,7 @@ def _found(text: str, start: int, cut: Search | None) -> int:
 def _spans(
     text: str, seen: dict[bool, int], end: int, special: Finder | None, whole: Finder | None
 ) -> Iterator[tuple[int, int, bool]]:
-    """Where tokens are from what has been seen on, and whether the text is split there."""
+    """The spans of tokens beyond those seen, in order, and whether the text is split there."""
     spans = [((a, b, True) for a, b, *_ in special.spans(text, seen[True], end))] if special else []
     spans += [((a, b, False) for a, b, *_ in whole.spans(text, seen[False], end))] if whole else []
     return merge(*spans)

@@ -1,7 +1,7 @@
-"""Decoders: from tokens to a text, one step after another, as a ``tokenizer.json`` says it.
+"""Decoders: turn tokens into text, in the steps that a ``tokenizer.json`` specifies.
 
-A step takes the texts of tokens as they come, and gives texts as soon as they are certain. Bytes that are no characters are
-lone surrogates on the way, as Python writes them (``surrogateescape``), when it is bytes that are wanted in the end.
+A step consumes the texts of tokens as they arrive, and yields text as soon as it is final. If the output is bytes, invalid
+UTF-8 is carried as lone surrogates between steps (Python's ``surrogateescape``).
 """
 
 import codecs
@@ -20,7 +20,7 @@ Apply = Callable[[Texts, bool], Texts]
 
 
 def _byte_characters() -> dict[str, int]:
-    """GPT-2's alphabet: printable bytes are themselves, the others the characters from U+0100 on."""
+    """GPT-2's alphabet: printable bytes stand for themselves, the others are the characters from U+0100 on."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
@@ -31,11 +31,11 @@ CHARACTER_OF = {byte: character for character, byte in BYTE_OF.items()}
 
 
 _LATIN = {ord(character): byte for character, byte in BYTE_OF.items()}
-_LATIN |= {i: 256 for i in range(256) if i not in _LATIN}  # which are no characters of the alphabet
+_LATIN |= {i: 256 for i in range(256) if i not in _LATIN}  # not in the alphabet: fails to encode
 
 
 def alphabet_bytes(token: str) -> bytes | None:
-    """The bytes of a token that is written in GPT-2's alphabet; None if it is not."""
+    """The bytes of a token written in GPT-2's alphabet; None if it is not."""
     try:
         return token.translate(_LATIN).encode("latin-1")
     except UnicodeEncodeError:
@@ -43,24 +43,24 @@ def alphabet_bytes(token: str) -> bytes | None:
 
 
 def bytes_of(token: str) -> bytes:
-    """What a token stands for: bytes, if it is written in GPT-2's alphabet; else itself."""
+    """The bytes of a token, decoded from GPT-2's alphabet if it is written in that, else as UTF-8."""
     data = alphabet_bytes(token)
     return token.encode("utf-8", "surrogateescape") if data is None else data
 
 
 class Step(NamedTuple):
-    """One thing that is done.
+    """One step of a decoder.
 
     Attributes
     ----------
     apply : function
-        From the texts of tokens, and whether bytes are wanted, to texts.
+        Takes the texts of tokens, and whether bytes are wanted; returns texts.
     each : function, optional
-        The same for one token, where its neighbours do not matter.
+        The same for one token, if its neighbours do not matter.
     joins : bool
-        Its output is one text in arbitrary parts.
+        Its output is one text, in arbitrary parts.
     joined : function, optional
-        The same for such parts; without one, the step cannot follow one that joins.
+        The same for such parts; without it, the step cannot follow one that joins.
     """
 
     apply: Apply
@@ -75,12 +75,12 @@ class Decoder:
     Parameters
     ----------
     values : dict or None
-        As a ``tokenizer.json`` has it. None puts a space between tokens, as `tokenizers` does.
+        The entry of a ``tokenizer.json``. None puts a space between tokens, as `tokenizers` does.
 
     Attributes
     ----------
     bytes : bool
-        Whether it takes tokens for bytes, and does nothing else.
+        Whether it only converts tokens to bytes.
     """
 
     def __init__(self, values: Any) -> None:
@@ -104,13 +104,13 @@ class Decoder:
         return Decoder, (self.values,)
 
     def each(self, token: str) -> str:
-        """The result of the first steps, which look at one token only."""
+        """Apply the first steps, which see one token at a time."""
         for each in self._each:
             token = each(token)
         return token
 
     def joined(self, texts: Iterable[str], as_bytes: bool = False) -> Texts:
-        """The text of tokens after that, in parts, as they come; with `as_bytes` there is one for each token."""
+        """Apply the remaining steps to a stream of texts; with `as_bytes`, there is one output per token."""
         parts = iter(texts)
         for apply in self._apply:
             parts = apply(parts, as_bytes)
@@ -154,7 +154,7 @@ def _byte_fallback(values: dict) -> Step:
 
 
 def _bytes_joined(texts: Texts, as_bytes: bool) -> Texts:
-    """Bytes that follow one another are a text, or none of them is: one that is wrong makes all of them U+FFFD."""
+    """Decode each run of byte tokens as UTF-8; if the run is invalid, every byte becomes U+FFFD."""
     if as_bytes:
         yield from (BYTE_TOKENS.get(text, text.encode()).decode("utf-8", "surrogateescape") for text in texts)
         return

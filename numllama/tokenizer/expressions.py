@@ -1,18 +1,17 @@
-r"""Regular expressions as trees, the same for both languages.
+r"""Regular expressions as trees, independent of their syntax.
 
-A ``tokenizer.json`` speaks Oniguruma's language, people speak that of Python's `regex`; the same signs may mean different things:
+A ``tokenizer.json`` uses Oniguruma's syntax, Python code that of `regex`; the same characters may mean different things:
 
                     Oniguruma                     regex
-    a{1,3}+         (a{1,3})+, one or more        at most three, never given back
+    a{1,3}+         (a{1,3})+, one or more        at most three, possessive
     ^ $             of each line                  of the text
-    (?m:.)          a dot takes line feeds        ^ and $ are those of lines
-    [a-c&&b-d]      what both have                a, b, c, & and d
+    (?m:.)          a dot matches line feeds      ^ and $ are those of lines
+    [a-c&&b-d]      the intersection              a, b, c, & and d
     \h \pL          a hexadecimal digit; p, L     a space; a letter
 
-So a pattern is parsed by the rules of its language (:mod:`numllama.tokenizer.parsing`), into a tree that is free of them, and
-written again from that tree, for the engine that runs it or for the file that it is saved in
-(:mod:`numllama.tokenizer.rewriting`). What the tree cannot hold is refused by name, and so is what would take too much time or
-memory to compile.
+So a pattern is parsed by the rules of its language (:mod:`numllama.tokenizer.parsing`) into a neutral tree, and written from
+that tree for the engine that runs it or the file that stores it (:mod:`numllama.tokenizer.rewriting`). Unsupported syntax
+is refused by name, and so are patterns that would take too much time or memory to compile.
 """
 
 from dataclasses import dataclass, replace
@@ -22,14 +21,14 @@ ONIGURUMA, REGEX = "Oniguruma", "regex"
 
 
 class Property(NamedTuple):
-    """A class of characters that has a name."""
+    """A named class of characters."""
 
     name: str
     negated: bool
 
 
 class Range(NamedTuple):
-    """Characters from the first to the last; one character is a range of its own."""
+    """Characters from the first to the last; a single character is a range too."""
 
     first: str
     last: str
@@ -37,7 +36,7 @@ class Range(NamedTuple):
 
 @dataclass(frozen=True)
 class Set:
-    """One character: any of these properties, ranges and sets, and of all of the others in `both`; or, `negated`, any other."""
+    """One character in any of `items` (properties, ranges, sets) and in every set of `both`; `negated`: any other character."""
 
     items: tuple = ()
     negated: bool = False
@@ -46,14 +45,14 @@ class Set:
 
 @dataclass(frozen=True)
 class Sequence:
-    """One after another."""
+    """Parts in sequence."""
 
     parts: tuple = ()
 
 
 @dataclass(frozen=True)
 class Alternatives:
-    """The first that matches."""
+    """The first part that matches."""
 
     parts: tuple
 
@@ -70,14 +69,14 @@ class Repeat:
 
 @dataclass(frozen=True)
 class Atomic:
-    """Nothing of it is given back."""
+    """A group without backtracking."""
 
     part: object
 
 
 @dataclass(frozen=True)
 class Look:
-    """What stands ahead, or behind; or, `negated`, does not."""
+    """Lookahead, or lookbehind (`behind`); `negated`: the part must not match."""
 
     part: object
     behind: bool = False
@@ -92,7 +91,7 @@ class Edge:
 
 
 def characters(text: str) -> Set:
-    """Any of some characters."""
+    """A set of single characters."""
     return Set(tuple(Range(c, c) for c in text))
 
 
@@ -101,7 +100,7 @@ NEWLINE = characters("\n")
 NOT_NEWLINE = replace(NEWLINE, negated=True)
 ANYTHING = Set((Range("\0", "\U0010ffff"),))
 
-# How the tree names classes, by how each language does: both engines have all of them, with the same characters.
+# Names of classes in the tree, by their names in patterns. Both engines have all of them, with the same characters.
 CATEGORIES = (
     "L", "Lu", "Ll", "Lt", "Lm", "Lo", "LC", "M", "Mn", "Mc", "Me", "N", "Nd", "Nl", "No", "P", "Pc", "Pd", "Ps", "Pe",
     "Pi", "Pf", "Po", "S", "Sm", "Sc", "Sk", "So", "Z", "Zs", "Zl", "Zp", "C", "Cc", "Cf", "Cn", "Co",
@@ -124,11 +123,11 @@ ONIGURUMAS_POSIX = {"digit": "Nd"}
 
 
 class Refused(ValueError):
-    """A pattern, or a part of one, that cannot be honoured."""
+    """A pattern, or a part of one, that is not supported."""
 
 
 def size(node: object) -> int:
-    """How many characters and edges a pattern looks at, with each repetition written out."""
+    """Number of characters and edges in a pattern, with each repetition expanded."""
     if isinstance(node, Sequence | Alternatives):
         return 1 + sum(map(size, node.parts))
     if isinstance(node, Repeat):
@@ -137,7 +136,7 @@ def size(node: object) -> int:
 
 
 def may_be_empty(node: object) -> bool:
-    """Whether a pattern may match nothing at all."""
+    """Whether a pattern may match the empty string."""
     if isinstance(node, Sequence):
         return all(map(may_be_empty, node.parts))
     if isinstance(node, Alternatives):
@@ -148,7 +147,7 @@ def may_be_empty(node: object) -> bool:
 
 
 def takes_nothing(node: object) -> bool:
-    """Whether all that a pattern matches is empty."""
+    """Whether a pattern matches only the empty string."""
     if isinstance(node, Sequence | Alternatives):
         return all(map(takes_nothing, node.parts))
     return takes_nothing(node.part) if isinstance(node, Repeat | Atomic) else not isinstance(node, Set)

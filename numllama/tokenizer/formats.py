@@ -1,6 +1,6 @@
-"""Tokenizers on disk: everybody's files are read, and `tokenizer.json` is written as Hugging Face reads it.
+"""Tokenizers on disk: reads the common formats, and writes `tokenizer.json` as Hugging Face reads it.
 
-    tokenizer.json              Hugging Face: see `tokenizer_json.py`; our characters too
+    tokenizer.json              Hugging Face: see `tokenizer_json.py`; our character tokenizer too
     vocab.json + merges.txt     GPT-2, Qwen 2
     tokenizer.model, *.tiktoken rank files: a token in base64 and its rank on each line
     *.bin                       llama2.c: a score and a piece for each id
@@ -48,19 +48,19 @@ CL100K_SPECIAL = {
     "<|endofprompt|>": 100276,
 }  # fmt: skip
 GPT2_SPECIAL = {"<|endoftext|>": 50_256}
-KINDS = {  # of rank files: the pattern, the special tokens, and what belongs before a text
+KINDS = {  # of rank files: the pattern, the special tokens, and the tokens before a text
     "gpt2": ("gpt2", GPT2_SPECIAL, []),
     "cl100k": ("cl100k", CL100K_SPECIAL, []),
     "llama3": ("llama3", {token: 128_000 + i for i, token in enumerate(LLAMA3_SPECIAL)}, [("<|begin_of_text|>", 128_000)]),
 }
-# A rank file says neither how to split nor which special tokens there are. The well-known ones are known by their SHA-256.
+# A rank file specifies neither a pattern nor special tokens. Well-known files are recognised by their SHA-256.
 KNOWN_RANKS = {
     "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930": "gpt2",    # r50k_base
     "94b5ca7dff4d00767bc256fdd1b27e5b17361d7b8a5f968547f9f23eb70d2069": "gpt2",    # p50k_base
     "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7": "cl100k",
     "82e9d31979e92ab929cd544440f129d9ecd797b69e327f80f17e1c50d5551b55": "llama3",  # of Llama 3.0 to 3.3
 }  # fmt: skip
-CHAT_FILES = (TEMPLATE, CONFIG, MAP)  # the template itself, and the special tokens that it speaks of
+CHAT_FILES = (TEMPLATE, CONFIG, MAP)  # the template itself, and the special tokens that it refers to
 FOLDER = ("tokenizer.json", "vocab.json", "tokenizer.model", "tokenizer.bin")
 
 
@@ -72,10 +72,10 @@ def load(
     Parameters
     ----------
     path : path
-        A folder; a ``tokenizer.json``; a ``vocab.json`` with ``merges.txt`` beside it (or names that end so); a rank file of
-        tiktoken or Llama 3; a ``.bin`` of llama2.c.
+        A folder; a ``tokenizer.json``; a ``vocab.json`` next to its ``merges.txt`` (or names with these endings); a rank file
+        of tiktoken or Llama 3; a ``.bin`` of llama2.c.
     pattern, special_tokens
-        Of a rank file, which does not say them; those of GPT-2, GPT-4 and Llama 3 are known. As in :class:`Tokenizer`.
+        For a rank file, which lacks them; not needed for those of GPT-2, GPT-4 and Llama 3. As in :class:`Tokenizer`.
 
     Returns
     -------
@@ -84,7 +84,7 @@ def load(
     Raises
     ------
     DataError
-        If there is no tokenizer, or it is damaged or of a kind that would give other ids here.
+        If there is no tokenizer, or it is damaged or of a kind that would give different ids here.
     """
     path = Path(path)
     if path.is_dir():
@@ -113,7 +113,7 @@ def _read(
     by_itself = path.name.endswith(("vocab.json", "merges.txt")) or path.suffix in (".json", ".bin")
     if by_itself and not (pattern is None and special_tokens is None):
         given = "pattern" if pattern is not None else "special tokens"
-        raise ValueError(f"it says itself how it splits a text and which special tokens it has, so no {given} can be given")
+        raise ValueError(f"it defines its own pattern and special tokens, so no {given} can be given")
     if path.name.endswith("vocab.json"):
         return _read_gpt2(path, path.with_name(path.name.removesuffix("vocab.json") + "merges.txt"))
     if path.name.endswith("merges.txt"):
@@ -125,7 +125,7 @@ def _read(
 
 
 def save(tokenizer: Tokenizer, folder: str | Path) -> Path:
-    """Write ``tokenizer.json`` into a folder, and the chat template that the tokenizer came with: all of it, or nothing."""
+    """Write ``tokenizer.json`` and the chat template that the tokenizer came with into a folder, all or nothing."""
     text = json.dumps(tokenizer_json.content(tokenizer), ensure_ascii=False, indent=1) + "\n"
     with published(folder, "tokenizer.json", error=DataError) as part:
         (part / "tokenizer.json").write_bytes(text.encode())
@@ -139,7 +139,7 @@ def save(tokenizer: Tokenizer, folder: str | Path) -> Path:
 
 
 def _chat_files(folder: Path) -> list[str]:
-    """The other files of a folder that say how its tokenizer is used."""
+    """The other files in a folder that a chat template needs."""
     return [*CHAT_FILES, *(path.relative_to(folder).as_posix() for path in (folder / MORE_TEMPLATES).glob("*.jinja"))]
 
 
@@ -157,7 +157,7 @@ def _qwen2(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 CLASSES = {None: _gpt2, "GPT2Tokenizer": _gpt2, "Qwen2Tokenizer": _qwen2}  # by tokenizer_class, with or without Fast
-END_OF_TEXT = "<|endoftext|>"  # special in both, even if the files next to them do not say so
+END_OF_TEXT = "<|endoftext|>"  # special in both, even if the files next to them do not list it
 
 
 def _read_gpt2(vocab_path: Path, merges_path: Path) -> Tokenizer:
@@ -208,7 +208,7 @@ def _read_ranks(content: bytes, pattern: str | None, special: Mapping[str, int] 
         except (ValueError, binascii.Error) as error:
             raise ValueError(f"line {number} is not a token in base64 and its rank") from error
         if not token or token in ranks or not 0 <= rank < 2**32:
-            raise ValueError(f"line {number} has {shown(token)} with the rank {shown(rank)}, which cannot be, or not again")
+            raise ValueError(f"line {number} has {shown(token)} with the rank {shown(rank)}, which is invalid or a repeat")
         ranks[token] = rank
     if not ranks:
         raise ValueError("it is empty")
@@ -229,7 +229,7 @@ def _read_ranks(content: bytes, pattern: str | None, special: Mapping[str, int] 
 
 
 def _fingerprint(ranks: Mapping[bytes, int]) -> str:
-    """SHA-256 of a rank file with its lines in order."""
+    """SHA-256 of a rank file with its lines sorted by rank."""
     lines = (base64.b64encode(token) + b" %d\n" % rank for token, rank in sorted(ranks.items(), key=lambda item: item[1]))
     return hashlib.sha256(b"".join(lines)).hexdigest()
 
@@ -252,16 +252,16 @@ def _read_llama2c(content: bytes) -> SentencePieceTokenizer:
     ranks = {vocab[i]: rank for rank, i in enumerate(sorted(pieces, key=lambda i: -scores[i]))}
     merges = merges_of_ranks(ranks, lambda piece: [character.encode() for character in piece.decode()])
     tokenizer = SentencePieceTokenizer(vocab, merges, special)
-    tokenizer.post_processor = template([("<s>", special["<s>"])] if "<s>" in special else [])  # as run.c begins every text
+    tokenizer.post_processor = template([("<s>", special["<s>"])] if "<s>" in special else [])  # run.c begins every text with it
     return tokenizer
 
 
 def merges_of_ranks(ranks: Mapping[bytes, int], symbols: Callable[[bytes], list[bytes]]) -> list[Pair]:
-    """The merges, in order, of a vocabulary that lists only ranks.
+    """Recover the merges, in order, of a vocabulary that lists only ranks.
 
-    Merging a token's own symbols ends with the one pair it is ever made of: other text around it would either stop it from
-    being made or change nothing. A token that its symbols do not lead to is never made by merging. A token is made of shorter
-    ones, whose pairs are therefore known when its turn comes.
+    Merging a token's own symbols ends with the only pair that ever forms it: surrounding text would either prevent the token
+    or change nothing. A token that its own symbols do not form is never formed by merging. A token is formed from shorter
+    ones, so tokens are processed by length, with the pairs of all shorter ones known.
     """
     numbers = {token: number for number, token in enumerate(ranks)}
     tokens = list(ranks)

@@ -1,6 +1,6 @@
-"""What surrounds the merges of a tokenizer: normalizer, pre-tokenizer, decoder, as a ``tokenizer.json`` has them.
+"""The steps around a tokenizer's merges: normalizer, pre-tokenizer and decoder, as in a ``tokenizer.json``.
 
-A tokenizer is what its ``tokenizer.json`` says, whether it was read or made here: so what is saved is what was used.
+Every tokenizer is built from the values of a ``tokenizer.json``, even one made here, so the saved file always matches it.
 """
 
 import json
@@ -28,24 +28,24 @@ class Layout:
     Parameters
     ----------
     values : mapping
-        With ``normalizer``, ``pre_tokenizer`` and ``decoder``; others are not looked at.
+        With ``normalizer``, ``pre_tokenizer`` and ``decoder``; other keys are ignored.
     by_words : bool
         No merge has a space (▁) after another character, so words can be merged one by one.
 
     Attributes
     ----------
     values : dict
-        Those three, as they were given.
+        Those three, as given.
     normalizer, pre_tokenizer, decoder
     cut, inner_cut : function or None
-        Find a place where a text may be cut before it is normalized, and after that.
+        Find a place where a text may be cut before normalization, and after it.
     as_it_is : bool
-        Whether nothing is done to a text before it is split.
+        Whether a text is split unchanged.
     keeps_all : bool
-        Whether nothing of a text is left out or changed, but for how spaces are written.
+        Whether the whole text is preserved, apart from how spaces are written.
     space : str
-        How a space is written before it is merged. If all that a layout does is to write spaces as ▁, then here ▁ is written as a
-        space: the same, but most texts stay as they are, with a byte for each character.
+        How a space is written for merging. If the layout does nothing but write spaces as ▁, the two are swapped and ▁ is
+        written as a space: the result is the same, but most texts stay unchanged, with one byte per character.
     """
 
     def __init__(self, values: Mapping[str, Any], by_words: bool = False) -> None:
@@ -70,7 +70,7 @@ class Layout:
 
 
 def _writes_spaces(values: Mapping[str, Any]) -> bool:
-    """Whether all that is done is to write spaces as ▁ and to put one in front."""
+    """Whether the layout only writes spaces as ▁ and puts one in front."""
     normalizer, splitting = values["normalizer"], values["pre_tokenizer"]
     several = isinstance(normalizer, dict) and normalizer.get("type") == "Sequence"
     steps: Any = normalizer.get("normalizers") if several else [normalizer] if normalizer else []
@@ -88,7 +88,7 @@ def _search(cut: str | None) -> Callable | None:
 
 
 def byte_level(pattern: str) -> dict[str, Any]:
-    """For byte-level BPE, with a pattern in Oniguruma's language."""
+    """The values for byte-level BPE, with a pattern in Oniguruma's syntax."""
     step = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     splitting = step | {"use_regex": True}
     if pattern != PATTERNS["gpt2"]:
@@ -98,7 +98,7 @@ def byte_level(pattern: str) -> dict[str, Any]:
 
 
 def pieces(prefix: str, one_space: bool) -> dict[str, Any]:
-    """For SentencePiece's BPE; see :class:`numllama.tokenizer.sentencepiece.SentencePieceTokenizer`."""
+    """The values for SentencePiece's BPE; see :class:`numllama.tokenizer.sentencepiece.SentencePieceTokenizer`."""
     scheme = SCHEMES.get(prefix, "never")
     splitting = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": scheme, "split": one_space}
     decoders = [
@@ -115,7 +115,7 @@ def pieces(prefix: str, one_space: bool) -> dict[str, Any]:
 
 
 def prefix_of(values: Mapping[str, Any]) -> tuple[str, bool]:
-    """The `prefix` and `one_space` of such parts; of others, ``other``."""
+    """The `prefix` and `one_space` that give these values; ``other`` if none do."""
     for prefix in PREFIXES:
         for one_space in (False, True):
             made = pieces(prefix, one_space)

@@ -1,6 +1,6 @@
-"""Byte-pair encoding's inner step: of all neighbours that may merge, the pair of lowest rank does, the leftmost first.
+"""The inner step of byte-pair encoding: merge the adjacent pair of lowest rank, the leftmost first.
 
-`ranks` maps a pair of ids to its rank, `made` a rank to the id that the pair becomes.        Sennrich et al. 2016, algorithm 1
+`ranks` maps a pair of ids to its rank, `made` maps a rank to the merged id.                  Sennrich et al. 2016, algorithm 1
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,11 +11,11 @@ from typing import Any
 Ranks = dict[tuple[int, int], int]
 Made = Sequence[int] | Mapping[int, int]  # by rank
 NEVER = float("inf")
-LONG = 64  # ids: from here on a heap is faster than looking at all pairs again
+LONG = 64  # ids: beyond this length a heap is faster than rescanning all pairs
 
 
 def merge(ids: list[int], ranks: Ranks, made: Made) -> list[int]:
-    """Merge until nothing merges any more."""
+    """Merge until no pair can."""
     if len(ids) > LONG:
         return _merge_long(ids, ranks, made)
     for _ in merge_steps(ids, ranks, made):  # in place
@@ -24,7 +24,7 @@ def merge(ids: list[int], ranks: Ranks, made: Made) -> list[int]:
 
 
 def merge_steps(ids: list[int], ranks: Ranks, made: Made) -> Iterator[tuple[int, list[int]]]:
-    """After each merge, its place and all ids: always the same list, which changes."""
+    """Merge in place; after each merge, yield its position and the list of ids."""
     rank_of = ranks.get
     waiting = [rank_of(pair, NEVER) for pair in pairwise(ids)]
     while waiting and (rank := min(waiting)) is not NEVER:

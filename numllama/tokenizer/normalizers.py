@@ -17,21 +17,21 @@ from numllama.tokenizer.patterns import seconds
 from numllama.tokenizer.rewriting import compile_oniguruma
 
 SPACE = "▁"  # how SentencePiece writes a space
-BEFORE_SPACES = r"(?<=\S)(?= )"  # no form of Unicode joins a space with what stands before it
+BEFORE_SPACES = r"(?<=\S)(?= )"  # no Unicode form combines a space with the character before it
 
 Normalize = Callable[[str], str]
 
 
 class Step(NamedTuple):
-    """One thing that is done.
+    """One step of a normalizer.
 
     Attributes
     ----------
     apply : function
     cut : str or None
-        Where the text may be cut before this step: "" is anywhere, None nowhere.
+        Matches where the text may be cut before this step: "" is anywhere, None nowhere.
     begins : bool
-        Is done to the beginning only.
+        Applies only at the beginning of a text.
     """
 
     apply: Normalize
@@ -45,7 +45,7 @@ class Normalizer:
     Parameters
     ----------
     values : dict or None
-        As a ``tokenizer.json`` has it.
+        The entry of a ``tokenizer.json``.
 
     Attributes
     ----------
@@ -73,7 +73,7 @@ class Normalizer:
 
 
 def steps_of(values: Any, table: dict[str, Callable[[dict], Any]], name: str, several: str, depth: int = 0) -> list:
-    """The steps of a part of a ``tokenizer.json``, be it a sequence or a single one; each is made by its row in a table."""
+    """The steps of a part of a ``tokenizer.json``, a sequence or a single step; `table` has a function to make each kind."""
     kind = kind_of(values, name)
     if kind == "Sequence":
         inner = values.get(several)
@@ -87,25 +87,25 @@ def steps_of(values: Any, table: dict[str, Callable[[dict], Any]], name: str, se
 
 
 def kind_of(values: Any, name: str) -> str:
-    """The type that a part of a ``tokenizer.json`` says it is."""
+    """The type of a part of a ``tokenizer.json``."""
     if not isinstance(values, dict) or not isinstance(values.get("type"), str):
         raise ValueError(f"its {name} must be an object with a type, but is {as_json(values)}")
     return values["type"]
 
 
 def fields(values: dict, kinds: dict[str, Kind], *needed: str) -> None:
-    """Check the values of such a part."""
+    """Check the values of such a part; `needed` ones must be present."""
     require(values, needed, f"its {values['type']}")
     check(values, kinds, as_json, f"its {values['type']}: ")
 
 
 def escaped(character: str) -> str:
-    """A character as it stands in a regular expression of Oniguruma's."""
+    """A character, escaped for a regular expression of Oniguruma's."""
     return character if character.isalnum() else f"\\x{{{ord(character):x}}}"
 
 
 def expression(value: dict, empty: bool = False) -> str:
-    """The regular expression of ``{"Regex": ...}`` or ``{"String": ...}``, in Oniguruma's language."""
+    """The regular expression of ``{"Regex": ...}`` or ``{"String": ...}``, in Oniguruma's syntax."""
     form, pattern = next(iter(value.items()), ("", None))
     if len(value) != 1 or form not in ("Regex", "String") or not isinstance(pattern, str):
         raise ValueError(f'its pattern is {as_json(value)}, but must be {{"Regex": ...}} or {{"String": ...}}')
@@ -117,7 +117,7 @@ def expression(value: dict, empty: bool = False) -> str:
             raise Refused("it may match an empty text")
         compile_oniguruma(pattern)
     except Refused as error:
-        raise ValueError(f"its pattern {shown(pattern)} cannot be honoured: {error}") from error
+        raise ValueError(f"its pattern {shown(pattern)} is not supported: {error}") from error
     return pattern
 
 
@@ -129,7 +129,7 @@ def _form(name: Literal["NFC", "NFD", "NFKC", "NFKD"]) -> Callable[[dict], Step]
 
 
 def _lowercase(values: dict) -> Step:
-    return Step(lambda text: "".join([c.lower() for c in text]), BEFORE_SPACES)  # a sigma does not look at its neighbours
+    return Step(lambda text: "".join([c.lower() for c in text]), BEFORE_SPACES)  # per character, so a final sigma is not special
 
 
 def _strip(values: dict) -> Step:
@@ -152,7 +152,7 @@ def _replace(values: dict) -> Step:
 
 
 def replacing(pattern: dict, content: str) -> Normalize:
-    """A function that writes `content` for all that a pattern matches."""
+    """A function that replaces each match of a pattern by `content`."""
     compiled = compile_oniguruma(expression(pattern))
 
     def replace(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Encoding with several processes: a text is cut where that changes nothing, and its parts are encoded side by side."""
+"""Encoding with several processes: a text is cut where that changes no ids, and its parts are encoded in parallel."""
 
 from collections.abc import Collection, Iterable, Iterator
 from functools import partial
@@ -8,17 +8,17 @@ import numpy as np
 
 from numllama.system.processes import Processes
 
-PART = 2**20  # characters: enough to make up for sending them
+PART = 2**20  # characters: enough to outweigh the cost of sending them
 
 
 class ParallelEncoder:
-    """Encodes with processes that stay until it is closed; a context manager.
+    """Encodes with processes that run until it is closed; a context manager.
 
     Parameters
     ----------
     tokenizer : Tokenizer
     workers : int
-        One needs no process.
+        With 1, no process is started.
     """
 
     def __init__(self, tokenizer: Any, workers: int) -> None:
@@ -35,7 +35,7 @@ class ParallelEncoder:
         disallowed_special: Collection[str] | str = "all",
         begins: bool = True,
     ) -> Iterator[tuple[str, bytes]]:
-        """Cut a long text that comes in parts into new parts; yields each with its packed ids."""
+        """Recut a long text that arrives in parts; yields each new part with its packed ids."""
         texts = self.tokenizer.chunks(texts, PART, allowed_special, disallowed_special)
         sent: list[str] = []
 
@@ -50,14 +50,14 @@ class ParallelEncoder:
     def encode_array(
         self, text: str, allowed_special: Collection[str] | str = (), disallowed_special: Collection[str] | str = "all"
     ) -> np.ndarray:
-        """As :meth:`Tokenizer.encode_array`."""
+        """Like :meth:`Tokenizer.encode_array`."""
         parts = self.pack_stream([text], allowed_special, disallowed_special)
         return np.frombuffer(b"".join(packed for _, packed in parts), self.tokenizer.dtype)
 
     def encode(
         self, text: str, allowed_special: Collection[str] | str = (), disallowed_special: Collection[str] | str = "all"
     ) -> list[int]:
-        """As :meth:`Tokenizer.encode`."""
+        """Like :meth:`Tokenizer.encode`."""
         return self.encode_array(text, allowed_special, disallowed_special).tolist()
 
     def encode_batch(
@@ -66,7 +66,7 @@ class ParallelEncoder:
         allowed_special: Collection[str] | str = (),
         disallowed_special: Collection[str] | str = "all",
     ) -> list[list[int]]:
-        """As :meth:`Tokenizer.encode_batch`."""
+        """Like :meth:`Tokenizer.encode_batch`."""
         questions = ((batch, allowed_special, disallowed_special, True) for batch in _batches(texts))
         dtype = self.tokenizer.dtype
         return [np.frombuffer(packed, dtype).tolist() for answer in self._map(questions) for packed in answer]
@@ -84,7 +84,7 @@ class ParallelEncoder:
 
 
 class _Pack:
-    """What a child does: texts to packed ids."""
+    """The function that children run: texts to packed ids."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
@@ -95,7 +95,7 @@ class _Pack:
 
 
 def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Short texts travel together."""
+    """Group short texts, so that they are sent together."""
     batch, length = [], 0
     for text in texts:
         batch.append(text)

@@ -1,4 +1,4 @@
-"""From the text of a regular expression to its tree, by the rules of the language that it is written in."""
+"""Parse a regular expression into a tree, by the rules of its language."""
 
 import re
 from dataclasses import replace
@@ -25,7 +25,7 @@ from numllama.tokenizer.expressions import (
 )
 
 MOST_CHARACTERS = 10_000
-MOST_NODES = 20_000  # once each repetition is written out
+MOST_NODES = 20_000  # with each repetition expanded
 
 LINE_BREAK = Atomic(Alternatives((Sequence((characters("\r"), NEWLINE)), characters("\n\v\f\r\x85\u2028\u2029"))))
 AFTER_NEWLINE, BEFORE_NEWLINE = Look(NEWLINE, behind=True), Look(NEWLINE)
@@ -41,22 +41,22 @@ ANCHORS = {
     (REGEX, "$ of lines"): Alternatives((END, BEFORE_NEWLINE)),
 }
 
-LIGATURES = ("ss", "st", "ff", "fi", "fl")  # under "ignore case" Oniguruma also matches single characters for these pairs
+LIGATURES = ("ss", "st", "ff", "fi", "fl")  # with "ignore case", Oniguruma also matches single characters for these pairs
 
 
 def parse(text: str, language: str) -> object:
-    """The tree of a pattern.
+    """Parse a pattern into a tree.
 
     Parameters
     ----------
     text : str
     language : str
-        ``Oniguruma`` or ``regex``: whose rules it is written by.
+        ``Oniguruma`` or ``regex``: the syntax of the pattern.
 
     Raises
     ------
     Refused
-        If it is no regular expression, or one that this parser does not know, or one that is too large.
+        If it is not a regular expression, uses unsupported syntax, or is too large.
     """
     if len(text) > MOST_CHARACTERS:
         raise Refused(f"it has {len(text):,} characters, but at most {MOST_CHARACTERS:,} are read")
@@ -74,7 +74,7 @@ class _Parser(ClassParser):
         return tree
 
     def alternatives(self, flags: Flags) -> object:
-        """Up to the group's end."""
+        """Parse alternatives up to the group's end."""
         self.depth += 1
         if self.depth > MOST_DEPTH:
             raise Refused("its groups are nested too deeply")
@@ -102,13 +102,13 @@ class _Parser(ClassParser):
         return parts[0] if len(parts) == 1 else Sequence(tuple(parts))
 
     def rest_of_group(self, flags: Flags, begin: int) -> object:
-        """What stands behind ``(?i)``: in Oniguruma all of it, alternatives too, is a group of its own."""
+        """The rest of a group after ``(?i)``; in Oniguruma all of it, including alternatives, is a nested group."""
         if not self.oniguruma and begin > 0:
             raise self.refuse("a flag that is not at the beginning")
         return self.alternatives(flags)
 
     def flagged(self, found: re.Match, flags: Flags) -> Flags:
-        """The flags with some switched on and others off."""
+        """The flags after switching some on and others off."""
         known = {"i": "ignore_case"}
         known |= {"m": "dot_all"} if self.oniguruma else {"s": "dot_all", "m": "lines"}
         on, off = found[1], (found[2] or "-")[1:]
@@ -160,24 +160,24 @@ class _Parser(ClassParser):
         if isinstance(node, Look) and node.behind:
             self.check_behind(node.part)
             if self.groups > groups:
-                raise self.refuse("a group, other than (?:...), that is looked for behind")
+                raise self.refuse("a group, other than (?:...), in a lookbehind")
         return node
 
     def plain_group(self) -> bool:
         return not self.ahead("(?") and not self.ahead("(*") and self.take("(")
 
     def check_behind(self, node: object) -> None:
-        """Looking back is the same everywhere for characters and their repetitions; engines differ in what else they allow."""
+        """Refuse lookbehind at anything but characters and their repetitions; engines differ in what else they allow."""
         if isinstance(node, Sequence | Alternatives):
             for part in node.parts:
                 self.check_behind(part)
         elif isinstance(node, Repeat) and node.how == "greedy" and node.most is not None:
             self.check_behind(node.part)
         elif not isinstance(node, Set):
-            raise self.refuse("what is looked for behind")
+            raise self.refuse("this lookbehind")
 
     def repeated(self, atom: object) -> object:
-        """An atom and the number of times that it stands there."""
+        """An atom with its quantifiers, if any."""
         while True:
             begin = self.at
             if self.at < len(self.text) and self.text[self.at] in "*+?":
@@ -191,7 +191,7 @@ class _Parser(ClassParser):
                 return atom
             parts = atom.parts if isinstance(atom, Alternatives) else (atom,)
             if any(takes_nothing(part) and part != Sequence() for part in parts):
-                raise Refused(f"a repetition of what takes no character (at character {begin + 1})")
+                raise Refused(f"a repetition that matches no character (at character {begin + 1})")
             if not self.oniguruma and isinstance(atom, Repeat) and self.text[begin - 1] in "*+?}":
                 raise Refused(f"several repetitions of one thing (at character {begin + 1})")
             if isinstance(atom, Repeat) and "lazy" in (how, atom.how):

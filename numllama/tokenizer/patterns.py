@@ -1,10 +1,10 @@
-"""Pre-tokens: the pieces that a text is split into before any merging, and where a long text may be cut.
+"""Pre-tokens: the pieces of a text before merging, and where a long text may be cut.
 
-A regular expression splits the text from left to right; no merge ever crosses the pieces. What it does not match is a piece
-too, so that nothing is lost, unless a `behavior` says otherwise. Patterns are Oniguruma's, as those of a ``tokenizer.json`` are.
+A regular expression splits the text from left to right; no merge crosses from one piece to the next. Unmatched text becomes
+pieces too, so that nothing is lost, unless a `behavior` says otherwise. Patterns are Oniguruma's, as in a ``tokenizer.json``.
 
 A text is *cut* into chunks for three reasons: to stream it, to share it among processes, and to hold few pieces at a time. A
-cut must not change the split, so it has to lie where the pattern always ends a piece, regardless of its context.
+cut must not change the split, so it has to lie where the pattern always ends a piece, in any context.
 """
 
 import re
@@ -25,7 +25,7 @@ _LLAMA3 = (
 )
 PATTERNS = {
     "gpt2": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
-    "cl100k": _LLAMA3,  # Llama 3 took GPT-4's
+    "cl100k": _LLAMA3,  # Llama 3 uses GPT-4's
     "llama3": _LLAMA3,
     "qwen2": _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}"),
 }
@@ -33,7 +33,7 @@ PATTERNS = {
 # In all of them a letter ends its piece unless a letter follows, and no piece has a space after another character.
 CUT = r"(?<=\p{L})(?=[^\p{L}\p{M}\p{N}'’])|(?<=\S)(?= )"
 
-SECONDS, SECONDS_PER_CHARACTER = 2.0, 2e-5  # a pattern that takes longer than that for a text would never end
+SECONDS, SECONDS_PER_CHARACTER = 2.0, 2e-5  # a pattern that takes longer than this is considered endless
 BEHAVIORS = ("Removed", "Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous")
 
 Split = Callable[[str], list[str]]
@@ -47,10 +47,10 @@ class Splitter:
     pattern : str
         A name in PATTERNS, or a regular expression of Oniguruma's.
     cut : str, optional
-        Matches, emptily, where a text may be cut. `pattern` must then match all of any text, and mean the same to Python's `re`.
-        The named patterns know theirs; for other ones a text is cut at special tokens only.
+        Matches the empty string where a text may be cut. `pattern` must then match all of any text, and mean the same in
+        Python's `re`. The named patterns have one; with other patterns, a text is cut at special tokens only.
     behavior : str
-        What becomes of a match: one of BEHAVIORS, as in `tokenizers`.
+        How a match is split off: one of BEHAVIORS, as in `tokenizers`.
     invert : bool
         Swap matches and the text between them.
     """
@@ -60,7 +60,7 @@ class Splitter:
             raise TypeError(f"pattern must be a string, not {type(pattern).__name__}")
         self._made = pattern, cut, behavior, invert
         self.pattern = PATTERNS.get(pattern, pattern)
-        whole = behavior == "Isolated" or (behavior == "Removed" and invert)  # of a pattern that matches all of any text
+        whole = behavior == "Isolated" or (behavior == "Removed" and invert)  # if the pattern matches all of any text
         cut = CUT if self.pattern in PATTERNS.values() else cut
         self.cut = cut if whole else None
         self.drops = behavior == "Removed" and not self.cut
@@ -77,16 +77,16 @@ class Splitter:
         return Splitter, self._made
 
     def split(self, text: str) -> list[str]:
-        """The pieces of a text; joined, they are the text."""
+        """The pieces of a text; joined, they are the text, unless `behavior` removes some."""
         return self._ascii(text) if text.isascii() else self._all(text)
 
     def chunks(self, texts: Iterable[str], special: SpecialTokens | None = None, size: int = CHUNK) -> Iterator[str]:
-        """A stream of text in chunks that can be split one by one: see :func:`numllama.tokenizer.cutting.chunks`."""
+        """Cut a stream of text into chunks that can be split one by one: see :func:`numllama.tokenizer.cutting.chunks`."""
         return chunks(texts, self._cut, special, size)
 
 
 def as_oniguruma(pattern: str) -> str:
-    """A pattern given by name or as a regular expression of `regex`, in the form a ``tokenizer.json`` needs."""
+    """Convert a pattern, given by name or as a regular expression of `regex`, to the form that a ``tokenizer.json`` needs."""
     if not isinstance(pattern, str):
         raise TypeError(f"pattern must be a string, not {type(pattern).__name__}")
     if pattern in PATTERNS:
@@ -125,7 +125,7 @@ def _split(pattern: str, behavior: str, invert: bool) -> Split:
 
 
 def seconds(text: str) -> float:
-    """How long a pattern may look at a text."""
+    """Time limit for matching a pattern against a text."""
     return SECONDS + SECONDS_PER_CHARACTER * len(text)
 
 
@@ -141,7 +141,7 @@ def _empty_too(pattern: regex.Pattern, text: str) -> Iterator[regex.Match]:
 
 
 def _joined(text: str, matches: list[tuple[int, int]], behavior: str, invert: bool) -> list[str]:
-    """The pieces that matches and what lies between them become; none is empty."""
+    """The pieces of a text, from the matches in it and the text between them; none is empty."""
     parts, end = [], 0
     for begin, stop in matches:
         parts += [(end, begin, invert)] if begin > end else []
@@ -158,7 +158,7 @@ def _joined(text: str, matches: list[tuple[int, int]], behavior: str, invert: bo
 
 
 def _merged(parts: list[tuple[int, int, bool]], behavior: str) -> list[tuple[int, int]]:
-    """Parts and their neighbours: Contiguous joins those of one kind, the others a match with what stands on one side of it."""
+    """Merge adjacent parts: Contiguous joins parts of the same kind, the others join a match to the text before or after it."""
     backwards = behavior == "MergedWithNext"
     parts = parts[::-1] if backwards else parts
     spans: list[tuple[int, int]] = []

@@ -1,4 +1,4 @@
-"""Post-processors: the special tokens that are put around a text, as a ``tokenizer.json`` says it."""
+"""Post-processors: the special tokens around a text, as specified by a ``tokenizer.json``."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,15 +6,15 @@ from typing import Any
 from numllama.storage.fields import as_json
 from numllama.tokenizer.normalizers import kind_of
 
-Around = tuple[list[int], list[int]]  # ids before a text, and behind it
+Around = tuple[list[int], list[int]]  # ids before a text, and after it
 
 
 def around(values: Any, depth: int = 0) -> Around:
-    """The ids that a post-processor puts before a text and behind it; ValueError if it does something else."""
+    """The ids that a post-processor puts before and after a text; ValueError if it does something else."""
     if values is None:
         return [], []
     kind = kind_of(values, "post_processor")
-    if kind == "ByteLevel":  # trims offsets, which nobody asks for here
+    if kind == "ByteLevel":  # trims offsets, which are not used here
         return [], []
     if kind == "TemplateProcessing":
         return _template(values)

@@ -1,7 +1,7 @@
-"""Pre-tokenizers: how a text is split into pieces before it is merged, one step after another, as a ``tokenizer.json`` says it.
+"""Pre-tokenizers: split a text into pieces before merging, in the steps that a ``tokenizer.json`` specifies.
 
-Each step splits the pieces that the steps before it have left. Most are regular expressions, and only differ in what becomes of
-what they match: digits are split by one for digits.
+Each step splits the pieces from the step before it. Most steps are regular expressions and differ only in how they split off
+a match: Digits, for example, is a pattern for digits.
 """
 
 import re
@@ -12,7 +12,7 @@ from numllama.storage.fields import FLAG, OBJECT, Kind, one_of
 from numllama.tokenizer.normalizers import SPACE, escaped, expression, fields, steps_of
 from numllama.tokenizer.patterns import BEHAVIORS, PATTERNS, Splitter
 
-BETWEEN_WORDS = rf"(?<=[^ {SPACE}])(?=[ {SPACE}])"  # before a space, written in either way, that follows something else
+BETWEEN_WORDS = rf"(?<=[^ {SPACE}])(?=[ {SPACE}])"  # before a space (either form) that follows another character
 PUNCTUATION = r"[!-/:-@\[-`{-~]|\p{P}"
 SCHEMES = ("always", "first", "never")
 CHARACTER = Kind(lambda value: isinstance(value, str) and len(value) == 1, "must be one character")
@@ -25,16 +25,16 @@ class Step(NamedTuple):
     Attributes
     ----------
     splitter : Splitter or None
-        What splits a piece; None leaves it whole.
+        Splits a piece; None leaves it whole.
     lead : function
-        What is done to a piece before: from it, whether a text begins with it, and whether anything does.
+        Changes a piece before the split. Takes the piece, whether the text begins with it, and whether a part does.
     cut : str or None
-        A regular expression that matches where this step always ends a piece; "" if it splits by each character's kind only, so
-        that it may be cut anywhere; None if nothing is known.
+        A regular expression that matches where this step always ends a piece; "" if it splits only by the kind of each
+        character, so that a text may be cut anywhere; None if unknown.
     bytes : bool
         The pieces are bytes from here on.
     of_text : bool
-        `lead` asks whether the text begins.
+        `lead` depends on whether the text begins.
     """
 
     splitter: Splitter | None
@@ -50,18 +50,18 @@ class PreTokenizer:
     Parameters
     ----------
     values : dict or None
-        As a ``tokenizer.json`` has it.
+        The entry of a ``tokenizer.json``.
     words : Splitter, optional
-        Splits what the steps have left, if it changes no merge: for speed.
+        A final split that changes no merges, for speed.
 
     Attributes
     ----------
     bytes : bool
         Whether its pieces are merged as bytes.
     cut : str or None
-        A regular expression that matches where a text may be cut, in all the forms that it takes here; None if nothing is known.
+        A regular expression that matches where a text may be cut, before or after any step; None if unknown.
     pattern : str or None
-        The one regular expression that it splits by, in Oniguruma's language.
+        The regular expression that splits a text, in Oniguruma's syntax; None if there is not exactly one.
     """
 
     def __init__(self, values: Any, words: Splitter | None = None) -> None:
@@ -88,9 +88,9 @@ class PreTokenizer:
         return PreTokenizer, (self.values, self.words)
 
     def led(self, text: str, first: bool, begins: bool) -> str:
-        """A part of a text as it is split.
+        """A part of a text, ready to be split.
 
-        `first` says whether the text begins with it, `begins` whether a part does; if not, it continues one.
+        `first`: the text begins with it. `begins`: a part begins with it; otherwise it continues one.
         """
         return self.lead(text, first, begins) if self.lead and text else text
 

@@ -1,7 +1,6 @@
-"""Chat templates, rendered in a process of their own, with limits of time, memory and length.
+"""Chat templates, rendered in separate processes, with limits on time, memory and length.
 
-A process is kept and used again, with the templates that it has compiled. Several render at a time, so that a template that takes
-long delays only its own caller.
+A process is reused, with its compiled templates. Several render at a time, so a slow template delays only its own caller.
 """
 
 import json
@@ -20,11 +19,11 @@ from numllama.errors import CheckpointError, NumllamaError, shown
 from numllama.install import install_command
 
 SECONDS = 2.0       # for a conversation
-MEGABYTES = 512     # beyond what a process has when it starts
+MEGABYTES = 512     # on top of the process's memory at its start
 CHARACTERS = 2**24  # of a text
 PROCESSES = 4       # at a time
 _PROGRAM = Path(__file__).with_name("template_process.py")
-# Ctrl-C and a scheduler's signals are for us: a process ends when its input does.
+# Ctrl-C and a scheduler's signals are for the parent: a child ends when its input does.
 _OWN_GROUP: dict[str, Any] = (
     {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP} if os.name == "nt" else {"start_new_session": True}
 )
@@ -35,22 +34,22 @@ Result = str | int | Failure | None
 
 @dataclass(frozen=True)
 class Render:
-    """What to render.
+    """One rendering of a conversation.
 
     Attributes
     ----------
     conversation : int
-        Which of the conversations.
+        Index of the conversation.
     messages : int, optional
-        The number of messages, from the first; default all.
+        Render only the first n messages; default all.
     prompt : bool
-        End with what opens the assistant's answer.
+        End with the opening of the assistant's answer.
     answer_marks : (str, str), optional
-        What to put around each ``{% generation %}`` block.
+        Marks to put around each ``{% generation %}`` block.
     begins : bool
-        Give no text, but how long it is if the conversation's first text begins with it, else None.
+        Return the text's length if it is a prefix of the conversation's first text, else None.
     marks : str
-        Characters that the template's ``strip`` and ``startswith`` look through.
+        Characters that are invisible to the template's ``strip`` and ``startswith``.
     """
 
     conversation: int = 0
@@ -62,16 +61,16 @@ class Render:
 
 
 def render(template: str, conversations: Sequence[Mapping[str, Any]], renders: Sequence[Render]) -> list[Result]:
-    """The texts, in order; in place of one that cannot be made, the exception that says why.
+    """Render texts, in order; returns an exception in place of a text that cannot be rendered.
 
     Parameters
     ----------
     template : str
-        In Jinja's language.
+        A Jinja template.
     conversations : sequence of dict
-        The values that the template sees, ``messages`` among them, as JSON can hold them.
+        The template's variables, including ``messages``; serialisable as JSON.
     renders : sequence of Render
-        Those of one conversation stand together.
+        Grouped by conversation.
     """
     request = {"template": template, "conversations": list(conversations), "renders": [asdict(render) for render in renders]}
     line, texts = json.dumps(request).encode() + b"\n", []
@@ -87,14 +86,14 @@ def _result(answer: Mapping[str, Any]) -> Result:
     if what == "syntax":
         return CheckpointError(f"the chat template cannot be read: {sentence}")
     if what == "security":
-        return CheckpointError(f"the chat template does what it must not: {sentence}")
+        return CheckpointError(f"the chat template violates the sandbox: {sentence}")
     return ValueError(
         {
             "time": f"the chat template takes longer than {SECONDS:g} s for these messages",
             "memory": f"the chat template needs more than {MEGABYTES} MB of memory for these messages",
             "length": f"the chat template makes more than {CHARACTERS:,} characters of these messages",
             "ended": f"the chat template ended the process that renders it ({sentence})",
-        }.get(what, f"the chat template makes no text of these messages: {sentence}")
+        }.get(what, f"the chat template cannot render these messages: {sentence}")
     )
 
 
@@ -118,11 +117,11 @@ class _Process:
 
     @property
     def alive(self) -> bool:
-        """Whether it runs."""
+        """Whether the process is running."""
         return self._process.poll() is None
 
     def ask(self, request: bytes, n: int) -> Iterator[Mapping[str, str]]:
-        """The n answers to a request; if the process ends, the remaining ones say why."""
+        """The n answers to a request; if the process ends, the remaining ones are the error."""
         stdin = self._process.stdin
         assert stdin is not None  # it is a pipe
         with suppress(BrokenPipeError):
@@ -142,7 +141,7 @@ class _Process:
             return
 
     def _answer(self) -> dict[str, str] | None:
-        """The next line; None at the end, or if the line is incomplete."""
+        """Read the next answer; None at the end, or if the line is incomplete."""
         stdout = self._process.stdout
         assert stdout is not None  # it is a pipe
         line = stdout.readline()
@@ -153,7 +152,7 @@ class _Process:
         return json.loads(line)
 
     def close(self) -> int:
-        """End the process if it still runs; returns its exit code."""
+        """End the process if it is still running; returns its exit code."""
         self.end()
         return self._process.returncode
 
@@ -167,7 +166,7 @@ def _end(process: subprocess.Popen) -> None:
     process.wait()
 
 
-# ------------------------------------------------------------------------------------------------ kept for the next time
+# ------------------------------------------------------------------------------------------------ idle processes
 
 _idle: list[_Process] = []
 _places = BoundedSemaphore(PROCESSES)
@@ -188,7 +187,7 @@ def _process() -> Iterator[_Process]:
 
 
 def _from_idle() -> _Process | None:
-    """One that still runs, if there is one."""
+    """An idle process that is still running, if any."""
     with suppress(IndexError):
         while not (process := _idle.pop()).alive:
             process.close()
@@ -202,7 +201,7 @@ def _close_all() -> None:
 
 
 def _forget() -> None:
-    """In a process that was forked off: those are its parent's."""
+    """Forget the idle processes after a fork: they belong to the parent."""
     global _places
     for process in _idle:
         process.end.detach()

@@ -1,4 +1,4 @@
-"""Parsed regular expressions, written for those who run them: Python's `regex` here, and Oniguruma elsewhere."""
+"""Write parsed regular expressions for the engines that run them: Python's `regex` here, Oniguruma elsewhere."""
 
 from functools import lru_cache
 
@@ -28,8 +28,8 @@ TIMES = {(0, None): "*", (1, None): "+", (0, 1): "?"}
 EDGES = {(REGEX, False): r"\A", (REGEX, True): r"\Z", (ONIGURUMA, False): r"\A", (ONIGURUMA, True): r"\z"}
 SIGNS = r"\^$.|?*+()[]{}-&~#"
 ANY = {REGEX: "(?s:.)", ONIGURUMA: "(?m:.)"}
-# What \p{...} does not say alike in both: for `regex`, and within Oniguruma's brackets. U+0295 has been a letter without case
-# since Unicode 16; one of the two may not know.
+# Classes that \p{...} does not write alike in both: for `regex`, and within Oniguruma's brackets. U+0295 has been a letter
+# without case since Unicode 16; one of the two may use an older version.
 CLASSES = {
     ("Space", False): r"\s", ("Space", True): r"\S", ("Word", False): r"\w", ("Word", True): r"\W",
     ("Word of Oniguruma", False): "\\w²³¹¼½¾", ("Ll", False): "\\p{Ll}\u0295", ("Lo", True): "\\P{Lo}\u0295",
@@ -42,18 +42,18 @@ IN_BRACKETS = {
 
 
 def compile_oniguruma(pattern: str) -> regex.Pattern:
-    """A pattern of Oniguruma's, as `regex` runs it: its groups are not kept.
+    """Compile a pattern of Oniguruma's for `regex`; its groups are not captured.
 
     Raises
     ------
     Refused
-        If it is none, or cannot be honoured.
+        If it is invalid or not supported.
     """
     return _compiled(written(parse(pattern, ONIGURUMA), REGEX))
 
 
 def every_piece(pattern: str) -> regex.Pattern:
-    """Of a pattern of Oniguruma's that never matches nothing: itself, or all that stands before it next matches."""
+    """Compile a never-empty pattern of Oniguruma's, extended to match also the text before its next match."""
     tree = parse(pattern, ONIGURUMA)
     if may_be_empty(tree):
         raise Refused("it may match an empty text")
@@ -62,12 +62,12 @@ def every_piece(pattern: str) -> regex.Pattern:
 
 
 def to_oniguruma(pattern: str) -> str:
-    """A pattern of `regex` in Oniguruma's language: as it is, if both read it alike."""
+    """Translate a pattern of `regex` to Oniguruma's syntax; unchanged if it means the same in both."""
     return _translated(pattern, REGEX, ONIGURUMA)
 
 
 def from_oniguruma(pattern: str) -> str:
-    """A pattern of Oniguruma's in the language of `regex`: as it is, if both read it alike."""
+    """Translate a pattern of Oniguruma's to the syntax of `regex`; unchanged if it means the same in both."""
     return _translated(pattern, ONIGURUMA, REGEX)
 
 
@@ -77,12 +77,12 @@ def _translated(pattern: str, source: str, target: str) -> str:
         return pattern
     text = written(tree, target)
     if not _reads_as(text, target, tree):
-        raise Refused(f"{target} has no words for it")
+        raise Refused(f"{target} cannot express it")
     return text
 
 
 def _reads_as(pattern: str, language: str, tree: object) -> bool:
-    """Whether a pattern means what a tree does."""
+    """Whether a pattern is equivalent to a tree."""
     try:
         return written(parse(pattern, language), REGEX) == written(tree, REGEX)
     except Refused:
@@ -135,7 +135,7 @@ def _set(node: Set, language: str) -> str:
 
 
 def _alone(item: object, language: str) -> str | None:
-    """What needs no brackets."""
+    """An item that needs no brackets; None if it does."""
     if isinstance(item, Range):
         return _character(item.first) if item.first == item.last else None
     if not isinstance(item, Property):
@@ -147,7 +147,7 @@ def _alone(item: object, language: str) -> str | None:
 
 
 def _looks(node: Set) -> str:
-    """A set for `regex`. Its nested sets have bugs, so nested sets are matched one by one."""
+    """A set for `regex`, whose own nested sets have bugs: here each nested set is matched separately."""
     flat, units = "", []
     for item in node.items:
         if isinstance(item, Set):
@@ -196,7 +196,7 @@ def _range(item: Range) -> str:
 
 
 def _character(character: str) -> str:
-    """A character, escaped where it might mean something."""
+    """A character, escaped if it may have a special meaning."""
     if character.isascii() and not character.isprintable():
         return {"\n": r"\n", "\r": r"\r", "\t": r"\t"}.get(character, f"\\x{ord(character):02x}")
     return f"\\{character}" if character in SIGNS else character

@@ -1,8 +1,8 @@
-"""BPE on characters with bytes to fall back on, as SentencePiece does it for Llama 2, TinyLlama and llama2.c.
+"""BPE on characters with byte fallback, as in SentencePiece for Llama 2, TinyLlama and llama2.c.
 
-Spaces belong to the word that follows and are written as ▁ in the vocabulary. Words start as characters; one that the
-vocabulary lacks becomes its UTF-8 bytes, the tokens <0x00> to <0xFF>. A text gets a space in front, so that its first word is
-the same token as anywhere else; decoding takes it away again.                                     Kudo & Richardson 2018
+Spaces belong to the following word and are written as ▁ in the vocabulary. Words start as characters; a character that
+the vocabulary lacks becomes its UTF-8 bytes, the tokens <0x00> to <0xFF>. A space is put before a text, so that its first
+word is the same token as anywhere else; decoding removes it.                                      Kudo & Richardson 2018
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,7 +19,7 @@ BYTES = [b"<0x%02X>" % byte for byte in range(256)]
 
 
 class SentencePieceTokenizer(Tokenizer):
-    """SentencePiece-style BPE with byte fallback; everything that can be done with a Tokenizer can be done with it.
+    """SentencePiece-style BPE with byte fallback; it supports everything that a Tokenizer does.
 
     Parameters
     ----------
@@ -29,8 +29,8 @@ class SentencePieceTokenizer(Tokenizer):
         Pairs of pieces.
     special_tokens : dict of str to int, or sequence of str
     prefix : str
-        Which parts of a text (special tokens part it) get a space in front: ``always``; ``unless spaced``, those that have
-        none; ``first unless spaced``, only the text's beginning; ``never``. Of a file that does something else, ``other``.
+        Which parts of a text (between special tokens) get a space in front: ``always`` all; ``unless spaced`` those that have
+        none; ``first unless spaced`` only the text's beginning; ``never`` none. ``other`` if a file does something else.
     one_space : bool
         No piece has more than one space in front.
     """
@@ -82,7 +82,7 @@ class SentencePieceTokenizer(Tokenizer):
 
     @staticmethod
     def written(token: bytes) -> str:
-        """How a ``tokenizer.json`` writes the bytes of a token."""
+        """The bytes of a token as written in a ``tokenizer.json``."""
         return token.decode()
 
     def _symbols(self, piece: str) -> list[int]:
@@ -98,7 +98,7 @@ class SentencePieceTokenizer(Tokenizer):
             yield from [(at, None, False)] if None in ids else [(at, i, True) for i in ids]
 
     def count_symbols(self, i: int) -> int:
-        """Of how many symbols a token is made."""
+        """Number of symbols in a token."""
         return 1 if i == self._unknown or i in self._byte_ids else len(self.vocab[i].decode())
 
 

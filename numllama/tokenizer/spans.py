@@ -1,4 +1,4 @@
-"""Which characters of a text each of its tokens stands for."""
+"""Map each token to its characters in the text."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from numllama.tokenizer.char import CharTokenizer
 from numllama.tokenizer.core import between
 from numllama.tokenizer.normalizers import Normalizer
 
-STRETCH = re.compile(r"[\x00-\x7f]|[^\x00-\x7f]+")  # no form of Unicode joins ASCII with what stands before it
+STRETCH = re.compile(r"[\x00-\x7f]|[^\x00-\x7f]+")  # no Unicode form combines ASCII with a preceding character
 SURROGATE = re.compile("[\ud800-\udfff]")
 KNOWN_PIECES = 2**16  # pieces
 
@@ -25,30 +25,30 @@ def encode_spans(
     cuts: Sequence[int] = (),
     plain: Sequence[tuple[int, int]] = (),
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The ids of a text, and for each the place of its first character and of the one after its last.
+    """The ids of a text, and the span of characters of each.
 
     Parameters
     ----------
     tokenizer : Tokenizer or CharTokenizer
     text : str
     allowed_special : "all" or tuple of str
-        As :meth:`Tokenizer.encode` takes it.
+        As for :meth:`Tokenizer.encode`.
     cuts : sequence of int
-        Places, in order, that no token crosses: the text before each has the same ids as on its own.
+        Sorted positions that no token crosses: the text before each has the same ids as on its own.
     plain : sequence of (int, int)
-        Parts, in order, that no special token has a character of; one without length is not crossed by any.
+        Sorted spans that no special token overlaps; an empty span is not crossed by any.
 
     Returns
     -------
     ids : integer array, shape (n,)
     spans : integer array, shape (n, 2)
-        Tokens that are bytes of one character have the same span. A space that the tokenizer puts in front of a text belongs
-        to the first character. Where a text is normalized to other characters, they have the span of all that they come from.
+        Start and end (exclusive). Byte tokens of one character have the same span. A space that the tokenizer puts in front
+        of a text belongs to the first character. Normalized characters have the span of all characters they come from.
     """
     if isinstance(tokenizer, CharTokenizer):
         characters = tokenizer.encode_array(text)
         return characters, np.arange(len(characters))[:, None] + [0, 1]
-    text = SURROGATE.sub("\ufffd", text)  # as `encode` takes them, one for one, so that places stay
+    text = SURROGATE.sub("\ufffd", text)  # as in `encode`, one for one, so positions are unchanged
     known = tokenizer.sought(text, allowed_special, "all")
     ids: list[Any] = [np.empty(0, dtype=np.int64)]
     spans: list[Any] = [np.empty((0, 2), dtype=np.int64)]
@@ -66,7 +66,7 @@ def encode_spans(
 
 
 def _apart(tokenizer: Tokenizer, known: Sought, text: str, plain: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
-    """Where added tokens stand: special ones outside of some parts, the others there, too."""
+    """The spans of added tokens: special ones only outside `plain`, the others everywhere."""
     inside, at = tokenizer.sought("", (), ()).first, 0
     for start, stop in [*plain, (len(text), len(text))]:
         yield from known.first.spans(text, at, start) if known.first else ()
@@ -77,7 +77,7 @@ def _apart(tokenizer: Tokenizer, known: Sought, text: str, plain: Sequence[tuple
 def _parts(
     tokenizer: Tokenizer, known: Sought, text: str, begin: int, until: int, goes_on: bool, plain: Sequence[tuple[int, int]]
 ) -> Iterator[tuple[np.ndarray | list, np.ndarray]]:
-    """The ids and places of a part of a text that added tokens have been taken out of."""
+    """The ids and spans of a part of a text between added tokens."""
     written, places = normalized(tokenizer.layout.normalizer, text[begin:until], not goes_on)
     for a, b, piece in between(written, _then(tokenizer, known, written, begin + places, plain)):
         if isinstance(piece, int):
@@ -90,7 +90,7 @@ def _parts(
 def _then(
     tokenizer: Tokenizer, known: Sought, written: str, places: np.ndarray, plain: Sequence[tuple[int, int]]
 ) -> Iterator[tuple[int, int, int]]:
-    """Where added tokens stand in a normalized part."""
+    """The spans of added tokens in a normalized part."""
     special = set(tokenizer.special_tokens.values()) if plain else ()
     for a, b, i in known.then.spans(written) if known.then else ():
         start, stop = places[a, 0], places[b - 1, 1]
@@ -99,7 +99,7 @@ def _then(
 
 
 def normalized(normalizer: Normalizer, text: str, begins: bool = True) -> tuple[str, np.ndarray]:
-    """A normalized text, and the span of the original for each of its characters."""
+    """A normalized text, and the original span of each of its characters."""
     written = normalizer(text, begins)
     if written == text:
         return written, np.arange(len(text))[:, None] + [0, 1]
@@ -117,12 +117,12 @@ def normalized(normalizer: Normalizer, text: str, begins: bool = True) -> tuple[
 
 
 def _ordinary(tokenizer: Tokenizer, text: str, first: bool, begins: bool) -> tuple[np.ndarray, np.ndarray]:
-    """The ids and places of a part without added tokens."""
+    """The ids and spans of a part without added tokens."""
     led = tokenizer.layout.pre_tokenizer.led(text, first, begins)
     front, end, starts, placed = len(led) - len(text), 0, [], []
     for piece in tokenizer.layout.pre_tokenizer.split(led):
         found = led.find(piece, end)
-        starts.append(end if found < 0 else found)  # it is not there if a step has added something
+        starts.append(end if found < 0 else found)  # not found if a step has added characters
         end = end if found < 0 else found + len(piece)
         placed.append(_merged(tokenizer, piece))
     if not placed:
@@ -144,7 +144,7 @@ def _merged(tokenizer: Tokenizer, piece: str) -> np.ndarray:
 
 
 def _placed(tokenizer: Tokenizer, piece: str) -> list[tuple[int, int, int]]:
-    """Ids, and the places of their first character and of the one after their last."""
+    """The ids of a pre-token, and the start and end of each."""
     symbols, ids = tokenizer.placed_symbols(piece), tokenizer._merged(piece)
     counts = list(map(tokenizer.count_symbols, ids))
     if sum(counts) != len(symbols):  # it was looked up as a whole

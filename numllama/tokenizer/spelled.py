@@ -1,8 +1,8 @@
-"""Special tokens that a message spells: where in a conversation's text they stand, so that they stay text.
+"""Special tokens spelled in messages: find them in a conversation's text, so that they remain ordinary text.
 
-A template mixes its own text with that of the messages, and trims, cuts and compares it as it likes. So what the messages spell
-is marked with characters that stand nowhere else, the conversation is rendered a second time, and the marks say where it is now.
-They are right if the text without them is the plain rendering; the caller compares the two.
+A template mixes its own text with the messages', which it may trim, cut and compare. So the tokens spelled in messages are
+surrounded by marks, characters that occur nowhere else, and the conversation is rendered a second time: the marks show where the
+tokens are. They are right if the text without marks equals the plain rendering; the caller compares the two.
 """
 
 import re
@@ -19,7 +19,7 @@ _PRIVATE = range(0xE000, 0xF900)
 
 
 class Tokens:
-    """Strings to look for in messages.
+    """Strings to find in messages.
 
     Parameters
     ----------
@@ -33,15 +33,15 @@ class Tokens:
         self._ends = sorted(token[::-1] for token in self.tokens)
 
     def spans(self, text: str) -> Iterable[tuple[int, int]]:
-        """Where they stand in a text."""
+        """The tokens' spans in a text."""
         return self._find.spans(text) if self._find else ()
 
     def found(self, text: str) -> list[str]:
-        """Those that a text spells."""
+        """The tokens that a text spells."""
         return [text[start:stop] for start, stop in self.spans(text)]
 
     def marked(self, text: str, marks: "Marks") -> str:
-        """The text with a mark on either side of each token, and one at an end where half a token may stand."""
+        """The text with a mark on either side of each token, and at either end if it may hold part of a token."""
         if not text or not self._find:
             return text
         marked = self._changed(text, lambda token: f"{marks.begin}{token}{marks.end}")
@@ -49,7 +49,7 @@ class Tokens:
         return f"{before}{marked}{marks.edge if self._half(text, self._begins) else ''}"
 
     def covered(self, text: str, marks: "Marks") -> str:
-        """The text with as many marks in place of each token as it has characters."""
+        """The text with each character of a token replaced by a mark."""
         return self._changed(text, lambda token: marks.begin * len(token))
 
     def _changed(self, text: str, change: Callable[[str], str]) -> str:
@@ -71,7 +71,7 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Marks:
-    """Three characters that stand nowhere else."""
+    """Three characters that occur nowhere else."""
 
     begin: str
     end: str
@@ -81,9 +81,9 @@ class Marks:
         return self.begin + self.end + self.edge
 
     def read(self, text: str, tokens: Collection[Tokens]) -> tuple[str, Spans]:
-        """A marked text without its marks, and where tokens stand in it; what must not be joined meets in a span without length.
+        """A marked text without its marks, and the spans of tokens in it; an empty span is a boundary that no token may cross.
 
-        A template may have taken a token apart: then its marks are not around it any more.
+        If a template has split a token, its marks no longer surround it.
         """
         parts = re.split(f"([{self}])", text)
         pieces, marks = parts[::2], ["", *parts[1::2], ""]
@@ -96,14 +96,14 @@ class Marks:
         return "".join(pieces), spans
 
     def compare(self, covered: str, text: str) -> Spans | None:
-        """Where marks stand in place of tokens; None if anything else differs."""
+        """The spans of marks that cover tokens; None if anything else differs."""
         if len(covered) != len(text) or any(a not in (b, self.begin) for a, b in zip(covered, text, strict=True)):
             return None
         return [found.span() for found in re.finditer(f"{self.begin}+", covered)]
 
 
 def unused(text: str, n: int) -> list[str]:
-    """Characters for private use that do not stand in a text."""
+    """The first `n` private-use characters that do not occur in a text."""
     found = [character for character in map(chr, _PRIVATE) if character not in text][:n]
     if len(found) < n:
         raise ValueError("the messages hold each of Unicode's 6,400 characters for private use, of which a few are needed here")
@@ -112,9 +112,9 @@ def unused(text: str, n: int) -> list[str]:
 
 @dataclass(frozen=True)
 class Control:
-    """The tokens that count only where a template writes them: in what the assistant says, and in all else.
+    """The tokens that count only where a template writes them: in the assistant's messages, and in everything else.
 
-    `strict` says whether it is an error if they cannot be told apart.
+    `strict`: raise an error if they cannot be distinguished.
     """
 
     assistant: Tokens
@@ -122,7 +122,7 @@ class Control:
     strict: bool = True
 
     def spelled(self, values: Mapping[str, Any]) -> list[str]:
-        """Those that values spell."""
+        """The tokens that values spell."""
         found: list[str] = []
         self.each(values, lambda tokens, text: found.extend(tokens.found(text)) or text)
         return found
@@ -136,7 +136,7 @@ class Control:
         return self.each(values, lambda tokens, text: tokens.covered(text, marks))
 
     def each(self, values: Mapping[str, Any], change: Callable[[Tokens, str], str]) -> dict[str, Any]:
-        """The values, each text of them changed but the names of fields and the special tokens that have names."""
+        """The values with each text changed, except the names of fields and the named special tokens."""
         changed = {}
         for name, value in values.items():
             if name == "messages":

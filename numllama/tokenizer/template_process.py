@@ -1,7 +1,7 @@
-"""The process that renders chat templates: `renderer.py` starts it, and nothing imports it.
+"""The process that renders chat templates, started by `renderer.py` and never imported.
 
-A template is a program from elsewhere. Jinja's immutable sandbox keeps it from Python's objects; that it runs in a process of
-its own bounds its time, its memory and its output. This file imports Jinja and nothing of the package, so that it starts quickly.
+A template is an untrusted program. Jinja's immutable sandbox keeps it away from Python objects; a separate process bounds its
+time, memory and output. This file imports Jinja but nothing from the package, so that it starts quickly.
 
     argv      sys.path as JSON, then the limits: seconds, bytes of memory, characters of a text
     stdin     a request on each line: a template, conversations, and what to render of them
@@ -48,7 +48,7 @@ class TooLong(Exception):
 
 
 class Generation(Extension):
-    """``{% generation %}`` ... ``{% endgeneration %}`` marks what the assistant says, for training; the text stays as it is."""
+    """``{% generation %}`` ... ``{% endgeneration %}`` marks the assistant's answers, for training; the text is unchanged."""
 
     tags = frozenset({"generation"})  # pyright: ignore[reportAssignmentType]  Jinja only reads it
 
@@ -63,10 +63,9 @@ class Generation(Extension):
 
 
 class Environment(ImmutableSandboxedEnvironment):
-    """The settings, filters and functions that checkpoints' templates count on: those of transformers.
+    """The settings, filters and functions of transformers, which checkpoints' templates rely on.
 
-    A text may hold marks, characters that stand for nothing: what takes away blanks at the ends of a text, or looks at them, does
-    not see them.
+    A text may contain marks, which methods that strip or test the ends of a text do not see.
     """
 
     answer_marks, marks = ("", ""), ""
@@ -103,7 +102,7 @@ class Environment(ImmutableSandboxedEnvironment):
 
 
     def to_json(self, value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
-        """Jinja's own filter writes for HTML."""
+        """JSON without the HTML escapes of Jinja's own filter."""
         text = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
         for mark in self.marks:
             text = text.replace(json.dumps(mark)[1:-1], mark)
@@ -111,7 +110,7 @@ class Environment(ImmutableSandboxedEnvironment):
 
 
 class Namespace(jinja2.utils.Namespace):
-    """``namespace()``, without the names that Python keeps to itself."""
+    """``namespace()``, without names that begin with an underscore."""
 
     def __init__(*args, **kwargs):  # as Jinja's: a field may be named self
         self, *args = args
@@ -185,7 +184,7 @@ def failure(kind, error):
 
 
 def limit():
-    """Run after others, with no more memory than a template may use beyond what is in use now, and write no file."""
+    """Lower this process's priority, limit its memory to that in use now plus a template's, and forbid writing files."""
     with suppress(AttributeError, OSError):
         os.nice(5)
     with suppress(ImportError, OSError, ValueError):
@@ -221,4 +220,4 @@ try:
     say({})
     serve()
 except BaseException:
-    os._exit(3)  # 1 is what the time limit ends it with
+    os._exit(3)  # 1 is the exit code of the time limit

@@ -28,18 +28,18 @@ def as_paths(files: str | Path | Sequence[str | Path]) -> list[Path]:
 
 
 def file_kind(path: Path) -> int:
-    """What a path names: ``stat.S_IFREG``, ``stat.S_IFDIR``, ``stat.S_IFIFO``, ...; DataError if it does not exist."""
+    """The file type, ``stat.S_IFREG``, ``stat.S_IFDIR``, ``stat.S_IFIFO``, ...; DataError if the path does not exist."""
     with reading(path, DataError):
         return stat.S_IFMT(path.stat().st_mode)
 
 
 def read_parts(path: Path, errors: str = "strict") -> Iterator[str]:
-    """The text of a UTF-8 file, line ends as they are.
+    """Read a UTF-8 file in parts, keeping line ends.
 
     Raises
     ------
     DataError
-        If it cannot be read, or is not UTF-8: says where.
+        If it cannot be read, or is not UTF-8; the error gives the position.
     """
     if errors not in ("strict", "replace"):
         raise ValueError(f"errors is {errors!r}, but must be strict or replace")
@@ -59,7 +59,7 @@ def read_parts(path: Path, errors: str = "strict") -> Iterator[str]:
         at = done - kept + error.start
         raise DataError(
             f"{path} is not UTF-8 text: byte {at} is 0x{error.object[error.start]:02x}; "
-            "errors='replace' (--errors replace) reads it all the same"
+            "errors='replace' (--errors replace) reads it anyway"
         ) from error
 
 

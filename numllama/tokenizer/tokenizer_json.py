@@ -1,11 +1,11 @@
-"""``tokenizer.json``: read as `tokenizers` reads it, or refused by name, and written so that it says the same to all.
+"""``tokenizer.json``: read as `tokenizers` reads it, or refused by name, and written so that all readers agree.
 
     added_tokens      strings that are one token in any context                    (added_tokens.py)
-    normalizer        the first steps, which change the text                       (normalizers.py)
-    pre_tokenizer     how it is split into pieces                                  (pre_tokenizers.py)
+    normalizer        steps that change the text before it is split                (normalizers.py)
+    pre_tokenizer     steps that split it into pieces                              (pre_tokenizers.py)
     model             the vocabulary and the merges                                (bpe.py, sentencepiece.py)
     post_processor    ids before and after those of the text                       (post_processors.py)
-    decoder           from tokens to a text                                        (decoders.py)
+    decoder           turns tokens into text                                       (decoders.py)
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,7 +37,7 @@ PLAIN_MODEL = {
 
 
 def read(path: Path) -> Tokenizer | CharTokenizer:
-    """The tokenizer in a ``tokenizer.json``, with the special tokens that the files next to it name."""
+    """Read a ``tokenizer.json``, with the special tokens named in the files next to it."""
     values = read_json(path, DataError)
     if "characters" in values:
         return CharTokenizer.load(path)
@@ -53,7 +53,7 @@ def read(path: Path) -> Tokenizer | CharTokenizer:
 
 
 def checked_model(model: Any) -> dict[str, Any]:
-    """The model of a ``tokenizer.json``; ValueError if it is none, or another than BPE."""
+    """The model of a ``tokenizer.json``; ValueError if it is invalid or not BPE."""
     check({"model": model}, {"model": OBJECT}, as_json, "its ")
     check(model, MODEL, as_json, "its model's ")
     require(model, ("vocab", "merges"), "its model")
@@ -64,7 +64,7 @@ def checked_model(model: Any) -> dict[str, Any]:
 
 
 def tokenizer_of(values: Mapping[str, Any], model: Mapping[str, Any], added: Sequence[AddedToken]) -> Tokenizer:
-    """A tokenizer of the parts of a ``tokenizer.json``: normalizer, pre-tokenizer and decoder; model; added tokens."""
+    """Build a tokenizer from the parts of a ``tokenizer.json``: normalizer, pre-tokenizer and decoder; model; added tokens."""
     vocab = model["vocab"]
     if len(set(vocab.values())) < len(vocab):
         raise ValueError("its vocab gives the same id to two tokens")
@@ -92,7 +92,7 @@ def tokenizer_of(values: Mapping[str, Any], model: Mapping[str, Any], added: Seq
 
 
 def _of_bytes(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], added: Sequence[AddedToken]) -> dict[int, bytes]:
-    """The tokens that stand for bytes: those that are written so, special ones only if merges know them."""
+    """The tokens that are bytes: those written in the alphabet for bytes; special ones only if they occur in merges."""
     known = {*BYTE_OF, *(part for left, right in merges for part in (left, right, left + right))}
     special = {token.content for token in added if token.special} - known
     tokens = {i: alphabet_bytes(name) for name, i in vocab.items() if name not in special}
@@ -100,7 +100,7 @@ def _of_bytes(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], added
 
 
 def _check_numbers(added: Sequence[AddedToken], vocab: Mapping[str, int]) -> None:
-    """Readers of a file number added tokens themselves: ValueError where they would get to another id than it says."""
+    """ValueError if an added token's id differs from the one that readers, which number added tokens themselves, assign."""
     most = None
     for token in added:
         following = len(vocab) if most is None or not (most >= len(vocab) or not vocab) else most + 1
@@ -132,7 +132,7 @@ def to_bytes(token: str) -> bytes:
 
 
 def content(tokenizer: Tokenizer) -> dict[str, Any]:
-    """The ``tokenizer.json`` of a tokenizer: as it was read, or as it was made here."""
+    """The content of a tokenizer's ``tokenizer.json``, whether it was read from one or made here."""
     merges = [[tokenizer.written(left), tokenizer.written(right)] for left, right in tokenizer.merges]
     spaced = any(" " in part for merge in merges for part in merge)
     model = tokenizer.model or _made_here(tokenizer)
@@ -151,7 +151,7 @@ def content(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _made_here(tokenizer: Tokenizer) -> dict[str, Any]:
-    """The model of a tokenizer that was not read from such a file: special tokens are in its vocabulary, for their ids."""
+    """The model of a tokenizer that was not read from a file; its vocabulary includes special tokens, for their ids."""
     special = tokenizer.special_tokens
     vocab = {tokenizer.written(token): i for i, token in tokenizer.vocab.items() if i not in special.values()}
     if both := vocab.keys() & special.keys():

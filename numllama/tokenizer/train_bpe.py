@@ -1,14 +1,14 @@
-"""Learning BPE: count the pre-tokens once, then merge the most frequent pair of neighbours, again and again.
+"""Training BPE: count the pre-tokens once, then repeatedly merge the most frequent adjacent pair.
 
-A corpus of any size is a table of its distinct pre-tokens ("words") and how often each occurs; everything after the counting
-works on that table. When a pair merges, only the words that hold it change, and only the counts of its neighbours, so nothing
-is ever counted again:
+A corpus of any size is reduced to a table of its distinct pre-tokens ("words") and their counts; merging uses only that table.
+A merge changes only the words that contain the pair, and only the counts of neighbouring pairs, so nothing is ever
+recounted:
 
     counts[pair]    how often the pair occurs                       heap    the pairs by count, the most frequent first
     where[pair]     the words in which it occurs, or once did
 
 A count in the heap may be out of date: counts only fall, except those of pairs with the newest token, which are all pushed
-again. So a pair that comes up with an outdated count is pushed back with the right one.
+again. So when a pair comes up with an outdated count, it is pushed back with the current one.
                                                                                         Sennrich et al. 2016, algorithm 1
 """
 
@@ -31,12 +31,12 @@ from numllama.tokenizer.vocabulary import check_special_tokens
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-PART = 2**21            # characters that are counted at a time
-WORTH_A_WORKER = 2**24  # bytes: a process takes as long to start as these take to count
-DISTINCT = 2**20        # words: what occurs least is forgotten when there are more
+PART = 2**21            # characters counted at a time
+WORTH_A_WORKER = 2**24  # bytes: counting these takes as long as starting a process
+DISTINCT = 2**20        # words: beyond this number the rarest are dropped
 
-# Sorts backwards: of equally frequent pairs the one that comes last in the alphabet is wanted, and a heap gives the smallest.
-# 0xff is in no UTF-8 text, so it can end each string, and after turning stand behind every other byte.
+# Reverses the sort order: ties go to the pair that sorts last, but a heap returns the smallest. 0xff occurs in no UTF-8 text,
+# so it can end each string, and after the reversal sorts after every other byte.
 _BACKWARDS = bytes(max(254 - byte, 0) for byte in range(256))
 
 Words = dict[str, int]
@@ -65,14 +65,14 @@ def train(
 
 
 def check_vocab_size(vocab_size: int, special: int = 0) -> None:
-    """ValueError unless there is room for all bytes and the special tokens."""
+    """ValueError unless the vocabulary has room for all bytes and the special tokens."""
     least = 256 + special
     if not isinstance(vocab_size, int) or vocab_size < least:
         raise ValueError(f"vocab_size is {vocab_size!r}, but 256 bytes and {special} special tokens need {least}")
 
 
 def train_on_text(text: str, vocab_size: int, pattern: str = "gpt2") -> Tokenizer:
-    """As :func:`train`, from a text in memory, without special tokens."""
+    """Like :func:`train`, from a text in memory, without special tokens."""
     check_vocab_size(vocab_size)
     pattern = as_oniguruma(pattern)
     return _learn(_Count(pattern, ())(text), vocab_size, (), pattern, progress=False)
@@ -91,17 +91,17 @@ def _learn(words: Words, vocab_size: int, special_tokens: Sequence[str], pattern
 def count_words(
     paths: Sequence[Path], pattern: str, special_tokens: Sequence[str], workers: int | None, progress: bool, errors: str
 ) -> Words:
-    """How often each pre-token occurs.
+    """Count how often each pre-token occurs.
 
-    The text is read once, in parts. If there are more than DISTINCT different words, the rarest are forgotten on the way, at the
-    same moments for any number of workers, so that memory is bounded.
+    The text is read once, in parts. To bound memory, the rarest words are dropped whenever there are more than DISTINCT, at
+    the same points for any number of workers.
     """
     size = sum(path.stat().st_size for path in paths)
     if workers is None:
         workers = max(1, min(available_cores(), size // WORTH_A_WORKER))
     counts: Words = {}
     count = _Count(pattern, special_tokens)
-    from tqdm import tqdm  # here: who only reads a tokenizer does not wait for it
+    from tqdm import tqdm  # here, so that reading a tokenizer does not import it
 
     with tqdm(total=size, unit="B", unit_scale=True, desc="counting", disable=not progress, mininterval=0.5) as bar:
         parts = _parts(paths, count, errors, bar)
@@ -125,7 +125,7 @@ def _shown(texts: Iterable[str], bar: "tqdm") -> Iterator[str]:
 
 
 class _Count:
-    """From a part of a text to its words and how often each occurs."""
+    """Counts the words in a part of a text."""
 
     def __init__(self, pattern: str, special_tokens: Sequence[str]) -> None:
         self.pattern, self.special_tokens = pattern, special_tokens
@@ -160,12 +160,12 @@ def _add_all(counts: Words, parts: Iterable[Words]) -> None:
 
 
 def find_merges(words: Words, n: int, progress: bool = False) -> list[tuple[bytes, bytes]]:
-    """The first `n` merges, fewer if everything has merged before."""
+    """The first `n` merges, or fewer if nothing is left to merge."""
     tokens = [bytes([byte]) for byte in range(256)]
     spelled = [(list(word.encode()), count) for word, count in words.items()]
     spelled = [(ids, count) for ids, count in spelled if len(ids) > 1]
     counts, where = _count_pairs(spelled)
-    keys = [_key(token) for token in tokens]  # of each token, its place in the alphabet, backwards
+    keys = [_key(token) for token in tokens]  # each token's sort key, in reverse order
     heap = [(-count, keys[a] + keys[b], (a, b)) for (a, b), count in counts.items()]
     heapify(heap)
     merges = []
@@ -200,7 +200,7 @@ def _count_pairs(spelled: Sequence[tuple[list[int], int]]) -> tuple[dict, dict]:
 
 
 def _apply(pair: tuple[int, int], new: int, spelled: list[tuple[list[int], int]], counts: dict, where: dict) -> set:
-    """Merge a pair in every word that holds it; returns the pairs that came to be."""
+    """Merge a pair in every word that contains it; returns the new pairs."""
     first, second = pair
     fresh = set()
     for i in where.pop(pair):
@@ -228,7 +228,7 @@ def _apply(pair: tuple[int, int], new: int, spelled: list[tuple[list[int], int]]
 
 
 def _places(ids: list[int], first: int, second: int) -> Iterator[int]:
-    """Where a pair stands, from left to right; of places that overlap, the first."""
+    """The positions of a pair, from left to right, without overlaps."""
     at = -1
     with suppress(ValueError):
         while True:

@@ -1,4 +1,4 @@
-"""What a tokenizer is made of: ids, tokens, merges and special tokens, checked before they are used."""
+"""The parts of a tokenizer, checked before use: ids, tokens, merges and special tokens."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
@@ -8,7 +8,7 @@ from numllama.errors import shown
 
 
 def by_id(vocab: Mapping) -> dict[int, bytes]:
-    """The vocabulary from ids to bytes, whichever way it was given."""
+    """The vocabulary as a mapping from ids to bytes, given in either direction."""
     if not isinstance(vocab, Mapping):
         raise TypeError(f"vocab must be a dictionary, not {type(vocab).__name__}")
     turned = {i: token for token, i in vocab.items()} if isinstance(next(iter(vocab), None), bytes) else dict(vocab)
@@ -23,14 +23,14 @@ def by_id(vocab: Mapping) -> dict[int, bytes]:
 
 
 def checked_id(i: Any) -> int:
-    """A token's id, if it can be one."""
+    """A token's id as an int; ValueError if it cannot be one."""
     if not isinstance(i, Integral) or isinstance(i, bool) or i < 0:
         raise ValueError(f"ids hold {shown(i)}, but must be whole numbers that are not negative")
     return int(i)
 
 
 def checked_pair(pair: Sequence[bytes], rank: int) -> tuple[bytes, bytes]:
-    """A merge, if it is one."""
+    """A merge as a pair of bytes; TypeError if it is not one."""
     if len(pair) != 2 or not all(isinstance(part, bytes) for part in pair):
         raise TypeError(f"merges must be pairs of bytes, but number {rank} is {shown(pair)}")
     left, right = pair
@@ -55,7 +55,7 @@ def numbered(special: Mapping[str, int] | Sequence[str], vocab: Mapping[int, byt
 
 
 def check_special_tokens(special: Iterable[str]) -> list[str]:
-    """The same tokens, if each is a text and there only once."""
+    """The tokens as a list; ValueError unless they are distinct, non-empty strings."""
     if isinstance(special, str):
         raise TypeError("special_tokens must be a dictionary or a sequence of strings, not a single string")
     tokens = list(special)

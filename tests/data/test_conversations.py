@@ -309,7 +309,7 @@ def test_an_answer_that_the_template_leaves_out_is_named(tokenizer, tmp_path):
 
 def test_a_template_that_refuses_a_conversation_is_named(tokenizer, tmp_path):
     path = write(tmp_path / "chat.jsonl", GOOD, GOOD)
-    with pytest.raises(DataError, match=r"line 1: the chat template makes no text of these messages: no$"):
+    with pytest.raises(DataError, match=r"line 1: the chat template cannot render these messages: no$"):
         load_conversations(path, tokenizer, chat_template="{{ raise_exception('no') }}")
 
 

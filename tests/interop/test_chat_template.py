@@ -100,7 +100,7 @@ def test_other_values_are_handed_on():
 )
 def test_a_template_reaches_nothing_of_pythons_and_changes_nothing(template):
     messages = [dict(HELLO[0])]
-    with pytest.raises(nl.CheckpointError, match=r"^the chat template does what it must not: "):
+    with pytest.raises(nl.CheckpointError, match=r"^the chat template violates the sandbox: "):
         render_chat_template(template, messages)
     assert messages == HELLO
 
@@ -114,7 +114,7 @@ def test_files_are_out_of_reach(tmp_path):
     (tmp_path / "secret").write_text("secret")
     path = (tmp_path / "secret").as_posix()
     for template in (f"{{% include '{path}' %}}", f"{{{{ open('{path}') }}}}"):
-        with pytest.raises(ValueError, match=r"^the chat template makes no text of these messages: "):
+        with pytest.raises(ValueError, match=r"^the chat template cannot render these messages: "):
             render_chat_template(template, HELLO)
 
 
@@ -143,7 +143,7 @@ def test_a_template_sees_plain_data_alone():
     ],
 )
 def test_what_a_template_refuses_is_said(template, what):
-    with pytest.raises(ValueError, match=f"^the chat template makes no text of these messages: {what}"):
+    with pytest.raises(ValueError, match=f"^the chat template cannot render these messages: {what}"):
         render_chat_template(template, HELLO)
 
 

@@ -176,7 +176,7 @@ def test_what_a_template_does_with_a_message_is_done_all_the_same(expression, sh
 def test_what_cannot_be_told_apart_is_refused_in_one_sentence():
     template = "{{ messages[0].content }}{{ ' (that is all)' if messages[0].content == 'a </s> b' }}"
     messages = [{"role": "user", "content": "a </s> b"}]
-    with pytest.raises(ValueError, match=r"^a message spells the special token '</s>', and the chat template looks at"):
+    with pytest.raises(ValueError, match=r"^a message spells the special token '</s>', and the chat template processes"):
         BYTES.apply_chat_template(messages, chat_template=template)
     assert BYTES.apply_chat_template(messages, tokenize=False, chat_template=template)
     assert BYTES.apply_chat_template([{"role": "user", "content": "a <b> b"}], chat_template=template)
@@ -222,11 +222,11 @@ def test_a_token_inside_an_answer_ends_none():
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        (dict(padding=True), "does not do padding"),
-        (dict(truncation=True), "does not do truncation"),
-        (dict(max_length=5), "does not do max_length"),
-        (dict(return_tensors="np"), "does not do return_tensors"),
-        (dict(tokenizer_kwargs={"x": 1}), "does not do tokenizer_kwargs"),
+        (dict(padding=True), "does not support padding"),
+        (dict(truncation=True), "does not support truncation"),
+        (dict(max_length=5), "does not support max_length"),
+        (dict(return_tensors="np"), "does not support return_tensors"),
+        (dict(tokenizer_kwargs={"x": 1}), "does not support tokenizer_kwargs"),
         (dict(add_generation_prompt=True, continue_final_message=True), "exclude each other"),
         (dict(return_assistant_tokens_mask=True), "needs return_dict and tokenize"),
         (dict(return_assistant_tokens_mask=True, return_dict=True), "needs a chat template that marks answers"),
@@ -282,8 +282,8 @@ def test_what_is_continued_and_spells_a_token_is_text():
     [
         ({"role": "user", "content": None}, "message 1 has no text"),
         ({"role": "user"}, "message 1 has no text"),
-        ({"role": "assistant", "content": "x", "tool_calls": [1]}, "message 1 has tool_calls, which nothing but a chat template"),
-        ({"role": "assistant", "function_call": {"name": "f"}}, "message 1 has function_call, which nothing but a chat template"),
+        ({"role": "assistant", "content": "x", "tool_calls": [1]}, "message 1 has tool_calls, which only a chat template"),
+        ({"role": "assistant", "function_call": {"name": "f"}}, "message 1 has function_call, which only a chat template"),
     ],
 )
 def test_without_a_template_only_text_can_be_written(message, sentence):

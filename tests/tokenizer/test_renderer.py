@@ -27,9 +27,9 @@ BOMBS = {
     "ifs": ("{% if 1 %}" * 500 + "{% endif %}" * 500, "cannot be read: "),
     "loops in loops": ("{% for i in range(3) %}" * 60 + "{% endfor %}" * 60, "cannot be read: too many statically nested blocks"),
     "a macro that calls itself": ("{% macro f() %}{{ f() }}{{ f() }}{% endmacro %}{{ f() }}", "it is nested too deeply"),
-    "an assertion": ("{{ 'x' | truncate(-5) }}", "makes no text of these messages: expected length"),
+    "an assertion": ("{{ 'x' | truncate(-5) }}", "cannot render these messages: expected length"),
     "a number of many digits": ("{{ 10 ** 5000 }}", "Exceeds the limit"),
-    "a long refusal": ("{{ raise_exception('no ' * 10**6) }}", "makes no text of these messages: no no"),
+    "a long refusal": ("{{ raise_exception('no ' * 10**6) }}", "cannot render these messages: no no"),
     "a filter that is none": ("{{ messages | nothing }}", "cannot be read: No filter named 'nothing'"),
 }
 
