@@ -57,7 +57,7 @@ extern "C" __global__ void __launch_bounds__(128, 1) embedding_backward(
       else for (int j = 0; j < WIDTH; j++) rows[i].at[j] = element(Real(0));
     }
 #pragma unroll
-    for (int j = 0; j < WIDTH; j++) {  // ROWS first: a sum of short sums rounds less than one long sum
+    for (int j = 0; j < WIDTH; j++) {  // ROWS first: a sum of short sums is more accurate than one long sum
       Real sum = 0;
 #pragma unroll
       for (int i = 0; i < ROWS; i++) sum += real(rows[i].at[j]);

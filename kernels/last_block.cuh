@@ -18,7 +18,7 @@ __device__ __forceinline__ bool arrives_last(unsigned* arrived, int n) {
   return is_last;
 }
 
-#define GROUP 16  // rows that one block adds up: a single block would take longer for GROUP * GROUP or more than all the rest
+#define GROUP 16  // rows that one block adds up: GROUP * GROUP or more by a single block would take longer than all the rest
 
 __device__ __forceinline__ int groups(int n) { return (n + GROUP - 1) / GROUP; }
 
