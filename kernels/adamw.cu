@@ -1,16 +1,16 @@
 // AdamW over a flat buffer                                                                  numllama/optim/adamw.py
 //     m += (g - m) (1 - beta1)        v += (g^2 - v) (1 - beta2)        w = w (1 - lr decay) - rate m / (sqrt(v) unbias + eps)
-// keep = 1 - lr decay is another for the first `matrices` of the parameters than for the rest, and only those have a `copy`.
-// What changes from step to step may come from memory: `numbers` (unbias, rate, keep, keep of the rest), and the `factor` that clips
-// the gradients; a factor of 0 says that the gradients are not finite, and that there is no step.
+// keep = 1 - lr decay differs between the first `matrices` parameters and the rest; only the former have a `copy`.
+// Values that change from step to step may be in memory: `numbers` (unbias, rate, keep, keep of the rest), and the `factor` that
+// clips the gradients; 0 means that they are not finite, and the step is skipped.
 //
-// Rows:    none: a thread takes WIDTH elements anywhere.
-// Fused:   clipping, moments, bias correction, decay, step, and the weights once more in the type that the model computes with.
+// Rows:    none: a thread takes any WIDTH adjacent elements.
+// Fused:   clipping, moments, bias correction, decay, step, and a copy of the weights in the compute dtype.
 // Floor:   reads w, g, m, v, writes w, m, v: 7 n floats, and n elements of `copy` if there is one.
 
 typedef COPY Copy;
 
-// Rounded before anything is added to it, as if it had been stored: clipped beforehand or here, the result is the same.
+// Rounded before additions, as if stored (no FMA): clipping beforehand or here gives the same result.
 __device__ __forceinline__ float product(float a, float b) { return __fmul_rn(a, b); }
 __device__ __forceinline__ double product(double a, double b) { return __dmul_rn(a, b); }
 

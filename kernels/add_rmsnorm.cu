@@ -1,12 +1,12 @@
-// A residual sum and the norm of it:                                                       numllama/ops/add_rmsnorm.py
+// A residual sum and its norm:                                                             numllama/ops/add_rmsnorm.py
 //     total = x + dropout(branch),   out = total * rstd * weight
 //
 // Rows:    as in rmsnorm.cu.
-// Fused:   the branch is masked, and the sum normalised, on the way to memory, where three kernels would write and read them again;
-//          backward adds the gradient that total gets from elsewhere to the one that comes through the norm, and masks it once
-//          more for the branch. Without an x the stream begins with the branch; without dtotal it ends with the norm.
-// Floor:   forward reads x and branch, writes total and out: 4 N C elements (apart: 7). Backward reads dtotal, dout and total,
-//          writes dx, which is dbranch too unless something is dropped: 4 or 5 N C elements (apart: 6 or 8).
+// Fused:   the branch is masked and the sum normalised in one pass, where three kernels would write and read them again;
+//          backward adds total's other gradient to the one through the norm, and masks the sum for the branch.
+//          Without x the stream begins with the branch; without dtotal it ends with the norm.
+// Floor:   forward reads x and branch, writes total and out: 4 N C elements (separately: 7). Backward reads dtotal, dout and total,
+//          writes dx, and dbranch if dropout applies: 4 or 5 N C elements (separately: 6 or 8).
 #include "rmsnorm.cuh"
 
 extern "C" __global__ void __launch_bounds__(512) add_rmsnorm_forward(

@@ -1,17 +1,17 @@
-// Attention's softmax between its matrix products                                  numllama/cuda/attention_products.py
+// The softmax between attention's matrix products                                  numllama/cuda/attention_products.py
 //     forward     p = softmax(scale scores),  lse = log sum exp                       scores (B, H, n, S) in Real, p in DTYPE
 //     backward    p again,  ds = scale p (dp - sum of p dp)                           dp like scores, ds like p
-// for the n queries from t0 on, of T, each over its interval of keys. Others get p = ds = 0, whatever their scores are.
+// for n of T queries, from t0 on, each over its interval of keys. Other keys get p = ds = 0, even if their scores are NaN.
 //
-// Rows:    32 to 512 threads for a row, by its length; several short rows in a block. Any length and start: see softmax.cuh.
-// Fused:   scaling, masking, maximum and sum in one pass; the second pass finds its row in a cache. Backward the same: both sums,
+// Rows:    32 to 512 threads per row, by its length; several short rows per block. Any length and start: see softmax.cuh.
+// Fused:   scaling, masking, maximum and sum in one pass; the second pass reads its row from cache. Backward likewise: both sums,
 //          then p and ds.
-// Floor:   forward reads the scores that are seen and writes p; backward reads those of two arrays and writes two.
+// Floor:   forward reads the visible scores and writes p; backward reads these entries of two arrays and writes two.
 #include "softmax.cuh"
 
-struct Keys { int first, last; };  // nothing where the first is not below the last
+struct Keys { int first, last; };  // empty unless first < last
 
-// Row r of all: its query's keys, and where its statistics lie in (B, H, T).
+// Row r: its query's keys, and the offset of its statistics in (B, H, T).
 struct QueryRow {
   Row row;
   Keys keys;
@@ -26,7 +26,7 @@ __device__ __forceinline__ QueryRow query_row(
   const Keys keys = {begin < end ? int(begin) : 0, begin < end ? int(end) : 0};
   return {row_of(r, S), keys, Index(bh) * T + t};
 }
-// The first of a thread's vectors that hold a seen key; counted from the row's first vector, as j everywhere.
+// A thread's first vector with a visible key, as an offset from the row's first vector, as j everywhere.
 __device__ __forceinline__ int first_piece(const QueryRow& q) {
   return (q.row.skew + q.keys.first) / (blockDim.x * WIDTH) * (blockDim.x * WIDTH) + threadIdx.x * WIDTH;
 }
@@ -85,7 +85,7 @@ extern "C" __global__ void __launch_bounds__(512, 1) attention_softmax_backward(
       dot += value * d.at[i];
     }
   }
-  sum = row_sum(sum, partial);  // 1, but for rounding, which is large where scores are
+  sum = row_sum(sum, partial);  // 1 up to rounding errors, which are large if scores are
   dot = row_sum(dot, partial);
   if (r >= rows) return;
   const Real inverse = sum == 0 ? Real(0) : Real(1) / sum;

@@ -1,15 +1,15 @@
 // The norm of all gradients:  norm = sqrt(sum of g^2)                                       numllama/optim/clip.py
-// and what they are multiplied by then:  factor = min(1, max_norm / norm)
+// and the factor that clips them:        factor = min(1, max_norm / norm)
 //
-// Rows:    none: a block takes 256 * PER_THREAD vectors that lie together, a thread PER_THREAD of them; the last block adds the
+// Rows:    none: a block takes 256 * PER_THREAD contiguous vectors, a thread PER_THREAD of them; the last block adds the
 //          blocks' sums, in float64 and in a fixed order.
-// Fused:   square, sum and root, and what a whole step wants to know of its gradients.
+// Fused:   square, sum and root; the loss and the factor of a recorded step.
 // Floor:   reads n elements.
 #include "last_block.cuh"
 #define PER_THREAD 16
 
-// result = (loss, norm, factor): the sum of the losses, and what to multiply the gradients by. The factor is 0 where there is to be no
-// step. Without losses: the norm alone.
+// result = (loss, norm, factor): the sum of the losses, the norm, and the factor of the gradients, 0 to skip the step.
+// Without losses: only the norm.
 extern "C" __global__ void __launch_bounds__(256) gradient_norm(
     double* result, double* sums, unsigned* arrived, const Element* __restrict__ g, Index n, const Real* losses, int n_losses,
     double max_norm) {

@@ -1,8 +1,8 @@
-// What all kernels share: number types, 16-byte accesses, sums over warps and rows. No header is needed, not even CUDA's.
+// Shared by all kernels: number types, 16-byte accesses, sums over warps and rows. Needs no headers, not even CUDA's.
 //
 // launch.py puts #defines and this file before a kernel's source. DTYPE is the type of activations: float, double, bfloat16 or
-// half; WIDTH is how many of them a thread reads or writes at once: 16 bytes, or 1 where a row's length or an address does not
-// allow that. Arithmetic is in Real: float, and double for double. g++ compiles the same sources for tests/cuda/emulator.
+// half; WIDTH is the number of elements per access of a thread: 16 bytes' worth, or 1 if a row's length or an address does not
+// allow that. Arithmetic is in Real: double for double, else float. g++ compiles the same sources for tests/cuda/emulator.
 #pragma once
 
 typedef long long Index;  // an offset into an array, which may hold more than 2^31 elements
@@ -70,7 +70,7 @@ __device__ __forceinline__ Real minus_infinity() { return __int_as_float(0xFF800
 
 // ------------------------------------------------------------------------------------------------ 16-byte accesses
 
-// N neighbours in registers. Multiples of 16 bytes are moved as such: a GPU takes 16 bytes a thread in one instruction.
+// N adjacent elements in registers. Multiples of 16 bytes are moved 16 bytes at a time, one instruction per thread each.
 template <class T, int N> struct Vector {
   static constexpr bool WIDE = sizeof(T) * N % 16 == 0;
   union {
@@ -101,7 +101,7 @@ template <int N, class T> __device__ __forceinline__ void store(T* to, const Vec
   }
 }
 
-// The same where only the elements first <= i < last are there, at the ends of a row or an array; the others are `fill`.
+// The same at the ends of a row or an array, where only elements first <= i < last exist; the others become `fill`.
 template <int N, class T> __device__ __forceinline__ Vector<T, N> load(const T* from, Index first, Index last, T fill) {
   if (first <= 0 && last >= N) return load<N>(from);
   Vector<T, N> v;
@@ -119,7 +119,7 @@ template <int N, class T> __device__ __forceinline__ void store(T* to, const Vec
 
 // ------------------------------------------------------------------------------------------------ sums
 
-// Every lane gets the same bits: x + y is y + x.
+// Every lane gets the same bits, because x + y = y + x.
 template <class T> __device__ __forceinline__ T warp_sum(T x) {
 #pragma unroll
   for (int step = 16; step; step >>= 1) x += __shfl_xor_sync(0xFFFFFFFFu, x, step);
@@ -133,7 +133,7 @@ template <class T> __device__ __forceinline__ T warp_max(T x) {
 }
 
 // The sum over the threads of one row: blockDim.x of them, a multiple of 32; a block has blockDim.y rows. All threads of the
-// block must call. `partial` is shared memory, one number for each warp of the block; it may be used again at once.
+// block must call it. `partial` is shared memory, one number per warp of the block; it may be reused right after the call.
 template <class T> __device__ __forceinline__ T row_sum(T x, T* partial) {
   x = warp_sum(x);
   const int warps = blockDim.x / 32;

@@ -1,16 +1,16 @@
 // Cross-entropy:  loss = sum of (lse - logits[target]) / count                              numllama/ops/cross_entropy.py
 //
-// Rows:    32 to 512 threads for a row of V logits, `stride` elements from the next; several short rows in a block, which walks over
-//          more of them where they are very many. Any V, stride and start: see softmax.cuh.
+// Rows:    32 to 512 threads per row of V logits, `stride` elements from the next; several short rows per block, which loops
+//          over more if there are very many. Any V, stride and start: see softmax.cuh.
 // Fused:   maximum and sum of a row in one pass, then its loss; each block adds up its rows, the last one all blocks, in a fixed
-//          order. Backward never makes p or a one-hot row: each logit becomes its gradient, in the same place if `dlogits` is
+//          order. Backward stores neither p nor one-hot rows: each logit becomes its gradient, in place if `dlogits` is
 //          `logits`.
 // Floor:   forward reads N V elements. Backward reads and writes N V elements.
 #include "last_block.cuh"
 #include "softmax.cuh"
 typedef TARGET Target;
 
-// The sum over all threads of a block, for each of them. `partial` has room for the warps of a block.
+// The sum over all threads of a block, returned to each. `partial` has one number per warp of the block.
 __device__ __forceinline__ Real block_sum(Real x, Real* partial) {
   x = row_sum(x, partial);
   __shared__ Real of_rows[32];
@@ -22,7 +22,7 @@ __device__ __forceinline__ Real block_sum(Real x, Real* partial) {
   return x;
 }
 
-// loss = the sum of all rows, over how many of them count, or over `counts[0]` or `count` if one is given. `sums` (2, gridDim.x).
+// loss = the sum over rows, divided by the number counted, or by `counts[0]` or `count` if given. `sums` (2, gridDim.x).
 extern "C" __global__ void __launch_bounds__(512, 1) cross_entropy_forward(
     Real* loss, Real* count_out, Real* sums, unsigned* arrived, Real* lse, Target* kept, const Element* logits,
     const Target* targets, int N, int V, Index stride, Target ignored, const Real* counts, Real count) {
@@ -39,7 +39,7 @@ extern "C" __global__ void __launch_bounds__(512, 1) cross_entropy_forward(
     const Real z = top + log(sum);
     lse[n] = z;
     kept[n] = counts ? target : Target(-1);
-    // An id outside of the vocabulary, which the caller should have refused, must not be an address: NaN shows.
+    // An id outside the vocabulary, which the caller should have rejected, must not become an address: NaN.
     if (counts) losses += valid ? z - real(logits[n * stride + target]) : minus_infinity() - minus_infinity();
     counted += counts;
   }
@@ -67,14 +67,14 @@ extern "C" __global__ void __launch_bounds__(512, 1) cross_entropy_forward(
   loss[0] = losses / count;
 }
 
-// dlogits = (exp(logits - lse) - onehot(target)) * dout / count, where dout is `douts[0]` if there is one.
+// dlogits = (exp(logits - lse) - onehot(target)) * dout / count, where dout is `douts[0]` if given.
 extern "C" __global__ void __launch_bounds__(512, 1) cross_entropy_backward(
     Element* dlogits, const Element* logits, const Target* kept, const Real* lse, const Real* count, const Real* douts,
     Real dout, int N, int V, Index stride) {
   const int n = blockIdx.x * blockDim.y + threadIdx.y;
   if (n >= N) return;
   const Row row = row_of(n, V, stride);
-  const Index target = Index(kept[n]) + row.skew;  // counted from the first vector's beginning
+  const Index target = Index(kept[n]) + row.skew;  // offset from the first vector's start
   const Real z = lse[n], scale = kept[n] < 0 ? Real(0) : (douts ? douts[0] : dout) / count[0];
   for (int j = threadIdx.x * WIDTH; j < row.skew + V; j += blockDim.x * WIDTH) {
     Vector<Element, WIDTH> v = load_piece(logits, row, j);

@@ -1,15 +1,15 @@
 // One token for each sequence of a batch.                                                   numllama/cuda/decode.py
 //
-// A step is recorded once and replayed. So where it stands is read from device memory: of each sequence the slot of its new token,
-// its position, and the first slot that it sees. Grids depend on the capacity of the KV cache alone.
+// A step is recorded once and replayed, so its state is read from device memory: each sequence's slot for the new token,
+// its position, and the first slot that it sees. Grids depend only on the capacity of the KV cache.
 //
-// rope_append       a warp for each head: normalise it (QK_NORM: 1 with a gain before RoPE, 2 without one after it), turn it,
-//                   and store keys and values in their slot. A turn changes no length, so both norms come first.
-// attention_decode  a block for a part of the keys and for the ROWS query heads that share them: each key is read once. LANES
-//                   lanes have one key, 16 bytes each; a group of lanes takes every GROUPS-th key, UNROLL at a time.
-// attention_sum     puts the parts together, in their order: no atomics, the same bits each time.
-// Fused:            the heads' norms, RoPE and the cache's new entries are one launch, where the ops are up to five.
-// Floor:            a token reads all weights, and the keys and values that it sees, once.
+// rope_append       one warp per head: normalise it (QK_NORM: 1 with a gain before RoPE, 2 without one after it), rotate it,
+//                   and store keys and values in their slot. Rotations preserve lengths, so both norms come first.
+// attention_decode  one block per part of the keys and ROWS query heads that share them: each key is read once. LANES
+//                   lanes share a key, 16 bytes each; a group of lanes takes every GROUPS-th key, UNROLL at a time.
+// attention_sum     adds up the parts in order: no atomics, the same bits each time.
+// Fused:            the heads' norms, RoPE and the cache's new entries take one launch, where the ops take up to five.
+// Floor:            a token reads all weights once, and the keys and values that it sees.
 
 #ifndef D
 #define D 64
@@ -28,7 +28,7 @@
 #endif
 #define THREADS 128
 #define GROUPS (THREADS / LANES)
-#define PIECES ((D + LANES * WIDTH - 1) / (LANES * WIDTH))  // vectors of a head that a lane has
+#define PIECES ((D + LANES * WIDTH - 1) / (LANES * WIDTH))  // vectors of a head per lane
 #define UNROLL (PIECES * WIDTH > 8 ? 2 : 4)
 
 extern "C" __global__ void __launch_bounds__(128) rope_append(
@@ -80,7 +80,7 @@ extern "C" __global__ void __launch_bounds__(128) rope_append(
   }
 }
 
-// The slots that sequence b sees, first <= s < last, and how many of them a block takes: as equal as can be, 32 at least.
+// The slots that sequence b sees, first <= s < last, and the number per block: as even as possible, at least 32.
 struct Part { int first, last, keys; };
 __device__ __forceinline__ Part part_of(const int* slots, const int* firsts, int b, int S, int window, int parts) {
   const int last = min(slots[b] + 1, S), begin = max(firsts[b], window ? last - window : 0);
@@ -88,12 +88,12 @@ __device__ __forceinline__ Part part_of(const int* slots, const int* firsts, int
   return {begin, last, max(32, (each + 31) / 32 * 32)};
 }
 
-// `out` (B, H, D) directly where there is one part; else `sums` (B, H, parts, D), and with them `tops` (B, H, parts, 2).
+// Writes `out` (B, H, D) if there is one part, else `sums` (B, H, parts, D) and `tops` (B, H, parts, 2).
 extern "C" __global__ void __launch_bounds__(128, 1) attention_decode(
     Element* __restrict__ out, Real* __restrict__ sums, Real* __restrict__ tops, const Element* __restrict__ q,
     const Element* __restrict__ keys, const Element* __restrict__ values, const int* __restrict__ slots,
     const int* __restrict__ firsts, int H, int K, int S, int q_stride, int window, int parts, Real scale) {
-  SHARED_MEMORY(Real, shared);                            // of each group and row: D sums, their largest score, their weight
+  SHARED_MEMORY(Real, shared);                            // per group and row: D sums, the largest score, the weight
   const int R = H / K, tiles = (R + ROWS - 1) / ROWS, b = blockIdx.z, head = blockIdx.y / tiles;
   const int first_row = blockIdx.y % tiles * ROWS, rows = min(ROWS, R - first_row), part = blockIdx.x;
   const Part range = part_of(slots, firsts, b, S, window, parts);
@@ -113,7 +113,7 @@ extern "C" __global__ void __launch_bounds__(128, 1) attention_decode(
       for (int i = 0; i < WIDTH; i++) query[r][p * WIDTH + i] = d < D ? real(from[i]) * scale : Real(0);
     }
   }
-  for (int start = begin; start < end; start += GROUPS * UNROLL) {  // the same for all: each turn has warp-wide sums
+  for (int start = begin; start < end; start += GROUPS * UNROLL) {  // the same for all threads: iterations have warp-wide sums
     Vector<Element, WIDTH> kv[UNROLL][PIECES];
     Real score[UNROLL][ROWS];
     const auto read = [&](const Element* from) {
@@ -150,7 +150,7 @@ extern "C" __global__ void __launch_bounds__(128, 1) attention_decode(
       Real most = top[r];
 #pragma unroll
       for (int u = 0; u < UNROLL; u++) most = max(most, score[u][r]);
-      if (start + group >= end) continue;                 // this group has no key here; what is no number has to show
+      if (start + group >= end) continue;                 // this group has no key here; NaN must stay visible
       const Real shrink = exp2(top[r] - most);
       top[r] = most;
       weight[r] *= shrink;
@@ -181,7 +181,7 @@ extern "C" __global__ void __launch_bounds__(128, 1) attention_decode(
     }
   }
   __syncthreads();
-  for (int i = threadIdx.x; i < rows * D; i += THREADS) {  // the groups, in their order
+  for (int i = threadIdx.x; i < rows * D; i += THREADS) {  // over groups, in order
     const int r = i / D, d = i % D;
     Real most = minus_infinity(), all = 0, total = 0;
     for (int g = 0; g < GROUPS; g++) most = max(most, shared[(g * ROWS + r) * (D + 2) + D]);
@@ -209,7 +209,7 @@ extern "C" __global__ void __launch_bounds__(128) attention_sum(
     const int* __restrict__ firsts, int H, int S, int window, int parts) {
   const int b = blockIdx.y;
   const Part range = part_of(slots, firsts, b, S, window, parts);
-  const int n = (range.last - range.first + range.keys - 1) / range.keys;  // parts that there is something in
+  const int n = (range.last - range.first + range.keys - 1) / range.keys;  // parts that are not empty
   const Index at = Index(b) * H + blockIdx.x;
   Real most = minus_infinity();
   for (int p = 0; p < n; p++) most = max(most, tops[(at * parts + p) * 2]);

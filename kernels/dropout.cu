@@ -1,7 +1,7 @@
 // Dropout:  out = x * m / (1 - p),   m from a hash of (key, index)                          numllama/ops/dropout.py
 //
-// Rows:    none: a thread takes WIDTH elements anywhere.
-// Fused:   the mask is computed where it is used, forward and backward (the same kernel); it never is in memory.
+// Rows:    none: a thread takes any WIDTH adjacent elements.
+// Fused:   the mask is computed where it is used, forward and backward (the same kernel), and never stored.
 // Floor:   reads x, writes out: 2 n elements.
 
 #include "dropout.cuh"

@@ -1,10 +1,10 @@
-// Dropout's mask: what a number at an index is multiplied by. Computed where it is used, never in memory.
+// Dropout's mask: the factor of the number at an index. Computed where it is used, never stored.
 #pragma once
 
 struct Mask {
   unsigned low, high, threshold;
   Real scale;
-  // `key`, if there is one, is in memory, where it changes from step to step.
+  // `key`, if given, is in memory, because it changes from step to step.
   __device__ __forceinline__ Mask(const unsigned* key, unsigned low, unsigned high, unsigned threshold, Real scale)
       : low(key ? key[0] : low), high(key ? key[1] : high), threshold(threshold), scale(scale) {}
   static __device__ __forceinline__ unsigned mix(unsigned h) {  // lowbias32

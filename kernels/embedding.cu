@@ -1,14 +1,14 @@
 // Embedding:  out[n] = weight[tokens[n]];   dweight[v] += sum of dout[n] over tokens[n] = v   numllama/ops/embedding.py
 //
-// Rows:    forward: blockDim.y rows a block. Backward: one block for each place of the tokens in sorted order and each piece of
-//          columns; a block whose token is the same as the one before ends at once, the others add up their token's rows.
+// Rows:    forward: blockDim.y rows per block. Backward: one block per position in the sorted tokens and piece of
+//          columns; a block whose token equals the one before it exits immediately, the others add up their token's rows.
 // Fused:   backward sorts (by counting, for each token, those that come before it), sums and adds to the buffer. Sums run over
 //          ascending n: no atomics, the same bits each time.
-// Floor:   forward reads and writes N C elements. Backward reads dout, N C elements, and updates a row for each different token.
+// Floor:   forward reads and writes N C elements. Backward reads dout, N C elements, and updates a row for each distinct token.
 
 typedef TOKEN Token;
 
-// An id outside of the vocabulary, which the caller should have refused, must not be an address: its row is NaN.
+// An id outside the vocabulary, which the caller should have rejected, must not become an address: its row is NaN.
 extern "C" __global__ void __launch_bounds__(256) embedding_forward(
     Element* __restrict__ out, const Token* __restrict__ tokens, const Element* __restrict__ weight, int N, int V, int C) {
   const Index n = Index(blockIdx.x) * blockDim.y + threadIdx.y;
@@ -23,8 +23,8 @@ extern "C" __global__ void __launch_bounds__(256) embedding_forward(
   }
 }
 
-// order[k] is the place of the k-th token in ascending order, equal ones as they come; sorted[k] is that token. A thread counts
-// how many come before its own: N * N comparisons, for 16384 tokens as long as reading some megabytes.
+// order[k] is the index of the k-th token in ascending order (a stable sort); sorted[k] is that token. A thread counts the
+// tokens before its own: N * N comparisons, which for 16384 tokens take as long as reading a few megabytes.
 extern "C" __global__ void __launch_bounds__(64) embedding_sort(int* order, int* sorted, const Token* tokens, int N) {
   __shared__ int tile[256];
   const int n = blockIdx.x * 64 + threadIdx.x, mine = n < N ? int(tokens[n]) : 0;
@@ -41,7 +41,7 @@ extern "C" __global__ void __launch_bounds__(64) embedding_sort(int* order, int*
   sorted[before] = mine;
 }
 
-#define ROWS 8  // read at once, so that their latencies overlap; the 1 below: ptxas is to give them all the registers they take
+#define ROWS 8  // read together, so that latencies overlap; the 1 below lets ptxas give them all the registers they need
 extern "C" __global__ void __launch_bounds__(128, 1) embedding_backward(
     Real* dweight, const Element* __restrict__ dout, const int* __restrict__ order, const int* __restrict__ sorted,
     int N, int V, int C) {
@@ -57,7 +57,7 @@ extern "C" __global__ void __launch_bounds__(128, 1) embedding_backward(
       else for (int j = 0; j < WIDTH; j++) rows[i].at[j] = element(Real(0));
     }
 #pragma unroll
-    for (int j = 0; j < WIDTH; j++) {  // the eight first: a long sum of short sums loses less than one long sum
+    for (int j = 0; j < WIDTH; j++) {  // ROWS first: a sum of short sums is more accurate than one long sum
       Real sum = 0;
 #pragma unroll
       for (int i = 0; i < ROWS; i++) sum += real(rows[i].at[j]);

@@ -1,64 +1,63 @@
 // Flash attention: forward and backward, for heads of up to 128, grouped queries, and an interval of keys for each query.
 //
-// What is computed (ops/flash_attention.py derives it; query t sees the keys first[t] <= s < last[t]):
+// The math (derived in ops/flash_attention.py; query t sees the keys first[t] <= s < last[t]):
 //     forward     s = scale q k^T,  lse = log sum exp s,  out = sum of exp(s - lse) v                            2 products
 //     backward    p = exp(s - lse),  dp = dout v^T,  ds = p (dp - delta),                                        5 products
 //                 dv = p^T dout,  dk = scale ds^T q,  dq = scale ds k
-// with delta = sum over D of dout out. A product takes 2 D FLOPs for each pair of a query and a key that it sees: forward does
-// 4 D FLOPs a pair and backward 10 D, which is the floor. There are no atomics, and the same input gives the same bits.
+// with delta = sum over D of dout out. A product takes 2 D FLOPs per pair of a query and a visible key, so the floor is 4 D FLOPs
+// per pair forward and 10 D backward. There are no atomics, and the same input gives the same bits.
 //
-// How threads map to rows. A block owns ROWS queries (in backward: keys) of one head, and walks over the other side in steps; the
-// next step is on its way into shared memory (cp.async, two stages) while this one is multiplied. A warp owns 16 or 32 of the
-// rows for good. Its part of s, p, dp and ds never leaves its registers: the layout in which the tensor cores leave a product is
-// one in which they take an operand, and a row's maximum and sum are a matter of the four lanes that hold it. In backward all is
-// turned around: scores are made as s^T = k q^T, rows are keys, and p^T and ds^T are the operands in registers.
-//     dq alone is a sum over keys, so over warps and blocks. Warps hand their ds on in shared memory (2 bytes a pair), and each
-// makes a part of the step's dq of the block's keys. A block is the only one that adds to its sums of dq, which lie in global
-// memory in float32: each thread begins its sum with what it has left there with the block's last keys, and puts it back.
-// Blocks that share the keys of a head have sums of their own: of `splits` blocks, one has the tiles split, split + splits, ...
-// of keys, and flash_attention_dq adds their sums up, in order. How many there are follows from shapes alone: every GPU gives
-// the same bits.
-//     Grouped queries cost nothing: query head h reads key head h / R, and a block of backward walks over all R heads of its
+// How threads map to rows. A block owns ROWS queries (in backward: keys) of one head, and loops over the other side in steps; the
+// next step is copied into shared memory (cp.async, two stages) while this one is multiplied. A warp always owns the same 16 or
+// 32 rows. Its part of s, p, dp and ds stays in registers: the layout in which tensor cores leave a product is also the layout of
+// an operand, and only the four lanes that hold a row are needed for its maximum and sum. Backward is transposed: scores are
+// computed as s^T = k q^T, rows are keys, and p^T and ds^T are the operands in registers.
+//     Only dq is a sum over keys, hence over warps and blocks. Warps share their ds in shared memory (2 bytes per pair), and each
+// computes a part of the step's dq for the block's keys. Each block has its own sums of dq, in float32 in global memory: a thread
+// loads the sum that it stored for the block's previous keys, adds to it, and stores it again. Blocks that share the keys of a
+// head have separate sums: of `splits` blocks, block i has the key tiles i, i + splits, ..., and flash_attention_dq adds their
+// sums up, in order. `splits` depends on shapes only, so every GPU gives the same bits.
+//     Grouped queries cost nothing: query head h reads key head h / R, and a block of backward loops over all R heads of its
 // group.
 //
-// What limits it, in clocks of a multiprocessor of sm_80 for 4096 pairs (32 queries, 128 keys); ldmatrix moves 128 bytes a clock:
+// Limits, in clocks of an sm_80 multiprocessor for 4096 pairs (32 queries, 128 keys); ldmatrix moves 128 bytes per clock:
 //                                D = 64                               D = 128
 //                        tensor cores   shared memory         tensor cores   shared memory
-//     dq, dk with dv          1792           1280                  3584           3840         two kernels, 14 D: before
+//     dq, dk with dv          1792           1280                  3584           3840         two kernels, 14 D (earlier)
 //     backward                1280           1216                  2560           2880         one kernel, 10 D
-// Sums of dq are 8 bytes for each query, column and tile of 128 keys, read and written: 160 FLOPs for each byte. From L2 that
-// is 256 of the 1280 clocks. Where L2 does not hold the sums of all blocks at work, 4 R T D bytes each, it comes from DRAM,
-// which allows 320 TFLOP/s for each 2 TB/s. At most 16 blocks share a head, and no more than it takes to have 256 blocks (D >
-// 64: 128): memory grows with T. Before there were two launches and are three; the first and the last move 16 D bytes a query.
-// That is no gain where a head has one tile of keys (S <= 128), but no more than what two kernels read twice.
-//     With 32 rows to a warp, what is read of the other side serves two products. That keeps shared memory behind the tensor
-// cores: in forward at D = 64 a step of 48 keys is 96 products, 192 clocks at sm_80's rate, and 32 reads, 128 clocks. Two sums
-// of 32 rows do not fit at D = 128: backward has 16 rows to a warp there, eight warps in a block, and steps of 64 queries.
-//     Registers are what limits warps: up to 192 of 255 are sums.
-//                          registers           KiB shared       warps of a multiprocessor
+// Sums of dq move 8 bytes per query, column and tile of 128 keys, read and written: 160 FLOPs per byte. From L2 that is 256 of
+// the 1280 clocks. If L2 cannot hold the sums of all running blocks, 4 R T D bytes each, they come from DRAM, which allows 320
+// TFLOP/s per 2 TB/s. At most 16 blocks share a head, and only as many as make 256 blocks in all (D > 64: 128): memory grows with
+// T. There are three launches instead of two; the first and the last move 16 D bytes per query. If a head has one tile of keys
+// (S <= 128), that gains nothing, but costs no more than two kernels' second reads.
+//     With 32 rows per warp, each read of the other side serves two products. That keeps shared memory from being the limit: in
+// forward at D = 64 a step of 48 keys is 96 products, 192 clocks at sm_80's rate, and 32 reads, 128 clocks. Two sums of 32 rows
+// do not fit at D = 128: backward has 16 rows per warp there, eight warps per block, and steps of 64 queries.
+//     Registers limit the number of warps: up to 192 of 255 are sums.
+//                          registers           KiB shared       warps per multiprocessor
 //                        sm_80   sm_90                            sm_80   sm_90
 //     forward, D = 64     168     168              40               12      12
 //     forward, D = 128    255     254              80                8       8
 //     backward, D = 64    255     255              56.5              8       8
 //     backward, D = 128   255     255             145                8       8
-// Blocks of sm_86, sm_89 and sm_120 have 99 KiB (SHARED_KIB). At D = 128 backward takes steps of 16 queries there (84 KiB, 227
-// registers), and forward eight warps of 16 rows. Their tensor cores do a half or a quarter of sm_80's products a clock.
+// Blocks on sm_86, sm_89 and sm_120 have 99 KiB (SHARED_KIB). At D = 128 backward takes steps of 16 queries there (84 KiB, 227
+// registers), and forward eight warps of 16 rows. Their tensor cores do a half or a quarter of sm_80's products per clock.
 //
-// What is fused: scaling, masking, softmax and its gradient. delta needs all of D and is wanted by every tile of keys, so it is
-// made once before, and with it the bounds of each step. Keys that nobody of a block sees are not loaded, those that no query of
-// a warp sees are not multiplied, and masks are looked at only where an interval ends inside of a step. (B, H, T, D) views of
-// (B, T, H, D) memory are read where they lie, through their strides, and results are written as (B, T, H, D); dq, dk
-// and dv with a stride from time to time, for they may share rows.
+// Fused: scaling, masking, softmax and its gradient. delta needs all of D, and every tile of keys needs delta, so it is computed
+// once beforehand, together with the bounds of each step. Keys that no query of a block sees are not loaded, those that no query
+// of a warp sees are not multiplied, and masks are applied only where an interval ends inside a step. (B, H, T, D) views of
+// (B, T, H, D) memory are read in place, through their strides, and results are written as (B, T, H, D). dq, dk and dv have a
+// stride over T, because they may share rows.
 //
-// DTYPE is bfloat16 or half: products on the tensor cores with sums in float32; p and ds are rounded to DTYPE where they become
-// operands. Or it is float: then the same kernels do plain multiplications and additions, in the same layout.
+// If DTYPE is bfloat16 or half, products run on tensor cores with sums in float32; p and ds are rounded to DTYPE when they become
+// operands. If it is float, the same kernels use plain multiplications and additions, in the same layout.
 
 #include "flash_attention.cuh"
 
 
 // ------------------------------------------------------------------------------------------------ forward
 
-// The four lanes that hold a row.
+// Over the four lanes that hold a row.
 __device__ __forceinline__ float quad_max(float x) {
   x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
   return fmaxf(x, __shfl_xor_sync(~0u, x, 2));
@@ -69,14 +68,14 @@ __device__ __forceinline__ float quad_sum(float x) {
   return x + __shfl_xor_sync(~0u, x, 2);
 }
 
-// exp(scale (s - top)), with scale2 = scale log2 e. The second form does not lose digits where both are large.
+// exp(scale (s - top)), with scale2 = scale log2 e. The second form keeps its digits when both are large.
 __device__ __forceinline__ float exp_above(float s, float top, float scale2) {
   return exp2f(PAIRS ? fmaf(s, scale2, -top * scale2) : (s - top) * scale2);
 }
 
-// Scores become p = exp_above(s, top), and z and o, the sums of p and of p v so far, go over to a new top. A row's top is its
-// largest score so far; but it only follows when for some row of the warp a p would be above 2^8. Below that, no harm is done, and
-// most steps leave o as it is.
+// Replaces scores by p = exp_above(s, top), and rescales z and o, the running sums of p and of p v, to a new top. A row's top is
+// its largest score so far, but it is updated only if a p in some row of the warp would exceed 2^8. Smaller ones are harmless, and
+// most steps need not rescale o.
 template <int M, int N>
 __device__ __forceinline__ void online_softmax(
     float (&s)[M][N / 8][4], float (&o)[M][W / 8][4], float (&top)[M][2], float (&z)[M][2], float scale2) {
@@ -101,7 +100,7 @@ __device__ __forceinline__ void online_softmax(
       const float base = high[m][r] == -INFINITE ? 0.f : high[m][r];       // nothing seen yet: exp(-infinity) = 0, not exp(NaN)
       shrink[m][r] = exp_above(top[m][r], base, scale2);
       top[m][r] = high[m][r];
-      z[m][r] *= shrink[m][r];                                             // of this lane's columns; added up at the end
+      z[m][r] *= shrink[m][r];                                             // over this lane's columns; added up at the end
       #pragma unroll
       for (int n = 0; n < N / 8; n++)
         #pragma unroll
@@ -126,7 +125,7 @@ extern "C" __global__ void __launch_bounds__(Forward::THREADS, Forward::BLOCKS) 
   Element* const stages = q_tile + Forward::ROWS * PITCH;               // keys and values, twice
   const int batch = blockIdx.z, head = blockIdx.y, H = gridDim.y, k_head = head / (H / K);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warp_row = warp * Forward::WARP_ROWS;
-  const int t0 = (gridDim.x - 1 - blockIdx.x) * Forward::ROWS;      // causal: those with the most keys start first
+  const int t0 = (gridDim.x - 1 - blockIdx.x) * Forward::ROWS;      // causal: tiles with the most keys start first
   q += batch * q_batch + head * q_head + (Index)t0 * q_time;
   const Index v_apart = v - k;
   k += batch * kv_batch + k_head * kv_head;
@@ -158,10 +157,10 @@ extern "C" __global__ void __launch_bounds__(Forward::THREADS, Forward::BLOCKS) 
 
   float o[M][W / 8][4] = {}, z[M][2] = {}, top[M][2];
   for (int m = 0; m < M; m++) top[m][0] = top[m][1] = -INFINITE;
-  int now = 0;                                                      // 0 or 1: the stage that is multiplied
+  int now = 0;                                                      // 0 or 1: the stage being multiplied
   for (int s0 = keys.first; s0 < keys.last; s0 += STEP, now ^= 1) {
     copy_wait<0>();                                                 // for the step of keys
-    __syncthreads();                                                // this step has arrived, and nobody needs the one before
+    __syncthreads();                                                // this step has arrived, and the last one is done
     if (s0 + STEP < keys.last) load_step(stages + (now ^ 1) * 2 * STEP * PITCH, s0 + STEP);
     copy_commit();
     const Bounds bounds = seen_by_warp[warp];
@@ -189,7 +188,7 @@ extern "C" __global__ void __launch_bounds__(Forward::THREADS, Forward::BLOCKS) 
       }
     }
   copy_wait<0>();
-  __syncthreads();                                                  // nothing is on its way into q_tile, even after no step
+  __syncthreads();                                                  // no copy into q_tile is in flight, even without steps
   out += (((Index)batch * T + t0 + warp_row) * H + head) * D;
   store_rows<M>(out, (Index)H * D, T - t0 - warp_row, o, q_tile + warp_row * PITCH);
 }
@@ -197,7 +196,7 @@ extern "C" __global__ void __launch_bounds__(Forward::THREADS, Forward::BLOCKS) 
 
 // ------------------------------------------------------------------------------------------------ backward
 
-// delta (B, H, T), and the bounds of every STEP queries, of which a block has one. grid (steps, H, B)
+// delta (B, H, T), and the bounds of every STEP queries; a block per step. grid (steps, H, B)
 extern "C" __global__ void __launch_bounds__(128) flash_attention_delta(
     float* delta, Bounds* bounds_of, const Element* out, Index out_batch, Index out_head, int out_time,
     const Element* dout, Index dout_batch, Index dout_head, int dout_time,
@@ -209,7 +208,7 @@ extern "C" __global__ void __launch_bounds__(128) flash_attention_delta(
   dout += batch * dout_batch + head * dout_head + column;
   delta += ((Index)batch * H + head) * T;
   #pragma unroll
-  for (int i = 0; i < STEP; i += 128 / CHUNKS) {                    // CHUNKS lanes to a row
+  for (int i = 0; i < STEP; i += 128 / CHUNKS) {                    // CHUNKS lanes per row
     const int row = i + threadIdx.x / CHUNKS, t = t0 + row;
     float sum = 0.f;
     if (row < STEP && t < T && column < D) {
@@ -233,7 +232,7 @@ extern "C" __global__ void __launch_bounds__(128) flash_attention_delta(
   if (threadIdx.x == 0) bounds_of[(Index)batch * gridDim.x + step] = bounds;
 }
 
-// grid (splits, K, B). Rows are keys here, and columns queries.
+// grid (splits, K, B). Here rows are keys and columns are queries.
 extern "C" __global__ void __launch_bounds__(Backward::THREADS, Backward::BLOCKS) flash_attention_backward(
     Element* dk, Element* dv, int dkv_time, float* dq_sums, const Element* q, Index q_batch, Index q_head, int q_time,
     const Element* k, const Element* v, Index kv_batch, Index kv_head, int kv_time,
@@ -262,7 +261,7 @@ extern "C" __global__ void __launch_bounds__(Backward::THREADS, Backward::BLOCKS
 
   for (int s0 = blockIdx.x * ROWS; s0 < S; s0 += gridDim.x * ROWS) {
     const int warp_s0 = s0 + warp_row, warp_s1 = warp_s0 + WARP_ROWS;
-    Interval steps = {LARGEST_INT, 0}, keys = {LARGEST_INT, 0};     // that see some of these keys; what of them is seen
+    Interval steps = {LARGEST_INT, 0}, keys = {LARGEST_INT, 0};     // steps that see some of these keys; the keys seen
     for (int i = threadIdx.x; i < all_steps; i += THREADS) {
       const Bounds bounds = bounds_of[i];
       if (bounds.nobody_sees(s0, s0 + ROWS)) continue;
@@ -272,7 +271,7 @@ extern "C" __global__ void __launch_bounds__(Backward::THREADS, Backward::BLOCKS
     __shared__ Interval steps_of_warp[WARPS], keys_of_warp[WARPS];
     steps_of_warp[warp] = warp_union(steps);
     keys_of_warp[warp] = warp_union(keys);
-    steps = block_union(steps_of_warp);                             // all have met: nobody needs the tiles before
+    steps = block_union(steps_of_warp);                             // a barrier: no thread still needs the old tiles
     keys = block_union(keys_of_warp);
     const Rows k_rows(k + (Index)s0 * kv_time, kv_time);
     k_rows.load<ROWS, THREADS>(k_tile, Interval{keys.first - s0, keys.last - s0});
@@ -296,7 +295,7 @@ extern "C" __global__ void __launch_bounds__(Backward::THREADS, Backward::BLOCKS
     int now = 0, next_head = 0;
     for (int next = steps.first; next < steps.last; now ^= 1) {
       copy_wait<0>();                                               // for the step of queries
-      __syncthreads();                                              // this step is there, and nobody needs the one before
+      __syncthreads();                                              // this step is there, and the last one is done
       const int step = next++, head = next_head;
       if (next == steps.last && head + 1 < R) {                     // on to the next query head
         next_head++;
@@ -348,7 +347,7 @@ extern "C" __global__ void __launch_bounds__(Backward::THREADS, Backward::BLOCKS
             put_pair(to_chunk + column % PER_CHUNK, ds[m][n][2 * r], ds[m][n][2 * r + 1]);
           }
 
-      float dq_acc[DQ_M][DQ_N][4] = {};                             // goes on from where the block's last keys have left it
+      float dq_acc[DQ_M][DQ_N][4] = {};                             // continues the sum over the block's previous keys
       float4* const part = dq_part(dq_sums, blockIdx.x, batch, gridDim.z, k_head * R + head, H, step, all_steps)
                            + (query / 16 * (W / 8) + 2 * sixteen) * 32 + lane;
       const bool is_first = s0 - int(gridDim.x) * ROWS < bounds.begin / ROWS * ROWS;
@@ -381,14 +380,14 @@ extern "C" __global__ void __launch_bounds__(Backward::THREADS, Backward::BLOCKS
         #pragma unroll
         for (int i = 0; i < 4; i++) dk_acc[m][n][i] *= scale;
     copy_wait<0>();
-    __syncthreads();                                                // tiles are free, and nothing is on its way into them
+    __syncthreads();                                                // tiles are free, and no copy into them is in flight
     const Index at = ((Index)batch * S + warp_s0) * dkv_time + k_head * D;
     store_rows<M>(dk + at, dkv_time, S - warp_s0, dk_acc, k_tile + warp_row * PITCH);
     store_rows<M>(dv + at, dkv_time, S - warp_s0, dv_acc, v_tile + warp_row * PITCH);
   }
 }
 
-// dq (B, T, H, D) = scale times the sum over splits. A thread has rows g and g + 8 of 16 queries, and 8 columns; grid (x, H, B).
+// dq (B, T, H, D) = scale times the sum over splits. A thread has rows g and g + 8 of 16 queries, and 8 columns. grid (x, H, B)
 extern "C" __global__ void __launch_bounds__(256) flash_attention_dq(
     Element* dq, int dq_time, const float* dq_sums, const Bounds* bounds_of, int T, int splits, int interval_batch, float scale) {
   constexpr int STEP = Backward::STEP, ROWS = Backward::ROWS;
@@ -399,7 +398,7 @@ extern "C" __global__ void __launch_bounds__(256) flash_attention_dq(
   const int first_tile = bounds.begin / ROWS, tiles = bounds.begin < bounds.end ? (bounds.end - 1) / ROWS + 1 - first_tile : 0;
   float sum[2][8] = {};
   for (int split = 0; split < splits; split++) {
-    if ((split + splits - first_tile % splits) % splits >= tiles) continue;           // it has none of these tiles
+    if ((split + splits - first_tile % splits) % splits >= tiles) continue;           // this split has none of these tiles
     const float4* const part = dq_part(const_cast<float*>(dq_sums), split, batch, gridDim.z, head, H, step, steps)
                                + (t % STEP / 16 * (W / 8) + n) * 32 + 4 * g;
     #pragma unroll

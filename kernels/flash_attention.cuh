@@ -1,40 +1,40 @@
-// What flash attention's kernels are made of: how work is cut, intervals of keys, masks, tiles in shared memory, products of tiles.
+// Building blocks of flash attention's kernels: tilings, intervals of keys, masks, tiles in shared memory, products of tiles.
 
 #include "common.cuh"
 #include "tensor_cores.cuh"
 
-// D, the size of a head, is any multiple of 16 bytes up to 128. Products take W columns, those from D on being zeros, and rows of
-// tiles lie PITCH elements apart.
-constexpr bool PAIRS = sizeof(Element) == 2;        // two elements in a register: tensor cores
+// D, the size of a head, is any multiple of 16 bytes up to 128. Products take W columns, zeros from D on, and rows of
+// tiles are PITCH elements apart.
+constexpr bool PAIRS = sizeof(Element) == 2;        // two elements per register: tensor cores
 constexpr bool WIDE = D > 64;
 constexpr int W = (D + 15) / 16 * 16;
 constexpr int PITCH = WIDE ? 128 : 64;
 constexpr int PER_CHUNK = 16 / sizeof(Element);     // elements in 16 bytes
-constexpr int CHUNKS = PITCH / PER_CHUNK;           // in a row of a tile
+constexpr int CHUNKS = PITCH / PER_CHUNK;           // per row of a tile
 constexpr float LOG2_E = 1.4426950408889634f;
 #define INFINITE __int_as_float(0x7F800000)
 #define LARGEST_INT 0x7FFFFFFF
 static_assert(D <= 128 && D % PER_CHUNK == 0, "heads of other sizes are padded by the launcher");
 
-// Warps of a block, tiles of 16 rows to a warp, rows of the other side in a step, blocks on one multiprocessor. The launchers in
-// numllama/cuda/flash_attention.py know the same numbers.
+// Warps per block, tiles of 16 rows per warp, rows of the other side per step, blocks per multiprocessor. The launchers in
+// numllama/cuda/flash_attention.py have the same numbers.
 template <int WARPS_, int M_, int STEP_, int BLOCKS_>
 struct Tiling {
   enum { WARPS = WARPS_, M = M_, STEP = STEP_, BLOCKS = BLOCKS_ };
   enum { WARP_ROWS = 16 * M, ROWS = WARPS * WARP_ROWS, THREADS = 32 * WARPS };
 };
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
-constexpr bool THREE_FIT = false;                   // there the compiler needs a few registers more
+constexpr bool THREE_FIT = false;                   // the compiler needs a few more registers there
 #else
 constexpr bool THREE_FIT = PAIRS && !WIDE;
 #endif
-constexpr bool ROOMY = SHARED_KIB >= 163;           // shared memory that a block may have: 99 KiB on sm_86, sm_89 and sm_120
+constexpr bool ROOMY = SHARED_KIB >= 163;           // shared memory per block: only 99 KiB on sm_86, sm_89 and sm_120
 constexpr bool TIGHT = PAIRS && WIDE && !ROOMY;
 typedef Tiling<TIGHT ? 8 : 4, PAIRS && !TIGHT ? 2 : 1, PAIRS ? 48 : 32, TIGHT ? 1 : THREE_FIT ? 3 : 2> Forward;
 typedef Tiling<PAIRS && WIDE ? 8 : !PAIRS && WIDE && !ROOMY ? 2 : 4, PAIRS && !WIDE ? 2 : 1,
                !PAIRS ? 16 : !WIDE ? 32 : ROOMY ? 64 : 16, WIDE ? 1 : 2> Backward;
 
-// How the warps of backward share a step's part of dq: a warp has 16 M queries, and SIXTEENS times 16 columns.
+// How the warps of backward divide a step's part of dq: 16 M queries and 16 SIXTEENS columns per warp.
 struct DqTiling {
   enum { ROW_GROUPS = Backward::STEP > 16 ? 2 : 1, COLUMN_GROUPS = Backward::WARPS / ROW_GROUPS };
   enum { M = Backward::STEP / 16 / ROW_GROUPS, SIXTEENS = (W / 16 + COLUMN_GROUPS - 1) / COLUMN_GROUPS };
@@ -46,14 +46,14 @@ struct DqTiling {
 
 struct Interval { int first, last; };
 
-// Of several queries: keys that any of them sees lie in begin..end, and all of them see inner_begin..inner_end.
+// For several queries: begin..end holds every key that any of them sees, and all of them see inner_begin..inner_end.
 struct __align__(16) Bounds {
   int begin, end, inner_begin, inner_end;
   __device__ __forceinline__ bool nobody_sees(int s0, int s1) const { return begin >= s1 || end <= s0; }
   __device__ __forceinline__ bool all_see(int s0, int s1) const { return inner_begin <= s0 && inner_end >= s1; }
 };
 
-// What query t sees, inside 0..S; nothing if there is nothing or no such query.
+// The keys within 0..S that query t sees; empty if there are none or no such query.
 __device__ __forceinline__ Interval interval(const INTERVAL* first, const INTERVAL* last, int t, int T, int S) {
   if (t < T) {
     const INTERVAL begin = first[t] > 0 ? first[t] : 0, end = last[t] < S ? last[t] : S;
@@ -62,20 +62,20 @@ __device__ __forceinline__ Interval interval(const INTERVAL* first, const INTERV
   return {LARGEST_INT, 0};
 }
 
-// Of the queries of both.
+// The bounds of both sets of queries together.
 __device__ __forceinline__ Bounds both(const Bounds& a, const Bounds& b) {
   return {min(a.begin, b.begin), max(a.end, b.end), max(a.inner_begin, b.inner_begin), min(a.inner_end, b.inner_end)};
 }
 
-// Over the lanes of a warp, each with the interval of one query; queries that do not exist want nothing.
+// Bounds over the lanes of a warp, each with the interval of one query; missing queries do not affect them.
 __device__ __forceinline__ Bounds warp_bounds(Interval mine, bool exists) {
   return {__reduce_min_sync(~0u, mine.first), __reduce_max_sync(~0u, mine.last),
           __reduce_max_sync(~0u, exists ? mine.first : 0), __reduce_min_sync(~0u, exists ? mine.last : LARGEST_INT)};
 }
 
-// The smallest interval that holds those of all lanes; and of all warps, for every thread of the block.
+// The smallest interval that contains those of all lanes; block_union: of all warps, for every thread of the block.
 __device__ __forceinline__ Interval warp_union(Interval mine) {
-  return {__reduce_min_sync(~0u, mine.first), __reduce_max_sync(~0u, mine.last)};  // and the compiler knows that no lane differs
+  return {__reduce_min_sync(~0u, mine.first), __reduce_max_sync(~0u, mine.last)};  // the compiler knows that lanes agree
 }
 __device__ __forceinline__ Interval interval(const Interval& of_warp) { return of_warp; }
 __device__ __forceinline__ Interval interval(const Bounds& of_warp) { return {of_warp.begin, of_warp.end}; }
@@ -86,7 +86,7 @@ __device__ __forceinline__ Interval block_union(const OfWarp (&of_warp)[WARPS]) 
   return warp_union(interval(of_warp[threadIdx.x % WARPS]));
 }
 
-// Hidden scores become -infinity; column 0 is key s0, and `seen` has an interval for each of the warp's rows.
+// Sets hidden scores to -infinity; column 0 is key s0, and `seen` has an interval for each of the warp's rows.
 template <int M, int N>
 __device__ __forceinline__ void hide(float (&s)[M][N / 8][4], const Interval* seen, int s0) {
   const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
@@ -104,7 +104,7 @@ __device__ __forceinline__ void hide(float (&s)[M][N / 8][4], const Interval* se
     }
 }
 
-// The same where rows are keys, from s0 on, and columns queries, from t0 on.
+// The same if rows are keys, from s0 on, and columns are queries, from t0 on.
 template <int M, int N>
 __device__ __forceinline__ void hide_columns(
     float (&s)[M][N / 8][4], const INTERVAL* first, const INTERVAL* last, int t0, int T, int S, int s0) {
@@ -123,7 +123,7 @@ __device__ __forceinline__ void hide_columns(
     }
 }
 
-// The sums of dq that a block makes are its own: (gridDim.x, B, H, steps), each in the order in which lanes hold them.
+// Each block has its own sums of dq: (gridDim.x, B, H, steps), each in the order in which lanes hold them.
 __device__ __forceinline__ float4* dq_part(float* sums, int split, int batch, int B, int head, int H, int step, int steps) {
   return reinterpret_cast<float4*>(sums) + ((((Index)split * B + batch) * H + head) * steps + step) * (Backward::STEP * W / 4);
 }
@@ -131,7 +131,7 @@ __device__ __forceinline__ float4* dq_part(float* sums, int split, int batch, in
 
 // ------------------------------------------------------------------------------------------------ tiles in shared memory
 
-// Chunk i of a row. One access reads chunk i of eight rows, and these lie in eight different groups of four banks.
+// Chunk i of a row. One access reads chunk i of eight rows, from eight different groups of four banks.
 template <class pointer>
 __device__ __forceinline__ pointer chunk(pointer tile, int row, int i) { return tile + row * PITCH + (i ^ row % 8) * PER_CHUNK; }
 
@@ -143,11 +143,11 @@ __device__ __forceinline__ pointer score_chunk(pointer tile, int row, int i) {
   return tile + row * N + (i ^ row / (8 / chunks) % chunks) * PER_CHUNK;
 }
 
-// The address of chunk j + i of a row from that of its chunk j < 2, for an even i: one instruction, and no register is kept.
+// The address of chunk j + i of a row from that of its chunk j < 2, for an even i: one instruction, and no extra register.
 // Tiles begin at multiples of 128 bytes.
 __device__ __forceinline__ unsigned further(unsigned address, int i) { return (address ^ i % 8 * 16) + i / 8 * 128; }
 
-// Rows of global memory that a block copies into tiles, some at a time. A thread has the same 16 bytes of every so many rows.
+// Rows of global memory that a block copies into tiles, N at a time. A thread copies the same 16 bytes of some rows.
 struct Rows {
   const Element* mine;                              // 16 bytes of the first row that this thread copies
   int stride;
@@ -157,8 +157,8 @@ struct Rows {
 
   __device__ __forceinline__ void skip(int rows) { mine += (Index)rows * stride; }
 
-  // The next N rows, without waiting; from the count-th on there are none, and the tile gets zeros. With `apart`: of an array
-  // of the same strides that lies so many elements behind.
+  // Copies the next N rows, without waiting; from the count-th on there are none, and the tile gets zeros. `apart` selects
+  // another array with the same strides, that many elements further on.
   template <int N, int THREADS>
   __device__ __forceinline__ void load(Element* tile, int count, Index apart = 0) const {
     load<N, THREADS>(tile, Interval{0, count}, apart);
@@ -179,7 +179,7 @@ template <class E>
 __device__ __forceinline__ void put_pair(E* p, float x, float y) { *reinterpret_cast<unsigned*>(p) = pack(x, y, E()); }
 __device__ __forceinline__ void put_pair(float* p, float x, float y) { *reinterpret_cast<float2*>(p) = {x, y}; }
 
-// A warp's sums to rows of global memory, through rows of shared memory that are its own: so that 16 bytes go out at once.
+// Writes a warp's sums to rows of global memory through its own rows of shared memory, so that each write is 16 bytes.
 template <int M>
 __device__ __forceinline__ void store_rows(
     Element* to, Index stride, int count, const float (&acc)[M][W / 8][4], Element* tile) {
@@ -211,7 +211,7 @@ __device__ __forceinline__ void store_rows(
 
 template <class E>
 struct Product {
-  // acc += a b^T: rows of a (16 M, the warp's own) with rows of b (N), over W
+  // acc += a b^T: the warp's 16 M rows of a with N rows of b, over W
   template <int M, int N>
   static __device__ __forceinline__ void rows_by_rows(float (&acc)[M][N / 8][4], const E* a, const E* b) {
     const int lane = threadIdx.x % 32;
@@ -234,7 +234,7 @@ struct Product {
     }
   }
 
-  // acc += s b: s from registers, rounded to E; over the rows of b (N)
+  // acc += s b: s from registers, rounded to E; over the N rows of b
   template <int M, int N>
   static __device__ __forceinline__ void scores_by_rows(float (&acc)[M][W / 8][4], const float (&s)[M][N / 8][4], const E* b) {
     const int lane = threadIdx.x % 32;
@@ -261,7 +261,7 @@ struct Product {
     }
   }
 
-  // acc += s^T b, the part of it that is this warp's: s (keys x queries) and b are tiles in shared memory
+  // acc += this warp's part of s^T b; s (keys x queries) and b are tiles in shared memory
   template <int KEYS, int STEP, int M, int N>
   static __device__ __forceinline__ void columns_by_rows(float (&acc)[M][N][4], const E* s, const E* b, int query, int sixteen) {
     const int lane = threadIdx.x % 32;

@@ -1,7 +1,7 @@
 // GELU, tanh form:  out = x (1 + tanh u) / 2,   u = SLOPE (x + CUBIC x^3)                   numllama/ops/gelu.py
 //
-// Rows:    none: a thread takes WIDTH elements anywhere.
-// Fused:   the whole formula, forward and backward; nothing but the input is kept.
+// Rows:    none: a thread takes any WIDTH adjacent elements.
+// Fused:   the whole formula, forward and backward; only the input is kept.
 // Floor:   forward reads x, writes out: 2 n elements. Backward reads dout and x, writes dx: 3 n elements.
 #define SLOPE Real(0.79788456080286535588)
 #define CUBIC Real(0.044715)

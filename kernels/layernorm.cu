@@ -1,9 +1,9 @@
 // LayerNorm:  out = (x - mean) * rstd * weight + bias                                       numllama/ops/layernorm.py
 //
-// Rows:    32 to 512 threads for a row of C, by its length; several short rows in a block (as rmsnorm.cuh).
-// Fused:   a row is read once and waits in shared memory for its own mean and rstd. Backward makes dx, dweight and dbias in one
-//          pass: at most BLOCKS blocks walk over all rows, each adds up dweight and dbias for itself, and the last to end adds
-//          those sums in a fixed order (last_block.cuh). It reads a row twice, the second time from the cache.
+// Rows:    32 to 512 threads per row of C, by its length; several short rows per block (as rmsnorm.cuh).
+// Fused:   a row is read once and stays in shared memory until its mean and rstd are known. Backward makes dx, dweight and dbias
+//          in one pass: at most BLOCKS blocks loop over all rows, each sums its own dweight and dbias, and the last to finish adds
+//          those sums in a fixed order (last_block.cuh). It reads a row twice, the second time from cache.
 // Floor:   forward reads x and writes out: 2 N C elements. Backward reads dout and x, writes dx: 3 N C elements.
 #include "last_block.cuh"
 
@@ -39,7 +39,7 @@ extern "C" __global__ void __launch_bounds__(512) layernorm_forward(
   }
 }
 
-// `sums` is what a block leaves: dweight, then dbias, C each; `both` is their sum over all blocks.
+// `sums` has a row per block: dweight, then dbias, C each; `both` is the sum over all blocks.
 extern "C" __global__ void __launch_bounds__(512, 2) layernorm_backward(
     Element* __restrict__ dx, Real* both, Real* sums, unsigned* arrived, const Element* __restrict__ dout, const Element* __restrict__ x,
     const Real* __restrict__ weight, const Real* __restrict__ means, const Real* __restrict__ rstds, int N, int C) {
@@ -54,7 +54,7 @@ extern "C" __global__ void __launch_bounds__(512, 2) layernorm_backward(
     const Index row = first + threadIdx.y, start = row * C;
     const bool is_there = row < N;
     const Real mean = is_there ? means[row] : Real(0), rstd = is_there ? rstds[row] : Real(0);
-    Real sum = 0, dot = 0;                                             // of dn, and of dn and n
+    Real sum = 0, dot = 0;                                             // of dn, and of dn * n
     for (int c = threadIdx.x * WIDTH; is_there && c < C; c += step) {
       const Vector<Element, WIDTH> vx = load<WIDTH>(x + start + c), vd = load<WIDTH>(dout + start + c);
       const Vector<Real, WIDTH> w = load<WIDTH>(weight + c);

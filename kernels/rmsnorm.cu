@@ -1,10 +1,10 @@
 // RMSNorm:  out = x * rstd * weight,   rstd = 1 / sqrt(mean(x^2) + eps)                     numllama/ops/rmsnorm.py
 //
-// Rows:    32 to 512 threads for a row of C, by its length; several short rows in a block (rmsnorm.cuh). Heads are read where a
-//          projection or attention left them, and written as (B, T, H, D).
-// Fused:   a row is read once and waits in shared memory for its own rstd. Backward makes dx and dweight in one pass: at most
-//          BLOCKS blocks walk over all rows, each adds up dweight for itself, and the last to end adds those sums in a fixed
-//          order (last_block.cuh): no float atomics, the same bits each time.
+// Rows:    32 to 512 threads per row of C, by its length; several short rows per block (rmsnorm.cuh). Heads are read through
+//          the strides that a projection or attention gave them, and written as (B, T, H, D).
+// Fused:   a row is read once and stays in shared memory until its rstd is known. Backward makes dx and dweight in one pass:
+//          at most BLOCKS blocks loop over all rows, each sums its own dweight, and the last to finish adds those sums in a
+//          fixed order (last_block.cuh): no float atomics, the same bits each time.
 // Floor:   forward reads x and writes out: 2 N C elements. Backward reads dout and x, writes dx: 3 N C elements.
 #include "rmsnorm.cuh"
 

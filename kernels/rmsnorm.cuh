@@ -1,12 +1,12 @@
 // The rows of RMSNorm, forward and backward, for rmsnorm.cu and add_rmsnorm.cu.
 //
-// A block has blockDim.y rows of blockDim.x threads each, a multiple of 32. A thread owns the same columns all along: WIDTH
-// neighbours, then those blockDim.x * WIDTH further on. So what it stages in shared memory it alone reads, without a barrier.
+// A block has blockDim.y rows of blockDim.x threads each, a multiple of 32. A thread always owns the same columns: WIDTH
+// adjacent ones, then those blockDim.x * WIDTH further on. So only it reads what it stages in shared memory: no barrier.
 #pragma once
 #include "dropout.cuh"
 #include "last_block.cuh"
 
-// Rows of x that lie together, or heads where a projection left them: `heads` rows together, and the next ones `stride` further on.
+// Contiguous rows of x, or heads in a projection's layout: `heads` adjacent rows, with the next ones `stride` elements further on.
 struct Rows {
   int heads;
   Index stride;
@@ -15,8 +15,8 @@ struct Rows {
   }
 };
 
-// If ADD, x (if there is one) + branch * mask is written to `total`, and what is normalised is that sum as it was rounded: so a layer
-// that is run again from `total` finds the same bits. Unless `drops`, the mask is not looked at.
+// If ADD, x (if given) + branch * mask is written to `total`, and the rounded sum is normalised, so that a layer
+// recomputed from `total` gives the same bits. The mask is used only if `drops`.
 template <bool ADD> __device__ __forceinline__ void forward_rows(
     Element* total, Element* out, Real* rstd, const Element* x, const Element* branch, const Real* weight, int N, int C, Real eps,
     const Rows& rows_of_x, bool drops, const Mask& mask) {
@@ -55,9 +55,9 @@ template <bool ADD> __device__ __forceinline__ void forward_rows(
   }
 }
 
-// A block goes through its rows; each row of threads adds up dweight in shared memory, the block leaves their sum in `dweights`, and
-// the last block adds those to `dweight`, or writes them there.
-// If ADD, the gradient that reached the sum from elsewhere, `dtotal`, is added to dx; and dbranch, if it is another, is dx * mask.
+// A block loops over its rows; each row of threads sums dweight in shared memory, the block writes their total to `dweights`, and
+// the last block adds these to `dweight`, or overwrites it.
+// If ADD, `dtotal`, the sum's gradient from elsewhere, is added to dx; dbranch, if separate, is dx * mask.
 template <bool ADD> __device__ __forceinline__ void backward_rows(
     Element* dx, Element* dbranch, Real* dweight, Real* dweights, unsigned* arrived, const Element* dout, const Element* dtotal,
     const Element* x, const Real* weight, const Real* rstd, int N, int C, int adds, const Rows& rows_of_x, const Rows& rows_of_dout,

@@ -1,10 +1,10 @@
-// RoPE: each pair of components turns by the angle of its position                          numllama/ops/rope.py
+// RoPE: each pair of components rotates by its position's angle                             numllama/ops/rope.py
 //     out1 = x1 * cos - x2 * sin * sign        out2 = x2 * cos + x1 * sin * sign        sign: 1 forward, -1 backward
 //
-// Rows:    a block takes all heads of one place (b, t), so that its row of cos and sin is read from memory once. A thread turns
-//          WIDTH pairs of the layout `half`, or WIDTH/2 (at least one) of `interleaved`.
-// Fused:   x and out come with their strides: heads may lie anywhere, as in the (B, T, H, D) that a projection leaves, so that no
-//          permutation is ever a pass of its own. out may be x: a thread writes where it alone has read.
+// Rows:    a block takes all heads of one token (b, t), so that its row of cos and sin is read from memory once. A thread rotates
+//          WIDTH pairs in the layout `half`, or WIDTH/2 (at least one) in `interleaved`.
+// Fused:   x and out have strides, so heads may be in any layout, such as a projection's (B, T, H, D), and no
+//          permutation needs a pass of its own. out may be x: a thread writes only elements that it has read itself.
 // Floor:   reads x, writes out: 2 B T H D elements; the table is small.
 
 #if INTERLEAVED

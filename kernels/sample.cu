@@ -1,14 +1,14 @@
-// The next token of each sequence, drawn from its logits: numllama/generation/sampling.py, filter by filter.   numllama/cuda/sample.py
+// Draws each sequence's next token: numllama/generation/sampling.py, filter by filter.                 numllama/cuda/sample.py
 //     repetition penalty -> (greedy ends here) -> temperature -> top-k -> top-p -> min-p -> draw
 //
-// Rows:    a block for a row of V logits, which it passes over some ten times; they stay in the cache of the GPU.
-// Sorting: none. The k-th largest, and the least of those that together have probability p, are found digit by digit, in
-//          histograms of 2048 bins over the numbers' bits in ascending order. Probabilities are added up as whole numbers, in
-//          units of 2^-62: exact, so any order gives the same bits, and atomics too.
-// Equals:  in ascending order, the later of two equal logits counts as the larger, as a stable sort has it.
-// Fused:   all of it, with the log-probability and the counting of slots and positions: one launch for a token.
-// Floor:   logits are read once, V numbers a row.
-// Result:  (3, rows): the token, its log-probability if asked for, and the largest logit, infinite if one is NaN.
+// Rows:    one block per row of V logits, which it reads about ten times; they stay in the GPU's cache.
+// Sorting: none. The k-th largest logit, and the smallest of those with total probability p, are found digit by digit, in
+//          histograms of 2048 bins over bit patterns that sort like the numbers. Probabilities are summed as integers, in
+//          units of 2^-62: exact, so any order gives the same bits, even with atomics.
+// Ties:    in ascending order, the later of two equal logits counts as the larger, as in a stable sort.
+// Fused:   all of it, with log-probabilities and the counters of slots and positions: one launch per token.
+// Floor:   logits are read once, V numbers per row.
+// Result:  (3, rows): the token, its log-probability if requested, and the largest logit, infinite if one is NaN.
 #define BINS 2048
 #define DIGIT 11
 typedef unsigned long long Units;
@@ -20,7 +20,7 @@ typedef KeyOf<Real>::type Key;
 
 __device__ __forceinline__ Units bits_of(double x) { return Units(__double_as_longlong(x)); }
 __device__ __forceinline__ unsigned bits_of(float x) { return __float_as_uint(x); }
-__device__ __forceinline__ Key key_of(Real x) {  // ascending as x; both zeros are one
+__device__ __forceinline__ Key key_of(Real x) {  // sorts like x; 0 and -0 are equal
   const Key sign = Key(1) << (KEY_BITS - 1), bits = x == Real(0) ? Key(0) : bits_of(x);
   return bits & sign ? ~bits : bits | sign;
 }
@@ -31,7 +31,7 @@ struct Shared {
   int token;
 };
 
-// The sum over the threads before this one, and over all; whole numbers of any kind.
+// The sum over the threads before this one, and the total over all, of integers.
 __device__ __forceinline__ Units sum_before(Units x, Units* partial, Units& total) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
   Units upto = x;
@@ -52,21 +52,21 @@ __device__ __forceinline__ Units sum_before(Units x, Units* partial, Units& tota
   return before + upto - x;
 }
 
-// Which of a row are still to be drawn from, and how probable they are.
+// A row's remaining candidates and their probabilities.
 struct Row {
   const Real* x;
   int V;
   Key least;
   Real top, sum;
-  __device__ __forceinline__ Real weight(int i) const {  // of the largest, 1
+  __device__ __forceinline__ Real weight(int i) const {  // relative to the largest
     const Real value = x[i];
     return key_of(value) < least ? Real(0) : exp(value - top);
   }
 };
 
-struct Place { Key key; Units left; };  // `left`: of the target, what those below this key do not make up
+struct Place { Key key; Units left; };  // `left`: the target minus the sum of all below this key
 
-// In ascending order, the first whose sum (BY_WEIGHT: of probabilities; else of how many there are) goes beyond the target.
+// In ascending order, the first whose running sum (BY_WEIGHT: of probabilities; else the count) exceeds the target.
 template <bool BY_WEIGHT> __device__ __forceinline__ Place first_beyond(const Row& row, Units target, Shared& s) {
   Key known = 0;
   const int each = BINS / blockDim.x;
@@ -85,7 +85,7 @@ template <bool BY_WEIGHT> __device__ __forceinline__ Place first_beyond(const Ro
     Units mine = 0, total;
     for (int i = 0; i < each; i++) mine += s.bins[threadIdx.x * each + i];
     Units before = sum_before(mine, s.partial, total);
-    target = min(target, total - 1);                       // what is rounded down must not leave nothing: the largest stays
+    target = min(target, total - 1);                       // rounding down must not drop everything: the largest stays
     if (before <= target && target < before + mine) {
       int bin = threadIdx.x * each;
       for (; before + s.bins[bin] <= target; bin++) before += s.bins[bin];
@@ -100,8 +100,8 @@ template <bool BY_WEIGHT> __device__ __forceinline__ Place first_beyond(const Ro
   return {known, target};
 }
 
-// Segments: thread t's are the elements from t * size to (t + 1) * size. A warp adds up one after another, so that neighbours
-// are read by neighbours; what `units` says of each element must be a whole number.
+// Segments: thread t's has the elements from t * size to (t + 1) * size. A warp sums one segment after another, so that adjacent
+// lanes read adjacent elements; `units` must return integers.
 template <class Count> __device__ __forceinline__ Units segment_sum(int V, int size, Units* sums, const Count& units) {
   const int lane = threadIdx.x % 32;
   for (int segment = threadIdx.x / 32; segment < blockDim.x; segment += blockDim.x / 32) {
@@ -160,7 +160,7 @@ extern "C" __global__ void __launch_bounds__(1024) sample(
   }
   if (threadIdx.x == 0) s.token = V;
   __syncthreads();                                                     // x and token are written
-  if (is_greedy || !(top - top == Real(0))) {                          // or there is nothing to draw from: see `largest`
+  if (is_greedy || !(top - top == Real(0))) {                          // or logits are not finite: see `largest`
     int first = V - 1;
     for (int i = threadIdx.x; i < V; i += blockDim.x)
       if (x[i] == top) first = min(first, i);
@@ -177,7 +177,7 @@ extern "C" __global__ void __launch_bounds__(1024) sample(
       row.least = place.key;
       Units total, mine = segment_sum(V, size, s.bins, CountEqual{x, place.key});
       Units rank = sum_before(mine, s.partial, total);
-      if (total > 1) {                                                 // equals: the first few of them are left out
+      if (total > 1) {                                                 // ties: leave out the first few
         if (mine) {
           const int from = threadIdx.x * size, to = min(V, from + size);
           for (int i = from; i < to; i++) {

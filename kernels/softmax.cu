@@ -1,14 +1,14 @@
 // Softmax over rows:  p = exp(x - max) / sum                                                numllama/ops/softmax.py
 //
-// Rows:    32 to 512 threads for a row, by its length; several short rows in a block. Any length and start: see softmax.cuh.
-// Fused:   maximum and sum in one pass; the second pass finds its row in a cache. Backward the same: dot product, then ds.
+// Rows:    32 to 512 threads per row, by its length; several short rows per block. Any length and start: see softmax.cuh.
+// Fused:   maximum and sum in one pass; the second pass reads its row from cache. Backward likewise: dot product, then dx.
 // Floor:   forward reads x and writes p: 2 n elements. Backward reads dout and p, writes dx: 3 n elements.
 #include "softmax.cuh"
 
 extern "C" __global__ void __launch_bounds__(512, 1) softmax_forward(Element* p, const Element* x, int rows, int n) {
   __shared__ Real partial[32];
   const int r = blockIdx.x * blockDim.y + threadIdx.y;
-  const Row row = row_of(min(r, rows - 1), n);  // threads beyond the last row go along, and write nothing
+  const Row row = row_of(min(r, rows - 1), n);  // threads beyond the last row take part, but write nothing
   Real top, sum;
   top_and_sum(x, row, partial, top, sum);
   if (r >= rows) return;

@@ -1,9 +1,9 @@
-// The largest element of a row and the sum of exponentials, in one pass, for softmax.cu and cross_entropy.cu.
+// A row's largest element and sum of exponentials in one pass, for softmax.cu and cross_entropy.cu.
 //
-// A row of n elements may begin anywhere, not only at a multiple of 16 bytes (a vocabulary of 50257, say): its vectors are
-// those of memory, and the first and the last of them may lie partly outside. `skew` is how many elements of the first do.
+// A row of n elements may begin anywhere, not only at a multiple of 16 bytes (as with a vocabulary of 50257). It is read in
+// aligned vectors, and the first and the last may lie partly outside the row: `skew` elements of the first do.
 //
-// The 1 in __launch_bounds__(512, 1): one block at a time is enough to ask for, else ptxas saves registers until it spills some.
+// The 1 in __launch_bounds__(512, 1): requiring only one block at a time keeps ptxas from saving registers until it spills.
 #pragma once
 
 struct Row {
@@ -23,8 +23,8 @@ __device__ __forceinline__ void store_piece(Element* to, const Vector<Element, W
   store(to + row.base + j, v, row.skew - j, row.skew + row.n - j);
 }
 
-// Milakov & Gimelshein 2018: whenever the largest element so far rises, the sum so far is rescaled. Every thread of the row
-// gets both. A row of nothing but minus infinity: top is minus infinity and the sum 0.
+// Milakov & Gimelshein 2018: the running sum is rescaled whenever a larger element appears. Every thread of the row
+// gets both results. If all elements are minus infinity, so is top, and the sum is 0.
 __device__ __forceinline__ void top_and_sum(const Element* x, const Row& row, Real* partial, Real& top, Real& sum) {
   Real m = minus_infinity(), z = 0;
   for (int j = threadIdx.x * WIDTH; j < row.skew + row.n; j += blockDim.x * WIDTH) {

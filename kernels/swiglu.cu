@@ -1,15 +1,15 @@
 // SwiGLU:  out = silu(gate) * up                                                            numllama/ops/swiglu.py
 //
-// Rows:    a block takes threads * WIDTH columns of a row of F, or all of them. From row to row of gate and up it is `stride`
-//          elements: F, or 2 F where they are the halves of one product's rows, as dgate and dup are.
-// Fused:   the whole formula, forward and backward; nothing but the inputs is kept.
+// Rows:    a block takes threads * WIDTH columns of a row of F, or all of them. Rows of gate and up are `stride` elements apart:
+//          F, or 2 F if they are the halves of one product's rows, as dgate and dup always are.
+// Fused:   the whole formula, forward and backward; only the inputs are kept.
 // Floor:   forward reads gate and up, writes out: 3 n elements. Backward reads dout, gate, up, writes dgate, dup: 5 n elements.
 
-// exp may overflow to infinity, and the result is then 0, as it should be. In double, where speed is no matter, the op's own form.
+// exp may overflow to infinity, which gives the right result, 0. double, whose speed does not matter, uses the op's form.
 __device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + exp(-x)); }
 __device__ __forceinline__ double sigmoid(double x) { return 0.5 * tanh(0.5 * x) + 0.5; }
 
-// Where the block's thread begins: its row, and its column, which may be beyond the last.
+// The row and first column of a thread; the column may be beyond the last.
 struct Place {
   Index row;
   int column;

@@ -1,14 +1,14 @@
-// The tensor cores' instructions, and the copies that feed them: CUDA C++ has no plain names for them (sm_80 and later).
+// Tensor core instructions, and the copies that feed them, for which CUDA C++ has no plain functions (sm_80 and later).
 //
 //   multiply_add      d += a b: a is 16 x 16, b is 16 x 8, d is 16 x 8 of floats, spread over the 32 lanes of a warp
-//   load_matrices     four 8 x 8 matrices of 2-byte elements, from shared memory into the layout that multiply_add wants
-//   copy_async        global -> shared memory without passing through registers, done while the thread goes on
+//   load_matrices     four 8 x 8 matrices of 2-byte elements, from shared memory into the layout of multiply_add
+//   copy_async        global -> shared memory without passing through registers, while the thread continues
 //
-// Who holds what, with g = lane / 4 and c = lane % 4 (PTX ISA, "Matrix fragments for mma.m16n8k16"; two elements a register):
+// Elements per lane, with g = lane / 4 and c = lane % 4 (PTX ISA, "Matrix fragments for mma.m16n8k16"; two elements a register):
 //   a[0], a[1]   rows g, g + 8, columns 2c, 2c + 1            a[2], a[3]   the same rows, columns 8 further
 //   b[0], b[1]   rows 2c, 2c + 1, and 8 further, of column g
 //   d[0], d[1]   row g, columns 2c, 2c + 1                    d[2], d[3]   row g + 8
-// So what multiply_add leaves in d is, once packed in pairs, an operand a of the next product: lanes hold the same rows.
+// So d, once packed in pairs, can be the operand a of the next product: lanes hold the same rows.
 
 #ifdef __CUDACC__
 
@@ -24,7 +24,7 @@ __device__ __forceinline__ void multiply_add(float* d, const unsigned* a, const 
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// Two floats, rounded to nearest, in one register; `low` is the one that comes first in memory.
+// Two floats, rounded to nearest, in one register; `low` comes first in memory.
 __device__ __forceinline__ unsigned pack(float low, float high, bfloat16) {
   unsigned pair;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
@@ -51,7 +51,7 @@ __device__ __forceinline__ void load_matrices_transposed(unsigned* r, unsigned r
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(row) : "memory");
 }
 
-// 16 bytes, past the first-level cache, or zeros where there is nothing to copy (`from` is not looked at then).
+// 16 bytes, bypassing L1, or zeros if there is nothing to copy (then `from` is not read).
 __device__ __forceinline__ void copy_async_16(void* to, const void* from, bool there) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
                ::"r"(shared_address(to)), "l"(from), "r"(there ? 16 : 0) : "memory");
@@ -62,7 +62,7 @@ __device__ __forceinline__ void copy_async_4(void* to, const void* from, bool th
                ::"r"(shared_address(to)), "l"(from), "r"(there ? 4 : 0) : "memory");
 }
 
-// A thread's copies since its last call are one group. Others may read them once it has waited for it and has met them.
+// Groups a thread's copies since its last call. Other threads may read them after its copy_wait and a barrier.
 __device__ __forceinline__ void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
 template <int GROUPS_LEFT> __device__ __forceinline__ void copy_wait() {

@@ -1,4 +1,4 @@
-"""NumPy or CuPy?  Which device, which dtype.  CuPy is imported only when a GPU is requested."""
+"""NumPy or CuPy, the device and the dtypes. CuPy is imported only when a GPU is requested."""
 
 import math
 import re
@@ -12,24 +12,24 @@ import numpy as np
 from numllama.errors import DeviceError, shown
 from numllama.install import install_command
 
-Array = Any  # a numpy.ndarray or a cupy.ndarray: whatever `xp_of` knows
+Array = Any  # a numpy.ndarray or a cupy.ndarray
 DTYPES = {"float32": np.float32, "float64": np.float64}
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-LEAST_CUPY = "14.2"  # before it, a pool of memory that went took along the arrays that were left of it
-LEAST_NUMPY = "2.1.2"  # with which CuPy takes bfloat16
-TWO_BYTES = (BFLOAT16, np.dtype(np.float16))  # to keep numbers in, and for a GPU's matrix products; sums are in float32
+LEAST_CUPY = "14.2"  # before it, deleting a memory pool also freed the arrays still allocated from it
+LEAST_NUMPY = "2.1.2"  # CuPy needs it for bfloat16
+TWO_BYTES = (BFLOAT16, np.dtype(np.float16))  # for storage and a GPU's matrix products; sums are in float32
 
 
 def xp_of(*arrays: Array) -> ModuleType:
     """The module that these arrays belong to: ``cupy`` if any of them lives on a GPU, else ``numpy``."""
-    cupy = sys.modules.get("cupy")  # making a CuPy array imports it
+    cupy = sys.modules.get("cupy")  # None: not imported, so no array is CuPy's
     if cupy is not None and any(isinstance(array, cupy.ndarray) for array in arrays):
         return cupy
     return np
 
 
 def array_module(device: str) -> ModuleType:
-    """The array module of a device, made ready for use.
+    """The array module of a device, which becomes the current one.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ def array_module(device: str) -> ModuleType:
         raise DeviceError(f"device 'cuda' needs CuPy {LEAST_CUPY} or newer, but this is {cupy.__version__}: {fix} (or cuda12)")
     try:
         count = cupy.cuda.runtime.getDeviceCount()
-    except cupy.cuda.runtime.CUDARuntimeError as error:  # says "driver too old" where there is none at all
+    except cupy.cuda.runtime.CUDARuntimeError as error:  # says "driver too old" even without a driver
         raise DeviceError("device 'cuda' needs an NVIDIA GPU and its driver, and none was found (see nvidia-smi)") from error
     if int(index or 0) >= count:
         raise DeviceError(f"device {shown(device)} was requested, but this machine has {count} GPU(s), counted from 0")
@@ -67,9 +67,9 @@ def array_module(device: str) -> ModuleType:
         fix = "pip install -U numpy"
         raise DeviceError(f"device 'cuda' needs NumPy {LEAST_NUMPY} for bfloat16, but this is {np.__version__}: {fix}")
     try:
-        from cupy_backends.cuda.libs import cublas, nvrtc  # noqa: F401 - products, and a compiler for the kernels
+        from cupy_backends.cuda.libs import cublas, nvrtc  # noqa: F401 - matrix products, and the compiler of the kernels
 
-        nvrtc.getVersion()  # a library that is opened when it is first used
+        nvrtc.getVersion()  # opens the library, which CuPy does only on first use
     except (ImportError, RuntimeError) as error:
         raise DeviceError("device 'cuda' needs cuBLAS and NVRTC, and one is missing: `numllama doctor` says which") from error
     cupy.cuda.Device(int(index or 0)).use()
@@ -77,13 +77,13 @@ def array_module(device: str) -> ModuleType:
 
 
 def is_older(version: str, least: str) -> bool:
-    """Whether a library's version, such as 14.2.0 or 15.0.0rc1, is older than the oldest that will do."""
+    """Whether a library's version, such as 14.2.0 or 15.0.0rc1, is older than the oldest that works."""
     first_numbers = [tuple(map(int, re.findall(r"\d+", text)[: least.count(".") + 1])) for text in (version, least)]
     return first_numbers[0] < first_numbers[1]
 
 
 def as_array(values: Any) -> Array:
-    """Lists and numbers as a NumPy array; an array as it is."""
+    """Lists and numbers as a NumPy array; arrays are returned unchanged."""
     return values if hasattr(values, "dtype") else np.asarray(values)
 
 
@@ -96,7 +96,7 @@ def float_dtype(name: str | np.dtype | type) -> np.dtype:
 
 
 def known_dtype(name: str | np.dtype | type, argument: str = "dtype") -> np.dtype:
-    """One of :func:`float_dtype`, or ``"bfloat16"`` or ``"float16"``; `argument` is what an error calls it."""
+    """One of :func:`float_dtype`, or ``"bfloat16"`` or ``"float16"``; errors call it `argument`."""
     known: Any = getattr(name, "name", None) or getattr(name, "__name__", name)
     choices = DTYPES | {dtype.name: dtype for dtype in TWO_BYTES}
     if known not in choices:
@@ -107,10 +107,10 @@ def known_dtype(name: str | np.dtype | type, argument: str = "dtype") -> np.dtyp
 def model_dtypes(
     dtype: str | np.dtype | None, compute_dtype: str | np.dtype | None, on_cpu: bool = True
 ) -> tuple[np.dtype, np.dtype]:
-    """The dtypes of a model's weights and of its activations, from those that are given.
+    """The dtypes of a model's weights and activations, with defaults for those not given.
 
-    Without a dtype of the weights they are float32, or float64 to compute in it. Without a dtype of activations it is that of
-    the weights, but float32 on a CPU for weights in two bytes.
+    Weights default to float32, or float64 if `compute_dtype` is float64. Activations default to the dtype of the weights, but on
+    a CPU to float32 for weights in two bytes.
 
     Raises
     ------
@@ -129,28 +129,28 @@ def model_dtypes(
 
 
 def real_dtype(dtype: np.dtype) -> np.dtype:
-    """What goes with activations of a dtype: statistics, gains, losses, gradients of weights; float32 for two bytes."""
+    """The dtype of statistics, gains, losses and weight gradients for activations of a dtype: float32 for two bytes."""
     return np.dtype(np.float64 if dtype == np.float64 else np.float32)
 
 
 def default_dtype(device: str) -> str:
-    """What training computes in by default: bfloat16 on a GPU that supports it (Ampere, 2020, or newer), else float32."""
+    """The default dtype of training: bfloat16 on a GPU that supports it (Ampere, 2020, or newer), else float32."""
     xp = array_module(device)
     return "bfloat16" if xp is not np and int(xp.cuda.Device().compute_capability) >= 80 else "float32"
 
 
 def quiet() -> np.errstate:
-    """Within it NumPy warns of no overflow: logits that are not finite are an error of their own."""
+    """Context without NumPy's overflow warnings: logits that are not finite raise an error elsewhere."""
     return np.errstate(over="ignore", invalid="ignore", divide="ignore")
 
 
 def to_numpy(array: Array) -> np.ndarray:
-    """The same numbers as a NumPy array; copies only from a GPU."""
+    """The array as a NumPy array; copies only from a GPU."""
     return array.get() if hasattr(array, "get") else np.asarray(array)
 
 
 def write_to(out: Array | None, value: Array) -> Array:
-    """`out` with `value` written to it; `value` itself where there is no such buffer."""
+    """Write `value` to `out` and return `out`; without a buffer, return `value` itself."""
     if out is None:
         return value
     out[...] = value
@@ -158,7 +158,7 @@ def write_to(out: Array | None, value: Array) -> Array:
 
 
 def add_to(buffer: Array | None, value: Array) -> Array:
-    """`buffer` with `value` added to it; `value` itself where there is no such buffer."""
+    """Add `value` to `buffer` and return `buffer`; without one, return `value` itself."""
     if buffer is None:
         return value
     buffer += value

@@ -1,7 +1,7 @@
-"""Checks at the entry of an op: one sentence that names the argument, what it was and what it may be.
+"""Checks when an op is called: an error names the argument, its value and what is allowed.
 
-Shapes and ids are checked by the op, which knows them. What an argument is at all follows from its name, so
-:func:`argument_checks` does it for every op in one place: an array of real numbers, of integers, a number, a cache.
+Each op checks its own shapes and ids. The kind of an argument (real numbers, integers, a number, a cache) follows from its
+name, so :func:`argument_checks` checks it for every op in one place.
 """
 
 import inspect
@@ -18,7 +18,7 @@ import numpy as np
 from numllama.backend import BFLOAT16, Array, xp_of
 from numllama.errors import shown
 
-LARGEST = float(np.finfo(np.float32).max)  # of a scalar: it has to fit float32 arrays
+LARGEST = float(np.finfo(np.float32).max)  # largest scalar: it must fit float32 arrays
 
 _ids_are_good = ContextVar("ids_are_good", default=False)
 
@@ -68,7 +68,7 @@ def _floats_of_any_shape(name: str, value: Any) -> Any:
 def _floats(name: str, value: Any) -> Any:
     _floats_of_any_shape(name, value)
     if not value.ndim or not value.shape[-1]:
-        raise ValueError(f"{name} has shape {tuple(value.shape)}, but at least one axis is needed, and numbers in the last")
+        raise ValueError(f"{name} has shape {tuple(value.shape)}, but it must have axes, and the last must not be empty")
     return value
 
 
@@ -109,7 +109,7 @@ def _number(name: str, value: Any) -> float:
         except OverflowError:
             value = math.inf
     if not -LARGEST <= value <= LARGEST:
-        raise ValueError(f"{name} is {value}, but must be finite, as a number in float32")
+        raise ValueError(f"{name} is {value}, but must be finite in float32")
     return value
 
 
@@ -130,7 +130,7 @@ def _probability(name: str, value: Any) -> Any:
 
 
 def _positive(name: str, value: Any) -> Any:
-    if _is_scalar_array(value):  # on a GPU it is not looked at
+    if _is_scalar_array(value):  # unread: it may be on a GPU
         return value
     if _number(name, value) <= 0:
         raise ValueError(f"{name} is {value}, but must be positive")
@@ -142,7 +142,7 @@ def _scalar(name: str, value: Any) -> Any:
 
 
 def _is_scalar_array(value: Any) -> bool:
-    """Of an array module, on whose device it may be; not NumPy's own scalars, which are numbers."""
+    """Whether this is an array without axes, perhaps on a GPU; NumPy's scalars are numbers instead."""
     return isinstance(value, xp_of(value).ndarray) and value.shape == () and value.dtype.kind in "fiu"
 
 
@@ -177,7 +177,7 @@ def _buffers(name: str, value: Any) -> tuple:
 
 
 def _pair_or_second(name: str, value: Any) -> tuple:
-    """A pair of arrays of which the first may be None."""
+    """A pair of arrays, the first of which may be None."""
     if not isinstance(value, tuple) or len(value) != 2 or value[0] is not None:
         return _float_pair(name, value)
     return None, _floats(f"{name}[1]", value[1])
@@ -209,7 +209,7 @@ def _rope_scaling(name: str, value: Any) -> Any:
     return value
 
 
-# What an argument of an op may be, by its name; a default of None may be given as well.
+# The check of each argument, by its name; an argument whose default is None may be None.
 RULES: dict[str, Callable[[str, Any], Any]] = {
     **dict.fromkeys(("x", "branch", "q", "k", "v", "gate", "up", "logits", "dout"), _floats),
     **dict.fromkeys(("weight", "bias", "a", "b", "cos", "sin"), _floats),
@@ -240,18 +240,18 @@ OWN_RULES = {
 
 
 def argument_checks(function: Callable) -> Callable[[tuple, Mapping[str, Any]], tuple[tuple, Mapping[str, Any]]]:
-    """What checks, and returns, the arguments of an op.
+    """A function that checks the arguments of an op and returns them.
 
     Parameters
     ----------
     function : callable
-        Its parameters' names say what they may be: see `RULES`; other names are not checked.
+        Its parameters are checked by name: see `RULES`; other names are not checked.
 
     Returns
     -------
     callable
-        Of ``(args, kwargs)``. Numbers come back as Python's, so that a NumPy scalar does not widen float32 arrays.
-        It raises TypeError for what is of the wrong kind, ValueError for what is out of range.
+        Called with ``(args, kwargs)``. Returns numbers as Python's, so that a NumPy scalar does not widen float32 arrays.
+        Raises TypeError for a value of the wrong kind, ValueError for one out of range.
     """
     parameters = inspect.signature(function).parameters
     rules = RULES | OWN_RULES.get(function.__name__, {})
@@ -281,14 +281,14 @@ class _Place:
 
 
 def _is_plain(place: _Place, value: Any) -> bool:
-    """The quick answer for most arguments: what is right without a rule. Every op pays for it at every call."""
+    """Whether a value is valid without applying its rule: a fast path for most arguments, since every call pays for checks."""
     if type(value) is np.ndarray:
-        return place.is_array and value.size > 1 and value.dtype.char in "fd"  # of that size: it has axes, and none is empty
+        return place.is_array and value.size > 1 and value.dtype.char in "fd"  # size > 1: it has axes, and none is empty
     return (value is None and place.may_be_none) or (place.rule is _cache and isinstance(value, tuple))
 
 
 def checked(function: Callable) -> Callable:
-    """A function whose arguments are checked by their names."""
+    """Wrap a function so that its arguments are checked by name."""
     check = argument_checks(function)
 
     @wraps(function)

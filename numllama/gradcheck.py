@@ -40,7 +40,7 @@ class GradientError(AssertionError):
 
 @dataclass(frozen=True)
 class GradcheckResult:
-    """One argument along one direction: the error against what rounding allows."""
+    """One argument along one direction: the error, and the bound that rounding allows."""
 
     argument: int
     numeric: float
@@ -71,17 +71,17 @@ def gradcheck(
     forward : callable
         ``out, cache = forward(*args)``; `out` is an array, a scalar or a tuple of them.
     backward : callable
-        ``gradients = backward(dout, cache)``, one for each differentiable argument, a bare array when there is one.
+        ``gradients = backward(dout, cache)``, one for each differentiable argument; an array if there is only one.
     args : sequence
         Arguments of `forward`. Arrays of floats must be float64.
     wrt : sequence of int, optional
-        Which arguments `backward` differentiates, in its order; default, every argument that is an array of floats.
+        Indices of the arguments that `backward` differentiates, in its order; default: every array of floats.
     directions : int
-        How many random directions for each argument.
+        Number of random directions per argument.
     tolerance : float
-        The check asks for ``|numeric - analytic| <= tolerance * (|gradient| + sum |out · dout|)``.
+        The check requires ``|numeric - analytic| <= tolerance * (|gradient| + sum |out · dout|)``.
     steps : sequence of float
-        The differences' steps h; the best one counts.
+        Steps h of the differences; the best one counts.
     seed : int
 
     Returns
@@ -96,7 +96,7 @@ def gradcheck(
     TypeError
         If an array of floats is not float64.
     """
-    rng = np.random.default_rng([seed, 1])  # not the stream that a caller draws its arguments from
+    rng = np.random.default_rng([seed, 1])  # not the stream of a caller's own arguments
     args = list(args)
     if wrt is None:
         wrt = [i for i, arg in enumerate(args) if hasattr(arg, "dtype") and arg.dtype.kind == "f"]
@@ -142,7 +142,7 @@ def gradcheck(
 
 
 def _check_form(args: list, before: list, wrt: Sequence[int], gradients: tuple) -> None:
-    """One gradient for each argument, of its shape and dtype, and every input as it was."""
+    """Require one gradient per argument, of its shape and dtype, and unmodified inputs."""
     if len(gradients) != len(wrt):
         raise GradientError(f"backward returns {len(gradients)} gradients for {len(wrt)} differentiable arguments")
     for i, gradient in zip(wrt, gradients, strict=True):

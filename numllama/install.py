@@ -1,4 +1,4 @@
-"""How to install an optional part. The package is not on PyPI, so the command names the place it came from."""
+"""Commands that install optional parts. The package is not on PyPI, so they name the place it came from."""
 
 import json
 import re
@@ -42,7 +42,7 @@ def _current() -> Path | None:
 
 def _installed_from() -> str | None:
     """The folder, archive or repository that pip installed from (PEP 610); None if unknown."""
-    from importlib import metadata  # takes as long to import as a command's help
+    from importlib import metadata  # slow to import: as long as a command's help takes
 
     try:
         origin = json.loads(metadata.distribution("numllama").read_text("direct_url.json") or "{}")

@@ -28,12 +28,12 @@ def adamw_update(
 
 
 def supports(w: Array, g: Array, m: Array, v: Array, copy: Array | None) -> bool:
-    """Whether the kernel can step these."""
+    """Whether the kernel can update these."""
     return w.dtype == real_dtype(w.dtype) and launch.is_plain(w, g, m, v) and (copy is None or launch.is_plain(copy))
 
 
 def step_numbers(t: int, lr: float, betas: tuple[float, float], weight_decay: float) -> tuple[float, float, float]:
-    """What is different in each step: what undoes the bias of √v, the rate that undoes m's, what decay keeps."""
+    """Numbers that change each step: bias correction of √v, learning rate with that of m, factor of weight decay."""
     return 1 / sqrt(1 - betas[1] ** t), lr / (1 - betas[0] ** t), 1 - lr * weight_decay
 
 
@@ -49,9 +49,9 @@ def adamw_update_by(
     betas: tuple[float, float],
     eps: float,
 ) -> None:
-    """One step of all parameters, the first `matrices` of which have a copy and decay, by numbers on the device.
+    """One step of all parameters, with numbers from the device; the first `matrices` have a copy and decay.
 
-    Those of :func:`step_numbers` and what keeps the rest, and what gradients are multiplied by (0: no step).
+    `numbers` are those of :func:`step_numbers` and the decay factor of the rest; `factor` scales gradients (0: no step).
     """
     _launch(w, g, m, v, copy, matrices, betas, eps, [*map(w.dtype.type, (0, 0, 0)), numbers, factor])
 

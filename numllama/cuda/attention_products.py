@@ -1,10 +1,10 @@
-"""Attention as products by cuBLAS and a softmax kernel between them, for what the flash kernels do not take:
+"""Attention as two cuBLAS products with a softmax kernel between them, for cases that the flash kernels do not take:
 
 heads above 128, float64, scales that are not positive, and GPUs before sm_80 (Volta, Turing).
 
     scores = q kᵀ          p = softmax(scale · scores) over each query's keys          out = p v
-The math is that of `ops/attention.py`. Scores exist, in float32, for as many queries at a time as SCORE_BYTES hold; that number
-follows from shapes alone. The R query heads of a key head are folded into the rows of a product: (B·K, R·n, D) with (B·K, S, D).
+The math is that of `ops/attention.py`. Scores, in float32, are computed for as many queries at a time as fit in SCORE_BYTES; that
+depends on shapes only. The R query heads of a key head are folded into the rows of a product: (B·K, R·n, D) with (B·K, S, D).
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ SCORE_BYTES = 256 * 2**20
 
 
 def forward(q: Array, k: Array, v: Array, first: Array, last: Array, scale: float) -> tuple[Array, Array]:
-    """The output (B, H, T, D), and the log-sum-exp (B, H, T) of each query's scores; first and last (1 or B, T), contiguous."""
+    """The output (B, H, T, D), and the log-sum-exp (B, H, T) of its scores; first and last (1 or B, T), contiguous."""
     B, H, T, D = q.shape
     K = k.shape[1]
     keys, values = _by_head(k, K), _by_head(v, K)                      # (B·K, S, D)
@@ -53,19 +53,19 @@ def backward(
 
 
 def _by_head(x: Array, K: int) -> Array:
-    """(B, heads, n, D) -> (B·K, heads/K·n, D), in memory too."""
+    """(B, heads, n, D) -> (B·K, heads/K·n, D), contiguous."""
     B, heads, n, D = x.shape
     return xp_of(x).ascontiguousarray(x.reshape(B * K, heads // K * n, D))
 
 
 def _scores(a: Array, b: Array) -> Array:
-    """a bᵀ, not rounded."""
+    """a bᵀ, not rounded to the dtype of a."""
     out = launch.empty(a, (*a.shape[:2], b.shape[1]), real_dtype(a.dtype))
     return gemm(a, b.swapaxes(1, 2), out)
 
 
 def _tiles(q: Array, k: Array) -> Iterator[slice]:
-    """Of queries."""
+    """Tiles of queries."""
     B, H, T, _ = q.shape
     n = max(1, min(T, SCORE_BYTES // (B * H * k.shape[2] * real_dtype(q.dtype).itemsize)))
     for t in range(0, T, n):

@@ -15,7 +15,7 @@ def euclidean_norm(flat: Array, map_fn: Callable = map) -> float:
 
 
 def clip_factor(flat: Array, losses: Array, max_norm: float) -> Array:
-    """On the device: the sum of some losses, the norm of all gradients, and what to multiply them by (0: they are not finite)."""
+    """On the device: the sum of the losses, the norm of all gradients, and the factor that clips them (0: not finite)."""
     return _launch(flat, losses, max_norm)
 
 

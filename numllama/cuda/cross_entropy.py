@@ -11,7 +11,7 @@ from numllama.cuda import launch
 from numllama.cuda.launch import int32, int64
 from numllama.ops.cross_entropy import CrossEntropyCache
 
-SUMS_OF_A_THREAD = 16  # of blocks, for each thread of the last one
+SUMS_OF_A_THREAD = 16  # sums of blocks per thread of the last block
 
 
 def cross_entropy_forward(
@@ -72,12 +72,12 @@ def cross_entropy_backward(dout: Array | float, cache: CrossEntropyCache, *, out
 
 
 def _supports(logits: Array) -> bool:
-    """Whether the kernels read these rows; the product that has made them may have left gaps between them."""
+    """Whether the kernels can read these rows; there may be gaps between them."""
     return logits.dtype in launch.FLOATS and launch.row_stride(logits) is not None
 
 
 def _stride(logits: Array) -> int:
-    """Elements from row to row, of logits that the kernels take."""
+    """Elements from row to row, of logits that the kernels support."""
     stride = launch.row_stride(logits)
     assert stride is not None
     return stride

@@ -1,8 +1,8 @@
 """cuBLAS, called without CuPy in between.
 
-CuPy's own functions refuse to be recorded in a CUDA graph. cuBLAS does not, if its workspace is there before; so there is a
-handle for each thread and stream, with a workspace of its own, and every product goes through it, recorded or not: the same
-algorithm, the same bits. The library is the one that CuPy has loaded: there may be others, PyTorch's for example.
+CuPy's own functions refuse to be recorded in a CUDA graph. cuBLAS itself can be, if its workspace is allocated before. So each
+thread and stream has a handle with its own workspace, and every product uses it, recorded or not: the same
+algorithm, the same bits. The library is the one that CuPy has loaded; others may be installed, such as PyTorch's.
 """
 
 import ctypes
@@ -18,9 +18,9 @@ from numllama.backend import BFLOAT16, Array
 from numllama.errors import DeviceError
 
 NAME = "cublas64_{}.dll" if sys.platform == "win32" else "libcublas.so.{}"  # by CUDA's major version
-MOST_HANDLES = 8              # of one thread
-WORKSPACE_BYTES = 32 * 2**20  # what NVIDIA recommends since Hopper; less would make some products slower
-FLOAT32_SUMS = 16             # CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION: partial sums of two-byte products, too
+MOST_HANDLES = 8              # per thread
+WORKSPACE_BYTES = 32 * 2**20  # NVIDIA's recommendation since Hopper; less makes some products slower
+FLOAT32_SUMS = 16             # CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION: float32 partial sums of two-byte products
 STATUS = {1: "it was not initialised", 3: "out of memory", 7: "an argument is invalid", 8: "this GPU cannot do it",
           13: "the product failed", 14: "an internal error", 15: "not supported"}  # fmt: skip
 
@@ -30,7 +30,7 @@ COMPUTE_32F, COMPUTE_64F, COMPUTE_TF32 = 68, 70, 77
 NORMAL, TRANSPOSED = 0, 1
 ANY_ALGORITHM = -1
 
-# Products of float32 in tensor cores, with 10 bits of mantissa: CuPy's own switch, so that one variable is enough for both.
+# float32 products on tensor cores, with 10 bits of mantissa. The variable is CuPy's own, so one setting serves both.
 TF32 = os.environ.get("CUPY_TF32", "0") != "0"
 
 _int, _long, _at = ctypes.c_int, ctypes.c_longlong, ctypes.c_void_p
@@ -59,20 +59,20 @@ def library() -> Any:
     from cupy_backends.cuda.libs import cublas  # noqa: F401 - loads it
 
     name = NAME.format(sys.modules["cupy"].cuda.runtime.runtimeGetVersion() // 1000)
-    loaded_only = getattr(os, "RTLD_NOLOAD", 0) | getattr(os, "RTLD_NOW", 0)  # not another one of that name that may lie about
+    loaded_only = getattr(os, "RTLD_NOLOAD", 0) | getattr(os, "RTLD_NOW", 0)  # not another installed library of that name
     try:
         found = ctypes.CDLL(name, mode=loaded_only or ctypes.DEFAULT_MODE)
     except OSError as error:
         raise DeviceError(f"CuPy's cuBLAS, {name}, is not loaded: see `numllama doctor`") from error
     for function, arguments in PROTOTYPES.items():
-        getattr(found, function).argtypes = arguments  # which are then converted
+        getattr(found, function).argtypes = arguments  # ctypes then converts arguments
     return found
 
 
 class Handle:
-    """A handle for the current GPU and stream, with 32 MiB in which products leave what they will add up.
+    """A handle for the current GPU and stream, with a workspace of 32 MiB for partial sums of products.
 
-    Whoever records products in a graph keeps it, for the graph has the workspace's address.
+    Code that records products in a graph keeps the handle, because the graph uses the workspace's address.
     """
 
     def __init__(self) -> None:
@@ -80,7 +80,7 @@ class Handle:
         call("cublasCreate_v2", ctypes.byref(made))
         self.value, self.workspace = made.value, cuda.alloc(WORKSPACE_BYTES)
         call("cublasSetStream_v2", made, cuda.get_current_stream().ptr)
-        call("cublasSetWorkspace_v2", made, self.workspace.ptr, WORKSPACE_BYTES)  # setting a stream takes the workspace away
+        call("cublasSetWorkspace_v2", made, self.workspace.ptr, WORKSPACE_BYTES)  # setting a stream resets the workspace
         call("cublasSetMathMode", made, FLOAT32_SUMS)
 
     def __del__(self) -> None:
@@ -88,16 +88,16 @@ class Handle:
             library().cublasDestroy_v2(self.value)
 
 
-_handles = threading.local()  # cuBLAS wants no handle to be used by two threads at once
+_handles = threading.local()  # two threads must not use a handle at the same time
 
 
 def handle() -> Handle:
-    """This thread's, for the current GPU and stream."""
+    """This thread's handle for the current GPU and stream."""
     cuda = sys.modules["cupy"].cuda
     key = cuda.runtime.getDevice(), cuda.get_current_stream().ptr
     known: dict[Any, Handle] = _handles.__dict__
     if key not in known:
-        while len(known) >= MOST_HANDLES:  # of streams that are gone, mostly
+        while len(known) >= MOST_HANDLES:  # mostly of deleted streams
             known.pop(next(iter(known)))
         known[key] = Handle()
     return known[key]

@@ -2,8 +2,8 @@
 
 A token of a small model takes about a hundred launches, and the host needs longer to launch them than the GPU to run them. A
 graph is a single launch. The values that change from token to token are in device memory, where the sampling kernel updates them:
-the tokens, their positions, and their slots in the KV cache. So the host only reads the tokens drawn. It uploads new values if
-they change in another way: at the start, after a window has moved, or for tokens that the GPU has not drawn.
+the tokens, their positions, and their slots in the KV cache. So the host only reads the sampled tokens. It uploads new values if
+they change in another way: at the start, after a window has moved, or for tokens that the GPU did not sample.
 
 The first token runs launch by launch, which fills the memory pool; the second is recorded. If the cache grows, its addresses
 change, and a new graph is recorded. A step that cannot be recorded runs launch by launch: the same kernels, the same bits.
@@ -24,10 +24,10 @@ from numllama.cuda.launch import int32
 from numllama.cuda.sample import Sampler
 from numllama.cuda.stream import StagingBuffers, stream
 
-MAX_HEAD = 256        # largest head size: a lane's part of query and sum stays in registers
-QUERY_BYTES = 128     # at most, of the block's queries in a lane
-MOST_PARTS = 32       # into which the keys of a sequence are cut
-LEAST_KEYS = 64       # in each part, when the cache is full
+MAX_HEAD = 256        # largest head size: a lane keeps its part of query and sum in registers
+QUERY_BYTES = 128     # at most, of the block's queries per lane
+MOST_PARTS = 32       # parts of the keys of a sequence, at most
+LEAST_KEYS = 64       # per part, when the cache is full
 INT32 = np.dtype(np.int32)
 ROPE = {"half": 1, "interleaved": 2}
 QK_NORM = {None: 0, "rms": 1, "l2": 2}
@@ -70,7 +70,7 @@ class Decoder:
             rows = dict.fromkeys(("tokens", "slots", "firsts", "positions"), ((B,), INT32))
             self.staged = StagingBuffers(like, **rows, table_start=((), INT32))
             self.logits = launch.empty(like, (B, c.vocab_size), model.compute_dtype)
-        self.blocks = model._blocks()                                  # an adapter's updates among them
+        self.blocks = model._blocks()                                  # with an adapter's updates
         self.scale = model.adapter.config.scale if model.adapter else 1.0
         self.table = range(0)
         self.cos: Array = None
@@ -101,7 +101,7 @@ class Decoder:
         self._is_warm = True
         if self.sampler is not None:
             self.sampler.drawn_from = self.logits
-            for name in ("slots", "positions"):                        # as the kernel has counted
+            for name in ("slots", "positions"):                        # as the kernel has done
                 self.staged.host[name] += 1
         cache.advance(tokens[:, None])
         return self.logits
@@ -109,7 +109,7 @@ class Decoder:
     # -------------------------------------------------------------------------------------------- between steps
 
     def _prepare(self, tokens: np.ndarray) -> None:
-        """Upload tokens and positions, unless the device has drawn these tokens and counted one slot further."""
+        """Upload tokens and positions, unless the device sampled these tokens and has advanced its counters."""
         cache, host = self.cache, self.staged.host
         if self._keys is not cache.keys:                               # the cache has grown
             self._replay, self._keys, self.table = None, cache.keys, range(0)
@@ -129,7 +129,7 @@ class Decoder:
             self.staged.upload()
 
     def _turns(self, least: int, most: int) -> bool:
-        """Make sure that RoPE's table has these positions; returns whether it had."""
+        """Make sure that RoPE's table has these positions; returns whether it already did."""
         table = self.table
         if table.start <= least and most < table.stop:
             return True
@@ -138,7 +138,7 @@ class Decoder:
         if len(table) < rows:
             shape = (rows, c.head_dim // 2)
             self.cos, self.sin = (launch.empty(self.logits, shape, self.real) for _ in range(2))
-            self._replay = None                                        # it holds the old addresses
+            self._replay = None                                        # the graph has the old addresses
         self.table = range(least, least + len(self.cos))
         positions = xp.arange(self.table.start, self.table.stop)
         cos, sin = ops.rope_table(positions, c.head_dim, c.rope_theta, c.rope_scaling, self.real)
@@ -157,7 +157,7 @@ class Decoder:
     # -------------------------------------------------------------------------------------------- the step
 
     def _launch_all(self) -> None:
-        """The model from tokens to logits, line by line as in `model.block`; the host waits for no launch."""
+        """The model from tokens to logits, as in `model.block`; the host waits for no launch."""
         c, w, staged = self.model.config, self.model.weights, self.staged.device
         x, _ = ops.embedding_forward(staged["tokens"], w["embed"])           # (B, C)
         if c.positions == "learned":
@@ -191,7 +191,7 @@ class Decoder:
         return out
 
     def _linears(self, x: Array, w: dict, *names: str) -> tuple[Array, ...]:
-        """Several maps of one input: one product, unless an adapter updates one of them."""
+        """Several maps of one input as one product, unless an adapter updates one of them."""
         if any(f"{name}_lora_a" in w for name in names):
             return tuple(self._linear(x, w, name) for name in names)
         biases = tuple(w[f"{name}_bias"] for name in names) if f"{names[0]}_bias" in w else None
@@ -235,7 +235,7 @@ class Decoder:
         c, dtype = self.model.config, self.model.compute_dtype
         D, R = c.head_dim, c.n_heads // c.n_kv_heads
         n = 16 // dtype.itemsize
-        width = 1 if D % n else n                                      # rows of the cache then begin at multiples of 16 bytes
+        width = 1 if D % n else n                                      # so rows of the cache begin at multiples of 16 bytes
         lanes = min(32, 1 << (launch.blocks(D, width) - 1).bit_length())
         numbers = width * launch.blocks(D, width * lanes)
         rows = min(R, max(1, QUERY_BYTES // (numbers * self.real.itemsize)))

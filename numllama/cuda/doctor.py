@@ -1,4 +1,4 @@
-"""What a GPU needs, what is installed, and the command that fixes what is missing.
+"""Check what a GPU needs, what is installed, and how to fix what is missing.
 
 Parts are checked independently, so that a missing one hides no other. Nothing is changed.
 """
@@ -53,7 +53,7 @@ def driver_version() -> str | None:
 
 
 def cupy_command(driver: str | None) -> str:
-    """What installs CuPy and CUDA's libraries for a driver."""
+    """The command that installs CuPy and CUDA's libraries for a driver."""
     return install_command("cuda12" if driver and int(driver.split(".")[0]) < 13 else "cuda13")
 
 
@@ -66,7 +66,7 @@ def _processor() -> Iterator[Finding]:
 
 
 def _blas(pool: dict) -> str:
-    """A library, the kernels that it has chosen for this processor, and its threads."""
+    """A library, its kernels for this processor, and its threads."""
     kernels = f", kernels for {pool['architecture']}" if pool.get("architecture") else ""
     return f"{pool['internal_api']} {pool['version']}{kernels}, {pool['num_threads']} thread(s)"
 
@@ -102,7 +102,7 @@ def _look(part: str, probe: Callable[[], str], fix: str) -> Finding:
     """The result of a probe; its exception is the reason why the part is missing."""
     try:
         return Finding(part, probe(), fix)
-    except Exception as error:  # a library that is half installed raises anything
+    except Exception as error:  # a partly installed library may raise anything
         reason = " ".join(str(error).split())[:120]
         return Finding(part, None, f"{fix}  ({type(error).__name__}: {reason})")
 
@@ -127,7 +127,7 @@ def _gpus() -> str:
 
 
 def _how(capability: int) -> str:
-    """What runs how on such a GPU."""
+    """How training and generation run on such a GPU."""
     if capability >= 80:
         return "in bfloat16 unless --compute-dtype says otherwise, with flash attention, steps and tokens as CUDA graphs"
     older = "attention by products and a softmax: it is from before 2020 (sm_80)"
@@ -135,7 +135,7 @@ def _how(capability: int) -> str:
 
 
 def _try_kernel() -> str:
-    """A kernel of ours, a product, and one of CuPy's own in bfloat16, which takes CUDA's headers; compared with NumPy."""
+    """Compare with NumPy: a kernel of ours, a product, and one of CuPy's own in bfloat16, which needs CUDA's headers."""
     from numllama.ops import linear_forward, rmsnorm_forward
 
     cupy = import_module("cupy")

@@ -28,12 +28,12 @@ def _masked(x: Array, p: float, key: Sequence[int]) -> Array:
 
 
 def supports_mask(p: float) -> bool:
-    """Whether there is a mask of this probability."""
+    """Whether the kernel supports this probability."""
     return 0 <= p < 1
 
 
 def mask_values(x: Array, p: float, key: Sequence[int]) -> list:
-    """What a kernel makes a mask of: the key in memory or as two numbers, the threshold, and what is kept is multiplied by."""
+    """A kernel's arguments for a mask: the key in memory or as two numbers, the threshold, and the scale."""
     on_device = launch.backend.owns(key)
     low, high = (0, 0) if on_device else fold_key(key)
     scale = real_dtype(x.dtype).type(1 / (1 - p))

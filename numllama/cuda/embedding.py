@@ -10,7 +10,7 @@ from numllama.cuda import launch
 from numllama.cuda.launch import int32
 from numllama.ops.embedding import EmbeddingCache
 
-TOGETHER = 2**16  # tokens that backward sorts at once, with as many comparisons as their square
+TOGETHER = 2**16  # tokens that backward sorts together; n tokens take n² comparisons
 
 
 def embedding_forward(tokens: Array, weight: Array) -> tuple[Array, EmbeddingCache]:
@@ -49,7 +49,7 @@ def embedding_backward(dout: Array, cache: EmbeddingCache, into: Array | None = 
 
 
 def _add_rows(dweight: Array, dout: Array, tokens: Array) -> None:
-    """dweight[tokens[n]] += dout[n], those of one token in the order that they come in."""
+    """dweight[tokens[n]] += dout[n], in order of n for each token."""
     (V, C), N = dweight.shape, len(tokens)
     order, ordered = launch.empty(dout, (N,), np.int32), launch.empty(dout, (N,), np.int32)
     width = launch.width(dout.dtype, C, arrays=(dout, dweight))

@@ -1,8 +1,8 @@
-"""Launchers of flash attention's kernels. Heads are read where they lie, and written as (B, T, H, D) seen as (B, H, T, D).
+"""Launchers of flash attention's kernels. Heads are read through their strides, and written as (B, T, H, D) memory.
 
-The kernels take bfloat16, float16 and float32, heads of up to 128, and GPUs since sm_80. Heads whose rows are no multiple of 16
-bytes are padded with zeros first. Everything else goes through :mod:`numllama.cuda.attention_products`. Nothing here waits for
-the GPU: all of it can be recorded in a CUDA graph.
+The kernels take bfloat16, float16 and float32, heads of up to 128, and GPUs since sm_80. Heads whose rows are not a multiple of
+16 bytes are padded with zeros first. Everything else goes through :mod:`numllama.cuda.attention_products`. Nothing here waits for
+the GPU, so all of it can be recorded in a CUDA graph.
 """
 
 import math
@@ -19,20 +19,20 @@ from numllama.ops.intervals import check_heads, key_intervals
 
 INTERVAL_DTYPES = {np.dtype(np.int32), np.dtype(np.int64)}
 LARGEST_HEAD = 128
-FIRST_CAPABILITY = 80  # asynchronous copies, products of bfloat16
-BLOCKS = {64: 256, 128: 128}  # of backward, if there are enough tiles: two, or one, per multiprocessor of a large GPU
-MOST_SPLITS = 16  # blocks that share a head: their sums take 4 H T D bytes each, and memory grows with T, not with its square
+FIRST_CAPABILITY = 80  # needed for asynchronous copies and bfloat16 products
+BLOCKS = {64: 256, 128: 128}  # of backward, given enough tiles: two, or one, per multiprocessor of a large GPU
+MOST_SPLITS = 16  # blocks that share a head: each needs 4 H T D bytes for sums, so memory grows with T, not with T²
 
 
 class Tiling(NamedTuple):
-    """How a kernel cuts its work: the .cuh file has the same numbers, and the reasons.
+    """How a kernel divides its work: the .cuh file has the same numbers, with reasons.
 
     Attributes
     ----------
     warps, warp_rows : int
-        Of a block, and rows of queries (backward: of keys) that each warp owns.
+        Warps per block, and rows of queries (backward: of keys) per warp.
     step : int
-        Rows of the other side that are loaded at a time, twice.
+        Rows of the other side per load; two loads are in shared memory.
     """
 
     warps: int
@@ -44,7 +44,7 @@ class Tiling(NamedTuple):
         return self.warps * self.warp_rows
 
 
-# (bytes of an element, elements from row to row of a tile, KiB of shared memory that a block may have) -> forward, backward
+# (bytes per element, elements from row to row of a tile, KiB of shared memory per block) -> forward, backward
 TILINGS = {
     (2, 64, 163): (Tiling(4, 32, 48), Tiling(4, 32, 32)),
     (2, 64, 99): (Tiling(4, 32, 48), Tiling(4, 32, 32)),
@@ -70,7 +70,7 @@ def flash_attention_forward(
         first, last = key_intervals(first, last, q, S)                 # (1 or B, T)
         out, lse = attention_products.forward(q, k, v, *_one_shape(first, last), scale)
         return out, FlashAttentionCache(q, k, v, out, lse, first, last, scale)
-    if causal:  # written by the kernel itself, which saves the launches that would make them
+    if causal:  # the kernel writes them, which saves launches
         first, last = launch.empty(q, (1, T), int), launch.empty(q, (1, T), int)
     else:
         first, last = key_intervals(first, last, q, S)
@@ -123,9 +123,9 @@ def flash_attention_backward(dout: Array, cache: FlashAttentionCache) -> tuple[A
 
 
 def _gradients(q: Array, k: Array) -> list[Array]:
-    """Room for dq (B, T, H, D), dk and dv (B, S, K, D): side by side in the same rows where T is S.
+    """Empty dq (B, T, H, D), dk and dv (B, S, K, D): parts of the same rows if T is S.
 
-    So they are one matrix to the products with wq, wk and wv, which follow.
+    Then they are one matrix in the products with wq, wk and wv that follow.
     """
     (B, H, T, D), (K, S) = q.shape, k.shape[1:3]
     if T != S:
@@ -135,12 +135,12 @@ def _gradients(q: Array, k: Array) -> list[Array]:
 
 
 def _rows(*arrays: Array) -> list:
-    """What a kernel is told of (B, T, heads, D) that it writes: where it begins, and how many elements apart times are."""
+    """A kernel's arguments for results (B, T, heads, D): their addresses, and the stride of T in elements."""
     return [*map(launch.strided, arrays), int32(arrays[0].strides[1] // arrays[0].itemsize)]
 
 
 class _Work(NamedTuple):
-    """What all kernels of a call are compiled for, and how they cut their work."""
+    """Settings that all kernels of a call are compiled for, and their tilings."""
 
     D: int
     pitch: int
@@ -161,15 +161,15 @@ def _work(q: Array, intervals: tuple[Array, Array]) -> _Work:
 
 
 def _splits(heads: int, tiles: int, pitch: int) -> int:
-    """How many blocks share the tiles of keys of a sequence's key head; each has its own float32 sums of dq, added up in the end.
+    """Number of blocks that share the key tiles of a key head; each has its own float32 sums of dq, added at the end.
 
-    It follows from shapes alone, as the bits do, and not from the GPU.
+    It depends on shapes only, not on the GPU, and so do the bits.
     """
     return min(tiles, MOST_SPLITS, launch.blocks(BLOCKS[pitch], heads))
 
 
 def _fits(q: Array, scale: float) -> bool:
-    """Whether the kernels run here and take this. They look for the largest score before they scale it."""
+    """Whether the kernels run here and take this. The scale must be positive: they take maxima of unscaled scores."""
     return (
         q.dtype in (np.float32, np.float16, BFLOAT16)
         and q.shape[-1] <= LARGEST_HEAD
@@ -179,7 +179,7 @@ def _fits(q: Array, scale: float) -> bool:
 
 
 def _padded(x: Array) -> Array:
-    """Heads with zeros behind them, up to a multiple of 16 bytes; themselves where they are that long."""
+    """Heads padded with zeros to a multiple of 16 bytes; unchanged if they need none."""
     D, multiple = x.shape[-1], 16 // x.dtype.itemsize
     if D % multiple == 0:
         return x
@@ -189,7 +189,7 @@ def _padded(x: Array) -> Array:
 
 
 def _one_shape(first: Array, last: Array) -> tuple[Array, Array]:
-    """Both intervals' ends contiguous, of one shape and one dtype, int32 or int64; themselves if they are that already."""
+    """The intervals' ends, contiguous, in one shape and one dtype, int32 or int64; unchanged if they already are."""
     shape, dtype = (max(len(first), len(last)), first.shape[-1]), np.promote_types(first.dtype, last.dtype)
     dtype = dtype if dtype in INTERVAL_DTYPES else np.dtype(np.int64)
     xp = xp_of(first)
@@ -202,10 +202,10 @@ def _batch_stride(intervals: tuple[Array, Array]) -> np.int32:
 
 
 def _view(*arrays: Array) -> list:
-    """What a kernel is told about (B, heads, T, D): where it begins, and how many elements apart neighbours are on three axes.
+    """A kernel's arguments for arrays (B, heads, T, D): their addresses, and the strides of three axes in elements.
 
-    Arrays whose rows of D do not lie together, or do not begin at multiples of 16 bytes, are copied. Two arrays that share their
-    strides need them only once; if they do not, they are copied as well.
+    Arrays are copied if their rows of D are not contiguous, or do not begin at multiples of 16 bytes. Two arrays pass their
+    strides once; if these differ, both are copied as well.
     """
     if not all(map(_is_readable, arrays)) or len({_steps(x) for x in arrays}) > 1:
         arrays = tuple(x.copy() for x in arrays)
@@ -218,5 +218,5 @@ def _is_readable(x: Array) -> bool:
 
 
 def _steps(x: Array) -> tuple[int, ...]:
-    """The strides that are ever taken: an axis of length 1 may have any."""
+    """The strides that matter: those of axes longer than 1."""
     return tuple(stride for stride, n in zip(x.strides, x.shape, strict=True) if n > 1)

@@ -3,10 +3,10 @@
     a, b            float32 (TF32 on request), float64, bfloat16, float16; views of transposed matrices become flags
     out             the same type, or float32 for products of two-byte numbers
     accumulation    float32 (float64 for float64)
-With beta = 1 a weight's gradient is added to its float32 buffer inside the product: no pass of its own, and nothing rounded.
+With beta = 1 a weight's gradient is added to its float32 buffer inside the product, without a separate pass or rounding.
 
-cuBLAS counts columns first. Read that way, a row-major matrix is its transpose, and outᵀ = bᵀ aᵀ: so b comes first, and nothing
-is ever turned around in memory.
+cuBLAS is column-major. To it a row-major matrix is its transpose, and outᵀ = bᵀ aᵀ, so b is passed first, and nothing
+is transposed in memory.
 """
 
 from numllama.backend import Array, real_dtype
@@ -15,7 +15,7 @@ from numllama.cuda.cublas import KINDS, NORMAL, TRANSPOSED, Operand
 
 
 def gemm(a: Array, b: Array, out: Array | None = None, beta: float = 0.0, alpha: float = 1.0) -> Array:
-    """The product of two matrices, or of two equally long batches of them.
+    """The product of two matrices, or of two batches of equal length.
 
     Parameters
     ----------
@@ -23,11 +23,11 @@ def gemm(a: Array, b: Array, out: Array | None = None, beta: float = 0.0, alpha:
     b : array, shape (K, N) or (batch, K, N)
         Any view whose rows or columns are contiguous.
     out : array, shape (M, N) or (batch, M, N), optional
-        Where to write; rows contiguous. Of a's dtype, or float32. Default a new one of a's dtype.
+        The result, with contiguous rows, in a's dtype or float32. Default: a new array of a's dtype.
     beta : float
-        What `out` is multiplied by before the product is added to it; 0 forgets it, whatever it holds.
+        Factor of `out` before the product is added; 0 overwrites it, even NaN.
     alpha : float
-        What the product is multiplied by.
+        Factor of the product.
 
     Returns
     -------
@@ -61,7 +61,7 @@ def gemm(a: Array, b: Array, out: Array | None = None, beta: float = 0.0, alpha:
 
 
 def _operand(name: str, x: Array) -> Operand:
-    """A row-major matrix is, column by column, its transpose: no flag; a transposed view of one needs it."""
+    """A matrix as column-major cuBLAS reads it: row-major needs no flag, a transposed view needs one."""
     size = x.dtype.itemsize
     *batch, rows, columns = x.shape
     by_row, by_column = (stride // size for stride in x.strides[-2:])
@@ -74,6 +74,6 @@ def _operand(name: str, x: Array) -> Operand:
 
 
 def supports(*matrices: Array) -> bool:
-    """Whether these are contiguous and of one type that cuBLAS multiplies."""
+    """Whether these are contiguous and share a type that cuBLAS multiplies."""
     dtype = matrices[0].dtype
     return dtype in KINDS and all(m.dtype == dtype and m.size and m.flags.c_contiguous for m in matrices)

@@ -1,14 +1,14 @@
-"""A whole training step on a GPU, for which the host only provides the batch: recorded once as a CUDA graph, then replayed.
+"""A whole training step on a GPU, recorded once as a CUDA graph, then replayed; the host only provides the batch.
 
-A step of a small model is a few hundred launches, and the host takes longer to make them than the GPU to run them. A graph is one
-launch. It records addresses and numbers, so everything that changes from step to step lies in device memory and is written there
+A step of a small model is a few hundred launches, and the host takes longer to launch them than the GPU to run them. A graph is a
+single launch. It records addresses and numbers, so values that change from step to step are in device memory, written
 before the step:
 
     tokens, targets and the number of targets that count, keys of dropout masks, AdamW's numbers (rate, bias corrections, decay)
-and the kernels themselves decide what the host would decide between them: clipping, and whether parameters change at all.
+and kernels make the decisions that the host would otherwise make: clipping, and whether parameters change at all.
 
-The step has its own memory pool, which the first step, not recorded, fills with room for all later ones; nothing else may use
-memory whose addresses a graph holds. A step that cannot be recorded runs launch by launch: the same kernels, the same losses.
+The step has its own memory pool, because nothing else may use memory whose addresses a graph holds. The first step, not recorded,
+fills it for all later ones. A step that cannot be recorded runs launch by launch: the same kernels, the same losses.
 """
 
 import warnings
@@ -27,7 +27,7 @@ from numllama.ops.dropout import fold_key
 
 
 def training_step(model: Any, optimizer: Any, **settings: Any) -> "TrainingStep | None":
-    """The whole step of a model on a GPU; None where it runs as separate ops."""
+    """The whole step of a model on a GPU; None if it must run as separate ops."""
     on_gpu = launch.runs_here((model.params.flat,))
     return TrainingStep(model, optimizer, **settings) if on_gpu and TrainingStep.supports(model, optimizer) else None
 
@@ -81,11 +81,11 @@ class TrainingStep:
     def supports(model: Any, optimizer: Any) -> bool:
         """Whether a whole step of this model and optimizer can run like this."""
         state, flat = getattr(optimizer, "state", {}), model.params.flat
-        is_adamw = set(state) == {"m", "v"} and model.compute_dtype != np.float16  # whose scale the host adjusts
+        is_adamw = set(state) == {"m", "v"} and model.compute_dtype != np.float16  # float16: the host adjusts its loss scale
         return is_adamw and model.adapter is None and supports(flat, flat, state["m"].flat, state["v"].flat, None)
 
     def supports_batch(self, batch: Any) -> bool:
-        """Whether a batch has the shape that all have here; packed documents have intervals that are made on the host."""
+        """Whether a batch has the step's shape and no packed documents, whose intervals are made on the host."""
         return batch.segments is None and batch.tokens.shape == self.shape
 
     def __call__(self, batch: Any, step: int, lr: float) -> tuple[float, float]:
@@ -108,7 +108,7 @@ class TrainingStep:
         return float(loss), float(norm)
 
     def _allocate(self) -> StagingBuffers:
-        """Gradients and staging buffers, when the first batch comes."""
+        """Allocate gradients and staging buffers, on the first batch."""
         model, real = self.model, real_dtype(self.model.compute_dtype)
         self.grads = model.params.zeros_like()
         self._table = model._rope_table(self.shape[1]) if model.config.positions == "rope" else None  # a graph has its address
@@ -141,7 +141,7 @@ class TrainingStep:
         self._run = run
 
     def _launch_all(self) -> None:
-        """The step: only launches, none of which the host waits for."""
+        """The step: only launches; the host waits for none of them."""
         assert self.staged is not None, "the first batch makes it"
         model, staged, grads = self.model, self.staged.device, self.grads
         B = len(staged["tokens"])

@@ -43,7 +43,7 @@ def layernorm_backward(dout: Array, cache: LayerNormCache) -> tuple[Array, Array
 
 
 def _supports(vectors: tuple[Array, ...], *rows: Array) -> bool:
-    """Whether the kernels take rows of this type and length, with gains and biases of their statistics' type."""
+    """Whether the kernels take rows of this type and length; gains and biases must have the statistics' type."""
     x = rows[0]
     real = real_dtype(x.dtype)
     return (

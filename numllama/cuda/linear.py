@@ -1,11 +1,11 @@
-"""Launchers of the linear map: cuBLAS."""
+"""Launchers of the linear map, by cuBLAS."""
 
 from numllama.backend import Array, real_dtype
 from numllama.cuda import launch
 from numllama.cuda.gemm import KINDS, gemm, supports
 from numllama.ops.linear import LinearCache
 
-ALIGNED = 16  # bytes, at multiples of which each row of a result begins: the fast products and 16-byte accesses ask for it
+ALIGNED = 16  # bytes to which rows of a result are aligned, as fast products and 16-byte accesses require
 
 
 def linear_forward(x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, LinearCache]:
@@ -15,7 +15,7 @@ def linear_forward(x: Array, weight: Array, bias: Array | None = None) -> tuple[
     if bias is not None and bias.shape != (O,):
         return NotImplemented
     per_row = launch.blocks(O * x.dtype.itemsize, ALIGNED) * ALIGNED // x.dtype.itemsize
-    out = launch.empty(x, (x.size // I, per_row), x.dtype)[:, :O]      # (N, O), with a gap behind each row if need be
+    out = launch.empty(x, (x.size // I, per_row), x.dtype)[:, :O]      # (N, O), with a gap after each row if needed
     if bias is not None:
         out[...] = bias
     gemm(x.reshape(-1, I), weight.T, out, beta=0.0 if bias is None else 1.0)
@@ -60,5 +60,5 @@ def linear_backward_input(dout: Array, cache: LinearCache, dx: Array | None = No
 
 
 def _has_rows(dout: Array, x: Array) -> bool:
-    """Whether a gradient of x's type is a matrix to cuBLAS: there may be a gap between its rows."""
+    """Whether a gradient has x's type and rows that cuBLAS can read; there may be gaps between them."""
     return dout.dtype == x.dtype and dout.dtype in KINDS and launch.row_stride(dout) is not None

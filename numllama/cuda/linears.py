@@ -1,4 +1,4 @@
-"""Launchers of several linear maps of one input: one product, if their weights are adjacent in memory."""
+"""Launchers of several linear maps of one input, as one product if their weights are adjacent in memory."""
 
 from numllama.backend import Array
 from numllama.cuda import launch
@@ -42,14 +42,14 @@ def linears_backward_input(douts: tuple[Array, ...], cache: tuple[LinearCache, .
 
 
 def _joined(arrays: tuple, axis: int) -> Array | None:
-    """Arrays of the device as one, if there are several and they are adjacent in memory."""
+    """Several arrays on the device as one view, if they are adjacent in memory; else None."""
     if len(arrays) < 2 or not all(map(launch.backend.owns, arrays)) or len({array.ndim for array in arrays}) > 1:
         return None
     return launch.adjacent(arrays, axis)
 
 
 def _joined_maps(douts: tuple[Array, ...], cache: tuple[LinearCache, ...]) -> tuple[Array, LinearCache] | None:
-    """The gradients and the caches of several maps as those of one; None unless all is side by side."""
+    """The gradients and caches of several maps as those of one; None unless all arrays are adjacent."""
     xs, weights, biases = zip(*cache, strict=True)
     if len(douts) != len(cache) or any(x is not xs[0] for x in xs):
         return None

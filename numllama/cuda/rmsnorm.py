@@ -7,8 +7,8 @@ from numllama.backend import Array, real_dtype, xp_of
 from numllama.cuda import launch
 from numllama.ops.rmsnorm import RMSNormCache
 
-BLOCKS, THREADS = 512, 256  # that add up dweight for themselves: enough to fill a GPU, few enough to add at the end
-GROUP = 16  # blocks whose sums one of them adds up, as kernels/last_block.cuh says; BLOCKS / GROUP fits launch.COUNTERS
+BLOCKS, THREADS = 512, 256  # of backward; each sums dweight on its own: enough to fill a GPU, few enough to add at the end
+GROUP = 16  # blocks whose sums one block adds up (kernels/last_block.cuh); BLOCKS / GROUP must fit launch.COUNTERS
 MAX_SHARED_BYTES = 96 * 1024  # for one row; every GPU since 2020 has them
 
 
@@ -26,7 +26,7 @@ def rmsnorm_forward(x: Array, weight: Array, eps: float) -> tuple[Array, RMSNorm
 
 def rmsnorm_backward(dout: Array, cache: RMSNormCache) -> tuple[Array, Array]:
     x, weight, rstd = cache
-    if dout.shape == x.shape and _heads_or_rows(x)[0] and _heads_or_rows(dout, x)[1] is None:  # dout lies otherwise
+    if dout.shape == x.shape and _heads_or_rows(x)[0] and _heads_or_rows(dout, x)[1] is None:  # dout has another layout
         dout = xp_of(dout).ascontiguousarray(dout.swapaxes(1, 2)).swapaxes(1, 2)
     is_heads, strides = _heads_or_rows(dout, x)
     if dout.shape != x.shape or strides is None or not _supports(weight, x, dout):
@@ -41,9 +41,9 @@ def rmsnorm_backward(dout: Array, cache: RMSNormCache) -> tuple[Array, Array]:
 
 
 def _heads_or_rows(*arrays: Array) -> tuple[bool, list | None]:
-    """Whether these are heads (B, H, T, D) that lie as (B, T, H, D), as projections and attention leave them, and not plain rows.
+    """Whether these are heads (B, H, T, D) in (B, T, H, D) memory, as projections and attention leave them, not plain rows.
 
-    And what a kernel is told of where rows begin: how many heads lie together, and each array's stride; None if neither holds.
+    Also returns a kernel's arguments for row starts: the number of adjacent heads and each array's stride; None if neither holds.
     """
     if all(a.ndim > 1 and a.flags.c_contiguous for a in arrays):
         return False, [launch.int32(1), *(launch.int64(a.shape[-1]) for a in arrays)]
@@ -54,12 +54,12 @@ def _heads_or_rows(*arrays: Array) -> tuple[bool, list | None]:
 
 
 def supports_rows(weight: Array, *rows: Array) -> bool:
-    """Whether the kernels take rows of this type and length that lie one after the other."""
+    """Whether the kernels take contiguous rows of this type and length."""
     return launch.is_plain(*rows) and rows[0].ndim > 1 and _supports(weight, *rows)
 
 
 def _supports(weight: Array, *rows: Array) -> bool:
-    """Whether the kernels take this type and length; gains of activations in two bytes are kept in float32."""
+    """Whether the kernels take this type and length; activations in two bytes need gains in float32."""
     x = rows[0]
     return (
         x.dtype in launch.FLOATS
@@ -72,12 +72,12 @@ def _supports(weight: Array, *rows: Array) -> bool:
 
 
 def _backward_bytes(x: Array, weight: Array) -> int:
-    """What backward keeps of one row in shared memory: x and dout, and its sums for dweight."""
+    """Bytes of shared memory per row in backward: x and dout, and sums for dweight."""
     return x.shape[-1] * (2 * x.dtype.itemsize + weight.dtype.itemsize)
 
 
 def supports_gradient(weight: Array, into: Array | None) -> bool:
-    """Whether the kernels add the weight's gradient to this."""
+    """Whether the kernels can add the weight's gradient to `into`."""
     return into is None or (launch.backend.owns(into) and into.shape == weight.shape and launch.is_plain(weight, into))
 
 
@@ -120,5 +120,5 @@ def backward(
 
 
 def _strided(arrays: tuple) -> list:
-    """Arrays whose strides the kernel knows."""
+    """Mark arrays as strided: the kernel knows their strides."""
     return [None if array is None else launch.strided(array) for array in arrays]

@@ -1,4 +1,4 @@
-"""Launchers of RoPE's kernel. Heads are read where they lie, and written there, or as (B, T, H, D) seen as (B, H, T, D)."""
+"""Launchers of RoPE's kernel. Heads are read through their strides, and written in place or as (B, T, H, D) memory."""
 
 from numllama.backend import Array, real_dtype
 from numllama.cuda import launch
@@ -35,7 +35,7 @@ def ropes_backward(
 def _turned_together(
     xs: tuple[Array, ...], cos: Array, sin: Array, layout: str, sign: int, outs: tuple[Array, ...] | None
 ) -> tuple[Array, ...]:
-    """Queries and keys that are the heads of one array in one launch."""
+    """Rotate queries and keys in one launch, if they are heads of one array."""
     if len(xs) < 2 or any(x.ndim != 4 for x in xs) or (outs is not None and len(outs) != len(xs)):
         return NotImplemented
     x, out = launch.adjacent(xs, 1), None if outs is None else launch.adjacent(outs, 1)

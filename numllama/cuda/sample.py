@@ -1,6 +1,6 @@
-"""Sampler: generation/sampling.py on a GPU; see kernels/sample.cu.
+"""Sampler: `generation/sampling.py` on a GPU, by `kernels/sample.cu`.
 
-The host draws the uniform numbers, each sequence's from its own generator, and uploads them for many tokens at a time. It reads
+The host draws uniform numbers from each sequence's own generator, and uploads them for many tokens at a time. It reads
 back only a few numbers per sequence and token.
 """
 
@@ -20,7 +20,7 @@ LONG_ROW = 4096
 
 
 def sampler(logits: Any, *settings: Any) -> "Sampler | None":
-    """A sampler for logits on a GPU; None for those that :mod:`numllama.generation.sampling` samples from."""
+    """A sampler for logits on a GPU; None if :mod:`numllama.generation.sampling` must sample from them."""
     on_gpu = launch.runs_here((logits,))
     return Sampler(logits, *settings) if on_gpu and Sampler.supports(logits) else None
 
@@ -38,10 +38,10 @@ class Sampler:
     Parameters
     ----------
     logits : array, shape (B, V)
-        An example: shape and dtype of all later ones.
+        An example of the shape and dtype of all later logits.
     config : SamplingConfig
     generators : sequence of B numpy.random.Generator
-        In the end each has drawn one number per token, or none if the temperature is 0.
+        Each draws one number per token, or none if the temperature is 0.
     seen : boolean array, shape (B, V), or None
         Tokens that the repetition penalty applies to; drawn tokens are added.
     logprobs : bool
@@ -66,7 +66,7 @@ class Sampler:
         self.config, self.generators, self.logprobs, self.check = config, list(generators), logprobs, check
         self.B, self.V = logits.shape
         self.dtype, self.stream = logits.dtype, stream()
-        self.drawn_from: Array = None  # logits that a step has sampled from already
+        self.drawn_from: Array = None  # logits that a step has already sampled from
         self.drawn_last: np.ndarray | None = None
         with self.stream.entered():
             self.seen = None if seen is None else seen.view(np.uint8)

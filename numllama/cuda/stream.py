@@ -1,4 +1,4 @@
-"""A stream that can be recorded as a CUDA graph, and buffers through which the host tells the device what changes."""
+"""A stream that can be recorded as a CUDA graph, and staging buffers that upload new values from the host."""
 
 import sys
 import threading
@@ -11,11 +11,11 @@ import numpy as np
 from numllama.backend import Array
 from numllama.cuda import cublas, launch
 
-ALIGNED = 256  # bytes; as CuPy aligns arrays
+ALIGNED = 256  # bytes, as CuPy aligns arrays
 
 
 class StagingBuffers:
-    """Arrays that the host writes and the device reads, copied in one piece.
+    """Arrays that the host writes and the device reads, uploaded in one copy.
 
     Attributes
     ----------
@@ -35,12 +35,12 @@ class StagingBuffers:
         )
 
     def upload(self) -> None:
-        """Copy what the host has written to the device."""
+        """Copy the host's arrays to the device."""
         self._device.set(self._host)
 
 
 class Stream:
-    """A stream that can be recorded, with a pool of memory of its own. It waits for CuPy's default stream, and that for it."""
+    """A stream that can be recorded, with its own memory pool. It and CuPy's default stream wait for each other."""
 
     def __init__(self) -> None:
         cuda = sys.modules["cupy"].cuda
@@ -48,18 +48,18 @@ class Stream:
 
     @contextmanager
     def entered(self) -> Iterator[None]:
-        """Within it, CuPy launches on this stream and allocates from this pool."""
+        """Context in which CuPy launches on this stream and allocates from this pool."""
         with self.stream, sys.modules["cupy"].cuda.using_allocator(self.pool.malloc):
             yield
 
     def record(self, run: Callable[[], None]) -> Callable[[], None]:
-        """What launches all that `run` would have launched, at once."""
-        self.products = cublas.handle()  # whose workspace the graph will have the address of
+        """Record the launches of `run` as a graph; returns a function that launches it."""
+        self.products = cublas.handle()  # kept: the graph uses its workspace
         self.stream.begin_capture()
         try:
             run()
         except BaseException:
-            with suppress(Exception):  # of the capture that has just failed
+            with suppress(Exception):  # the capture has failed already
                 self.stream.end_capture()
             raise
         return self.stream.end_capture().launch
@@ -71,7 +71,7 @@ _streams = threading.local()
 def stream() -> Stream:
     """This thread's stream for generation on the current GPU.
 
-    One for all texts: what a recorded step leaves in its pool lasts for that step only, and steps on one stream do not overlap.
+    All sequences share it: a recorded step uses memory from the pool only while it runs, and steps on one stream do not overlap.
     """
     device, known = sys.modules["cupy"].cuda.runtime.getDevice(), _streams.__dict__
     if device not in known:

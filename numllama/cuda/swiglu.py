@@ -1,4 +1,4 @@
-"""Launchers of SwiGLU's kernels. gate and up may be the halves of rows that one product has left; dgate and dup are."""
+"""Launchers of SwiGLU's kernels. gate and up may be the halves of one product's rows; dgate and dup always are."""
 
 from math import prod
 
@@ -21,14 +21,14 @@ def swiglu_backward(dout: Array, cache: SwiGLUCache) -> tuple[Array, Array]:
     if not _supports(gate, up) or dout.dtype != gate.dtype or dout.shape != gate.shape or not launch.is_plain(dout):
         return NotImplemented
     *lead, F = gate.shape
-    rows = launch.empty(gate, (*lead, 2 * F), gate.dtype)              # side by side, for the products that follow
+    rows = launch.empty(gate, (*lead, 2 * F), gate.dtype)              # halves of rows, for the products that follow
     dgate, dup = rows[..., :F], rows[..., F:]
     _launch("swiglu_backward", [dgate, dup, dout, gate, up], gate, 2 * F)
     return dgate, dup
 
 
 def _supports(gate: Array, up: Array) -> bool:
-    """Whether the kernels read these: rows that are equally far apart in both."""
+    """Whether the kernels can read these: both must have the same row stride."""
     return (
         gate.dtype in launch.FLOATS
         and up.dtype == gate.dtype
@@ -39,9 +39,9 @@ def _supports(gate: Array, up: Array) -> bool:
 
 
 def _launch(name: str, arrays: list[Array], gate: Array, written: int) -> None:
-    """Launch a kernel (arrays, columns, elements from row to row of gate and up, and of what is written)."""
+    """Launch a kernel with (arrays, F, columns, row stride of gate and up, row stride of the results)."""
     F, N, stride = gate.shape[-1], prod(gate.shape[:-1]), launch.row_stride(gate)
-    assert stride is not None  # _supports has looked
+    assert stride is not None  # _supports has checked
     width = launch.width(gate.dtype, F, stride, written, arrays=arrays)
     threads = min(256, 32 * launch.blocks(F, 32 * width))
     columns = launch.blocks(F, threads * width)
