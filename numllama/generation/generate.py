@@ -120,24 +120,7 @@ def generate_batch(
     model: Transformer, prompt_ids: Prompts, max_new_tokens: int, *, n: int = 1, logprobs: Literal[True],
     **options: Unpack[Options],
 ) -> Generated: ...  # fmt: skip
-def generate_batch(
-    model: Transformer,
-    prompt_ids: Prompts,
-    max_new_tokens: int,
-    *,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    min_p: float | None = None,
-    repetition_penalty: float = 1.0,
-    seed: int | Sequence[int] | None = None,
-    stop_ids: Sequence[int] = (),
-    n: int = 1,
-    logprobs: bool = False,
-    window: int | None = None,
-    kv_cache: KVCache | None = None,
-    sampling: SamplingConfig | None = None,
-) -> Any:
+def generate_batch(model: Transformer, prompt_ids: Prompts, max_new_tokens: int, **options: Any) -> Any:
     """Continue several prompts together.
 
     Parameters
@@ -146,7 +129,9 @@ def generate_batch(
     prompt_ids : sequence of sequences of int
         At least one token each; lengths may differ.
     max_new_tokens : int
-        Per prompt; the options too are those of :func:`generate`.
+        Per prompt.
+    **options
+        Those of :func:`generate`.
 
     Returns
     -------
@@ -155,12 +140,9 @@ def generate_batch(
     logprobs : list of list of float
         Only with ``logprobs=True``: nested as the ids.
     """
-    config = _settings(sampling, temperature, top_k, top_p, min_p, repetition_penalty, seed, stop_ids)
-    prompts, is_batch = _prompts(prompt_ids)
-    if not is_batch:
+    if not _prompts(prompt_ids)[1]:
         raise TypeError("prompt_ids is one prompt, but must be a sequence of prompts; generate continues one")
-    generated = _generate(model, prompts, max_new_tokens, config, n, logprobs, window, kv_cache)
-    return generated if logprobs else generated.ids
+    return generate(model, prompt_ids, max_new_tokens, **options)
 
 
 @overload
