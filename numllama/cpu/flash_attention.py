@@ -14,8 +14,8 @@ import numpy as np
 from numllama.blocks import slices
 from numllama.checks import check_shape
 from numllama.cpu.rmsnorm import row_dot
-from numllama.ops.flash_attention import FlashAttentionCache, finite
-from numllama.ops.intervals import check_heads, key_intervals
+from numllama.ops.flash_attention import FlashAttentionCache, finite, visible
+from numllama.ops.intervals import check_heads, fold_groups, key_intervals
 
 QUERY_TILE, QUERY_ROWS, KEY_TILE = 64, 128, 96  # times; rows, for the heads that share keys are folded into times; keys
 TILE_ELEMENTS = 96 * 1024  # scores of one tile, over all its sequences and heads: they stay in a core's cache
@@ -39,7 +39,7 @@ def flash_attention_forward(
     kt = transposed(k) * scale                                         # (B, K, D, S)
     out, lse = np.empty_like(q), np.empty((B, H, T), q.dtype)
     for where, kv, pieces in tiles(q, k, starts, ends):
-        qi = fold(q[where], kv, k)                                     # (b, g, R·t, D)
+        qi = fold_groups(q[where], k[kv].shape[1])                     # (b, g, R·t, D)
         m = np.full((*qi.shape[:3], 1), 0 if small else -math.inf, q.dtype)
         z, o = np.zeros_like(m), np.zeros(qi.shape, q.dtype)
         for keys, mask in pieces:
@@ -66,8 +66,8 @@ def flash_attention_backward(dout: np.ndarray, cache: FlashAttentionCache) -> tu
     delta = row_dot(dout, out)                                         # (B, H, T, 1)
     dq, dk, dv = np.empty_like(q), np.zeros(k.shape, k.dtype), np.zeros(v.shape, v.dtype)
     for where, kv, pieces in tiles(q, k, first, last):
-        qi, douti = fold(q[where], kv, k), fold(dout[where], kv, k)    # (b, g, R·t, D)
-        deltai, lsei = fold(delta[where], kv, k), fold(lse[where][..., None], kv, k)                # (b, g, R·t, 1)
+        g = k[kv].shape[1]                                             # key heads in the tile
+        qi, douti, deltai, lsei = (fold_groups(x[where], g) for x in (q, dout, delta, lse[..., None]))    # (b, g, R·t, ...)
         dqi = np.zeros(qi.shape, q.dtype)
         for keys, mask in pieces:
             s = scores(qi, kt[kv][..., keys], mask)                    # (b, g, R·t, s)
@@ -113,13 +113,6 @@ def sums(p: np.ndarray) -> np.ndarray:
     return (p @ np.ones((p.shape[-1], 2), p.dtype))[..., :1]
 
 
-def fold(x: np.ndarray, kv: tuple, k: np.ndarray) -> np.ndarray:
-    """Fold the query heads of each key head into the time axis: (b, g·R, t, n) -> (b, g, R·t, n)."""
-    b, heads, t, n = x.shape
-    g = len(range(k.shape[1])[kv[1]])
-    return x.reshape(b, g, heads // g * t, n)
-
-
 def tiles(q: np.ndarray, k: np.ndarray, first: np.ndarray, last: np.ndarray) -> Iterator[tuple]:
     """The tiles of queries, each with the pieces of keys that some of its queries see.
 
@@ -161,8 +154,6 @@ def visible_pieces(first: np.ndarray, last: np.ndarray, S: int, step: int, dtype
         keys = slice(s0, min(s0 + step, S, latest))
         mask = None
         if full_from > keys.start or full_to < keys.stop:
-            s = np.arange(keys.start, keys.stop)
-            seen = (first[..., None] <= s) & (s < last[..., None])     # (1 or b, t, s)
-            mask = np.where(seen, 0, -math.inf).astype(dtype)
+            mask = np.where(visible(first, last, keys)[:, 0], 0, -math.inf).astype(dtype)             # (1 or b, t, s)
         pieces.append((keys, mask))
     return pieces

@@ -2,9 +2,8 @@
 
 import numpy as np
 
-from numllama.backend import BFLOAT16, add_to
+from numllama.backend import BFLOAT16
 from numllama.blocks import slices
-from numllama.checks import check_shape
 from numllama.ops import linear
 from numllama.ops.linear import LinearCache
 
@@ -25,7 +24,5 @@ def linear_forward(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = 
 
 
 def linear_backward_input(dout: np.ndarray, cache: LinearCache, dx: np.ndarray | None = None) -> np.ndarray:
-    x, weight, _ = cache
-    check_shape("dout", dout, (*x.shape[:-1], len(weight)))
-    product = dout.reshape(-1, len(weight)) @ weight.astype(dout.dtype, copy=False)      # (N, I)
-    return add_to(dx, product.reshape(x.shape))                        # (..., I)
+    x, weight, bias = cache
+    return linear.linear_backward_input.reference(dout, LinearCache(x, weight.astype(dout.dtype, copy=False), bias), dx)
