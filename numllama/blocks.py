@@ -39,16 +39,13 @@ def in_row_blocks(op: Callable, args: tuple) -> Any:
         whole = {id(a): a for a in _arrays(args)}  # id of an argument of the op -> the array it was cut from
 
         def cut(value, rows=rows, whole=whole):
-            if isinstance(value, tuple):
-                return same_tuple(value, map(cut, value))
             if id(value) not in tables:
                 return value
             piece = tables[id(value)][rows]
             whole[id(piece)] = value
             return piece
 
-        pieces = cut(args)
-        joined = _join(joined, op(*pieces), rows, lead, whole)
+        joined = _join(joined, op(*map_leaves(cut, args)), rows, lead, whole)
     return joined
 
 
@@ -73,11 +70,22 @@ def same_tuple(like: Any, values: Iterable) -> tuple:
     return like._make(values) if hasattr(like, "_make") else tuple(values)
 
 
-def _arrays(value: Any) -> list[np.ndarray]:
-    """The arrays in nested tuples."""
+def map_leaves(function: Callable, value: Any) -> Any:
+    """The same nested tuples, with `function` of each value in them."""
+    return same_tuple(value, (map_leaves(function, part) for part in value)) if isinstance(value, tuple) else function(value)
+
+
+def leaves(value: Any) -> Iterator[Any]:
+    """The values in nested tuples."""
     if isinstance(value, tuple):
-        return [array for part in value for array in _arrays(part)]
-    return [value] if isinstance(value, np.ndarray) else []
+        for part in value:
+            yield from leaves(part)
+    else:
+        yield value
+
+
+def _arrays(args: tuple) -> list[np.ndarray]:
+    return [value for value in leaves(args) if isinstance(value, np.ndarray)]
 
 
 def piece_size(flat: Any) -> int:

@@ -4,14 +4,14 @@ It computes in float32 and rounds its results, as a kernel does. Statistics in i
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
 import numpy as np
 
 from numllama.backend import TWO_BYTES
-from numllama.blocks import same_tuple
+from numllama.blocks import leaves, map_leaves
 
 WRITABLE = ("into", "dx", "out")  # the buffers that an op may be given
 
@@ -69,19 +69,9 @@ def _rounded(array: Any, dtype: np.dtype) -> Any:
 
 def _each_array(function: Callable, value: Any) -> Any:
     """The same nested tuples, with `function` of each array in them."""
-    if isinstance(value, tuple):
-        return same_tuple(value, (_each_array(function, part) for part in value))
-    return function(value) if hasattr(value, "dtype") else value
-
-
-def _arrays(value: Any) -> Iterator[Any]:
-    """The arrays with axes in nested tuples."""
-    if isinstance(value, tuple):
-        for part in value:
-            yield from _arrays(part)
-    elif getattr(value, "ndim", 0):
-        yield value
+    return map_leaves(lambda leaf: function(leaf) if hasattr(leaf, "dtype") else leaf, value)
 
 
 def _first_dtype(values: tuple) -> np.dtype | None:
-    return next((array.dtype for array in _arrays(values)), None)
+    """The dtype of the first array with axes, in nested tuples."""
+    return next((value.dtype for value in leaves(values) if getattr(value, "ndim", 0)), None)
