@@ -3,6 +3,8 @@
 import re
 import subprocess
 import sys
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -57,3 +59,15 @@ def test_mistakes_are_made_in_a_checkout_only(tmp_path):
     code = "import numllama.learn.book as book\nbook.PACKAGE = book.Path('nowhere/numllama')\nbook.mistake('x')"
     ended = run(code, tmp_path)
     assert ended.stderr.splitlines()[-1].endswith("mistakes need a checkout of numllama, because they are in its tests")
+
+
+@pytest.mark.skipif(not DOCS.exists(), reason="tests without the documents")
+def test_every_name_that_a_page_imports_from_numllama_is_there():
+    for page in sorted(DOCS.rglob("*.md")):
+        if "_build" in page.parts or "generated" in page.parts:
+            continue
+        for module, names in re.findall(r"^from (numllama[\w.]*) import ([\w, ]+)$", cells(page.relative_to(DOCS)), re.M):
+            for name in names.split(", "):
+                loaded = import_module(module)
+                is_module = hasattr(loaded, "__path__") and find_spec(f"{module}.{name}")
+                assert hasattr(loaded, name) or is_module, f"{page}: {module} has no {name}"
