@@ -25,9 +25,14 @@ _ids_are_good = ContextVar("ids_are_good", default=False)
 
 def check_shape(name: str, array: Array, shape: Sequence[int | None]) -> None:
     """Raise ValueError unless `array` has this shape; None stands for any length."""
-    if len(array.shape) != len(shape) or any(n is not None and n != m for n, m in zip(shape, array.shape, strict=True)):
-        expected = "(" + ", ".join("any" if n is None else str(n) for n in shape) + ("," if len(shape) == 1 else "") + ")"
-        raise ValueError(f"{name} has shape {tuple(array.shape)}, but {expected} is needed")
+    if len(array.shape) == len(shape):
+        for needed, length in zip(shape, array.shape, strict=True):
+            if needed != length and needed is not None:
+                break
+        else:
+            return
+    expected = "(" + ", ".join("any" if n is None else str(n) for n in shape) + ("," if len(shape) == 1 else "") + ")"
+    raise ValueError(f"{name} has shape {tuple(array.shape)}, but {expected} is needed")
 
 
 def check_ids(name: str, ids: Array, size: int, ignore_index: int | None = None) -> None:
@@ -253,38 +258,36 @@ def argument_checks(function: Callable) -> Callable[[tuple, Mapping[str, Any]], 
         Called with ``(args, kwargs)``. Returns numbers as Python's, so that a NumPy scalar does not widen float32 arrays.
         Raises TypeError for a value of the wrong kind, ValueError for one out of range.
     """
-    parameters = inspect.signature(function).parameters
     rules = RULES | OWN_RULES.get(function.__name__, {})
-    named = {name: _Place(name, rules[name], parameter) for name, parameter in parameters.items() if name in rules}
-    places = [named.get(name) for name in parameters]
+    named = {name: _Place(name, rules.get(name), parameter) for name, parameter in inspect.signature(function).parameters.items()}
+    places, ndarray = tuple(named.values()), np.ndarray
 
     def check(args: tuple, kwargs: Mapping[str, Any]) -> tuple[tuple, Mapping[str, Any]]:
         for i, (place, value) in enumerate(zip(places, args, strict=False)):
-            if place is not None and not _is_plain(place, value) and (checked := place.rule(place.name, value)) is not value:
+            # Every call pays for checks, and most arguments are such arrays. size > 1: it has axes, and none is empty.
+            if type(value) is ndarray and value.dtype.char in "fd" and value.size > 1 and place.is_array:
+                continue
+            if (checked := place.checked(value)) is not value:
                 args = *args[:i], checked, *args[i + 1 :]
         for name, value in kwargs.items():
-            if (place := named.get(name)) is not None and not _is_plain(place, value):
-                kwargs = {**kwargs, name: place.rule(name, value)}
+            if (place := named.get(name)) is not None and (checked := place.checked(value)) is not value:
+                kwargs = {**kwargs, name: checked}
         return args, kwargs
 
     return check
 
 
 class _Place:
-    """A parameter and its rule."""
+    """A parameter and its rule, if it has one."""
 
     __slots__ = ("is_array", "may_be_none", "name", "rule")
 
-    def __init__(self, name: str, rule: Callable, parameter: inspect.Parameter) -> None:
+    def __init__(self, name: str, rule: Callable | None, parameter: inspect.Parameter) -> None:
         self.name, self.rule, self.may_be_none = name, rule, parameter.default is None
         self.is_array = rule in (_floats, _floats_of_any_shape, _floats_or_none, _buffer)
 
-
-def _is_plain(place: _Place, value: Any) -> bool:
-    """Whether a value is valid without applying its rule: a fast path for most arguments, since every call pays for checks."""
-    if type(value) is np.ndarray:
-        return place.is_array and value.size > 1 and value.dtype.char in "fd"  # size > 1: it has axes, and none is empty
-    return (value is None and place.may_be_none) or (place.rule is _cache and isinstance(value, tuple))
+    def checked(self, value: Any) -> Any:
+        return value if self.rule is None or (value is None and self.may_be_none) else self.rule(self.name, value)
 
 
 def checked(function: Callable) -> Callable:
