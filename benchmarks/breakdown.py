@@ -20,22 +20,29 @@ from pathlib import Path
 
 from train_step import CONFIGS, clean_environment
 
+PRODUCTS = {  # who computes them: how train_step_peers.py makes our step, and which floor belongs to it
+    "numpy": ({"onednn": False}, "numpy"),
+    "onednn": ({}, "float32"),
+    "bfloat16": ({"compute_dtype": "bfloat16"}, "bfloat16"),
+}
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--configs", nargs="+", default=["small", "base", "gqa"])
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=10)
+    parser.add_argument("--products", choices=list(PRODUCTS), default="onednn", help="who computes the matrix products")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        print(json.dumps(measure(args.configs[0], args.workers, args.seconds)))
+        print(json.dumps(measure(args.configs[0], args.workers, args.seconds, args.products)))
         return
     results = {}
     for name in args.configs:
         command = [sys.executable, __file__, "--child", "--configs", name, "--workers", str(args.workers)]
-        command += ["--seconds", str(args.seconds)]
+        command += ["--seconds", str(args.seconds), "--products", args.products]
         answer = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, check=True)
         results[name] = json.loads(answer.stdout)
         print(table(name, args.workers, results[name]), flush=True)
@@ -43,7 +50,7 @@ def main() -> None:
         args.json.write_text(json.dumps(results, indent=1) + "\n")
 
 
-def measure(name: str, workers: int, seconds: float) -> dict:
+def measure(name: str, workers: int, seconds: float, products: str) -> dict:
     """Milliseconds per step of every op, in one process."""
     from train_step_peers import floor_step, numllama_step
 
@@ -77,7 +84,8 @@ def measure(name: str, workers: int, seconds: float) -> dict:
                     clock[f"({label})"] += now() - start
         return run
 
-    step, _ = numllama_step(CONFIGS[name], workers)
+    how, floor_dtype = PRODUCTS[products]
+    step, _ = numllama_step(CONFIGS[name], workers, **how)
     for label in [n for n in vars(ops) if n.endswith(("_forward", "_backward"))]:
         setattr(ops, label, timed(getattr(ops, label), label))
     outside = [
@@ -97,12 +105,12 @@ def measure(name: str, workers: int, seconds: float) -> dict:
         times.append(1e3 * (time.perf_counter() - start))
     per_step = {label: 1e3 * value / len(times) for label, value in clock.items()}
     ops_ms = {label: value for label, value in per_step.items() if not label.startswith("(")}
-    products, _ = floor_step(CONFIGS[name], workers)
-    products()
+    only_products, _ = floor_step(CONFIGS[name], workers, floor_dtype)
+    only_products()
     floor = []
     for _ in range(5):
         start = time.perf_counter()
-        products()
+        only_products()
         floor.append(1e3 * (time.perf_counter() - start))
     return {
         "step": statistics.mean(times),

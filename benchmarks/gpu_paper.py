@@ -96,10 +96,10 @@ def step(preset: str, capability: int) -> list[tuple]:
 
     paper = Paper(capability)
     config = nl.ModelConfig.preset(preset)
+    launch.backend, graph.Stream = paper, SimpleNamespace
     model = nl.Transformer(config, compute_dtype="bfloat16" if capability >= 80 else "float32")
     optimizer = nl.AdamW(model.params)
     batch_size, seq_len = BATCHES[preset]
-    launch.backend, graph.Stream = paper, SimpleNamespace
     transformer.CHUNK_LOGITS = transformer.CHUNK_LOGITS_GPU            # for arrays here are NumPy's
     with np.errstate(all="ignore"):
         whole = graph.TrainingStep(model, optimizer, batch_size, seq_len, clip=1.0, graph=False)

@@ -32,7 +32,10 @@ CONFIGS = {
 }
 USUAL = list(CONFIGS)
 CONFIGS |= {f"T{T}": dict(CONFIGS["base"], max_seq_len=T, batch=8192 // T) for T in (256, 512, 1024, 2048, 4096)}
-PEERS = ("numllama", "torch-eager", "torch-compile", "torch-compile-bf16", "jax", "floor")
+PEERS = (
+    "numllama", "numllama-onednn", "numllama-bf16", "torch-eager", "torch-compile", "torch-compile-bf16", "jax",
+    "floor", "floor-onednn", "floor-bf16",
+)  # fmt: skip
 UNLOCKED = "+unlocked"
 SECONDS_PER_TURN = 1.0
 

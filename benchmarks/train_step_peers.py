@@ -1,5 +1,6 @@
 """The contestants of train_step.py: the same Llama, weights and batches for each. `make` returns a step() -> loss."""
 
+import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
@@ -12,8 +13,12 @@ LR, CLIP, BETAS, DECAY, SEED = 1e-3, 1.0, (0.9, 0.95), 0.1, 0
 def make(peer: str, config: dict, cores: int) -> tuple[Callable[[], float], str]:
     """A function that trains one step, and the names of its libraries."""
     makers = {
-        "numllama": numllama_step,
-        "floor": floor_step,
+        "numllama": partial(numllama_step, onednn=False),
+        "numllama-onednn": numllama_step,
+        "numllama-bf16": partial(numllama_step, compute_dtype="bfloat16"),
+        "floor": partial(floor_step, dtype="numpy"),
+        "floor-onednn": partial(floor_step, dtype="float32"),
+        "floor-bf16": partial(floor_step, dtype="bfloat16"),
         "torch-eager": torch_step,
         "torch-compile": lambda c, n: torch_step(c, n, compile=True),
         "torch-compile-bf16": lambda c, n: torch_step(c, n, compile=True, bfloat16=True),
@@ -52,7 +57,9 @@ def blas_name() -> str:
 # ------------------------------------------------------------------------------------------------ numllama
 
 
-def numllama_step(config: dict, cores: int):
+def numllama_step(config: dict, cores: int, onednn: bool = True, compute_dtype: str | None = None):
+    if not onednn:
+        os.environ["NUMLLAMA_ONEDNN"] = "off"
     import numllama as nl
     import numllama.data.batches as data_module
     from numllama.parallel import shards
@@ -61,7 +68,7 @@ def numllama_step(config: dict, cores: int):
     source = batches(config)
     data_module.random_batch = lambda *_: next(source)  # the benchmark's batches instead of random windows of a text
     shards.PROCESSES_AFTER = 0.0  # as in a run after its first seconds
-    model = nl.Transformer(model_config(config), seed=SEED)
+    model = nl.Transformer(model_config(config), seed=SEED, compute_dtype=compute_dtype)
     some = np.zeros(2 * config["max_seq_len"], dtype=np.int64)
     data = nl.Dataset(some, some, config["vocab_size"])
     settings = nl.TrainConfig(
@@ -76,20 +83,39 @@ def numllama_step(config: dict, cores: int):
         return trainer._step().loss
 
     step.peak_mb = trainer._memory_mb  # with its processes
-    return step, blas_name()
+    return step, blas_name() + (f", oneDNN {onednn_version()}" if onednn else "")
+
+
+def onednn_version() -> str:
+    from numllama.cpu import onednn
+    from numllama.install import install_command
+
+    library = onednn.library()
+    if library is None:
+        raise SystemExit(f"oneDNN is not installed: {install_command('onednn')}")
+    return f"{'.'.join(map(str, library.version))} ({library.instruction_set})"
 
 
 # ------------------------------------------------------------------------------------------------ the floor
 
 
-def floor_step(config: dict, cores: int):
-    """Only the matrix products of a step, on half-batches in parallel threads, each BLAS call on one core."""
+def floor_step(config: dict, cores: int, dtype: str):
+    """Only the matrix products of a step, on half-batches in parallel threads, each call on one core.
+
+    They are NumPy's, or in float32 or bfloat16 oneDNN's, with operands of that dtype and float32 results.
+    """
     from concurrent.futures import ThreadPoolExecutor
 
-    from threadpoolctl import threadpool_limits
+    import ml_dtypes  # noqa: F401 - NumPy knows "bfloat16" from here on
+
+    from numllama.cpu import onednn
+    from numllama.system.blas import one_blas_thread
 
     c = model_config(config)
-    threadpool_limits(1, user_api="blas")
+    loop = ExitStack()
+    loop.enter_context(one_blas_thread())
+    libraries = blas_name() if dtype == "numpy" else f"oneDNN {onednn_version()}"
+    operands = "float32" if dtype == "numpy" else dtype
     parts = [config["batch"] * (i + 1) // cores - config["batch"] * i // cores for i in range(cores)]
     C, Q, KV = c.dim, c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
     layer = [(Q, C), (KV, C), (KV, C), (C, Q), (c.ffn_dim, C), (c.ffn_dim, C), (C, c.ffn_dim)]
@@ -99,15 +125,14 @@ def floor_step(config: dict, cores: int):
         """The products of one thread, with operands and results allocated in advance."""
         T, K, R, D = c.max_seq_len, c.n_kv_heads, c.n_heads // c.n_kv_heads, c.head_dim
         N = B * T
-        make = lambda *shape: rng.standard_normal(shape, dtype="float32")  # noqa: E731
+        make = lambda *shape: rng.standard_normal(shape, dtype="float32").astype(operands)  # noqa: E731
         calls = []
 
         def add(a, b):
             calls.append((a, b, np.empty((*a.shape[:-1], b.shape[-1]), "float32")))
 
         shapes = {shape: (make(N, shape[1]), make(*shape), make(N, shape[0])) for shape in [*layer, (c.vocab_size, C)]}
-        q, p = make(B, K, R * T, D), make(B, K, R * T, T)
-        k = make(B, K, T, D)
+        q, p, k = make(B * K, R * T, D), make(B * K, R * T, T), make(B * K, T, D)
         for i in range(c.n_layers + 1):
             for shape in layer if i < c.n_layers else [(c.vocab_size, C)]:
                 x, w, dout = shapes[shape]
@@ -123,13 +148,13 @@ def floor_step(config: dict, cores: int):
 
     def run(calls):
         for a, b, out in calls:
-            np.matmul(a, b, out=out)
+            np.matmul(a, b, out=out) if dtype == "numpy" else onednn.matmul(a, b, out)
 
-    def step():
+    def step(loop=loop):
         list(pool.map(run, work))
         return 0.0
 
-    return step, blas_name()
+    return step, libraries
 
 
 # ------------------------------------------------------------------------------------------------ PyTorch

@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, Phase, settings
 from threadpoolctl import threadpool_limits
 
 from numllama.backend import array_module
+from numllama.cpu import onednn
 from numllama.errors import DeviceError
 
 # Derandomized: a pull request fails because of its changes, not because of today's random draw.
@@ -25,6 +26,7 @@ if hasattr(signal, "SIGHUP"):
 
 # The matrices are small: a second BLAS thread would only slow down the other test processes.
 threadpool_limits(1, user_api="blas")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # oneDNN's
 
 
 @pytest.fixture(scope="session", params=["cpu", "cuda"])
@@ -35,6 +37,12 @@ def device(request):
     except DeviceError as error:
         pytest.skip(str(error))
     return request.param
+
+
+@pytest.fixture
+def without_onednn(monkeypatch):
+    """NumPy computes all products, as where oneDNN is not installed."""
+    monkeypatch.setattr(onednn, "library", lambda: None)
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,7 @@ from generation.models import random_model
 import numllama as nl
 from numllama.cli import app, main
 from numllama.commands.serve import serve
+from numllama.cpu import doctor as cpu_doctor
 from numllama.cuda import doctor
 from numllama.generation.bench import bench
 from numllama.interop.convert import convert
@@ -212,10 +213,12 @@ def test_bench_says_that_a_model_of_one_position_has_no_room():
 def test_doctor_tells_programs_the_same_as_people(monkeypatch):
     findings = [doctor.Finding("Python", "3.11"), doctor.Finding("driver", None, "install it")]
     monkeypatch.setattr(doctor, "examine", lambda: findings)
+    monkeypatch.setattr(cpu_doctor, "advice", lambda: "buy another")
     code, out, _ = run("doctor", "--json")
     assert code == 2
-    assert json.loads(out) == {"cuda": False, "findings": [finding._asdict() for finding in findings]}
+    assert json.loads(out) == {"cuda": False, "findings": [each._asdict() for each in findings], "faster": "buy another"}
     assert "driver    MISSING: install it" in run("doctor")[1]
+    assert run("doctor")[1].endswith("\nbuy another\n")
 
 
 # ------------------------------------------------------------------------------------------------ serve

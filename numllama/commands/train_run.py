@@ -14,6 +14,7 @@ from numllama.backend import array_module, default_dtype
 from numllama.commands.progress import interrupts, progress_bar, show_step
 from numllama.commands.run_folders import check_new, default_folder, only_run_in
 from numllama.commands.run_results import best_possible_loss, draw, sample, tokens_per_byte
+from numllama.cpu.doctor import slow_bfloat16
 from numllama.data.dataset import Dataset, load_dataset, text_dataset, trained_tokenizer
 from numllama.data.shakespeare import SYNTHETIC_PLAY, shakespeare_dataset
 from numllama.data.synthetic import write_play
@@ -159,6 +160,8 @@ def go_on(
         print(_new_schedule(before, config, trainer.step), flush=True)
     if trainer.model.device != "cpu":
         print("the first steps compile kernels for this GPU, unless an earlier run has", file=sys.stderr, flush=True)
+    elif config.compute_dtype == "bfloat16" and (slow := slow_bfloat16()):
+        print(slow, file=sys.stderr, flush=True)
     code, missing = 0, None
     try:
         with interrupts() as interrupted:

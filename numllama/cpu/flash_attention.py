@@ -13,6 +13,7 @@ import numpy as np
 
 from numllama.blocks import slices
 from numllama.checks import check_shape
+from numllama.cpu import attention_tiles
 from numllama.cpu.rmsnorm import row_dot
 from numllama.ops.flash_attention import FlashAttentionCache, finite, visible
 from numllama.ops.intervals import check_heads, fold_groups, key_intervals
@@ -35,6 +36,9 @@ def flash_attention_forward(
     B, H, T, D = q.shape
     scale = 1 / math.sqrt(D) if scale is None else float(scale)
     starts, ends = key_intervals(first, last, q, S)                    # (1 or B, T)
+    if attention_tiles.can_run(q, k) and (result := attention_tiles.forward(q, k, v, starts, ends, scale)):
+        return result
+    k, v = (x.astype(q.dtype, copy=False) for x in (k, v))
     small = q.size == 0 or row_dot(q, q).max() * row_dot(k, k).max() * scale**2 < SMALL_SCORE**2
     kt = transposed(k) * scale                                         # (B, K, D, S)
     out, lse = np.empty_like(q), np.empty((B, H, T), q.dtype)
@@ -62,6 +66,9 @@ def flash_attention_forward(
 def flash_attention_backward(dout: np.ndarray, cache: FlashAttentionCache) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     q, k, v, out, lse, first, last, scale = cache
     check_shape("dout", dout, q.shape)
+    if attention_tiles.can_run(dout, k) and abs(lse).max() < attention_tiles.LARGEST:
+        return attention_tiles.backward(dout, cache)
+    q, k, v = (x.astype(dout.dtype, copy=False) for x in (q, k, v))
     kt, vt = transposed(k) * scale, transposed(v)                      # (B, K, D, S)
     delta = row_dot(dout, out)                                         # (B, H, T, 1)
     dq, dk, dv = np.empty_like(q), np.zeros(k.shape, k.dtype), np.zeros(v.shape, v.dtype)

@@ -13,6 +13,7 @@ import numpy as np
 from threadpoolctl import threadpool_info
 
 from numllama.backend import BFLOAT16, LEAST_CUPY, is_older, to_numpy
+from numllama.cpu import doctor as cpu_doctor
 from numllama.install import install_command
 from numllama.version import __version__
 
@@ -63,6 +64,8 @@ def _processor() -> Iterator[Finding]:
     yield Finding("NumPy", np.__version__)
     pools = [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
     yield Finding("BLAS", "; ".join(map(_blas, pools)) or "NumPy's own")
+    yield Finding("CPU", cpu_doctor.cpu_name())
+    yield Finding("oneDNN", cpu_doctor.onednn_name())
 
 
 def _blas(pool: dict) -> str:

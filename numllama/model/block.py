@@ -17,6 +17,7 @@ from numllama import ops
 from numllama.backend import Array
 from numllama.model.config import ModelConfig
 from numllama.model.parameters import LayerGradients
+from numllama.model.rounding import rounded
 from numllama.model.stages import (
     ADD_NORM,
     NORM,
@@ -53,6 +54,8 @@ class Context:
         Keys and values of earlier tokens, if any.
     lora_scale : float
         Factor of the low-rank updates, in a model with an adapter.
+    keys_dtype : dtype
+        What keys and values are rounded to, and so the dtype of attention's products; None: they stay as they are.
     n_last : int
         Compute outputs for the last n tokens only; earlier tokens contribute keys and values. None: all.
     """
@@ -66,6 +69,7 @@ class Context:
     key: tuple[int, ...] | None = None
     kv_cache: Any = None
     lora_scale: float = 1.0
+    keys_dtype: Any = None
     n_last: int | None = None
 
     def last_tokens(self) -> "Context":
@@ -138,6 +142,8 @@ def attention_forward(n: Array, w: dict[str, Array], context: Context, layer: in
         (k,), _ = stages_forward((k,), w, ("k_norm",), context)
         context = context.last_tokens()                                # from here on T is n_last
         (q,), stages = stages_forward((q,), w, ("q_norm",), context)
+    if context.keys_dtype is not None:
+        k, v = rounded(k, context.keys_dtype), rounded(v, context.keys_dtype)
     if context.kv_cache is not None:
         k, v = context.kv_cache.append(layer, k, v)                    # (B, K, S, D): earlier ones and these
     mixed, attention_cache = ops.flash_attention_forward(q, k, v, context.first, context.last)

@@ -225,17 +225,17 @@ class Parameters(FlatTensors):
 
     low_precision: FlatTensors | None = None
 
-    def in_low_precision(self, dtype: np.dtype) -> FlatTensors:
+    def in_low_precision(self, dtype: np.dtype, flat: Array | None = None) -> FlatTensors:
         """Weights for mixed precision: a copy of the matrices in `dtype`, and the gains and biases themselves.
 
-        Code that changes these parameters must also update the copy, as optimizers do, or call :meth:`sync_low_precision`.
-        Parameters stored in `dtype`, for inference, need no copy: their matrices are used directly, and gains and biases in
-        float32.
+        The copy is written to `flat`, if that is given. Code that changes these parameters must also update the copy, as
+        optimizers do, or call :meth:`sync_low_precision`. Parameters stored in `dtype`, for inference, need no copy: their
+        matrices are used directly, and gains and biases in float32.
         """
         if self.flat.dtype == dtype:
             wide = {name: view.astype(np.float32) for name, view in self.items() if view.ndim == 1}
             return FlatTensors(self.shapes, self.matrices, vectors=wide)
-        flat = xp_of(self.flat).empty(self.matrices.size, dtype)
+        flat = xp_of(self.flat).empty(self.matrices.size, dtype) if flat is None else flat
         self.low_precision = FlatTensors(self.shapes, flat, vectors=self)
         self.sync_low_precision()
         return self.low_precision

@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 
 from numllama import ops
-from numllama.backend import TWO_BYTES, Array, array_module, as_array, model_dtypes, real_dtype, to_numpy
+from numllama.backend import BFLOAT16, TWO_BYTES, Array, array_module, as_array, model_dtypes, real_dtype, to_numpy
 from numllama.checks import check_ids, check_shape, checked_ids
+from numllama.cuda.launch import runs_here
 from numllama.errors import shown
 from numllama.model.block import ADD_NORM, Context, layer_again, layer_backward, layer_entry, layer_forward
 from numllama.model.config import ModelConfig
 from numllama.model.lora import Adapter, LoraConfig, initial_adapter
 from numllama.model.parameters import FlatTensors, Gradients, LayerGradients, Parameters, initial_parameters
+from numllama.model.rounding import rounded
 from numllama.ops.intervals import segment_starts
 from numllama.system.blas import few_threads, with_few_threads
 
@@ -52,6 +54,9 @@ class Transformer:
     weights : Parameters
         What is computed with: `params`, or in mixed precision their copy in two bytes. An optimizer keeps it up to date;
         other code that writes to `params` calls ``params.sync_low_precision()``.
+    activation_dtype : dtype
+        dtype of activations: `compute_dtype`. But where that is bfloat16 on a CPU they are float32, because only its matrix
+        units compute with two bytes: just the operands of products are rounded.
     adapter : Adapter, optional
         Low-rank updates: see :meth:`add_adapter`.
     generation_config : dict
@@ -74,7 +79,11 @@ class Transformer:
         self.params = initial_parameters(config, seed, kept, self.xp) if params is None else params
         if self.dtype != kept:
             raise ValueError(f"dtype is {shown(kept.name)}, but params are {self.dtype}")
-        self.weights = self.params.in_low_precision(self.compute_dtype) if self.compute_dtype in TWO_BYTES else self.params
+        rounds_operands = self.compute_dtype == BFLOAT16 and not runs_here((self.params.flat,))
+        self.activation_dtype = np.dtype(np.float32) if rounds_operands else self.compute_dtype
+        self.weights = self.params
+        if self.compute_dtype in TWO_BYTES:
+            self.weights = self.params.low_precision or self.params.in_low_precision(self.compute_dtype)
         self.adapter: Adapter | None = None
         self.generation_config: dict[str, Any] = {}
         self._table: tuple[Array, Array] | None = None  # RoPE's, for positions 0, 1, 2, ...
@@ -274,7 +283,7 @@ class Transformer:
     def _embed_forward(self, tokens: Array, context: Context) -> tuple[Array, tuple]:
         with checked_ids():
             x, embed_cache = ops.embedding_forward(tokens, self.weights["embed"])
-        x = x.astype(self.compute_dtype, copy=False)                   # rows of weights kept in bfloat16
+        x = rounded(x, self.activation_dtype)                          # rows of weights kept in two bytes
         pos_cache = None
         if self.config.positions == "learned":
             pos, pos_cache = ops.embedding_forward(context.positions, self.weights["pos_embed"])
@@ -385,7 +394,8 @@ class Transformer:
             positions = xp.asarray(positions)
             cos, sin = self._rope(positions) if rope else (None, None)
         scale = 1.0 if self.adapter is None else self.adapter.config.scale
-        return Context(self.config, positions, cos, sin, first, last, key, kv_cache, scale)
+        keys = None if self.activation_dtype == self.compute_dtype else self.compute_dtype
+        return Context(self.config, positions, cos, sin, first, last, key, kv_cache, scale, keys)
 
     def _rope(self, positions: Array) -> tuple[Array, Array]:
         c = self.config

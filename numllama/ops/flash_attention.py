@@ -73,7 +73,7 @@ def flash_attention_backward(dout: Array, cache: FlashAttentionCache) -> tuple[A
     check_shape("dout", dout, q.shape)
     xp, K = xp_of(q), k.shape[1]
     delta = (dout * out).sum(-1, keepdims=True)                        # (B, H, T, 1)
-    dq, dk, dv = xp.zeros_like(q), xp.zeros_like(k), xp.zeros_like(v)
+    dq, dk, dv = (xp.zeros(x.shape, dout.dtype) for x in (q, k, v))
     for t in tiles(q.shape[2]):
         qt, doutt, deltat, lset = (fold_groups(x[:, :, t], K) for x in (q, dout, delta, lse[..., None]))  # (B, K, R·t, ...)
         for s in tiles(k.shape[2]):

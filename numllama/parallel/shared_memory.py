@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from numllama.backend import BFLOAT16, real_dtype
 from numllama.model import LoraConfig, ModelConfig, Transformer
 from numllama.model.lora import adapter_shapes
 from numllama.model.parameters import FlatTensors, Parameters, parameter_shapes
@@ -49,10 +50,12 @@ class SharedMemoryWorkers:
         lora = model.adapter.config if model.adapter else None
         shared = Shared(model.config, lora, model.compute_dtype.name, os.memfd_create("numllama"), os.getpid(), len(moments))
         try:
-            theirs, self.sum = shared.open(create=True)
+            theirs, rounded, self.sum = shared.open(create=True)
             own = [model.params, *([model.adapter.params] if model.adapter else []), *moments]
             for ours, other in zip(own, theirs, strict=True):
                 ours.move(other.flat)
+            if rounded is not None:
+                model.weights = model.params.in_low_precision(rounded.dtype, rounded)
             self._shared = shared_objects(model, self.sum, moments)
             self._processes = Processes(Worker(shared), others, fds=[shared.fd])
             self.pids = self._processes.pids
@@ -62,7 +65,7 @@ class SharedMemoryWorkers:
     @staticmethod
     def possible(model: Transformer) -> bool:
         """Whether this system shares memory by file descriptor, and the model is a plain Transformer on the CPU."""
-        plain = type(model) is Transformer and model.weights is model.params and model.dtype == model.compute_dtype
+        plain = type(model) is Transformer and (model.dtype == model.compute_dtype or is_mixed(model))
         return hasattr(os, "memfd_create") and plain and model.device == "cpu"
 
     def shares(self, moments: Sequence[FlatTensors]) -> bool:
@@ -84,11 +87,14 @@ class SharedMemoryWorkers:
 class Shared:
     """One piece of memory: weights, an adapter if there is one, moments, gradients, and the state of their sum.
 
+    In mixed precision the weights' copy in two bytes follows.
+
     Attributes
     ----------
     config : ModelConfig
     lora : LoraConfig, optional
     dtype : str
+        The model's `compute_dtype`.
     fd : int
         The memory, as a file descriptor.
     owner : int
@@ -104,20 +110,23 @@ class Shared:
     owner: int
     moments: int
 
-    def open(self, create: bool = False) -> tuple[list[FlatTensors], OrderedSum]:
-        """Weights, the adapter if there is one, and moments; and the sum of gradients, in this process."""
+    def open(self, create: bool = False) -> tuple[list[FlatTensors], np.ndarray | None, OrderedSum]:
+        """Weights, the adapter if there is one, and moments; the copy in two bytes; the sum of gradients; in this process."""
         weights, adapter = parameter_shapes(self.config), adapter_shapes(self.config, self.lora) if self.lora else None
-        trainable = adapter or weights
+        trainable, compute = adapter or weights, np.dtype(self.dtype)
         layouts = [weights, *([adapter] if adapter else []), *[trainable] * self.moments, trainable]
-        sizes = [sum(map(prod, shapes.values())) * np.dtype(self.dtype).itemsize for shapes in layouts]
+        counts = [sum(map(prod, shapes.values())) for shapes in layouts]
+        copied = 0 if compute == real_dtype(compute) else sum(prod(shape) for shape in weights.values() if len(shape) == 2)
+        sizes = [count * real_dtype(compute).itemsize for count in counts] + [copied * compute.itemsize]
         starts = [0, *accumulate(-(-size // 8) * 8 for size in sizes)]
         length = starts[-1] + 8 * (len(trainable) + 1)
         if create:
             os.ftruncate(self.fd, length)
         memory = memoryview(mmap.mmap(self.fd, length))
-        parts = [np.frombuffer(memory[at : at + n], self.dtype) for at, n in zip(starts, sizes, strict=False)]
-        *buffers, gradients = map(FlatTensors, layouts, parts)
-        return buffers, OrderedSum(gradients, np.frombuffer(memory[starts[-1] :], np.int64), stop=self._exit_if_orphaned)
+        *parts, copy = [memory[at : at + n] for at, n in zip(starts, sizes, strict=False)]
+        *buffers, gradients = map(FlatTensors, layouts, (np.frombuffer(part, real_dtype(compute)) for part in parts))
+        ordered = OrderedSum(gradients, np.frombuffer(memory[starts[-1] :], np.int64), stop=self._exit_if_orphaned)
+        return buffers, np.frombuffer(copy, compute) if copied else None, ordered
 
     def _exit_if_orphaned(self) -> None:
         if os.getpid() != self.owner and os.getppid() != self.owner:
@@ -136,8 +145,10 @@ class Worker:
         if self.objects is None:
             settings = training_settings("cpu")
             settings.__enter__()  # until the process ends
-            (weights, *moments), ordered = self.shared.open()
+            (weights, *moments), rounded, ordered = self.shared.open()
             params = Parameters(weights.shapes, weights.flat)
+            if rounded is not None:
+                params.in_low_precision(rounded.dtype, rounded)
             model = Transformer(self.shared.config, compute_dtype=self.shared.dtype, params=params)
             if self.shared.lora:
                 adapter, *moments = moments
@@ -145,6 +156,11 @@ class Worker:
             self.objects, self.settings = shared_objects(model, ordered, moments), settings
         function, args = SharedUnpickler(io.BytesIO(job), self.objects).load()
         return function(*args)
+
+
+def is_mixed(model: Transformer) -> bool:
+    """Whether the model computes with a copy of its float32 weights in bfloat16."""
+    return model.compute_dtype == BFLOAT16 and model.dtype == np.float32 and model.adapter is None
 
 
 def shared_objects(model: Transformer, ordered: OrderedSum, moments: Sequence[FlatTensors]) -> list:

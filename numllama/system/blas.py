@@ -42,6 +42,11 @@ class ReferenceCounted:
     def __init__(self) -> None:
         self._lock, self._users, self._undo = Lock(), 0, ExitStack()
 
+    @property
+    def is_used(self) -> bool:
+        """Whether the settings apply now."""
+        return self._users > 0
+
     @contextmanager
     def acquire(self, make: Callable[[ExitStack], Any]) -> Iterator[None]:
         """Use the settings; ``make(undo)`` applies them, and registers in `undo` how to restore them."""
@@ -94,6 +99,11 @@ def one_blas_thread() -> Iterator[None]:
     """
     with _one.acquire(_limit), _switch.acquire(lambda undo: switch_after(undo, SWITCH_SECONDS)):
         yield
+
+
+def is_one_blas_thread() -> bool:
+    """Whether BLAS has one thread now."""
+    return _one.is_used
 
 
 def few_threads(model: Any, tokens: Array) -> AbstractContextManager[None]:

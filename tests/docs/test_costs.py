@@ -119,7 +119,7 @@ def value(cell):
 
 
 @pytest.mark.parametrize("op", sorted(path.stem for path in PAGES.glob("*.md") if path.stem != "index"))
-def test_the_cost_on_a_page_is_what_the_op_does(op):
+def test_the_cost_on_a_page_is_what_the_op_does(without_onednn, op):
     pages, runs = list(stated(op)), list(counts(op))
     assert [direction for direction, *_ in pages] == ["forward", "backward"]
     for (direction, work, size), (_, done, n_bytes) in zip(pages, runs, strict=True):

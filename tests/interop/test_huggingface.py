@@ -213,7 +213,7 @@ def test_interleaved_weights_are_permuted_one_at_a_time(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["grouped", "tied", "interleaved_biases"])
-def test_bfloat16_weights_compute_what_their_values_in_float32_do(tmp_path, name):
+def test_bfloat16_weights_compute_what_their_values_in_float32_do(without_onednn, tmp_path, name):
     random_model(**LLAMAS[name]).save(tmp_path)
     model = nl.load(tmp_path, dtype="bfloat16")
     assert (model.dtype, model.params.flat.itemsize, model.compute_dtype) == (BFLOAT16, 2, np.float32)
@@ -226,7 +226,7 @@ def test_bfloat16_weights_compute_what_their_values_in_float32_do(tmp_path, name
 
 
 @pytest.mark.parametrize("name", ["gpt2", "qk_norm", "l2_norm"])
-def test_bfloat16_weights_of_any_other_model_do_too(tmp_path, name):
+def test_bfloat16_weights_of_any_other_model_do_too(without_onednn, tmp_path, name):
     random_model(**OTHERS[name]).save(tmp_path)
     model = nl.load(tmp_path, dtype="bfloat16")
     wide = Transformer(model.config)

@@ -51,12 +51,12 @@ MISTAKES = [
     ),
     Mistake(
         "on a CPU: SiLU's derivative without the gate's own part",
-        "cpu/swiglu.py", "    dgate += sigma ", "    dgate *= sigma ",
+        "cpu/swiglu.py", "        dg += 1\n", "",
         "ops/test_swiglu.py::test_gradients",
     ),
     Mistake(
         "on a CPU: the gate's gradient without up",
-        "cpu/swiglu.py", "    dgate *= up\n", "",
+        "cpu/swiglu.py", "        dg *= u\n", "",
         "ops/test_swiglu.py::test_gradients",
     ),
     Mistake(
@@ -82,7 +82,47 @@ MISTAKES = [
     ),
     Mistake(
         "a block of a stored weight in the place of another",
-        "cpu/linear.py", "converted[...] = weight[rows]", "converted[...] = weight[: len(converted)]",
+        "cpu/products.py", "converted[...] = b[:, columns]", "converted[...] = b[:, : converted.shape[1]]",
         "test_dispatch.py::test_a_weight_in_bfloat16_computes_what_its_values_do",
+    ),
+    Mistake(
+        "a product that is written where it should be added",
+        "cpu/products.py", "into.reshape(len(a), -1), add=True)", "into.reshape(len(a), -1))",
+        "cpu/test_onednn.py::test_a_linear_map_of_a_weight_in_bfloat16_rounds_the_other_operand",
+    ),
+    Mistake(
+        "an operand kept unrounded for backward",
+        "cpu/linear.py", "LinearCache(x, weight, bias)", "LinearCache(x.astype(weight.dtype) * 2, weight, bias)",
+        "cpu/test_onednn.py::test_a_linear_map_of_a_weight_in_bfloat16_rounds_the_other_operand",
+    ),
+    Mistake(
+        "strides that are left out of a primitive's key",
+        "cpu/onednn.py", "key = a.shape, a.strides, a.dtype, b.shape, b.strides,", "key = a.shape, a.dtype, b.shape,",
+        "cpu/test_onednn.py::test_a_product_of_any_strides",
+    ),
+    Mistake(
+        "primitives that all threads share",
+        "cpu/onednn.py", "class _Kept(threading.local):", "class _Kept:",
+        "cpu/test_onednn.py::test_threads_of_ours_have_primitives_of_their_own_and_agree",
+    ),
+    Mistake(
+        "attention in tiles: dq without the scale",
+        "cpu/attention_tiles.py", "(dqi.reshape(dq[where].shape), scale,", "(dqi.reshape(dq[where].shape), 1,",
+        "cpu/test_onednn.py::test_attention_in_tiles",
+    ),
+    Mistake(
+        "attention in tiles: hidden keys seen",
+        "cpu/attention_tiles.py", "        by_head &= bits[:, None]\n", "",
+        "cpu/test_onednn.py::test_attention_in_tiles",
+    ),
+    Mistake(
+        "attention in tiles: only the rounded part of delta",
+        "cpu/attention_tiles.py", "shift - rounded.astype(np.float32)", "0",
+        "cpu/test_onednn.py::test_the_shift_of_a_row_is_exact_to_sixteen_bits",
+    ),
+    Mistake(
+        "attention in tiles: sums of exponentials that are too large",
+        "cpu/attention_tiles.py", "LARGEST = 46.0", "LARGEST = 1e9",
+        "cpu/test_onednn.py::test_attention_of_large_scores_takes_the_way_with_a_maximum",
     ),
 ]  # fmt: skip

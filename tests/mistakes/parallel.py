@@ -10,7 +10,7 @@ MISTAKES = [
     ),
     Mistake(
         "weights and gradients in the same memory",
-        "parallel/shared_memory.py", "np.frombuffer(memory[at : at + n], self.dtype)", "np.frombuffer(memory[:n], self.dtype)",
+        "parallel/shared_memory.py", "[memory[at : at + n] for at, n in", "[memory[:n] for at, n in",
         "parallel/test_shared_memory.py::test_processes_give_the_same_bits_as_one_worker",
     ),
     Mistake(

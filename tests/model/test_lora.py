@@ -95,7 +95,7 @@ def test_in_mixed_precision_gradients_point_where_those_in_float64_do(dtype):
     assert_same_bits(model.adapter.weights.flat, model.adapter.params.flat.astype(dtype))
 
 
-def test_weights_kept_in_two_bytes_can_have_an_adapter(tmp_path):
+def test_weights_kept_in_two_bytes_can_have_an_adapter(without_onednn, tmp_path):
     model = build({}, dtype="float32")
     model.params.flat[...] = model.params.flat.astype(BFLOAT16)
     model.save(tmp_path)

@@ -6,6 +6,7 @@ from helpers import assert_same_bits, leaves
 
 from numllama import SGD, AdamW, ModelConfig, TrainConfig, Trainer, Transformer, ops
 from numllama.backend import BFLOAT16, to_numpy
+from numllama.cpu import products
 from numllama.data.dataset import Dataset
 from numllama.interop import load_run
 
@@ -75,7 +76,7 @@ def test_no_gradient_of_a_matrix_is_rounded_to_two_bytes(variant, dtype):
 @DTYPES
 def test_what_is_in_two_bytes_and_what_is_not(dtype, monkeypatch):
     seen = {}
-    for name in ("linear_forward", "add_rmsnorm_forward", "ropes_forward", "cross_entropy_forward", "linear_backward"):
+    for name in ("linear_forward", "add_rmsnorm_forward", "ropes_forward", "cross_entropy_forward", "flash_attention_forward"):
         op = getattr(ops, name)
 
         def spy(*args, op=op, name=name, **kwargs):
@@ -87,11 +88,14 @@ def test_what_is_in_two_bytes_and_what_is_not(dtype, monkeypatch):
     model = build(dtype)
     model.loss_and_grads(*batch())
     half, single = dtype, "float32"
-    assert seen["linear_forward"] == [half] * 5  # x, weight; out and the cache
-    sums = [half, half, single, half, half, half, single, single]  # x, branch, gain; sum, out; the cache: sum, gain, rstd
+    kept = single if dtype == "bfloat16" else half  # activations: on a CPU only the operands of products are bfloat16
+    operand = half if dtype == "float16" or products.multiplies_bfloat16() else single
+    assert seen["linear_forward"] == [kept, half, kept, operand, half]  # x, weight; out, and the cache
+    sums = [kept, kept, single, kept, kept, kept, single, single]  # x, branch, gain; sum, out; the cache: sum, gain, rstd
     assert seen["add_rmsnorm_forward"] == sums
-    assert seen["ropes_forward"] == [half, half, single, single] * 2  # queries, keys and the table, before and after
-    assert seen["cross_entropy_forward"][:2] == [half, single]  # logits; the loss
+    assert seen["ropes_forward"] == [kept, kept, single, single] * 2  # queries, keys and the table, before and after
+    assert seen["flash_attention_forward"][:4] == [kept, half, half, kept]  # queries, keys, values; out
+    assert seen["cross_entropy_forward"][:2] == [kept, single]  # logits; the loss
     assert model.params.flat.dtype == single
     assert {name: view.dtype.name for name, view in model.weights.items()} == {
         name: half if view.ndim == 2 else single for name, view in model.params.items()

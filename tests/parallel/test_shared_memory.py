@@ -37,7 +37,7 @@ def at_once(monkeypatch):
 
 
 def build(dtype="float32") -> nl.Transformer:
-    return nl.Transformer(CONFIG, seed=1, dtype=dtype)
+    return nl.Transformer(CONFIG, seed=1, compute_dtype=dtype)
 
 
 def batch(step=0) -> np.ndarray:
@@ -52,7 +52,7 @@ def alive(pid: int) -> bool:
 
 
 @needs_memfd
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 @pytest.mark.parametrize("workers", [2, 4])
 def test_processes_give_the_same_bits_as_one_worker(workers, dtype):
     with closing(Workers(build(dtype), 1)) as one, closing(Workers(build(dtype), workers, processes=True)) as group:
@@ -72,7 +72,8 @@ def shared(trainer: nl.Trainer) -> bool:
 
 
 @needs_memfd
-def test_a_run_that_goes_over_to_processes_stays_the_same(monkeypatch):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_run_that_goes_over_to_processes_stays_the_same(monkeypatch, dtype):
     text = np.random.default_rng(0).integers(0, VOCAB, 500)
     settings = {"steps": 6, "batch_size": 4, "seq_len": T, "lr": 1e-2, "warmup_steps": 1, "shards": 4, "eval_every": 3}
     monkeypatch.setattr(shards, "WORTH_PROCESSES", 0)  # the optimizer's passes go to the processes too
@@ -80,7 +81,8 @@ def test_a_run_that_goes_over_to_processes_stays_the_same(monkeypatch):
     results = []
     for workers in (1, 2):
         monkeypatch.setattr(shards, "PROCESSES_AFTER", 1e9)
-        with closing(nl.Trainer(build(), nl.Dataset(text, text, VOCAB), nl.TrainConfig(**settings, workers=workers))) as trainer:
+        config = nl.TrainConfig(**settings, workers=workers)
+        with closing(nl.Trainer(build(dtype), nl.Dataset(text, text, VOCAB), config)) as trainer:
             reports = []
             for report in trainer:
                 reports.append((report.loss, report.grad_norm, report.val_loss))
@@ -88,7 +90,7 @@ def test_a_run_that_goes_over_to_processes_stays_the_same(monkeypatch):
                 if report.step == 2:
                     monkeypatch.setattr(shards, "PROCESSES_AFTER", -1.0)
             assert len(trainer.workers.pids) == workers - 1
-            buffers = trainer.model.params, *trainer.optimizer.state.values()
+            buffers = trainer.model.params, trainer.model.weights, *trainer.optimizer.state.values()
             results.append((reports, [hashlib.sha256(buffer.flat).hexdigest() for buffer in buffers]))
     assert results[0] == results[1]
 

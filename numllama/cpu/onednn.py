@@ -1,0 +1,279 @@
+"""oneDNN, the one door to it: matrix products and conversions by a CPU's matrix units.
+
+oneDNN (Apache-2.0) generates its kernels for the CPU at hand: AVX2, AVX-512, bfloat16 units (AVX512_BF16), matrix units (AMX).
+NumPy's BLAS has no product of bfloat16. The library is optional: it is looked for in `NUMLLAMA_ONEDNN`, then as the package
+``onednn-cpu-gomp``, then in the system, and any version 3 will do. Without it everything runs in NumPy.
+
+A *primitive* is oneDNN's word for one operation on given shapes, strides and dtypes. Making one takes a millisecond, running it
+some microseconds, so each thread keeps its own: oneDNN's scratch memory belongs to the thread that made the primitive. A
+transposed operand is a matter of strides, and adding to the result one more operation inside the primitive.
+"""
+
+import ctypes
+import os
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import suppress
+from ctypes import POINTER, byref, c_char_p, c_float, c_int, c_int64, c_size_t, c_void_p
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from numllama.backend import BFLOAT16
+from numllama.install import install_command
+from numllama.system.blas import is_one_blas_thread
+
+VARIABLE = "NUMLLAMA_ONEDNN"  # the library's file, or "off"
+PACKAGE = "onednn-cpu-gomp"
+SONAME = "libdnnl.so.3"
+MOST_PRIMITIVES = 1024  # that a thread keeps
+
+# dnnl_types.h, version 3
+CPU, IN_ORDER, MAX_DIMS = 1, 1, 12
+DTYPES = {np.dtype(np.float32): 3, BFLOAT16: 2}
+SOURCE, SECOND, WEIGHTS, RESULT, AFTER = 1, 2, 33, 17, 32768  # arguments; AFTER | SECOND: of the operation after a product
+LINEAR, EXP, TIMES = 0x26, 0x2A, 0x1FFF1
+OUT_OF_MEMORY = 1
+ISAS = {  # the last bit of each instruction set in dnnl_cpu_isa_t
+    0x800: "AMX", 0x100: "AVX-512 with float16", 0x80: "AVX-512 with bfloat16", 0x20: "AVX-512", 0x4: "AVX2", 0x1: "SSE4.1",
+}  # fmt: skip
+BFLOAT16_ISA = 0x80
+
+
+class Library(NamedTuple):
+    """oneDNN, opened."""
+
+    path: str
+    version: tuple[int, int, int]
+    isa: int
+    functions: Any  # ctypes: the GIL is released while they run
+    setters: Any  # the same functions, with the GIL: for those that take less time than that
+    engine: c_void_p
+    stream: c_void_p
+    threads: int  # that a call may use: OMP_NUM_THREADS, or all cores
+
+    @property
+    def instruction_set(self) -> str:
+        """What the kernels are generated for, in words."""
+        return next((name for bit, name in ISAS.items() if self.isa & bit), "no vector instructions")
+
+    @property
+    def has_bfloat16(self) -> bool:
+        """Whether the CPU multiplies bfloat16 itself."""
+        return bool(self.isa & BFLOAT16_ISA)
+
+
+@cache
+def library() -> Library | None:
+    """oneDNN, if it is installed and works; otherwise None, with one warning if there is one that does not."""
+    problems = []
+    for path in _candidates():
+        try:
+            return _open(path)
+        except (OSError, AttributeError, ValueError) as error:
+            problems.append(f"{path}: {error}")
+    if problems:
+        warnings.warn(f"oneDNN cannot be used, so NumPy computes all products: {problems[0]}", RuntimeWarning, stacklevel=2)
+    return None
+
+
+def _candidates() -> Iterator[str]:
+    """Files that may be the library; only the requested one, if one is."""
+    requested = os.environ.get(VARIABLE)
+    if requested:
+        if requested != "off":
+            yield requested
+        return
+    from importlib.metadata import PackageNotFoundError, files  # slow to import
+
+    with suppress(PackageNotFoundError):
+        yield from (str(file.locate().resolve()) for file in files(PACKAGE) or () if file.name == SONAME)
+    with suppress(OSError):
+        ctypes.CDLL(SONAME)
+        yield SONAME
+
+
+class _Version(ctypes.Structure):
+    _fields_ = [(name, c_int) for name in ("major", "minor", "patch")] + [("hash", c_char_p)]
+
+
+class _Argument(ctypes.Structure):
+    _fields_ = [("name", c_int), ("memory", c_void_p)]
+
+
+def _open(path: str) -> Library:
+    functions, setters = ctypes.CDLL(path), ctypes.PyDLL(path)
+    functions.dnnl_version.restype = POINTER(_Version)
+    found = functions.dnnl_version().contents
+    version = found.major, found.minor, found.patch
+    if found.major != 3:
+        raise ValueError(f"this is version {found.major}.{found.minor}, but a version 3 is needed: {install_command('onednn')}")
+    engine, stream = c_void_p(), c_void_p()
+    _check(functions.dnnl_engine_create(byref(engine), CPU, c_size_t(0)), "dnnl_engine_create")
+    _check(functions.dnnl_stream_create(byref(stream), engine, IN_ORDER), "dnnl_stream_create")
+    setters.dnnl_memory_set_data_handle.argtypes = c_void_p, c_void_p
+    functions.dnnl_primitive_execute.argtypes = c_void_p, c_void_p, c_int, c_void_p
+    threads = functions.omp_get_max_threads() if hasattr(functions, "omp_get_max_threads") else 1  # 1: built without OpenMP
+    return Library(path, version, functions.dnnl_get_effective_cpu_isa(), functions, setters, engine, stream, threads)
+
+
+def _check(status: int, what: str) -> None:
+    if status == OUT_OF_MEMORY:
+        raise MemoryError(f"oneDNN ran out of memory in {what}")
+    if status:
+        raise ValueError(f"oneDNN refused {what} (status {status})")
+
+
+# ------------------------------------------------------------------------------------------------ primitives
+
+
+class _Primitive:
+    """One operation on arrays of given shapes, strides and dtypes, as many as `names`."""
+
+    def __init__(self, lib: Library, names: tuple[int, ...], layouts: list[c_void_p], description: c_void_p) -> None:
+        self._lib, self._run, self._set = lib, lib.functions.dnnl_primitive_execute, lib.setters.dnnl_memory_set_data_handle
+        self.handle = c_void_p()
+        _check(lib.functions.dnnl_primitive_create(byref(self.handle), description), "dnnl_primitive_create")
+        self.memories = []
+        for layout in layouts:
+            memory = c_void_p()
+            _check(lib.functions.dnnl_memory_create(byref(memory), layout, lib.engine, None), "dnnl_memory_create")
+            self.memories.append(memory)
+        self.arguments = (_Argument * len(names))(*map(_Argument, names, self.memories))
+
+    def __call__(self, *arrays: np.ndarray) -> None:
+        for memory, array in zip(self.memories, arrays, strict=True):
+            self._set(memory, array.__array_interface__["data"][0])
+        status = self._run(self.handle, self._lib.stream, len(arrays), self.arguments)
+        if status:
+            _check(status, "dnnl_primitive_execute")
+
+    def __del__(self) -> None:
+        for memory in self.memories:
+            self._lib.functions.dnnl_memory_destroy(memory)
+        self._lib.functions.dnnl_primitive_destroy(self.handle)
+
+
+class _Kept(threading.local):
+    """A thread's primitives by what they were made for."""
+
+    def __init__(self) -> None:
+        self.primitives: dict[tuple, _Primitive] = {}
+        self.threads = 0
+
+
+_kept = _Kept()
+
+
+def _primitive(key: tuple, make: Any, lib: Library) -> _Primitive:
+    threads = 1 if is_one_blas_thread() else lib.threads
+    if threads != _kept.threads and lib.threads > 1:
+        lib.functions.omp_set_num_threads(threads)  # of this thread; a primitive is made for as many
+        _kept.threads = threads
+    key = *key, threads
+    primitive = _kept.primitives.get(key)
+    if primitive is None:
+        if len(_kept.primitives) >= MOST_PRIMITIVES:
+            _kept.primitives.clear()
+        primitive = _kept.primitives[key] = make()
+    return primitive
+
+
+def _layout(lib: Library, shape: tuple[int, ...], strides: tuple[int, ...], dtype: np.dtype) -> c_void_p:
+    layout, dims = c_void_p(), c_int64 * MAX_DIMS
+    steps = (stride // dtype.itemsize for stride in strides)
+    made = lib.functions.dnnl_memory_desc_create_with_strides(
+        byref(layout), len(shape), dims(*shape), DTYPES[dtype], dims(*steps)
+    )
+    _check(made, "dnnl_memory_desc_create_with_strides")
+    return layout
+
+
+# ------------------------------------------------------------------------------------------------ operations
+
+
+def matmul(
+    a: np.ndarray,
+    b: np.ndarray,
+    out: np.ndarray,
+    *,
+    add: bool = False,
+    exp: float | None = None,
+    times: np.ndarray | None = None,
+) -> np.ndarray:
+    """out = a @ b, with sums in float32, and with what follows computed before the result is rounded and written.
+
+    Parameters
+    ----------
+    a, b : array, shapes (..., M, K) and (..., K, N)
+        Both float32, or both bfloat16; any strides that are not negative.
+    out : array, shape (..., M, N), float32 or bfloat16
+    add : bool
+        Add to what `out` holds.
+    exp : float, optional
+        out = exp(a @ b · exp).
+    times : array, shape (..., M, N), optional
+        out = a @ b · times.
+    """
+    lib = library()
+    assert lib is not None
+    key = a.shape, a.strides, a.dtype, b.shape, b.strides, out.strides, out.dtype, add, exp, times is not None and times.dtype
+    arrays = (a, b, out) if times is None else (a, b, out, times)
+    _primitive(key, lambda: _make_matmul(lib, arrays, add, exp), lib)(*arrays)
+    return out
+
+
+def _make_matmul(lib: Library, arrays: tuple[np.ndarray, ...], add: bool, exp: float | None) -> _Primitive:
+    call, layouts, names = lib.functions, [_layout(lib, x.shape, x.strides, x.dtype) for x in arrays], (SOURCE, WEIGHTS, RESULT)
+    description, attributes, after = c_void_p(), c_void_p(), c_void_p()
+    _check(call.dnnl_primitive_attr_create(byref(attributes)), "dnnl_primitive_attr_create")
+    _check(call.dnnl_post_ops_create(byref(after)), "dnnl_post_ops_create")
+    if exp is not None:
+        _check(call.dnnl_post_ops_append_eltwise(after, LINEAR, c_float(exp), c_float(0)), "a scale after a product")
+        _check(call.dnnl_post_ops_append_eltwise(after, EXP, c_float(0), c_float(0)), "an exponential after a product")
+    if len(arrays) > len(names):
+        _check(call.dnnl_post_ops_append_binary(after, TIMES, layouts[3]), "a factor after a product")
+        names = (*names, AFTER | SECOND)  # the first operation after it
+    if add:
+        _check(call.dnnl_post_ops_append_sum(after, c_float(1), 0, DTYPES[arrays[2].dtype]), "a sum after a product")
+    _check(call.dnnl_primitive_attr_set_post_ops(attributes, after), "dnnl_primitive_attr_set_post_ops")
+    made = call.dnnl_matmul_primitive_desc_create(
+        byref(description), lib.engine, layouts[0], layouts[1], None, layouts[2], attributes
+    )
+    _check(made, f"a product of {arrays[0].shape} and {arrays[1].shape} in {arrays[0].dtype}")
+    call.dnnl_post_ops_destroy(after)
+    call.dnnl_primitive_attr_destroy(attributes)
+    return _finished(lib, names, layouts, description)
+
+
+def can_convert(x: np.ndarray, dtype: np.dtype) -> bool:
+    """Whether oneDNN is there and knows both dtypes."""
+    return x.size > 0 and x.dtype in DTYPES and dtype in DTYPES and library() is not None
+
+
+def convert(x: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """out = x in out's dtype and strides, rounded to the nearest."""
+    lib = library()
+    assert lib is not None
+    key = "convert", x.shape, x.strides, x.dtype, out.strides, out.dtype
+    _primitive(key, lambda: _make_convert(lib, x, out), lib)(x, out)
+    return out
+
+
+def _make_convert(lib: Library, x: np.ndarray, out: np.ndarray) -> _Primitive:
+    layouts, description = [_layout(lib, each.shape, each.strides, each.dtype) for each in (x, out)], c_void_p()
+    made = lib.functions.dnnl_reorder_primitive_desc_create(
+        byref(description), layouts[0], lib.engine, layouts[1], lib.engine, None
+    )
+    _check(made, f"a conversion of {x.shape} from {x.dtype} to {out.dtype}")
+    return _finished(lib, (SOURCE, RESULT), layouts, description)
+
+
+def _finished(lib: Library, names: tuple[int, ...], layouts: list[c_void_p], description: c_void_p) -> _Primitive:
+    primitive = _Primitive(lib, names, layouts, description)
+    lib.functions.dnnl_primitive_desc_destroy(description)
+    for layout in layouts:
+        lib.functions.dnnl_memory_desc_destroy(layout)
+    return primitive
