@@ -4,6 +4,8 @@ from math import sqrt
 
 import numpy as np
 
+from numllama.cpu.rounding import write_rounded
+
 
 def adamw_update(
     w: np.ndarray,
@@ -33,4 +35,4 @@ def adamw_update(
     w *= 1 - lr * weight_decay
     w -= d
     if copy is not None:
-        copy[...] = w
+        write_rounded(w, copy)

@@ -13,7 +13,7 @@ import ctypes
 import os
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from ctypes import POINTER, byref, c_char_p, c_float, c_int, c_int64, c_size_t, c_void_p
 from functools import cache
@@ -35,6 +35,7 @@ CPU, IN_ORDER, MAX_DIMS = 1, 1, 12
 DTYPES = {np.dtype(np.float32): 3, BFLOAT16: 2}
 SOURCE, SECOND, WEIGHTS, RESULT, AFTER = 1, 2, 33, 17, 32768  # arguments; AFTER | SECOND: of the operation after a product
 LINEAR, EXP, TIMES = 0x26, 0x2A, 0x1FFF1
+ANY_ORDER, WEIGHTS_LAYOUT = 1, 131  # dnnl_format_tag_any; dnnl_query_weights_md
 OUT_OF_MEMORY = 1
 ISAS = {  # the last bit of each instruction set in dnnl_cpu_isa_t
     0x800: "AMX", 0x100: "AVX-512 with float16", 0x80: "AVX-512 with bfloat16", 0x20: "AVX-512", 0x4: "AVX2", 0x1: "SSE4.1",
@@ -113,6 +114,8 @@ def _open(path: str) -> Library:
     engine, stream = c_void_p(), c_void_p()
     _check(functions.dnnl_engine_create(byref(engine), CPU, c_size_t(0)), "dnnl_engine_create")
     _check(functions.dnnl_stream_create(byref(stream), engine, IN_ORDER), "dnnl_stream_create")
+    functions.dnnl_primitive_desc_query_md.restype = c_void_p
+    functions.dnnl_memory_desc_get_size.restype, functions.dnnl_memory_desc_get_size.argtypes = c_size_t, [c_void_p]
     setters.dnnl_memory_set_data_handle.argtypes = c_void_p, c_void_p
     functions.dnnl_primitive_execute.argtypes = c_void_p, c_void_p, c_int, c_void_p
     threads = functions.omp_get_max_threads() if hasattr(functions, "omp_get_max_threads") else 1  # 1: built without OpenMP
@@ -143,10 +146,10 @@ class _Primitive:
             self.memories.append(memory)
         self.arguments = (_Argument * len(names))(*map(_Argument, names, self.memories))
 
-    def __call__(self, *arrays: np.ndarray) -> None:
-        for memory, array in zip(self.memories, arrays, strict=True):
-            self._set(memory, array.__array_interface__["data"][0])
-        status = self._run(self.handle, self._lib.stream, len(arrays), self.arguments)
+    def __call__(self, addresses: Sequence[int]) -> None:
+        for memory, address in zip(self.memories, addresses, strict=True):
+            self._set(memory, address)
+        status = self._run(self.handle, self._lib.stream, len(addresses), self.arguments)
         if status:
             _check(status, "dnnl_primitive_execute")
 
@@ -154,6 +157,10 @@ class _Primitive:
         for memory in self.memories:
             self._lib.functions.dnnl_memory_destroy(memory)
         self._lib.functions.dnnl_primitive_destroy(self.handle)
+
+
+def _address(array: np.ndarray) -> int:
+    return array.__array_interface__["data"][0]
 
 
 class _Kept(threading.local):
@@ -221,8 +228,75 @@ def matmul(
     assert lib is not None
     key = a.shape, a.strides, a.dtype, b.shape, b.strides, out.strides, out.dtype, add, exp, times is not None and times.dtype
     arrays = (a, b, out) if times is None else (a, b, out, times)
-    _primitive(key, lambda: _make_matmul(lib, arrays, add, exp), lib)(*arrays)
+    _primitive(key, lambda: _make_matmul(lib, arrays, add, exp), lib)([_address(array) for array in arrays])
     return out
+
+
+def packed_product(x: np.ndarray, weight: np.ndarray, out: np.ndarray) -> Callable[[], None]:
+    """A function that computes out = x @ weightᵀ for these very arrays, with a copy of the weight in the order of the kernel.
+
+    Parameters
+    ----------
+    x : array, shape (B, I)
+    weight : array, shape (O, I)
+        As it is at the first call: later changes are not seen.
+    out : array, shape (B, O), float32
+    """
+    lib = library()
+    assert lib is not None
+    arrays = x, weight.T, out
+    key = "packed", *(part for array in arrays for part in (array.shape, array.strides, array.dtype))
+    packed: list[np.ndarray] = []
+    addresses = [_address(x), 0, _address(out)]
+
+    def run() -> None:
+        primitive = _primitive(key, lambda: _make_packed(lib, arrays), lib)
+        if not packed:
+            packed.append(primitive.pack(weight))
+            addresses[1] = _address(packed[0])
+        primitive(addresses)
+
+    return run
+
+
+class _PackedProduct(_Primitive):
+    """A product of a weight (K, N) in the order that oneDNN likes best."""
+
+    def __init__(self, lib: Library, layouts: list[c_void_p], description: c_void_p) -> None:
+        wanted = c_void_p(lib.functions.dnnl_primitive_desc_query_md(description, WEIGHTS_LAYOUT, 0))
+        self.size = lib.functions.dnnl_memory_desc_get_size(wanted)
+        self.order = c_void_p()
+        made = lib.functions.dnnl_reorder_primitive_desc_create(
+            byref(self.order), layouts[1], lib.engine, wanted, lib.engine, None
+        )
+        _check(made, "a weight in another order")
+        self.orders = _Primitive(lib, (SOURCE, RESULT), [layouts[1], wanted], self.order)
+        super().__init__(lib, (SOURCE, WEIGHTS, RESULT), [layouts[0], wanted, layouts[2]], description)
+
+    def pack(self, weight: np.ndarray) -> np.ndarray:
+        """A weight in that order."""
+        out = np.empty(self.size, np.uint8)
+        self.orders((_address(weight), _address(out)))
+        return out
+
+
+def _make_packed(lib: Library, arrays: tuple[np.ndarray, ...]) -> _PackedProduct:
+    call, layouts = lib.functions, [_layout(lib, x.shape, x.strides, x.dtype) for x in arrays]
+    description, any_order, shape = c_void_p(), c_void_p(), arrays[1].shape
+    made = call.dnnl_memory_desc_create_with_tag(
+        byref(any_order), len(shape), (c_int64 * MAX_DIMS)(*shape), DTYPES[arrays[1].dtype], ANY_ORDER
+    )
+    _check(made, "dnnl_memory_desc_create_with_tag")
+    made = call.dnnl_matmul_primitive_desc_create(
+        byref(description), lib.engine, layouts[0], any_order, None, layouts[2], None
+    )
+    _check(made, f"a product of {arrays[0].shape} and {shape} in {arrays[0].dtype}")
+    primitive = _PackedProduct(lib, layouts, description)
+    for layout in (*layouts, any_order):
+        call.dnnl_memory_desc_destroy(layout)
+    for used in (description, primitive.order):
+        call.dnnl_primitive_desc_destroy(used)
+    return primitive
 
 
 def _make_matmul(lib: Library, arrays: tuple[np.ndarray, ...], add: bool, exp: float | None) -> _Primitive:
@@ -258,7 +332,7 @@ def convert(x: np.ndarray, out: np.ndarray) -> np.ndarray:
     lib = library()
     assert lib is not None
     key = "convert", x.shape, x.strides, x.dtype, out.strides, out.dtype
-    _primitive(key, lambda: _make_convert(lib, x, out), lib)(x, out)
+    _primitive(key, lambda: _make_convert(lib, x, out), lib)((_address(x), _address(out)))
     return out
 
 

@@ -6,6 +6,12 @@ from numllama.cpu import onednn
 
 
 def rounded(x: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    if x.dtype != dtype and onednn.can_convert(x, dtype):
-        return onednn.convert(x, np.empty(x.shape, dtype))
-    return x.astype(dtype, copy=False)
+    return x if x.dtype == dtype else write_rounded(x, np.empty(x.shape, dtype))
+
+
+def write_rounded(x: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """x, rounded and written to `out`."""
+    if onednn.can_convert(x, out.dtype):
+        return onednn.convert(x, out)
+    out[...] = x
+    return out

@@ -9,7 +9,8 @@ and on views that are made once:
 - BLAS computes one column; its threads spin between products, so they start quickly (`gemv.complex_gemv`).
 - For several columns a weight is cut into blocks of rows (`gemv.blocks`), because BLAS copies a large matrix into another order
   first, which takes longer than the product with a few columns.
-- For several columns the cores share the model as GPUs do in tensor parallelism (Shoeybi et al. 2019): each has some heads, some
+- Weights in bfloat16 are multiplied by oneDNN, if the CPU can, with all cores; activations are then rows, as oneDNN wants them.
+- Otherwise for several columns the cores share the model as GPUs do in tensor parallelism (Shoeybi et al. 2019): each has some heads, some
   hidden units and some of the vocabulary. The shards of each branch are summed after a barrier, twice in a layer.
 
 For other models than Llamas and other devices `Decoder` calls the model's own forward. Both give the same logits.
@@ -26,10 +27,11 @@ from typing import NamedTuple
 import numpy as np
 
 from numllama import ops
-from numllama.backend import Array, quiet
-from numllama.generation.gemv import gemv, gemvs
+from numllama.backend import BFLOAT16, Array, quiet
+from numllama.cpu import products
+from numllama.generation.gemv import bfloat16_gemv, gemvs
 from numllama.generation.kv_cache import KVCache
-from numllama.model import ModelConfig, Transformer
+from numllama.model import Transformer
 from numllama.model.parameters import count_parameters
 from numllama.system.blas import one_blas_thread
 from numllama.system.processes import available_cores
@@ -66,9 +68,9 @@ class Decoder:
         if not self.plain:
             return
         c, B = model.config, kv_cache.batch_size
-        n = shard_count(c, B)
+        n = shard_count(model, B)
         self.logits = np.empty((B, c.vocab_size), model.compute_dtype)
-        branches = np.empty((2, n, c.dim, B), model.compute_dtype)
+        branches = columns((2, n, c.dim, B), model)
         self.shards = [DecoderShard(model, kv_cache, i, n, branches, self.logits) for i in range(n)]
         self.pool = ThreadPoolExecutor(n - 1) if n > 1 else None
 
@@ -78,7 +80,7 @@ class Decoder:
             with quiet():
                 return self.model.forward(tokens[:, None], kv_cache=self.cache, n_last=1)[:, 0]
         self.cache.reserve(len(tokens), 1)
-        with one_blas_thread() if len(tokens) > 1 else nullcontext():
+        with nullcontext() if len(tokens) == 1 or computes_in_bfloat16(self.model) else one_blas_thread():
             error = self._run(tokens)
         if error:
             raise error
@@ -119,13 +121,15 @@ class DecoderShard:
         K = self.heads.stop - self.heads.start
         H, of_k, of_q = R * K, rows(self.heads, D), rows(self.heads, R * D)
         buffer = lambda *shape: np.empty(shape, dtype)  # noqa: E731
+        column = lambda size: columns((size, B), model)  # noqa: E731
+        product = bfloat16_gemv if computes_in_bfloat16(model) else gemvs
         number = lambda value: np.array(value, dtype)  # noqa: E731      a Python number is converted at each call
 
-        self.x, self.n, self.rms = buffer(C, B), buffer(C, B), buffer(B)
+        self.x, self.n, self.rms = column(C), column(C), buffer(B)
         self.sequences, self.eps, self.per_row = self.x.T, number(c.norm_eps), number(1 / C)
-        self.qkv, self.gate_up, self.hidden = buffer((H + 2 * K) * D, B), buffer(2 * F, B), buffer(F, B)
+        self.qkv, self.gate_up, self.hidden = column((H + 2 * K) * D), column(2 * F), column(F)
         self.gate, self.up, self.half, self.one = self.gate_up[:F], self.gate_up[F:], number(0.5), number(1)
-        self.columns, self.logits = buffer(V, B), logits[:, tokens]
+        self.columns, self.logits = column(V), logits[:, tokens]
 
         # Queries, then keys, with their pairs of components as an axis; and the same with each pair reversed.
         pairs, axis = ((2, D // 2), -3) if c.rope_layout == "half" else ((D // 2, 2), -2)
@@ -135,7 +139,7 @@ class DecoderShard:
         q, k = np.split(self.rotated.reshape(-1, B), [H * D])
         self.k, self.v = (x.reshape(K, D, B).transpose(2, 0, 1) for x in (k, self.qkv[(H + K) * D :]))         # (B, K, D)
         self.q: Array
-        self.q_rows, self.q, self.out, self.mixed = q.T, buffer(B, K, R, D), buffer(B, K, R, D), buffer(H * D, B)
+        self.q_rows, self.q, self.out, self.mixed = q.T, buffer(B, K, R, D), buffer(B, K, R, D), column(H * D)
         if B == 1:                                                         # a column has a row's memory layout
             self.q, self.mixed = q.reshape(1, K, R, D), self.out.reshape(H * D, 1)
         scale = np.repeat([1 / math.sqrt(D), 1], [H, K])                   # the rotation of queries includes the scores' scale
@@ -148,16 +152,17 @@ class DecoderShard:
             gate_up = [params.joined(name + "w_gate", name + "w_up")] if whole else [w["w_gate"][units], w["w_up"][units]]
             self.layers.append(
                 Layer(
-                    attn_norm=w["attn_norm"][:, None],
-                    qkv=gemvs(qkv, self.n, self.qkv),
-                    wo=gemv(w["wo"][:, of_q], self.mixed, branches[0, i]),
-                    ffn_norm=w["ffn_norm"][:, None],
-                    gate_up=gemvs(gate_up, self.n, self.gate_up),
-                    w_down=gemv(w["w_down"][:, units], self.hidden, branches[1, i]),
+                    attn_norm=w["attn_norm"].astype(dtype, copy=False)[:, None],
+                    qkv=product(qkv, self.n, self.qkv),
+                    wo=product([w["wo"][:, of_q]], self.mixed, branches[0, i]),
+                    ffn_norm=w["ffn_norm"].astype(dtype, copy=False)[:, None],
+                    gate_up=product(gate_up, self.n, self.gate_up),
+                    w_down=product([w["w_down"][:, units]], self.hidden, branches[1, i]),
                 )
             )
         head = params["embed" if c.tie_embeddings else "head"]
-        self.head, self.norm = gemv(head[tokens], self.n, self.columns), params["norm"][:, None]
+        self.head = product([head[tokens]], self.n, self.columns)
+        self.norm = params["norm"].astype(dtype, copy=False)[:, None]
 
     def run(self, tokens: np.ndarray, barrier: "Barrier | None") -> BaseException | None:
         """Compute this shard of a step; returns an error, which breaks the barrier for the other shards."""
@@ -296,18 +301,32 @@ class Barrier:
                 gate.put(all_arrived)
 
 
+def columns(shape: tuple[int, ...], model: Transformer) -> Array:
+    """A new array (..., size, B), whose memory has the order of the model's products: oneDNN keeps a sequence in one piece."""
+    if computes_in_bfloat16(model):
+        return np.empty((*shape[:-2], shape[-1], shape[-2]), model.compute_dtype).swapaxes(-1, -2)
+    return np.empty(shape, model.compute_dtype)
+
+
+def computes_in_bfloat16(model: Transformer) -> bool:
+    """Whether the weights are stored in bfloat16, and this CPU multiplies it."""
+    return model.params.flat.dtype == BFLOAT16 and model.compute_dtype == np.float32 and products.multiplies_bfloat16()
+
+
 def is_plain(model: Transformer) -> bool:
-    """Whether this is a Llama on a CPU, without an adapter, whose weights have the dtype of its activations."""
+    """Whether this is a Llama on a CPU, without an adapter, with products in the dtype of its weights."""
     c = model.config
     if model.adapter is not None:
         return False
     llama = (c.norm, c.positions, c.ffn, c.qk_norm, c.bias) == ("rmsnorm", "rope", "swiglu", None, False)
-    return llama and isinstance(model.params.flat, np.ndarray) and model.params.flat.dtype == model.compute_dtype
+    has_products = model.params.flat.dtype == model.compute_dtype or computes_in_bfloat16(model)
+    return llama and isinstance(model.params.flat, np.ndarray) and has_products
 
 
-def shard_count(config: ModelConfig, B: int) -> int:
-    """The number of shards: one for each core, if there is enough work between two barriers."""
-    if B == 1 or count_parameters(config) * B < SHARED_PRODUCTS * 2 * config.n_layers:
+def shard_count(model: Transformer, B: int) -> int:
+    """The number of shards: one for each core, if there is enough work between two barriers, and unless oneDNN has threads."""
+    config = model.config
+    if B == 1 or computes_in_bfloat16(model) or count_parameters(config) * B < SHARED_PRODUCTS * 2 * config.n_layers:
         return 1
     return min(available_cores(), config.n_kv_heads, config.ffn_dim, config.vocab_size)
 

@@ -6,7 +6,8 @@ from itertools import accumulate, pairwise
 
 import numpy as np
 
-from numllama.backend import Array
+from numllama.backend import BFLOAT16, Array
+from numllama.cpu import onednn
 from numllama.system.blas import blas
 
 # Multiplications from which OpenBLAS uses several threads for a product with one column: complex products much earlier than real.
@@ -24,6 +25,19 @@ def gemv(weight: Array, x: Array, out: Array) -> Callable[[], object]:
     if COMPLEX_PRODUCTS <= weight.size < REAL_PRODUCTS and weight.shape[1] % 2 == 0 and openblas_threads() > 1:
         return complex_gemv(weight, x, out)
     return partial(np.matmul, weight, x[:, 0], out[:, 0])
+
+
+def bfloat16_gemv(weights: list[Array], x: Array, out: Array) -> Callable[[], object]:
+    """The same for one weight in bfloat16, by oneDNN, which reads half the bytes; x is rounded. out.T is in one piece."""
+    (weight,) = weights
+    rounded = np.empty(x.shape[::-1], BFLOAT16)                            # (B, I)
+    product = onednn.packed_product(rounded, weight, out.T)
+
+    def run() -> None:
+        rounded[...] = x.T
+        product()
+
+    return run
 
 
 def gemvs(weights: list[Array], x: Array, out: Array) -> Callable[[], object]:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from numllama import KVCache
 from numllama.backend import BFLOAT16
+from numllama.cpu import products
 from numllama.generation import decode, gemv
 from numllama.generation.decode import Decoder, is_plain
 from numllama.generation.steps import padded
@@ -196,12 +197,30 @@ def test_anything_else_by_the_models_forward(kind):
     assert not is_plain(random_model(**kind))
 
 
-def test_weights_in_two_bytes_are_decoded_as_the_model_computes_them():
-    model = random_model("float32")
-    small = Transformer(model.config, params=copied_parameters(model.config, model.params, BFLOAT16))
+def in_bfloat16(model):
+    return Transformer(model.config, params=copied_parameters(model.config, model.params, BFLOAT16))
+
+
+def test_without_onednn_weights_in_bfloat16_are_left_to_the_models_forward(without_onednn):
+    small = in_bfloat16(random_model("float32"))
     assert not is_plain(small)
-    tokens = random_tokens(model, 2, 6)
+    tokens = random_tokens(small, 2, 6)
     assert_same_logits(steps(Decoder(small, KVCache(small, batch_size=2)), tokens), small.forward(tokens))
+
+
+@pytest.mark.skipif(not products.multiplies_bfloat16(), reason="needs oneDNN and a CPU that multiplies bfloat16")
+@pytest.mark.parametrize("B", [1, 2, 5])
+@pytest.mark.parametrize("kind", LLAMAS)
+def test_weights_in_bfloat16_are_decoded_by_onednn_as_the_model_computes_them(kind, B):
+    small = in_bfloat16(random_model("float32", **kind))
+    assert is_plain(small)
+    tokens = random_tokens(small, B, 6)
+    cache = KVCache(small, batch_size=B)
+    small.forward(tokens[:, :2], kv_cache=cache)
+    logits, expected = steps(Decoder(small, cache), tokens[:, 2:]), small.forward(tokens)[:, 2:]
+    assert logits.dtype == np.float32
+    # In float32 both are the same; a number between two of bfloat16's may be rounded up here and down there.
+    assert np.linalg.norm(logits - expected) <= 4e-3 * np.linalg.norm(expected)
 
 
 @given(st.integers(1, 400), st.integers(1, 400), st.integers(1, 64))
