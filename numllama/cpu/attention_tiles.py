@@ -137,9 +137,8 @@ def groups(q: np.ndarray, k: np.ndarray, first: np.ndarray, last: np.ndarray) ->
     times = list(slices(0, T, step))
     of_all = [seen_pieces(first[:, t], last[:, t], S, k.dtype) for t in times] if shared else []
     for b in slices(0, B, sequences):
-        of_these = of_all or [
-            seen_pieces(*(x[b, t] if len(x) > 1 else x[:, t] for x in (first, last)), S, k.dtype) for t in times
-        ]
+        begin, end = (x[b] if len(x) > 1 else x for x in (first, last))
+        of_these = of_all or [seen_pieces(begin[:, t], end[:, t], S, k.dtype) for t in times]
         for h in slices(0, K, heads):
             of_heads = slice(h.start * R, h.stop * R)
             yield (b, h), [((b, of_heads, t), pieces) for t, pieces in zip(times, of_these, strict=True)]

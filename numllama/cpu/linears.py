@@ -14,6 +14,5 @@ def linears_forward(
     if x.dtype != np.float32:
         return linears.linears_forward.reference(x, weights, biases)
     x = as_operand(x, weights[0])
-    biases = (None,) * len(weights) if biases is None else biases
-    results = [linear_forward(x, weight, bias) for weight, bias in zip(weights, biases, strict=True)]
+    results = [linear_forward(x, weight, biases[m] if biases else None) for m, weight in enumerate(weights)]
     return tuple(out for out, _ in results), tuple(cache for _, cache in results)

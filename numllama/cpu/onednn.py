@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from ctypes import POINTER, byref, c_char_p, c_float, c_int, c_int64, c_size_t, c_void_p
 from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -90,7 +91,7 @@ def _candidates() -> Iterator[str]:
     from importlib.metadata import PackageNotFoundError, files  # slow to import
 
     with suppress(PackageNotFoundError):
-        yield from (str(file.locate().resolve()) for file in files(PACKAGE) or () if file.name == SONAME)
+        yield from (str(Path(str(file.locate())).resolve()) for file in files(PACKAGE) or () if file.name == SONAME)
     with suppress(OSError):
         ctypes.CDLL(SONAME)
         yield SONAME
@@ -174,7 +175,7 @@ class _Kept(threading.local):
 _kept = _Kept()
 
 
-def _primitive(key: tuple, make: Any, lib: Library) -> _Primitive:
+def _primitive(key: tuple, make: Callable[[], Any], lib: Library) -> Any:
     threads = 1 if is_one_blas_thread() else lib.threads
     if threads != _kept.threads and lib.threads > 1:
         lib.functions.omp_set_num_threads(threads)  # of this thread; a primitive is made for as many

@@ -39,8 +39,7 @@ def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def add_product(into: Array | None, a: np.ndarray, b: np.ndarray) -> Array:
     """into + a @ b, written to `into`, which has as many elements in any shape; a @ b itself if it is None."""
-    is_plain = type(into) is np.ndarray and into.dtype == np.float32 and into.flags.c_contiguous
-    if is_plain and _is_for_onednn(a, b):
+    if isinstance(into, np.ndarray) and into.dtype == np.float32 and into.flags.c_contiguous and _is_for_onednn(a, b):
         onednn.matmul(a, b, into.reshape(len(a), -1), add=True)
         return into
     result = product(a, b)

@@ -9,9 +9,9 @@ and on views that are made once:
 - BLAS computes one column; its threads spin between products, so they start quickly (`gemv.complex_gemv`).
 - For several columns a weight is cut into blocks of rows (`gemv.blocks`), because BLAS copies a large matrix into another order
   first, which takes longer than the product with a few columns.
-- Weights in bfloat16 are multiplied by oneDNN, if the CPU can, with all cores; activations are then rows, as oneDNN wants them.
-- Otherwise for several columns the cores share the model as GPUs do in tensor parallelism (Shoeybi et al. 2019): each has some heads, some
-  hidden units and some of the vocabulary. The shards of each branch are summed after a barrier, twice in a layer.
+- Weights in bfloat16 are multiplied by oneDNN, if the CPU can, with all cores. Activations are then rows, as oneDNN wants them.
+- Otherwise for several columns the cores share the model as GPUs do in tensor parallelism (Shoeybi et al. 2019): each has some
+  heads, some hidden units and some of the vocabulary. The shards of each branch are summed after a barrier, twice in a layer.
 
 For other models than Llamas and other devices `Decoder` calls the model's own forward. Both give the same logits.
 """

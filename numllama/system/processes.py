@@ -30,7 +30,7 @@ def available_cores() -> int:
 
 
 def peak_memory_mb(others: Sequence[int] = ()) -> float:
-    """Peak memory in MB of this process, plus that of other processes (by id) without shared memory; 0 if unknown."""
+    """Peak memory in MB of this process, plus what other processes (by id) do not share with it; 0 if unknown."""
     try:
         import resource
     except ImportError:  # not on Windows
@@ -40,7 +40,7 @@ def peak_memory_mb(others: Sequence[int] = ()) -> float:
         with suppress(OSError, KeyError):  # the process has ended, or this is not Linux
             lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
             kilobytes = {name: int(value.split()[0]) for name, value in (line.split(":", 1) for line in lines) if "kB" in value}
-            peak += (kilobytes["VmHWM"] - kilobytes["RssShmem"]) / 1e3
+            peak += (kilobytes["VmHWM"] - kilobytes["RssShmem"] - kilobytes["RssFile"]) / 1e3
     return peak
 
 
