@@ -1,6 +1,6 @@
 """SwiGLU in place, a block of rows at a time: what one pass writes, the next finds in the core's cache.
 
-silu(g) = g·σ(g) and silu'(g) = σ(g)·(1 + g − silu(g)), with σ(g) = (1 + tanh(g/2)) / 2.
+silu(g) = g·σ(g) and silu'(g) = σ(g)·(1 + g − silu(g)), with σ(g) = (1 + tanh(g/2)) / 2; or oneDNN's, for large arrays.
 """
 
 from collections.abc import Iterator
@@ -9,20 +9,19 @@ import numpy as np
 
 from numllama.blocks import slices
 from numllama.checks import check_shape
+from numllama.cpu import onednn
 from numllama.ops.swiglu import SwiGLUCache
 
 BLOCK_ELEMENTS, SMALL_ELEMENTS = 64 * 1024, 192 * 1024
+FEWEST = 2**16  # elements; NumPy needs less time for fewer
 
 
 def swiglu_forward(gate: np.ndarray, up: np.ndarray) -> tuple[np.ndarray, SwiGLUCache]:
     check_shape("up", up, gate.shape)
     out = np.empty_like(up)                                            # (..., F)
-    for g, u, o in row_blocks(gate, up, out):
-        half = 0.5 * g
-        np.tanh(half, out=o)
-        o *= half
-        o += half                                                      # silu(gate)
-        o *= u
+    block_forward = forward_by_onednn if is_for_onednn(gate) else forward
+    for block in row_blocks(gate, up, out):
+        block_forward(*block)
     return out, SwiGLUCache(gate, up)
 
 
@@ -30,19 +29,48 @@ def swiglu_backward(dout: np.ndarray, cache: SwiGLUCache) -> tuple[np.ndarray, n
     gate, up = cache
     check_shape("dout", dout, gate.shape)
     dgate, dup = np.empty_like(gate), np.empty_like(up)                # (..., F)
-    for g, u, d, dg, du in row_blocks(gate, up, dout, dgate, dup):
-        sigma = 0.5 * g
-        np.tanh(sigma, out=sigma)
-        sigma += 1
-        sigma *= 0.5
-        silu = np.multiply(g, sigma, out=du)
-        np.subtract(g, silu, out=dg)
-        dg += 1
-        dg *= sigma                                                    # silu'(gate)
-        dg *= u
-        dg *= d
-        du *= d
+    block_backward = backward_by_onednn if is_for_onednn(gate) else backward
+    for block in row_blocks(gate, up, dout, dgate, dup):
+        block_backward(*block)
     return dgate, dup
+
+
+def forward(gate: np.ndarray, up: np.ndarray, out: np.ndarray) -> None:
+    half = 0.5 * gate
+    np.tanh(half, out=out)
+    out *= half
+    out += half                                                        # silu(gate)
+    out *= up
+
+
+def backward(gate: np.ndarray, up: np.ndarray, dout: np.ndarray, dgate: np.ndarray, dup: np.ndarray) -> None:
+    sigma = 0.5 * gate
+    np.tanh(sigma, out=sigma)
+    sigma += 1
+    sigma *= 0.5
+    silu = np.multiply(gate, sigma, out=dup)
+    np.subtract(gate, silu, out=dgate)
+    dgate += 1
+    dgate *= sigma                                                     # silu'(gate)
+    dgate *= up
+    dgate *= dout
+    dup *= dout
+
+
+def forward_by_onednn(gate: np.ndarray, up: np.ndarray, out: np.ndarray) -> None:
+    onednn.silu(gate, out)
+    out *= up
+
+
+def backward_by_onednn(gate: np.ndarray, up: np.ndarray, dout: np.ndarray, dgate: np.ndarray, dup: np.ndarray) -> None:
+    np.multiply(dout, up, out=dgate)
+    onednn.silu_backward(dgate, gate, dgate)
+    onednn.silu(gate, dup)
+    dup *= dout
+
+
+def is_for_onednn(gate: np.ndarray) -> bool:
+    return gate.dtype == np.float32 and gate.size > FEWEST and onednn.library() is not None
 
 
 def row_blocks(*arrays: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:

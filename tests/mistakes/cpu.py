@@ -51,12 +51,12 @@ MISTAKES = [
     ),
     Mistake(
         "on a CPU: SiLU's derivative without the gate's own part",
-        "cpu/swiglu.py", "        dg += 1\n", "",
+        "cpu/swiglu.py", "    dgate += 1\n", "",
         "ops/test_swiglu.py::test_gradients",
     ),
     Mistake(
         "on a CPU: the gate's gradient without up",
-        "cpu/swiglu.py", "        dg *= u\n", "",
+        "cpu/swiglu.py", "    dgate *= up\n", "",
         "ops/test_swiglu.py::test_gradients",
     ),
     Mistake(

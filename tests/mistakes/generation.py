@@ -62,7 +62,7 @@ MISTAKES = [
     ),
     Mistake(
         "a shard with the columns of another shard's heads",
-        "generation/decode.py", 'gemv(w["wo"][:, of_q], self.mixed', 'gemv(w["wo"][:, : len(self.mixed)], self.mixed',
+        "generation/decode.py", 'product([w["wo"][:, of_q]], self.mixed', 'product([w["wo"][:, : len(self.mixed)]], self.mixed',
         "generation/test_decode.py::test_any_number_of_cores_gives_the_same_logits",
     ),
     Mistake(
