@@ -1,6 +1,6 @@
 """SwiGLU in place, a block of rows at a time: what one pass writes, the next finds in the core's cache.
 
-silu(g) = g·σ(g) and silu'(g) = σ(g)·(1 + g − silu(g)), with σ(g) = (1 + tanh(g/2)) / 2; or oneDNN's, for large arrays.
+silu(g) = h + h·tanh h and σ(g) = (1 + tanh h) / 2, with h = g/2; or oneDNN's, for large arrays.
 """
 
 from collections.abc import Iterator
@@ -44,14 +44,14 @@ def forward(gate: np.ndarray, up: np.ndarray, out: np.ndarray) -> None:
 
 
 def backward(gate: np.ndarray, up: np.ndarray, dout: np.ndarray, dgate: np.ndarray, dup: np.ndarray) -> None:
-    sigma = 0.5 * gate
-    np.tanh(sigma, out=sigma)
+    half = np.multiply(0.5, gate, out=dgate)
+    sigma = np.tanh(half)
     sigma += 1
+    silu = np.multiply(half, sigma, out=dup)
     sigma *= 0.5
-    silu = np.multiply(gate, sigma, out=dup)
-    np.subtract(gate, silu, out=dgate)
-    dgate += 1
-    dgate *= sigma                                                     # silu'(gate)
+    np.subtract(1, sigma, out=dgate)
+    dgate *= silu
+    dgate += sigma                                                     # silu'(gate)
     dgate *= up
     dgate *= dout
     dup *= dout

@@ -51,7 +51,7 @@ MISTAKES = [
     ),
     Mistake(
         "on a CPU: SiLU's derivative without the gate's own part",
-        "cpu/swiglu.py", "    dgate += 1\n", "",
+        "cpu/swiglu.py", "    dgate += sigma ", "    dgate *= sigma ",
         "ops/test_swiglu.py::test_gradients",
     ),
     Mistake(
