@@ -7,7 +7,7 @@ time, as it is used.
 
 import numpy as np
 
-from numllama.backend import BFLOAT16, Array, add_to
+from numllama.backend import BFLOAT16, TWO_BYTES, Array, add_to
 from numllama.blocks import slices
 from numllama.cpu import onednn
 
@@ -32,9 +32,7 @@ def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """a @ b for matrices (M, K) and (K, N); float32 if both are bfloat16."""
     if _is_for_onednn(a, b):
         return onednn.matmul(a, b, np.empty((len(a), b.shape[1]), np.float32))
-    if a.dtype == b.dtype:
-        return a @ b
-    return _in_blocks(a, b)
+    return _in_blocks(a, b) if b.dtype in TWO_BYTES and b.dtype != a.dtype else a @ b
 
 
 def add_product(into: Array | None, a: np.ndarray, b: np.ndarray) -> Array:
@@ -54,7 +52,7 @@ def _is_for_onednn(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 def _in_blocks(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """a @ b where b is in another dtype: a block of its columns at a time is converted to a's."""
+    """a @ b where b is in two bytes: a block of its columns at a time is converted to a's dtype."""
     if not b.flags.f_contiguous:  # a weight itself, in backward: its columns are far apart
         return a @ b.astype(a.dtype)
     out = np.empty((len(a), b.shape[1]), a.dtype)

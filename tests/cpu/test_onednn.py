@@ -331,6 +331,14 @@ def test_a_cpu_without_avx512_is_left_to_numpy():
     assert library_in_a_process(None, ONEDNN_MAX_CPU_ISA="AVX2").stdout == "None\n"
 
 
+def test_operands_of_two_dtypes_multiply_as_in_numpy():
+    a, b = normal(3, 6), normal(6, 4, seed=1)
+    for one, other in ((a, wide(b)), (wide(a), b), (wide(a), b.astype(BFLOAT16)), (a, b.astype(np.float16))):
+        result = products.product(one, other)
+        assert result.dtype == np.result_type(one, other)
+        assert_near(result, wide(one) @ wide(other), 20, np.float32)
+
+
 def test_without_the_library_nothing_is_converted(without_onednn):
     weight = normal(8, 6, dtype=BFLOAT16)
     with warnings.catch_warnings():
