@@ -164,7 +164,7 @@ class _Primitive:
 
 
 def _address(array: np.ndarray) -> int:
-    return array.__array_interface__["data"][0]
+    return array.ctypes.data
 
 
 class _Kept(threading.local):
