@@ -24,7 +24,7 @@ class Weights:
     device
         cpu, cuda, or cuda:N.
     dtype
-        float32, float64, or bfloat16, which halves the memory of the weights but is slower.
+        float32, float64, or bfloat16, which halves the memory of the weights; on a CPU without units for it, it is slower.
     """
 
     model: FilePath

@@ -54,7 +54,8 @@ def load(
         bfloat16, or float32 if the GPU is older than Ampere (2020).
     compute_dtype : str, optional
         dtype of matrix products and activations. ``"bfloat16"`` or ``"float16"`` with float32 weights is mixed precision, for
-        training. Default the dtype of the weights; on a CPU float32 for weights in two bytes.
+        training. Default the dtype of the weights; on a CPU float32 for weights in two bytes. But oneDNN, if it is installed and
+        the CPU can, multiplies weights stored in bfloat16 by activations that are rounded to bfloat16.
     adapter : path, optional
         A folder with low-rank updates, as `peft` writes them: see :mod:`numllama.interop.peft`.
 

@@ -38,12 +38,10 @@ class Transformer:
     device : str
         ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
     dtype : str, optional
-        dtype of the weights: ``"float32"`` (the default), or ``"float64"`` for checking. Weights in ``"bfloat16"`` take half the
-        memory, but cannot be trained.
+        dtype of the weights: ``"float32"`` (default), ``"float64"`` for checking; ``"bfloat16"`` cannot be trained.
     compute_dtype : str, optional
-        dtype of matrix products and activations. ``"bfloat16"`` or ``"float16"`` with float32 weights is mixed precision, made
-        for GPUs: parameters, gradients, gains, statistics and losses stay in float32. Default the dtype of the weights; on a CPU
-        float32 for weights in two bytes.
+        dtype of matrix products and activations. ``"bfloat16"`` or ``"float16"`` with float32 weights is mixed precision:
+        parameters, gradients, statistics and losses stay in float32. Default that of the weights; float32 for two bytes on a CPU.
     params : Parameters, optional
         Weights to use in place of new ones.
 
@@ -55,8 +53,7 @@ class Transformer:
         What is computed with: `params`, or in mixed precision their copy in two bytes. An optimizer keeps it up to date;
         other code that writes to `params` calls ``params.sync_low_precision()``.
     activation_dtype : dtype
-        dtype of activations: `compute_dtype`. But where that is bfloat16 on a CPU they are float32, because only its matrix
-        units compute with two bytes: just the operands of products are rounded.
+        dtype of activations: `compute_dtype`, but float32 where a CPU rounds only the operands of products to bfloat16.
     adapter : Adapter, optional
         Low-rank updates: see :meth:`add_adapter`.
     generation_config : dict
@@ -79,8 +76,8 @@ class Transformer:
         self.params = initial_parameters(config, seed, kept, self.xp) if params is None else params
         if self.dtype != kept:
             raise ValueError(f"dtype is {shown(kept.name)}, but params are {self.dtype}")
-        rounds_operands = self.compute_dtype == BFLOAT16 and not runs_here((self.params.flat,))
-        self.activation_dtype = np.dtype(np.float32) if rounds_operands else self.compute_dtype
+        on_cpu = not runs_here((self.params.flat,))
+        self.activation_dtype = np.dtype("f4") if on_cpu and self.compute_dtype == BFLOAT16 else self.compute_dtype
         self.weights = self.params
         if self.compute_dtype in TWO_BYTES:
             self.weights = self.params.low_precision or self.params.in_low_precision(self.compute_dtype)
@@ -258,10 +255,7 @@ class Transformer:
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
-        """The tokens that end a text, as ``generation_config`` says: none, one, or several (Llama 3 has two or three).
-
-        Ids that no token has, such as -1, never come, and are left out.
-        """
+        """The tokens that end a text, as ``generation_config`` says, without ids that no token has, such as -1."""
         ids = self.generation_config.get("eos_token_id")
         ids = ids if isinstance(ids, list | tuple) else [ids]
         return tuple(i for i in ids if type(i) is int and 0 <= i < self.config.vocab_size)
@@ -394,8 +388,8 @@ class Transformer:
             positions = xp.asarray(positions)
             cos, sin = self._rope(positions) if rope else (None, None)
         scale = 1.0 if self.adapter is None else self.adapter.config.scale
-        keys = None if self.activation_dtype == self.compute_dtype else self.compute_dtype
-        return Context(self.config, positions, cos, sin, first, last, key, kv_cache, scale, keys)
+        keys_dtype = None if self.activation_dtype == self.compute_dtype else self.compute_dtype
+        return Context(self.config, positions, cos, sin, first, last, key, kv_cache, scale, keys_dtype)
 
     def _rope(self, positions: Array) -> tuple[Array, Array]:
         c = self.config

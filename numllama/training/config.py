@@ -90,8 +90,9 @@ class TrainConfig:
     seed : int
         Seed of the initial weights, the batches and dropout.
     compute_dtype : str
-        dtype of matrix products and activations: float32, float64, or mixed precision for a GPU: bfloat16 or float16, with
-        weights, gradients and sums in float32. Default bfloat16 on a GPU from Ampere (2020) on, else float32.
+        dtype of matrix products and activations: float32, float64, or mixed precision: bfloat16 or float16, with weights,
+        gradients and sums in float32; on a CPU bfloat16, if it has units for it (`numllama doctor`). Default bfloat16 on a GPU
+        from Ampere (2020) on, else float32.
     sampling : str
         How windows are chosen: at ``random`` places, or in ``epochs``, each window once per epoch. Default ``epochs`` for data of
         several files, else ``random``.
