@@ -83,7 +83,7 @@ MISTAKES = [
     Mistake(
         "the gradient of a tied head rounded to two bytes",
         "model/transformer.py", "dhead = self.xp.zeros_like(self._head(self.params))", "dhead = None",
-        "model/test_mixed_precision.py::test_no_gradient_of_a_matrix_is_rounded_to_two_bytes[tied-bfloat16]",
+        "model/test_mixed_precision.py::test_no_gradient_of_a_matrix_is_rounded_to_two_bytes[tied-float16]",
     ),
     Mistake(
         "queries at a prompt's end turned by the angles of its beginning",

@@ -231,7 +231,7 @@ def test_biases_in_all_linear_maps(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_checkpoints_of_two_bytes_and_in_shards(tmp_path, dtype):
+def test_checkpoints_of_two_bytes_and_in_shards(without_onednn, tmp_path, dtype):
     reference = theirs().to(getattr(torch, dtype))
     reference.save_pretrained(tmp_path, max_shard_size="60KB")
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
