@@ -171,10 +171,10 @@ def compare_losses(rows: dict) -> list[str]:
 
 def machine(cores: int) -> dict:
     """The machine on which the figures were measured."""
-    cpu = platform.processor()
-    if Path("/proc/cpuinfo").exists():
-        info = Path("/proc/cpuinfo").read_text()
-        fields = {line.partition(":")[0].strip(): line.partition(":")[2].strip() for line in info.splitlines()}
+    from numllama.cpu.doctor import cpu_fields
+
+    cpu, fields = platform.processor(), cpu_fields()
+    if fields:
         cpu = f"{fields.get('model name', cpu)} (family {fields.get('cpu family')}, model {fields.get('model')})"
     return {"cpu": cpu, "cores": cores, "python": platform.python_version(), "system": platform.platform()}
 

@@ -19,6 +19,7 @@ from numllama.backend import BFLOAT16
 from numllama.blocks import slices
 from numllama.cpu import onednn
 from numllama.cpu.rmsnorm import row_dot
+from numllama.cpu.rounding import rounded
 from numllama.ops.flash_attention import FlashAttentionCache, visible
 from numllama.ops.intervals import fold_groups
 
@@ -50,27 +51,23 @@ def forward(
 ) -> tuple[np.ndarray, FlashAttentionCache] | None:
     """The output and cache of `flash_attention_forward`; None if a sum of exponentials is too large or too small."""
     D, S = q.shape[-1], k.shape[2]
-    out, lse, q = np.empty_like(q), np.empty(q.shape[:-1], q.dtype), as_dtype(q, k.dtype)
+    out, lse, q = np.empty_like(q), np.empty(q.shape[:-1], q.dtype), rounded(q, k.dtype)
     for pairs, tiles in groups(q, k, first, last):
         keys = [dense(k[pairs][:, :, s]) for s in slices(0, S, KEYS)]                    # (n, s, D)
-        values = [with_ones(dense(v[pairs][:, :, s])) for s in slices(0, S, KEYS)]   # (n, s, D + columns)
-        for where, pieces in tiles:
-            qi, o = dense(fold_groups(q[where], k[pairs].shape[1])), None                # (n, R·t, D)
-            for j, bits in pieces:
+        values = [with_ones(dense(v[pairs][:, :, s])) for s in slices(0, S, KEYS)]       # (n, s, D + columns)
+        for where, key_tiles in tiles:
+            qi = dense(fold_groups(q[where], k[pairs].shape[1]))                         # (n, R·t, D)
+            o = np.zeros((*qi.shape[:2], values[0].shape[-1]), np.float32)               # (n, R·t, D + columns)
+            for j, bits in key_tiles:
                 p = exponentials(qi, keys[j], scale, bits, where)                        # (n, R·t, s)
-                new = np.empty((*p.shape[:2], values[j].shape[-1]), np.float32) if o is None else o
-                o = onednn.matmul(p, values[j], new, add=o is not None)
-            if o is None:                                                                # nothing is seen: out = 0
-                out[where], lse[where] = 0, 0
-                continue
+                onednn.matmul(p, values[j], o, add=True)
             z = o[..., D : D + 1]
-            z = np.where(z == 0, 1, z)                                                   # (n, R·t, 1)
-            sums = np.log(z)
-            if not abs(sums).max() < LARGEST:                                            # or not a number
+            z = np.where(z == 0, 1, z)                                                   # nothing is seen: out = 0
+            log_z = np.log(z)                                                            # (n, R·t, 1)
+            if not abs(log_z).max() < LARGEST:                                           # or not a number
                 return None
-            shape = out[where].shape
-            out[where] = (o[..., :D] / z).reshape(shape)
-            lse[where] = sums.reshape(shape[:-1])
+            out[where] = (o[..., :D] / z).reshape(out[where].shape)
+            lse[where] = log_z.reshape(lse[where].shape)
     return out, FlashAttentionCache(q, k, v, out, lse, first, last, scale)
 
 
@@ -84,18 +81,18 @@ def backward(dout: np.ndarray, cache: FlashAttentionCache) -> tuple[np.ndarray, 
     for pairs, tiles in groups(q, k, first, last):
         parts = list(slices(0, S, KEYS))
         keys = [dense(k[pairs][:, :, s]) for s in parts]                                 # (n, s, D)
-        values = [with_ones(dense(v[pairs][:, :, s])) for s in parts]                # (n, s, D + columns)
+        values = [with_ones(dense(v[pairs][:, :, s])) for s in parts]                    # (n, s, D + columns)
         dkeys, dvalues = ([np.zeros(key.shape, np.float32) for key in keys] for _ in "kv")
-        for where, pieces in tiles:
+        for where, key_tiles in tiles:
             K = k[pairs].shape[1]
             qi = dense(fold_groups(q[where], K))                                         # (n, R·t, D)
-            gi = as_dtype(dense(fold_groups(g[where], K)), k.dtype)                      # (n, R·t, D)
-            follow = with_shift(gi, dense(fold_groups(delta[where], K)))                   # (n, R·t, D + columns)
+            gi = rounded(dense(fold_groups(g[where], K)), k.dtype)                       # (n, R·t, D)
+            shifted = with_shift(gi, dense(fold_groups(delta[where], K)))                # (n, R·t, D + columns)
             dqi = np.zeros(qi.shape, np.float32)
-            for j, bits in pieces:
+            for j, bits in key_tiles:
                 p = exponentials(qi, keys[j], scale, bits, where)                        # (n, R·t, s)
                 onednn.matmul(p.swapaxes(1, 2), gi, dvalues[j], add=True)
-                ds = onednn.matmul(follow, values[j].swapaxes(1, 2), np.empty_like(p), times=p)
+                ds = onednn.matmul(shifted, values[j].swapaxes(1, 2), np.empty_like(p), times=p)
                 onednn.matmul(ds, keys[j], dqi, add=True)
                 onednn.matmul(ds.swapaxes(1, 2), qi, dkeys[j], add=True)
             np.multiply(dqi.reshape(dq[where].shape), scale, out=dq[where])
@@ -135,25 +132,25 @@ def groups(q: np.ndarray, k: np.ndarray, first: np.ndarray, last: np.ndarray) ->
     heads, sequences = min(K, most), max(1, most // K)
     shared = len(first) == len(last) == 1                                                # by all sequences
     times = list(slices(0, T, step))
-    of_all = [seen_pieces(first[:, t], last[:, t], S, k.dtype) for t in times] if shared else []
+    of_all = [seen_tiles(first[:, t], last[:, t], S, k.dtype) for t in times] if shared else []
     for b in slices(0, B, sequences):
         begin, end = (x[b] if len(x) > 1 else x for x in (first, last))
-        of_these = of_all or [seen_pieces(begin[:, t], end[:, t], S, k.dtype) for t in times]
+        of_these = of_all or [seen_tiles(begin[:, t], end[:, t], S, k.dtype) for t in times]
         for h in slices(0, K, heads):
             of_heads = slice(h.start * R, h.stop * R)
-            yield (b, h), [((b, of_heads, t), pieces) for t, pieces in zip(times, of_these, strict=True)]
+            yield (b, h), [((b, of_heads, t), key_tiles) for t, key_tiles in zip(times, of_these, strict=True)]
 
 
-def seen_pieces(first: np.ndarray, last: np.ndarray, S: int, dtype: np.dtype) -> list[KeyTile]:
+def seen_tiles(first: np.ndarray, last: np.ndarray, S: int, dtype: np.dtype) -> list[KeyTile]:
     """The tiles of keys that some query sees; first and last (1 or b, t)."""
     earliest, latest, all_from, all_to = (int(x) for x in (first.min(), last.max(), first.max(), last.min()))
-    seen = [(j, s) for j, s in enumerate(slices(0, S, KEYS)) if s.start < latest and earliest < s.stop]
-    return [
-        KeyTile(j, seen_bits(Interval(first), Interval(last), s.start, s.stop, BITS[dtype.itemsize]))
-        if all_from > s.start or all_to < s.stop
-        else KeyTile(j, None)
-        for j, s in seen
-    ]
+    found = []
+    for j, s in enumerate(slices(0, S, KEYS)):
+        if s.start < latest and earliest < s.stop:
+            is_cut = all_from > s.start or all_to < s.stop
+            bits = seen_bits(Interval(first), Interval(last), s.start, s.stop, BITS[dtype.itemsize]) if is_cut else None
+            found.append(KeyTile(j, bits))
+    return found
 
 
 class Interval:
@@ -176,11 +173,6 @@ def seen_bits(first: Interval, last: Interval, start: int, stop: int, unsigned: 
     return np.where(seen, unsigned(np.iinfo(unsigned).max), unsigned(0))
 
 
-def as_dtype(x: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """x itself, or rounded to a dtype, in one piece of memory."""
-    return x if x.dtype == dtype else onednn.convert(x, np.empty(x.shape, dtype))
-
-
 def dense(x: np.ndarray) -> np.ndarray:
     """(b, g, rows, width) -> (b·g, rows, width) in one piece of memory, as oneDNN's fast kernels need it."""
     as_bits = x.view(np.uint16) if x.dtype == BFLOAT16 else x  # copied in fewer steps
@@ -197,9 +189,9 @@ def with_ones(v: np.ndarray) -> np.ndarray:
 def with_shift(g: np.ndarray, shift: np.ndarray) -> np.ndarray:
     """g (..., D), then two columns whose sum is `shift` (..., 1), then zeros."""
     out, D = _wider(g), g.shape[-1]
-    rounded = shift.astype(g.dtype)
-    out[..., D : D + 1] = rounded
-    out[..., D + 1 : D + 2] = shift - rounded.astype(np.float32)
+    most = shift.astype(g.dtype)
+    out[..., D : D + 1] = most
+    out[..., D + 1 : D + 2] = shift - most.astype(np.float32)
     return out
 
 

@@ -17,7 +17,7 @@ UNITS = {  # flags of /proc/cpuinfo, the best first
 WITH_BFLOAT16 = ("amx_bf16", "avx512_bf16")
 
 
-def cpu_flags(info: Path = Path("/proc/cpuinfo")) -> dict[str, str]:
+def cpu_fields(info: Path = Path("/proc/cpuinfo")) -> dict[str, str]:
     """The fields of the first processor, such as ``model name`` and ``flags``; empty where the system has no such file."""
     try:
         lines = info.read_text(encoding="utf-8", errors="replace").partition("\n\n")[0].splitlines()
@@ -28,7 +28,7 @@ def cpu_flags(info: Path = Path("/proc/cpuinfo")) -> dict[str, str]:
 
 def cpu_name() -> str:
     """The CPU, and the best that it has for matrix products."""
-    fields = cpu_flags()
+    fields = cpu_fields()
     units = next((words for flag, words in UNITS.items() if flag in fields.get("flags", "").split()), None)
     return ", ".join(filter(None, (fields.get("model name") or platform.processor() or platform.machine(), units)))
 
@@ -43,7 +43,7 @@ def onednn_name() -> str:
 
 def advice() -> str | None:
     """What would make training faster here, in one sentence; None if nothing is known to."""
-    if not set(WITH_BFLOAT16) & set(cpu_flags().get("flags", "").split()):
+    if not set(WITH_BFLOAT16) & set(cpu_fields().get("flags", "").split()):
         return None
     library = onednn.library()
     install = "" if library else f"{install_command('onednn')}, then "

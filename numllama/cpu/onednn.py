@@ -141,9 +141,8 @@ class _Primitive:
 
     def __init__(self, lib: Library, names: tuple[int, ...], layouts: list[c_void_p], description: c_void_p) -> None:
         self._lib, self._run, self._set = lib, lib.functions.dnnl_primitive_execute, lib.setters.dnnl_memory_set_data_handle
-        self.handle = c_void_p()
+        self.handle, self.memories = c_void_p(), []
         _check(lib.functions.dnnl_primitive_create(byref(self.handle), description), "dnnl_primitive_create")
-        self.memories = []
         for layout in layouts:
             memory = c_void_p()
             _check(lib.functions.dnnl_memory_create(byref(memory), layout, lib.engine, None), "dnnl_memory_create")
@@ -192,14 +191,17 @@ def _primitive(key: tuple, make: Callable[[], Any], lib: Library) -> Any:
     return primitive
 
 
-def _layout(lib: Library, shape: tuple[int, ...], strides: tuple[int, ...], dtype: np.dtype) -> c_void_p:
-    layout, dims = c_void_p(), c_int64 * MAX_DIMS
-    steps = (stride // dtype.itemsize for stride in strides)
-    made = lib.functions.dnnl_memory_desc_create_with_strides(
-        byref(layout), len(shape), dims(*shape), DTYPES[dtype], dims(*steps)
-    )
-    _check(made, "dnnl_memory_desc_create_with_strides")
-    return layout
+def _layouts(lib: Library, *arrays: np.ndarray) -> list[c_void_p]:
+    """oneDNN's descriptions of arrays: shapes, strides and dtypes."""
+    layouts, dims = [], c_int64 * MAX_DIMS
+    for array in arrays:
+        layout, steps = c_void_p(), (stride // array.itemsize for stride in array.strides)
+        made = lib.functions.dnnl_memory_desc_create_with_strides(
+            byref(layout), array.ndim, dims(*array.shape), DTYPES[array.dtype], dims(*steps)
+        )
+        _check(made, "dnnl_memory_desc_create_with_strides")
+        layouts.append(layout)
+    return layouts
 
 
 # ------------------------------------------------------------------------------------------------ operations
@@ -269,12 +271,9 @@ class _PackedProduct(_Primitive):
     def __init__(self, lib: Library, layouts: list[c_void_p], description: c_void_p) -> None:
         wanted = c_void_p(lib.functions.dnnl_primitive_desc_query_md(description, WEIGHTS_LAYOUT, 0))
         self.size = lib.functions.dnnl_memory_desc_get_size(wanted)
-        self.order = c_void_p()
-        made = lib.functions.dnnl_reorder_primitive_desc_create(
-            byref(self.order), layouts[1], lib.engine, wanted, lib.engine, None
-        )
-        _check(made, "a weight in another order")
-        self.orders = _Primitive(lib, (SOURCE, RESULT), [layouts[1], wanted], self.order)
+        order = _reordering(lib, layouts[1], wanted)
+        self.orders = _Primitive(lib, (SOURCE, RESULT), [layouts[1], wanted], order)
+        lib.functions.dnnl_primitive_desc_destroy(order)
         super().__init__(lib, (SOURCE, WEIGHTS, RESULT), [layouts[0], wanted, layouts[2]], description)
 
     def pack(self, weight: np.ndarray) -> np.ndarray:
@@ -285,7 +284,7 @@ class _PackedProduct(_Primitive):
 
 
 def _make_packed(lib: Library, arrays: tuple[np.ndarray, ...]) -> _PackedProduct:
-    call, layouts = lib.functions, [_layout(lib, x.shape, x.strides, x.dtype) for x in arrays]
+    call, layouts = lib.functions, _layouts(lib, *arrays)
     description, any_order, shape = c_void_p(), c_void_p(), arrays[1].shape
     made = call.dnnl_memory_desc_create_with_tag(
         byref(any_order), len(shape), (c_int64 * MAX_DIMS)(*shape), DTYPES[arrays[1].dtype], ANY_ORDER
@@ -296,15 +295,12 @@ def _make_packed(lib: Library, arrays: tuple[np.ndarray, ...]) -> _PackedProduct
     )
     _check(made, f"a product of {arrays[0].shape} and {shape} in {arrays[0].dtype}")
     primitive = _PackedProduct(lib, layouts, description)
-    for layout in (*layouts, any_order):
-        call.dnnl_memory_desc_destroy(layout)
-    for used in (description, primitive.order):
-        call.dnnl_primitive_desc_destroy(used)
+    _destroy(lib, [*layouts, any_order], description)
     return primitive
 
 
 def _make_matmul(lib: Library, arrays: tuple[np.ndarray, ...], add: bool, exp: float | None) -> _Primitive:
-    call, layouts, names = lib.functions, [_layout(lib, x.shape, x.strides, x.dtype) for x in arrays], (SOURCE, WEIGHTS, RESULT)
+    call, layouts, names = lib.functions, _layouts(lib, *arrays), (SOURCE, WEIGHTS, RESULT)
     description, attributes, after = c_void_p(), c_void_p(), c_void_p()
     _check(call.dnnl_primitive_attr_create(byref(attributes)), "dnnl_primitive_attr_create")
     _check(call.dnnl_post_ops_create(byref(after)), "dnnl_post_ops_create")
@@ -341,12 +337,15 @@ def convert(x: np.ndarray, out: np.ndarray) -> np.ndarray:
 
 
 def _make_convert(lib: Library, x: np.ndarray, out: np.ndarray) -> _Primitive:
-    layouts, description = [_layout(lib, each.shape, each.strides, each.dtype) for each in (x, out)], c_void_p()
-    made = lib.functions.dnnl_reorder_primitive_desc_create(
-        byref(description), layouts[0], lib.engine, layouts[1], lib.engine, None
-    )
-    _check(made, f"a conversion of {x.shape} from {x.dtype} to {out.dtype}")
-    return _finished(lib, (SOURCE, RESULT), layouts, description)
+    layouts = _layouts(lib, x, out)
+    return _finished(lib, (SOURCE, RESULT), layouts, _reordering(lib, *layouts))
+
+
+def _reordering(lib: Library, before: c_void_p, after: c_void_p) -> c_void_p:
+    description = c_void_p()
+    made = lib.functions.dnnl_reorder_primitive_desc_create(byref(description), before, lib.engine, after, lib.engine, None)
+    _check(made, "a conversion")
+    return description
 
 
 def silu(x: np.ndarray, out: np.ndarray) -> np.ndarray:
@@ -368,12 +367,12 @@ def silu_backward(dout: np.ndarray, x: np.ndarray, out: np.ndarray) -> np.ndarra
 
 
 def _make_silu(lib: Library, arrays: tuple[np.ndarray, ...]) -> _Primitive:
-    layouts = [_layout(lib, array.shape, array.strides, array.dtype) for array in arrays]
+    layouts = _layouts(lib, *arrays)
     return _finished(lib, (SOURCE, RESULT), layouts, _silu_description(lib, *layouts))
 
 
 def _make_silu_backward(lib: Library, arrays: tuple[np.ndarray, ...]) -> _Primitive:
-    x, dout, dx = layouts = [_layout(lib, array.shape, array.strides, array.dtype) for array in arrays]
+    x, dout, dx = layouts = _layouts(lib, *arrays)
     description, forward = c_void_p(), _silu_description(lib, x, x)
     made = lib.functions.dnnl_eltwise_backward_primitive_desc_create(
         byref(description), lib.engine, SWISH, dx, dout, x, c_float(1), c_float(0), forward, None
@@ -394,7 +393,12 @@ def _silu_description(lib: Library, x: c_void_p, out: c_void_p) -> c_void_p:
 
 def _finished(lib: Library, names: tuple[int, ...], layouts: list[c_void_p], description: c_void_p) -> _Primitive:
     primitive = _Primitive(lib, names, layouts, description)
+    _destroy(lib, layouts, description)
+    return primitive
+
+
+def _destroy(lib: Library, layouts: list[c_void_p], description: c_void_p) -> None:
+    """Free what a primitive was made from."""
     lib.functions.dnnl_primitive_desc_destroy(description)
     for layout in layouts:
         lib.functions.dnnl_memory_desc_destroy(layout)
-    return primitive

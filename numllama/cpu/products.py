@@ -10,6 +10,7 @@ import numpy as np
 from numllama.backend import BFLOAT16, TWO_BYTES, Array, add_to
 from numllama.blocks import slices
 from numllama.cpu import onednn
+from numllama.cpu.rounding import rounded
 
 BLOCK_ELEMENTS = 256 * 1024  # of a weight, 1 MiB in float32: the product finds it in the second-level cache
 SMALL_PRODUCT = 2**17  # multiplications; below, a call of oneDNN takes longer than NumPy's product
@@ -17,9 +18,8 @@ SMALL_PRODUCT = 2**17  # multiplications; below, a call of oneDNN takes longer t
 
 def as_operand(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """x as it is multiplied with `weight`: rounded to bfloat16, if both libraries and dtypes call for it; otherwise x itself."""
-    if weight.dtype == BFLOAT16 and x.dtype == np.float32 and multiplies_bfloat16() and x.size:
-        return onednn.convert(x, np.empty(x.shape, BFLOAT16))
-    return x
+    rounds = weight.dtype == BFLOAT16 and x.dtype == np.float32 and multiplies_bfloat16()
+    return rounded(x, BFLOAT16) if rounds else x
 
 
 def multiplies_bfloat16() -> bool:

@@ -68,7 +68,7 @@ class Decoder:
         if not self.plain:
             return
         c, B = model.config, kv_cache.batch_size
-        n = shard_count(model, B)
+        n, self.limits_blas = shard_count(model, B), B > 1 and not computes_in_bfloat16(model)
         self.logits = np.empty((B, c.vocab_size), model.compute_dtype)
         branches = columns((2, n, c.dim, B), model)
         self.shards = [DecoderShard(model, kv_cache, i, n, branches, self.logits) for i in range(n)]
@@ -80,7 +80,7 @@ class Decoder:
             with quiet():
                 return self.model.forward(tokens[:, None], kv_cache=self.cache, n_last=1)[:, 0]
         self.cache.reserve(len(tokens), 1)
-        with nullcontext() if len(tokens) == 1 or computes_in_bfloat16(self.model) else one_blas_thread():
+        with one_blas_thread() if self.limits_blas else nullcontext():
             error = self._run(tokens)
         if error:
             raise error

@@ -23,9 +23,9 @@ class Library:
 def test_the_first_processors_fields_are_read(tmp_path):
     path = tmp_path / "cpuinfo"
     path.write_text(INTEL, encoding="utf-8")
-    fields = doctor.cpu_flags(path)
+    fields = doctor.cpu_fields(path)
     assert fields["model name"] == "A Xeon" and "amx_bf16" in fields["flags"].split()
-    assert doctor.cpu_flags(tmp_path / "none") == {}
+    assert doctor.cpu_fields(tmp_path / "none") == {}
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_the_first_processors_fields_are_read(tmp_path):
     ],
 )
 def test_a_cpu_is_named_with_the_best_that_it_has(monkeypatch, flags, words):
-    monkeypatch.setattr(doctor, "cpu_flags", lambda: {"model name": "A CPU", "flags": flags})
+    monkeypatch.setattr(doctor, "cpu_fields", lambda: {"model name": "A CPU", "flags": flags})
     assert doctor.cpu_name() == words
 
 
@@ -53,7 +53,7 @@ def test_a_cpu_is_named_with_the_best_that_it_has(monkeypatch, flags, words):
     ],
 )
 def test_what_would_be_faster_and_what_slower(monkeypatch, flags, library, advice, slow):
-    monkeypatch.setattr(doctor, "cpu_flags", lambda: {"flags": flags})
+    monkeypatch.setattr(doctor, "cpu_fields", lambda: {"flags": flags})
     monkeypatch.setattr(onednn, "library", lambda: library)
     found = doctor.advice()
     assert found is None if advice is None else found.startswith(advice) and "--compute-dtype bfloat16" in found

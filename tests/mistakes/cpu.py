@@ -117,7 +117,7 @@ MISTAKES = [
     ),
     Mistake(
         "attention in tiles: only the rounded part of delta",
-        "cpu/attention_tiles.py", "shift - rounded.astype(np.float32)", "0",
+        "cpu/attention_tiles.py", "shift - most.astype(np.float32)", "0",
         "cpu/test_onednn.py::test_the_shift_of_a_row_is_exact_to_sixteen_bits",
     ),
     Mistake(
