@@ -35,9 +35,7 @@ MOST_PRIMITIVES = 1024  # that a thread keeps
 CPU, IN_ORDER, MAX_DIMS = 1, 1, 12
 DTYPES = {np.dtype(np.float32): 3, BFLOAT16: 2}
 SOURCE, SECOND, WEIGHTS, RESULT, AFTER = 1, 2, 33, 17, 32768  # arguments; AFTER | SECOND: of the operation after a product
-GRADIENT = 128  # of an argument
-LINEAR, EXP, SWISH, TIMES = 0x26, 0x2A, 0x2C, 0x1FFF1
-FORWARD = 64  # dnnl_forward_training
+LINEAR, EXP, TIMES = 0x26, 0x2A, 0x1FFF1
 ANY_ORDER, WEIGHTS_LAYOUT = 1, 131  # dnnl_format_tag_any; dnnl_query_weights_md
 OUT_OF_MEMORY = 1
 ISAS = {  # the last bit of each instruction set in dnnl_cpu_isa_t
@@ -345,49 +343,6 @@ def _reordering(lib: Library, before: c_void_p, after: c_void_p) -> c_void_p:
     description = c_void_p()
     made = lib.functions.dnnl_reorder_primitive_desc_create(byref(description), before, lib.engine, after, lib.engine, None)
     _check(made, "a conversion")
-    return description
-
-
-def silu(x: np.ndarray, out: np.ndarray) -> np.ndarray:
-    """out = silu(x), float32; in one pass, where NumPy needs four."""
-    lib = library()
-    assert lib is not None
-    key = "silu", x.shape, x.strides, out.strides
-    _primitive(key, lambda: _make_silu(lib, (x, out)), lib)((_address(x), _address(out)))
-    return out
-
-
-def silu_backward(dout: np.ndarray, x: np.ndarray, out: np.ndarray) -> np.ndarray:
-    """out = dout · silu'(x), float32; `out` may be `dout`."""
-    lib = library()
-    assert lib is not None
-    key = "silu_backward", x.shape, x.strides, dout.strides, out.strides
-    _primitive(key, lambda: _make_silu_backward(lib, (x, dout, out)), lib)((_address(x), _address(dout), _address(out)))
-    return out
-
-
-def _make_silu(lib: Library, arrays: tuple[np.ndarray, ...]) -> _Primitive:
-    layouts = _layouts(lib, *arrays)
-    return _finished(lib, (SOURCE, RESULT), layouts, _silu_description(lib, *layouts))
-
-
-def _make_silu_backward(lib: Library, arrays: tuple[np.ndarray, ...]) -> _Primitive:
-    x, dout, dx = layouts = _layouts(lib, *arrays)
-    description, forward = c_void_p(), _silu_description(lib, x, x)
-    made = lib.functions.dnnl_eltwise_backward_primitive_desc_create(
-        byref(description), lib.engine, SWISH, dx, dout, x, c_float(1), c_float(0), forward, None
-    )
-    _check(made, "silu's backward")
-    lib.functions.dnnl_primitive_desc_destroy(forward)
-    return _finished(lib, (SOURCE, RESULT | GRADIENT, SOURCE | GRADIENT), layouts, description)
-
-
-def _silu_description(lib: Library, x: c_void_p, out: c_void_p) -> c_void_p:
-    description = c_void_p()
-    made = lib.functions.dnnl_eltwise_forward_primitive_desc_create(
-        byref(description), lib.engine, FORWARD, SWISH, x, out, c_float(1), c_float(0), None
-    )
-    _check(made, "silu")
     return description
 
 

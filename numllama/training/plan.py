@@ -97,7 +97,7 @@ def activation_numbers(config: ModelConfig, rows: int, seq_len: int, recompute: 
 
     c, tokens = config, rows * seq_len
     Q, KV = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
-    kept_wide, done_wide = {"swiglu": (3, 3), "gelu": (2, 7)}[c.ffn]  # arrays of width F: GELU recomputes its parts
+    kept_wide, done_wide = {"swiglu": (3, 4), "gelu": (2, 7)}[c.ffn]  # arrays of width F: GELU recomputes its parts
     layer = tokens * (4 * c.dim + 2 * Q + 2 * KV + kept_wide * c.ffn_dim)
     kept = c.n_layers * tokens * c.dim if recompute else c.n_layers * layer
     widest = max(c.dim + done_wide * c.ffn_dim, 4 * c.dim + 3 * Q + 3 * KV)
