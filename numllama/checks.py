@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
 from numbers import Integral, Real
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,11 @@ import numpy as np
 from numllama.backend import BFLOAT16, Array, xp_of
 from numllama.errors import shown
 
+PLAIN = frozenset(map(np.dtype, ("float32", "float64")))  # dtypes that need no further look
 LARGEST = float(np.finfo(np.float32).max)  # largest scalar: it must fit float32 arrays
 
 _ids_are_good = ContextVar("ids_are_good", default=False)
+_arguments_are_good = ContextVar("arguments_are_good", default=False)
 
 
 def check_shape(name: str, array: Array, shape: Sequence[int | None]) -> None:
@@ -60,7 +63,29 @@ def checked_ids() -> Iterator[None]:
         _ids_are_good.reset(before)
 
 
+def on_checked_arguments(function: Callable) -> Callable:
+    """Skip the checks of arguments by name in all ops that a function calls: the model has checked what it was given.
+
+    Ops still check shapes.
+    """
+
+    @wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        before = _arguments_are_good.set(True)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            _arguments_are_good.reset(before)
+
+    return run
+
+
 # ------------------------------------------------------------------------------------------------ arguments by name
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether this is an array as most are: NumPy's, of real numbers, with axes of which none is empty."""
+    return type(value) is np.ndarray and value.dtype in PLAIN and value.size > 1
 
 
 def _floats_of_any_shape(name: str, value: Any) -> Any:
@@ -166,26 +191,34 @@ def _cache(name: str, value: Any) -> tuple:
 def _float_pair(name: str, value: Any) -> tuple:
     if not isinstance(value, tuple) or len(value) != 2:
         raise TypeError(f"{name} is {shown(value)}, but must be a pair of arrays")
-    return tuple(_floats(f"{name}[{i}]", array) for i, array in enumerate(value))
+    return _each(_floats, name, value)
+
+
+def _each(rule: Callable, name: str, values: tuple) -> tuple:
+    for i, value in enumerate(values):
+        if not _is_plain(value):
+            rule(f"{name}[{i}]", value)
+    return values
 
 
 def _several(name: str, value: Any) -> tuple:
     if not isinstance(value, tuple) or not value:
         raise TypeError(f"{name} is {shown(value)}, but must be a tuple of arrays")
-    return tuple(_floats(f"{name}[{i}]", array) for i, array in enumerate(value))
+    return _each(_floats, name, value)
 
 
 def _buffers(name: str, value: Any) -> tuple:
     if not isinstance(value, tuple):
         raise TypeError(f"{name} is {shown(value)}, but must be a tuple of arrays")
-    return tuple(_buffer(f"{name}[{i}]", array) for i, array in enumerate(value))
+    return _each(_buffer, name, value)
 
 
 def _pair_or_second(name: str, value: Any) -> tuple:
     """A pair of arrays, the first of which may be None."""
     if not isinstance(value, tuple) or len(value) != 2 or value[0] is not None:
         return _float_pair(name, value)
-    return None, _floats(f"{name}[1]", value[1])
+    _floats(f"{name}[1]", value[1])
+    return value
 
 
 def _floats_or_none(name: str, value: Any) -> Any:
@@ -198,6 +231,10 @@ def _key(name: str, value: Any) -> Any:
             raise TypeError(f"{name} is {shown(value)}, but must be a sequence of integers")
         for part in value:
             _integer(f"a part of {name}", part)
+    return value
+
+
+def _as_it_is(_: str, value: Any) -> Any:
     return value
 
 
@@ -260,17 +297,24 @@ def argument_checks(function: Callable) -> Callable[[tuple, Mapping[str, Any]], 
     """
     rules = RULES | OWN_RULES.get(function.__name__, {})
     named = {name: _Place(name, rules.get(name), parameter) for name, parameter in inspect.signature(function).parameters.items()}
-    places, ndarray = tuple(named.values()), np.ndarray
+    places = tuple(named.values())
 
+    # Every call pays for these loops, and most of their turns end at the first test; zip's `strict` costs as much as a turn.
     def check(args: tuple, kwargs: Mapping[str, Any]) -> tuple[tuple, Mapping[str, Any]]:
-        for i, (place, value) in enumerate(zip(places, args, strict=False)):
-            # Every call pays for checks, and most arguments are such arrays. size > 1: it has axes, and none is empty.
-            if type(value) is ndarray and value.dtype.char in "fd" and value.size > 1 and place.is_array:
+        if _arguments_are_good.get():
+            return args, kwargs
+        for place, value in zip(places, args):  # noqa: B905
+            if place.is_array and _is_plain(value):
+                continue
+            if place.checked(value) is not value:
+                args = (*map(_Place.checked, places, args), *args[len(places) :])
+                break
+        for name, value in kwargs.items():
+            if (place := named.get(name)) is None:  # the op itself says so
+                continue
+            if place.is_array and _is_plain(value):
                 continue
             if (checked := place.checked(value)) is not value:
-                args = *args[:i], checked, *args[i + 1 :]
-        for name, value in kwargs.items():
-            if (place := named.get(name)) is not None and (checked := place.checked(value)) is not value:
                 kwargs = {**kwargs, name: checked}
         return args, kwargs
 
@@ -280,14 +324,17 @@ def argument_checks(function: Callable) -> Callable[[tuple, Mapping[str, Any]], 
 class _Place:
     """A parameter and its rule, if it has one."""
 
-    __slots__ = ("is_array", "may_be_none", "name", "rule")
+    __slots__ = ("is_array", "name", "passing", "rule")
 
     def __init__(self, name: str, rule: Callable | None, parameter: inspect.Parameter) -> None:
-        self.name, self.rule, self.may_be_none = name, rule, parameter.default is None
+        self.name, self.rule = name, rule or _as_it_is
         self.is_array = rule in (_floats, _floats_of_any_shape, _floats_or_none, _buffer)
+        self.passing: tuple[type, ...] = (tuple,) if rule is _cache else ()  # its rule need not look at these
+        if parameter.default is None:
+            self.passing += (NoneType,)
 
     def checked(self, value: Any) -> Any:
-        return value if self.rule is None or (value is None and self.may_be_none) else self.rule(self.name, value)
+        return value if isinstance(value, self.passing) else self.rule(self.name, value)
 
 
 def checked(function: Callable) -> Callable:

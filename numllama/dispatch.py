@@ -37,13 +37,15 @@ def accelerated(op: Callable | None = None, *, by_rows: bool = False, of_ops: bo
     @wraps(op)
     def run(*args: Any, **kwargs: Any) -> Any:
         args, named = check(args, kwargs)
-        on_gpu = _kernels().runs_here((*args, *named.values()) if named else args)
-        faster = _twin("cuda" if on_gpu else "cpu", op)
-        if on_gpu and faster and (result := faster(*args, **named)) is not NotImplemented:
-            return result
+        kernels = _kernels()
+        if kernels.backend.is_ready() and kernels.runs_here((*args, *named.values())):
+            faster, math = _twin("cuda", op), op
+            if faster and (result := faster(*args, **named)) is not NotImplemented:
+                return result
+        else:
+            math = _twin("cpu", op) or op
         if not of_ops and is_low_precision(args, named):
             return in_float32(run, op, args, named)
-        math = op if on_gpu or faster is None else faster
         if by_rows and not named and has_many_rows(args):
             return in_row_blocks(math, args)
         return math(*args, **named)

@@ -6,7 +6,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+import numllama as nl
 from numllama import ops
+from numllama.checks import on_checked_arguments
 from numllama.optim.adamw import adamw_update  # accelerated too, and no op: its arguments pass as they are
 
 X = np.linspace(-1, 1, 24, dtype=np.float32).reshape(1, 2, 3, 4)  # (B, H, T, D), or rows of 4
@@ -169,3 +171,40 @@ def test_optional_arguments_may_be_none_and_other_functions_pass_as_they_are():
     w = np.ones(3)
     adamw_update(w, np.ones(3), np.zeros(3), np.zeros(3), 1, 0.1, (0.9, 0.99), 1e-8, 0.0)
     np.testing.assert_allclose(w, 0.9, rtol=1e-6)
+
+
+@pytest.mark.parametrize("op, name", FLOATS)
+def test_inside_a_layer_only_shapes_are_checked_again(op, name):
+    @on_checked_arguments
+    def layer():
+        with pytest.raises(ValueError, match=r"^weight has shape"):
+            ops.linear_forward(X, GAIN)
+        try:
+            call(op, **{name: np.ones((2, 4), int)})
+        except (TypeError, ValueError, IndexError) as error:  # of shapes
+            return str(error)
+        return ""
+
+    assert "must be real" not in layer()
+    with pytest.raises(TypeError, match=f"^{name} must be real"):
+        call(op, **{name: np.ones((2, 4), int)})
+
+
+def test_checks_are_made_again_after_an_error_inside():
+    @on_checked_arguments
+    def layer():
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        layer()
+    with pytest.raises(TypeError, match=r"^gate must be real"):
+        ops.swiglu_forward(np.ones((2, 4), int), X)
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.float32, np.int64])
+def test_a_models_numbers_are_pythons_because_its_layers_do_not_check_them(kind):
+    config = nl.ModelConfig(
+        9, dim=8, n_layers=1, n_heads=2, max_seq_len=8, norm_eps=kind(1), dropout=kind(0), rope_theta=kind(2)
+    )
+    lora = nl.LoraConfig(rank=np.int64(2), alpha=kind(4))
+    assert {type(config.norm_eps), type(config.dropout), type(lora.scale)} == {float}

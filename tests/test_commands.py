@@ -218,7 +218,7 @@ def test_doctor_tells_programs_the_same_as_people(monkeypatch):
     assert code == 2
     assert json.loads(out) == {"cuda": False, "findings": [each._asdict() for each in findings], "faster": "buy another"}
     assert "driver    MISSING: install it" in run("doctor")[1]
-    assert run("doctor")[1].endswith("\nbuy another\n")
+    assert run("doctor")[1].endswith("\nbuy another\ndevice 'cuda' is not available yet; fix first: driver\n")
 
 
 # ------------------------------------------------------------------------------------------------ serve

@@ -21,5 +21,5 @@ def doctor(*, output: Output = AS_TEXT) -> int:
     lines = [f"{part:9} {found}" if found else f"{part:9} MISSING: {fix}" for part, found, fix in findings]
     faster = advice()
     values = {"cuda": problem is None, "findings": [finding._asdict() for finding in findings], "faster": faster}
-    output.print(values, "\n".join([*lines, "", verdict, *([faster] if faster else [])]))
+    output.print(values, "\n".join([*lines, "", *([faster] if faster else []), verdict]))
     return 2 if problem else 0

@@ -46,6 +46,7 @@ class LoraConfig:
             raise ValueError(f"targets is {shown(names)}, but must be some of {', '.join(TARGETS)}")
         object.__setattr__(self, "targets", tuple(name for name in TARGETS if name in names))
         object.__setattr__(self, "alpha", float(self.alpha))
+        object.__setattr__(self, "rank", int(self.rank))               # NumPy's numbers would widen float32 arrays
 
     @property
     def scale(self) -> float:

@@ -178,7 +178,7 @@ class SharedPickler(pickle.Pickler):
 
     def persistent_id(self, obj: Any) -> int | None:
         place = self._places.get(id(obj))
-        if place is None and isinstance(obj, FlatTensors):
+        if place is None and type(obj) in (FlatTensors, Parameters):  # isinstance is slow for a Mapping
             raise TypeError("parameters that are not shared cannot be sent")
         return place
 

@@ -6,6 +6,7 @@ script again, so scripts need no `if __name__ == "__main__"` and notebooks work.
 
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 from weakref import finalize
@@ -21,6 +21,7 @@ from weakref import finalize
 from numllama.errors import NumllamaError
 from numllama.system.signals import FOR_THE_PARENT
 
+MEMORY_FIELDS = re.compile(rb"^(VmHWM|RssShmem|RssFile):\s*(\d+) kB$", re.MULTILINE)
 _CHILD = "import sys; sys.path[:] = {path!r}; from numllama.system.processes import serve; serve()"
 
 
@@ -37,10 +38,9 @@ def peak_memory_mb(others: Sequence[int] = ()) -> float:
         return 0.0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
     for pid in others:
-        with suppress(OSError, KeyError):  # the process has ended, or this is not Linux
-            lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
-            kilobytes = {name: int(value.split()[0]) for name, value in (line.split(":", 1) for line in lines) if "kB" in value}
-            peak += (kilobytes["VmHWM"] - kilobytes["RssShmem"] - kilobytes["RssFile"]) / 1e3
+        with suppress(OSError, KeyError), open(f"/proc/{pid}/status", "rb", buffering=0) as file:  # ended, or this is not Linux
+            kilobytes = {name: int(value) for name, value in MEMORY_FIELDS.findall(file.read())}
+            peak += (kilobytes[b"VmHWM"] - kilobytes[b"RssShmem"] - kilobytes[b"RssFile"]) / 1e3
     return peak
 
 
