@@ -28,12 +28,10 @@ _arguments_are_good = ContextVar("arguments_are_good", default=False)
 
 def check_shape(name: str, array: Array, shape: Sequence[int | None]) -> None:
     """Raise ValueError unless `array` has this shape; None stands for any length."""
-    if len(array.shape) == len(shape):
-        for needed, length in zip(shape, array.shape, strict=True):
-            if needed != length and needed is not None:
-                break
-        else:
-            return
+    if array.shape == shape:
+        return
+    if len(array.shape) == len(shape) and all(n is None or n == length for n, length in zip(shape, array.shape, strict=True)):
+        return
     expected = "(" + ", ".join("any" if n is None else str(n) for n in shape) + ("," if len(shape) == 1 else "") + ")"
     raise ValueError(f"{name} has shape {tuple(array.shape)}, but {expected} is needed")
 

@@ -45,7 +45,7 @@ def add_product(into: Array | None, a: np.ndarray, b: np.ndarray) -> Array:
 
 
 def _is_for_onednn(a: np.ndarray, b: np.ndarray) -> bool:
-    if a.dtype != b.dtype or a.dtype not in onednn.DTYPES or onednn.library() is None:
+    if onednn.library() is None or a.dtype != b.dtype or a.dtype not in onednn.DTYPES:
         return False
     multiplications = a.size * b.shape[1]
     return multiplications > SMALL_PRODUCT or (multiplications > 0 and a.dtype == BFLOAT16)
