@@ -161,7 +161,8 @@ class _Primitive:
 
 
 def _address(array: np.ndarray) -> int:
-    return array.ctypes.data
+    """Where its numbers begin: NumPy's ABI has this pointer first in an array. `array.ctypes` takes eight times as long."""
+    return c_void_p.from_address(id(array) + object.__basicsize__).value or 0
 
 
 class _Kept(threading.local):

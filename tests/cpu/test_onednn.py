@@ -40,12 +40,18 @@ def assert_near(actual, expected, scale, dtype, factor=4):
 
 @pytest.fixture
 def always(monkeypatch):
-    """oneDNN computes products of any size."""
+    """oneDNN computes products of any size, and attention in float32 too, which NumPy computes as fast."""
     monkeypatch.setattr(products, "SMALL_PRODUCT", 0)
     monkeypatch.setattr(attention_tiles, "FEWEST", 0)
+    monkeypatch.setattr(attention_tiles, "FASTER", set(attention_tiles.COLUMNS))
 
 
 # ------------------------------------------------------------------------------------------------ products
+
+
+@pytest.mark.parametrize("array", [np.ones(3), np.ones((4, 5), BFLOAT16)[1:, ::2], np.ones((2, 3, 4), np.float32)[1].T, np.ones(())])
+def test_an_arrays_address_is_where_its_numbers_begin(array):
+    assert onednn._address(array) == array.ctypes.data
 
 
 @has_onednn
