@@ -2,19 +2,29 @@
 
 import platform
 from pathlib import Path
+from typing import NamedTuple
 
 from numllama.cpu import onednn
 from numllama.install import install_command
 
-# Training `gqa` in bfloat16 by matrix units, against float32 by NumPy: benchmarks/train_step.py on an Intel Xeon with AMX.
-MEASURED_FACTOR = 2.0
-UNITS = {  # flags of /proc/cpuinfo, the best first
-    "amx_bf16": "matrix units for bfloat16 (AMX)",
-    "avx512_bf16": "AVX-512 with bfloat16",
-    "avx512f": "AVX-512",
-    "avx2": "AVX2",
+
+class Units(NamedTuple):
+    """What a CPU has for matrix products.
+
+    `factor` is how much faster `gqa` trains in bfloat16 by oneDNN than in float32 by NumPy (benchmarks/train_step.py, on an Intel
+    Xeon with AMX and an AMD EPYC of the fifth generation); None without bfloat16.
+    """
+
+    words: str
+    factor: float | None = None
+
+
+UNITS = {  # by flags of /proc/cpuinfo, the best first
+    "amx_bf16": Units("matrix units for bfloat16 (AMX)", 2.0),
+    "avx512_bf16": Units("AVX-512 with bfloat16", 1.6),
+    "avx512f": Units("AVX-512"),
+    "avx2": Units("AVX2"),
 }
-WITH_BFLOAT16 = ("amx_bf16", "avx512_bf16")
 
 
 def cpu_fields(info: Path = Path("/proc/cpuinfo")) -> dict[str, str]:
@@ -26,11 +36,17 @@ def cpu_fields(info: Path = Path("/proc/cpuinfo")) -> dict[str, str]:
     return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
 
 
+def best_units() -> Units | None:
+    """The best that the CPU has for matrix products; None if that is unknown."""
+    flags = cpu_fields().get("flags", "").split()
+    return next((units for flag, units in UNITS.items() if flag in flags), None)
+
+
 def cpu_name() -> str:
     """The CPU, and the best that it has for matrix products."""
-    fields = cpu_fields()
-    units = next((words for flag, words in UNITS.items() if flag in fields.get("flags", "").split()), None)
-    return ", ".join(filter(None, (fields.get("model name") or platform.processor() or platform.machine(), units)))
+    best = best_units()
+    name = cpu_fields().get("model name") or platform.processor() or platform.machine()
+    return ", ".join(filter(None, (name, best and best.words)))
 
 
 def onednn_name() -> str:
@@ -43,13 +59,11 @@ def onednn_name() -> str:
 
 def advice() -> str | None:
     """What would make training faster here, in one sentence; None if nothing is known to."""
-    if not set(WITH_BFLOAT16) & set(cpu_fields().get("flags", "").split()):
+    best, library = best_units(), onednn.library()
+    if best is None or best.factor is None or (library and not library.has_bfloat16):
         return None
-    library = onednn.library()
     install = "" if library else f"{install_command('onednn')}, then "
-    if library and not library.has_bfloat16:
-        return None
-    train = f"numllama train --compute-dtype bfloat16 (measured with AMX: {MEASURED_FACTOR} times)"
+    train = f"numllama train --compute-dtype bfloat16 (measured with {best.words}: {best.factor} times)"
     return f"to train faster on this CPU: {install}{train}"
 
 

@@ -48,6 +48,8 @@ def test_a_cpu_is_named_with_the_best_that_it_has(monkeypatch, flags, words):
         ("amx_bf16", Library(True, "AMX"), "to train faster on this CPU: numllama train --compute-dtype bfloat16", None),
         ("amx_bf16", None, "to train faster on this CPU: pip install", "oneDNN is not in use"),
         ("amx_bf16", Library(False, "AVX2"), None, "this CPU has no units for it"),
+        ("avx512_bf16", Library(True, "AVX-512"), "to train faster on this CPU: numllama train --compute-dtype bfloat16", None),
+        ("avx512f", Library(False, "AVX-512"), None, "this CPU has no units for it"),
         ("avx2", Library(False, "AVX2"), None, "this CPU has no units for it"),
         ("avx2", None, None, "oneDNN is not in use"),
     ],
@@ -58,6 +60,7 @@ def test_what_would_be_faster_and_what_slower(monkeypatch, flags, library, advic
     found = doctor.advice()
     assert found is None if advice is None else found.startswith(advice) and "--compute-dtype bfloat16" in found
     assert "\n" not in (found or "")
+    assert advice is None or f"(measured with {doctor.best_units().words}: " in found
     found = doctor.slow_bfloat16()
     assert found is None if slow is None else slow in found
     assert ("not in use" in doctor.onednn_name()) == (library is None)

@@ -5,17 +5,21 @@ import os
 import subprocess
 import sys
 import warnings
+from contextlib import closing
 from itertools import product as every
 from threading import Thread
 
 import numpy as np
 import pytest
 from helpers import assert_same_bits
+from parallel.whole_batch import loss_and_grads
 
 import numllama as nl
 from numllama import ops
 from numllama.backend import BFLOAT16
 from numllama.cpu import attention_tiles, onednn, products
+from numllama.parallel import shards
+from numllama.parallel.shards import Workers
 from numllama.system.blas import one_blas_thread
 
 has_onednn = pytest.mark.skipif(onednn.library() is None, reason="needs oneDNN: pip install onednn-cpu-gomp")
@@ -49,7 +53,7 @@ def always(monkeypatch):
 # ------------------------------------------------------------------------------------------------ products
 
 
-@pytest.mark.parametrize("array", [np.ones(3), np.ones((4, 5), BFLOAT16)[1:, ::2], np.ones((2, 3, 4), np.float32)[1].T, np.ones(())])
+@pytest.mark.parametrize("array", [np.ones(3), np.ones(()), np.ones((4, 5), BFLOAT16)[1:, ::2], np.ones((2, 3, 4))[1].T])
 def test_an_arrays_address_is_where_its_numbers_begin(array):
     assert onednn._address(array) == array.ctypes.data
 
@@ -265,6 +269,31 @@ def test_a_whole_models_gradient_in_bfloat16_points_where_that_in_float64_does(a
         assert gradient.dtype == np.float32
         cosine = (gradient * exact[key]).sum() / np.linalg.norm(gradient) / np.linalg.norm(exact[key])
         assert cosine >= 0.999, f"{key}: {cosine}"
+
+
+@has_onednn
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=has_bfloat16)])
+@pytest.mark.parametrize(("workers", "processes"), [(2, False), (8, False), (2, True), (8, True)])
+def test_any_number_of_workers_gives_the_same_bits(monkeypatch, dtype, workers, processes):
+    seen, matmul = set(), onednn.matmul
+    monkeypatch.setattr(onednn, "matmul", lambda a, *of, **how: seen.add(a.dtype) or matmul(a, *of, **how))
+    monkeypatch.setattr(shards, "PROCESSES_AFTER", -1.0)
+    config = nl.ModelConfig(vocab_size=61, dim=64, n_layers=2, n_heads=4, n_kv_heads=2, max_seq_len=48, dropout=0.1)
+    runs = []
+    for count in (1, workers):
+        model = nl.Transformer(config, seed=3, compute_dtype=dtype)
+        with closing(Workers(model, count, processes=processes and count > 1)) as group:
+            optimizer = nl.AdamW(model.params)
+            for step in range(3):
+                tokens = np.random.default_rng(step).integers(0, 61, (2, 24, 48))
+                loss, grads = loss_and_grads(group, *tokens, 8, key=(0, step))
+                group.step(optimizer, grads, 1e-3)
+            assert len(group.pids) == (count - 1 if processes else 0)
+            runs.append((loss, grads.flat.copy(), model.params.flat.copy()))
+    (loss, *expected), (other, *actual) = runs
+    assert loss == other and seen == {np.dtype(BFLOAT16 if dtype == "bfloat16" else "float32")}
+    for one, many in zip(expected, actual, strict=True):
+        assert_same_bits(one, many)
 
 
 # ------------------------------------------------------------------------------------------------ the library
