@@ -3,7 +3,8 @@
     python benchmarks/decode.py                                   # everything; transformers where it is installed
     python benchmarks/decode.py --rounds 3 --json out.json
 
-The model is shaped like stories15M (288 wide, hidden 768, 6 layers, 6 heads, vocabulary 32000), with random weights in float32.
+The model is shaped like stories15M (288 wide, hidden 768, 6 layers, 6 heads, vocabulary 32000), with random weights in float32,
+and the same weights in bfloat16.
 Decoding: 255 new tokens, greedy, after a prompt of one token. Prefill: 256 tokens, with logits for the last one only.
 
 Each contestant is a child process with a clean environment, pinned to the same cores. They take turns, A B C A B C ..., and the
@@ -12,7 +13,8 @@ medians are reported. numllama is compared with:
 - *memory*: two threads read as many bytes as the weights have (`numpy.maximum.reduce`, half of them each). This is the shortest
   possible time per token. The same with `numpy.add.reduce`, a plain sum, which is slower.
 - *products*: only the matrix products of the prefill, at NumPy's full speed.
-- *transformers*: `generate` with its cache, as installed and, where MKL withholds its fast kernels, "unlocked" (it needs gcc).
+- *transformers*: `generate` with its cache, in float32 and bfloat16, as installed and, where MKL withholds its fast kernels,
+  "unlocked" (it needs gcc).
 """
 
 import argparse
@@ -32,6 +34,7 @@ SHAPE = dict(vocab_size=32000, dim=288, n_layers=6, n_heads=6, ffn_dim=768, max_
 NEW, PROMPT, UNCACHED, READS = 255, 256, 32, 100
 FEW = NEW // 4  # tokens with weights in two bytes
 BATCHES = (1, 4, 16, 64)
+PEERS = ("transformers", "transformers bfloat16")
 
 
 def main() -> None:
@@ -58,9 +61,9 @@ def main() -> None:
 
 def compete(rounds: int, cores: int, unlock: Path | None) -> dict[str, dict[str, float]]:
     """Median seconds of every task of every contestant."""
-    contestants = {name: Contestant(name, cores) for name in ("numllama", "memory", "products", "transformers")}
+    contestants = {name: Contestant(name, cores) for name in ("numllama", "memory", "products", *PEERS)}
     if unlock:
-        contestants["transformers, unlocked"] = Contestant("transformers", cores, unlock)
+        contestants |= {f"{name}, unlocked": Contestant(name, cores, unlock) for name in PEERS}
     for name in [name for name, contestant in contestants.items() if not contestant.tasks]:
         print(f"{name}: not taking part ({contestants.pop(name).why})", file=sys.stderr, flush=True)
     seconds: dict[str, dict[str, list[float]]] = {name: {} for name in contestants}
@@ -112,9 +115,11 @@ def report(seconds: dict[str, dict[str, float]]) -> str:
                  if f"decode {B}" in values else "" for values in others.values()]  # fmt: skip
         lines.append(f"| batch of {B} | {rate:,.0f} | {rate / one:.1f} |" + "".join(f" {cell} |" for cell in cells))
     lines.append(f"| one, without a cache | {UNCACHED / ours['uncached']:,.0f} | |" + " |" * len(others))
+    small_one = FEW / ours["bfloat16 1"]
     for B in (1, 16):
         rate, plain = B * FEW / ours[f"bfloat16 {B}"], B * NEW / ours[f"decode {B}"]
-        lines.append(f"| batch of {B}, bfloat16 weights | {rate:,.0f} ({plain / rate:.1f} x slower) | |" + " |" * len(others))
+        faster = f"{rate / plain:.2f} x float32's"
+        lines.append(f"| batch of {B}, bfloat16 weights | {rate:,.0f} ({faster}) | {rate / small_one:.1f} |" + " |" * len(others))
     token = ours["decode 1"] / NEW
     lines += [
         "",
@@ -135,7 +140,9 @@ def child(kind: str, cores: int) -> None:
     """Run each task named on standard input, and print its seconds."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
-    tasks = {"numllama": numllama, "memory": memory, "products": products, "transformers": transformers}[kind](cores)
+    makers = {"numllama": numllama, "memory": memory, "products": products, "transformers": transformers}
+    makers["transformers bfloat16"] = lambda cores: transformers(cores, "bfloat16")
+    tasks = makers[kind](cores)
     for task in tasks.values():
         task()
     print(json.dumps(list(tasks)), flush=True)
@@ -213,7 +220,7 @@ def products(cores: int) -> dict[str, Callable]:
     return {"prefill": prefill}
 
 
-def transformers(cores: int) -> dict[str, Callable]:
+def transformers(cores: int, dtype: str = "float32") -> dict[str, Callable]:
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -224,7 +231,7 @@ def transformers(cores: int) -> dict[str, Callable]:
         num_hidden_layers=SHAPE["n_layers"], num_attention_heads=SHAPE["n_heads"], num_key_value_heads=SHAPE["n_heads"],
         max_position_embeddings=SHAPE["max_seq_len"], tie_word_embeddings=True, eos_token_id=None, pad_token_id=0,
     )  # fmt: skip
-    model = LlamaForCausalLM(c).eval()
+    model = LlamaForCausalLM(c).eval().to(getattr(torch, dtype))
     prompt = torch.randint(0, SHAPE["vocab_size"], (1, PROMPT), generator=torch.Generator().manual_seed(0))
 
     def generate(tokens: "torch.Tensor", new: int) -> None:

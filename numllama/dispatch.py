@@ -2,8 +2,9 @@
 
 An op states its math once, for whole arrays. A faster one is a function of the same file and name in :mod:`numllama.cuda`, for
 arrays on a GPU, or in :mod:`numllama.cpu`. Where there is none, or a launcher returns NotImplemented, the op itself runs.
-Arguments are checked by their names (`checks.RULES`), bfloat16 and float16 are computed in float32
-(:mod:`numllama.low_precision`), and large arrays on a CPU in blocks of rows (:mod:`numllama.blocks`).
+Arguments are checked by their names (`checks.RULES`), but not inside a layer, whose arguments are the model's own. bfloat16 and
+float16 are computed in float32 (:mod:`numllama.low_precision`), and large arrays on a CPU in blocks of rows
+(:mod:`numllama.blocks`).
 """
 
 from collections.abc import Callable

@@ -10,6 +10,7 @@ from threading import Condition
 import numpy as np
 
 from numllama.backend import Array, quiet
+from numllama.generation.decode import computes_in_bfloat16
 from numllama.generation.kv_cache import KVCache
 from numllama.model import ModelConfig, Transformer
 from numllama.system.blas import one_blas_thread
@@ -34,7 +35,8 @@ def prefill(model: Transformer, tokens: np.ndarray, kv_cache: KVCache) -> Array:
 
 def _chunk(model: Transformer, tokens: np.ndarray, kv_cache: KVCache) -> Array:
     B, T = tokens.shape
-    n = min(available_cores(), B * T // SLICE_TOKENS, T) if model.xp is np else 1
+    has_slices = model.xp is np and not computes_in_bfloat16(model)        # oneDNN's threads share its products better
+    n = min(available_cores(), B * T // SLICE_TOKENS, T) if has_slices else 1
     if n < 2:
         return model.forward(tokens, kv_cache=kv_cache, n_last=1)
     kv_cache.reserve(B, T)

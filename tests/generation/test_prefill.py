@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from threadpoolctl import threadpool_info
 
 from numllama import KVCache
+from numllama.cpu import products
 from numllama.generation import prefill as module
 from numllama.generation.steps import padded
 from numllama.model import Transformer
@@ -159,3 +160,12 @@ print([faults() for _ in range(4)][-1])
 def test_the_memory_of_one_prompt_is_there_for_the_next():
     faults = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True).stdout
     assert int(faults) < 500  # pages; 2,500 of them where each is faulted in again
+
+
+@pytest.mark.skipif(not products.multiplies_bfloat16(), reason="needs oneDNN and a CPU that multiplies bfloat16")
+def test_with_weights_in_bfloat16_the_cores_share_each_product(monkeypatch):
+    model = Transformer(random_model(max_seq_len=64).config, dtype="bfloat16")
+    tokens = random_tokens(model, 2, 40)
+    expected = model.forward(tokens)[:, -1]
+    monkeypatch.setattr(module, "PromptSlice", None)
+    np.testing.assert_allclose(module.prefill(model, tokens, KVCache(model, batch_size=2)), expected, atol=0.05)
