@@ -1,7 +1,8 @@
-"""RoPE as two products: (x₁, x₂)·cos a + (x₂, x₁)·(−sin a, sin a), written in place where `out` is x."""
+"""RoPE as two products, (x₁, x₂)·cos a + (x₂, x₁)·(−sin a, sin a), in place where `out` is x, with one table for all arrays."""
 
 import numpy as np
 
+from numllama.backend import TWO_BYTES
 from numllama.checks import check_shape
 from numllama.ops import rope
 from numllama.ops.rope import RopeCache, pairs
@@ -10,19 +11,51 @@ from numllama.ops.rope import RopeCache, pairs
 def rope_forward(
     x: np.ndarray, cos: np.ndarray, sin: np.ndarray, layout: str = "half", *, out: np.ndarray | None = None
 ) -> tuple[np.ndarray, RopeCache]:
-    T, D = x.shape[-2:]
-    if x.ndim != 4 or D % 2 or cos.shape[-2:] != (T, D // 2) or sin.shape != cos.shape:
+    if not fits(x, cos, sin):
         return rope.rope_forward.reference(x, cos, sin, layout, out=out)
-    check_shape("cos", cos, (T, D // 2) if cos.ndim == 2 else (len(x), 1, T, D // 2))
-    out = np.empty_like(x) if out is None else out                     # (B, H, T, D), in the order that x has in memory
-    check_shape("out", out, x.shape)
-    first, second = pairs(D, layout)
-    other = np.empty_like(x)                                           # of each pair the other component
-    other[..., first], other[..., second] = x[..., second], x[..., first]
-    other *= _join(-sin, sin, layout)
-    np.multiply(x, _join(cos, cos, layout), out=out)
-    out += other
-    return out, RopeCache(cos, sin, layout)
+    (turned,), cache = ropes_forward((x,), cos, sin, layout, outs=None if out is None else (out,))
+    return turned, cache
+
+
+def ropes_forward(
+    xs: tuple[np.ndarray, ...],
+    cos: np.ndarray,
+    sin: np.ndarray,
+    layout: str = "half",
+    *,
+    outs: tuple[np.ndarray, ...] | None = None,
+) -> tuple[tuple[np.ndarray, ...], RopeCache]:
+    if not all(fits(x, cos, sin) for x in xs):
+        return rope.ropes_forward.reference(xs, cos, sin, layout, outs=outs)
+    first, second = pairs(xs[0].shape[-1], layout)
+    cosines, sines = _join(cos, cos, layout), _join(-sin, sin, layout)     # (T, D) or (B, 1, T, D)
+    turned = []
+    for x, out in zip(xs, outs or (None,) * len(xs), strict=True):
+        check_shape("cos", cos, cos.shape[-2:] if cos.ndim == 2 else (len(x), 1, *cos.shape[-2:]))
+        out = np.empty_like(x) if out is None else out                     # (B, H, T, D), in the order that x has in memory
+        check_shape("out", out, x.shape)
+        other = np.empty_like(x)                                           # of each pair the other component
+        other[..., first], other[..., second] = x[..., second], x[..., first]
+        other *= sines
+        np.multiply(x, cosines, out=out)
+        out += other
+        turned.append(out)
+    return tuple(turned), RopeCache(cos, sin, layout)
+
+
+def ropes_backward(
+    douts: tuple[np.ndarray, ...], cache: RopeCache, *, outs: tuple[np.ndarray, ...] | None = None
+) -> tuple[np.ndarray, ...]:
+    cos, sin, layout = cache
+    if not all(fits(dout, cos, sin) for dout in douts):
+        return rope.ropes_backward.reference(douts, cache, outs=outs)
+    return ropes_forward(douts, cos, -sin, layout, outs=outs)[0]           # the rotation back
+
+
+def fits(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> bool:
+    """Whether the table is for x (B, H, T, D), in a dtype that NumPy computes in; the op itself says what is wrong."""
+    T, D = x.shape[-2:]
+    return x.dtype not in TWO_BYTES and x.ndim == 4 and D % 2 == 0 and cos.shape[-2:] == (T, D // 2) and sin.shape == cos.shape
 
 
 def _join(x1: np.ndarray, x2: np.ndarray, layout: str) -> np.ndarray:
