@@ -21,7 +21,7 @@ MISTAKES = [
     ),
     Mistake(
         "on a CPU: RoPE with the wrong sign",
-        "cpu/rope.py", "other *= _join(-sin, sin, layout)", "other *= _join(sin, sin, layout)",
+        "cpu/rope.py", "_join(-sin, sin, layout)", "_join(sin, sin, layout)",
         "ops/test_rope.py::test_norms_stay",
     ),
     Mistake(
