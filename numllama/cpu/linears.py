@@ -14,7 +14,7 @@ from numllama.ops.linear import LinearCache
 def linears_forward(
     x: np.ndarray, weights: tuple[np.ndarray, ...], biases: tuple[np.ndarray, ...] | None = None
 ) -> tuple[tuple[np.ndarray, ...], tuple[LinearCache, ...]]:
-    if x.dtype in TWO_BYTES:
+    if x.dtype in TWO_BYTES or len(biases or weights) != len(weights):
         return linears.linears_forward.reference(x, weights, biases)
     x = as_operand(x, weights[0])
     results = [linear_forward(x, weight, biases[m] if biases else None) for m, weight in enumerate(weights)]
@@ -27,7 +27,7 @@ def linears_backward(
     into: tuple[Array, ...] | None = None,
     dx: Array | None = None,
 ) -> tuple[Any, ...]:
-    if douts[0].dtype in TWO_BYTES or len(douts) != len(cache):
+    if douts[0].dtype in TWO_BYTES or not len(douts) == len(cache) == len(into or cache):
         return linears.linears_backward.reference(douts, cache, into, dx)
     gradients = []
     for m, (dout, of_map) in enumerate(zip(douts, cache, strict=True)):

@@ -177,7 +177,12 @@ def test_what_is_not_several_maps_is_named(xp):
         linears_forward(x, ())
     with pytest.raises(TypeError, match=r"^weights\[1\] must be real floating-point numbers, not int64$"):
         linears_forward(x, (weight, weight.astype("int64")))
+    with pytest.raises(ValueError):
+        linears_forward(x, (weight, weight), (weight[:, 0],))
     outs, cache = linears_forward(x, (weight, weight))
+    for fewer in (dict(douts=outs[:1]), dict(cache=cache[:1]), dict(into=(weight,)), dict(into=(weight, weight, weight))):
+        with pytest.raises(ValueError):
+            linears_backward(**{"douts": outs, "cache": cache, **fewer})
     with pytest.raises(TypeError, match=r"^into is .*, but must be a tuple of arrays$"):
         linears_backward(outs, cache, into=[weight])
     assert len(leaves(outs)) == 2
