@@ -165,7 +165,7 @@ def torch_on_gpu(config, batch: int, compile: bool, cudnn: bool = False) -> Call
     return torch_step({**config.to_dict(), "batch": batch}, 1, compile, bfloat16=True, device="cuda", cudnn=cudnn)[0]
 
 
-def torch_llama(c, lr: float = LR, betas: tuple = BETAS, decay: float = DECAY, device: str = "cpu"):
+def torch_llama(c, lr: float = LR, betas: tuple = BETAS, decay: float = DECAY, device: str = "cpu", seed: int = SEED):
     """The model of a configuration, with numllama's initial weights, and its AdamW."""
     import torch
     import torch.nn.functional as F
@@ -220,7 +220,7 @@ def torch_llama(c, lr: float = LR, betas: tuple = BETAS, decay: float = DECAY, d
             return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
     model = Llama()
-    weights = nl.Transformer(c, seed=SEED).params
+    weights = nl.Transformer(c, seed=seed).params
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(torch.from_numpy(weights[name.removesuffix(".weight")]))
