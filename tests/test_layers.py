@@ -12,7 +12,7 @@ import numllama
 
 PACKAGE = Path(numllama.__file__).parent
 LAYERS = (
-    "quiet", "version", "lazy", "errors", "install", "backend", "checks", "gradcheck",
+    "quiet", "version", "lazy", "errors", "install", "backend", "checks", "gradcheck", "hashing",
     "system", "storage", "blocks", "low_precision", "dispatch", "ops", "cpu", "cuda", "model", "optim", "tokenizer", "data",
     "parallel", "generation", "training", "interop", "learn", "serve", "commands",
     "cli", "__main__", "__init__",

@@ -6,7 +6,8 @@ import numpy as np
 
 from numllama.backend import Array, real_dtype
 from numllama.cuda import launch
-from numllama.ops.dropout import DropoutCache, fold_key
+from numllama.hashing import fold_key
+from numllama.ops.dropout import DropoutCache
 
 
 def dropout_forward(x: Array, p: float, key: Sequence[int]) -> tuple[Array, DropoutCache]:

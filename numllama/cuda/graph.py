@@ -23,7 +23,7 @@ from numllama.cuda import launch
 from numllama.cuda.adamw import adamw_update_by, step_numbers, supports
 from numllama.cuda.clip import clip_factor
 from numllama.cuda.stream import StagingBuffers, Stream
-from numllama.ops.dropout import fold_key
+from numllama.hashing import fold_key
 
 
 def training_step(model: Any, optimizer: Any, **settings: Any) -> "TrainingStep | None":

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from numllama.ops.dropout import fold_key, mix
+from numllama.hashing import fold_key, mix
 
 ROUNDS = 6
 

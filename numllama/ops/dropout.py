@@ -3,7 +3,7 @@
     dx = dout · m / (1 − p)
 The mask is not drawn and kept, but computed: element i is dropped if a hash of (key, i) falls below p. Nothing is cached,
 and the mask is the same on NumPy and CuPy, inside a kernel, in a recompute, and for any number of threads.
-The hash is the 32-bit mixer "lowbias32" (C. Wellons 2018), once for each half of the key.
+The hash is :func:`numllama.hashing.mix`, once for each half of the key.
 """
 
 from collections.abc import Sequence
@@ -12,8 +12,7 @@ from typing import NamedTuple
 from numllama.backend import Array, xp_of
 from numllama.checks import check_shape
 from numllama.dispatch import accelerated
-
-BITS = 0xFFFFFFFF
+from numllama.hashing import fold_key, mix
 
 
 class DropoutCache(NamedTuple):
@@ -34,7 +33,7 @@ def dropout_forward(x: Array, p: float, key: Sequence[int]) -> tuple[Array, Drop
     p : float
         Probability of a zero, in [0, 1).
     key : sequence of int
-        Names the mask, for example (seed, step, site); or two uint32 as :func:`fold_key` makes them.
+        Names the mask, for example (seed, step, site); or two uint32 as :func:`numllama.hashing.fold_key` makes them.
 
     Returns
     -------
@@ -58,23 +57,3 @@ def dropout_mask(x: Array, p: float, key: Sequence[int]) -> Array:
     index = xp_of(x).arange(x.size, dtype="uint32")
     kept = mix(mix(index ^ low) ^ high) >= int(p * 2**32)
     return (kept * x.dtype.type(1 / (1 - p))).reshape(x.shape)
-
-
-def mix(h: Array) -> Array:
-    """lowbias32: every bit of a uint32 changes every bit of the result with probability close to a half."""
-    h = (h ^ (h >> 16)) * 0x7FEB352D
-    h = (h ^ (h >> 15)) * 0x846CA68B
-    return h ^ (h >> 16)
-
-
-def fold_key(key: Sequence[int]) -> tuple[int, int]:
-    """A tuple of integers of any length as two 32-bit words (the mixer of splitmix64, Steele et al. 2014); an array is folded."""
-    if hasattr(key, "dtype"):
-        return key[0], key[1]
-    h = len(key)
-    for part in key:
-        h = (h + int(part) + 0x9E3779B97F4A7C15) % 2**64
-        h = (h ^ (h >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
-        h = (h ^ (h >> 27)) * 0x94D049BB133111EB % 2**64
-        h ^= h >> 31
-    return h & BITS, h >> 32

@@ -5,8 +5,8 @@ from math import floor
 import numpy as np
 from docs.equations.common import delta, normal
 
+from numllama.hashing import fold_key
 from numllama.ops import dropout_backward, dropout_forward
-from numllama.ops.dropout import fold_key
 
 n, P, KEY = 40, 0.3, (5, 6, 7)
 X, DOUT = normal(n), normal(n, seed=1)
