@@ -20,6 +20,8 @@ from pathlib import Path
 
 from train_step import CONFIGS, clean_environment
 
+from numllama.cpu import onednn
+
 PRODUCTS = {  # who computes them: how train_step_peers.py makes our step, and which floor belongs to it
     "numpy": ({"onednn": False}, "numpy"),
     "onednn": ({}, "float32"),
@@ -32,7 +34,8 @@ def main() -> None:
     parser.add_argument("--configs", nargs="+", default=["small", "base", "gqa"])
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=10)
-    parser.add_argument("--products", choices=list(PRODUCTS), default="onednn", help="who computes the matrix products")
+    parser.add_argument("--products", choices=list(PRODUCTS), default="onednn" if onednn.library() else "numpy",
+                        help="who computes the matrix products (default: oneDNN if it is installed)")  # fmt: skip
     parser.add_argument("--json", type=Path)
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
