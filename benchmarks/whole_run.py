@@ -19,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from train_step import clean_environment, machine, unlock_library
+from train_step import UNLOCKED, clean_environment, machine, unlock_library
 
 PEERS = {  # the kind of a contestant, and its settings
     "numllama": ("numllama", {"NUMLLAMA_ONEDNN": "off"}),
@@ -51,16 +51,13 @@ def main() -> None:
     results = {"machine": machine(args.cores), "steps": args.steps, "runs": {}}
     with tempfile.TemporaryDirectory() as folder:
         unlock = unlock_library(Path(folder))
+        preload = {"LD_PRELOAD": str(unlock)}
+        contestants = {name: PEERS[name] for name in args.peers if unlock or not name.endswith(UNLOCKED)}
         for seed in range(args.rounds):
-            for name in args.peers:
-                kind, settings = PEERS[name]
-                if name.endswith("unlocked"):
-                    if unlock is None:
-                        continue
-                    settings = {"LD_PRELOAD": str(unlock)}
+            for name, (kind, settings) in contestants.items():
                 command = [sys.executable, __file__, "--child", kind, "--data", str(args.data), "--seed", str(seed)]
                 command += ["--steps", str(args.steps), "--cores", str(args.cores)]
-                env = clean_environment() | settings
+                env = clean_environment() | settings | (preload if name.endswith(UNLOCKED) else {})
                 answer = subprocess.run(command, env=env, check=True, stdout=subprocess.PIPE, text=True)
                 results["runs"].setdefault(name, []).append(json.loads(answer.stdout))
     print(table(results))

@@ -7,7 +7,7 @@ name, so :func:`argument_checks` checks it for every op in one place.
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ContextDecorator, contextmanager
 from contextvars import ContextVar
 from functools import wraps
 from numbers import Integral, Real
@@ -52,30 +52,22 @@ def check_ids(name: str, ids: Array, size: int, ignore_index: int | None = None)
 
 
 @contextmanager
-def checked_ids() -> Iterator[None]:
-    """Skip id checks inside: they were done on the host, and reading ids from a GPU would synchronise."""
-    before = _ids_are_good.set(True)
+def _set(flag: ContextVar[bool]) -> Iterator[None]:
+    before = flag.set(True)
     try:
         yield
     finally:
-        _ids_are_good.reset(before)
+        flag.reset(before)
 
 
-def on_checked_arguments(function: Callable) -> Callable:
-    """Skip the checks of arguments by name in all ops that a function calls: the model has checked what it was given.
+def checked_ids() -> AbstractContextManager[None]:
+    """Skip id checks inside: they were done on the host, and reading ids from a GPU would synchronise."""
+    return _set(_ids_are_good)
 
-    Ops still check shapes.
-    """
 
-    @wraps(function)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        before = _arguments_are_good.set(True)
-        try:
-            return function(*args, **kwargs)
-        finally:
-            _arguments_are_good.reset(before)
-
-    return run
+def checked_arguments() -> ContextDecorator:
+    """Skip the checks of arguments by name in all ops that a function calls; a decorator. Ops still check shapes."""
+    return _set(_arguments_are_good)
 
 
 # ------------------------------------------------------------------------------------------------ arguments by name

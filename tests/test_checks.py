@@ -8,7 +8,7 @@ import pytest
 
 import numllama as nl
 from numllama import ops
-from numllama.checks import on_checked_arguments
+from numllama.checks import checked_arguments
 from numllama.optim.adamw import adamw_update  # accelerated too, and no op: its arguments pass as they are
 
 X = np.linspace(-1, 1, 24, dtype=np.float32).reshape(1, 2, 3, 4)  # (B, H, T, D), or rows of 4
@@ -175,7 +175,7 @@ def test_optional_arguments_may_be_none_and_other_functions_pass_as_they_are():
 
 @pytest.mark.parametrize("op, name", FLOATS)
 def test_inside_a_layer_only_shapes_are_checked_again(op, name):
-    @on_checked_arguments
+    @checked_arguments()
     def layer():
         with pytest.raises(ValueError, match=r"^weight has shape"):
             ops.linear_forward(X, GAIN)
@@ -191,7 +191,7 @@ def test_inside_a_layer_only_shapes_are_checked_again(op, name):
 
 
 def test_checks_are_made_again_after_an_error_inside():
-    @on_checked_arguments
+    @checked_arguments()
     def layer():
         raise RuntimeError
 

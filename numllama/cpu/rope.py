@@ -13,8 +13,7 @@ def rope_forward(
 ) -> tuple[np.ndarray, RopeCache]:
     if not fits(x, cos, sin):
         return rope.rope_forward.reference(x, cos, sin, layout, out=out)
-    (turned,), cache = ropes_forward((x,), cos, sin, layout, outs=None if out is None else (out,))
-    return turned, cache
+    return turn(x, *whole_table(cos, sin, layout), layout, out), RopeCache(cos, sin, layout)
 
 
 def ropes_forward(
@@ -27,20 +26,9 @@ def ropes_forward(
 ) -> tuple[tuple[np.ndarray, ...], RopeCache]:
     if not all(fits(x, cos, sin) for x in xs):
         return rope.ropes_forward.reference(xs, cos, sin, layout, outs=outs)
-    first, second = pairs(xs[0].shape[-1], layout)
-    cosines, sines = _join(cos, cos, layout), _join(-sin, sin, layout)     # (T, D) or (B, 1, T, D)
-    turned = []
-    for x, out in zip(xs, outs or (None,) * len(xs), strict=True):
-        check_shape("cos", cos, cos.shape[-2:] if cos.ndim == 2 else (len(x), 1, *cos.shape[-2:]))
-        out = np.empty_like(x) if out is None else out                     # (B, H, T, D), in the order that x has in memory
-        check_shape("out", out, x.shape)
-        other = np.empty_like(x)                                           # of each pair the other component
-        other[..., first], other[..., second] = x[..., second], x[..., first]
-        other *= sines
-        np.multiply(x, cosines, out=out)
-        out += other
-        turned.append(out)
-    return tuple(turned), RopeCache(cos, sin, layout)
+    table, given = whole_table(cos, sin, layout), outs or (None,) * len(xs)
+    turned = tuple(turn(x, *table, layout, out) for x, out in zip(xs, given, strict=True))
+    return turned, RopeCache(cos, sin, layout)
 
 
 def ropes_backward(
@@ -55,7 +43,27 @@ def ropes_backward(
 def fits(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> bool:
     """Whether the table is for x (B, H, T, D), in a dtype that NumPy computes in; the op itself says what is wrong."""
     T, D = x.shape[-2:]
-    return x.dtype not in TWO_BYTES and x.ndim == 4 and D % 2 == 0 and cos.shape[-2:] == (T, D // 2) and sin.shape == cos.shape
+    is_for_all = cos.ndim == 2 or cos.shape[:-2] == (len(x), 1)
+    of_pairs = D % 2 == 0 and cos.shape[-2:] == (T, D // 2) and sin.shape == cos.shape
+    return x.dtype not in TWO_BYTES and x.ndim == 4 and of_pairs and is_for_all
+
+
+def whole_table(cos: np.ndarray, sin: np.ndarray, layout: str) -> tuple[np.ndarray, np.ndarray]:
+    """(cos, cos) and (−sin, sin), each (T, D) or (B, 1, T, D)."""
+    return _join(cos, cos, layout), _join(-sin, sin, layout)
+
+
+def turn(x: np.ndarray, cosines: np.ndarray, sines: np.ndarray, layout: str, out: np.ndarray | None) -> np.ndarray:
+    """x, each pair rotated; cosines and sines (T, D) or (B, 1, T, D)."""
+    out = np.empty_like(x) if out is None else out                         # (B, H, T, D), in the order that x has in memory
+    check_shape("out", out, x.shape)
+    first, second = pairs(x.shape[-1], layout)
+    other = np.empty_like(x)                                               # of each pair the other component
+    other[..., first], other[..., second] = x[..., second], x[..., first]
+    other *= sines
+    np.multiply(x, cosines, out=out)
+    out += other
+    return out
 
 
 def _join(x1: np.ndarray, x2: np.ndarray, layout: str) -> np.ndarray:

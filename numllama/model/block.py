@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from numllama import ops
 from numllama.backend import Array
-from numllama.checks import on_checked_arguments
+from numllama.checks import checked_arguments
 from numllama.model.config import ModelConfig
 from numllama.model.parameters import LayerGradients
 from numllama.model.rounding import rounded
@@ -276,7 +276,7 @@ def ffn_block_backward(
 # ------------------------------------------------------------------------------------------------ a layer
 
 
-@on_checked_arguments
+@checked_arguments()
 def layer_forward(
     x: Array | None, branch: Array, w: dict[str, Array], context: Context, layer: int
 ) -> tuple[tuple[Array, Array], LayerCache]:
@@ -300,7 +300,7 @@ def layer_again(entry: AddNormCache, w: dict[str, Array], context: Context, laye
     return LayerCache(AttentionBlockCache(c, entry, caches), ffn_cache)
 
 
-@on_checked_arguments
+@checked_arguments()
 def layer_backward(dx: Array | None, dbranch: Array, cache: LayerCache, g: LayerGradients) -> tuple[Array, Array]:
     """(dx, dbranch) of the layer's inputs, from those of its outputs."""
     return attention_block_backward(*ffn_block_backward(dx, dbranch, cache.ffn, g), cache.attention, g)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 
 from numllama.blocks import piece_size, slices
-from numllama.checks import on_checked_arguments
+from numllama.checks import checked_arguments
 from numllama.model.parameters import FlatTensors, Parameters
 
 
@@ -56,7 +56,7 @@ def step_in_pieces(optimizer: Optimizer, grads: FlatTensors, lr: float | None = 
     list(map_fn(partial(_update_piece, optimizer, grads, lr), pieces))
 
 
-@on_checked_arguments
+@checked_arguments()
 def _update_piece(optimizer: Optimizer, grads: FlatTensors, lr: float, piece: tuple[slice, float]) -> None:
     part, weight_decay = piece
     optimizer.update(part, grads, lr, weight_decay)
