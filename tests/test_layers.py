@@ -131,3 +131,24 @@ def test_files_that_need_each_other_are_found(pair):
     for name, other in (pair, pair[::-1]):
         files[name] = ast.parse(f"def later():\n    from numllama.{other} import something")
     assert any(line.startswith("a cycle: ") for line in problems(files))
+
+
+# ------------------------------------------------------------------------------------------------ sizes
+
+
+@pytest.mark.parametrize(
+    ("files", "most"),
+    [("ops/*.py", 110), ("cli.py", 119), ("training/trainer.py", 259), ("dispatch.py", 69), ("**/*.py", 420)],
+)
+def test_no_file_is_longer_than_one_reads_in_one_go(files, most):
+    lines = {str(path): len(path.read_text(encoding="utf-8").splitlines()) for path in PACKAGE.glob(files)}
+    assert lines
+    assert {name: n for name, n in lines.items() if n > most} == {}
+
+
+def test_ops_say_nothing_of_machines():
+    words = re.compile(r"\bBLAS\b|\bthreads?\b|float16|TWO_BYTES|TILE|cache line|\b[KM]iB\b", re.IGNORECASE)
+    allowed = re.compile(r"\btiles?\b|\btiled\b")  # flash attention's own: it is an algorithm in tiles
+    for path in (PACKAGE / "ops").glob("*.py"):
+        text = allowed.sub("", path.read_text(encoding="utf-8"))
+        assert words.findall(text) == [], path.name

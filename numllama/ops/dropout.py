@@ -2,7 +2,7 @@
 
     dx = dout · m / (1 − p)
 The mask is not drawn and kept, but computed: element i is dropped if a hash of (key, i) falls below p. Nothing is cached,
-and the mask is the same on NumPy and CuPy, inside a kernel, in a recompute, and for any number of threads.
+and the mask is the same on NumPy and CuPy, inside a kernel, in a recompute, and for any number of workers.
 The hash is :func:`numllama.hashing.mix`, once for each half of the key.
 """
 
