@@ -45,7 +45,7 @@ def accelerated(op: Callable | None = None, *, by_rows: bool = False, of_ops: bo
                 return result
         else:
             math = _twin("cpu", op) or op
-        if not of_ops and is_low_precision(args, named):
+        if not (of_ops or hasattr(math, "takes_two_bytes")) and is_low_precision(args, named):
             return in_float32(run, op, args, named)
         if by_rows and not named and has_many_rows(args):
             return in_row_blocks(math, args)

@@ -69,6 +69,7 @@ def forward(
                 return None
             out[where] = (o[..., :D] / z).reshape(out[where].shape)
             lse[where] = log_z.reshape(lse[where].shape)
+    out = rounded(out.swapaxes(1, 2), k.dtype).swapaxes(1, 2)                            # rows of heads, as wo reads them
     return out, FlashAttentionCache(q, k, v, out, lse, first, last, scale)
 
 
@@ -77,7 +78,7 @@ def backward(dout: np.ndarray, cache: FlashAttentionCache) -> tuple[np.ndarray, 
     q, k, v, out, lse, first, last, scale = cache
     S = k.shape[2]
     g = dout * np.exp(-lse)[..., None]                                                   # (B, H, T, D)
-    delta = -row_dot(g, out)                                                             # (B, H, T, 1)
+    delta = -row_dot(g, rounded(out, g.dtype))                                           # (B, H, T, 1)
     dq, dk, dv = np.zeros(q.shape, np.float32), np.empty(k.shape, np.float32), np.empty(v.shape, np.float32)
     for pairs, tiles in groups(q, k, first, last):
         parts = list(slices(0, S, KEYS))

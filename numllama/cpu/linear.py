@@ -2,23 +2,32 @@
 
 import numpy as np
 
-from numllama.backend import Array
+from numllama.backend import TWO_BYTES, Array
 from numllama.checks import check_shape
 from numllama.cpu.products import add_product, as_operand, product
+from numllama.cpu.rounding import rounded, takes_two_bytes
 from numllama.ops.linear import LinearCache
 
 
-def linear_forward(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) -> tuple[np.ndarray, LinearCache]:
+@takes_two_bytes
+def linear_forward(
+    x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None, dtype: np.dtype | None = None
+) -> tuple[np.ndarray, LinearCache]:
     check_shape("weight", weight, (None, None))
     O, I = weight.shape  # noqa: E741
     check_shape("x", x, (*x.shape[:-1], I))
     if bias is not None:
         check_shape("bias", bias, (O,))
-    x = as_operand(x, weight)                                          # converted once, and kept so for backward
-    out = product(x.reshape(-1, I), weight.T)                          # (N, O)
+    in_two_bytes, operand = x.dtype in TWO_BYTES, as_operand(x, weight)
+    if dtype is None and in_two_bytes:
+        dtype = x.dtype
+    out = product(operand.reshape(-1, I), weight.T, dtype if bias is None else None)     # (N, O)
     if bias is not None:
         out += bias
-    return out.reshape(*x.shape[:-1], O), LinearCache(x, weight, bias)
+    if dtype is not None:
+        out = rounded(out, dtype)
+    kept = x if in_two_bytes else operand                              # converted once, and kept so for backward
+    return out.reshape(*x.shape[:-1], O), LinearCache(kept, weight, bias)
 
 
 def linear_backward(

@@ -12,12 +12,13 @@ from numllama.ops.linear import LinearCache
 
 
 def linears_forward(
-    x: np.ndarray, weights: tuple[np.ndarray, ...], biases: tuple[np.ndarray, ...] | None = None
+    x: np.ndarray, weights: tuple[np.ndarray, ...], biases: tuple | None = None, dtype: np.dtype | None = None
 ) -> tuple[tuple[np.ndarray, ...], tuple[LinearCache, ...]]:
     if x.dtype in TWO_BYTES or len(biases or weights) != len(weights):
-        return linears.linears_forward.reference(x, weights, biases)
+        return linears.linears_forward.reference(x, weights, biases, dtype)
+    dtype = dtype or x.dtype
     x = as_operand(x, weights[0])
-    results = [linear_forward(x, weight, biases[m] if biases else None) for m, weight in enumerate(weights)]
+    results = [linear_forward(x, weight, biases[m] if biases else None, dtype) for m, weight in enumerate(weights)]
     return tuple(out for out, _ in results), tuple(cache for _, cache in results)
 
 

@@ -7,7 +7,7 @@ time, as it is used.
 
 import numpy as np
 
-from numllama.backend import BFLOAT16, TWO_BYTES, Array, add_to
+from numllama.backend import BFLOAT16, TWO_BYTES, Array, add_to, real_dtype
 from numllama.blocks import slices
 from numllama.cpu import onednn
 from numllama.cpu.rounding import rounded
@@ -17,9 +17,10 @@ SMALL_PRODUCT = 2**17  # multiplications; below, a call of oneDNN takes longer t
 
 
 def as_operand(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """x as it is multiplied with `weight`: rounded to bfloat16, if both libraries and dtypes call for it; otherwise x itself."""
-    rounds = weight.dtype == BFLOAT16 and x.dtype == np.float32 and multiplies_bfloat16()
-    return rounded(x, BFLOAT16) if rounds else x
+    """x as it is multiplied with `weight`: in bfloat16, if both libraries and dtypes call for it, else in float32 or more."""
+    if weight.dtype == BFLOAT16 and x.dtype in onednn.DTYPES and multiplies_bfloat16():
+        return rounded(x, BFLOAT16)
+    return rounded(x, real_dtype(x.dtype))
 
 
 def multiplies_bfloat16() -> bool:
@@ -28,10 +29,10 @@ def multiplies_bfloat16() -> bool:
     return lib is not None and lib.has_bfloat16
 
 
-def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """a @ b for matrices (M, K) and (K, N); float32 if both are bfloat16."""
+def product(a: np.ndarray, b: np.ndarray, dtype: np.dtype | None = None) -> np.ndarray:
+    """a @ b for matrices (M, K) and (K, N); of two in bfloat16 in float32, unless `dtype` is bfloat16."""
     if _is_for_onednn(a, b):
-        return onednn.matmul(a, b, np.empty((len(a), b.shape[1]), np.float32))
+        return onednn.matmul(a, b, np.empty((len(a), b.shape[1]), BFLOAT16 if dtype == BFLOAT16 else np.float32))
     return _in_blocks(a, b) if b.dtype in TWO_BYTES and b.dtype != a.dtype else a @ b
 
 

@@ -2,23 +2,26 @@
 
 import numpy as np
 
+from numllama.backend import real_dtype
 from numllama.checks import check_shape
+from numllama.cpu.rounding import rounded, takes_two_bytes
 from numllama.ops.swiglu import SwiGLUCache
 
 
+@takes_two_bytes
 def swiglu_forward(gate: np.ndarray, up: np.ndarray) -> tuple[np.ndarray, SwiGLUCache]:
     check_shape("up", up, gate.shape)
-    half = 0.5 * gate                                                  # (..., F)
+    half = 0.5 * rounded(gate, real_dtype(gate.dtype))                 # (..., F)
     out = np.tanh(half)
     out *= half
     out += half                                                        # silu(gate)
-    out *= up
-    return out, SwiGLUCache(gate, up)
+    out *= rounded(up, out.dtype)
+    return rounded(out, gate.dtype), SwiGLUCache(gate, up)
 
 
 def swiglu_backward(dout: np.ndarray, cache: SwiGLUCache) -> tuple[np.ndarray, np.ndarray]:
-    gate, up = cache
-    check_shape("dout", dout, gate.shape)
+    check_shape("dout", dout, cache.gate.shape)
+    gate, up = (rounded(x, dout.dtype) for x in cache)
     half = 0.5 * gate                                                  # (..., F)
     sigma = np.tanh(half)
     sigma += 1

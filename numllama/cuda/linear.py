@@ -1,5 +1,7 @@
 """Launchers of the linear map, by cuBLAS."""
 
+import numpy as np
+
 from numllama.backend import Array, real_dtype
 from numllama.cuda import launch
 from numllama.cuda.gemm import KINDS, gemm, supports
@@ -8,8 +10,10 @@ from numllama.ops.linear import LinearCache
 ALIGNED = 16  # bytes to which rows of a result are aligned, as fast products and 16-byte accesses require
 
 
-def linear_forward(x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, LinearCache]:
-    if weight.ndim != 2 or x.shape[-1:] != weight.shape[1:] or not supports(x, weight):
+def linear_forward(
+    x: Array, weight: Array, bias: Array | None = None, dtype: np.dtype | None = None
+) -> tuple[Array, LinearCache]:
+    if dtype not in (None, x.dtype) or weight.ndim != 2 or x.shape[-1:] != weight.shape[1:] or not supports(x, weight):
         return NotImplemented
     O, I = weight.shape  # noqa: E741
     if bias is not None and bias.shape != (O,):

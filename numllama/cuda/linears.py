@@ -1,5 +1,7 @@
 """Launchers of several linear maps of one input, as one product if their weights are adjacent in memory."""
 
+import numpy as np
+
 from numllama.backend import Array
 from numllama.cuda import launch
 from numllama.cuda.linear import linear_backward, linear_backward_input, linear_forward
@@ -7,12 +9,12 @@ from numllama.ops.linear import LinearCache
 
 
 def linears_forward(
-    x: Array, weights: tuple[Array, ...], biases: tuple[Array, ...] | None = None
+    x: Array, weights: tuple[Array, ...], biases: tuple[Array, ...] | None = None, dtype: np.dtype | None = None
 ) -> tuple[tuple[Array, ...], tuple[LinearCache, ...]]:
     weight, bias = _joined(weights, 0), None if biases is None else _joined(biases, 0)
     if weight is None or (bias is None) != (biases is None):
         return NotImplemented
-    result = linear_forward(x, weight, bias)
+    result = linear_forward(x, weight, bias, dtype)
     if result is NotImplemented:
         return NotImplemented
     outs = launch.parts(result[0], [len(each) for each in weights], -1)

@@ -55,8 +55,9 @@ class Context:
         Keys and values of earlier tokens, if any.
     lora_scale : float
         Factor of the low-rank updates, in a model with an adapter.
-    keys_dtype : dtype
-        What keys and values are rounded to, and so the dtype of attention's products; None: they stay as they are.
+    low_precision : dtype
+        What keys, values and the inputs of SwiGLU are rounded to: the dtype of the products and of what backward needs of them.
+        None: they stay as they are.
     n_last : int
         Compute outputs for the last n tokens only; earlier tokens contribute keys and values. None: all.
     """
@@ -70,7 +71,7 @@ class Context:
     key: tuple[int, ...] | None = None
     kv_cache: Any = None
     lora_scale: float = 1.0
-    keys_dtype: Any = None
+    low_precision: Any = None
     n_last: int | None = None
 
     def last_tokens(self) -> "Context":
@@ -143,8 +144,8 @@ def attention_forward(n: Array, w: dict[str, Array], context: Context, layer: in
         (k,), _ = stages_forward((k,), w, ("k_norm",), context)
         context = context.last_tokens()                                # from here on T is n_last
         (q,), stages = stages_forward((q,), w, ("q_norm",), context)
-    if context.keys_dtype is not None:
-        k, v = rounded(k, context.keys_dtype), rounded(v, context.keys_dtype)
+    if context.low_precision is not None:
+        k, v = rounded(k, context.low_precision), rounded(v, context.low_precision)
     if context.kv_cache is not None:
         k, v = context.kv_cache.append(layer, k, v)                    # (B, K, S, D): earlier ones and these
     mixed, attention_cache = ops.flash_attention_forward(q, k, v, context.first, context.last)
@@ -226,7 +227,8 @@ def merge_heads(x: Array) -> Array:
 
 
 def swiglu_forward(n, w, context):
-    (gate, up), linear_caches = linears_forward(n, w, ("w_gate", "w_up"), context)      # (B, T, F) both
+    names, dtype = ("w_gate", "w_up"), context.low_precision
+    (gate, up), linear_caches = linears_forward(n, w, names, context, dtype)            # (B, T, F) both
     out, cache = ops.swiglu_forward(gate, up)
     return out, (linear_caches, cache)
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from numllama import ops
 from numllama.backend import real_dtype, xp_of
 from numllama.model.config import ModelConfig
+from numllama.model.rounding import rounded
 from numllama.ops.add_rmsnorm import AddRMSNormCache
 from numllama.ops.dropout import DropoutCache
 from numllama.ops.layernorm import LayerNormCache
@@ -57,22 +58,23 @@ def add_gradient(g, name, gradient):
 
 
 def linear_forward(x, w, name, context):
-    out, cache = ops.linear_forward(x, w[name], w.get(f"{name}_bias"))
+    dtype = None if context.low_precision is None else real_dtype(context.low_precision)
+    out, cache = ops.linear_forward(x, w[name], w.get(f"{name}_bias"), dtype)
     update, lora_cache = lora_forward(x, w, name, context)
     if update is not None:
-        out += update
+        out += rounded(update, out.dtype)
     return out, MapCache(cache, lora_cache)
 
 
-def linears_forward(x, w, names, context):
-    """Several maps of one input."""
+def linears_forward(x, w, names, context, dtype=None):
+    """Several maps of one input, whose results are rounded to `dtype`."""
     biases = tuple(w[f"{name}_bias"] for name in names) if f"{names[0]}_bias" in w else None
-    outs, cache = ops.linears_forward(x, tuple(w[name] for name in names), biases)
+    outs, cache = ops.linears_forward(x, tuple(w[name] for name in names), biases, dtype)
     lora_caches = []
     for name, out in zip(names, outs, strict=True):
         update, lora_cache = lora_forward(x, w, name, context)
         if update is not None:
-            out += update
+            out += rounded(update, out.dtype)
         lora_caches.append(lora_cache)
     return outs, MapsCache(cache, lora_caches)
 

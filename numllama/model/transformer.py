@@ -388,8 +388,8 @@ class Transformer:
             positions = xp.asarray(positions)
             cos, sin = self._rope(positions) if rope else (None, None)
         scale = 1.0 if self.adapter is None else self.adapter.config.scale
-        keys_dtype = None if self.activation_dtype == self.compute_dtype else self.compute_dtype
-        return Context(self.config, positions, cos, sin, first, last, key, kv_cache, scale, keys_dtype)
+        low_precision = None if self.activation_dtype == self.compute_dtype else self.compute_dtype
+        return Context(self.config, positions, cos, sin, first, last, key, kv_cache, scale, low_precision)
 
     def _rope(self, positions: Array) -> tuple[Array, Array]:
         c = self.config

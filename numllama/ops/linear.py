@@ -9,6 +9,8 @@ Every product is one large matrix product (GEMM), whatever the number of axes.
 
 from typing import NamedTuple
 
+import numpy as np
+
 from numllama.backend import Array, add_to
 from numllama.checks import check_shape
 from numllama.dispatch import accelerated
@@ -23,7 +25,9 @@ class LinearCache(NamedTuple):
 
 
 @accelerated
-def linear_forward(x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, LinearCache]:
+def linear_forward(
+    x: Array, weight: Array, bias: Array | None = None, dtype: np.dtype | None = None
+) -> tuple[Array, LinearCache]:
     """Multiply rows by a weight matrix.
 
     Parameters
@@ -32,6 +36,8 @@ def linear_forward(x: Array, weight: Array, bias: Array | None = None) -> tuple[
     weight : array, shape (O, I)
         One row for each output, as in PyTorch and in Hugging Face checkpoints.
     bias : array, shape (O,), optional
+    dtype : dtype, optional
+        What the result is rounded to; by default it has x's dtype.
 
     Returns
     -------
@@ -46,6 +52,8 @@ def linear_forward(x: Array, weight: Array, bias: Array | None = None) -> tuple[
     out = x.reshape(-1, I) @ weight.T                                  # (N, O)
     if bias is not None:
         out += bias
+    if dtype is not None:
+        out = out.astype(dtype, copy=False)
     return out.reshape(*x.shape[:-1], O), LinearCache(x, weight, bias)
 
 

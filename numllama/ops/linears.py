@@ -6,6 +6,8 @@ Queries, keys and values are such maps, and so are gate and up. Each has the gra
 
 from typing import Any
 
+import numpy as np
+
 from numllama.backend import Array
 from numllama.dispatch import accelerated
 from numllama.ops.linear import LinearCache, linear_backward, linear_backward_input, linear_forward
@@ -13,7 +15,7 @@ from numllama.ops.linear import LinearCache, linear_backward, linear_backward_in
 
 @accelerated(of_ops=True)
 def linears_forward(
-    x: Array, weights: tuple[Array, ...], biases: tuple[Array, ...] | None = None
+    x: Array, weights: tuple[Array, ...], biases: tuple[Array, ...] | None = None, dtype: np.dtype | None = None
 ) -> tuple[tuple[Array, ...], tuple[LinearCache, ...]]:
     """Several maps of one input. On a GPU they are one product, if the weights are adjacent in memory.
 
@@ -22,6 +24,8 @@ def linears_forward(
     x : array, shape (..., I)
     weights : tuple of arrays, shapes (Oₘ, I)
     biases : tuple of arrays, shapes (Oₘ,), optional
+    dtype : dtype, optional
+        What the results are rounded to; by default they have x's dtype.
 
     Returns
     -------
@@ -30,7 +34,7 @@ def linears_forward(
         One for each map.
     """
     biases = (None,) * len(weights) if biases is None else biases
-    results = [linear_forward(x, weight, bias) for weight, bias in zip(weights, biases, strict=True)]
+    results = [linear_forward(x, weight, bias, dtype) for weight, bias in zip(weights, biases, strict=True)]
     return tuple(out for out, _ in results), tuple(cache for _, cache in results)
 
 

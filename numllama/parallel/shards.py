@@ -23,6 +23,7 @@ from numllama.optim.clip import clip_in_pieces
 from numllama.optim.optimizer import Optimizer, step_in_pieces
 from numllama.parallel.ordered_sum import OrderedSum, ShardFailed
 from numllama.parallel.shared_memory import SharedMemoryWorkers
+from numllama.system.machine import return_freed_memory
 from numllama.system.processes import available_cores
 
 SHARD_TOKENS = 1024  # large enough for fast matrix products, small enough for the cache
@@ -152,6 +153,7 @@ class Workers:
         """Start the processes, if allowed and if threads have worked for long enough."""
         if self._may_start_processes and self._processes is None and self._busy > PROCESSES_AFTER:
             self._sum = None  # free its memory before the shared sum is allocated
+            return_freed_memory()  # of the threads, which compute no more shards
             self._processes = SharedMemoryWorkers(self.model, self.workers - 1, self._moments)
             self._sum = self._processes.sum
 

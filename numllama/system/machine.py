@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -51,8 +52,8 @@ def keep_more_memory() -> None:
 @contextmanager
 def keep_freed_memory() -> Iterator[None]:
     """Make glibc's malloc keep freed memory; elsewhere, do nothing."""
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if not hasattr(libc, "mallopt"):
+    libc = _glibc()
+    if libc is None:
         yield
         return
     for option, value in KEEP_FREED.items():
@@ -63,3 +64,14 @@ def keep_freed_memory() -> Iterator[None]:
         for option, value in DEFAULTS.items():
             libc.mallopt(option, value)
         libc.malloc_trim(0)
+
+
+def return_freed_memory() -> None:
+    """Make glibc's malloc return the memory that it kept, once, in all threads; elsewhere, do nothing."""
+    if libc := _glibc():
+        libc.malloc_trim(0)
+
+
+def _glibc() -> Any:
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    return libc if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim") else None

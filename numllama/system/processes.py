@@ -21,7 +21,7 @@ from weakref import finalize
 from numllama.errors import NumllamaError
 from numllama.system.signals import FOR_THE_PARENT
 
-MEMORY_FIELDS = re.compile(rb"^(VmHWM|RssShmem|RssFile):\s*(\d+) kB$", re.MULTILINE)
+MEMORY_FIELDS = re.compile(rb"^(VmHWM|VmRSS|RssShmem|RssFile):\s*(\d+) kB$", re.MULTILINE)
 _CHILD = "import sys; sys.path[:] = {path!r}; from numllama.system.processes import serve; serve()"
 
 
@@ -31,17 +31,29 @@ def available_cores() -> int:
 
 
 def peak_memory_mb(others: Sequence[int] = ()) -> float:
-    """Peak memory in MB of this process, plus what other processes (by id) do not share with it; 0 if unknown."""
+    """Peak memory in MB of this process and of others (by id), without what they share with it; 0 if unknown.
+
+    While others run, this process counts with what it has now: its own peak may have been before they started.
+    """
     try:
         import resource
     except ImportError:  # not on Windows
         return 0.0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
-    for pid in others:
-        with suppress(OSError, KeyError), open(f"/proc/{pid}/status", "rb", buffering=0) as file:  # ended, or this is not Linux
-            kilobytes = {name: int(value) for name, value in MEMORY_FIELDS.findall(file.read())}
-            peak += (kilobytes[b"VmHWM"] - kilobytes[b"RssShmem"] - kilobytes[b"RssFile"]) / 1e3
-    return peak
+    used = 0.0
+    with suppress(OSError):  # this is not Linux
+        used = _memory_fields("self")[b"VmRSS"] if others else 0.0
+        for pid in others:
+            with suppress(FileNotFoundError, ProcessLookupError, KeyError):  # it ended
+                fields = _memory_fields(pid)
+                used += fields[b"VmHWM"] - fields[b"RssShmem"] - fields[b"RssFile"]
+    return max(peak, used / 1e3)
+
+
+def _memory_fields(pid: int | str) -> dict[bytes, int]:
+    """Linux's account of a process's memory, in kB."""
+    with open(f"/proc/{pid}/status", "rb", buffering=0) as file:
+        return {name: int(value) for name, value in MEMORY_FIELDS.findall(file.read())}
 
 
 @contextmanager

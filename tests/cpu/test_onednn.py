@@ -174,6 +174,35 @@ def test_a_linear_map_of_a_weight_in_bfloat16_rounds_the_other_operand():
     assert_near(dweight, into + exact_dweight, 50, np.float32)
 
 
+@has_bfloat16
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("given", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", [None, *DTYPES], ids=str)
+def test_results_of_linear_maps_are_rounded_to_the_dtype_requested_or_to_that_of_x(given, dtype, with_bias):
+    x, weights = normal(6, 48, dtype=given), [normal(40, 48, dtype=BFLOAT16, seed=seed) for seed in (1, 2)]
+    biases = [normal(40, seed=seed) for seed in (3, 4)] if with_bias else None
+    one = [ops.linear_forward(x, weight, biases[m] if biases else None, dtype)[0] for m, weight in enumerate(weights)]
+    outs, _ = ops.linears_forward(x, tuple(weights), tuple(biases) if biases else None, dtype)
+    for m, (out, other) in enumerate(zip(outs, one, strict=True)):
+        assert out.dtype == other.dtype == np.dtype(dtype or given)
+        assert_same_bits(out, other)
+        exact = wide(x.astype(BFLOAT16)) @ wide(weights[m]).T + (biases[m] if biases else 0)
+        assert_near(out, exact, 60 if out.dtype == np.float32 else abs(exact).max(), out.dtype)
+
+
+@has_bfloat16
+def test_swiglu_of_bfloat16_is_computed_in_float32_and_rounded_once():
+    gate, up, dout = (normal(5, 33, dtype=BFLOAT16, seed=seed) for seed in range(3))
+    out, cache = ops.swiglu_forward(gate, up)
+    exact, exact_cache = ops.swiglu_forward.reference(wide(gate), wide(up))
+    assert out.dtype == BFLOAT16 and cache.gate is gate and cache.up is up
+    assert_near(out, exact, abs(exact).max(), BFLOAT16, factor=0.51)
+    found = ops.swiglu_backward(wide(dout).astype(np.float32), cache)
+    for one, other in zip(found, ops.swiglu_backward.reference(wide(dout), exact_cache), strict=True):
+        assert one.dtype == np.float32
+        assert_near(one, other, abs(other).max(), np.float32)
+
+
 INTERVALS = {
     "causal": lambda B, T, S: (None, None),
     "window": lambda B, T, S: (np.maximum(np.arange(T) - 20, 0), np.arange(T) + 1),
@@ -198,9 +227,10 @@ def test_attention_in_tiles(always, monkeypatch, shape, interval, dtype):
     exact_gradients = ops.flash_attention_backward.reference(wide(dout), exact_cache)
     monkeypatch.setattr(attention_tiles, "TILE_BYTES", 2**15)  # several groups
     out, cache = ops.flash_attention_forward(q, k, v, *ends)
-    assert (out.dtype, cache.q.dtype) == (np.float32, dtype)
+    assert out.dtype == cache.out.dtype == cache.q.dtype == dtype
     bound = 1e-6 if dtype == np.float32 else 6e-3
-    for one, other in zip((out, *ops.flash_attention_backward(dout, cache)), (exact, *exact_gradients), strict=True):
+    assert np.linalg.norm(wide(out) - exact) <= bound * np.linalg.norm(exact)
+    for one, other in zip(ops.flash_attention_backward(dout, cache), exact_gradients, strict=True):
         assert one.dtype == np.float32
         assert np.linalg.norm(one - other) <= bound * np.linalg.norm(other)
     assert (out[abs(exact) == 0] == 0).all()

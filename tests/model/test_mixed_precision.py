@@ -76,7 +76,8 @@ def test_no_gradient_of_a_matrix_is_rounded_to_two_bytes(variant, dtype):
 @DTYPES
 def test_what_is_in_two_bytes_and_what_is_not(dtype, monkeypatch):
     seen = {}
-    for name in ("linear_forward", "add_rmsnorm_forward", "ropes_forward", "cross_entropy_forward", "flash_attention_forward"):
+    watched = "linear", "linears", "swiglu", "add_rmsnorm", "ropes", "cross_entropy", "flash_attention"
+    for name in (f"{op}_forward" for op in watched):
         op = getattr(ops, name)
 
         def spy(*args, op=op, name=name, **kwargs):
@@ -94,7 +95,9 @@ def test_what_is_in_two_bytes_and_what_is_not(dtype, monkeypatch):
     sums = [kept, kept, single, kept, kept, kept, single, single]  # x, branch, gain; sum, out; the cache: sum, gain, rstd
     assert seen["add_rmsnorm_forward"] == sums
     assert seen["ropes_forward"] == [kept, kept, single, single] * 2  # queries, keys and the table, before and after
-    assert seen["flash_attention_forward"][:4] == [kept, half, half, kept]  # queries, keys, values; out
+    assert seen["flash_attention_forward"][:4] == [kept, half, half, operand]  # queries, keys, values; out
+    assert seen["linears_forward"][-2:] == [half, half] and seen["linears_forward"][3:5] == [half, half]
+    assert seen["swiglu_forward"] == [half] * 5  # gate, up; out, and the cache
     assert seen["cross_entropy_forward"][:2] == [kept, single]  # logits; the loss
     assert model.params.flat.dtype == single
     assert {name: view.dtype.name for name, view in model.weights.items()} == {

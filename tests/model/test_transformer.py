@@ -437,13 +437,13 @@ def test_recompute_gives_the_same_bits(device, switches, arguments):
 def test_recompute_leaves_out_the_product_that_only_the_output_needs(monkeypatch):
     done = []
 
-    def one(x, weight, bias=None):
+    def one(x, weight, bias=None, dtype=None):
         done.append(weight.shape)
-        return ops.linear_forward(x, weight, bias)
+        return ops.linear_forward(x, weight, bias, dtype)
 
-    def several(x, weights, biases=None):
+    def several(x, weights, biases=None, dtype=None):
         done.extend(weight.shape for weight in weights)
-        return ops.linears_forward(x, weights, biases)
+        return ops.linears_forward(x, weights, biases, dtype)
 
     monkeypatch.setattr(stages, "ops", SimpleNamespace(**vars(ops) | dict(linear_forward=one, linears_forward=several)))
     model = Transformer(ModelConfig(23, 64, n_layers=3, n_heads=4, ffn_dim=96))

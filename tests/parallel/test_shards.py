@@ -1,5 +1,6 @@
 """Shards and threads: the same bits for any number of workers, the same sums as one batch, and no way to hang."""
 
+import ctypes
 import hashlib
 import os
 import signal
@@ -445,3 +446,36 @@ def test_a_system_without_mallopt_does_without(monkeypatch):
     monkeypatch.setattr(machine.ctypes, "CDLL", lambda name: object())
     with training_settings("cpu"):
         assert sys.getswitchinterval() < 5e-3
+        machine.return_freed_memory()
+
+
+RETURNED = """
+import re
+import threading
+import numpy as np
+from numllama.system.machine import return_freed_memory, training_settings
+
+def resident_mb():
+    with open("/proc/self/status") as file:
+        return int(re.search(r"VmRSS:\\s+(\\d+)", file.read())[1]) / 1e3
+
+def fill():
+    arrays = [np.ones(2**21, np.uint8) for _ in range(50)]
+
+with training_settings("cpu"):
+    for run in (fill, lambda: [t := threading.Thread(target=fill), t.start(), t.join()]):
+        before = resident_mb()
+        run()
+        kept = resident_mb()
+        return_freed_memory()
+        print(kept - before, resident_mb() - before)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="glibc's malloc keeps memory, and returns it")
+def test_kept_memory_of_all_threads_is_returned_once():
+    done = subprocess.run([sys.executable, "-c", RETURNED], capture_output=True, text=True, check=True)
+    for line in done.stdout.splitlines():
+        kept, after = map(float, line.split())
+        assert kept > 80 and after < kept / 2  # of a thread, glibc keeps the end
+    assert len(done.stdout.splitlines()) == 2

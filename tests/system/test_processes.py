@@ -14,6 +14,7 @@ import pytest
 
 import numllama
 from numllama.errors import NumllamaError
+from numllama.system import processes
 from numllama.system.processes import Processes, available_cores
 
 
@@ -83,3 +84,22 @@ def test_a_script_needs_no_guard(tmp_path):
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=60)
     assert run.stderr == ""
     assert run.stdout.count("(b't', b'o')") == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell what processes share")
+def test_memory_of_all_processes_is_counted_once_and_now(monkeypatch):
+    fields = {"self": {b"VmRSS": 9e9}, 7: {b"VmHWM": 5e9, b"RssShmem": 2e9, b"RssFile": 1e9, b"VmRSS": 0}, 8: {}}
+
+    def of(pid):
+        if pid == 9:
+            raise FileNotFoundError
+        return fields[pid]
+
+    alone = processes.peak_memory_mb()
+    assert 1 < alone < 1e5
+    monkeypatch.setattr(processes, "_memory_fields", of)
+    assert processes.peak_memory_mb() == pytest.approx(alone, rel=0.2)
+    assert processes.peak_memory_mb([7, 8, 9]) == 11e6  # 8 and 9 have ended
+    fields["self"] = {b"VmRSS": 0}
+    fields[7] = {**fields[7], b"VmHWM": 3e9}
+    assert processes.peak_memory_mb([7]) == pytest.approx(alone, rel=0.2)  # its own peak was before the others started
