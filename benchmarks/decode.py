@@ -2,6 +2,7 @@
 
     python benchmarks/decode.py                                   # everything; transformers where it is installed
     python benchmarks/decode.py --rounds 3 --json out.json
+    python benchmarks/decode.py --llama2c path/to/llama2.c/run.c  # llama2.c too, of which you have the source
 
 The model is shaped like stories15M (288 wide, hidden 768, 6 layers, 6 heads, vocabulary 32000), with random weights in float32,
 and the same weights in bfloat16.
@@ -10,17 +11,21 @@ Decoding: 255 new tokens, greedy, after a prompt of one token. Prefill: 256 toke
 Each contestant is a child process with a clean environment, pinned to the same cores. They take turns, A B C A B C ..., and the
 medians are reported. numllama is compared with:
 
-- *memory*: two threads read as many bytes as the weights have (`numpy.maximum.reduce`, half of them each). This is the shortest
-  possible time per token. The same with `numpy.add.reduce`, a plain sum, which is slower.
+- *memory*: two threads read as many bytes as the weights have (`numpy.maximum.reduce`, half of them each). This is about
+  the shortest possible time per token. The same with `numpy.add.reduce`, a plain sum, which is slower.
 - *products*: only the matrix products of the prefill, at NumPy's full speed.
 - *transformers*: `generate` with its cache, in float32 and bfloat16, as installed and, where MKL withholds its fast kernels,
   "unlocked" (it needs gcc).
+- *llama2.c*: one sequence by ``run.c``, built by gcc with ``-Ofast -march=native -fopenmp``. The model is the same, except that
+  token 1 is made unlikely, because ``run.c`` stops there. Its time is 255 tokens at the rate that it reports, which leaves out
+  start-up and the first token.
 """
 
 import argparse
 import json
 import os
 import statistics
+import struct
 import subprocess
 import sys
 import tempfile
@@ -41,16 +46,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7, help="rounds per contestant")
     parser.add_argument("--cores", type=int, default=2)
+    parser.add_argument("--llama2c", type=Path, help="llama2.c's run.c, to let it take part")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        child(args.child, args.cores)
+        child(args.child, args.cores, args.llama2c)
         return
     about = machine(args.cores)
     print(f"{about['cpu']}, {args.cores} cores\n", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        seconds = compete(args.rounds, args.cores, unlock_library(Path(folder)))
+        names = ["numllama", "memory", "products", *PEERS] + (["llama2.c"] if args.llama2c else [])
+        seconds = compete(names, args.rounds, unlock_library(Path(folder)))
     print(report(seconds))
     if args.json:
         args.json.write_text(json.dumps({"machine": about, "shape": SHAPE, "seconds": seconds}, indent=1) + "\n")
@@ -59,11 +66,11 @@ def main() -> None:
 # ------------------------------------------------------------------------------------------------ the contest
 
 
-def compete(rounds: int, cores: int, unlock: Path | None) -> dict[str, dict[str, float]]:
+def compete(names: list[str], rounds: int, unlock: Path | None) -> dict[str, dict[str, float]]:
     """Median seconds of every task of every contestant."""
-    contestants = {name: Contestant(name, cores) for name in ("numllama", "memory", "products", *PEERS)}
+    contestants = {name: Contestant(name) for name in names}
     if unlock:
-        contestants |= {f"{name}, unlocked": Contestant(name, cores, unlock) for name in PEERS}
+        contestants |= {f"{name}, unlocked": Contestant(name, unlock) for name in PEERS}
     for name in [name for name, contestant in contestants.items() if not contestant.tasks]:
         print(f"{name}: not taking part ({contestants.pop(name).why})", file=sys.stderr, flush=True)
     seconds: dict[str, dict[str, list[float]]] = {name: {} for name in contestants}
@@ -73,7 +80,7 @@ def compete(rounds: int, cores: int, unlock: Path | None) -> dict[str, dict[str,
                 if task in contestant.tasks:
                     seconds[name].setdefault(task, []).append(contestant.run(task))
     for contestant in contestants.values():
-        contestant.process.kill()
+        contestant.process.communicate()  # the end of its input is the end of its work
     seconds["memory"] = {task: [value / READS for value in values] for task, values in seconds["memory"].items()}
     return {name: {task: statistics.median(values) for task, values in tasks.items()} for name, tasks in seconds.items()}
 
@@ -81,11 +88,11 @@ def compete(rounds: int, cores: int, unlock: Path | None) -> dict[str, dict[str,
 class Contestant:
     """A child process that runs a task on request."""
 
-    def __init__(self, kind: str, cores: int, preload: Path | None = None) -> None:
+    def __init__(self, kind: str, preload: Path | None = None) -> None:
         env = clean_environment()
         if preload:
             env["LD_PRELOAD"] = str(preload)
-        command = [sys.executable, __file__, "--child", kind, "--cores", str(cores)]
+        command = [sys.executable, *sys.argv, "--child", kind]
         self.process = subprocess.Popen(
             command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
@@ -105,13 +112,13 @@ class Contestant:
 def report(seconds: dict[str, dict[str, float]]) -> str:
     """The figures as Markdown."""
     ours, memory, products = (seconds[name] for name in ("numllama", "memory", "products"))
-    others = {name: values for name, values in seconds.items() if name.startswith("transformers")}
+    others = {name: values for name, values in seconds.items() if name not in ("numllama", "memory", "products")}
     one = NEW / ours["decode 1"]
     lines = ["| decoding | numllama tokens/s | times one sequence's |" + "".join(f" {name} |" for name in others)]
     lines.append("|---|---|---|" + "---|" * len(others))
     for B in BATCHES:
         rate = B * NEW / ours[f"decode {B}"]
-        cells = [f"{B * NEW / values[f'decode {B}']:,.0f} ({values[f'decode {B}'] / ours[f'decode {B}']:.1f} x slower)"
+        cells = [f"{B * NEW / values[f'decode {B}']:,.0f} ({values[f'decode {B}'] / ours[f'decode {B}']:.1f} x the time)"
                  if f"decode {B}" in values else "" for values in others.values()]  # fmt: skip
         lines.append(f"| batch of {B} | {rate:,.0f} | {rate / one:.1f} |" + "".join(f" {cell} |" for cell in cells))
     lines.append(f"| one, without a cache | {UNCACHED / ours['uncached']:,.0f} | |" + " |" * len(others))
@@ -128,7 +135,7 @@ def report(seconds: dict[str, dict[str, float]]) -> str:
         f"({memory['sum'] / token:.0%}).",
         f"- Prefill of {PROMPT} tokens: {PROMPT / ours['prefill']:,.0f} tokens/s, {1e3 * ours['prefill']:.1f} ms; its matrix "
         f"products alone take {1e3 * products['prefill']:.1f} ms ({products['prefill'] / ours['prefill']:.0%})."
-        + "".join(f" {name}: {1e3 * values['prefill']:.1f} ms." for name, values in others.items()),
+        + "".join(f" {name}: {1e3 * values['prefill']:.1f} ms." for name, values in others.items() if "prefill" in values),
     ]  # fmt: skip
     return "\n".join(lines)
 
@@ -136,12 +143,13 @@ def report(seconds: dict[str, dict[str, float]]) -> str:
 # ------------------------------------------------------------------------------------------------ inside a child
 
 
-def child(kind: str, cores: int) -> None:
-    """Run each task named on standard input, and print its seconds."""
+def child(kind: str, cores: int, llama2c_source: Path | None) -> None:
+    """Run each task named on standard input, and print its seconds: the float it returns, or else how long it takes."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
     makers = {"numllama": numllama, "memory": memory, "products": products, "transformers": transformers}
     makers["transformers bfloat16"] = lambda cores: transformers(cores, "bfloat16")
+    makers["llama2.c"] = lambda cores: llama2c(cores, llama2c_source)
     tasks = makers[kind](cores)
     for task in tasks.values():
         task()
@@ -149,8 +157,8 @@ def child(kind: str, cores: int) -> None:
     for line in sys.stdin:
         time.sleep(0.1)  # threads of the previous contestant still spin, and would slow us down
         start = time.perf_counter()
-        tasks[line.strip()]()
-        print(time.perf_counter() - start, flush=True)
+        result = tasks[line.strip()]()
+        print(result if isinstance(result, float) else time.perf_counter() - start, flush=True)
 
 
 def numllama(cores: int) -> dict[str, Callable]:
@@ -241,6 +249,34 @@ def transformers(cores: int, dtype: str = "float32") -> dict[str, Callable]:
 
     tasks = {f"decode {B}": lambda B=B: generate(torch.ones((B, 1), dtype=torch.long), NEW) for B in (1, 16)}
     return tasks | {"prefill": lambda: generate(prompt, 1)}
+
+
+def llama2c(cores: int, source: Path) -> dict[str, Callable]:
+    import numllama as nl
+
+    folder = tempfile.TemporaryDirectory()
+    path, environment = Path(folder.name), os.environ | {"OMP_NUM_THREADS": str(cores)}
+    model = nl.Transformer(nl.ModelConfig(**SHAPE))
+    model.params["embed"][1] *= 0.01  # else its likeliest successor is itself, for the head is tied
+    model.save(path / "model.bin")
+    (path / "tokenizer.bin").write_bytes(llama2c_tokenizer(SHAPE["vocab_size"]))
+    subprocess.run(["gcc", "-Ofast", "-march=native", "-fopenmp", "-o", path / "run", source, "-lm"], check=True)
+
+    def decode() -> float:
+        command = ["./run", "model.bin", "-t", "0", "-n", str(NEW)]
+        where = folder.name  # not `path`: the folder is deleted with the last reference to it
+        done = subprocess.run(command, cwd=where, env=environment, capture_output=True, text=True, check=True)
+        if (tokens := len(done.stdout.split())) != NEW:
+            raise RuntimeError(f"llama2.c stopped after {tokens} tokens, but {NEW} were requested")
+        return NEW / float(done.stderr.rpartition("achieved tok/s:")[2])
+
+    return {"decode 1": decode}
+
+
+def llama2c_tokenizer(vocab_size: int) -> bytes:
+    """A tokenizer file of llama2.c's whose tokens are numbers, each after a space."""
+    tokens = [f" {i}".encode() for i in range(vocab_size)]
+    return struct.pack("<i", max(map(len, tokens))) + b"".join(struct.pack("<fi", 0, len(each)) + each for each in tokens)
 
 
 if __name__ == "__main__":
