@@ -135,9 +135,18 @@ def report(seconds: dict[str, dict[str, float]]) -> str:
         f"({memory['sum'] / token:.0%}).",
         f"- Prefill of {PROMPT} tokens: {PROMPT / ours['prefill']:,.0f} tokens/s, {1e3 * ours['prefill']:.1f} ms; its matrix "
         f"products alone take {1e3 * products['prefill']:.1f} ms ({products['prefill'] / ours['prefill']:.0%})."
-        + "".join(f" {name}: {1e3 * values['prefill']:.1f} ms." for name, values in others.items() if "prefill" in values),
+        + prefills(others, bfloat16=False),
+        f"- Prefill with bfloat16 weights: {PROMPT / ours['bfloat16 prefill']:,.0f} tokens/s, "
+        f"{1e3 * ours['bfloat16 prefill']:.1f} ms ({ours['prefill'] / ours['bfloat16 prefill']:.2f} x float32's)."
+        + prefills(others, bfloat16=True),
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def prefills(others: dict[str, dict[str, float]], bfloat16: bool) -> str:
+    """The prefill of each other contestant in bfloat16, or of each in float32."""
+    those = {name: values for name, values in others.items() if "prefill" in values and ("bfloat16" in name) == bfloat16}
+    return "".join(f" {name}: {1e3 * values['prefill']:.1f} ms." for name, values in those.items())
 
 
 # ------------------------------------------------------------------------------------------------ inside a child
@@ -180,6 +189,7 @@ def numllama(cores: int) -> dict[str, Callable]:
         small = nl.load(folder, dtype="bfloat16")
     tasks["bfloat16 1"] = lambda: nl.generate(small, [1], FEW, temperature=0)
     tasks["bfloat16 16"] = lambda: nl.generate(small, [[1]] * 16, FEW, temperature=0)
+    tasks["bfloat16 prefill"] = lambda: nl.generate(small, prompt, 1, temperature=0)
     return tasks
 
 
