@@ -2,7 +2,8 @@
 
     python benchmarks/twins.py
 
-A file of numllama/cpu is worth its lines if it saves at least 1 % of a step or of a token of one of these models.
+A file of numllama/cpu is worth its lines if it saves at least 1 % of a step or of a token of one of these models. Steps run with
+one thread, as in a worker of `numllama train`. Runs with and without the file take turns; the median of their ratios is reported.
 """
 
 import argparse
@@ -11,14 +12,18 @@ import statistics
 import subprocess
 import sys
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
+from unittest.mock import patch
 
 MODELS = {  # vocab_size, dim, layers, heads, key heads, sequences, tokens
     "small": (512, 128, 4, 4, 4, 16, 128),
     "base": (4096, 384, 6, 6, 2, 8, 256),
     "long": (512, 128, 2, 4, 2, 2, 1024),
 }
-FILES = [path.stem for path in sorted((Path(__file__).parents[1] / "numllama" / "cpu").glob("[a-z]*.py"))]
+STEPS = [*((name, "float32") for name in MODELS), ("base", "bfloat16"), ("long", "bfloat16")]
+FOLDER = Path(__file__).parents[1] / "numllama" / "cpu"
+FILES = [path.stem for path in sorted(FOLDER.glob("[a-z]*.py")) if path.stem != "doctor"]  # it computes nothing
 
 
 def main() -> None:
@@ -36,44 +41,66 @@ def main() -> None:
 
 
 def measure(files: list[str], rounds: int) -> None:
-    from numllama import dispatch
-
-    found = dispatch._twin
-    works = {f"step, {name}": training_step(*sizes) for name, sizes in MODELS.items()}
+    works = {f"step, {name}, {dtype}": training_step(*MODELS[name], dtype) for name, dtype in STEPS}
     works |= {"token, float32": token("float32"), "token, bfloat16": token("bfloat16")}
     print("| file | " + " | ".join(works) + " |")
     print("|---" * (len(works) + 1) + "|")
     for file in files:
-
-        def without(package, op, file=file):
-            return None if (package, op.__module__.rpartition(".")[2]) == ("cpu", file) else found(package, op)
-
         saved = []
         for work in works.values():
-            times = {True: [], False: []}
+            ratios = []
             for _ in range(rounds):
-                for with_it in (True, False):
-                    dispatch._twin = found if with_it else without
-                    start = time.perf_counter()
-                    work()
-                    times[with_it].append(time.perf_counter() - start)
-            dispatch._twin = found
-            saved.append(1 - statistics.median(times[True]) / statistics.median(times[False]))
+                with_it = seconds(work)
+                with without(file):
+                    ratios.append(with_it / seconds(work))
+            saved.append(1 - statistics.median(ratios))
         print(f"| {file} | " + " | ".join(f"{each:+.1%}" for each in saved) + " |", flush=True)
 
 
-def training_step(vocab_size, dim, n_layers, n_heads, n_kv_heads, rows, length):
+def seconds(work) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def without(file: str) -> AbstractContextManager:
+    """A context in which a file of numllama/cpu is not used."""
+    from numllama import dispatch
+    from numllama.cpu import attention_tiles, onednn, products
+
+    found = dispatch._twin
+
+    def twin(package, op):
+        return None if (package, op.__module__.rpartition(".")[2]) == ("cpu", file) else found(package, op)
+
+    parts = {  # that other files of numllama/cpu import
+        "attention_tiles": patch.multiple(attention_tiles, can_run=lambda q, k: False),
+        "onednn": patch.multiple(onednn, library=lambda: None),
+        "products": patch.multiple(
+            products,
+            _is_for_onednn=lambda a, b: False,
+            multiplies_bfloat16=lambda: False,
+            _in_blocks=lambda a, b: a @ b.astype(a.dtype),
+        ),
+        "rounding": patch.multiple(onednn, can_convert=lambda x, dtype: False),
+    }
+    return parts.get(file) or patch.multiple(dispatch, _twin=twin)
+
+
+def training_step(vocab_size, dim, n_layers, n_heads, n_kv_heads, rows, length, dtype):
     import numpy as np
 
     import numllama as nl
+    from numllama.system.blas import one_blas_thread
 
     config = nl.ModelConfig(
         vocab_size=vocab_size, dim=dim, n_layers=n_layers, n_heads=n_heads, n_kv_heads=n_kv_heads, max_seq_len=length
     )
-    model = nl.Transformer(config, seed=0)
+    model = nl.Transformer(config, seed=0, compute_dtype=dtype)
     optimizer = nl.AdamW(model.params)
     tokens = np.random.default_rng(0).integers(0, vocab_size, (rows, length))
 
+    @one_blas_thread()
     def step():
         _, grads = model.loss_and_grads(tokens, tokens)
         nl.clip_grad_norm(grads, 1.0)
