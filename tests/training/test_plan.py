@@ -21,7 +21,7 @@ from numllama.optim import AdamW
 from numllama.parallel.ranks import Ranks
 from numllama.parallel.shards import Workers
 from numllama.training import plan
-from numllama.training.plan import Plan, activation_numbers, flops_per_token, memory
+from numllama.training.plan import Plan, activation_bytes, flops_per_token, memory
 
 SHAPES = [
     dict(vocab_size=64, dim=256, n_layers=6, n_heads=4, B=8, T=128),
@@ -34,16 +34,14 @@ SHAPES = [
 ]
 
 
-def build(B, T, dtype="float32", **shape):
+def build(B, T, compute_dtype="float32", **shape):
     config = ModelConfig(**shape, max_seq_len=T)
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, (B, T + 1))
-    return Transformer(config, dtype=dtype), tokens[:, :-1], tokens[:, 1:]
+    return Transformer(config, compute_dtype=compute_dtype), tokens[:, :-1], tokens[:, 1:]
 
 
-@pytest.mark.parametrize("recompute", [False, True])
-@pytest.mark.parametrize("shape", SHAPES, ids=range(len(SHAPES)))
-def test_activations_are_within_ten_percent_of_what_a_step_measures(shape, recompute):
-    model, tokens, targets = build(**shape)
+def measured_and_planned_activations(shape, recompute, compute_dtype):
+    model, tokens, targets = build(**shape, compute_dtype=compute_dtype)
     grads = model.params.zeros_like()
     model.loss_and_grads(tokens[:1], targets[:1], grads=grads)  # whatever is made once, is made
     tracemalloc.start()
@@ -52,8 +50,27 @@ def test_activations_are_within_ten_percent_of_what_a_step_measures(shape, recom
         measured = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    planned = 4 * activation_numbers(model.config, *tokens.shape, recompute)
+    return measured, activation_bytes(model.config, *tokens.shape, recompute, compute_dtype)
+
+
+@pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("shape", SHAPES, ids=range(len(SHAPES)))
+def test_activations_are_within_ten_percent_of_what_a_step_measures(shape, recompute, compute_dtype):
+    measured, planned = measured_and_planned_activations(shape, recompute, compute_dtype)
     assert planned == pytest.approx(measured, rel=0.1)
+
+
+def test_bfloat16_takes_the_memory_of_float32_on_a_cpu_that_cannot_multiply_it(without_onednn):
+    measured, planned = measured_and_planned_activations(SHAPES[0], False, "bfloat16")
+    assert planned == pytest.approx(measured, rel=0.1)
+    assert planned == measured_and_planned_activations(SHAPES[0], False, "float32")[1]
+
+
+def test_a_gpu_keeps_all_activations_in_two_bytes():
+    config = ModelConfig(vocab_size=64, dim=256, n_layers=6, n_heads=4)
+    half, whole = (activation_bytes(config, 8, 128, False, dtype, on_gpu=True) for dtype in ("bfloat16", "float32"))
+    assert 2 * half == whole
 
 
 def test_accumulation_takes_the_memory_of_one_shard_however_large_the_batch_is():
@@ -264,7 +281,7 @@ def test_a_cpu_is_planned_as_train_runs_on_it(monkeypatch):
     assert (p.compute_dtype, p.rows) == ("float32", 3 * 16)  # 4 shards of 16 sequences, of which three run at once
     f = p.figures()
     assert f["step"] == pytest.approx(64 * 64 * f["flops per token"] / (3 * plan.CORE_FLOPS * 0.4))
-    assert p.memory()["activations"] == 4 * activation_numbers(config, 48, 64, False)
+    assert p.memory()["activations"] == activation_bytes(config, 48, 64, False)
     text = p.text()
     for words in ("this machine's CPU, 3 core(s)", "of 8.00 GB: fits", "estimated: time, from 150 GFLOP/s of a core"):
         assert words in text
