@@ -71,6 +71,15 @@ def test_every_choice_of_a_configuration_goes_through_a_whole_command(book, tmp_
     assert code == 0, err
 
 
+@pytest.mark.parametrize(("compute_dtype", "times"), [("bfloat16", 1), ("float32", 0)])
+def test_bfloat16_that_will_be_slow_is_announced_once_and_trained(book, tmp_path, without_onednn, compute_dtype, times):
+    code, printed, err = run("train", "--data", book, *flags(**TINY, compute_dtype=compute_dtype), "--out", tmp_path / "run")
+    sentence = "bfloat16 will be slower than float32: oneDNN is not in use (numllama doctor says more)"
+    assert (code, err.splitlines().count(sentence), err.count("bfloat16")) == (0, times, times), err
+    assert re.fullmatch(r"validation loss: \d+\.\d{4}", printed.splitlines()[-1])
+    assert checkpoint.find_step(tmp_path / "run").name == "step-000003"
+
+
 @pytest.mark.parametrize("positions", ["rope", "learned", "none"])
 def test_the_sample_at_the_end_is_as_long_as_the_positions_allow(book, tmp_path, monkeypatch, positions):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
