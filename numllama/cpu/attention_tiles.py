@@ -9,9 +9,9 @@ The sum over keys, and −δ, are columns of these products: v is followed by a 
 columns, what it is rounded to and the rest. Keys that a query does not see are zeros in p, written as bits.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -132,25 +132,23 @@ def groups(q: np.ndarray, k: np.ndarray, first: np.ndarray, last: np.ndarray) ->
     step = max(1, min(T, QUERIES, scores))
     most = max(1, scores // step)                                                        # pairs in one group
     heads, sequences = min(K, most), max(1, most // K)
-    shared = len(first) == len(last) == 1                                                # by all sequences
-    times = list(slices(0, T, step))
-    of_all = [seen_tiles(first[:, t], last[:, t], S, k.dtype) for t in times] if shared else []
     for b in slices(0, B, sequences):
-        begin, end = (x[b] if len(x) > 1 else x for x in (first, last))
-        of_these = of_all or [seen_tiles(begin[:, t], end[:, t], S, k.dtype) for t in times]
+        begin, end = (Interval(x[b] if len(x) > 1 else x) for x in (first, last))
+        seen = of_each_tile(seen_tiles, begin, end, step, S, k.dtype)
         for h in slices(0, K, heads):
             of_heads = slice(h.start * R, h.stop * R)
-            yield (b, h), [((b, of_heads, t), key_tiles) for t, key_tiles in zip(times, of_these, strict=True)]
+            yield (b, h), [((b, of_heads, t), key_tiles) for t, key_tiles in zip(slices(0, T, step), seen, strict=True)]
 
 
 def seen_tiles(first: np.ndarray, last: np.ndarray, S: int, dtype: np.dtype) -> list[KeyTile]:
     """The tiles of keys that some query sees; first and last (1 or b, t)."""
     earliest, latest, all_from, all_to = (int(x) for x in (first.min(), last.max(), first.max(), last.min()))
+    unsigned = BITS[dtype.itemsize]
     found = []
     for j, s in enumerate(slices(0, S, KEYS)):
         if s.start < latest and earliest < s.stop:
             is_cut = all_from > s.start or all_to < s.stop
-            bits = seen_bits(Interval(first), Interval(last), s.start, s.stop, BITS[dtype.itemsize]) if is_cut else None
+            bits = np.where(visible(first, last, s)[:, 0], ~unsigned(0), unsigned(0)) if is_cut else None    # (1 or b, t, s)
             found.append(KeyTile(j, bits))
     return found
 
@@ -168,11 +166,10 @@ class Interval:
         return hash(self.key)
 
 
-@lru_cache(64)  # the same in every layer, and mostly in every step
-def seen_bits(first: Interval, last: Interval, start: int, stop: int, unsigned: type) -> np.ndarray:
-    """All bits where a query sees a key of start..stop, none where it does not: (1 or b, t, s)."""
-    seen = visible(first.ends, last.ends, slice(start, stop))[:, 0]
-    return np.where(seen, unsigned(np.iinfo(unsigned).max), unsigned(0))
+@lru_cache(16)  # the same in every layer, and mostly in every step
+def of_each_tile(seen: Callable[..., Any], first: Interval, last: Interval, step: int, *how: Any) -> list:
+    """The keys that each tile of `step` queries sees: what ``seen(first, last, *how)`` finds for it."""
+    return [seen(first.ends[:, t], last.ends[:, t], *how) for t in slices(0, first.ends.shape[1], step)]
 
 
 def dense(x: np.ndarray) -> np.ndarray:

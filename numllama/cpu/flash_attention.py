@@ -7,14 +7,13 @@ share a tile, and a mask is made only for a tile in which an interval ends. No s
 
 import math
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 
 import numpy as np
 
 from numllama.blocks import slices
 from numllama.checks import check_shape
 from numllama.cpu import attention_tiles
-from numllama.cpu.attention_tiles import Interval
+from numllama.cpu.attention_tiles import Interval, of_each_tile
 from numllama.cpu.rmsnorm import row_dot
 from numllama.ops.flash_attention import FlashAttentionCache, finite, visible
 from numllama.ops.intervals import check_heads, fold_groups, key_intervals
@@ -141,7 +140,7 @@ def tiles(q: np.ndarray, k: np.ndarray, first: np.ndarray, last: np.ndarray) -> 
     step_k = min(K, pairs)
     step_b = max(1, pairs // K) if step_k == K else 1
     shared = len(first) == len(last) == 1                                            # by all sequences
-    of_all = pieces_of_all(Interval(first), Interval(last), S, step_t, step_s, q.dtype) if shared else ()
+    of_all = of_each_tile(visible_pieces, Interval(first), Interval(last), step_t, S, step_s, q.dtype) if shared else ()
     for i, t in enumerate(slices(0, T, step_t)):
         pieces = of_all[i] if shared else ()
         for b0 in range(0, B, step_b):
@@ -155,13 +154,6 @@ def tiles(q: np.ndarray, k: np.ndarray, first: np.ndarray, last: np.ndarray) -> 
 
 
 Pieces = Sequence[tuple[slice, np.ndarray | None]]
-
-
-@lru_cache(8)  # the same in every layer, and mostly in every step
-def pieces_of_all(first: Interval, last: Interval, S: int, step_t: int, step_s: int, dtype: np.dtype) -> Sequence[Pieces]:
-    """The pieces of keys of each tile of queries, where all sequences have the same intervals."""
-    times = slices(0, first.ends.shape[1], step_t)
-    return [visible_pieces(first.ends[:, t], last.ends[:, t], S, step_s, dtype) for t in times]
 
 
 def visible_pieces(first: np.ndarray, last: np.ndarray, S: int, step: int, dtype: np.dtype) -> Pieces:
