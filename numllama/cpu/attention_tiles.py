@@ -28,7 +28,7 @@ TILE_BYTES = 2**19  # of p, over all sequences and heads of a tile: a quarter of
 COLUMNS = {np.dtype(np.float32): 16, BFLOAT16: 32}  # that follow v's: few, but oneDNN's kernels want whole steps of K
 BITS = {2: np.uint16, 4: np.uint32}
 LARGEST = 46.0  # |lse|: sums of exponentials between 1e-20 and 1e20 leave room for gradients on both sides
-FASTER = {BFLOAT16}  # dtypes of keys for which this takes less time than NumPy's tiles
+FASTER = {BFLOAT16}  # dtypes of keys for which this takes less time than NumPy's tiles; with several threads, any dtype
 FEWEST = 2**17  # multiplications of a product; NumPy needs less time for fewer
 
 
@@ -42,7 +42,9 @@ class KeyTile(NamedTuple):
 def can_run(q: np.ndarray, k: np.ndarray) -> bool:
     """Whether oneDNN can compute it, and sooner than NumPy."""
     lib = onednn.library()
-    if lib is None or q.dtype != np.float32 or k.dtype not in FASTER or (k.dtype == BFLOAT16 and not lib.has_bfloat16):
+    if lib is None or q.dtype != np.float32 or k.dtype not in onednn.DTYPES or (k.dtype == BFLOAT16 and not lib.has_bfloat16):
+        return False
+    if k.dtype not in FASTER and onednn.threads(lib) == 1:
         return False
     return q.size * k.shape[2] > FEWEST
 

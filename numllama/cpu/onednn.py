@@ -176,12 +176,17 @@ class _Kept(threading.local):
 _kept = _Kept()
 
 
+def threads(lib: Library) -> int:
+    """How many threads a call uses now."""
+    return 1 if is_one_blas_thread() else lib.threads
+
+
 def _primitive(key: tuple, make: Callable[[], Any], lib: Library) -> Any:
-    threads = 1 if is_one_blas_thread() else lib.threads
-    if threads != _kept.threads and lib.threads > 1:
-        lib.functions.omp_set_num_threads(threads)  # of this thread; a primitive is made for as many
-        _kept.threads = threads
-    key = *key, threads
+    n = threads(lib)
+    if n != _kept.threads and lib.threads > 1:
+        lib.functions.omp_set_num_threads(n)  # of this thread; a primitive is made for as many
+        _kept.threads = n
+    key = *key, n
     primitive = _kept.primitives.get(key)
     if primitive is None:
         if len(_kept.primitives) >= MOST_PRIMITIVES:

@@ -4,8 +4,8 @@ For a shard of N tokens, per layer of width C, with Q = H·D, KV = K·D, F, in e
     cached for backward    N · (4C + 2Q + 2KV + 3F)        or N · C with recompute; with GELU 2F
     while a layer runs     N · max(C + 4F, 4C + 3Q + 3KV)  gradients of feed-forward or attention, on top of caches; GELU 7F
     while the head runs    3 · rows · V                    rows of logits per chunk, see transformer.CHUNK_LOGITS
-A CPU that multiplies bfloat16 keeps only the operands of products in it: of those cached, 2C + Q + 2KV + F, and again Q, for
-attention's output is both an operand and a result. Attention's gradients are then 4Q + 4KV: copies in the order of tiles.
+A CPU that multiplies bfloat16 keeps all of these in it but the stream, 2C, and GELU's input. SwiGLU's gradients are then C + 6F,
+with its inputs in float32, and attention's 4Q + 4KV, with copies in the order of tiles.
 FLOPs per token, forward: 2 per weight of a matrix product, and 4·Q per key of attention (causality halves the keys);
 backward: twice the products, and 5/2 of attention (Dao et al. 2022: scores are recomputed).
 Messages per step, for each of n ranks: (n − 1)/n of all gradients out and as much back; ZeRO-1 sends the same.
@@ -100,28 +100,27 @@ def activation_bytes(
     from numllama.model.transformer import CHUNK_LOGITS, CHUNK_LOGITS_GPU
 
     c, tokens = config, rows * seq_len
-    size, operand = element_bytes(compute_dtype, on_gpu)
-    copied = operand < size  # operands are copies, in two bytes
+    size, operand, rounded = element_bytes(compute_dtype, on_gpu)
     Q, KV = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
-    kept_wide, done_wide = {"swiglu": (2, 4), "gelu": (1, 7)}[c.ffn]  # arrays of width F: GELU recomputes its parts
-    operands = 2 * c.dim + Q + 2 * KV + c.ffn_dim + (Q if copied else 0)
-    layer = tokens * (size * (2 * c.dim + Q + kept_wide * c.ffn_dim) + operand * operands)
+    # Bytes kept per hidden unit, for backward, and arrays while a layer runs: GELU recomputes its parts.
+    per_unit, done_wide = {"swiglu": (3 * rounded, 6 if rounded < size else 4), "gelu": (size + operand, 7)}[c.ffn]
+    layer = tokens * (size * 2 * c.dim + operand * (2 * c.dim + 2 * Q) + rounded * 2 * KV + per_unit * c.ffn_dim)
     kept = c.n_layers * (tokens * c.dim * size if recompute else layer)
-    widest = max(c.dim + done_wide * c.ffn_dim, 4 * c.dim + (4 if copied else 3) * (Q + KV))
+    widest = max(c.dim + done_wide * c.ffn_dim, 4 * c.dim + (4 if operand < size else 3) * (Q + KV))
     doing_layer = size * (tokens * widest + c.ffn_dim * c.dim) + (layer if recompute else 0)
     logits, head = min(tokens * c.vocab_size, CHUNK_LOGITS_GPU if on_gpu else CHUNK_LOGITS), c.vocab_size * c.dim
     doing_head = size * (max(2 * logits, logits + head) + 2 * tokens * c.dim)
     return kept + max(doing_layer + size * head, doing_head)  # the head's gradient waits for the embedding's
 
 
-def element_bytes(compute_dtype: str, on_gpu: bool) -> tuple[int, int]:
-    """The size of an activation, and of one that is an operand of a product."""
+def element_bytes(compute_dtype: str, on_gpu: bool) -> tuple[int, int, int]:
+    """The size of an activation, of an operand of a product, and of what is always rounded: keys, values and SwiGLU's arrays."""
     from numllama.cpu.products import multiplies_bfloat16
 
     size = BYTES[compute_dtype]
     if on_gpu or compute_dtype != "bfloat16":
-        return size, size
-    return 4, size if multiplies_bfloat16() else 4
+        return size, size, size
+    return 4, size if multiplies_bfloat16() else 4, size
 
 
 def memory(

@@ -61,10 +61,10 @@ def test_activations_are_within_ten_percent_of_what_a_step_measures(shape, recom
     assert planned == pytest.approx(measured, rel=0.1)
 
 
-def test_bfloat16_takes_the_memory_of_float32_on_a_cpu_that_cannot_multiply_it(without_onednn):
+def test_bfloat16_on_a_cpu_that_cannot_multiply_it(without_onednn):
     measured, planned = measured_and_planned_activations(SHAPES[0], False, "bfloat16")
     assert planned == pytest.approx(measured, rel=0.1)
-    assert planned == measured_and_planned_activations(SHAPES[0], False, "float32")[1]
+    assert planned < measured_and_planned_activations(SHAPES[0], False, "float32")[1]
 
 
 def test_a_gpu_keeps_all_activations_in_two_bytes():
