@@ -15,6 +15,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import NamedTuple
 
 from numllama.model import ModelConfig
 from numllama.storage.fields import check, number, one_of, optional, whole
@@ -100,27 +101,46 @@ def activation_bytes(
     from numllama.model.transformer import CHUNK_LOGITS, CHUNK_LOGITS_GPU
 
     c, tokens = config, rows * seq_len
-    size, operand, rounded = element_bytes(compute_dtype, on_gpu)
-    Q, KV = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
+    of = element_bytes(compute_dtype, on_gpu)
+    size, Q, KV = of.activation, c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
     # Bytes kept per hidden unit, for backward, and arrays while a layer runs: GELU recomputes its parts.
-    per_unit, done_wide = {"swiglu": (3 * rounded, 6 if rounded < size else 4), "gelu": (size + operand, 7)}[c.ffn]
-    layer = tokens * (size * 2 * c.dim + operand * (2 * c.dim + 2 * Q) + rounded * 2 * KV + per_unit * c.ffn_dim)
+    per_unit, done_wide = {"swiglu": (3 * of.rounded, of.wide), "gelu": (size + of.operand, 7)}[c.ffn]
+    layer = tokens * (size * 2 * c.dim + of.operand * (2 * c.dim + 2 * Q) + of.rounded * 2 * KV + per_unit * c.ffn_dim)
     kept = c.n_layers * (tokens * c.dim * size if recompute else layer)
-    widest = max(c.dim + done_wide * c.ffn_dim, 4 * c.dim + (4 if operand < size else 3) * (Q + KV))
+    widest = max(c.dim + done_wide * c.ffn_dim, 4 * c.dim + of.queries * Q + of.keys * KV)
     doing_layer = size * (tokens * widest + c.ffn_dim * c.dim) + (layer if recompute else 0)
     logits, head = min(tokens * c.vocab_size, CHUNK_LOGITS_GPU if on_gpu else CHUNK_LOGITS), c.vocab_size * c.dim
     doing_head = size * (max(2 * logits, logits + head) + 2 * tokens * c.dim)
     return kept + max(doing_layer + size * head, doing_head)  # the head's gradient waits for the embedding's
 
 
-def element_bytes(compute_dtype: str, on_gpu: bool) -> tuple[int, int, int]:
-    """The size of an activation, of an operand of a product, and of what is always rounded: keys, values and SwiGLU's arrays."""
+class ElementBytes(NamedTuple):
+    """Sizes of one number, and how many arrays of float32 a layer's backward has at once.
+
+    Attributes
+    ----------
+    activation, operand, rounded : int
+        Bytes: of the stream; of an operand of a product; of keys, values and SwiGLU's arrays, which mixed precision rounds.
+    wide, queries, keys : int
+        Arrays of the width of SwiGLU's, of the queries, and of the keys.
+    """
+
+    activation: int
+    operand: int
+    rounded: int
+    wide: int = 4
+    queries: int = 3
+    keys: int = 3
+
+
+def element_bytes(compute_dtype: str, on_gpu: bool) -> ElementBytes:
+    """Those of a step. A CPU in bfloat16 needs float32 copies of SwiGLU's inputs; its attention copies tiles, or keys."""
     from numllama.cpu.products import multiplies_bfloat16
 
     size = BYTES[compute_dtype]
     if on_gpu or compute_dtype != "bfloat16":
-        return size, size, size
-    return 4, size if multiplies_bfloat16() else 4, size
+        return ElementBytes(size, size, size)
+    return ElementBytes(4, 2, 2, 6, 4, 4) if multiplies_bfloat16() else ElementBytes(4, 4, 2, 6, 3, 5)
 
 
 def memory(
