@@ -18,6 +18,11 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 LEAST_CUPY = "14.2"  # before it, deleting a memory pool also freed the arrays still allocated from it
 LEAST_NUMPY = "2.1.2"  # CuPy needs it for bfloat16
 TWO_BYTES = (BFLOAT16, np.dtype(np.float16))  # for storage and a GPU's matrix products; sums are in float32
+INT8 = np.dtype(np.int8)  # for storage on a CPU, with scales: see `numllama.cpu.int8`
+FLOAT32, FLOAT64 = map(np.dtype, DTYPES.values())
+COMPUTE_DTYPES = {  # of weights in each dtype
+    FLOAT32: (FLOAT32, *TWO_BYTES), FLOAT64: (FLOAT64,), INT8: (FLOAT32,), **{two: (two, FLOAT32) for two in TWO_BYTES}
+}  # fmt: skip
 
 
 def xp_of(*arrays: Array) -> ModuleType:
@@ -118,12 +123,14 @@ def model_dtypes(
         If a dtype is unknown, or if the two cannot be combined.
     """
     compute = None if compute_dtype is None else known_dtype(compute_dtype, "compute_dtype")
-    weights = known_dtype(dtype) if dtype is not None else real_dtype(np.dtype(np.float32) if compute is None else compute)
-    choices = [weights, *(TWO_BYTES if weights == np.float32 else [real_dtype(weights)] if weights in TWO_BYTES else [])]
+    if dtype is None:
+        weights = real_dtype(np.dtype(np.float32) if compute is None else compute)
+    else:
+        weights = INT8 if getattr(dtype, "name", dtype) == INT8.name else known_dtype(dtype)
     if compute is None:
         compute = real_dtype(weights) if on_cpu else weights
-    elif compute not in choices:
-        known = ", ".join(choice.name for choice in choices)
+    elif compute not in COMPUTE_DTYPES[weights]:
+        known = ", ".join(choice.name for choice in COMPUTE_DTYPES[weights])
         raise ValueError(f"compute_dtype is {shown(compute.name)}, but must be one of {known} for weights in {weights}")
     return weights, compute
 

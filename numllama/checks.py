@@ -92,6 +92,11 @@ def _floats(name: str, value: Any) -> Any:
     return value
 
 
+def _weight(name: str, value: Any) -> Any:
+    """An array, or a matrix in int8."""
+    return value if hasattr(value, "scales") else _floats(name, value)
+
+
 def _buffer(name: str, value: Any) -> Any:
     """An array, or an object that `+=` adds an array to; `+=` of a list would append."""
     is_adder = hasattr(type(value), "__iadd__") and not hasattr(value, "__len__")
@@ -244,7 +249,8 @@ def _rope_scaling(name: str, value: Any) -> Any:
 # The check of each argument, by its name; an argument whose default is None may be None.
 RULES: dict[str, Callable[[str, Any], Any]] = {
     **dict.fromkeys(("x", "branch", "q", "k", "v", "gate", "up", "logits", "dout"), _floats),
-    **dict.fromkeys(("weight", "bias", "a", "b", "cos", "sin"), _floats),
+    **dict.fromkeys(("bias", "a", "b", "cos", "sin"), _floats),
+    "weight": _weight,
     **dict.fromkeys(("into", "dx", "out"), _buffer),
     **dict.fromkeys(("tokens", "targets", "positions", "first", "last"), _integers),
     "p": _probability,
@@ -318,7 +324,7 @@ class _Place:
 
     def __init__(self, name: str, rule: Callable | None, parameter: inspect.Parameter) -> None:
         self.name, self.rule = name, rule or _as_it_is
-        self.is_array = rule in (_floats, _floats_of_any_shape, _floats_or_none, _buffer)
+        self.is_array = rule in (_floats, _floats_of_any_shape, _floats_or_none, _weight, _buffer)
         self.passing: tuple[type, ...] = (tuple,) if rule is _cache else ()  # its rule need not look at these
         if parameter.default is None:
             self.passing += (NoneType,)

@@ -33,7 +33,7 @@ def bench(
     from numllama.interop.load import load
 
     values = measure(
-        load(weights.model, device=weights.device, dtype=weights.dtype),
+        load(weights.model, device=weights.device, dtype=weights.dtype, store_as=weights.store_as),
         prompt_tokens=prompt_tokens, new_tokens=new_tokens, batch_size=batch_size, rounds=rounds,
     )  # fmt: skip
     prompt, decoding = values["prefill_tokens_per_second"], values["decode_tokens_per_second"]

@@ -25,12 +25,15 @@ class Weights:
         cpu, cuda, or cuda:N.
     dtype
         float32, float64, or bfloat16, which halves the memory of the weights; on a CPU without units for it, it is slower.
+    store_as
+        int8 rounds each weight to one byte, on a CPU; decoding is fastest then, if `numllama doctor` finds oneDNN.
     """
 
     model: FilePath
     _: KW_ONLY
     device: str = "cpu"
     dtype: str | None = None
+    store_as: str | None = None
 
 
 @options
@@ -50,7 +53,7 @@ class ModelSource(Weights):
         """The model and its tokenizer."""
         from numllama.interop.load import open_model
 
-        return open_model(self.model, self.tokenizer, device=self.device, dtype=self.dtype)
+        return open_model(self.model, self.tokenizer, device=self.device, dtype=self.dtype, store_as=self.store_as)
 
 
 @options

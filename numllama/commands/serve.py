@@ -57,5 +57,5 @@ def serve(
     from numllama.serve.server import serve_run
 
     limits = Limits(prompt_tokens, new_tokens, running, waiting)
-    opened = source.model, source.tokenizer, source.device, source.dtype
+    opened = source.model, source.tokenizer, source.device, source.dtype, source.store_as
     return serve_run(*opened, host, port, runs, page, limits, allow_host, token)

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numllama.backend import BFLOAT16
+from numllama.backend import BFLOAT16, INT8
 from numllama.install import install_command
 from numllama.system.blas import is_one_blas_thread
 
@@ -33,15 +33,17 @@ MOST_PRIMITIVES = 1024  # that a thread keeps
 
 # dnnl_types.h, version 3
 CPU, IN_ORDER, MAX_DIMS = 1, 1, 12
-DTYPES = {np.dtype(np.float32): 3, BFLOAT16: 2}
-SOURCE, SECOND, WEIGHTS, RESULT, AFTER = 1, 2, 33, 17, 32768  # arguments; AFTER | SECOND: of the operation after a product
+DTYPES = {np.dtype(np.float32): 3, BFLOAT16: 2, INT8: 5, np.dtype(np.uint8): 6}
+SOURCE, SECOND, WEIGHTS, BIAS, RESULT = 1, 2, 33, 41, 17  # arguments
+SCALES, AFTER = 4096, 32768  # SCALES | WEIGHTS: factors of the weights; AFTER | SECOND: of the operation after a product
+EACH_COLUMN = 2  # a mask: one scale for each column of the weights
 LINEAR, EXP, TIMES = 0x26, 0x2A, 0x1FFF1
 ANY_ORDER, WEIGHTS_LAYOUT = 1, 131  # dnnl_format_tag_any; dnnl_query_weights_md
 OUT_OF_MEMORY = 1
 ISAS = {  # the last bit of each instruction set in dnnl_cpu_isa_t
     0x800: "AMX", 0x100: "AVX-512 with float16", 0x80: "AVX-512 with bfloat16", 0x20: "AVX-512", 0x4: "AVX2", 0x1: "SSE4.1",
 }  # fmt: skip
-AVX512_ISA, BFLOAT16_ISA = 0x20, 0x80
+AVX512_ISA, INT8_ISA, BFLOAT16_ISA = 0x20, 0x40, 0x80
 
 
 class Library(NamedTuple):
@@ -65,6 +67,11 @@ class Library(NamedTuple):
     def has_bfloat16(self) -> bool:
         """Whether the CPU multiplies bfloat16 itself."""
         return bool(self.isa & BFLOAT16_ISA)
+
+    @property
+    def has_int8(self) -> bool:
+        """Whether the CPU multiplies int8 itself (VNNI)."""
+        return bool(self.isa & INT8_ISA)
 
 
 @cache
@@ -225,7 +232,7 @@ def matmul(
     Parameters
     ----------
     a, b : array, shapes (..., M, K) and (..., K, N)
-        Both float32, or both bfloat16; any strides that are not negative.
+        Both float32, both bfloat16 or both int8; any strides that are not negative.
     out : array, shape (..., M, N), float32 or bfloat16
     add : bool
         Add to what `out` holds.
@@ -242,7 +249,7 @@ def matmul(
     return out
 
 
-def packed_product(x: np.ndarray, weight: np.ndarray, out: np.ndarray) -> Callable[[], None]:
+def packed_product(x: np.ndarray, weight: np.ndarray, out: np.ndarray, *affine: np.ndarray) -> Callable[[], None]:
     """A function that computes out = x @ weightᵀ for these very arrays, with a copy of the weight in the order of the kernel.
 
     Parameters
@@ -251,13 +258,15 @@ def packed_product(x: np.ndarray, weight: np.ndarray, out: np.ndarray) -> Callab
     weight : array, shape (O, I)
         As it is at the first call: later changes are not seen.
     out : array, shape (B, O), float32
+    *affine : arrays, shapes (O,) and (1, O), float32
+        Scales and biases: out = x @ weightᵀ · scales + biases.
     """
     lib = library()
     assert lib is not None
-    arrays = x, weight.T, out
+    arrays = x, weight.T, out, *affine
     key = "packed", *(part for array in arrays for part in (array.shape, array.strides, array.dtype))
     packed: list[np.ndarray] = []
-    addresses = [_address(x), 0, _address(out)]
+    addresses = [_address(x), 0, *map(_address, arrays[2:])]
 
     def run() -> None:
         primitive = _primitive(key, lambda: _make_packed(lib, arrays), lib)
@@ -278,7 +287,8 @@ class _PackedProduct(_Primitive):
         order = _reordering(lib, layouts[1], wanted)
         self.orders = _Primitive(lib, (SOURCE, RESULT), [layouts[1], wanted], order)
         lib.functions.dnnl_primitive_desc_destroy(order)
-        super().__init__(lib, (SOURCE, WEIGHTS, RESULT), [layouts[0], wanted, layouts[2]], description)
+        names = (SOURCE, WEIGHTS, RESULT, SCALES | WEIGHTS, BIAS)[: len(layouts)]
+        super().__init__(lib, names, [layouts[0], wanted, *layouts[2:]], description)
 
     def pack(self, weight: np.ndarray) -> np.ndarray:
         """A weight in that order."""
@@ -289,15 +299,21 @@ class _PackedProduct(_Primitive):
 
 def _make_packed(lib: Library, arrays: tuple[np.ndarray, ...]) -> _PackedProduct:
     call, layouts = lib.functions, _layouts(lib, *arrays)
-    description, any_order, shape = c_void_p(), c_void_p(), arrays[1].shape
+    description, any_order, attributes, shape = c_void_p(), c_void_p(), c_void_p(), arrays[1].shape
+    is_affine = len(arrays) > 3
     made = call.dnnl_memory_desc_create_with_tag(
         byref(any_order), len(shape), (c_int64 * MAX_DIMS)(*shape), DTYPES[arrays[1].dtype], ANY_ORDER
     )
     _check(made, "dnnl_memory_desc_create_with_tag")
+    _check(call.dnnl_primitive_attr_create(byref(attributes)), "dnnl_primitive_attr_create")
+    if is_affine:
+        made = call.dnnl_primitive_attr_set_scales_mask(attributes, WEIGHTS, EACH_COLUMN)
+        _check(made, "dnnl_primitive_attr_set_scales_mask")
     made = call.dnnl_matmul_primitive_desc_create(
-        byref(description), lib.engine, layouts[0], any_order, None, layouts[2], None
+        byref(description), lib.engine, layouts[0], any_order, layouts[4] if is_affine else None, layouts[2], attributes
     )
     _check(made, f"a product of {arrays[0].shape} and {shape} in {arrays[0].dtype}")
+    call.dnnl_primitive_attr_destroy(attributes)
     primitive = _PackedProduct(lib, layouts, description)
     _destroy(lib, [*layouts, any_order], description)
     return primitive

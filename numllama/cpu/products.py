@@ -2,12 +2,12 @@
 
 A weight may be in bfloat16: as the copy that mixed precision computes with, or to save memory. Then the other operand is rounded
 to bfloat16 too, if oneDNN can multiply them; the sums and the result are float32. Otherwise the weight is converted a block at a
-time, as it is used.
+time, as it is used. A weight in int8 knows its own product (:mod:`numllama.cpu.int8`).
 """
 
 import numpy as np
 
-from numllama.backend import BFLOAT16, TWO_BYTES, Array, add_to, real_dtype
+from numllama.backend import BFLOAT16, INT8, TWO_BYTES, Array, add_to, real_dtype
 from numllama.blocks import slices
 from numllama.cpu import onednn
 from numllama.cpu.rounding import rounded
@@ -29,11 +29,19 @@ def multiplies_bfloat16() -> bool:
     return lib is not None and lib.has_bfloat16
 
 
-def product(a: np.ndarray, b: np.ndarray, dtype: np.dtype | None = None) -> np.ndarray:
-    """a @ b for matrices (M, K) and (K, N); of two in bfloat16 in float32, unless `dtype` is bfloat16."""
+def multiplies_int8() -> bool:
+    """The same of int8."""
+    lib = onednn.library()
+    return lib is not None and lib.has_int8
+
+
+def product(a: np.ndarray, b: Array, dtype: np.dtype | None = None) -> np.ndarray:
+    """a @ b for matrices (M, K) and (K, N); of two in bfloat16 or int8 in float32, unless `dtype` is bfloat16."""
+    if not isinstance(b, np.ndarray):  # an Int8Matrix
+        return a @ b
     if _is_for_onednn(a, b):
         return onednn.matmul(a, b, np.empty((len(a), b.shape[1]), BFLOAT16 if dtype == BFLOAT16 else np.float32))
-    return _in_blocks(a, b) if b.dtype in TWO_BYTES and b.dtype != a.dtype else a @ b
+    return _in_blocks(a, b) if b.dtype in (*TWO_BYTES, INT8) and b.dtype != a.dtype else a @ b
 
 
 def add_product(into: Array | None, a: np.ndarray, b: np.ndarray) -> Array:
@@ -49,11 +57,11 @@ def _is_for_onednn(a: np.ndarray, b: np.ndarray) -> bool:
     if onednn.library() is None or a.dtype != b.dtype or a.dtype not in onednn.DTYPES:
         return False
     multiplications = a.size * b.shape[1]
-    return multiplications > SMALL_PRODUCT or (multiplications > 0 and a.dtype == BFLOAT16)
+    return multiplications > SMALL_PRODUCT or (multiplications > 0 and a.dtype != np.float32)
 
 
 def _in_blocks(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """a @ b where b is in two bytes: a block of its columns at a time is converted to a's dtype."""
+    """a @ b where b is in fewer bytes: a block of its columns at a time is converted to a's dtype."""
     if not b.flags.f_contiguous:  # a weight itself, in backward: its columns are far apart
         return a @ b.astype(a.dtype)
     out = np.empty((len(a), b.shape[1]), a.dtype)

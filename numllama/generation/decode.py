@@ -9,7 +9,8 @@ and on views that are made once:
 - BLAS computes one column; its threads spin between products, so they start quickly (`gemv.complex_gemv`).
 - For several columns a weight is cut into blocks of rows (`gemv.blocks`), because BLAS copies a large matrix into another order
   first, which takes longer than the product with a few columns.
-- Weights in bfloat16 are multiplied by oneDNN, if the CPU can, with all cores. Activations are then rows, as oneDNN wants them.
+- Weights in bfloat16 or int8 are multiplied by oneDNN, if the CPU can, with all cores. Activations are then rows, as oneDNN wants
+  them.
 - Otherwise for several columns the cores share the model as GPUs do in tensor parallelism (Shoeybi et al. 2019): each has some
   heads, some hidden units and some of the vocabulary. The shards of each branch are summed after a barrier, twice in a layer.
 
@@ -17,6 +18,7 @@ For other models than Llamas and other devices `Decoder` calls the model's own f
 """
 
 import math
+import operator
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -27,9 +29,8 @@ from typing import NamedTuple
 import numpy as np
 
 from numllama import ops
-from numllama.backend import BFLOAT16, Array, quiet
-from numllama.cpu import products
-from numllama.generation.gemv import bfloat16_gemv, gemvs
+from numllama.backend import Array, quiet
+from numllama.generation.gemv import PACKED, gemvs
 from numllama.generation.kv_cache import KVCache
 from numllama.model import Transformer
 from numllama.model.parameters import count_parameters
@@ -68,7 +69,7 @@ class Decoder:
         if not self.plain:
             return
         c, B = model.config, kv_cache.batch_size
-        n, self.limits_blas = shard_count(model, B), B > 1 and not computes_in_bfloat16(model)
+        n, self.limits_blas = shard_count(model, B), B > 1 and not has_packed_weights(model)
         self.logits = np.empty((B, c.vocab_size), model.compute_dtype)
         branches = columns((2, n, c.dim, B), model)
         self.shards = [DecoderShard(model, kv_cache, i, n, branches, self.logits) for i in range(n)]
@@ -122,8 +123,9 @@ class DecoderShard:
         H, of_k, of_q = R * K, rows(self.heads, D), rows(self.heads, R * D)
         buffer = lambda *shape: np.empty(shape, dtype)  # noqa: E731
         column = lambda size: columns((size, B), model)  # noqa: E731
-        product = bfloat16_gemv if computes_in_bfloat16(model) else gemvs
+        product = PACKED[model.dtype].product if has_packed_weights(model) else gemvs
         number = lambda value: np.array(value, dtype)  # noqa: E731      a Python number is converted at each call
+        part = (lambda matrix, place: matrix) if n == 1 else operator.getitem
 
         self.x, self.n, self.rms = column(C), column(C), buffer(B)
         self.sequences, self.eps, self.per_row = self.x.T, number(c.norm_eps), number(1 / C)
@@ -147,21 +149,21 @@ class DecoderShard:
 
         self.layers = []
         for layer, w in enumerate(params.blocks):
-            name, whole = f"blocks.{layer}.", n == 1
-            qkv = [params.joined(name + "wq", name + "wv")] if whole else [w["wq"][of_q], w["wk"][of_k], w["wv"][of_k]]
-            gate_up = [params.joined(name + "w_gate", name + "w_up")] if whole else [w["w_gate"][units], w["w_up"][units]]
+            name = f"blocks.{layer}."
+            qkv = [params.joined(name + "wq", name + "wv")] if n == 1 else [w["wq"][of_q], w["wk"][of_k], w["wv"][of_k]]
+            gate_up = [params.joined(name + "w_gate", name + "w_up")] if n == 1 else [w["w_gate"][units], w["w_up"][units]]
             self.layers.append(
                 Layer(
                     attn_norm=w["attn_norm"].astype(dtype, copy=False)[:, None],
                     qkv=product(qkv, self.n, self.qkv),
-                    wo=product([w["wo"][:, of_q]], self.mixed, branches[0, i]),
+                    wo=product([part(w["wo"], (slice(None), of_q))], self.mixed, branches[0, i]),
                     ffn_norm=w["ffn_norm"].astype(dtype, copy=False)[:, None],
                     gate_up=product(gate_up, self.n, self.gate_up),
-                    w_down=product([w["w_down"][:, units]], self.hidden, branches[1, i]),
+                    w_down=product([part(w["w_down"], (slice(None), units))], self.hidden, branches[1, i]),
                 )
             )
         head = params["embed" if c.tie_embeddings else "head"]
-        self.head = product([head[tokens]], self.n, self.columns)
+        self.head = product([part(head, tokens)], self.n, self.columns)
         self.norm = params["norm"].astype(dtype, copy=False)[:, None]
 
     def run(self, tokens: np.ndarray, barrier: "Barrier | None") -> BaseException | None:
@@ -303,14 +305,14 @@ class Barrier:
 
 def columns(shape: tuple[int, ...], model: Transformer) -> Array:
     """A new array (..., size, B), whose memory has the order of the model's products: oneDNN keeps a sequence in one piece."""
-    if computes_in_bfloat16(model):
+    if has_packed_weights(model):
         return np.empty((*shape[:-2], shape[-1], shape[-2]), model.compute_dtype).swapaxes(-1, -2)
     return np.empty(shape, model.compute_dtype)
 
 
-def computes_in_bfloat16(model: Transformer) -> bool:
-    """Whether the weights are stored in bfloat16, and this CPU multiplies it."""
-    return model.params.flat.dtype == BFLOAT16 and model.compute_dtype == np.float32 and products.multiplies_bfloat16()
+def has_packed_weights(model: Transformer) -> bool:
+    """Whether the weights are stored in bfloat16 or int8, and this CPU multiplies that."""
+    return model.dtype in PACKED and model.compute_dtype == np.float32 and PACKED[model.dtype].is_fast()
 
 
 def is_plain(model: Transformer) -> bool:
@@ -319,14 +321,14 @@ def is_plain(model: Transformer) -> bool:
     if model.adapter is not None:
         return False
     llama = (c.norm, c.positions, c.ffn, c.qk_norm, c.bias) == ("rmsnorm", "rope", "swiglu", None, False)
-    has_products = model.params.flat.dtype == model.compute_dtype or computes_in_bfloat16(model)
+    has_products = model.params.flat.dtype == model.compute_dtype or has_packed_weights(model)
     return llama and isinstance(model.params.flat, np.ndarray) and has_products
 
 
 def shard_count(model: Transformer, B: int) -> int:
     """The number of shards: one for each core, if there is enough work between two barriers, and unless oneDNN has threads."""
     config = model.config
-    if B == 1 or computes_in_bfloat16(model) or count_parameters(config) * B < SHARED_PRODUCTS * 2 * config.n_layers:
+    if B == 1 or has_packed_weights(model) or count_parameters(config) * B < SHARED_PRODUCTS * 2 * config.n_layers:
         return 1
     return min(available_cores(), config.n_kv_heads, config.ffn_dim, config.vocab_size)
 

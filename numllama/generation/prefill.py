@@ -10,7 +10,7 @@ from threading import Condition
 import numpy as np
 
 from numllama.backend import Array, quiet
-from numllama.generation.decode import computes_in_bfloat16
+from numllama.generation.decode import has_packed_weights
 from numllama.generation.kv_cache import KVCache
 from numllama.model import ModelConfig, Transformer
 from numllama.system.blas import one_blas_thread
@@ -35,7 +35,7 @@ def prefill(model: Transformer, tokens: np.ndarray, kv_cache: KVCache) -> Array:
 
 def _chunk(model: Transformer, tokens: np.ndarray, kv_cache: KVCache) -> Array:
     B, T = tokens.shape
-    has_slices = model.xp is np and not computes_in_bfloat16(model)        # oneDNN's threads share its products better
+    has_slices = model.xp is np and not has_packed_weights(model)          # oneDNN's threads share its products better
     n = min(available_cores(), B * T // SLICE_TOKENS, T) if has_slices else 1
     if n < 2:
         return model.forward(tokens, kv_cache=kv_cache, n_last=1)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numllama.backend import BFLOAT16, DTYPES, TWO_BYTES, array_module, default_dtype, known_dtype, model_dtypes, real_dtype
+from numllama.backend import BFLOAT16, DTYPES, INT8, TWO_BYTES, array_module, default_dtype, known_dtype, model_dtypes, real_dtype
 from numllama.errors import CheckpointError, shown
 from numllama.interop import huggingface, llama2c, peft
 from numllama.interop.pickles import refuse_other
@@ -36,6 +36,7 @@ def load(
     device: str = "cpu",
     dtype: str | None = None,
     compute_dtype: str | None = None,
+    store_as: str | None = None,
     adapter: str | PathLike | None = None,
 ) -> Transformer:
     """Load a model.
@@ -56,6 +57,9 @@ def load(
         dtype of matrix products and activations. ``"bfloat16"`` or ``"float16"`` with float32 weights is mixed precision, for
         training. Default the dtype of the weights; on a CPU float32 for weights in two bytes. But oneDNN, if it is installed and
         the CPU can, multiplies weights stored in bfloat16 by activations that are rounded to bfloat16.
+    store_as : str, optional
+        ``"int8"`` rounds each row of a matrix to whole multiples of its largest number / 127, for inference on a CPU. oneDNN, if
+        it is installed and the CPU can, multiplies them by activations that are rounded in the same way.
     adapter : path, optional
         A folder with low-rank updates, as `peft` writes them: see :mod:`numllama.interop.peft`.
 
@@ -68,16 +72,27 @@ def load(
     -----
     Files are memory-mapped and copied tensor by tensor, so that loading takes only the memory of the model itself.
     """
+    if store_as is not None:
+        _check_store_as(store_as, device, dtype)
     xp = array_module(device)  # before anything is read
     choices = *DTYPES, *(two.name for two in TWO_BYTES if xp is not np or two == BFLOAT16)
     if dtype not in (None, *choices):
         raise ValueError(f"dtype is {shown(dtype)}, but must be one of {', '.join(choices)} on {shown(device)}")
     if xp is not np and dtype is None and compute_dtype is None:
         dtype = default_dtype(device)
-    model_dtypes(dtype, compute_dtype)  # before anything is read
+    model_dtypes(store_as or dtype, compute_dtype)  # before anything is read
     path, adapter = Path(path), None if adapter is None else Path(adapter)
     with reading(path):
-        return read_steadily(path, lambda: _load(path, Placement(device, dtype, compute_dtype), adapter, ()))
+        return read_steadily(path, lambda: _load(path, Placement(device, store_as or dtype, compute_dtype), adapter, ()))
+
+
+def _check_store_as(store_as: str, device: str, dtype: str | None) -> None:
+    if store_as != INT8.name:
+        raise ValueError(f"store_as is {shown(store_as)}, but must be 'int8'")
+    if device != "cpu":
+        raise ValueError(f"store_as is 'int8', which only 'cpu' computes with, but device is {shown(device)}")
+    if dtype is not None:
+        raise ValueError(f"store_as is 'int8', so dtype cannot be {shown(dtype)}: leave out one of store_as and dtype")
 
 
 def _load(path: Path, where: Placement, adapter: Path | None, above: tuple[Path, ...]) -> Transformer:
@@ -187,9 +202,10 @@ def open_model(
     device: str = "cpu",
     dtype: str | None = None,
     compute_dtype: str | None = None,
+    store_as: str | None = None,
 ) -> OpenedModel:
     """Load a model and its tokenizer; see :func:`load` and :func:`load_tokenizer`."""
-    model = load(path, device=device, dtype=dtype, compute_dtype=compute_dtype)
+    model = load(path, device=device, dtype=dtype, compute_dtype=compute_dtype, store_as=store_as)
     return OpenedModel(model, load_tokenizer(path, tokenizer))
 
 
@@ -222,6 +238,8 @@ def save(model: Transformer, path: str | PathLike, tokenizer: Any = None) -> Non
     path = Path(path)
     if model.adapter is not None:
         raise ValueError("the model has an adapter: merge_adapter() makes it part of the weights, save_adapter() saves only it")
+    if model.dtype == INT8:
+        raise ValueError("weights stored as int8 are rounded and cannot be saved: load the model without store_as")
     if path.suffix == ".bin":
         if tokenizer is not None:
             raise ValueError("a llama2.c file cannot hold a tokenizer: save it to another file")
@@ -246,9 +264,9 @@ def _is_run(path: Path) -> bool:
 
 
 def _load_run(folder: Path, where: Placement) -> Transformer:
-    in_two_bytes = where.dtype is not None and known_dtype(where.dtype) in TWO_BYTES
-    model = load_run(folder) if in_two_bytes else load_run(folder, **where._asdict())
-    if in_two_bytes:  # rounded from the float32 that training keeps
+    is_rounded = where.dtype is not None and model_dtypes(where.dtype, None)[0] in (*TWO_BYTES, INT8)
+    model = load_run(folder) if is_rounded else load_run(folder, **where._asdict())
+    if is_rounded:  # from the float32 that training keeps
         if model.adapter is not None:
             model.merge_adapter()
         model = _model(model.config, model.params, where)

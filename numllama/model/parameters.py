@@ -12,7 +12,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from numllama.backend import Array, xp_of
+from numllama.backend import INT8, Array, known_dtype, xp_of
+from numllama.cpu.int8 import Int8Matrix
 from numllama.model.config import ModelConfig
 
 MOST_LAYERS, MOST_PARAMETERS = 2**16, 2**44  # larger means a typo or a damaged file
@@ -100,6 +101,9 @@ class FlatTensors(Mapping[str, Array]):
             self._starts[name] = start
             start += prod(shape)
         self.matrices = flat[: sum(prod(shape) for shape in shapes.values() if len(shape) == 2)]
+        self._sort_into_blocks()
+
+    def _sort_into_blocks(self) -> None:
         self.blocks: list[dict[str, Array]] = []
         for name, view in self._views.items():
             if name.startswith("blocks."):
@@ -251,6 +255,35 @@ class Parameters(FlatTensors):
         return None if copy is None or part.start >= self.matrices.size else copy.flat[part]
 
 
+class Int8Parameters(Parameters):
+    """Weights for inference: each matrix is an :class:`~numllama.cpu.int8.Int8Matrix`, gains and biases are float32.
+
+    Parameters
+    ----------
+    shapes : dict
+    tensors : mapping of arrays
+        The weights to round, of any float dtype. `flat` holds the values of the matrices in int8.
+    """
+
+    def __init__(self, shapes: dict[str, tuple[int, ...]], tensors: Mapping[str, np.ndarray]) -> None:
+        vectors = {name: np.array(tensors[name], np.float32) for name, shape in shapes.items() if len(shape) == 1}
+        size = sum(prod(shape) for name, shape in shapes.items() if name not in vectors)
+        super().__init__(shapes, np.empty(size, INT8), vectors)
+        matrices = {name: view for name, view in self.items() if name not in vectors}
+        self._views |= {name: Int8Matrix.quantized(tensors[name], view) for name, view in matrices.items()}
+        self._sort_into_blocks()
+
+    def joined(self, first: str, last: str) -> Int8Matrix:
+        """See :meth:`FlatTensors.joined`; only the values are a view."""
+        names = list(self)
+        parts = [self[name].scales for name in names[names.index(first) : names.index(last) + 1]]
+        return Int8Matrix(super().joined(first, last), np.concatenate(parts))
+
+    def zeros_like(self) -> FlatTensors:
+        """Refuse to make gradients or moments."""
+        raise ValueError("weights stored as int8 cannot be trained: load the model without store_as")
+
+
 def copied_parameters(
     config: ModelConfig, tensors: Mapping[str, np.ndarray], dtype: np.dtype, xp: ModuleType = np
 ) -> Parameters:
@@ -258,6 +291,8 @@ def copied_parameters(
 
     Tensors are copied one by one, so memory-mapped ones are in memory only once.
     """
+    if dtype == INT8:
+        return Int8Parameters(parameter_shapes(config), tensors)
     params = Parameters(parameter_shapes(config), xp.empty(count_parameters(config), dtype))
     for name, view in params.items():
         view[...] = tensors[name] if xp is np else xp.asarray(tensors[name].astype(dtype))
@@ -272,7 +307,7 @@ def initial_parameters(config: ModelConfig, seed: int, dtype: np.dtype, xp: Modu
     section 2.3). Gains are 1 and biases 0. Each matrix has its own random stream, drawn on the CPU in float32, so a seed gives
     the same model on every device and in every dtype.
     """
-    params = Parameters(parameter_shapes(config), np.empty(count_parameters(config), dtype))
+    params = Parameters(parameter_shapes(config), np.empty(count_parameters(config), known_dtype(dtype)))
     for i, (name, view) in enumerate(params.items()):
         if view.ndim == 1:
             view[:] = 0 if name.endswith("_bias") else 1

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from numllama import ops
-from numllama.backend import BFLOAT16, TWO_BYTES, Array, array_module, as_array, model_dtypes, real_dtype, to_numpy
+from numllama.backend import BFLOAT16, INT8, TWO_BYTES, Array, array_module, as_array, model_dtypes, real_dtype, to_numpy
 from numllama.checks import check_ids, check_shape, checked_ids
 from numllama.cuda.launch import runs_here
 from numllama.errors import shown
@@ -181,7 +181,7 @@ class Transformer:
         """
         tokens = self._check_tokens(tokens)
         targets = self._check_targets(targets, tokens)
-        if self.trainable.flat.dtype != real_dtype(self.compute_dtype):
+        if self.dtype == INT8 or self.trainable.flat.dtype != real_dtype(self.compute_dtype):
             raise ValueError(f"weights kept in {self.dtype} cannot be trained: load the model with dtype='float32'")
         grads = self.trainable.zeros_like() if grads is None else grads
         self.trainable.check_layout("grads", grads)

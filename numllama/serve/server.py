@@ -40,6 +40,7 @@ def serve_run(
     tokenizer: Path | None,
     device: str,
     dtype: str | None,
+    store_as: str | None,
     host: str,
     port: int,
     runs: Path,
@@ -52,7 +53,7 @@ def serve_run(
 
     Parameters
     ----------
-    model, tokenizer, device, dtype
+    model, tokenizer, device, dtype, store_as
         See :func:`numllama.interop.load.open_model`.
     host, port
         Where to listen.
@@ -69,7 +70,7 @@ def serve_run(
     access = Access(host_names(host, allow_host), resolve_token(token))
     listener = _listen(host, port)  # before the model is loaded, so that a busy port is reported immediately
     with listener:
-        engine = Engine(*open_model(model, tokenizer, device=device, dtype=dtype), limits)
+        engine = Engine(*open_model(model, tokenizer, device=device, dtype=dtype, store_as=store_as), limits)
         try:
             app = application(engine, model_name(model), runs if page else None, access)
             _announce(model_name(model), host, listener, access)

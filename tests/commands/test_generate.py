@@ -113,9 +113,11 @@ def test_one_step_of_a_run_finds_the_runs_tokenizer(trained):
     assert numllama("generate", step, "--prompt", "a", "--seed", 1).out == whole.out
 
 
-def test_weights_in_two_bytes(chatty):
-    result = numllama("generate", chatty, "--prompt", "Hello", "--dtype", "bfloat16", "--temperature", 0, "--max-new-tokens", 9)
-    model = nl.load(chatty, dtype="bfloat16")
+@pytest.mark.parametrize("options", [{"dtype": "bfloat16"}, {"store_as": "int8"}], ids=str)
+def test_weights_in_fewer_bytes(chatty, options):
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    result = numllama("generate", chatty, "--prompt", "Hello", *flags, "--temperature", 0, "--max-new-tokens", 9)
+    model = nl.load(chatty, **options)
     assert result.out == "Hello" + nl.complete(model, nl.Tokenizer.load(chatty), "Hello", 9, temperature=0) + "\n"
 
 
@@ -320,6 +322,7 @@ WRONG = {
     "n": (["-n", 0], "n is 0, but must be a whole number of at least 1"),
     "two prompts": (["--prompt-file", "nowhere"], "prompt and prompt_file are both given, but only one is allowed"),
     "dtype": (["--dtype", "int8"], "dtype is 'int8', but must be one of"),
+    "store_as": (["--store-as", "int4"], "store_as is 'int4', but must be 'int8'"),
     "device": (["--device", "tpu"], "device is 'tpu'"),
     "tokenizer": (["--tokenizer", "nowhere"], "the tokenizer nowhere does not exist"),
 }

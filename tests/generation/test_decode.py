@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from numllama import KVCache
-from numllama.backend import BFLOAT16
+from numllama.backend import BFLOAT16, INT8
 from numllama.cpu import products
 from numllama.generation import decode, gemv
 from numllama.generation.decode import Decoder, is_plain
@@ -197,30 +197,37 @@ def test_anything_else_by_the_models_forward(kind):
     assert not is_plain(random_model(**kind))
 
 
-def in_bfloat16(model):
-    return Transformer(model.config, params=copied_parameters(model.config, model.params, BFLOAT16))
+def stored_as(dtype, model):
+    return Transformer(model.config, params=copied_parameters(model.config, model.params, dtype))
 
 
-def test_without_onednn_weights_in_bfloat16_are_left_to_the_models_forward(without_onednn):
-    small = in_bfloat16(random_model("float32"))
+@pytest.mark.parametrize("dtype", [BFLOAT16, INT8], ids=str)
+def test_without_onednn_weights_in_fewer_bytes_are_left_to_the_models_forward(without_onednn, dtype):
+    small = stored_as(dtype, random_model("float32"))
     assert not is_plain(small)
     tokens = random_tokens(small, 2, 6)
     assert_same_logits(steps(Decoder(small, KVCache(small, batch_size=2)), tokens), small.forward(tokens))
 
 
-@pytest.mark.skipif(not products.multiplies_bfloat16(), reason="needs oneDNN and a CPU that multiplies bfloat16")
+# In float32 both are the same; a number between two of bfloat16's or int8's may be rounded up here and down there.
+STORED = [
+    pytest.param(dtype, rtol, marks=pytest.mark.skipif(not has_units, reason=f"needs oneDNN and a CPU that multiplies {dtype}"))
+    for dtype, has_units, rtol in ((BFLOAT16, products.multiplies_bfloat16(), 4e-3), (INT8, products.multiplies_int8(), 6e-3))
+]
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), STORED)
 @pytest.mark.parametrize("B", [1, 2, 5])
 @pytest.mark.parametrize("kind", LLAMAS)
-def test_weights_in_bfloat16_are_decoded_by_onednn_as_the_model_computes_them(kind, B):
-    small = in_bfloat16(random_model("float32", **kind))
+def test_weights_in_fewer_bytes_are_decoded_by_onednn_as_the_model_computes_them(kind, B, dtype, rtol):
+    small = stored_as(dtype, random_model("float32", **kind))
     assert is_plain(small)
     tokens = random_tokens(small, B, 6)
     cache = KVCache(small, batch_size=B)
     small.forward(tokens[:, :2], kv_cache=cache)
     logits, expected = steps(Decoder(small, cache), tokens[:, 2:]), small.forward(tokens)[:, 2:]
     assert logits.dtype == np.float32
-    # In float32 both are the same; a number between two of bfloat16's may be rounded up here and down there.
-    assert np.linalg.norm(logits - expected) <= 4e-3 * np.linalg.norm(expected)
+    assert np.linalg.norm(logits - expected) <= rtol * np.linalg.norm(expected)
 
 
 @given(st.integers(1, 400), st.integers(1, 400), st.integers(1, 64))

@@ -61,6 +61,15 @@ def test_it_predicts_its_own_story_well(stories):
     assert float(model.loss(np.array([ids[:-1]]), np.array([ids[1:]]))) < 1.0
 
 
+def test_in_int8_it_tells_nearly_the_same_story(stories):
+    path, ids, _ = stories
+    small, batch = nl.load(path, store_as="int8"), (np.array([ids[:-1]]), np.array([ids[1:]]))
+    assert (small.forward(batch[0]).argmax(-1) == batch[1]).mean() > 0.95
+    assert abs(float(small.loss(*batch)) - float(nl.load(path).loss(*batch))) < 0.01
+    decoded = nl.generate(small, ids[:100], 60, temperature=0)
+    assert (small.forward(np.array([ids[:100] + decoded[:-1]]))[0, 99:].argmax(-1) == decoded).mean() > 0.95
+
+
 def test_the_same_file_is_written_back(stories, tmp_path):
     nl.load(stories[0]).save(tmp_path / "again.bin")
     assert (tmp_path / "again.bin").read_bytes() == stories[0].read_bytes()

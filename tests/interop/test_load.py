@@ -9,7 +9,7 @@ from helpers import assert_same_bits
 from interop.checkpoints import Trap, random_model, tokens
 
 import numllama as nl
-from numllama.backend import BFLOAT16
+from numllama.backend import BFLOAT16, INT8
 from numllama.interop.huggingface import config_from_huggingface
 from numllama.training.checkpoint import find_step
 
@@ -158,6 +158,60 @@ def test_dtypes_that_do_not_go_together_are_named(tmp_path, dtypes, words):
         nl.load(tmp_path, **dtypes)
     with pytest.raises(ValueError, match=f"^{words}$"):
         nl.Transformer(nl.ModelConfig(9, 8, 1, 2), **dtypes)
+
+
+def test_weights_stored_as_int8_are_rounded_from_any_source(run, tmp_path):
+    random_model(rope_layout="interleaved").save(tmp_path / "model.bin")
+    random_model().save(tmp_path / "folder")
+    for path in (run, find_step(run), tmp_path / "model.bin", tmp_path / "folder", tmp_path / "folder" / "model.safetensors"):
+        model, exact = nl.load(path, store_as="int8"), nl.load(path)
+        assert (model.dtype, model.compute_dtype) == (INT8, np.float32)
+        assert (model.stop_ids, model.config) == (exact.stop_ids, exact.config)
+        for name, weight in exact.params.items():
+            step = abs(weight).max(-1, keepdims=True) / 127 if weight.ndim == 2 else 0
+            assert (abs(np.asarray(model.params[name]) - weight) <= 0.5001 * step).all(), name
+        logits, expected = model.forward(tokens()[:, :8]), exact.forward(tokens()[:, :8])
+        assert np.linalg.norm(logits - expected) <= 0.05 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (dict(store_as="int4"), "store_as is 'int4', but must be 'int8'"),
+        (dict(device="cuda"), "store_as is 'int8', which only 'cpu' computes with, but device is 'cuda'"),
+        (
+            dict(dtype="bfloat16"),
+            "store_as is 'int8', so dtype cannot be 'bfloat16': leave out one of store_as and dtype",
+        ),
+        (dict(compute_dtype="bfloat16"), "compute_dtype is 'bfloat16', but must be one of float32 for weights in int8"),
+    ],
+)
+def test_what_does_not_go_with_int8_is_named(tmp_path, options, words):
+    random_model().save(tmp_path)
+    with pytest.raises(ValueError, match=f"^{words}$"):
+        nl.load(tmp_path, **{"store_as": "int8", **options})
+
+
+def test_weights_stored_as_int8_are_for_inference_only(tmp_path):
+    random_model().save(tmp_path / "model")
+    model = nl.load(tmp_path / "model", store_as="int8")
+    with pytest.raises(ValueError, match=r"^weights kept in int8 cannot be trained: load the model with dtype='float32'$"):
+        model.loss_and_grads(tokens()[:, :8], tokens()[:, :8])
+    with pytest.raises(ValueError, match=r"^weights stored as int8 cannot be trained: load the model without store_as$"):
+        nl.AdamW(model.params)
+    for path in (tmp_path / "again", tmp_path / "again.bin"):
+        with pytest.raises(ValueError, match=r"^weights stored as int8 are rounded and cannot be saved: load the model"):
+            model.save(path)
+    with pytest.raises(ValueError, match=r"^dtype is 'int8', but must be one of float32, float64, bfloat16, float16$"):
+        nl.Transformer(model.config, dtype="int8")
+
+
+def test_a_weight_that_is_not_finite_is_named_in_int8_too(tmp_path):
+    model = random_model()
+    model.params["blocks.0.wo"][1, 2] = np.inf
+    model.save(tmp_path)
+    with pytest.raises(nl.GenerationError, match=r"hold NaN, because its parameter blocks\.0\.wo is not finite$"):
+        nl.generate(nl.load(tmp_path, store_as="int8"), [1], 2)
 
 
 def test_weights_of_another_dtype_than_the_one_given_are_refused():

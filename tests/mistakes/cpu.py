@@ -96,6 +96,21 @@ MISTAKES = [
         "cpu/test_onednn.py::test_a_linear_map_of_a_weight_in_bfloat16_rounds_the_other_operand",
     ),
     Mistake(
+        "a product of rows in int8 without their scales",
+        "cpu/int8.py", "            out *= row_scales\n", "",
+        "cpu/test_int8.py::test_a_cpu_that_multiplies_int8_rounds_the_rows_too",
+    ),
+    Mistake(
+        "weights that are cut off to int8, not rounded",
+        "cpu/int8.py", "np.rint(scratch, scratch)", "np.trunc(scratch, scratch)",
+        "cpu/test_int8.py::test_no_element_moves_by_more_than_half_a_scale",
+    ),
+    Mistake(
+        "the scale of a row that is zero",
+        "cpu/int8.py", "SMALLEST = 1e-30", "SMALLEST = 0",
+        "cpu/test_int8.py::test_rows_of_zeros_and_of_tiny_numbers_become_zero_and_others_that_are_not_finite_nan",
+    ),
+    Mistake(
         "strides that are left out of a primitive's key",
         "cpu/onednn.py", "key = a.shape, a.strides, a.dtype, b.shape, b.strides,", "key = a.shape, a.dtype, b.shape,",
         "cpu/test_onednn.py::test_a_product_of_any_strides",

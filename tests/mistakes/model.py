@@ -70,6 +70,11 @@ MISTAKES = [
         "model/test_parameters.py::test_matrices_start_normal_and_the_ones_that_write_to_the_residual_stream_smaller",
     ),
     Mistake(
+        "joined matrices in int8 with the scales of the first",
+        "model/parameters.py", "names.index(last) + 1]]", "names.index(first) + 1]] * 3",
+        "cpu/test_int8.py::test_joined_matrices_are_the_rows_of_each",
+    ),
+    Mistake(
         "a second copy of each tensor",
         "model/parameters.py",
         "view[...] = tensors[name] if xp is np else", "view[...] = tensors[name].astype(dtype) if xp is np else",

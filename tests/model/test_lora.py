@@ -110,6 +110,22 @@ def test_weights_kept_in_two_bytes_can_have_an_adapter(without_onednn, tmp_path)
     assert_same_grads(results[1][1], results[0][1], rtol=1e-5)
 
 
+def test_weights_stored_as_int8_can_have_an_adapter_that_is_trained_already(without_onednn, tmp_path):
+    build({}, dtype="float32").save(tmp_path)
+    small = nl.load(tmp_path, store_as="int8")
+    same = build({}, dtype="float32")
+    same.params.flat[...] = np.concatenate([np.asarray(view).ravel() for view in small.params.values()])
+    for each in (small, same):
+        each.add_adapter(nl.LoraConfig(rank=2))
+        each.adapter.params.flat[...] = adapter_noise(each)
+    tokens, targets = batch()
+    assert_close(small.forward(tokens), same.forward(tokens), rtol=1e-5)
+    with pytest.raises(ValueError, match=r"^weights kept in int8 cannot be trained"):
+        small.loss_and_grads(tokens, targets)
+    with pytest.raises(ValueError, match=r"^weights stored as int8 cannot be changed: load the model without store_as$"):
+        small.merge_adapter()
+
+
 def adapter_noise(model):
     return np.random.default_rng(3).standard_normal(model.adapter.params.flat.shape) * 0.1
 
