@@ -5,7 +5,7 @@
     python benchmarks/decode.py --llama2c path/to/llama2.c/run.c  # llama2.c too, of which you have the source
 
 The model is shaped like stories15M (288 wide, hidden 768, 6 layers, 6 heads, vocabulary 32000), with random weights in float32,
-and the same weights in bfloat16.
+and the same weights in bfloat16 and int8.
 Decoding: 255 new tokens, greedy, after a prompt of one token. Prefill: 256 tokens, with logits for the last one only.
 
 Each contestant is a child process with a clean environment, pinned to the same cores. They take turns, A B C A B C ..., and the
@@ -37,7 +37,8 @@ from train_step import clean_environment, machine, unlock_library
 
 SHAPE = dict(vocab_size=32000, dim=288, n_layers=6, n_heads=6, ffn_dim=768, max_seq_len=256, tie_embeddings=True)
 NEW, PROMPT, UNCACHED, READS = 255, 256, 32, 100
-FEW = NEW // 4  # tokens with weights in two bytes
+FEW = NEW // 4  # tokens with weights in fewer bytes
+STORED = {"bfloat16": dict(dtype="bfloat16"), "int8": dict(store_as="int8")}
 BATCHES = (1, 4, 16, 64)
 PEERS = ("transformers", "transformers bfloat16")
 
@@ -122,11 +123,10 @@ def report(seconds: dict[str, dict[str, float]]) -> str:
                  if f"decode {B}" in values else "" for values in others.values()]  # fmt: skip
         lines.append(f"| batch of {B} | {rate:,.0f} | {rate / one:.1f} |" + "".join(f" {cell} |" for cell in cells))
     lines.append(f"| one, without a cache | {UNCACHED / ours['uncached']:,.0f} | |" + " |" * len(others))
-    small_one = FEW / ours["bfloat16 1"]
-    for B in (1, 16):
-        rate, plain = B * FEW / ours[f"bfloat16 {B}"], B * NEW / ours[f"decode {B}"]
-        faster = f"{rate / plain:.2f} x float32's"
-        lines.append(f"| batch of {B}, bfloat16 weights | {rate:,.0f} ({faster}) | {rate / small_one:.1f} |" + " |" * len(others))
+    for name, B in [(name, B) for name in STORED for B in (1, 16)]:
+        rate, plain = B * FEW / ours[f"{name} {B}"], B * NEW / ours[f"decode {B}"]
+        faster, times = f"{rate / plain:.2f} x float32's", rate * ours[f"{name} 1"] / FEW
+        lines.append(f"| batch of {B}, {name} weights | {rate:,.0f} ({faster}) | {times:.1f} |" + " |" * len(others))
     token = ours["decode 1"] / NEW
     lines += [
         "",
@@ -186,10 +186,11 @@ def numllama(cores: int) -> dict[str, Callable]:
     tasks |= {"prefill": lambda: nl.generate(model, prompt, 1, temperature=0), "uncached": uncached}
     with tempfile.TemporaryDirectory() as folder:
         model.save(folder)
-        small = nl.load(folder, dtype="bfloat16")
-    tasks["bfloat16 1"] = lambda: nl.generate(small, [1], FEW, temperature=0)
-    tasks["bfloat16 16"] = lambda: nl.generate(small, [[1]] * 16, FEW, temperature=0)
-    tasks["bfloat16 prefill"] = lambda: nl.generate(small, prompt, 1, temperature=0)
+        stored = {name: nl.load(folder, **options) for name, options in STORED.items()}
+    for name, small in stored.items():
+        tasks[f"{name} 1"] = lambda small=small: nl.generate(small, [1], FEW, temperature=0)
+        tasks[f"{name} 16"] = lambda small=small: nl.generate(small, [[1]] * 16, FEW, temperature=0)
+        tasks[f"{name} prefill"] = lambda small=small: nl.generate(small, prompt, 1, temperature=0)
     return tasks
 
 

@@ -20,8 +20,8 @@ def swiglu_forward(gate: np.ndarray, up: np.ndarray) -> tuple[np.ndarray, SwiGLU
 
 
 def swiglu_backward(dout: np.ndarray, cache: SwiGLUCache) -> tuple[np.ndarray, np.ndarray]:
-    check_shape("dout", dout, cache.gate.shape)
     gate, up = (rounded(x, dout.dtype) for x in cache)
+    check_shape("dout", dout, gate.shape)
     half = 0.5 * gate                                                  # (..., F)
     sigma = np.tanh(half)
     sigma += 1

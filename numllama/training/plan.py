@@ -104,8 +104,8 @@ def activation_bytes(
     of = element_bytes(compute_dtype, on_gpu)
     size, Q, KV = of.activation, c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
     # Bytes kept per hidden unit, for backward, and arrays while a layer runs: GELU recomputes its parts.
-    per_unit, done_wide = {"swiglu": (3 * of.rounded, of.wide), "gelu": (size + of.operand, 7)}[c.ffn]
-    layer = tokens * (size * 2 * c.dim + of.operand * (2 * c.dim + 2 * Q) + of.rounded * 2 * KV + per_unit * c.ffn_dim)
+    per_unit, done_wide = {"swiglu": (3 * of.low_precision, of.wide), "gelu": (size + of.operand, 7)}[c.ffn]
+    layer = tokens * (size * 2 * c.dim + of.operand * (2 * c.dim + 2 * Q) + of.low_precision * 2 * KV + per_unit * c.ffn_dim)
     kept = c.n_layers * (tokens * c.dim * size if recompute else layer)
     widest = max(c.dim + done_wide * c.ffn_dim, 4 * c.dim + of.queries * Q + of.keys * KV)
     doing_layer = size * (tokens * widest + c.ffn_dim * c.dim) + (layer if recompute else 0)
@@ -119,7 +119,7 @@ class ElementBytes(NamedTuple):
 
     Attributes
     ----------
-    activation, operand, rounded : int
+    activation, operand, low_precision : int
         Bytes: of the stream; of an operand of a product; of keys, values and SwiGLU's arrays, which mixed precision rounds.
     wide, queries, keys : int
         Arrays of the width of SwiGLU's, of the queries, and of the keys.
@@ -127,7 +127,7 @@ class ElementBytes(NamedTuple):
 
     activation: int
     operand: int
-    rounded: int
+    low_precision: int
     wide: int = 4
     queries: int = 3
     keys: int = 3

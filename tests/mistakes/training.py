@@ -68,7 +68,7 @@ MISTAKES = [
     ),
     Mistake(
         "the memory of GELU planned as SwiGLU's",
-        "training/plan.py", '"gelu": (size + of.operand, 7)', '"gelu": (3 * of.rounded, of.wide)',
+        "training/plan.py", '"gelu": (size + of.operand, 7)', '"gelu": (3 * of.low_precision, of.wide)',
         "training/test_plan.py::test_activations_are_within_ten_percent_of_what_a_step_measures[4-True-float32]",
     ),
     Mistake(
