@@ -186,6 +186,8 @@ def test_results_of_linear_maps_are_rounded_to_the_dtype_requested_or_to_that_of
     for m, (out, other) in enumerate(zip(outs, one, strict=True)):
         assert out.dtype == other.dtype == np.dtype(dtype or given)
         assert_same_bits(out, other)
+        whole, _ = ops.linear_forward(x, weights[m], biases[m] if biases else None, np.dtype(np.float32))
+        assert_same_bits(out, whole.astype(out.dtype))
         exact = wide(x.astype(BFLOAT16)) @ wide(weights[m]).T + (biases[m] if biases else 0)
         assert_near(out, exact, 60 if out.dtype == np.float32 else abs(exact).max(), out.dtype)
 

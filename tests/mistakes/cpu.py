@@ -92,8 +92,23 @@ MISTAKES = [
     ),
     Mistake(
         "an operand kept unrounded for backward",
-        "cpu/linear.py", "LinearCache(x, weight, bias)", "LinearCache(x.astype(weight.dtype) * 2, weight, bias)",
+        "cpu/linear.py", "x if in_two_bytes else operand ", "x ",
         "cpu/test_onednn.py::test_a_linear_map_of_a_weight_in_bfloat16_rounds_the_other_operand",
+    ),
+    Mistake(
+        "queries and keys in bfloat16 because their input was rounded for them",
+        "cpu/linears.py", "    dtype = dtype or x.dtype\n", "",
+        "cpu/test_onednn.py::test_results_of_linear_maps_are_rounded_to_the_dtype_requested_or_to_that_of_x",
+    ),
+    Mistake(
+        "a bias added after rounding",
+        "cpu/linear.py", "weight.T, dtype if bias is None else None)", "weight.T, dtype)",
+        "cpu/test_onednn.py::test_results_of_linear_maps_are_rounded_to_the_dtype_requested_or_to_that_of_x",
+    ),
+    Mistake(
+        "SwiGLU's result left in float32",
+        "cpu/swiglu.py", "return rounded(out, gate.dtype), ", "return out, ",
+        "cpu/test_onednn.py::test_swiglu_of_bfloat16_is_computed_in_float32_and_rounded_once",
     ),
     Mistake(
         "a product of rows in int8 without their scales",
