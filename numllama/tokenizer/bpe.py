@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
+from numllama.errors import shown
 from numllama.tokenizer.added_tokens import AddedToken, Sought
 from numllama.tokenizer.core import BytePairs, listed, repaired
 from numllama.tokenizer.cutting import CHUNK, chunks
@@ -40,7 +41,7 @@ class Tokenizer(BytePairs):
     Parameters
     ----------
     vocab : dict
-        ``{id: bytes}`` or ``{bytes: id}``, with all 256 single bytes.
+        ``{id: bytes}`` or ``{bytes: id}``. Bytes without a token are left out of a text, as in `tokenizers`.
     merges : sequence of (bytes, bytes)
         In training order: the first pair merges first.
     special_tokens : dict of str to int, or sequence of str
@@ -50,6 +51,8 @@ class Tokenizer(BytePairs):
         package. Refused if Oniguruma, which readers of a ``tokenizer.json`` use, cannot express it.
     ignore_merges : bool
         Look up a whole pre-token before merging it, as Llama 3 and tiktoken do.
+    unk_token : str, optional
+        The special token that takes the place of each byte without a token.
 
     Attributes
     ----------
@@ -90,15 +93,17 @@ class Tokenizer(BytePairs):
         *,
         pattern: str = "gpt2",
         ignore_merges: bool = False,
+        unk_token: str | None = None,
     ) -> None:
         vocab = by_id(vocab)
         special = numbered(special_tokens, vocab)
-        ordinary = {token for i, token in vocab.items() if i not in special.values()}
-        if missing := [byte for byte in range(256) if bytes([byte]) not in ordinary]:
-            raise ValueError(f"vocab has no token for the byte 0x{missing[0]:02x}, but each of the 256 needs one")
+        if unk_token is not None and unk_token not in special:
+            raise ValueError(f"unk_token is {shown(unk_token)}, but must be one of special_tokens")
+        if single := [token for token, i in special.items() if i in vocab and len(vocab[i]) == 1]:
+            raise ValueError(f"special_tokens holds {shown(single[0])}, but that is the token of a byte, which any text may hold")
         added = [AddedToken(token, i) for token, i in special.items()]
         layout = Layout(byte_level(as_oniguruma(pattern)))
-        self._set_up(vocab, merges, added, layout, ignore_merges=ignore_merges)
+        self._set_up(vocab, merges, added, layout, ignore_merges=ignore_merges, unknown=special.get(unk_token or ""))
 
     @property
     def pattern(self) -> str | None:

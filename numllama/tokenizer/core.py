@@ -77,7 +77,7 @@ class BytePairs:
         self._contents |= {t.id: normalize(t.content) if t.normalized else t.content for t in self.added_tokens}
         self._special_ids = frozenset(self.special_tokens.values())
         ids = _by_token(self.vocab)
-        self._unknown, self._fuse_unknown = unknown, fuse_unknown
+        self.unknown, self._fuse_unknown = unknown, fuse_unknown
         self._symbol_ids(ids)
         self._set_up_merges(ids)
         self._token = self._tokens()
@@ -210,9 +210,9 @@ class BytePairs:
                     symbols += waiting
                     waiting = []
                 symbols.append((i, at, at + 1))
-            elif self._unknown is not None:
+            elif self.unknown is not None:
                 begin = waiting.pop()[1] if self._fuse_unknown and waiting else at
-                waiting.append((self._unknown, begin, at + 1))
+                waiting.append((self.unknown, begin, at + 1))
         return symbols + waiting
 
     def _each_symbol(self, piece: str) -> Iterator[tuple[int, int | None, bool]]:
@@ -223,7 +223,7 @@ class BytePairs:
 
     def count_symbols(self, i: int) -> int:
         """Number of symbols in a token."""
-        return 1 if i == self._unknown else len(self.vocab[i])
+        return 1 if i == self.unknown else len(self.vocab[i])
 
     def _names(self, ids: Iterable[int]) -> list[bytes]:
         return [self._token[i] for i in ids]

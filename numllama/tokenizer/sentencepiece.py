@@ -99,7 +99,7 @@ class SentencePieceTokenizer(Tokenizer):
 
     def count_symbols(self, i: int) -> int:
         """Number of symbols in a token."""
-        return 1 if i == self._unknown or i in self._byte_ids else len(self.vocab[i].decode())
+        return 1 if i == self.unknown or i in self._byte_ids else len(self.vocab[i].decode())
 
 
 def merge_by_words(merges: Iterable[tuple[bytes, bytes]]) -> bool:

@@ -158,7 +158,7 @@ def _made_here(tokenizer: Tokenizer) -> dict[str, Any]:
         raise ValueError(f"tokenizer.json cannot hold {shown(min(both))} as a special token and as an ordinary one")
     pieces = isinstance(tokenizer, SentencePieceTokenizer)
     return PLAIN_MODEL | {
-        "unk_token": "<unk>" if pieces and "<unk>" in special else None,
+        "unk_token": next((token for token, i in special.items() if i == tokenizer.unknown), None),
         "fuse_unk": pieces,
         "byte_fallback": pieces,
         "ignore_merges": tokenizer.ignore_merges,

@@ -334,8 +334,7 @@ WRONG = {
     "an id of five bytes": (BYTES, [], {"<s>": 2**32}, ValueError, "the largest id is 4294967296, but must be below"),
     "a list for a vocabulary": (list(BYTES.values()), [], (), TypeError, "vocab must be a dictionary"),
     "text for tokens": ({i: chr(i) for i in range(256)}, [], (), TypeError, "vocab must map"),
-    "a missing byte": ({i: bytes([i]) for i in range(255)}, [], (), ValueError, "no token for the byte 0xff"),
-    "a special token for a byte": (BYTES, [], {"a": 97}, ValueError, "no token for the byte 0x61"),
+    "a special token for a byte": (BYTES, [], {"a": 97}, ValueError, "holds 'a', but that is the token of a byte"),
     "a token twice": (BYTES | {256: b"a"}, [], (), ValueError, "holds b'a' twice"),
     "an id twice": ({token: i for i, token in BYTES.items()} | {b"aa": 3}, [], (), ValueError, "same id"),
     "an empty token": (BYTES | {256: b""}, [], (), ValueError, "not empty"),
@@ -360,6 +359,16 @@ def test_a_tokenizer_that_cannot_be_is_one_sentence(vocab, merges, special, erro
         Tokenizer(vocab, merges, special)
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_byte_without_a_token_is_left_out_or_unknown(tmp_path):
+    vocab = {i: token for i, token in BYTES.items() if i not in (0xC3, 4)}
+    assert Tokenizer(vocab, []).encode("a\x04b\u00e9") == [97, 98, 0xA9]
+    unknown = Tokenizer(vocab, [], ["<unk>"], unk_token="<unk>")
+    assert unknown.encode("a\x04b\u00e9") == [97, 256, 98, 256, 0xA9]
+    assert Tokenizer.load(unknown.save(tmp_path)).encode("a\x04b\u00e9") == [97, 256, 98, 256, 0xA9]
+    with pytest.raises(ValueError, match=r"^unk_token is '<unk>', but must be one of special_tokens$"):
+        Tokenizer(vocab, [], unk_token="<unk>")
 
 
 def test_any_mapping_will_do():
