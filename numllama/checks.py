@@ -236,15 +236,33 @@ def _as_it_is(_: str, value: Any) -> Any:
 def _rope_scaling(name: str, value: Any) -> Any:
     if not isinstance(value, Mapping):
         raise TypeError(f"{name} is {shown(value)}, but must be a mapping")
-    linear = value.get("rope_type") == "linear"
-    for key in ("factor",) if linear else ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"):
+    kind = value.get("rope_type", "llama3")
+    if kind not in ROPE_SCALING or kind == "default":
+        raise ValueError(f"{name} is of type {shown(kind)}, but must be one of {', '.join([*ROPE_SCALING][1:])}")
+    for key in ROPE_SCALING[kind][0]:
         if key not in value:
             raise ValueError(f"{name} lacks {key}")
-        _positive(f"{name}'s {key}", value[key])
-    if not linear and not value["low_freq_factor"] < value["high_freq_factor"]:
+        for part in value[key] if isinstance(value[key], list | tuple) and key in ROPE_LISTS else (value[key],):
+            _positive(f"{name}'s {key}", part)
+    if kind == "llama3" and not value["low_freq_factor"] < value["high_freq_factor"]:
         raise ValueError(f"{name}'s high_freq_factor must be larger than its low_freq_factor")
     return value
 
+
+# Types of RoPE scaling: the fields that each needs, and those that it may have. Each is a positive number, or a list of one for
+# each pair, or a switch.
+ROPE_SCALING: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "default": ((), ()),
+    "linear": (("factor",), ()),
+    "dynamic": (("factor", "original_max_position_embeddings"), ()),
+    "llama3": (("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"), ()),
+    "yarn": (
+        ("factor", "original_max_position_embeddings"),
+        ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
+    ),
+    "longrope": (("factor", "short_factor", "long_factor", "original_max_position_embeddings"), ("attention_factor",)),
+}
+ROPE_LISTS = ("short_factor", "long_factor")
 
 # The check of each argument, by its name; an argument whose default is None may be None.
 RULES: dict[str, Callable[[str, Any], Any]] = {

@@ -23,6 +23,7 @@ from numllama.cuda.gemm import gemm
 from numllama.cuda.launch import int32
 from numllama.cuda.sample import Sampler
 from numllama.cuda.stream import StagingBuffers, stream
+from numllama.ops.rope_scaling import depends_on_length
 
 MAX_HEAD = 256        # largest head size: a lane keeps its part of query and sum in registers
 QUERY_BYTES = 128     # at most, of the block's queries per lane
@@ -81,7 +82,8 @@ class Decoder:
     def supports(model: Any) -> bool:
         """Whether the kernels decode this model."""
         flat = model.weights.flat
-        return launch.backend.owns(flat) and flat.dtype == model.compute_dtype and model.config.head_dim <= MAX_HEAD
+        c, owns = model.config, launch.backend.owns(flat)
+        return owns and flat.dtype == model.compute_dtype and c.head_dim <= MAX_HEAD and not depends_on_length(c.rope_scaling)
 
     def step(self, tokens: np.ndarray) -> Array:
         """Logits (B, V) after one more token in each sequence, (B,). The next step overwrites them."""

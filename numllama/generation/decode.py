@@ -34,6 +34,7 @@ from numllama.generation.gemv import PACKED, gemvs
 from numllama.generation.kv_cache import KVCache
 from numllama.model import Transformer
 from numllama.model.parameters import count_parameters
+from numllama.ops.rope_scaling import depends_on_length
 from numllama.system.blas import one_blas_thread
 from numllama.system.processes import available_cores
 
@@ -145,6 +146,7 @@ class DecoderShard:
         if B == 1:                                                         # a column has a row's memory layout
             self.q, self.mixed = q.reshape(1, K, R, D), self.out.reshape(H * D, 1)
         scale = np.repeat([1 / math.sqrt(D), 1], [H, K])                   # the rotation of queries includes the scores' scale
+        self.turns_change = depends_on_length(c.rope_scaling)              # a longer sequence has another table
         self.scale, self.turn, self.table = scale.astype(dtype).reshape(-1, 1, 1, 1), buffer(2, *self.qk.shape), range(0)
 
         self.layers = []
@@ -261,8 +263,8 @@ class DecoderShard:
         """Compute the cosines and sines that rotate queries and keys at this step, (2, H + K, pairs, B)."""
         positions = self.cache.positions(1).ravel().tolist()               # 1 or B
         table = self.table
-        if not table.start <= min(positions) <= max(positions) < table.stop:
-            table = self.table = range(min(positions), max(positions) + TABLE)
+        if not table.start <= min(positions) <= max(positions) < table.stop or self.turns_change:
+            table = self.table = range(min(positions), max(positions) + (1 if self.turns_change else TABLE))
             self.turns = self._turns(np.array(table))
         turns = self.turns[..., [position - table.start for position in positions]]     # (2, 1, pairs, 1 or B)
         np.multiply(turns, self.scale, self.turn)

@@ -13,6 +13,7 @@ from numllama.backend import Array, quiet
 from numllama.generation.decode import has_packed_weights
 from numllama.generation.kv_cache import KVCache
 from numllama.model import ModelConfig, Transformer
+from numllama.ops.rope_scaling import depends_on_length
 from numllama.system.blas import one_blas_thread
 from numllama.system.machine import keep_more_memory
 from numllama.system.processes import available_cores
@@ -25,7 +26,8 @@ def prefill(model: Transformer, tokens: np.ndarray, kv_cache: KVCache) -> Array:
     """Add tokens (B, T) to a cache; returns the logits after the last one, (B, V)."""
     B, T = tokens.shape
     keep_more_memory()  # a layer's activations are the next one's buffers
-    step = max(1, min(CHUNK_TOKENS // B, model.config.max_seq_len))
+    whole = depends_on_length(model.config.rope_scaling)  # of one table for all of the prompt
+    step = T if whole else max(1, min(CHUNK_TOKENS // B, model.config.max_seq_len))
     logits = None
     for begin in range(0, T, step):
         logits = _chunk(model, tokens[:, begin : begin + step], kv_cache)
@@ -36,6 +38,7 @@ def prefill(model: Transformer, tokens: np.ndarray, kv_cache: KVCache) -> Array:
 def _chunk(model: Transformer, tokens: np.ndarray, kv_cache: KVCache) -> Array:
     B, T = tokens.shape
     has_slices = model.xp is np and not has_packed_weights(model)          # oneDNN's threads share its products better
+    has_slices &= not depends_on_length(model.config.rope_scaling)
     n = min(available_cores(), B * T // SLICE_TOKENS, T) if has_slices else 1
     if n < 2:
         return model.forward(tokens, kv_cache=kv_cache, n_last=1)

@@ -27,6 +27,7 @@ from numllama.storage.fields import (
     Kind,
     as_json,
     check,
+    is_number,
     number,
     only,
     optional,
@@ -80,6 +81,8 @@ HONOURED = {
     "rope_theta": POSITIVE,
     "rope_scaling": optional(OBJECT),
     "rope_parameters": optional(OBJECT),
+    "original_max_position_embeddings": optional(whole(1)),
+    "numllama_max_seq_len": optional(whole(1)),
     "hidden_act": only("silu", "swish"),
     "quantization_config": only(None),
     "partial_rotary_factor": only(1, None),
@@ -116,19 +119,30 @@ def config_from_huggingface(values: Mapping[str, Any]) -> ModelConfig:
     require(values, [name for name, _, default in FIELDS.values() if default is REQUIRED], "the configuration")
     fields = {field: values.get(name, default) for field, (name, _, default) in FIELDS.items()}
     bias = values.get("attention_bias", False) or values.get("mlp_bias", False)
-    return ModelConfig(**fields, bias=bias, **_rope(values, fields["max_seq_len"]))
+    return ModelConfig(**{**fields, "bias": bias, **_rope(values, fields["max_seq_len"])})
 
 
 def _rope(values: Mapping[str, Any], max_seq_len: int) -> dict[str, Any]:
-    """RoPE's base and scaling: in ``rope_parameters``, or in ``rope_theta`` and ``rope_scaling`` as before transformers 5."""
+    """RoPE's base and scaling: in ``rope_parameters``, or in ``rope_theta`` and ``rope_scaling`` as before transformers 5.
+
+    For ``dynamic`` scaling ``max_position_embeddings`` is the original length, and the model supports `factor` times as many.
+    """
     rope = values.get("rope_scaling") or values.get("rope_parameters") or {}
     rope = {"rope_type": rope.get("type", "default"), "rope_theta": values.get("rope_theta", 10000.0), **rope}
     rope.pop("type", None)
     check(rope, {"partial_rotary_factor": HONOURED["partial_rotary_factor"]}, as_json)
     rope.pop("partial_rotary_factor", None)
-    if rope["rope_type"] == "llama3":
-        rope.setdefault("original_max_position_embeddings", max_seq_len)
-    return {"rope_scaling": rope}  # ModelConfig moves the base to rope_theta
+    kind, longer = rope["rope_type"], {}
+    if kind in ("llama3", "yarn", "longrope"):
+        original = values.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings") or max_seq_len
+        rope["original_max_position_embeddings"] = original
+        if kind != "llama3" and rope.get("factor") is None and is_number(original) and original > 0:
+            rope["factor"] = max_seq_len / original
+    if kind == "dynamic":
+        rope["original_max_position_embeddings"] = max_seq_len
+        if is_number(factor := rope.get("factor")):
+            longer = {"max_seq_len": values.get("numllama_max_seq_len") or max(max_seq_len, int(factor * max_seq_len))}
+    return {"rope_scaling": rope, **longer}  # ModelConfig moves the base to rope_theta
 
 
 def is_llama(config: ModelConfig) -> bool:
@@ -143,6 +157,11 @@ def config_to_huggingface(config: ModelConfig) -> dict[str, Any]:
     if not is_llama(config):
         return {"model_type": "numllama", **config.to_dict()}
     values = {name: getattr(config, field) for field, (name, _, _) in FIELDS.items()}
+    scaling = config.rope_scaling
+    if scaling and scaling["rope_type"] == "dynamic":
+        values["numllama_max_seq_len"] = config.max_seq_len
+        values["max_position_embeddings"] = int(scaling["original_max_position_embeddings"])
+        scaling = {key: value for key, value in scaling.items() if key != "original_max_position_embeddings"}
     return {
         "model_type": "llama",
         "architectures": ["LlamaForCausalLM"],
@@ -151,7 +170,7 @@ def config_to_huggingface(config: ModelConfig) -> dict[str, Any]:
         "attention_bias": config.bias,
         "mlp_bias": config.bias,
         "rope_theta": config.rope_theta,
-        "rope_scaling": config.rope_scaling,
+        "rope_scaling": scaling,
     }
 
 

@@ -4,11 +4,13 @@ from collections.abc import Mapping
 from dataclasses import KW_ONLY, asdict, dataclass, fields
 from typing import Any
 
+from numllama.checks import ROPE_LISTS, ROPE_SCALING
 from numllama.errors import shown
 from numllama.storage.fields import (
     FLAG,
     OBJECT,
     POSITIVE,
+    Kind,
     check,
     number,
     one_of,
@@ -38,12 +40,10 @@ KINDS = {
     "dropout": number(lambda value: 0 <= value < 1, "must lie in [0, 1)"),
     "rope_scaling": optional(OBJECT),
 }
-# Types of RoPE scaling, and the numbers that each needs.
-ROPE_SCALING = {
-    "default": (),
-    "linear": ("factor",),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-}
+ROPE_LIST = Kind(
+    lambda value: isinstance(value, list | tuple) and all(map(POSITIVE.fits, value)), "must be a list of positive numbers"
+)
+ROPE_KINDS = {**dict.fromkeys(ROPE_LISTS, ROPE_LIST), "truncate": FLAG}  # the others are positive numbers
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,8 @@ class ModelConfig:
     rope_theta : float
         Base of RoPE's frequencies; larger for longer contexts (Llama 3: 500000).
     rope_scaling : dict
-        Context extension of RoPE, by ``rope_type``: ``llama3`` with ``factor``, ``low_freq_factor``, ``high_freq_factor``,
-        ``original_max_position_embeddings``; or ``linear`` with ``factor``. Default none.
+        Context extension of RoPE, by ``rope_type``: ``linear``, ``dynamic``, ``llama3``, ``yarn`` or ``longrope``, with the
+        fields of a config.json (``numllama.checks.ROPE_SCALING``); see :func:`numllama.ops.rope_table`. Default none.
     rope_layout : str
         Which components RoPE pairs: ``half`` as in Hugging Face, ``interleaved`` as in Meta's code and llama2.c.
     tie_embeddings : bool
@@ -177,15 +177,18 @@ def normalise_rope_scaling(value: Mapping | None) -> dict:
     if not isinstance(kind, str) or kind not in ROPE_SCALING:
         known = ", ".join(map(repr, ROPE_SCALING))
         raise ValueError(f"rope_scaling is of type {shown(kind)}, but only {known} are known")
-    keys = ROPE_SCALING[kind]
-    require(value, keys, "rope_scaling")
+    value = {key: each for key, each in value.items() if each is not None}  # None is a default in checkpoints
+    needed, others = ROPE_SCALING[kind]
+    keys = (*needed, *others)
+    require(value, needed, "rope_scaling")
     refuse_unknown(value, (*keys, "rope_type", "type", "rope_theta"), f"rope_scaling of type {kind!r} has unknown key(s)")
-    check(value, dict.fromkeys((*keys, "rope_theta"), POSITIVE), prefix="rope_scaling's ")
+    check(value, {key: ROPE_KINDS.get(key, POSITIVE) for key in (*keys, "rope_theta")}, prefix="rope_scaling's ")
     if kind == "llama3" and not value["high_freq_factor"] > value["low_freq_factor"]:
         raise ValueError("rope_scaling's high_freq_factor must be larger than its low_freq_factor")
     theta = {"rope_theta": float(value["rope_theta"])} if "rope_theta" in value else {}
     changes = kind != "default" and not (kind == "linear" and value["factor"] == 1)
-    return ({"rope_type": kind, **{key: value[key] for key in keys}} if changes else {}) | theta
+    lists = {key: list(value[key]) for key in ROPE_LISTS if key in keys}
+    return ({"rope_type": kind, **{key: value[key] for key in keys if key in value}, **lists} if changes else {}) | theta
 
 
 def _llama31(factor: float) -> dict:

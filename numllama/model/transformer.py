@@ -20,6 +20,7 @@ from numllama.model.lora import Adapter, LoraConfig, initial_adapter
 from numllama.model.parameters import FlatTensors, Gradients, LayerGradients, Parameters, initial_parameters
 from numllama.model.rounding import rounded
 from numllama.ops.intervals import segment_starts
+from numllama.ops.rope_scaling import depends_on_length
 from numllama.system.blas import few_threads, with_few_threads
 
 # Head and loss run in chunks of rows of at most this many logits (32 MiB of float32): (N, V) never exists whole. A GPU needs
@@ -398,7 +399,7 @@ class Transformer:
     def _rope_table(self, T: int) -> tuple[Array, Array]:
         """The rows of positions 0..T-1, computed once."""
         table = self._table  # another thread may replace it
-        if table is None or len(table[0]) < T:
+        if table is None or len(table[0]) < T or (len(table[0]) > T and depends_on_length(self.config.rope_scaling)):
             self._table = table = self._rope(self.xp.arange(T))
         return table[0][:T], table[1][:T]
 

@@ -311,8 +311,11 @@ def test_what_a_config_leaves_out_is_what_hugging_face_takes(folder):
         (dict(rope_scaling={"type": "linear"}), "rope_scaling lacks factor$"),
         (dict(rope_scaling={"type": "linear", "factor": "2"}), "rope_scaling's factor is '2', but must be a positive number$"),
         (dict(rope_scaling={"type": "linear", "factor": 2, "beta": 1}), r".* of type 'linear' has unknown key\(s\) beta$"),
-        (dict(rope_scaling={"rope_type": "yarn", "factor": 2.0}), "rope_scaling is of type 'yarn', but only 'default', 'lin"),
-        (dict(rope_parameters={"rope_type": "dynamic", "factor": 2.0}), "rope_scaling is of type 'dynamic', but only 'default'"),
+        (dict(rope_scaling={"rope_type": "axial", "factor": 2.0}), "rope_scaling is of type 'axial', but only 'default', 'lin"),
+        (dict(rope_parameters={"rope_type": "su", "factor": 2.0}), "rope_scaling is of type 'su', but only 'default'"),
+        (dict(rope_scaling={"type": "yarn", "factor": "2"}), "rope_scaling's factor is '2', but must be a positive number$"),
+        (dict(rope_scaling={"type": "dynamic"}), "rope_scaling lacks factor$"),
+        (dict(rope_scaling={"type": "longrope", "short_factor": [1]}), "rope_scaling lacks long_factor$"),
         (dict(rope_parameters={"partial_rotary_factor": 0.5}), "partial_rotary_factor is 0.5, but only 1 is supported$"),
         (dict(rope_scaling=3), "rope_scaling is 3, but must be a mapping$"),
         (dict(model_type="mistral"), "model_type is 'mistral', but must be 'llama' or 'numllama'$"),
@@ -331,6 +334,7 @@ def test_a_configuration_that_cannot_be_honoured_is_refused_by_name(folder, chan
 NUMBERS = ["vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size"]
 NUMBERS += ["head_dim", "max_position_embeddings", "rms_norm_eps", "initializer_range", "rope_theta", "dropout", "sliding_window"]
 MAY_BE_NULL = ["num_key_value_heads", "head_dim", "sliding_window", "attention_dropout", "rope_scaling", "rope_parameters"]
+MAY_BE_NULL += ["original_max_position_embeddings", "numllama_max_seq_len"]
 MAY_BE_NULL += ["quantization_config", "partial_rotary_factor", "attn_logit_softcapping", "final_logit_softcapping"]
 WRONG = [None, True, "x" * 10_000, "8", [8], {"a": 8}, -(10**400), 10**400, 1e999, float("nan"), 0.5, -1, [[[]]], ["x" * 10_000]]
 

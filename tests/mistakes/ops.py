@@ -78,10 +78,15 @@ MISTAKES = [
     ),
     Mistake(
         "Llama 3.1's scaling the wrong way round",
-        "ops/rope_table.py",
+        "ops/rope_scaling.py",
         'return frequencies * (kept + (1 - kept) / scaling["factor"])',
         'return frequencies * (1 - kept + kept / scaling["factor"])',
         "ops/test_rope.py::test_llama_3_1_scaling_keeps_fast_divides_slow_and_blends_between",
+    ),
+    Mistake(
+        "YaRN's attention factor forgotten",
+        "ops/rope_scaling.py", 'if kind not in ("yarn", "longrope") or given is not None:', "if True:",
+        "ops/test_rope.py::test_every_scaling_by_scalars",
     ),
     Mistake(
         "a finite minus infinity",

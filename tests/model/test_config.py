@@ -180,10 +180,10 @@ def test_default_rope_scaling_is_none(spelling):
     assert ModelConfig(**SMALL, rope_scaling=spelling).rope_scaling is None
 
 
-@pytest.mark.parametrize("kind", ["yarn", "dynamic", "longrope", 3, None, ["llama3"]])
+@pytest.mark.parametrize("kind", ["proportional", "mrope", 3, None, ["llama3"]])
 @pytest.mark.parametrize("key", ["rope_type", "type"])
 def test_other_rope_scaling_is_refused_by_name(key, kind):
-    known = "'default', 'linear', 'llama3'"
+    known = "'default', 'linear', 'dynamic', 'llama3', 'yarn', 'longrope'"
     with pytest.raises(ValueError, match=rf"^rope_scaling is of type {re.escape(repr(kind))}, but only {known} are known$"):
         ModelConfig(**SMALL, rope_scaling={key: kind, "factor": 2.0})
 
@@ -194,14 +194,34 @@ def test_linear_rope_scaling_is_known_and_a_factor_of_one_is_none(key):
         assert ModelConfig(**SMALL, rope_scaling={key: "linear", "factor": factor}).rope_scaling == expected
 
 
+YARN = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=32)
+LONGROPE = dict(
+    rope_type="longrope", factor=4.0, short_factor=[1.0, 1.5], long_factor=[2.0, 3.0], original_max_position_embeddings=32,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "scaling", [YARN, YARN | dict(beta_fast=16.0, truncate=False), LONGROPE, LONGROPE | dict(attention_factor=1.1)]
+)
+def test_optional_fields_of_a_scaling_are_kept_and_null_is_their_default(scaling):
+    absent = {} if "attention_factor" in scaling else {"attention_factor": None}
+    config = ModelConfig(**SMALL, rope_scaling=scaling | absent)
+    assert config.rope_scaling == scaling
+    assert ModelConfig.from_dict(config.to_dict()) == config
+
+
 @pytest.mark.parametrize(
     ("scaling", "message"),
     [
+        (YARN | dict(factor=-1.0), "rope_scaling's factor is -1.0, but must be a positive number"),
+        (YARN | dict(truncate=1), "rope_scaling's truncate is 1, but must be true or false"),
+        (LONGROPE | dict(short_factor=2.0), "rope_scaling's short_factor is 2.0, but must be a list of positive numbers"),
+        (LONGROPE | dict(long_factor=[1, "2"]), r"rope_scaling's long_factor is \[1, '2'\], but must be a list of .* numbers"),
         (dict(factor=8.0, low_freq_factor=1.0), "rope_scaling lacks high_freq_factor, original_max_position_embeddings"),
         (LLAMA_31 | dict(beta_fast=32, a=1), r"rope_scaling of type 'llama3' has unknown key\(s\) a, beta_fast"),
         (LLAMA_31 | dict(low_freq_factor=4.0), "rope_scaling's high_freq_factor must be larger than its low_freq_factor"),
     ],
-    ids=["missing", "unknown", "low_not_below_high"],
+    ids=["factor", "truncate", "no_list", "a_text", "missing", "unknown", "low_not_below_high"],
 )
 def test_incomplete_or_strange_rope_scaling_is_refused(scaling, message):
     with pytest.raises(ValueError, match=f"^{message}$"):

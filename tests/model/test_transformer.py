@@ -225,6 +225,18 @@ def test_given_positions_may_be_the_default_ones(device, name):
     assert_same_bits(model.forward(tokens, positions=np.tile(t, (3, 1))), logits)
 
 
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_a_table_that_depends_on_the_length_is_not_that_of_a_longer_sequence(device, kind):
+    lists = dict(short_factor=[1.0], long_factor=[3.0]) if kind == "longrope" else {}
+    scaling = dict(rope_type=kind, factor=4.0, original_max_position_embeddings=4, **lists)
+    config = ModelConfig(11, dim=8, n_layers=1, n_heads=4, max_seq_len=16, rope_scaling=scaling)
+    tokens = np.arange(16)[None] % 11
+    fresh, used = Transformer(config, device=device), Transformer(config, device=device)
+    long = to_numpy(used.forward(tokens))
+    assert_same_bits(used.forward(tokens[:, :6]), fresh.forward(tokens[:, :6]))
+    assert_same_bits(used.forward(tokens), long)
+
+
 def test_lengths_may_come_in_any_order(device):
     model, (tokens, _) = build({}, device), batch()
     for T in (4, 7, 1, 5):  # RoPE's table is kept from one call to the next

@@ -91,6 +91,76 @@ def test_forward_is_a_product_of_complex_numbers(xp, layout, case):
     assert_close(out, rotate_by_scalars(x, positions, theta, scaling, layout))
 
 
+def scaled_by_scalars(j, D, theta, length, kind, f, original, short=None, long=None, turns=(32, 1), truncate=True):
+    """The frequency of pair j, from each paper's formula."""
+    frequency = theta ** (-2 * j / D)
+    if kind == "linear":
+        return frequency / f
+    if kind == "dynamic":                                              # another base, for NTK-aware interpolation
+        scale = 1 if length <= original else f * length / original - (f - 1)
+        return (theta * scale ** (D / (D - 2))) ** (-2 * j / D)
+    if kind == "longrope":
+        return frequency / (long if length > original else short)[j]
+    # yarn: the pair that turns n times in the original context solves  original · theta^(−2j/D) = 2πn
+    ends = [D / 2 * math.log(original / (2 * math.pi * n), theta) for n in turns]
+    low, high = (math.floor(ends[0]), math.ceil(ends[1])) if truncate else ends
+    low, high = max(low, 0), min(high, D - 1)
+    kept = 1.0 if j <= low else 0.0 if j >= high else 1 - (j - low) / (high - low)
+    return kept * frequency + (1 - kept) * frequency / f
+
+
+SCALED = {  # rope_scaling, the rest of the arguments above, and the factor of cosines and sines
+    "linear": (dict(factor=3.0), {}, 1.0),
+    "dynamic": (dict(factor=3.0), {}, 1.0),
+    "yarn": (dict(factor=4.0), {}, 0.1 * math.log(4) + 1),
+    "yarn: fewer turns, not truncated": (
+        dict(factor=4.0, beta_fast=8.0, beta_slow=2.0, truncate=False), dict(turns=(8, 2), truncate=False), 0.1 * math.log(4) + 1,
+    ),
+    "yarn: mscale": (
+        dict(factor=4.0, mscale=0.7, mscale_all_dim=1.3), {}, (0.07 * math.log(4) + 1) / (0.13 * math.log(4) + 1),
+    ),
+    "yarn: attention_factor": (dict(factor=4.0, attention_factor=1.5), {}, 1.5),
+    "longrope": (dict(factor=4.0), {}, math.sqrt(1 + math.log(4) / math.log(256))),
+    "longrope: attention_factor": (dict(factor=4.0, attention_factor=0.5), {}, 0.5),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SCALED)
+@pytest.mark.parametrize("length", [100, 256, 257, 1000])
+@pytest.mark.parametrize("theta", [500.0, 1e4])
+def test_every_scaling_by_scalars(xp, name, length, theta):
+    D, kind, (fields, rest, factor) = 64, name.partition(":")[0], SCALED[name]
+    scaling = {"rope_type": kind, "original_max_position_embeddings": 256, **fields}
+    if kind == "longrope":
+        rest = dict(short=[1 + j / 100 for j in range(D // 2)], long=[1 + j / 4 for j in range(D // 2)])
+        scaling |= dict(short_factor=rest["short"], long_factor=rest["long"])
+    cos, sin = rope_table(xp.asarray([0, 1, length - 1]), D, theta, scaling, dtype="float64")
+    frequencies = [scaled_by_scalars(j, D, theta, length, kind, scaling["factor"], 256, **rest) for j in range(D // 2)]
+    angles = np.array([0, 1, length - 1])[:, None] * np.array(frequencies)
+    assert_close(cos, factor * np.cos(angles), rtol=1e-11)
+    assert_close(sin, factor * np.sin(angles), rtol=1e-11)
+
+
+def test_dynamic_scaling_divides_the_slowest_pair_by_the_growth_and_keeps_the_fastest(xp):
+    scaling = dict(rope_type="dynamic", factor=2.0, original_max_position_embeddings=8)
+    cos, sin = (to_numpy(part) for part in rope_table(xp.asarray([1, 15]), 8, 100.0, scaling, dtype="float64"))
+    angles = np.arctan2(sin, cos)[0]
+    assert_close(angles[[0, -1]], np.array([1.0, 100 ** (-6 / 8) / 3]))   # s = 2·16/8 − 1
+
+
+def test_a_list_of_another_length_is_refused(xp):
+    lists = dict(short_factor=[1.0], long_factor=[1.0, 2.0])
+    scaling = dict(rope_type="longrope", factor=4.0, original_max_position_embeddings=8, **lists)
+    with pytest.raises(ValueError, match=r"^scaling's short_factor has 1 numbers, but 2 pairs turn$"):
+        rope_table(xp.arange(3), 4, 1e4, scaling)
+
+
+def test_an_unknown_scaling_is_refused(xp):
+    words = "must be one of linear, dynamic, llama3, yarn, longrope"
+    with pytest.raises(ValueError, match=f"^scaling is of type 'su', but {words}$"):
+        rope_table(xp.arange(3), 4, 1e4, {"rope_type": "su"})
+
+
 @given(cases())
 def test_table_by_scalars(xp, case):
     x, positions, theta, scaling = case
