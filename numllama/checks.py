@@ -18,6 +18,7 @@ import numpy as np
 
 from numllama.backend import BFLOAT16, Array, xp_of
 from numllama.errors import shown
+from numllama.rope_types import ROPE_LISTS, ROPE_SCALING
 
 PLAIN = frozenset(map(np.dtype, ("float32", "float64")))  # dtypes that need no further look
 LARGEST = float(np.finfo(np.float32).max)  # largest scalar: it must fit float32 arrays
@@ -248,21 +249,6 @@ def _rope_scaling(name: str, value: Any) -> Any:
         raise ValueError(f"{name}'s high_freq_factor must be larger than its low_freq_factor")
     return value
 
-
-# Types of RoPE scaling: the fields that each needs, and those that it may have. Each is a positive number, or a list of one for
-# each pair, or a switch.
-ROPE_SCALING: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "default": ((), ()),
-    "linear": (("factor",), ()),
-    "dynamic": (("factor", "original_max_position_embeddings"), ()),
-    "llama3": (("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"), ()),
-    "yarn": (
-        ("factor", "original_max_position_embeddings"),
-        ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
-    ),
-    "longrope": (("factor", "short_factor", "long_factor", "original_max_position_embeddings"), ("attention_factor",)),
-}
-ROPE_LISTS = ("short_factor", "long_factor")
 
 # The check of each argument, by its name; an argument whose default is None may be None.
 RULES: dict[str, Callable[[str, Any], Any]] = {

@@ -12,12 +12,12 @@ import numllama
 
 PACKAGE = Path(numllama.__file__).parent
 LAYERS = (
-    "quiet", "version", "lazy", "errors", "install", "backend", "checks", "gradcheck", "hashing",
+    "quiet", "version", "lazy", "errors", "install", "rope_types", "backend", "checks", "gradcheck", "hashing",
     "system", "storage", "blocks", "low_precision", "dispatch", "ops", "cpu", "cuda", "model", "optim", "tokenizer", "data",
     "parallel", "generation", "training", "interop", "learn", "serve", "commands",
     "cli", "__main__", "__init__",
 )  # fmt: skip
-SMALL = ("quiet", "version", "lazy", "install", "__main__", "__init__")  # not worth a line in the book
+SMALL = ("quiet", "version", "lazy", "install", "rope_types", "__main__", "__init__")  # not worth a line in the book
 UPWARD = {  # conveniences for users: methods that import what builds on their class
     ("model.transformer", "interop"): "Transformer.save and .save_adapter",
     ("tokenizer.bpe", "tokenizer.formats"): "Tokenizer.load and .save",

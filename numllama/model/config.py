@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import KW_ONLY, asdict, dataclass, fields
 from typing import Any
 
-from numllama.checks import ROPE_LISTS, ROPE_SCALING
 from numllama.errors import shown
+from numllama.rope_types import ROPE_LISTS, ROPE_SCALING
 from numllama.storage.fields import (
     FLAG,
     OBJECT,
@@ -75,7 +75,7 @@ class ModelConfig:
         Base of RoPE's frequencies; larger for longer contexts (Llama 3: 500000).
     rope_scaling : dict
         Context extension of RoPE, by ``rope_type``: ``linear``, ``dynamic``, ``llama3``, ``yarn`` or ``longrope``, with the
-        fields of a config.json (``numllama.checks.ROPE_SCALING``); see :func:`numllama.ops.rope_table`. Default none.
+        fields of a config.json (``numllama.rope_types.ROPE_SCALING``); see :func:`numllama.ops.rope_table`. Default none.
     rope_layout : str
         Which components RoPE pairs: ``half`` as in Hugging Face, ``interleaved`` as in Meta's code and llama2.c.
     tie_embeddings : bool

@@ -28,7 +28,7 @@ def rope_table(
         Base of the frequencies: 10000 in Llama 2, 500000 in Llama 3.
     scaling : mapping, optional
         Scaling of the frequencies, by its ``rope_type``: ``llama3`` (the default), ``linear``, ``dynamic``, ``yarn`` or
-        ``longrope``, with the keys of ``numllama.checks.ROPE_SCALING``, as in a config.json.
+        ``longrope``, with the keys of ``numllama.rope_types.ROPE_SCALING``, as in a config.json.
     dtype : dtype
         The tables' dtype, that of the vectors they turn. Angles are always computed in float64.
 
