@@ -81,9 +81,9 @@ class Decoder:
     @staticmethod
     def supports(model: Any) -> bool:
         """Whether the kernels decode this model."""
-        flat = model.weights.flat
-        c, owns = model.config, launch.backend.owns(flat)
-        return owns and flat.dtype == model.compute_dtype and c.head_dim <= MAX_HEAD and not depends_on_length(c.rope_scaling)
+        c, flat = model.config, model.weights.flat
+        fits = flat.dtype == model.compute_dtype and c.head_dim <= MAX_HEAD and c.is_classic
+        return launch.backend.owns(flat) and fits and not depends_on_length(c.rope_scaling)
 
     def step(self, tokens: np.ndarray) -> Array:
         """Logits (B, V) after one more token in each sequence, (B,). The next step overwrites them."""

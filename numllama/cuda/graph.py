@@ -82,7 +82,8 @@ class TrainingStep:
         """Whether a whole step of this model and optimizer can run like this."""
         state, flat = getattr(optimizer, "state", {}), model.params.flat
         is_adamw = set(state) == {"m", "v"} and model.compute_dtype != np.float16  # float16: the host adjusts its loss scale
-        return is_adamw and model.adapter is None and supports(flat, flat, state["m"].flat, state["v"].flat, None)
+        is_known = model.adapter is None and model.config.is_classic
+        return is_adamw and is_known and supports(flat, flat, state["m"].flat, state["v"].flat, None)
 
     def supports_batch(self, batch: Any) -> bool:
         """Whether a batch has the step's shape and no packed documents, whose intervals are made on the host."""
@@ -111,7 +112,7 @@ class TrainingStep:
         """Allocate gradients and staging buffers, on the first batch."""
         model, real = self.model, real_dtype(self.model.compute_dtype)
         self.grads = model.params.zeros_like()
-        self._table = model._rope_table(self.shape[1]) if model.config.positions == "rope" else None  # a graph has its address
+        self._table = model.rope.first(self.shape[1]) if model.rope else None  # a graph has its address
         return StagingBuffers(
             model.params.flat,
             tokens=(self.shape, np.dtype(np.int32)),

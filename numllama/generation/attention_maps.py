@@ -38,5 +38,5 @@ def attention_weights(model: Transformer, ids: Sequence[int], layer: int) -> np.
     for i in range(layer + 1):
         (x, branch), cache = layer_forward(x, branch, model.weights.blocks[i], context, i)
     flash = cache.attention.parts.attention
-    p = ops.attention_forward(flash.q, flash.k, flash.v)[1].p  # (1, H, T, T)
+    p = ops.attention_forward(flash.q, flash.k, flash.v, flash.first, flash.last, scale=flash.scale)[1].p  # (1, H, T, T)
     return to_numpy(p[0]).astype("float32")

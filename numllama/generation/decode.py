@@ -320,7 +320,7 @@ def has_packed_weights(model: Transformer) -> bool:
 def is_plain(model: Transformer) -> bool:
     """Whether this is a Llama on a CPU, without an adapter, with products in the dtype of its weights."""
     c = model.config
-    if model.adapter is not None:
+    if model.adapter is not None or not c.is_classic:
         return False
     llama = (c.norm, c.positions, c.ffn, c.qk_norm, c.bias) == ("rmsnorm", "rope", "swiglu", None, False)
     has_products = model.params.flat.dtype == model.compute_dtype or has_packed_weights(model)

@@ -107,14 +107,15 @@ class KVCache:
             positions = (positions - self.starts[:, None]).clip(0)         # padding may have any position
         return self.xp.asarray(positions)
 
-    def intervals(self, T: int, ahead: int = 0) -> tuple[Array | None, Array | None]:
-        """The slots in memory that those tokens see, ``first <= s < last``; (None, None) if simply causal."""
-        if self.window is None and not self.starts.any():
+    def intervals(self, T: int, window: int | None = None, ahead: int = 0) -> tuple[Array | None, Array | None]:
+        """The slots in memory that those tokens see, ``first <= s < last``, in a layer's `window`; (None, None): causal."""
+        window = min((each for each in (window, self.window) if each is not None), default=None)
+        if window is None and not self.starts.any():
             return None, None
         slots = self.used + ahead + np.arange(T)                           # (T,)
         first = np.broadcast_to((self.starts - self.dropped)[:, None], (self.batch_size, T)).clip(0)
-        if self.window is not None:
-            first = np.maximum(first, slots - self.window + 1)             # (B, T)
+        if window is not None:
+            first = np.maximum(first, slots - window + 1)                  # (B, T)
         return self.xp.asarray(first), self.xp.asarray(slots + 1)
 
     def append(self, layer: int, k: Array, v: Array, ahead: int = 0) -> tuple[Array, Array]:

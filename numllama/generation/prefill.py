@@ -120,9 +120,9 @@ class PromptSlice:
         """See :meth:`KVCache.positions`."""
         return self.cache.positions(T, self.begin)
 
-    def intervals(self, T: int) -> tuple[Array | None, Array | None]:
+    def intervals(self, T: int, window: int | None = None) -> tuple[Array | None, Array | None]:
         """See :meth:`KVCache.intervals`."""
-        return self.cache.intervals(T, self.begin)
+        return self.cache.intervals(T, window, self.begin)
 
     def append(self, layer: int, k: Array, v: Array) -> tuple[Array, Array]:
         """See :meth:`KVCache.append`; returns once all earlier keys are stored."""

@@ -1,13 +1,12 @@
 """Hugging Face's layout: config.json, model.safetensors (or shards with an index), generation_config.json.
 
-A configuration that is exactly a Llama has Hugging Face's names and rotates halves; interleaved weights are permuted on the way.
-Other models (layer norms, GELU, query/key norms, ...) are written in the same layout with our own names and
-``"model_type": "numllama"``. A config.json that needs something numllama does not compute is refused by name: ignoring it would
-give wrong numbers.
+What a config.json and its tensors mean depends on the family: :mod:`numllama.interop.families`. A model of a known family has
+Hugging Face's names and rotates halves; interleaved weights are permuted on the way. Other models (layer norms, GELU, ...) are
+written in the same layout with our own names and ``"model_type": "numllama"``.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,80 +15,25 @@ import numpy as np
 
 from numllama.backend import Array, to_numpy
 from numllama.errors import CheckpointError, listed, shown
+from numllama.interop.families import (  # noqa: F401  FIELDS, HONOURED, is_llama: for those who import them from here
+    HONOURED,
+    NAMES,
+    SPECIAL_IDS,
+    about,
+    config_from_huggingface,
+    config_to_huggingface,
+    family_of,
+    huggingface_names,
+    is_llama,
+)
 from numllama.interop.pickles import refuse_others
 from numllama.model import ModelConfig, Transformer, parameter_shapes
-from numllama.storage.fields import (
-    FLAG,
-    MOST,
-    OBJECT,
-    POSITIVE,
-    TEXT,
-    Kind,
-    as_json,
-    check,
-    is_number,
-    number,
-    only,
-    optional,
-    require,
-    whole,
-)
+from numllama.storage.fields import FLAG, MOST, Kind, as_json, check, number, optional, whole
 from numllama.storage.files import is_there, read_json, reading
 from numllama.storage.folders import published
 from numllama.storage.tensor_file import TensorFile, write_tensors
 
 CONFIG, WEIGHTS, INDEX, GENERATION = "config.json", "model.safetensors", "model.safetensors.index.json", "generation_config.json"
-SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
-
-NAMES = {"embed": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
-BLOCK_NAMES = {
-    "attn_norm": "input_layernorm",
-    "wq": "self_attn.q_proj",
-    "wk": "self_attn.k_proj",
-    "wv": "self_attn.v_proj",
-    "wo": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "w_gate": "mlp.gate_proj",
-    "w_up": "mlp.up_proj",
-    "w_down": "mlp.down_proj",
-}
-# Our field: Hugging Face's name, the values allowed, and Hugging Face's default. The last two rows are used only in training and
-# only by us: transformers ignores them.
-REQUIRED = object()
-FIELDS = {
-    "vocab_size": ("vocab_size", whole(1), REQUIRED),
-    "dim": ("hidden_size", whole(1), REQUIRED),
-    "n_layers": ("num_hidden_layers", whole(1), REQUIRED),
-    "n_heads": ("num_attention_heads", whole(1), REQUIRED),
-    "ffn_dim": ("intermediate_size", whole(1), REQUIRED),
-    "n_kv_heads": ("num_key_value_heads", optional(whole(1)), None),
-    "head_dim": ("head_dim", optional(whole(1)), None),
-    "max_seq_len": ("max_position_embeddings", whole(1), 2048),
-    "norm_eps": ("rms_norm_eps", POSITIVE, 1e-6),
-    "tie_embeddings": ("tie_word_embeddings", FLAG, False),
-    "init_std": ("initializer_range", POSITIVE, 0.02),
-    "dropout": ("dropout", number(), 0.0),
-    "init": ("numllama_init", TEXT, "normal"),
-}
-# Other fields of a Llama's config.json. Attention dropout and windows are allowed and change nothing: the first is for training,
-# and transformers' Llama has no windows. Other values that would change the numbers are refused.
-HONOURED = {
-    "attention_bias": FLAG,
-    "mlp_bias": FLAG,
-    "attention_dropout": optional(number(lambda value: 0 <= value <= 1, "must lie in [0, 1]")),
-    "sliding_window": optional(whole(1)),
-    "rope_theta": POSITIVE,
-    "rope_scaling": optional(OBJECT),
-    "rope_parameters": optional(OBJECT),
-    "original_max_position_embeddings": optional(whole(1)),
-    "numllama_max_seq_len": optional(whole(1)),
-    "hidden_act": only("silu", "swish"),
-    "quantization_config": only(None),
-    "partial_rotary_factor": only(1, None),
-    "attn_logit_softcapping": only(None),
-    "final_logit_softcapping": only(None),
-}
-BIASES = {"attention_bias": ".self_attn.", "mlp_bias": ".mlp."}  # flag: part of its parameters' names
 # transformers allows -1 and ids beyond the vocabulary: tokens that never occur.
 ID = Kind(optional(whole(-MOST)).fits, "must be a token")
 SETTING = optional(number())
@@ -105,96 +49,7 @@ GENERATION_FIELDS = {
 }
 
 
-# ------------------------------------------------------------------------------------------------ configuration
-
-
-def config_from_huggingface(values: Mapping[str, Any]) -> ModelConfig:
-    """The ModelConfig of a config.json; a ValueError names fields that numllama cannot honour."""
-    kind = values.get("model_type")
-    if kind == "numllama":
-        return ModelConfig.from_dict({key: value for key, value in values.items() if key not in _about({})})
-    if kind != "llama":
-        raise ValueError(f"model_type is {shown(kind)}, but must be 'llama' or 'numllama'")
-    check(values, {name: kind for name, kind, _ in FIELDS.values()} | HONOURED, as_json)
-    require(values, [name for name, _, default in FIELDS.values() if default is REQUIRED], "the configuration")
-    fields = {field: values.get(name, default) for field, (name, _, default) in FIELDS.items()}
-    bias = values.get("attention_bias", False) or values.get("mlp_bias", False)
-    return ModelConfig(**{**fields, "bias": bias, **_rope(values, fields["max_seq_len"])})
-
-
-def _rope(values: Mapping[str, Any], max_seq_len: int) -> dict[str, Any]:
-    """RoPE's base and scaling: in ``rope_parameters``, or in ``rope_theta`` and ``rope_scaling`` as before transformers 5.
-
-    For ``dynamic`` scaling ``max_position_embeddings`` is the original length, and the model supports `factor` times as many.
-    """
-    rope = values.get("rope_scaling") or values.get("rope_parameters") or {}
-    rope = {"rope_type": rope.get("type", "default"), "rope_theta": values.get("rope_theta", 10000.0), **rope}
-    rope.pop("type", None)
-    check(rope, {"partial_rotary_factor": HONOURED["partial_rotary_factor"]}, as_json)
-    rope.pop("partial_rotary_factor", None)
-    kind, longer = rope["rope_type"], {}
-    if kind in ("llama3", "yarn", "longrope"):
-        original = values.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings") or max_seq_len
-        rope["original_max_position_embeddings"] = original
-        if kind != "llama3" and rope.get("factor") is None and is_number(original) and original > 0:
-            rope["factor"] = max_seq_len / original
-    if kind == "dynamic":
-        rope["original_max_position_embeddings"] = max_seq_len
-        if is_number(factor := rope.get("factor")):
-            longer = {"max_seq_len": values.get("numllama_max_seq_len") or max(max_seq_len, int(factor * max_seq_len))}
-    return {"rope_scaling": rope, **longer}  # ModelConfig moves the base to rope_theta
-
-
-def is_llama(config: ModelConfig) -> bool:
-    """Whether `LlamaForCausalLM` computes the same. It divides `dim` by the heads even if `head_dim` is given."""
-    c = config
-    switches = c.norm, c.positions, c.ffn, c.qk_norm
-    return switches == ("rmsnorm", "rope", "swiglu", None) and c.dim % c.n_heads == 0
-
-
-def config_to_huggingface(config: ModelConfig) -> dict[str, Any]:
-    """The fields of a config.json that describe the model."""
-    if not is_llama(config):
-        return {"model_type": "numllama", **config.to_dict()}
-    values = {name: getattr(config, field) for field, (name, _, _) in FIELDS.items()}
-    scaling = config.rope_scaling
-    if scaling and scaling["rope_type"] == "dynamic":
-        values["numllama_max_seq_len"] = config.max_seq_len
-        values["max_position_embeddings"] = int(scaling["original_max_position_embeddings"])
-        scaling = {key: value for key, value in scaling.items() if key != "original_max_position_embeddings"}
-    return {
-        "model_type": "llama",
-        "architectures": ["LlamaForCausalLM"],
-        **values,
-        "hidden_act": "silu",
-        "attention_bias": config.bias,
-        "mlp_bias": config.bias,
-        "rope_theta": config.rope_theta,
-        "rope_scaling": scaling,
-    }
-
-
-def _about(generation_config: Mapping[str, Any], dtype: str = "float32") -> dict[str, Any]:
-    """The other fields of a config.json. Without ids, transformers would use 1 and 2."""
-    ids = {name: generation_config.get(name) for name in SPECIAL_IDS}
-    return {"model_type": "numllama", **ids, "torch_dtype": dtype}
-
-
-# ------------------------------------------------------------------------------------------------ names and layouts
-
-
-def huggingface_names(config: ModelConfig) -> dict[str, str]:
-    """Our name of each parameter of a Llama: Hugging Face's name."""
-    return {name: _huggingface_name(name) for name in parameter_shapes(config)}
-
-
-def _huggingface_name(name: str) -> str:
-    kind = "bias" if name.endswith("_bias") else "weight"
-    name = name.removesuffix("_bias")
-    if not name.startswith("blocks."):
-        return f"{NAMES[name]}.{kind}"
-    _, i, short = name.split(".")
-    return f"model.layers.{i}.{BLOCK_NAMES[short]}.{kind}"
+# ------------------------------------------------------------------------------------------------ layouts
 
 
 def to_halves(rows: Array, n_heads: int) -> Array:
@@ -214,7 +69,10 @@ def _regrouped(rows: Array, n_heads: int, pairs: tuple[int, int]) -> Array:
 def rope_heads(config: ModelConfig, name: str) -> int | None:
     """The number of heads of a parameter whose outputs RoPE rotates; None for other parameters."""
     short = name.rpartition(".")[-1].removesuffix("_bias")
-    return {"wq": config.n_heads, "wk": config.n_kv_heads}.get(short)
+    heads = {"wq": config.n_heads, "wk": config.n_kv_heads}
+    if config.qk_norm in ("rms", "rms_width"):  # one gain for all heads, or one for each
+        heads |= {"q_norm": 1, "k_norm": 1} if config.qk_norm == "rms" else {"q_norm": heads["wq"], "k_norm": heads["wk"]}
+    return heads.get(short)
 
 
 # ------------------------------------------------------------------------------------------------ reading
@@ -247,35 +105,48 @@ def read(folder: Path, file: Path | None = None) -> Checkpoint:
         files = _files_of_tensors(folder, file)
         if config.n_layers > len(files):  # before a list of all missing tensors is made
             raise CheckpointError(f"{folder} has {len(files)} tensors, which cannot be {config.n_layers} layers")
-        native = values["model_type"] == "numllama"
-        names = {name: name for name in parameter_shapes(config)} if native else huggingface_names(config)
-        if not native and config.bias:  # if only attention or only the feed-forward has biases, the others are zero
-            zeros = [part for flag, part in BIASES.items() if not values.get(flag, False)]
-            names = {ours: name for ours, name in names.items() if not any(part in name for part in zeros) or ".bias" not in name}
+        names = huggingface_names(config, values["model_type"])
         config, names = _resolve_head(config, names, files)
         _check_tensors(folder, config, names, files)
     return Checkpoint(config, _Tensors(parameter_shapes(config), names, files), generation_config(folder, values))
 
 
 class _Tensors(Mapping):
-    """Tensors by our names, read on access; tensors without a file are zeros."""
+    """Tensors by our names, read on access: those of files, or rows of them where several are stacked in one."""
 
     def __init__(
         self, shapes: Mapping[str, tuple[int, ...]], names: Mapping[str, str], files: Mapping[str, TensorFile]
     ) -> None:
         self._shapes, self._names, self._files = shapes, names, files
+        self._rows: dict[str, slice] = {}
+        for parts in stacked(names).values():
+            start = 0
+            for name in parts if len(parts) > 1 else ():
+                self._rows[name] = slice(start, start + shapes[name][0])
+                start += shapes[name][0]
 
     def __getitem__(self, name: str) -> np.ndarray:
-        if name not in self._names:
-            return np.zeros(self._shapes[name], "float32")
         stored = self._names[name]
-        return self._files[stored][stored]
+        tensor = self._files[stored][stored]
+        return tensor[self._rows[name]] if name in self._rows else tensor
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._shapes)
 
     def __len__(self) -> int:
         return len(self._shapes)
+
+
+def stacked(names: Mapping[str, str]) -> dict[str, list[str]]:
+    """The parameters of each tensor of a file, in their order: one, or several that are stacked."""
+    parts: dict[str, list[str]] = {}
+    for name, stored in names.items():
+        parts.setdefault(stored, []).append(name)
+    return parts
+
+
+def _stacked_shape(shapes: Mapping[str, tuple[int, ...]], parts: list[str]) -> tuple[int, ...]:
+    return (sum(shapes[name][0] for name in parts), *shapes[parts[0]][1:])
 
 
 def _resolve_head(
@@ -299,7 +170,7 @@ def _resolve_head(
 def _check_tensors(folder: Path, config: ModelConfig, names: Mapping[str, str], files: Mapping[str, TensorFile]) -> None:
     """Raise CheckpointError if a tensor is missing, has another shape, or is unknown."""
     shapes = parameter_shapes(config)
-    wanted = {stored: shapes[name] for name, stored in names.items()}
+    wanted = {stored: _stacked_shape(shapes, parts) for stored, parts in stacked(names).items()}
     if missing := [name for name in wanted if name not in files]:
         raise CheckpointError(f"{folder} lacks {listed(missing)}")
     for name, shape in wanted.items():
@@ -362,23 +233,27 @@ def generation_config(folder: Path, values: Mapping[str, Any]) -> dict[str, Any]
 def save_folder(model: Transformer, folder: Path) -> None:
     """Write config.json, model.safetensors and generation_config.json: all of them, or none."""
     config, params = model.config, model.params
-    names = huggingface_names(config) if is_llama(config) else {name: name for name in params}
-    shapes = {names[name]: shape for name, shape in params.shapes.items()}
+    names = stacked(huggingface_names(config))
+    shapes = {stored: _stacked_shape(params.shapes, parts) for stored, parts in names.items()}
     values = config_to_huggingface(config)
-    values = {**_about(model.generation_config, params.flat.dtype.name), **values}
+    values = {**about(model.generation_config, params.flat.dtype.name), **values}
     with published(folder, CONFIG) as part:
         with open(part / WEIGHTS, "wb") as file:
-            write_tensors(file, params.flat.dtype, shapes, _arrays(model))
+            write_tensors(file, params.flat.dtype, shapes, _arrays(model, names.values()))
         (part / CONFIG).write_bytes(json_bytes(values))
         (part / GENERATION).write_bytes(json_bytes(model.generation_config))
 
 
-def _arrays(model: Transformer) -> Iterator[np.ndarray]:
-    """The weights, one at a time, in the layout of the file."""
-    permute = is_llama(model.config) and model.config.rope_layout == "interleaved"
-    for name, view in model.params.items():
-        heads = rope_heads(model.config, name) if permute else None
-        yield to_numpy(view if heads is None else to_halves(view, heads))
+def _arrays(model: Transformer, tensors: Iterable[list[str]]) -> Iterator[np.ndarray]:
+    """The weights, one tensor at a time, in the layout of the file."""
+    permute = model.config.rope_layout == "interleaved" and family_of(model.config) is not None
+
+    def array(name: str) -> np.ndarray:
+        view, heads = model.params[name], rope_heads(model.config, name) if permute else None
+        return to_numpy(view if heads is None else to_halves(view, heads))
+
+    for parts in tensors:
+        yield array(parts[0]) if len(parts) == 1 else np.concatenate([array(name) for name in parts])
 
 
 def json_bytes(values: Mapping[str, Any]) -> bytes:

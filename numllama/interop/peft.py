@@ -1,7 +1,8 @@
 """Adapters in the format of `peft`: adapter_config.json and adapter_model.safetensors, and a generation_config.json.
 
-An adapter of a Llama has the names of peft and Hugging Face, and rows in Hugging Face's order; an adapter of another model has
-our names. Fields of adapter_config.json beyond plain LoRA are refused by name.
+An adapter of a Llama or another known family has the names of peft and Hugging Face, and rows in Hugging Face's order; an adapter
+of another model, or of one whose file stacks matrices (Phi-3), has our names.
+Fields of adapter_config.json beyond plain LoRA are refused by name.
 """
 
 import math
@@ -17,16 +18,16 @@ from numllama.backend import real_dtype, to_numpy
 from numllama.errors import CheckpointError, listed, shown
 from numllama.interop.huggingface import (
     GENERATION,
+    family_of,
     generation_config,
     huggingface_names,
-    is_llama,
     json_bytes,
     rope_heads,
     to_halves,
     to_neighbours,
 )
 from numllama.interop.pickles import refuse_others
-from numllama.model import LoraConfig, ModelConfig, Parameters, Transformer, parameter_shapes
+from numllama.model import LoraConfig, ModelConfig, Parameters, Transformer
 from numllama.model.lora import TARGETS, adapter_shapes
 from numllama.storage.checksums import check_files
 from numllama.storage.fields import FLAG, POSITIVE, as_json, check, only, optional, require, whole
@@ -167,7 +168,9 @@ def peft_names(config: ModelConfig, shapes: Mapping[str, Any]) -> dict[str, str]
 
 def _modules(config: ModelConfig) -> dict[str, str]:
     """Our name of each matrix of a model: the name of its module."""
-    names = huggingface_names(config) if is_llama(config) else {name: name for name in parameter_shapes(config)}
+    names = huggingface_names(config)
+    if len(set(names.values())) < len(names):  # stacked matrices, which peft updates as one
+        names = {name: name for name in names}
     return {name: other.removesuffix(".weight") for name, other in names.items()}
 
 
@@ -196,7 +199,7 @@ def _check_tensors(folder: Path, wanted: Mapping[str, tuple[int, ...]], tensors:
 
 def _reordered(config: ModelConfig, name: str, values: np.ndarray, order: Any) -> np.ndarray:
     """Reorder the rows of b like those of its weight, whose order depends on RoPE's layout."""
-    if not name.endswith("_lora_b") or config.rope_layout != "interleaved" or not is_llama(config):
+    if not name.endswith("_lora_b") or config.rope_layout != "interleaved" or family_of(config) is None:
         return values
     heads = rope_heads(config, name.removesuffix("_lora_b"))
     return values if heads is None else order(values, heads)

@@ -20,7 +20,10 @@ from numllama.optim import AdamW, clip_grad_norm
 from numllama.tokenizer import CharTokenizer, Tokenizer
 
 TEXT = "the king shall sing"
-PLAIN = {"norm": "rmsnorm", "positions": "rope", "ffn": "swiglu", "bias": False, "qk_norm": None}  # the options of a plain Llama
+PLAIN = {  # the options of a plain Llama
+    "norm": "rmsnorm", "norm_placement": "before", "positions": "rope", "ffn": "swiglu", "bias": False, "qk_norm": None,
+    **dict.fromkeys(("rope_layers", "rotary_dim", "sliding_window", "attn_scale")), "embed_scale": 1.0,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

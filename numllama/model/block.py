@@ -6,22 +6,23 @@ The residual stream x is only ever added to. So its gradient runs straight back 
 the part that came through itself:  dx = dout + (backward of the branch)(dout).
 A block returns its branch, and the next one begins with the sum and the norm, which are one op. The embedding is the first
 branch, of a stream that does not exist yet: there x is None.
+With `norm_placement` "after" or "both" a branch ends with a norm of its own; with "after" it has no other.
 The maps and norms that blocks are made of are :mod:`numllama.model.stages`.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from numllama import ops
 from numllama.backend import Array
 from numllama.checks import checked_arguments
 from numllama.model.config import ModelConfig
+from numllama.model.context import Context
 from numllama.model.parameters import LayerGradients
 from numllama.model.rounding import rounded
 from numllama.model.stages import (
-    ADD_NORM,
-    NORM,
+    BLOCK_NORMS,
+    SAME,
     AddNormCache,
     MapCache,
     MapsCache,
@@ -32,56 +33,10 @@ from numllama.model.stages import (
     linear_forward,
     linears_backward,
     linears_forward,
+    merge_heads,
+    split_heads,
 )
 from numllama.ops.flash_attention import FlashAttentionCache
-
-
-@dataclass(frozen=True)
-class Context:
-    """What all blocks of one pass share.
-
-    Attributes
-    ----------
-    config : ModelConfig
-    positions : integer array, shape (T,) or (B, T)
-        None without learned positions: RoPE's table is enough.
-    cos, sin : array, shape (T, D/2) or (B, 1, T, D/2)
-        RoPE's table, if there is one.
-    first, last : array, shape (T,) or (B, T)
-        Query t sees the keys ``first <= s < last``; None is causal.
-    key : tuple of int, or uint32 array, shape (sites, 2)
-        Names this pass's dropout masks, or holds one key per site; None: no dropout.
-    kv_cache : KVCache
-        Keys and values of earlier tokens, if any.
-    lora_scale : float
-        Factor of the low-rank updates, in a model with an adapter.
-    low_precision : dtype
-        What keys, values and the inputs of SwiGLU are rounded to: the dtype of the products and of what backward needs of them.
-        None: they stay as they are.
-    n_last : int
-        Compute outputs for the last n tokens only; earlier tokens contribute keys and values. None: all.
-    """
-
-    config: ModelConfig
-    positions: Array | None
-    cos: Array | None = None
-    sin: Array | None = None
-    first: Array | None = None
-    last: Array | None = None
-    key: tuple[int, ...] | None = None
-    kv_cache: Any = None
-    lora_scale: float = 1.0
-    low_precision: Any = None
-    n_last: int | None = None
-
-    def last_tokens(self) -> "Context":
-        """The context of the last `n_last` tokens."""
-        n = self.n_last or 0
-        cos, sin = (None if table is None else table[..., -n:, :] for table in (self.cos, self.sin))
-        first, last = (None if ends is None else ends[..., -n:] for ends in (self.first, self.last))
-        positions = None if self.positions is None else self.positions[..., -n:]
-        return replace(self, positions=positions, cos=cos, sin=sin, first=first, last=last)
-
 
 # ------------------------------------------------------------------------------------------------ caches
 
@@ -93,6 +48,7 @@ class AttentionParts(NamedTuple):
     stages: list[tuple[Callable, Any]]  # each with its backward
     attention: FlashAttentionCache
     out: MapCache
+    last_norm: Any
 
 
 class AttentionBlockCache(NamedTuple):
@@ -110,6 +66,7 @@ class FFNBlockCache(NamedTuple):
     norm: AddNormCache
     activation: tuple[Any, Any]  # of the maps into it, and its own
     down: MapCache
+    last_norm: Any
 
 
 class LayerCache(NamedTuple):
@@ -127,14 +84,16 @@ def attention_block_forward(
 ) -> tuple[tuple[Array, Array], AttentionBlockCache]:
     """(x, branch) -> (x + dropout(branch), wo · attention(norm of that)); each (B, T, C)."""
     c = context.config
-    (stream, n), norm_cache = ADD_NORM[c.norm].forward(x, branch, w, "attn_norm", context, 2 * layer)
+    norm = BLOCK_NORMS[c.norm_placement].add_first[c.norm]
+    (stream, n), norm_cache = norm.forward(x, branch, w, "attn_norm", context, 2 * layer)
     branch, caches = attention_forward(n, w, context, layer)
     total = stream[:, -branch.shape[1] :]                                   # of all tokens, or of the last n_last
     return (total, branch), AttentionBlockCache(c, norm_cache, caches)
 
 
 def attention_forward(n: Array, w: dict[str, Array], context: Context, layer: int) -> tuple[Array, AttentionParts]:
-    """wo · attention(wq · n, wk · n, wv · n) of the normalised stream n (B, T, C)."""
+    """wo · attention(wq · n, wk · n, wv · n) of the normalised stream n (B, T, C); its norm, if the block ends with one."""
+    context = context.for_layer(layer)
     (q, k, v), projections = projections_forward(n, w, context)        # (B, T, H·D), (B, T, K·D) twice
     c = context.config
     q, k, v = split_heads(q, c.n_heads), split_heads(k, c.n_kv_heads), split_heads(v, c.n_kv_heads)    # (B, heads, T, D)
@@ -148,9 +107,10 @@ def attention_forward(n: Array, w: dict[str, Array], context: Context, layer: in
         k, v = rounded(k, context.low_precision), rounded(v, context.low_precision)
     if context.kv_cache is not None:
         k, v = context.kv_cache.append(layer, k, v)                    # (B, K, S, D): earlier ones and these
-    mixed, attention_cache = ops.flash_attention_forward(q, k, v, context.first, context.last)
+    mixed, attention_cache = ops.flash_attention_forward(q, k, v, context.first, context.last, c.attn_scale)
     out, out_cache = linear_forward(merge_heads(mixed), w, "wo", context)               # (B, T, C)
-    return out, AttentionParts(projections, stages, attention_cache, out_cache)
+    out, last_cache = BLOCK_NORMS[c.norm_placement].last[c.norm].forward(out, w, "attn_post_norm", context)
+    return out, AttentionParts(projections, stages, attention_cache, out_cache, last_cache)
 
 
 def attention_block_backward(
@@ -158,11 +118,13 @@ def attention_block_backward(
 ) -> tuple[Array, Array]:
     """(dx, dbranch), each (B, T, C); adds the gradients of the block's parameters to `g`."""
     c, parts = cache.config, cache.parts
+    norms = BLOCK_NORMS[c.norm_placement]
+    dbranch = norms.last[c.norm].backward(dbranch, parts.last_norm, g, "attn_post_norm")
     dmixed = split_heads(linear_backward(dbranch, parts.out, g, "wo"), c.n_heads)       # (B, H, T, D)
     dq, dk, dv = ops.flash_attention_backward(dmixed, parts.attention)
     dq, dk = stages_backward((dq, dk), parts.stages, g, ("q_norm", "k_norm"))
     dn = projections_backward((merge_heads(dq), merge_heads(dk), merge_heads(dv)), parts.projections, g)
-    return ADD_NORM[c.norm].backward(dx, dn, cache.norm, g, "attn_norm")                # x also went on unchanged
+    return norms.add_first[c.norm].backward(dx, dn, cache.norm, g, "attn_norm")         # x also went on unchanged
 
 
 def projections_forward(n: Array, w: dict[str, Array], context: Context) -> tuple[tuple[Array, Array, Array], list]:
@@ -196,7 +158,7 @@ def stages_forward(
 ) -> tuple[tuple[Array, ...], list]:
     """Run the head stages in order."""
     caches = []
-    for forward, backward in head_stages(context.config):
+    for forward, backward in head_stages(context.config, context.cos is not None):
         xs, cache = forward(xs, w, names, context)
         caches.append((backward, cache))
     return xs, caches
@@ -209,18 +171,6 @@ def stages_backward(
     for backward, cache in reversed(caches):
         douts = backward(douts, cache, g, names)
     return douts
-
-
-def split_heads(x: Array, n_heads: int) -> Array:
-    """(B, T, H·D) -> (B, H, T, D), a view."""
-    B, T, width = x.shape
-    return x.reshape(B, T, n_heads, width // n_heads).swapaxes(1, 2)
-
-
-def merge_heads(x: Array) -> Array:
-    """(B, H, T, D) -> (B, T, H·D)."""
-    B, H, T, D = x.shape
-    return x.swapaxes(1, 2).reshape(B, T, H * D)
 
 
 # ------------------------------------------------------------------------------------------------ feed-forward
@@ -257,12 +207,14 @@ def ffn_block_forward(
 ) -> tuple[Any, FFNBlockCache]:
     """(x, branch) -> (x + dropout(branch), w_down · activation(norm of that)); `cache_only` leaves out the outputs."""
     c = context.config
-    (x, n), norm_cache = ADD_NORM[c.norm].forward(x, branch, w, "ffn_norm", context, 2 * layer + 1)
+    norms = BLOCK_NORMS[c.norm_placement]
+    (x, n), norm_cache = norms.add_first[c.norm].forward(x, branch, w, "ffn_norm", context, 2 * layer + 1)
     a, ffn_cache = FFN[c.ffn].forward(n, w, context)                   # (B, T, F)
-    if cache_only:                                                     # saves a fifth of the layer's products
-        return None, FFNBlockCache(c, norm_cache, ffn_cache, linear_cache(a, w, "w_down", context))
+    if cache_only and norms.last[c.norm] is SAME:                      # saves a fifth of the layer's products
+        return None, FFNBlockCache(c, norm_cache, ffn_cache, linear_cache(a, w, "w_down", context), None)
     out, down_cache = linear_forward(a, w, "w_down", context)          # (B, T, C)
-    return (x, out), FFNBlockCache(c, norm_cache, ffn_cache, down_cache)
+    out, last_cache = norms.last[c.norm].forward(out, w, "ffn_post_norm", context)
+    return (x, out), FFNBlockCache(c, norm_cache, ffn_cache, down_cache, last_cache)
 
 
 def ffn_block_backward(
@@ -270,9 +222,11 @@ def ffn_block_backward(
 ) -> tuple[Array, Array]:
     """(dx, dbranch), each (B, T, C); adds the gradients of the block's parameters to `g`."""
     c = cache.config
+    norms = BLOCK_NORMS[c.norm_placement]
+    dbranch = norms.last[c.norm].backward(dbranch, cache.last_norm, g, "ffn_post_norm")
     da = linear_backward(dbranch, cache.down, g, "w_down")             # (B, T, F)
     dn = FFN[c.ffn].backward(da, cache.activation, g)                  # (B, T, C)
-    return ADD_NORM[c.norm].backward(dx, dn, cache.norm, g, "ffn_norm")
+    return norms.add_first[c.norm].backward(dx, dn, cache.norm, g, "ffn_norm")
 
 
 # ------------------------------------------------------------------------------------------------ a layer
@@ -296,7 +250,7 @@ def layer_entry(cache: LayerCache) -> AddNormCache:
 def layer_again(entry: AddNormCache, w: dict[str, Array], context: Context, layer: int) -> LayerCache:
     """The layer's cache, from :func:`layer_entry`."""
     c, x = context.config, entry.norm.x                                # the stream that the layer's first norm read
-    n, _ = NORM[c.norm].forward(x, w, "attn_norm", context)
+    n, _ = BLOCK_NORMS[c.norm_placement].first[c.norm].forward(x, w, "attn_norm", context)
     branch, caches = attention_forward(n, w, context, layer)
     _, ffn_cache = ffn_block_forward(x, branch, w, context, layer, cache_only=True)
     return LayerCache(AttentionBlockCache(c, entry, caches), ffn_cache)

@@ -10,6 +10,7 @@ from numllama.storage.fields import (
     FLAG,
     OBJECT,
     POSITIVE,
+    TEXT,
     Kind,
     check,
     number,
@@ -22,23 +23,42 @@ from numllama.storage.fields import (
 
 CHOICES = {
     "rope_layout": ("half", "interleaved"),
-    "qk_norm": (None, "rms", "l2"),
-    "norm": ("rmsnorm", "layernorm"),
+    "qk_norm": (None, "rms", "rms_width", "l2"),
+    "norm": ("rmsnorm", "rmsnorm1p", "layernorm"),
+    "norm_placement": ("before", "after", "both"),
     "positions": ("rope", "learned", "none"),
     "ffn": ("swiglu", "gelu"),
+    "bias": (False, True, "qkv", "attention", "ffn"),
     "init": ("normal", "truncated_normal"),
 }
 SIZES = ("vocab_size", "dim", "n_layers", "n_heads", "n_kv_heads", "ffn_dim", "max_seq_len", "head_dim")
 DERIVED = ("n_kv_heads", "ffn_dim", "head_dim")  # None: derived from other fields
 FROM_OTHERS: Any = None  # Any, so that the fields are ints to type checkers, as after __post_init__
-NUMBERS = ("norm_eps", "rope_theta", "init_std", "dropout")
+NUMBERS = ("norm_eps", "rope_theta", "init_std", "dropout", "embed_scale")
+OPTIONAL_NUMBERS = ("local_rope_theta", "attn_scale")
+LAYERS = ("window_layers", "rope_layers")
+SOME_LAYERS = Kind(
+    lambda value: isinstance(value, list | tuple) and bool(value) and all(map(whole().fits, value)), "must be a list of layers"
+)
 KINDS = {
     **{name: one_of(*choices) for name, choices in CHOICES.items()},
     **{name: optional(whole(1)) if name in DERIVED else whole(1) for name in SIZES},
-    **dict.fromkeys(("tie_embeddings", "bias"), FLAG),
+    "tie_embeddings": FLAG,
     **dict.fromkeys(NUMBERS, POSITIVE),
+    **dict.fromkeys(OPTIONAL_NUMBERS, optional(POSITIVE)),
+    **dict.fromkeys(LAYERS, optional(SOME_LAYERS)),
+    **dict.fromkeys(("sliding_window", "rotary_dim"), optional(whole(1))),
     "dropout": number(lambda value: 0 <= value < 1, "must lie in [0, 1)"),
     "rope_scaling": optional(OBJECT),
+    "family": optional(TEXT),
+}
+CLASSIC = {
+    **dict.fromkeys((*LAYERS, *OPTIONAL_NUMBERS, "sliding_window", "rotary_dim"), (None,)),
+    "embed_scale": (1.0,),
+    "norm_placement": ("before",),
+    "norm": ("rmsnorm", "layernorm"),
+    "ffn": ("swiglu", "gelu"),
+    "qk_norm": (None, "rms", "l2"),
 }
 ROPE_LIST = Kind(
     lambda value: isinstance(value, list | tuple) and all(map(POSITIVE.fits, value)), "must be a list of positive numbers"
@@ -80,22 +100,42 @@ class ModelConfig:
         Which components RoPE pairs: ``half`` as in Hugging Face, ``interleaved`` as in Meta's code and llama2.c.
     tie_embeddings : bool
         Use the embedding, transposed, as the head: fewer parameters, better for small models.
+    rope_layers : tuple of int
+        The layers with RoPE, counted from 0; the others have no positions (SmolLM3). Default all.
+    rotary_dim : int
+        RoPE turns the first `rotary_dim` components of a head (Phi-3). Default `head_dim`.
+    local_rope_theta : float
+        Base of RoPE in the layers with a sliding window, without scaling (Gemma 3). Default as in the other layers.
+    sliding_window : int
+        A token sees this many tokens, itself included (Mistral). Default all earlier ones.
+    window_layers : tuple of int
+        The layers with that window, counted from 0 (Gemma 2 and 3). Default all.
     qk_norm : str
-        Normalise queries and keys: ``rms`` with a gain before RoPE (Qwen3), ``l2`` without one after it (Llama 4).
+        Normalise queries and keys: ``rms`` with a gain before RoPE (Qwen3), ``rms_width`` the same over all heads together
+        (OLMo 2), ``l2`` without a gain after RoPE (Llama 4).
+    attn_scale : float
+        Factor of the attention scores. Default ``1/sqrt(head_dim)``.
     norm : str
-        ``rmsnorm``, or ``layernorm`` as in GPT-2.
+        ``rmsnorm``, ``rmsnorm1p`` whose gain is 1 + weight (Gemma), or ``layernorm`` as in GPT-2.
+    norm_placement : str
+        A block's norm is ``before`` its maps, ``after`` them (OLMo 2), or ``both`` (Gemma 2).
+    embed_scale : float
+        Factor of the embedding: ``sqrt(dim)`` in Gemma.
     positions : str
         ``rope``, ``learned`` as in GPT-2, or ``none``.
     ffn : str
         ``swiglu``, or ``gelu`` as in GPT-2.
-    bias : bool
-        Biases in the linear layers of the blocks, as in GPT-2. Llama has none.
+    bias : bool or str
+        Biases in the linear layers of the blocks: all as in GPT-2, none as in Llama, or those of ``qkv`` (Qwen2),
+        ``attention`` or ``ffn`` alone.
     dropout : float
         Dropout probability for the embedding and each block's output, in training only.
     init_std : float
         Standard deviation of the initial weights.
     init : str
         ``normal`` or ``truncated_normal`` (cut at three standard deviations).
+    family : str
+        The ``model_type`` of Hugging Face as which the model is saved, if several compute the same. Default the first of them.
     """
 
     vocab_size: int
@@ -111,15 +151,24 @@ class ModelConfig:
     rope_theta: float = 10000.0
     rope_scaling: dict | None = None
     rope_layout: str = "half"
+    rope_layers: tuple[int, ...] | None = None
+    rotary_dim: int | None = None
+    local_rope_theta: float | None = None
+    sliding_window: int | None = None
+    window_layers: tuple[int, ...] | None = None
     tie_embeddings: bool = False
     qk_norm: str | None = None
+    attn_scale: float | None = None
     norm: str = "rmsnorm"
+    norm_placement: str = "before"
+    embed_scale: float = 1.0
     positions: str = "rope"
     ffn: str = "swiglu"
-    bias: bool = False
+    bias: bool | str = False
     dropout: float = 0.0
     init_std: float = 0.02
     init: str = "normal"
+    family: str | None = None
 
     def __post_init__(self) -> None:
         check(vars(self), KINDS)
@@ -127,8 +176,9 @@ class ModelConfig:
         if "rope_theta" in scaling:  # from rope_parameters
             object.__setattr__(self, "rope_theta", scaling.pop("rope_theta"))
         object.__setattr__(self, "rope_scaling", scaling if scaling else None)
-        for name in NUMBERS:
-            object.__setattr__(self, name, float(getattr(self, name)))
+        for name in NUMBERS + OPTIONAL_NUMBERS:
+            value = getattr(self, name)
+            object.__setattr__(self, name, None if value is None else float(value))
         if self.head_dim is None and self.dim % self.n_heads:
             raise ValueError(f"dim is {self.dim} and n_heads is {self.n_heads}, but the first must be a multiple of the second")
         defaults = {
@@ -145,6 +195,34 @@ class ModelConfig:
             )
         if self.positions == "rope" and self.head_dim % 2:
             raise ValueError(f"head_dim is {self.head_dim}, but RoPE turns pairs of components and needs an even one")
+        self._check_layers()
+
+    def _check_layers(self) -> None:
+        """Check what some layers have and others not; what all have is None."""
+        if self.rotary_dim is not None and (self.rotary_dim % 2 or self.rotary_dim > self.head_dim):
+            raise ValueError(f"rotary_dim is {self.rotary_dim}, but must be even and at most head_dim, which is {self.head_dim}")
+        for name in ("window_layers", "local_rope_theta") if self.sliding_window is None else ():
+            if getattr(self, name) is not None:
+                raise ValueError(f"{name} is {shown(getattr(self, name))}, but without a sliding_window no layer has one")
+        for name in ("rope_layers", "local_rope_theta", "rotary_dim") if self.positions != "rope" else ():
+            if getattr(self, name) is not None:
+                raise ValueError(f"{name} is {shown(getattr(self, name))}, but positions is {self.positions!r}, without RoPE")
+        for name in LAYERS:
+            layers = tuple(sorted(set(getattr(self, name) or ())))
+            if layers and layers[-1] >= self.n_layers:
+                raise ValueError(f"{name} holds {layers[-1]}, but the layers are 0..{self.n_layers - 1}")
+            object.__setattr__(self, name, layers if 0 < len(layers) < self.n_layers else None)
+        object.__setattr__(self, "rotary_dim", None if self.rotary_dim == self.head_dim else self.rotary_dim)
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether all layers see the same keys at the same positions, without a sliding window."""
+        return self.sliding_window is None and self.rope_layers is None
+
+    @property
+    def is_classic(self) -> bool:
+        """Whether the model has no option but those of Llama and GPT-2, which faster paths for whole models know."""
+        return all(getattr(self, name) in choices for name, choices in CLASSIC.items())
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> "ModelConfig":

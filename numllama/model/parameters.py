@@ -18,6 +18,14 @@ from numllama.model.config import ModelConfig
 
 MOST_LAYERS, MOST_PARAMETERS = 2**16, 2**44  # larger means a typo or a damaged file
 
+BLOCK_NORMS = {
+    "before": ("attn_norm", "ffn_norm"),
+    "after": ("attn_post_norm", "ffn_post_norm"),
+    "both": ("attn_norm", "attn_post_norm", "ffn_norm", "ffn_post_norm"),
+}
+QKV, ATTENTION, FFN = ("wq", "wk", "wv"), ("wq", "wk", "wv", "wo"), ("w_gate", "w_up", "w_down")
+BIASED = {False: (), "qkv": QKV, "attention": ATTENTION, "ffn": FFN, True: ATTENTION + FFN}  # maps with a bias
+
 
 def block_shapes(config: ModelConfig) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
     """Name and shape of a block's matrices, and of its gains and biases.
@@ -29,11 +37,11 @@ def block_shapes(config: ModelConfig) -> tuple[dict[str, tuple[int, ...]], dict[
     matrices = {"wq": (Q, C), "wk": (KV, C), "wv": (KV, C), "wo": (C, Q), "w_gate": (F, C), "w_up": (F, C), "w_down": (C, F)}
     if c.ffn == "gelu":
         del matrices["w_gate"]
-    vectors = {f"{name}{suffix}": (C,) for name in ("attn_norm", "ffn_norm") for suffix in _norms(c)}
-    if c.qk_norm == "rms":
-        vectors |= {"q_norm": (c.head_dim,), "k_norm": (c.head_dim,)}
-    if c.bias:
-        vectors |= {f"{name}_bias": (shape[0],) for name, shape in matrices.items()}
+    vectors = {f"{name}{suffix}": (C,) for name in BLOCK_NORMS[c.norm_placement] for suffix in _norms(c)}
+    if c.qk_norm in ("rms", "rms_width"):
+        widths = (c.head_dim, c.head_dim) if c.qk_norm == "rms" else (Q, KV)
+        vectors |= {"q_norm": widths[:1], "k_norm": widths[1:]}
+    vectors |= {f"{name}_bias": (shape[0],) for name, shape in matrices.items() if name in BIASED[c.bias]}
     return matrices, vectors
 
 
@@ -304,13 +312,13 @@ def initial_parameters(config: ModelConfig, seed: int, dtype: np.dtype, xp: Modu
 
     Matrices are normal with standard deviation `init_std` (``truncated_normal``: redrawn beyond three of them). The two that
     write to the residual stream, wo and w_down, are scaled by 1/sqrt(2L), so that the sum of 2L outputs keeps its scale (GPT-2,
-    section 2.3). Gains are 1 and biases 0. Each matrix has its own random stream, drawn on the CPU in float32, so a seed gives
-    the same model on every device and in every dtype.
+    section 2.3). Gains are 1 (``rmsnorm1p``: their weights are 0) and biases 0. Each matrix has its own random stream, drawn on
+    the CPU in float32, so a seed gives the same model on every device and in every dtype.
     """
     params = Parameters(parameter_shapes(config), np.empty(count_parameters(config), known_dtype(dtype)))
     for i, (name, view) in enumerate(params.items()):
         if view.ndim == 1:
-            view[:] = 0 if name.endswith("_bias") else 1
+            view[:] = 0 if name.endswith("_bias") or config.norm == "rmsnorm1p" else 1
             continue
         std = config.init_std / sqrt(2 * config.n_layers) if name.endswith((".wo", ".w_down")) else config.init_std
         rng = np.random.default_rng([seed, i])

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from numllama import ops
-from numllama.backend import real_dtype, xp_of
+from numllama.backend import Array, real_dtype, xp_of
 from numllama.model.config import ModelConfig
 from numllama.model.rounding import rounded
 from numllama.ops.add_rmsnorm import AddRMSNormCache
@@ -42,14 +42,20 @@ class MapsCache(NamedTuple):
     loras: list[LoraCache | None]
 
 
-class AddLayerNormCache(NamedTuple):
+class SameCache(NamedTuple):
+    """What a layer without a norm in front is recomputed from: its input."""
+
+    x: Array
+
+
+class AddedNormCache(NamedTuple):
     """The caches of a residual sum's norm and of its branch's dropout; the RMSNorm's is AddRMSNormCache."""
 
-    norm: LayerNormCache
+    norm: LayerNormCache | SameCache
     dropout: DropoutCache | None
 
 
-AddNormCache = AddRMSNormCache | AddLayerNormCache
+AddNormCache = AddRMSNormCache | AddedNormCache
 
 
 def add_gradient(g, name, gradient):
@@ -142,6 +148,23 @@ def rmsnorm_backward(dout, cache, g, name):
     return dx
 
 
+def rmsnorm1p_forward(x, w, name, context):
+    """The gain is 1 + weight, and its gradient that of the weight."""
+    return ops.rmsnorm_forward(x, 1 + w[name], context.config.norm_eps)
+
+
+def same_forward(x, w, name, context):
+    return x, None
+
+
+def kept_forward(x, w, name, context):
+    return x, SameCache(x)
+
+
+def same_backward(dout, cache, g, name):
+    return dout
+
+
 def layernorm_forward(x, w, name, context):
     return ops.layernorm_forward(x, w[name], w[f"{name}_bias"], context.config.norm_eps)
 
@@ -157,6 +180,10 @@ def add_rmsnorm_forward(x, branch, w, name, context, site):
     return ops.add_rmsnorm_forward(x, branch, w[name], context.config.norm_eps, *dropped_at(site, context))
 
 
+def add_rmsnorm1p_forward(x, branch, w, name, context, site):
+    return ops.add_rmsnorm_forward(x, branch, 1 + w[name], context.config.norm_eps, *dropped_at(site, context))
+
+
 def add_rmsnorm_backward(dx, dout, cache, g, name):
     buffer = g.buffer(name)
     dx, dbranch, dweight = ops.add_rmsnorm_backward((dx, dout), cache, buffer)
@@ -165,18 +192,22 @@ def add_rmsnorm_backward(dx, dout, cache, g, name):
     return dx, dbranch
 
 
-def add_layernorm_forward(x, branch, w, name, context, site):
-    p, key = dropped_at(site, context)
-    branch, dropout_cache = (branch, None) if key is None else ops.dropout_forward(branch, p, key)
-    x = branch if x is None else x + branch
-    out, cache = layernorm_forward(x, w, name, context)
-    return (x, out), AddLayerNormCache(cache, dropout_cache)
+def added(norm):
+    """A residual sum and then a norm, as two ops."""
 
+    def forward(x, branch, w, name, context, site):
+        p, key = dropped_at(site, context)
+        branch, dropout_cache = (branch, None) if key is None else ops.dropout_forward(branch, p, key)
+        x = branch if x is None else x + branch
+        out, cache = norm.forward(x, w, name, context)
+        return (x, out), AddedNormCache(cache, dropout_cache)
 
-def add_layernorm_backward(dx, dout, cache, g, name):
-    dn = layernorm_backward(dout, cache.norm, g, name)
-    dx = dn if dx is None else dx + dn
-    return dx, dx if cache.dropout is None else ops.dropout_backward(dx, cache.dropout)
+    def backward(dx, dout, cache, g, name):
+        dn = norm.backward(dout, cache.norm, g, name)
+        dx = dn if dx is None else dx + dn
+        return dx, dx if cache.dropout is None else ops.dropout_backward(dx, cache.dropout)
+
+    return OpPair(forward, backward)
 
 
 def dropped_at(site, context):
@@ -196,9 +227,32 @@ def l2norm_backward(dout, cache, g, name):
     return dx
 
 
-def each_forward(forward):
-    """A stage of one array as a stage of several, each with its own name."""
+def split_heads(x: Array, n_heads: int) -> Array:
+    """(B, T, H·D) -> (B, H, T, D), a view."""
+    B, T, width = x.shape
+    return x.reshape(B, T, n_heads, width // n_heads).swapaxes(1, 2)
 
+
+def merge_heads(x: Array) -> Array:
+    """(B, H, T, D) -> (B, T, H·D)."""
+    B, H, T, D = x.shape
+    return x.swapaxes(1, 2).reshape(B, T, H * D)
+
+
+def across_heads(norm):
+    """A norm of all heads of a token together."""
+
+    def forward(x, w, name, context):                                  # x (B, H, T, D)
+        out, cache = norm.forward(merge_heads(x), w, name, context)    # (B, T, H·D)
+        return split_heads(out, x.shape[1]), cache
+
+    def backward(dout, cache, g, name):
+        return split_heads(norm.backward(merge_heads(dout), cache, g, name), dout.shape[1])
+
+    return OpPair(forward, backward)
+
+
+def each_forward(forward):
     def run(xs, w, names, context):
         pairs = [forward(x, w, name, context) for x, name in zip(xs, names, strict=True)]
         return tuple(out for out, _ in pairs), tuple(cache for _, cache in pairs)
@@ -214,28 +268,66 @@ def each_backward(backward):
 
 
 def ropes_forward(xs, w, names, context):
-    return ops.ropes_forward(xs, context.cos, context.sin, context.config.rope_layout, outs=xs)   # in place
+    turned = rotary_parts(xs, context.cos)                             # views: RoPE runs in place
+    return xs, ops.ropes_forward(turned, context.cos, context.sin, context.config.rope_layout, outs=turned)[1]
 
 
 def ropes_backward(douts, cache, g, names):
-    return ops.ropes_backward(douts, cache, outs=douts)
+    turned = rotary_parts(douts, cache.cos)
+    ops.ropes_backward(turned, cache, outs=turned)
+    return douts
 
 
+def rotary_parts(xs, cos):
+    """The components that a table turns: of each head the first ones, or all."""
+    R = 2 * cos.shape[-1]
+    return xs if xs[0].shape[-1] == R else tuple(x[..., :R] for x in xs)
+
+
+SAME = OpPair(same_forward, same_backward)
 NORM = {
     "rmsnorm": OpPair(rmsnorm_forward, rmsnorm_backward),
+    "rmsnorm1p": OpPair(rmsnorm1p_forward, rmsnorm_backward),
     "layernorm": OpPair(layernorm_forward, layernorm_backward),
 }
 ADD_NORM = {  # a residual sum first: (x, branch) -> (x + dropout(branch), norm of it)
     "rmsnorm": OpPair(add_rmsnorm_forward, add_rmsnorm_backward),
-    "layernorm": OpPair(add_layernorm_forward, add_layernorm_backward),
+    "rmsnorm1p": OpPair(add_rmsnorm1p_forward, add_rmsnorm_backward),
+    "layernorm": added(NORM["layernorm"]),
 }
-RMS_EACH = OpPair(each_forward(rmsnorm_forward), each_backward(rmsnorm_backward))
-L2_EACH = OpPair(each_forward(l2norm_forward), each_backward(l2norm_backward))
-ROPE = {"rope": [OpPair(ropes_forward, ropes_backward)], "learned": [], "none": []}
-BEFORE_ROPE = {"rms": [RMS_EACH], "l2": [], None: []}
-AFTER_ROPE = {"rms": [], "l2": [L2_EACH], None: []}
+NO_NORM, ADD = dict.fromkeys(NORM, SAME), dict.fromkeys(NORM, added(OpPair(kept_forward, same_backward)))
 
 
-def head_stages(config: ModelConfig) -> list[OpPair]:
-    """The stages of queries and keys between their projection and attention."""
-    return BEFORE_ROPE[config.qk_norm] + ROPE[config.positions] + AFTER_ROPE[config.qk_norm]
+class BlockNorms(NamedTuple):
+    """By kind of norm, what a block of one `norm_placement` begins with, with and without the residual sum, and ends with."""
+
+    add_first: dict[str, OpPair]
+    first: dict[str, OpPair]
+    last: dict[str, OpPair]
+
+
+BLOCK_NORMS = {
+    "before": BlockNorms(ADD_NORM, NORM, NO_NORM),
+    "after": BlockNorms(ADD, NO_NORM, NORM),
+    "both": BlockNorms(ADD_NORM, NORM, NORM),
+}
+
+
+def each(pair):
+    """A stage of one array as a stage of several, each with its own name."""
+    return [OpPair(each_forward(pair.forward), each_backward(pair.backward))]
+
+
+ROPE = {True: [OpPair(ropes_forward, ropes_backward)], False: []}      # by whether there is a table
+HEAD_NORM = {**NORM, "layernorm": NORM["rmsnorm"]}
+BEFORE_ROPE = {
+    "rms": {norm: each(pair) for norm, pair in HEAD_NORM.items()},
+    "rms_width": {norm: each(across_heads(pair)) for norm, pair in HEAD_NORM.items()},
+    **{choice: {norm: [] for norm in NORM} for choice in ("l2", None)},
+}
+AFTER_ROPE = {"l2": each(OpPair(l2norm_forward, l2norm_backward)), **{choice: [] for choice in ("rms", "rms_width", None)}}
+
+
+def head_stages(config: ModelConfig, has_rope: bool) -> list[OpPair]:
+    """The stages of queries and keys between their projection and attention, in a layer with RoPE or without."""
+    return BEFORE_ROPE[config.qk_norm][config.norm] + ROPE[has_rope] + AFTER_ROPE[config.qk_norm]

@@ -14,13 +14,14 @@ from numllama.backend import BFLOAT16, INT8, TWO_BYTES, Array, array_module, as_
 from numllama.checks import check_ids, check_shape, checked_ids
 from numllama.cuda.launch import runs_here
 from numllama.errors import shown
-from numllama.model.block import ADD_NORM, Context, layer_again, layer_backward, layer_entry, layer_forward
+from numllama.model.block import layer_again, layer_backward, layer_entry, layer_forward
 from numllama.model.config import ModelConfig
+from numllama.model.context import Context, RopeTables, layers_of_their_own, windowed
 from numllama.model.lora import Adapter, LoraConfig, initial_adapter
 from numllama.model.parameters import FlatTensors, Gradients, LayerGradients, Parameters, initial_parameters
 from numllama.model.rounding import rounded
+from numllama.model.stages import ADD_NORM
 from numllama.ops.intervals import segment_starts
-from numllama.ops.rope_scaling import depends_on_length
 from numllama.system.blas import few_threads, with_few_threads
 
 # Head and loss run in chunks of rows of at most this many logits (32 MiB of float32): (N, V) never exists whole. A GPU needs
@@ -84,7 +85,7 @@ class Transformer:
             self.weights = self.params.low_precision or self.params.in_low_precision(self.compute_dtype)
         self.adapter: Adapter | None = None
         self.generation_config: dict[str, Any] = {}
-        self._table: tuple[Array, Array] | None = None  # RoPE's, for positions 0, 1, 2, ...
+        self.rope = RopeTables(config, self.xp, real_dtype(self.compute_dtype)) if config.positions == "rope" else None
 
     @property
     def dtype(self) -> np.dtype:
@@ -279,6 +280,8 @@ class Transformer:
         with checked_ids():
             x, embed_cache = ops.embedding_forward(tokens, self.weights["embed"])
         x = rounded(x, self.activation_dtype)                          # rows of weights kept in two bytes
+        if self.config.embed_scale != 1:
+            x *= self.config.embed_scale
         pos_cache = None
         if self.config.positions == "learned":
             pos, pos_cache = ops.embedding_forward(context.positions, self.weights["pos_embed"])
@@ -292,6 +295,8 @@ class Transformer:
             dpos = dx.sum(0, dtype=real_dtype(dx.dtype)) if shared else dx
             with grads.adding_to("pos_embed") as total:
                 ops.embedding_backward(dpos, pos_cache, into=total)
+        if self.config.embed_scale != 1:
+            dx = dx * self.config.embed_scale
         if self.config.tie_embeddings:
             grads.add("embed", ops.embedding_backward(dx, embed_cache, into=dhead))
         else:
@@ -366,8 +371,8 @@ class Transformer:
     # -------------------------------------------------------------------------------------------- inputs
 
     def _context(self, tokens: Array, positions=None, segments=None, key=None, kv_cache=None) -> Context:
-        xp, (B, T) = self.xp, tokens.shape
-        first = last = None
+        xp, (B, T), c = self.xp, tokens.shape, self.config
+        first = last = window = None
         if segments is not None:
             segments = to_numpy(as_array(segments))
             check_shape("segments", segments, (B, T))
@@ -375,33 +380,23 @@ class Transformer:
             positions = xp.arange(T) - first                           # (B, T)
         if kv_cache is not None:
             first, last = kv_cache.intervals(T)
-        rope = self.config.positions == "rope"
+        if c.sliding_window is not None:
+            window = windowed(first, T, c.sliding_window, xp) if kv_cache is None else kv_cache.intervals(T, c.sliding_window)
         if positions is None and kv_cache is not None:
             positions = kv_cache.positions(T)
-            cos, sin = self._rope(positions) if rope else (None, None)
         elif positions is None:
-            positions = xp.arange(T) if self.config.positions == "learned" else None
-            cos, sin = self._rope_table(T) if rope else (None, None)
+            positions = xp.arange(T) if c.positions == "learned" else None
         else:
             positions = as_array(positions)
             check_shape("positions", positions, (T,) if positions.ndim == 1 else (B, T))
-            check_ids("positions", positions, self.config.max_seq_len)
+            check_ids("positions", positions, c.max_seq_len)
             positions = xp.asarray(positions)
-            cos, sin = self._rope(positions) if rope else (None, None)
+        cos, sin = (None, None) if self.rope is None else self.rope.at(positions, T)
+        local = None if self.rope is None or c.local_rope_theta is None else self.rope.at(positions, T, is_local=True)
         scale = 1.0 if self.adapter is None else self.adapter.config.scale
         low_precision = None if self.activation_dtype == self.compute_dtype else self.compute_dtype
-        return Context(self.config, positions, cos, sin, first, last, key, kv_cache, scale, low_precision)
-
-    def _rope(self, positions: Array) -> tuple[Array, Array]:
-        c = self.config
-        return ops.rope_table(positions, c.head_dim, c.rope_theta, c.rope_scaling, real_dtype(self.compute_dtype))
-
-    def _rope_table(self, T: int) -> tuple[Array, Array]:
-        """The rows of positions 0..T-1, computed once."""
-        table = self._table  # another thread may replace it
-        if table is None or len(table[0]) < T or (len(table[0]) > T and depends_on_length(self.config.rope_scaling)):
-            self._table = table = self._rope(self.xp.arange(T))
-        return table[0][:T], table[1][:T]
+        own = {} if c.is_uniform else layers_of_their_own(c, local, window)
+        return Context(c, positions, cos, sin, first, last, key, kv_cache, scale, low_precision, by_layer=own)
 
     def _check_tokens(self, tokens: Array) -> Array:
         tokens = as_array(tokens)

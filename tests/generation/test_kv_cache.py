@@ -47,7 +47,7 @@ def windowed(model, tokens, window):
     """The logits of whole sequences in which each token sees `window` of them, itself among them: without any cache."""
     T = tokens.shape[1]
     t = np.arange(T)
-    cos, sin = model._rope(t) if model.config.positions == "rope" else (None, None)
+    cos, sin = (None, None) if model.rope is None else model.rope.table(t)
     context = Context(model.config, t, cos, sin, first=np.maximum(0, t - window + 1), last=t + 1)
     x, branch = None, model._embed_forward(tokens, context)[0]
     for i, w in enumerate(model.params.blocks):

@@ -21,14 +21,16 @@ LLAMAS = {
     "scaled_rope": dict(rope_scaling=SCALING, rope_theta=100.0),
     "wide_heads": dict(head_dim=10),
     "norm_eps": dict(norm_eps=0.1),
+    "attention_biases": dict(bias="attention", rope_layout="interleaved"),
+    "ffn_biases": dict(bias="ffn"),
     "training": dict(dropout=0.25, init_std=0.1, init="truncated_normal"),
 }
 OTHERS = {
     "gpt2": dict(norm="layernorm", positions="learned", ffn="gelu", bias=True, tie_embeddings=True, n_kv_heads=4),
-    "qk_norm": dict(qk_norm="rms", rope_layout="interleaved"),
+    "qk_norm": dict(qk_norm="rms", rope_layout="interleaved", bias=True),
     "l2_norm": dict(qk_norm="l2"),
     "no_positions": dict(positions="none"),
-    "heads_that_do_not_divide_dim": dict(dim=18, head_dim=4),
+    "partial_rope": dict(rotary_dim=4, rope_layout="interleaved"),
 }
 
 

@@ -32,12 +32,12 @@ MISTAKES = [
     Mistake(
         "padding in front of a shorter prompt that can be seen",
         "generation/kv_cache.py",
-        "first = np.maximum(first, slots - self.window + 1) ", "first = slots - self.window + 1 + 0 * first ",
+        "first = np.maximum(first, slots - window + 1) ", "first = slots - window + 1 + 0 * first ",
         "generation/test_kv_cache.py::test_a_window_of_ragged_sequences_hides_what_stands_before_a_beginning",
     ),
     Mistake(
         "a window that is one token too wide",
-        "generation/kv_cache.py", "slots - self.window + 1)", "slots - self.window)",
+        "generation/kv_cache.py", "slots - window + 1)", "slots - window)",
         "generation/test_kv_cache.py::test_a_window_slides_over_more_than_max_seq_len",
     ),
     Mistake(

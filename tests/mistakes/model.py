@@ -9,8 +9,8 @@ MISTAKES = [
     Mistake(
         "the residual stream's gradient cut off",
         "model/block.py",
-        'return ADD_NORM[c.norm].backward(dx, dn, cache.norm, g, "ffn_norm")',
-        'return ADD_NORM[c.norm].backward(None, dn, cache.norm, g, "ffn_norm")',
+        'backward(dx, dn, cache.norm, g, "ffn_norm")',
+        'backward(None, dn, cache.norm, g, "ffn_norm")',
         f"{MODEL}::test_every_gradient_against_differences[cpu-llama]",
     ),
     Mistake(
@@ -20,7 +20,7 @@ MISTAKES = [
     ),
     Mistake(
         "heads merged without swapping time back",
-        "model/block.py", "return x.swapaxes(1, 2).reshape(B, T, H * D)", "return x.reshape(B, T, H * D)",
+        "model/stages.py", "return x.swapaxes(1, 2).reshape(B, T, H * D)", "return x.reshape(B, T, H * D)",
         f"{MODEL}::test_forward_equals_plain_einsums[cpu-llama]",
     ),
     Mistake(
@@ -60,8 +60,8 @@ MISTAKES = [
     ),
     Mistake(
         "float64 RoPE tables on the float32 path",
-        "model/transformer.py",
-        "c.rope_theta, c.rope_scaling, real_dtype(self.compute_dtype))", 'c.rope_theta, c.rope_scaling, "float64")',
+        "model/context.py",
+        "or c.head_dim, theta, scaling, self.dtype)", 'or c.head_dim, theta, scaling, "float64")',
         f"{MODEL}::test_a_float32_step_meets_no_float64[cpu-llama-plain]",
     ),
     Mistake(
@@ -92,7 +92,7 @@ MISTAKES = [
     ),
     Mistake(
         "queries at a prompt's end turned by the angles of its beginning",
-        "model/block.py", "else table[..., -n:, :]", "else table[..., :n, :]",
+        "model/context.py", "else table[..., -n:, :]", "else table[..., :n, :]",
         "generation/test_prefill.py::test_only_the_last_tokens_logits_where_no_more_are_asked_for",
     ),
     Mistake(
@@ -105,5 +105,20 @@ MISTAKES = [
         "an adapter merged without its scale",
         "model/transformer.py", "weight + scale * update", "weight + update",
         "model/test_lora.py::test_the_merged_model_is_the_model_with_its_adapter",
+    ),
+    Mistake(
+        "a sliding window that is one token too wide in training",
+        "model/context.py", "t - size + 1)", "t - size)",
+        f"{MODEL}::test_forward_equals_plain_einsums[cpu-window]",
+    ),
+    Mistake(
+        "RoPE in the layers that have none",
+        "model/context.py", 'own[i] |= {"cos": None, "sin": None}', "own[i] |= {}",
+        f"{MODEL}::test_forward_equals_plain_einsums[cpu-a_layer_without_rope]",
+    ),
+    Mistake(
+        "a norm after the branch whose gradient is forgotten",
+        "model/block.py", 'dbranch = norms.last[c.norm].backward(dbranch, parts.last_norm, g, "attn_post_norm")', "",
+        f"{MODEL}::test_every_gradient_against_differences[cpu-norms_after]",
     ),
 ]  # fmt: skip

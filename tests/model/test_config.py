@@ -30,12 +30,12 @@ def test_a_size_is_a_whole_number_of_at_least_one(field, value):
     ("field", "value", "choices"),
     [
         ("rope_layout", "split", "'half', 'interleaved'"),
-        ("qk_norm", "rmsnorm", "None, 'rms', 'l2'"),
-        ("norm", "batchnorm", "'rmsnorm', 'layernorm'"),
+        ("qk_norm", "rmsnorm", "None, 'rms', 'rms_width', 'l2'"),
+        ("norm", "batchnorm", "'rmsnorm', 'rmsnorm1p', 'layernorm'"),
         ("positions", "alibi", "'rope', 'learned', 'none'"),
         ("ffn", "relu", "'swiglu', 'gelu'"),
         ("init", "xavier", "'normal', 'truncated_normal'"),
-        ("norm", None, "'rmsnorm', 'layernorm'"),
+        ("norm", None, "'rmsnorm', 'rmsnorm1p', 'layernorm'"),
     ],
     ids=["rope_layout", "qk_norm", "norm", "positions", "ffn", "init", "norm_none"],
 )
@@ -124,16 +124,69 @@ def test_a_preset_survives_json(name):
     assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
-def test_every_field_survives_a_dict():
+ONLY_ROPE = ("rope_layers", "rotary_dim", "local_rope_theta")
+
+
+@pytest.mark.parametrize("positions", ["rope", "learned"])
+def test_every_field_survives_a_dict(positions):
+    of_rope = dict(rope_layers=(1,), rotary_dim=4, local_rope_theta=50.0) if positions == "rope" else {}
     config = ModelConfig(
         **SMALL, n_kv_heads=2, ffn_dim=20, max_seq_len=9, head_dim=6, norm_eps=1e-6, rope_theta=500.0, rope_scaling=LLAMA_31,
-        rope_layout="interleaved", tie_embeddings=True, qk_norm="rms", norm="layernorm", positions="learned", ffn="gelu",
-        bias=True, dropout=0.5, init_std=0.1, init="truncated_normal",
+        rope_layout="interleaved", tie_embeddings=True, qk_norm="rms", norm="layernorm", positions=positions, ffn="gelu",
+        bias=True, dropout=0.5, init_std=0.1, init="truncated_normal", sliding_window=5, window_layers=(0,), attn_scale=0.5,
+        norm_placement="both", embed_scale=2.0, family="mistral", **of_rope,
     )  # fmt: skip
     values = config.to_dict()
     plain = ModelConfig(**SMALL).to_dict()
-    assert [name for name in values if values[name] == plain[name]] == list(SMALL)  # nothing else is at its default
-    assert ModelConfig.from_dict(values) == config
+    same = [name for name in values if values[name] == plain[name]]  # at their defaults
+    assert set(same) == {*SMALL, *(["positions"] if of_rope else ONLY_ROPE)}
+    assert ModelConfig.from_dict(json.loads(json.dumps(values))) == config
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(bias="all"), "bias is 'all', but must be one of False, True, 'qkv', 'attention', 'ffn'"),
+        (dict(bias=1), "bias is 1, but must be one of False, True, 'qkv', 'attention', 'ffn'"),
+        (dict(norm_placement="sandwich"), "norm_placement is 'sandwich', but must be one of 'before', 'after', 'both'"),
+        (dict(sliding_window=0), "sliding_window is 0, but must be a whole number of at least 1"),
+        (dict(rotary_dim=3), "rotary_dim is 3, but must be even and at most head_dim, which is 4"),
+        (dict(rotary_dim=6), "rotary_dim is 6, but must be even and at most head_dim, which is 4"),
+        (dict(window_layers=(0,)), r"window_layers is \(0,\), but without a sliding_window no layer has one"),
+        (dict(local_rope_theta=9.0), "local_rope_theta is 9.0, but without a sliding_window no layer has one"),
+        (dict(rope_layers=(0,), positions="none"), r"rope_layers is \(0,\), but positions is 'none', without RoPE"),
+        (dict(rope_layers=(2,)), r"rope_layers holds 2, but the layers are 0\.\.1"),
+        (dict(rope_layers=()), r"rope_layers is \(\), but must be a list of layers"),
+        (dict(rope_layers=(-1,)), r"rope_layers is \(-1,\), but must be a list of layers"),
+        (dict(rope_layers=1), "rope_layers is 1, but must be a list of layers"),
+        (dict(attn_scale=0.0), "attn_scale is 0.0, but must be a positive number"),
+        (dict(embed_scale="big"), "embed_scale is 'big', but must be a positive number"),
+        (dict(family=3), "family is 3, but must be a text"),
+    ],
+    ids=str,
+)
+def test_an_option_of_other_families_is_checked(changes, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        ModelConfig(**SMALL, **changes)
+
+
+def test_what_all_layers_have_is_the_default():
+    assert ModelConfig(**SMALL, sliding_window=3, window_layers=[1, 0], rope_layers=(0, 1), rotary_dim=4) == ModelConfig(
+        **SMALL, sliding_window=3
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(sliding_window=3), dict(rope_layers=(0,)), dict(rotary_dim=2), dict(attn_scale=1.0), dict(embed_scale=2.0),
+        dict(norm_placement="after"), dict(norm="rmsnorm1p"), dict(qk_norm="rms_width"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_only_what_llama_and_gpt_2_have_is_classic(changes):
+    assert not ModelConfig(**SMALL, **changes).is_classic
+    assert ModelConfig(**SMALL, norm="layernorm", ffn="gelu", bias="qkv", qk_norm="l2", family="phi3").is_classic
 
 
 def test_a_dict_is_a_copy():

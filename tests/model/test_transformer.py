@@ -36,6 +36,13 @@ SWITCHES = {
     "bias": dict(bias=True),
     "wide_heads": dict(head_dim=6),
     "narrow_heads": dict(head_dim=2, n_kv_heads=2),
+    "bias_of_qkv": dict(bias="qkv", n_kv_heads=2),
+    "window": dict(sliding_window=3, n_kv_heads=2),
+    "a_window_with_its_own_rope": dict(sliding_window=2, window_layers=(1,), local_rope_theta=50.0, rope_scaling=SCALING),
+    "a_layer_without_rope": dict(rope_layers=(1,), sliding_window=4, window_layers=(0,)),
+    "partial_rope": dict(head_dim=6, rotary_dim=4, rope_layout="interleaved"),
+    "norms_after": dict(norm_placement="after", qk_norm="rms_width", n_kv_heads=2),
+    "norms_on_both_sides": dict(norm="rmsnorm1p", norm_placement="both", qk_norm="rms", embed_scale=4.0, attn_scale=0.3),
 }
 every_switch = pytest.mark.parametrize("switches", SWITCHES.values(), ids=SWITCHES)
 MIXED = {"llama": dict(n_kv_heads=2, qk_norm="rms"), "gpt2": GPT2 | dict(qk_norm="rms", n_kv_heads=2)}
@@ -87,7 +94,7 @@ def plain_logits(model: Transformer, tokens: np.ndarray) -> np.ndarray:
         if c.norm == "layernorm":
             centred = x - x.mean(-1, keepdims=True)
             return centred / np.sqrt(centred.var(-1, keepdims=True) + c.norm_eps) * p[name] + p[f"{name}_bias"]
-        return rms(x) * p[name]
+        return rms(x) * (p[name] + (c.norm == "rmsnorm1p"))
 
     def rms(x):
         return x / np.sqrt((x**2).mean(-1, keepdims=True) + c.norm_eps)
@@ -95,46 +102,60 @@ def plain_logits(model: Transformer, tokens: np.ndarray) -> np.ndarray:
     def linear(x, name):
         return np.einsum("...i,oi->...o", x, p[name]) + p.get(f"{name}_bias", 0)
 
-    def turn(x):  # (B, T, heads, D)
-        parts = (slice(0, D // 2), slice(D // 2, D)) if c.rope_layout == "half" else (slice(0, D, 2), slice(1, D, 2))
-        angles = np.array([[t * frequency(c, j) for j in range(D // 2)] for t in range(T)])
+    def turn(x, is_local):  # (B, T, heads, D)
+        R = c.rotary_dim or D
+        parts = (slice(0, R // 2), slice(R // 2, R)) if c.rope_layout == "half" else (slice(0, R, 2), slice(1, R, 2))
+        angles = np.array([[t * frequency(c, j, is_local) for j in range(R // 2)] for t in range(T)])
         z = (x[..., parts[0]] + 1j * x[..., parts[1]]) * np.exp(1j * angles)[:, None]
-        out = np.empty_like(x)
+        out = x.copy()
         out[..., parts[0]], out[..., parts[1]] = z.real, z.imag
         return out
 
-    def heads(x, n, name):  # queries and keys on their way to the scores
+    def heads(x, n, i, name):  # queries and keys of layer i on their way to the scores
+        x = rms(x) * p[f"blocks.{i}.{name}"] if c.qk_norm == "rms_width" else x
         x = x.reshape(*x.shape[:2], n, D)
-        x = rms(x) * p[name] if c.qk_norm == "rms" else x
-        x = turn(x) if c.positions == "rope" else x
+        x = rms(x) * (p[f"blocks.{i}.{name}"] + (c.norm == "rmsnorm1p")) if c.qk_norm == "rms" else x
+        x = turn(x, has_window(i)) if c.positions == "rope" and (c.rope_layers is None or i in c.rope_layers) else x
         return rms(x) if c.qk_norm == "l2" else x
 
-    x = p["embed"][tokens]
+    def has_window(i):
+        return c.sliding_window is not None and (c.window_layers is None or i in c.window_layers)
+
+    def first_norm(x, name):
+        return x if c.norm_placement == "after" else norm(x, name)
+
+    def last_norm(x, name):
+        return x if c.norm_placement == "before" else norm(x, name)
+
+    age = np.arange(T)[:, None] - np.arange(T)  # of each key, for each query
+    x = p["embed"][tokens] * c.embed_scale
     x = x + p["pos_embed"][:T] if c.positions == "learned" else x
     for i in range(c.n_layers):
         b = f"blocks.{i}."
-        n = norm(x, b + "attn_norm")
-        q = heads(linear(n, b + "wq"), H, b + "q_norm")
-        k = np.repeat(heads(linear(n, b + "wk"), K, b + "k_norm"), H // K, axis=2)
+        n = first_norm(x, b + "attn_norm")
+        q = heads(linear(n, b + "wq"), H, i, "q_norm")
+        k = np.repeat(heads(linear(n, b + "wk"), K, i, "k_norm"), H // K, axis=2)
         v = np.repeat(linear(n, b + "wv").reshape(*x.shape[:2], K, D), H // K, axis=2)
-        scores = np.where(np.tril(np.ones((T, T))) == 1, np.einsum("bthd,bshd->bhts", q, k) / sqrt(D), -np.inf)
+        seen = (age >= 0) & (age < (c.sliding_window if has_window(i) else T))
+        scores = np.where(seen, np.einsum("bthd,bshd->bhts", q, k) * (c.attn_scale or 1 / sqrt(D)), -np.inf)
         mixed = np.einsum("bhts,bshd->bthd", np.exp(log_softmax(scores)), v)
-        x = x + linear(mixed.reshape(*x.shape[:2], H * D), b + "wo")
-        n = norm(x, b + "ffn_norm")
+        x = x + last_norm(linear(mixed.reshape(*x.shape[:2], H * D), b + "wo"), b + "attn_post_norm")
+        n = first_norm(x, b + "ffn_norm")
         up = linear(n, b + "w_up")
         if c.ffn == "swiglu":
             gate = linear(n, b + "w_gate")
             a = gate / (1 + np.exp(-gate)) * up
         else:
             a = up / 2 * (1 + np.tanh(sqrt(2 / np.pi) * (up + 0.044715 * up**3)))
-        x = x + linear(a, b + "w_down")
+        x = x + last_norm(linear(a, b + "w_down"), b + "ffn_post_norm")
     return np.einsum("btc,vc->btv", norm(x, "norm"), p["embed" if c.tie_embeddings else "head"])
 
 
-def frequency(c: ModelConfig, j: int) -> float:
+def frequency(c: ModelConfig, j: int, is_local: bool) -> float:
     """Of RoPE's pair j; the scaling as Llama 3.1's reference code states it, by wavelengths."""
-    f = c.rope_theta ** (-2 * j / c.head_dim)
-    if c.rope_scaling is None:
+    is_local = is_local and c.local_rope_theta is not None
+    f = (c.local_rope_theta if is_local else c.rope_theta) ** (-2 * j / (c.rotary_dim or c.head_dim))
+    if c.rope_scaling is None or is_local:
         return f
     s, wavelength = c.rope_scaling, 2 * np.pi / f
     old = s["original_max_position_embeddings"]
