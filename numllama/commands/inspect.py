@@ -13,14 +13,14 @@ def inspect(model: FilePath, *, output: Output = AS_TEXT, dtype: str | None = No
     Parameters
     ----------
     model
-        A training run, a Hugging Face folder, a .safetensors file or a llama2.c .bin file.
+        A training run, a Hugging Face folder, a .safetensors, .gguf or llama2.c .bin file, or a package that ships a .gguf.
     dtype
         Load it as float32, float64 or bfloat16.
     """
-    from numllama.interop.inspect import as_text
+    from numllama.interop.inspect import as_text, stored_types
     from numllama.interop.inspect import inspect as values_of
     from numllama.interop.load import load
 
-    values = values_of(load(model, dtype=dtype))
+    values = values_of(load(model, dtype=dtype)) | stored_types(model)
     output.print(values, as_text(values))
     return 0

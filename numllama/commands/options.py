@@ -20,7 +20,7 @@ class Weights:
     Parameters
     ----------
     model
-        A training run, a Hugging Face folder, a .safetensors file or a llama2.c .bin file.
+        A training run, a Hugging Face folder, a .safetensors, .gguf or llama2.c .bin file, or a package that ships a .gguf.
     device
         cpu, cuda, or cuda:N.
     dtype

@@ -26,8 +26,8 @@ def trace(
     Parameters
     ----------
     model
-        A training run, a Hugging Face folder, a .safetensors file or a llama2.c .bin file. Default: a small model with two
-        layers.
+        A training run, a Hugging Face folder, a .safetensors, .gguf or llama2.c .bin file, or a package that ships a .gguf.
+        Default: a small model with two layers.
     text
         The text to run; the small model knows only the characters of its synthetic play. Default "the king shall sing".
     ids

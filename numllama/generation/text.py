@@ -220,7 +220,8 @@ def with_stops(sampling: SamplingConfig, model: Transformer, tokenizer: Any, sto
 def end_ids(tokenizer: Any) -> tuple[int, ...]:
     """The id of the ``eos_token`` in the tokenizer's files, if the vocabulary has it; else no id."""
     folder, special = getattr(tokenizer, "folder", None), getattr(tokenizer, "special_tokens", None)
-    token = beside(folder).names.get("eos_token") if folder and special is not None else None
+    names = getattr(tokenizer, "config", None) or (beside(folder).names if folder and special is not None else {})
+    token = names.get("eos_token")
     ids = encode_text(tokenizer, token) if token else ()
     return tuple(ids) if len(ids) == 1 else ()
 

@@ -1,9 +1,12 @@
 """Inspect a model: its shape, its parameters part by part, and their size."""
 
 from math import prod
+from pathlib import Path
 from typing import Any
 
 from numllama.generation.kv_cache import KVCache
+from numllama.interop.gguf import quantisations
+from numllama.interop.load import gguf_of
 from numllama.model import Transformer
 
 PARTS = {
@@ -39,6 +42,12 @@ def inspect(model: Transformer) -> dict[str, Any]:
     }
 
 
+def stored_types(path: Path) -> dict[str, Any]:
+    """``stored_as``: how many tensors of a GGUF file have each type; nothing for other files."""
+    file = gguf_of(path)
+    return {} if file is None else {"stored_as": quantisations(file)}
+
+
 def part_of(name: str) -> str:
     """The part of a model that a parameter belongs to; a bias belongs to the part of its weight."""
     last = name.rpartition(".")[2].removesuffix("_bias")
@@ -52,6 +61,9 @@ def as_text(found: dict[str, Any]) -> str:
     lines = [f"{name:24} {value}" for name, value in settings.items()]
     lines += ["", *(f"{part:24} {n:>15,}  {100 * n / total:5.1f} %" for part, n in found["parameters"].items() if n)]
     lines += ["", f"{'weights':24} {found['dtype']}, {size(found['bytes'])}"]
+    if "stored_as" in found:
+        stored = ", ".join(f"{n} in {name}" for name, n in found["stored_as"].items())
+        lines += [f"{'tensors in the file':24} {stored}"]
     lines += [f"{'cache for each token':24} {size(found['kv_cache_bytes_per_token'])}"]
     if found["generation"]:
         lines += [f"{name:24} {value}" for name, value in found["generation"].items()]

@@ -9,14 +9,17 @@ import numpy as np
 
 from numllama.backend import BFLOAT16, DTYPES, INT8, TWO_BYTES, array_module, default_dtype, known_dtype, model_dtypes, real_dtype
 from numllama.errors import CheckpointError, shown
-from numllama.interop import huggingface, llama2c, peft
+from numllama.interop import gguf, gguf_write, huggingface, llama2c, peft
+from numllama.interop.packages import find_model
 from numllama.interop.pickles import refuse_other
 from numllama.model import LoraConfig, ModelConfig, Transformer
 from numllama.model.parameters import copied_parameters
 from numllama.storage.checksums import check_files
 from numllama.storage.files import reading
 from numllama.storage.folders import published, read_steadily
+from numllama.storage.gguf_file import SUFFIX
 from numllama.tokenizer import CharTokenizer, Tokenizer
+from numllama.tokenizer.formats import only_gguf
 from numllama.training import checkpoint
 from numllama.training.checkpoint import STATE
 from numllama.training.run_folder import check_run, is_run, read_config
@@ -45,8 +48,9 @@ def load(
     ----------
     path : path
         A folder in Hugging Face's layout (``config.json`` and ``model.safetensors``, or shards with an index), such a
-        ``.safetensors`` file, a llama2.c ``.bin``, a training run (its best checkpoint), one step folder of a run, or the folder
-        of an adapter that names its model.
+        ``.safetensors`` file, a llama2.c ``.bin``, a ``.gguf`` of llama.cpp or a folder with one, a training run (its best
+        checkpoint), one step folder of a run, the folder of an adapter that names its model, or the name of an installed package
+        that ships a ``.gguf``.
     device : str
         ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
     dtype : str, optional
@@ -81,7 +85,7 @@ def load(
     if xp is not np and dtype is None and compute_dtype is None:
         dtype = default_dtype(device)
     model_dtypes(store_as or dtype, compute_dtype)  # before anything is read
-    path, adapter = Path(path), None if adapter is None else Path(adapter)
+    path, adapter = find_model(Path(path)), None if adapter is None else Path(adapter)
     with reading(path):
         return read_steadily(path, lambda: _load(path, Placement(device, store_as or dtype, compute_dtype), adapter, ()))
 
@@ -120,12 +124,14 @@ def _load(path: Path, where: Placement, adapter: Path | None, above: tuple[Path,
         model.generation_config = dict(llama2c.GENERATION)
         llama2c.keep_tables(model, tensors)
         return model
-    if path.suffix == ".safetensors":
+    if (file := gguf_of(path)) is not None:
+        found = gguf.read(file)
+    elif path.suffix == ".safetensors":
         found = huggingface.read(path.parent, path)
     elif path.is_dir():
         found = huggingface.read(path)
     else:
-        raise CheckpointError(f"{path} is not a model: it must be a folder, a .safetensors file or a llama2.c .bin")
+        raise CheckpointError(f"{path} is not a model: it must be a folder, a .safetensors file, a llama2.c .bin or a .gguf")
     check_files(path if path.is_dir() else path.parent)
     model = _model(found.config, found.tensors, where)
     model.generation_config = found.generation_config
@@ -211,11 +217,14 @@ def open_model(
 
 def load_tokenizer(model: Path, tokenizer: Path | None = None) -> Tokenizer | CharTokenizer:
     """Load the named tokenizer, by default the one in the model's folder; for a step folder, the one in the run's folder."""
+    model = find_model(model)
+    if tokenizer is None and model.suffix == SUFFIX:
+        return Tokenizer.load(model)
     folder = model if model.is_dir() else model.parent
     return Tokenizer.load(tokenizer or (folder.parent if folder.name.startswith("step-") else folder))
 
 
-def save(model: Transformer, path: str | PathLike, tokenizer: Any = None) -> None:
+def save(model: Transformer, path: str | PathLike, tokenizer: Any = None, dtype: str | None = None) -> None:
     """Save a model in a format that other programs read.
 
     Parameters
@@ -224,35 +233,50 @@ def save(model: Transformer, path: str | PathLike, tokenizer: Any = None) -> Non
     path : path
         A folder, for Hugging Face's layout: ``config.json``, ``model.safetensors`` in the dtype of the weights, and
         ``generation_config.json``. It opens in ``transformers`` if the model is a Llama; other models are saved in the same
-        layout for :func:`load`. A name that ends in ``.bin`` is written for llama2.c.
+        layout for :func:`load`. A name that ends in ``.bin`` is written for llama2.c, one that ends in ``.gguf`` for llama.cpp.
     tokenizer : optional
-        Saved into the same folder.
+        Saved into the same folder or ``.gguf``.
+    dtype : str, optional
+        How a ``.gguf`` stores matrices: ``"float32"``, ``"float16"``, ``"bfloat16"`` or ``"q8_0"``. Default as the model does.
 
     Raises
     ------
     CheckpointError
         If it cannot be written; the previous files stay as they are.
     ValueError
-        If llama2.c's format cannot hold the model.
+        If llama2.c's format or GGUF cannot hold the model.
     """
     path = Path(path)
     if model.adapter is not None:
         raise ValueError("the model has an adapter: merge_adapter() makes it part of the weights, save_adapter() saves only it")
     if model.dtype == INT8:
         raise ValueError("weights stored as int8 are rounded and cannot be saved: load the model without store_as")
+    if path.suffix == SUFFIX:
+        gguf_write.save(model, path, tokenizer, dtype)
+        return
+    if dtype is not None:
+        raise ValueError(f"dtype is {shown(dtype)}, but only a .gguf can store weights in another way than the model does")
     if path.suffix == ".bin":
         if tokenizer is not None:
             raise ValueError("a llama2.c file cannot hold a tokenizer: save it to another file")
         llama2c.save(model, path)
         return
     if path.suffix == ".safetensors" or path.is_file():
-        raise ValueError(f"path is {path}, but must be a folder or end in .bin")
+        raise ValueError(f"path is {path}, but must be a folder or end in .bin or .gguf")
     if _is_run(path):
         raise ValueError(f"path is {path}, which holds a training run: save the model to another folder")
     with published(path, huggingface.CONFIG) as part:
         huggingface.save_folder(model, part)
         if tokenizer is not None:
             tokenizer.save(part)
+
+
+def gguf_of(path: Path) -> Path | None:
+    """The GGUF file that a path or package names, or that is in a folder which holds a model in no other form."""
+    path = find_model(path)
+    if path.suffix == SUFFIX:
+        return path
+    return only_gguf(path) if path.is_dir() and not (path / huggingface.CONFIG).exists() else None
 
 
 def _is_run(path: Path) -> bool:

@@ -13,9 +13,11 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from numllama.backend import INT8, Array, known_dtype, xp_of
+from numllama.blocks import slices
 from numllama.cpu.int8 import Int8Matrix
 from numllama.model.config import ModelConfig
 
+COPIED = 2**20  # numbers at a time
 MOST_LAYERS, MOST_PARAMETERS = 2**16, 2**44  # larger means a typo or a damaged file
 
 BLOCK_NORMS = {
@@ -297,13 +299,15 @@ def copied_parameters(
 ) -> Parameters:
     """Parameters with the values of `tensors`, which have the same names and shapes and any float dtype.
 
-    Tensors are copied one by one, so memory-mapped ones are in memory only once.
+    Tensors are copied a block of rows at a time, so those in a file are in memory only once.
     """
     if dtype == INT8:
         return Int8Parameters(parameter_shapes(config), tensors)
     params = Parameters(parameter_shapes(config), xp.empty(count_parameters(config), dtype))
     for name, view in params.items():
-        view[...] = tensors[name] if xp is np else xp.asarray(tensors[name].astype(dtype))
+        tensor = tensors[name]
+        for rows in slices(0, len(view), max(1, COPIED // prod(view.shape[1:]))):
+            view[rows] = tensor[rows] if xp is np else xp.asarray(tensor[rows].astype(dtype))
     return params
 
 

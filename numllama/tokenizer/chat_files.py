@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from numllama.errors import CheckpointError, listed, shown
 from numllama.storage.fields import TEXT, check
 from numllama.storage.files import read_bytes, read_json, reading
-from numllama.tokenizer.config import CONFIG, beside
+from numllama.tokenizer.config import CONFIG, NAMES, beside
 
 TEMPLATE, MORE_TEMPLATES = "chat_template.jinja", "additional_chat_templates"
 DEFAULT, TOOL_USE = "default", "tool_use"
@@ -69,6 +69,11 @@ def read_chat_templates(folder: str | Path) -> ChatTemplates:
         with reading(folder / CONFIG):
             templates = _in_config(config.get("chat_template"))
     return ChatTemplates(templates, beside(folder, CheckpointError).names)
+
+
+def templates_in(config: Mapping[str, Any]) -> ChatTemplates:
+    """The same from the content of a ``tokenizer_config.json`` that names its special tokens by texts."""
+    return ChatTemplates(_in_config(config.get("chat_template")), {name: config[name] for name in NAMES if name in config})
 
 
 def _files(folder: Path) -> dict[str, str]:

@@ -15,7 +15,7 @@ import numpy as np
 from numllama.errors import NumllamaError
 from numllama.tokenizer.bpe import Tokenizer
 from numllama.tokenizer.char import CharTokenizer
-from numllama.tokenizer.chat_files import ChatTemplates, read_chat_templates
+from numllama.tokenizer.chat_files import ChatTemplates, read_chat_templates, templates_in
 from numllama.tokenizer.chat_template import Conversation, Written, marks_answers, write
 from numllama.tokenizer.renderer import Failure
 from numllama.tokenizer.spans import encode_spans
@@ -146,7 +146,9 @@ def _caught(function: Callable, *arguments: Any) -> Any:
 
 
 def chat_templates(tokenizer: Tokenizer | CharTokenizer) -> ChatTemplates:
-    """The templates in the folder that a tokenizer was loaded from."""
+    """The templates in the folder or file that a tokenizer was loaded from."""
+    if (config := getattr(tokenizer, "config", None)) is not None:
+        return templates_in(config)
     folder = None if isinstance(tokenizer, CharTokenizer) else getattr(tokenizer, "folder", None)
     return read_chat_templates(folder) if folder else ChatTemplates({}, {})
 

@@ -71,6 +71,7 @@ class BytePairs:
         self.post_processor: dict | None = None
         self.kept: dict[str, Any] = {}  # from a tokenizer.json: settings that other libraries apply to the ids
         self.folder: Path | None = None  # loaded from here; holds the chat template
+        self.config: dict[str, Any] | None = None  # the tokenizer_config.json of a file that holds everything (GGUF)
         check_unique(self.added_tokens)
         normalize = Normalizer(layout.values["normalizer"])
         self._contents = {} if model is None else {i: name for name, i in model["vocab"].items() if i not in self.vocab}

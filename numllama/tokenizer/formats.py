@@ -4,6 +4,7 @@
     vocab.json + merges.txt     GPT-2, Qwen 2
     tokenizer.model, *.tiktoken rank files: a token in base64 and its rank on each line
     *.bin                       llama2.c: a score and a piece for each id
+    *.gguf                      llama.cpp: see `gguf.py`
 """
 
 import base64
@@ -11,7 +12,7 @@ import binascii
 import hashlib
 import json
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from numllama.storage.checksums import check_files
 from numllama.storage.fields import as_json
 from numllama.storage.files import read_bytes, read_json
 from numllama.storage.folders import published
-from numllama.tokenizer import tokenizer_json
+from numllama.storage.gguf_file import SHARD, SUFFIX, read_gguf
+from numllama.tokenizer import gguf, tokenizer_json
 from numllama.tokenizer.added_tokens import AddedToken
 from numllama.tokenizer.bpe import Tokenizer
 from numllama.tokenizer.char import CharTokenizer
@@ -29,14 +31,12 @@ from numllama.tokenizer.chat_files import MORE_TEMPLATES, TEMPLATE
 from numllama.tokenizer.config import CONFIG, MAP, Beside, beside
 from numllama.tokenizer.decoders import CHARACTER_OF as _CHARACTER_OF  # noqa: F401
 from numllama.tokenizer.layout import byte_level
-from numllama.tokenizer.merging import merge
 from numllama.tokenizer.normalizers import SPACE
 from numllama.tokenizer.patterns import PATTERNS
 from numllama.tokenizer.post_processors import template
+from numllama.tokenizer.recovered_merges import merges_of_ranks
 from numllama.tokenizer.sentencepiece import BYTES, SentencePieceTokenizer
 from numllama.tokenizer.vocabulary import numbered
-
-Pair = tuple[bytes, bytes]
 
 LLAMA3_SPECIAL = (
     "<|begin_of_text|>", "<|end_of_text|>", *(f"<|reserved_special_token_{i}|>" for i in range(4)),
@@ -73,7 +73,7 @@ def load(
     ----------
     path : path
         A folder; a ``tokenizer.json``; a ``vocab.json`` next to its ``merges.txt`` (or names with these endings); a rank file
-        of tiktoken or Llama 3; a ``.bin`` of llama2.c.
+        of tiktoken or Llama 3; a ``.bin`` of llama2.c; a model's ``.gguf``.
     pattern, special_tokens
         For a rank file, which lacks them; not needed for those of GPT-2, GPT-4 and Llama 3. As in :class:`Tokenizer`.
 
@@ -88,7 +88,7 @@ def load(
     """
     path = Path(path)
     if path.is_dir():
-        found = next((path / name for name in FOLDER if (path / name).exists()), None)
+        found = next((path / name for name in FOLDER if (path / name).exists()), None) or only_gguf(path)
         if found is None:
             raise DataError(f"{path} holds no tokenizer: none of {', '.join(FOLDER)}")
         path = found
@@ -103,14 +103,20 @@ def load(
         raise DataError(f"{path} is not a tokenizer that can be read here: it lacks {shown(error.args[0])}") from error
     except Exception as error:
         raise DataError(f"{path} is not a tokenizer that can be read here: {in_words(error)}") from error
-    tokenizer.folder = path.parent
+    tokenizer.folder = None if path.suffix == SUFFIX else path.parent
     return tokenizer
+
+
+def only_gguf(folder: Path) -> Path | None:
+    """The GGUF file in a folder, or the first of those that its model is split into; None unless there is exactly one model."""
+    files = sorted(path for path in folder.glob(f"*{SUFFIX}") if not SHARD.fullmatch(path.name) or "-00001-of-" in path.name)
+    return files[0] if len(files) == 1 else None
 
 
 def _read(
     path: Path, pattern: str | None, special_tokens: Mapping[str, int] | Sequence[str] | None
 ) -> Tokenizer | CharTokenizer:
-    by_itself = path.name.endswith(("vocab.json", "merges.txt")) or path.suffix in (".json", ".bin")
+    by_itself = path.name.endswith(("vocab.json", "merges.txt")) or path.suffix in (".json", ".bin", SUFFIX)
     if by_itself and not (pattern is None and special_tokens is None):
         given = "pattern" if pattern is not None else "special tokens"
         raise ValueError(f"it defines its own pattern and special tokens, so no {given} can be given")
@@ -120,6 +126,8 @@ def _read(
         return _read_gpt2(path.with_name(path.name.removesuffix("merges.txt") + "vocab.json"), path)
     if path.suffix == ".json":
         return tokenizer_json.read(path)
+    if path.suffix == SUFFIX:
+        return gguf.tokenizer_of(read_gguf(path, DataError).values)
     content = read_bytes(path, DataError)
     return _read_llama2c(content) if path.suffix == ".bin" else _read_ranks(content, pattern, special_tokens)
 
@@ -129,6 +137,8 @@ def save(tokenizer: Tokenizer, folder: str | Path) -> Path:
     text = json.dumps(tokenizer_json.content(tokenizer), ensure_ascii=False, indent=1) + "\n"
     with published(folder, "tokenizer.json", error=DataError) as part:
         (part / "tokenizer.json").write_bytes(text.encode())
+        if tokenizer.config is not None:
+            (part / CONFIG).write_text(json.dumps(tokenizer.config, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
         origin = tokenizer.folder
         files = {name: origin / name for name in _chat_files(origin)} if origin else {}
         for name, path in files.items():
@@ -254,23 +264,3 @@ def _read_llama2c(content: bytes) -> SentencePieceTokenizer:
     tokenizer = SentencePieceTokenizer(vocab, merges, special)
     tokenizer.post_processor = template([("<s>", special["<s>"])] if "<s>" in special else [])  # run.c begins every text with it
     return tokenizer
-
-
-def merges_of_ranks(ranks: Mapping[bytes, int], symbols: Callable[[bytes], list[bytes]]) -> list[Pair]:
-    """Recover the merges, in order, of a vocabulary that lists only ranks.
-
-    Merging a token's own symbols ends with the only pair that ever forms it: surrounding text would either prevent the token
-    or change nothing. A token that its own symbols do not form is never formed by merging. A token is formed from shorter
-    ones, so tokens are processed by length, with the pairs of all shorter ones known.
-    """
-    numbers = {token: number for number, token in enumerate(ranks)}
-    tokens = list(ranks)
-    pairs: dict[tuple[int, int], int] = {}
-    made = {rank: numbers[token] for token, rank in ranks.items()}
-    for token in sorted(ranks, key=len):
-        parts = symbols(token)
-        if len(parts) > 1 and all(part in numbers for part in parts):
-            ids = merge([numbers[part] for part in parts], pairs, made)
-            if len(ids) == 2:
-                pairs[ids[0], ids[1]] = ranks[token]
-    return [(tokens[left], tokens[right]) for (left, right), _ in sorted(pairs.items(), key=lambda item: item[1])]

@@ -677,7 +677,7 @@ def test_a_training_run_is_not_written_over(tmp_path):
 @pytest.mark.parametrize("name", ["file", "model.safetensors"])
 def test_a_file_is_not_a_folder(tmp_path, name):
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match=rf"^path is .*{name}, but must be a folder or end in \.bin$"):
+    with pytest.raises(ValueError, match=rf"^path is .*{name}, but must be a folder or end in \.bin or \.gguf$"):
         random_model().save(tmp_path / name)
 
 

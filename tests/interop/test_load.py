@@ -72,10 +72,11 @@ def test_a_path_that_is_not_there_is_named(tmp_path):
             nl.load(tmp_path / name)
 
 
-@pytest.mark.parametrize("name", ["model.gguf", "model", "config.json"])
+@pytest.mark.parametrize("name", ["model.onnx", "model", "config.json"])
 def test_another_kind_of_file_is_named(tmp_path, name):
     (tmp_path / name).write_bytes(b"GGUF")
-    with pytest.raises(nl.CheckpointError, match=rf"{name} is not a model: it must be a folder, a \.safetensors file or a"):
+    words = rf"{name} is not a model: it must be a folder, a \.safetensors file, a llama2\.c \.bin or a \.gguf"
+    with pytest.raises(nl.CheckpointError, match=words):
         nl.load(tmp_path / name)
 
 

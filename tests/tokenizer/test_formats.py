@@ -16,9 +16,10 @@ from tokenizer.test_sentencepiece import tokenizer as sentencepiece
 from numllama import CharTokenizer, Tokenizer
 from numllama.errors import DataError
 from numllama.tokenizer import formats
-from numllama.tokenizer.formats import CL100K_SPECIAL, LLAMA3_SPECIAL, merges_of_ranks
+from numllama.tokenizer.formats import CL100K_SPECIAL, LLAMA3_SPECIAL
 from numllama.tokenizer.layout import PREFIXES
 from numllama.tokenizer.patterns import PATTERNS
+from numllama.tokenizer.recovered_merges import merges_of_ranks
 
 TEXT = "the cat\nan aaaa <s>é中1234<|end|>, the  aa"
 
