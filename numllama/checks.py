@@ -184,6 +184,14 @@ def _cache(name: str, value: Any) -> tuple:
     return value
 
 
+def _pair_or_first(name: str, value: Any) -> tuple:
+    """A pair of arrays, the second of which may be None."""
+    if not isinstance(value, tuple) or len(value) != 2 or value[1] is not None:
+        return _float_pair(name, value)
+    _floats(f"{name}[0]", value[0])
+    return value
+
+
 def _float_pair(name: str, value: Any) -> tuple:
     if not isinstance(value, tuple) or len(value) != 2:
         raise TypeError(f"{name} is {shown(value)}, but must be a pair of arrays")
@@ -253,17 +261,17 @@ def _rope_scaling(name: str, value: Any) -> Any:
 # The check of each argument, by its name; an argument whose default is None may be None.
 RULES: dict[str, Callable[[str, Any], Any]] = {
     **dict.fromkeys(("x", "branch", "q", "k", "v", "gate", "up", "logits", "dout"), _floats),
-    **dict.fromkeys(("bias", "a", "b", "cos", "sin"), _floats),
+    **dict.fromkeys(("bias", "a", "b", "cos", "sin", "probs", "router", "down"), _floats),
     "weight": _weight,
     **dict.fromkeys(("into", "dx", "out"), _buffer),
-    **dict.fromkeys(("tokens", "targets", "positions", "first", "last"), _integers),
+    **dict.fromkeys(("tokens", "targets", "positions", "first", "last", "chosen"), _integers),
     "p": _probability,
     "scale": _number,
     "mask": _boolean,
     "eps": _not_negative,
     "theta": _positive,
     "scaling": _rope_scaling,
-    "D": _integer,
+    **dict.fromkeys(("D", "top_k"), _integer),
     "count": _positive,
     "ignore_index": _integer,
     "key": _key,
@@ -276,6 +284,8 @@ OWN_RULES = {
     "add_rmsnorm_forward": {"x": _floats_or_none},
     "add_rmsnorm_backward": {"douts": _pair_or_second},
     "linears_backward": {"into": _buffers},
+    **{name: {"douts": _pair_or_first} for name in ("router_backward", "mixture_of_experts_backward")},
+    "load_balancing_backward": {"dout": _scalar},
     "dropout_forward": {"x": _floats_of_any_shape},
     "dropout_backward": {"dout": _floats_of_any_shape},
 }

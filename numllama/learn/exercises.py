@@ -78,6 +78,15 @@ EXERCISES = {  # from easy to hard
     "rope": Exercise("normal(2, 3, 4, 6), *ops.rope_table(np.arange(4), 6, 100.0, dtype='float64')", (0,), {
         "dx": "the transpose of a rotation is the rotation by the opposite angle.",
     }),
+    "mixture_of_experts": Exercise(
+        "normal(2, 3, 3), normal(4, 3), normal(4, 5, 3), normal(4, 5, 3)[::-1], normal(4, 3, 5), 2", (0, 1, 2, 3, 4), {
+            "dx": "each token's experts add their part to its row, and so does the router.",
+            "drouter": "out is linear in the weights: dweights sums dout * y over C. Then router_backward, and a linear map.",
+            "dgate": "an expert's own tokens only, each with its weight: linears_backward of swiglu_backward of dh.",
+            "dup": "the second result of the same linears_backward.",
+            "ddown": "like dweight in linear, for the map from h to y: the gradient of y is weight * dout.",
+        }
+    ),
     "attention": Exercise("normal(2, 4, 3, 5), normal(2, 2, 6, 5), normal(2, 2, 6, 5)[::-1]", (0, 1, 2), {
         "dq": "dq sums over keys: ds @ k, times the scale; ds comes from the backward of softmax.",
         "dk": "dk sums over queries, and over the query heads of its group: ds transposed @ q, times the scale.",
@@ -125,7 +134,8 @@ TEST_FORWARD = '''\
 def test_forward():
     out, _ = {op}_forward(*example())
     expected, _ = ops.{op}_forward(*example())
-    np.testing.assert_allclose(out, expected)
+    for actual, right in zip(out, expected, strict=True) if isinstance(out, tuple) else [(out, expected)]:
+        np.testing.assert_allclose(actual, right)
 
 
 '''

@@ -15,10 +15,13 @@ from numllama.ops.gelu import gelu_backward, gelu_forward
 from numllama.ops.layernorm import layernorm_backward, layernorm_forward
 from numllama.ops.linear import linear_backward, linear_backward_input, linear_forward
 from numllama.ops.linears import linears_backward, linears_backward_input, linears_forward
+from numllama.ops.load_balancing import load_balancing_backward, load_balancing_forward
 from numllama.ops.lora import lora_backward, lora_forward
+from numllama.ops.mixture_of_experts import mixture_of_experts_backward, mixture_of_experts_forward
 from numllama.ops.rmsnorm import rmsnorm_backward, rmsnorm_forward
 from numllama.ops.rope import rope_backward, rope_forward, ropes_backward, ropes_forward
 from numllama.ops.rope_table import rope_table
+from numllama.ops.router import router_backward, router_forward
 from numllama.ops.softmax import softmax_backward, softmax_forward
 from numllama.ops.swiglu import swiglu_backward, swiglu_forward
 
@@ -36,6 +39,9 @@ __all__ = [
     "flash_attention_forward", "flash_attention_backward",
     "swiglu_forward", "swiglu_backward",
     "gelu_forward", "gelu_backward",
+    "router_forward", "router_backward",
+    "load_balancing_forward", "load_balancing_backward",
+    "mixture_of_experts_forward", "mixture_of_experts_backward",
     "cross_entropy_forward", "cross_entropy_backward", "IGNORE",
     "dropout_forward", "dropout_backward",
 ]

@@ -13,7 +13,7 @@ PAGES = Path(__file__).parents[2] / "docs" / "ops"
 pytestmark = pytest.mark.skipif(not PAGES.exists(), reason="tests without the documents")
 
 # As many rows as ids, so that the embedding reads each row of its weight exactly once.
-SIZES = dict(N=210, C=301, F=260, V=210, I=240, O=330, R=24, n=250, B=4, H=8, T=96, S=160, D=256)
+SIZES = dict(N=210, C=301, F=260, V=210, I=240, O=330, R=24, n=250, B=4, H=8, T=96, S=160, D=256, E=4, k=2)
 
 DONE: Counter = Counter()
 
@@ -52,7 +52,7 @@ def steps(ufunc, method, inputs, result):
 
 def arguments(op):
     """The arguments of an op's forward."""
-    N, C, F, V, I, O, R, n, B, H, T, S, D = SIZES.values()  # noqa: E741
+    N, C, F, V, I, O, R, n, B, H, T, S, D, E, k = SIZES.values()  # noqa: E741
     rng = np.random.default_rng(0)
 
     def normal(*shape):
@@ -74,6 +74,7 @@ def arguments(op):
         "rope": lambda: (normal(B, H, T, D), normal(T, D // 2), normal(T, D // 2)),
         "attention": lambda: heads,
         "flash_attention": lambda: heads,
+        "mixture_of_experts": lambda: (normal(N, C), normal(E, C), normal(E, F, C), normal(E, F, C), normal(E, C, F), k),
     }[op]()  # fmt: skip
 
 

@@ -14,7 +14,7 @@ DOCS = ROOT / "docs"
 pytestmark = pytest.mark.skipif(not DOCS.exists(), reason="tests without the documents")
 
 PAGES = [path for path in sorted(DOCS.rglob("*.md")) if "_build" not in path.parts]
-PARTS = {"__init__", "intervals", "linears", "rope_scaling", "rope_table"}  # of attention, linear and rope, and on their pages
+PARTS = {"__init__", "intervals", "linears", "load_balancing", "rope_scaling", "rope_table", "router"}  # on the page of another
 OPS = sorted(path.stem for path in (ROOT / "numllama" / "ops").glob("*.py") if path.stem not in PARTS)
 INCLUDE = re.compile(r"^```\{literalinclude\} (\S+)\n(.*?)^```$", re.S | re.M)
 SECTIONS = ["What it is for", "Forward", "Backward", "A worked example", "The gradient check", "What breaks", "Cost", "Exercises"]

@@ -19,6 +19,32 @@ MISTAKES = [
         "ops/test_embedding.py::test_a_repeated_token_collects_all_of_its_gradients",
     ),
     Mistake(
+        "a router that does not learn from the experts",
+        "ops/mixture_of_experts.py",
+        "dweights[tokens, places] = (rows[tokens] * y).sum(-1)", "dweights[tokens, places] = 0",
+        "ops/test_mixture_of_experts.py::test_gradients",
+    ),
+    Mistake(
+        "the experts' gradient without their weight",
+        "ops/mixture_of_experts.py", "dy = routed.weights[tokens, places, None] * rows[tokens]", "dy = rows[tokens]",
+        "ops/test_mixture_of_experts.py::test_gradients",
+    ),
+    Mistake(
+        "experts that overwrite each other's tokens",
+        "ops/mixture_of_experts.py", "out[tokens] += weights", "out[tokens] = weights",
+        "ops/test_mixture_of_experts.py::test_forward_is_the_dense_sum",
+    ),
+    Mistake(
+        "router weights that do not know their sum",
+        "ops/router.py", "(dweights - (dweights * weights).sum(-1, keepdims=True)) / total", "dweights / total",
+        "ops/test_mixture_of_experts.py::test_gradients_of_the_router",
+    ),
+    Mistake(
+        "a load-balancing loss that counts probabilities twice",
+        "ops/load_balancing.py", "(shares * probs.mean(0)).sum()", "(probs.mean(0) ** 2).sum()",
+        "ops/test_mixture_of_experts.py::test_the_load_balancing_loss_by_loops",
+    ),
+    Mistake(
         "RMSNorm without the second term of its gradient",
         "ops/rmsnorm.py", "rstd * (dn - n * (dn * n).mean(-1, keepdims=True))", "rstd * dn",
         "ops/test_rmsnorm.py::test_gradients",

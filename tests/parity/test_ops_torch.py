@@ -289,3 +289,33 @@ def test_dropout(shape):
         lambda x: x * torch.tensor(mask) / (1 - 0.3),
         draw(0, shape),
     )
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+@pytest.mark.parametrize("score", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("k", [1, 2, 4])
+def test_mixture_of_experts(k, score, normalise):
+    """The outputs, the probabilities and the load-balancing loss as one vector, by PyTorch's topk and a dense sum of experts."""
+
+    def forward(*args):
+        (out, probs), cache = ops.mixture_of_experts_forward(*args, k, score, normalise)
+        loss, balance = ops.load_balancing_forward(probs, cache.router.chosen)
+        return np.concatenate([out.ravel(), [loss]]), (cache, balance, out.shape)
+
+    def backward(dout, caches):
+        cache, balance, shape = caches
+        return ops.mixture_of_experts_backward(
+            (dout[:-1].reshape(shape), ops.load_balancing_backward(dout[-1], balance)), cache
+        )  # fmt: skip
+
+    def formula(x, router, gate, up, down):
+        z = x @ router.T
+        p = F.softmax(z, -1) if score == "softmax" else torch.sigmoid(z)
+        values, chosen = torch.topk(p, k)
+        weights = torch.zeros_like(p).scatter(1, chosen, values / values.sum(-1, keepdim=True) if normalise else values)
+        h = F.silu(torch.einsum("nc,efc->nef", x, gate)) * torch.einsum("nc,efc->nef", x, up)
+        out = torch.einsum("nef,ecf,ne->nc", h, down, weights)
+        shares = F.one_hot(chosen, len(router)).sum(1).double().mean(0)
+        return torch.cat([out.ravel(), len(router) * (shares * p.mean(0)).sum().reshape(1)])
+
+    assert_matches_torch(forward, backward, formula, draw(0, (7, 5), (4, 5), (4, 6, 5), (4, 6, 5), (4, 5, 6)))
