@@ -49,6 +49,7 @@ class BytePairs:
         unknown: int | None = None,
         fuse_unknown: bool = False,
         model: Mapping[str, Any] | None = None,
+        names: Mapping[str, int] | None = None,
     ) -> None:
         """Set up a tokenizer from its parts.
 
@@ -62,6 +63,8 @@ class BytePairs:
             The id for bytes and characters without a token, and whether a run of them becomes one id; None omits them.
         model : mapping, optional
             The ``model`` of the ``tokenizer.json`` that was read, without its merges.
+        names : mapping, optional
+            The ids of all tokens in that model, as they are written there.
         """
         self.vocab = dict(sorted(vocab.items()))
         self.merges = [checked_pair(pair, i) for i, pair in enumerate(merges)]
@@ -74,7 +77,7 @@ class BytePairs:
         self.config: dict[str, Any] | None = None  # the tokenizer_config.json of a file that holds everything (GGUF)
         check_unique(self.added_tokens)
         normalize = Normalizer(layout.values["normalizer"])
-        self._contents = {} if model is None else {i: name for name, i in model["vocab"].items() if i not in self.vocab}
+        self._contents = {i: name for name, i in (names or {}).items() if i not in self.vocab}
         self._contents |= {t.id: normalize(t.content) if t.normalized else t.content for t in self.added_tokens}
         self._special_ids = frozenset(self.special_tokens.values())
         ids = _by_token(self.vocab)
@@ -197,6 +200,18 @@ class BytePairs:
         if self._complete:
             return cast(list[int], [self._bytes[byte] for byte in piece.encode("utf-8", "surrogateescape")])
         return [i for i, _, _ in self.placed_symbols(piece)]
+
+    def placed(self, piece: str) -> list[tuple[int, int, int]]:
+        """The ids of a pre-token, and the start and end of each."""
+        symbols, ids = self.placed_symbols(piece), self._merged(piece)
+        counts = list(map(self.count_symbols, ids))
+        if sum(counts) != len(symbols):  # it was looked up as a whole
+            return [(i, 0, len(piece)) for i in ids]
+        placed, at = [], 0
+        for i, count in zip(ids, counts, strict=True):
+            placed.append((i, symbols[at][1], symbols[at + count - 1][2]))
+            at += count
+        return placed
 
     def placed_symbols(self, piece: str) -> list[tuple[int, int, int]]:
         """The symbols that a pre-token starts as: the id of each, and the start and end of its characters.

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 CHUNK = 2**14  # characters: a chunk's pieces fit into the CPU cache
 PREFIX, PREFIXES = 3, 64  # length and number of the prefixes in a search for special tokens
 
+SPACES = re.compile(r"\s*").match
+
 Search = Callable[[str, int], Any]  # returns a match of `re` or `regex`, or None
 
 
@@ -101,17 +103,25 @@ def next_cut(
     seen, again = {True: start, False: start}, True
     while again:
         again = False
-        for begin, stop, splits in _spans(text, seen, end + longest, special, whole):
+        for begin, stop, splits in _spans(text, seen, _behind_spaces(text, end) + longest, special, whole):
             if end < begin:
                 break
             seen[splits] = stop
-            if splits and begin > start and (end <= stop or begin >= least):  # before a special token, never in or after it
+            alone = begin > max(start, seen[False])  # no token of `whole` ends here
+            if splits and alone and (end <= stop or begin >= least):  # before a special token, never in or after it
                 end = begin
                 break
             if end <= stop:  # white space after the first token belongs to it
                 end, again = _found(text, stop + 1, cut), True
                 break
-    return end if end < len(text) - longest else None  # a token there, and the text after it, would be visible
+    # a token there, and the text after it, would be visible
+    return end if _behind_spaces(text, end) < len(text) - longest else None
+
+
+def _behind_spaces(text: str, at: int) -> int:
+    """The end of the white space at a position, which the token behind it may absorb."""
+    found = SPACES(text, at)
+    return found.end() if found else at
 
 
 def _found(text: str, start: int, cut: Search | None) -> int:

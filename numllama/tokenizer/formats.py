@@ -3,6 +3,7 @@
     tokenizer.json              Hugging Face: see `tokenizer_json.py`; our character tokenizer too
     vocab.json + merges.txt     GPT-2, Qwen 2
     tokenizer.model, *.tiktoken rank files: a token in base64 and its rank on each line
+    tokenizer.model, *.model    SentencePiece: see `sentencepiece_model.py`
     *.bin                       llama2.c: a score and a piece for each id
     *.gguf                      llama.cpp: see `gguf.py`
 """
@@ -23,7 +24,7 @@ from numllama.storage.fields import as_json
 from numllama.storage.files import read_bytes, read_json
 from numllama.storage.folders import published
 from numllama.storage.gguf_file import SHARD, SUFFIX, read_gguf
-from numllama.tokenizer import gguf, tokenizer_json
+from numllama.tokenizer import gguf, sentencepiece_model, tokenizer_json
 from numllama.tokenizer.added_tokens import AddedToken
 from numllama.tokenizer.bpe import Tokenizer
 from numllama.tokenizer.char import CharTokenizer
@@ -61,7 +62,7 @@ KNOWN_RANKS = {
     "82e9d31979e92ab929cd544440f129d9ecd797b69e327f80f17e1c50d5551b55": "llama3",  # of Llama 3.0 to 3.3
 }  # fmt: skip
 CHAT_FILES = (TEMPLATE, CONFIG, MAP)  # the template itself, and the special tokens that it refers to
-FOLDER = ("tokenizer.json", "vocab.json", "tokenizer.model", "tokenizer.bin")
+FOLDER = ("tokenizer.json", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tokenizer.bin")
 
 
 def load(
@@ -129,7 +130,11 @@ def _read(
     if path.suffix == SUFFIX:
         return gguf.tokenizer_of(read_gguf(path, DataError).values)
     content = read_bytes(path, DataError)
-    return _read_llama2c(content) if path.suffix == ".bin" else _read_ranks(content, pattern, special_tokens)
+    if path.suffix == ".bin":
+        return _read_llama2c(content)
+    if content[:1] == b"\n" or b"<unk>" in content[:64]:  # neither begins a line of base64
+        return _read_sentencepiece(content, path, pattern, special_tokens)
+    return _read_ranks(content, pattern, special_tokens)
 
 
 def save(tokenizer: Tokenizer, folder: str | Path) -> Path:
@@ -185,16 +190,21 @@ def _read_gpt2(vocab_path: Path, merges_path: Path) -> Tokenizer:
     )
     added = sorted(_with_end_of_text(said, vocab), key=lambda token: token.id)
     tokenizer = tokenizer_json.tokenizer_of(CLASSES[kind](said.config), model, added)
-    ids = {token.content: token.id for token in added}
+    tokenizer.post_processor = _around(said, tokenizer, END_OF_TEXT, END_OF_TEXT)
+    return tokenizer
+
+
+def _around(said: Beside, tokenizer: Tokenizer, bos: str, eos: str) -> dict[str, Any] | None:
+    """The tokens around a text, as tokenizer_config.json specifies them; `bos` and `eos` if it does not name them."""
+    ids = {token.content: token.id for token in tokenizer.added_tokens}
     around = [[], []]
-    for some, name in zip(around, ("bos", "eos"), strict=True):
+    for some, name, default in zip(around, ("bos", "eos"), (bos, eos), strict=True):
         if said.config.get(f"add_{name}_token") is True:
-            token = said.names.get(f"{name}_token", END_OF_TEXT)
+            token = said.names.get(f"{name}_token", default)
             if token not in ids:
                 raise ValueError(f"add_{name}_token is true, but {shown(token)}, its {name}_token, has no id")
             some.append((token, ids[token]))
-    tokenizer.post_processor = template(*around)
-    return tokenizer
+    return template(*around)
 
 
 def _with_end_of_text(said: Beside, vocab: Mapping[str, int]) -> list[AddedToken]:
@@ -207,9 +217,19 @@ def _with_end_of_text(said: Beside, vocab: Mapping[str, int]) -> list[AddedToken
 # ------------------------------------------------------------------------------------------------ ranks and scores
 
 
+def _read_sentencepiece(
+    content: bytes, path: Path, pattern: str | None, special: Mapping[str, int] | Sequence[str] | None
+) -> Tokenizer:
+    if pattern is not None or special is not None:
+        given = "pattern" if pattern is not None else "special tokens"
+        raise ValueError(f"it is a SentencePiece model, which defines its own, so no {given} can be given")
+    said = beside(path.parent)
+    tokenizer = sentencepiece_model.read(content, merges_of_ranks, said.tokens)
+    tokenizer.post_processor = _around(said, tokenizer, "<s>", "</s>")
+    return tokenizer
+
+
 def _read_ranks(content: bytes, pattern: str | None, special: Mapping[str, int] | Sequence[str] | None) -> Tokenizer:
-    if content[:1] == b"\n" or b"<unk>" in content[:64]:
-        raise ValueError("it is a SentencePiece model; its tokenizer.json can be read")
     ranks: dict[bytes, int] = {}
     for number, line in enumerate(content.splitlines(), 1):
         try:

@@ -101,17 +101,22 @@ def pieces(prefix: str, one_space: bool) -> dict[str, Any]:
     """The values for SentencePiece's BPE; see :class:`numllama.tokenizer.sentencepiece.SentencePieceTokenizer`."""
     scheme = SCHEMES.get(prefix, "never")
     splitting = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": scheme, "split": one_space}
+    return {
+        "normalizer": {"type": "Sequence", "normalizers": [PREPEND, SPACES]} if prefix == "always" else SPACES,
+        "pre_tokenizer": splitting if scheme != "never" or one_space else None,
+        "decoder": piece_decoder(prefix != "never"),
+    }
+
+
+def piece_decoder(strips: bool) -> dict[str, Any]:
+    """The decoder of SentencePiece's pieces, which may remove the space that was put in front of a text."""
     decoders = [
         {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
         {"type": "ByteFallback"},
         {"type": "Fuse"},
         {"type": "Strip", "content": " ", "start": 1, "stop": 0},
     ]
-    return {
-        "normalizer": {"type": "Sequence", "normalizers": [PREPEND, SPACES]} if prefix == "always" else SPACES,
-        "pre_tokenizer": splitting if scheme != "never" or one_space else None,
-        "decoder": {"type": "Sequence", "decoders": decoders if prefix != "never" else decoders[:-1]},
-    }
+    return {"type": "Sequence", "decoders": decoders if strips else decoders[:-1]}
 
 
 def prefix_of(values: Mapping[str, Any]) -> tuple[str, bool]:

@@ -14,10 +14,11 @@ from numllama.storage.fields import FLAG, OBJECT, TEXT, Kind, as_json, check, re
 from numllama.tokenizer.expressions import ONIGURUMA, Refused, may_be_empty
 from numllama.tokenizer.parsing import parse
 from numllama.tokenizer.patterns import seconds
+from numllama.tokenizer.precompiled import Precompiled
 from numllama.tokenizer.rewriting import compile_oniguruma
 
 SPACE = "▁"  # how SentencePiece writes a space
-BEFORE_SPACES = r"(?<=\S)(?= )"  # no Unicode form combines a space with the character before it
+BEFORE_SPACES = rf"(?<=[^\s{SPACE}])(?= )"  # no Unicode form combines a space with the character before it
 
 Normalize = Callable[[str], str]
 
@@ -169,7 +170,12 @@ def _prepend(values: dict) -> Step:
     return Step(lambda text: values["prepend"] + text if text else text, "", begins=True)
 
 
+def _precompiled(values: dict) -> Step:
+    fields(values, {"precompiled_charsmap": TEXT}, "precompiled_charsmap")
+    return Step(Precompiled(values["precompiled_charsmap"]), None)
+
+
 TABLE = {
     "NFC": _form("NFC"), "NFD": _form("NFD"), "NFKC": _form("NFKC"), "NFKD": _form("NFKD"), "Lowercase": _lowercase,
-    "Strip": _strip, "StripAccents": _strip_accents, "Replace": _replace, "Prepend": _prepend,
+    "Precompiled": _precompiled, "Strip": _strip, "StripAccents": _strip_accents, "Replace": _replace, "Prepend": _prepend,
 }  # fmt: skip

@@ -139,18 +139,5 @@ def _merged(tokenizer: Tokenizer, piece: str) -> np.ndarray:
     if piece not in known:
         if len(known) >= KNOWN_PIECES:
             known.clear()
-        known[piece] = np.array(_placed(tokenizer, piece), dtype=np.int64).reshape(-1, 3)
+        known[piece] = np.array(tokenizer.placed(piece), dtype=np.int64).reshape(-1, 3)
     return known[piece]
-
-
-def _placed(tokenizer: Tokenizer, piece: str) -> list[tuple[int, int, int]]:
-    """The ids of a pre-token, and the start and end of each."""
-    symbols, ids = tokenizer.placed_symbols(piece), tokenizer._merged(piece)
-    counts = list(map(tokenizer.count_symbols, ids))
-    if sum(counts) != len(symbols):  # it was looked up as a whole
-        return [(i, 0, len(piece)) for i in ids]
-    placed, at = [], 0
-    for i, count in zip(ids, counts, strict=True):
-        placed.append((i, symbols[at][1], symbols[at + count - 1][2]))
-        at += count
-    return placed

@@ -3,7 +3,7 @@
     added_tokens      strings that are one token in any context                    (added_tokens.py)
     normalizer        steps that change the text before it is split                (normalizers.py)
     pre_tokenizer     steps that split it into pieces                              (pre_tokenizers.py)
-    model             the vocabulary and the merges                                (bpe.py, sentencepiece.py)
+    model             the vocabulary, with merges or scores                        (bpe.py, sentencepiece.py, unigram.py)
     post_processor    ids before and after those of the text                       (post_processors.py)
     decoder           turns tokens into text                                       (decoders.py)
 """
@@ -13,7 +13,21 @@ from pathlib import Path
 from typing import Any
 
 from numllama.errors import DataError, shown
-from numllama.storage.fields import FLAG, LIST, OBJECT, TEXT, as_json, check, only, optional, require
+from numllama.storage.fields import (
+    ANYTHING,
+    FLAG,
+    LIST,
+    OBJECT,
+    TEXT,
+    as_json,
+    check,
+    is_number,
+    one_of,
+    only,
+    optional,
+    require,
+    whole,
+)
 from numllama.storage.files import read_json
 from numllama.tokenizer.added_tokens import AddedToken, check_unique, read_added_token
 from numllama.tokenizer.bpe import Tokenizer
@@ -24,12 +38,17 @@ from numllama.tokenizer.layout import Layout
 from numllama.tokenizer.normalizers import SPACE
 from numllama.tokenizer.post_processors import around
 from numllama.tokenizer.sentencepiece import SentencePieceTokenizer, merge_by_words
+from numllama.tokenizer.unigram import UnigramTokenizer
 
 MODEL = {
-    "type": only("BPE"), "vocab": OBJECT, "merges": LIST, "dropout": only(None, 0), "unk_token": optional(TEXT),
-    "continuing_subword_prefix": only(None, ""), "end_of_word_suffix": only(None, ""), "fuse_unk": optional(FLAG),
-    "byte_fallback": optional(FLAG), "ignore_merges": optional(FLAG),
+    "type": one_of("BPE", "Unigram"), "vocab": ANYTHING, "byte_fallback": optional(FLAG),
 }  # fmt: skip
+BPE = {
+    "vocab": OBJECT, "merges": LIST, "dropout": only(None, 0), "unk_token": optional(TEXT),
+    "continuing_subword_prefix": only(None, ""), "end_of_word_suffix": only(None, ""), "fuse_unk": optional(FLAG),
+    "ignore_merges": optional(FLAG),
+}  # fmt: skip
+UNIGRAM = {"vocab": LIST, "unk_id": optional(whole(most=2**32 - 1)), "alpha": only(None), "nbest_size": only(None)}
 PLAIN_MODEL = {
     "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None, "end_of_word_suffix": None,
     "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
@@ -44,7 +63,7 @@ def read(path: Path) -> Tokenizer | CharTokenizer:
     check(values, {"added_tokens": optional(LIST)}, as_json, "its ")
     added = values.get("added_tokens")
     model = checked_model(values.get("model"))
-    added = beside(path.parent).tokens(model["vocab"], list(map(read_added_token, added or [])))
+    added = beside(path.parent).tokens(ids_of(model), list(map(read_added_token, added or [])))
     made = tokenizer_of(values, model, added)
     around(values.get("post_processor"))  # refused now, if at all
     made.post_processor = values.get("post_processor")
@@ -53,33 +72,59 @@ def read(path: Path) -> Tokenizer | CharTokenizer:
 
 
 def checked_model(model: Any) -> dict[str, Any]:
-    """The model of a ``tokenizer.json``; ValueError if it is invalid or not BPE."""
+    """The model of a ``tokenizer.json``; ValueError if it is invalid or of an unknown kind."""
     check({"model": model}, {"model": OBJECT}, as_json, "its ")
     check(model, MODEL, as_json, "its model's ")
-    require(model, ("vocab", "merges"), "its model")
-    for token, i in model["vocab"].items():
-        if type(i) is not int or not 0 <= i < 2**32:
-            raise ValueError(f"its vocab gives {shown(token)} the id {as_json(i)}")
+    unigram = _is_unigram(model)
+    check(model, UNIGRAM if unigram else BPE, as_json, "its model's ")
+    require(model, ("vocab",) if unigram else ("vocab", "merges"), "its model")
+    if unigram:
+        for pair in model["vocab"]:
+            if not (isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) and pair[0] and is_number(pair[1])):
+                raise ValueError(f"its vocab holds {as_json(pair)}, but must hold texts with their scores")
+    else:
+        for token, i in model["vocab"].items():
+            if type(i) is not int or not 0 <= i < 2**32:
+                raise ValueError(f"its vocab gives {shown(token)} the id {as_json(i)}")
     return model
+
+
+def _is_unigram(model: Mapping[str, Any]) -> bool:
+    return model.get("type", "Unigram" if isinstance(model.get("vocab"), list) else "BPE") == "Unigram"
+
+
+def ids_of(model: Mapping[str, Any]) -> Mapping[str, int]:
+    """The ids of a model's tokens, as they are written in it; in a Unigram model the order gives them."""
+    if not _is_unigram(model):
+        return model["vocab"]
+    ids = {name: i for i, (name, _) in enumerate(model["vocab"])}
+    if len(ids) < len(model["vocab"]):
+        twice = next(name for i, (name, _) in enumerate(model["vocab"]) if ids[name] != i)
+        raise ValueError(f"its vocab holds {shown(twice)} twice")
+    return ids
 
 
 def tokenizer_of(values: Mapping[str, Any], model: Mapping[str, Any], added: Sequence[AddedToken]) -> Tokenizer:
     """Build a tokenizer from the parts of a ``tokenizer.json``: normalizer, pre-tokenizer and decoder; model; added tokens."""
-    vocab = model["vocab"]
+    vocab = ids_of(model)
     if len(set(vocab.values())) < len(vocab):
         raise ValueError("its vocab gives the same id to two tokens")
     check_unique(added)
     _check_numbers(added, vocab)
+    layout = Layout(values)
+    pieces = {i: name.encode() for name, i in vocab.items() if name}
+    if _is_unigram(model):
+        return _unigram(model, pieces, added, layout, vocab)
     unknown = model.get("unk_token")
     if unknown and unknown not in vocab:
         raise ValueError(f"its unk_token {shown(unknown)} is not in its vocab")
     merges = [two(merge) for merge in model["merges"]]
-    layout = Layout(values)
     more = {
         "ignore_merges": bool(model.get("ignore_merges")),
-        "unknown": vocab.get(unknown),
+        "unknown": vocab[unknown] if unknown else None,
         "fuse_unknown": bool(model.get("fuse_unk")),
         "model": {name: value for name, value in model.items() if name != "merges"},
+        "names": vocab,
     }
     if layout.pre_tokenizer.bytes:
         pairs = [(to_bytes(left), to_bytes(right)) for left, right in merges]
@@ -87,8 +132,18 @@ def tokenizer_of(values: Mapping[str, Any], model: Mapping[str, Any], added: Seq
     pairs = [(left.encode(), right.encode()) for left, right in merges]
     if SPACE in vocab and not more["ignore_merges"] and merge_by_words(pairs):
         layout = Layout(values, by_words=True)
-    pieces = {i: name.encode() for name, i in vocab.items() if name}
     return SentencePieceTokenizer.of_parts(pieces, pairs, added, layout, **more)
+
+
+def _unigram(
+    model: Mapping[str, Any], pieces: Mapping[int, bytes], added: Sequence[AddedToken], layout: Layout, names: Mapping[str, int]
+) -> UnigramTokenizer:
+    unknown = model.get("unk_id")
+    if unknown is not None and unknown not in pieces:
+        raise ValueError(f"its unk_id is {unknown}, but its vocab has {len(pieces)} pieces")
+    if layout.pre_tokenizer.bytes:
+        raise ValueError("its pre_tokenizer is ByteLevel, but that is supported with a BPE model only")
+    return UnigramTokenizer.of_parts(pieces, [], added, layout, unknown=unknown, model=model, names=names)
 
 
 def _of_bytes(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], added: Sequence[AddedToken]) -> dict[int, bytes]:
@@ -133,8 +188,6 @@ def to_bytes(token: str) -> bytes:
 
 def content(tokenizer: Tokenizer) -> dict[str, Any]:
     """The content of a tokenizer's ``tokenizer.json``, whether it was read from one or made here."""
-    merges = [[tokenizer.written(left), tokenizer.written(right)] for left, right in tokenizer.merges]
-    spaced = any(" " in part for merge in merges for part in merge)
     model = tokenizer.model or _made_here(tokenizer)
     return {
         "version": "1.0",
@@ -142,11 +195,16 @@ def content(tokenizer: Tokenizer) -> dict[str, Any]:
         "added_tokens": [token.as_json() for token in tokenizer.added_tokens],
         **tokenizer.layout.values,
         "post_processor": tokenizer.post_processor,
-        "model": {
-            **model,
-            "vocab": dict(sorted(model["vocab"].items(), key=lambda item: item[1])),
-            "merges": merges if spaced else [" ".join(merge) for merge in merges],  # old versions read only the latter
-        },
+        "model": model if _is_unigram(model) else {**model, **_vocab_and_merges(tokenizer, model["vocab"])},
+    }
+
+
+def _vocab_and_merges(tokenizer: Tokenizer, vocab: Mapping[str, int]) -> dict[str, Any]:
+    merges = [[tokenizer.written(left), tokenizer.written(right)] for left, right in tokenizer.merges]
+    spaced = any(" " in part for merge in merges for part in merge)
+    return {
+        "vocab": dict(sorted(vocab.items(), key=lambda item: item[1])),
+        "merges": merges if spaced else [" ".join(merge) for merge in merges],  # old versions read only the latter
     }
 
 

@@ -168,12 +168,14 @@ def split(regex):
 
 
 REFUSED = {
-    "another model": ({"type": "Unigram"}, {}, 'its model\'s type is "Unigram", but only "BPE" is supported'),
+    "another model": ({"type": "WordPiece"}, {}, "its model's type is \"WordPiece\", but must be one of 'BPE', 'Unigram'"),
+    "a Unigram model without a list": ({"type": "Unigram"}, {}, "but must be a list"),
     "a suffix": ({"end_of_word_suffix": "</w>"}, {}, "its model's end_of_word_suffix"),
     "an unknown token without an id": ({"unk_token": "<unk>"}, {}, "its unk_token '<unk>' is not in its vocab"),
     "an id that is text": ({"vocab": {"a": "97"}}, {}, "its vocab gives 'a' the id \"97\""),
     "an id twice": ({"vocab": ALPHABET | {"ab": 97}}, {}, "the same id to two tokens"),
-    "Precompiled": ({}, {"normalizer": {"type": "Precompiled"}}, 'its normalizer is "Precompiled", but only NFC, NFD'),
+    "Precompiled": ({}, {"normalizer": {"type": "Precompiled"}}, "its Precompiled lacks precompiled_charsmap"),
+    "BertNormalizer": ({}, {"normalizer": {"type": "BertNormalizer"}}, 'its normalizer is "BertNormalizer", but only NFC, NFD'),
     "UnicodeScripts": ({}, {"pre_tokenizer": {"type": "UnicodeScripts"}}, 'its pre_tokenizer is "UnicodeScripts", but only Split, ByteLevel'),  # noqa: E501
     "bytes that are split": ({}, {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [BYTES, split("a")]}}, "behind ByteLevel"),  # noqa: E501
     "WordPiece": ({}, {"decoder": {"type": "WordPiece"}}, 'its decoder is "WordPiece", but only ByteLevel'),
