@@ -163,6 +163,10 @@ def _positive(name: str, value: Any) -> Any:
     return value
 
 
+def _cap(name: str, value: Any) -> float:
+    return _number(name, _positive(name, value))
+
+
 def _scalar(name: str, value: Any) -> Any:
     return value if _is_scalar_array(value) else _number(name, value)
 
@@ -270,6 +274,7 @@ RULES: dict[str, Callable[[str, Any], Any]] = {
     "mask": _boolean,
     "eps": _not_negative,
     "theta": _positive,
+    **dict.fromkeys(("cap", "softcap"), _cap),
     "scaling": _rope_scaling,
     **dict.fromkeys(("D", "top_k"), _integer),
     "count": _positive,

@@ -27,6 +27,8 @@ CALLS = {
     "flash_attention": (dict(q=X, k=X, v=X), "q k v"),
     "swiglu": (dict(gate=X, up=X), "gate up"),
     "gelu": (dict(x=X), "x"),
+    "geglu": (dict(gate=X, up=X), "gate up"),
+    "softcap": (dict(x=X, cap=2.0), "x"),
     "cross_entropy": (dict(logits=X[0], targets=np.zeros((2, 3), int)), "logits"),
     "dropout": (dict(x=X, p=0.5, key=(1, 2)), "x"),
     "lora": (dict(x=X, a=X[0, 0], b=X[0, :1].reshape(4, 3), scale=2.0), "x a b"),

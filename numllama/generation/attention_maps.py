@@ -9,6 +9,7 @@ from numllama.backend import to_numpy
 from numllama.errors import shown
 from numllama.model import Transformer
 from numllama.model.block import layer_forward
+from numllama.ops.flash_attention import FlashAttentionCache
 
 
 def attention_weights(model: Transformer, ids: Sequence[int], layer: int) -> np.ndarray:
@@ -37,6 +38,8 @@ def attention_weights(model: Transformer, ids: Sequence[int], layer: int) -> np.
     x, (branch, _) = None, model._embed_forward(tokens, context)
     for i in range(layer + 1):
         (x, branch), cache = layer_forward(x, branch, model.weights.blocks[i], context, i)
-    flash = cache.attention.parts.attention
-    p = ops.attention_forward(flash.q, flash.k, flash.v, flash.first, flash.last, scale=flash.scale)[1].p  # (1, H, T, T)
+    kept = cache.attention.parts.attention
+    if isinstance(kept, FlashAttentionCache):
+        kept = ops.attention_forward(kept.q, kept.k, kept.v, kept.first, kept.last, scale=kept.scale)[1]
+    p = kept.p                                                         # (1, H, T, T)
     return to_numpy(p[0]).astype("float32")

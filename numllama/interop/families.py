@@ -6,22 +6,40 @@ configuration again; if there is none, in the same layout with our own names and
 A config.json that needs something numllama does not compute is refused by name: ignoring it would give wrong numbers.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from numllama.errors import shown
+from numllama.interop.traits import (
+    ATTENTION_BIAS,
+    BIASES,
+    EMBED_SCALE,
+    LAYER_WINDOWS,
+    LOGIT_CAP,
+    NO_ROPE_LAYERS,
+    PARTIAL_ROPE,
+    QWEN_WINDOWS,
+    ROPE,
+    SCORES_CAP,
+    SCORES_SCALE,
+    SMOL_WINDOWS,
+    TWO_ROPES,
+    WHOLE,
+    WINDOW,
+    Trait,
+    Values,
+)
 from numllama.model import ModelConfig, parameter_shapes
 from numllama.storage.fields import (
+    ANYTHING,
     FLAG,
-    LIST,
     OBJECT,
     POSITIVE,
     TEXT,
     Kind,
     as_json,
     check,
-    is_number,
     number,
     only,
     optional,
@@ -29,7 +47,6 @@ from numllama.storage.fields import (
     whole,
 )
 
-Values = Mapping[str, Any]  # of a config.json
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 # Our field: Hugging Face's name, the values allowed, and Llama's default. The last two rows are used only in training and only by
 # us: transformers ignores them.
@@ -63,163 +80,10 @@ HONOURED = {
     "numllama_max_seq_len": optional(whole(1)),
     "hidden_act": only("silu", "swish"),
     "quantization_config": only(None),
-    "partial_rotary_factor": only(1, None),
+    "partial_rotary_factor": WHOLE,
     "attn_logit_softcapping": only(None),
     "final_logit_softcapping": only(None),
 }
-PARTIAL = number(lambda value: 0 < value <= 1, "must lie in (0, 1]")
-
-
-class Trait(NamedTuple):
-    """A part of a config.json that a family's models differ in.
-
-    Attributes
-    ----------
-    kinds : dict
-        The fields that it reads, and the values allowed.
-    read : function
-        Fields of a ModelConfig, from a config.json with the family's defaults.
-    write : function
-        Fields of a config.json, from a ModelConfig.
-    """
-
-    kinds: dict[str, Kind]
-    read: Callable[[Values], dict[str, Any]]
-    write: Callable[[ModelConfig], dict[str, Any]]
-
-
-# ------------------------------------------------------------------------------------------------ traits
-
-
-def _rope(values: Values, partial: Kind = HONOURED["partial_rotary_factor"]) -> dict[str, Any]:
-    """RoPE's base and scaling: in ``rope_parameters``, or in ``rope_theta`` and ``rope_scaling`` as before transformers 5.
-
-    For ``dynamic`` scaling ``max_position_embeddings`` is the original length, and the model supports `factor` times as many.
-    """
-    rope = values.get("rope_scaling") or values.get("rope_parameters") or {}
-    rope = {"rope_type": rope.get("type", "default"), "rope_theta": values.get("rope_theta", 10000.0), **rope}
-    rope.pop("type", None)
-    check(rope, {"partial_rotary_factor": partial}, as_json)
-    rope.pop("partial_rotary_factor", None)
-    kind, longer, most = rope["rope_type"], {}, values["max_position_embeddings"]
-    if kind in ("llama3", "yarn", "longrope"):
-        original = values.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings") or most
-        rope["original_max_position_embeddings"] = original
-        if kind != "llama3" and rope.get("factor") is None and is_number(original) and original > 0:
-            rope["factor"] = most / original
-    if kind == "dynamic":
-        rope["original_max_position_embeddings"] = most
-        if is_number(factor := rope.get("factor")):
-            longer = {"max_seq_len": values.get("numllama_max_seq_len") or max(most, int(factor * most))}
-    return {"rope_scaling": rope, **longer}  # ModelConfig moves the base to rope_theta
-
-
-def _partial_rope(values: Values) -> dict[str, Any]:
-    """The same where RoPE may turn only the first components of a head."""
-    kept = values.get("partial_rotary_factor") or 1.0
-    part = (values.get("rope_scaling") or values.get("rope_parameters") or {}).get("partial_rotary_factor") or kept
-    rope = _rope(values, optional(PARTIAL))
-    head_dim = values.get("head_dim") or values["hidden_size"] // values["num_attention_heads"]
-    return {**rope, "rotary_dim": None if part == 1 else int(head_dim * part)}
-
-
-def _write_rope(config: ModelConfig) -> dict[str, Any]:
-    scaling, values = config.rope_scaling, {}
-    if scaling and scaling["rope_type"] == "dynamic":
-        values = {
-            "numllama_max_seq_len": config.max_seq_len,
-            "max_position_embeddings": int(scaling["original_max_position_embeddings"]),
-        }
-        scaling = {key: value for key, value in scaling.items() if key != "original_max_position_embeddings"}
-    return {**values, "rope_theta": config.rope_theta, "rope_scaling": scaling}
-
-
-def _write_partial_rope(config: ModelConfig) -> dict[str, Any]:
-    part = (config.rotary_dim or config.head_dim) / config.head_dim
-    return {**_write_rope(config), "partial_rotary_factor": part}
-
-
-ROPE = Trait({}, _rope, _write_rope)
-PARTIAL_ROPE = Trait({"partial_rotary_factor": optional(PARTIAL)}, _partial_rope, _write_partial_rope)
-
-BIAS = {(False, False): False, (True, False): "attention", (False, True): "ffn", (True, True): True}  # by the two flags
-ATTENTION_BIAS = Trait(
-    {},
-    lambda values: {"bias": BIAS[values.get("attention_bias", False), False]},
-    lambda config: {"attention_bias": config.bias == "attention"},
-)
-BIASES = Trait(
-    {},
-    lambda values: {"bias": BIAS[values.get("attention_bias", False), values.get("mlp_bias", False)]},
-    lambda config: {"attention_bias": config.bias in (True, "attention"), "mlp_bias": config.bias in (True, "ffn")},
-)
-WINDOW = Trait(
-    {},
-    lambda values: {"sliding_window": values.get("sliding_window")},
-    lambda config: {"sliding_window": config.sliding_window},
-)
-
-SLIDING, FULL = "sliding_attention", "full_attention"
-LAYER_TYPES = Kind(
-    lambda value: isinstance(value, list) and all(each in (SLIDING, FULL) for each in value if isinstance(each, str))
-    and all(isinstance(each, str) for each in value),
-    f"must list {SLIDING!r} or {FULL!r} for each layer",
-)  # fmt: skip
-
-
-def layer_windows(unsaid: Callable[[Values, int], bool], may_be_off: bool = True) -> Trait:
-    """Sliding windows in some layers.
-
-    Parameters
-    ----------
-    unsaid : function
-        Whether layer i has a window, where a config.json has no ``layer_types``.
-    may_be_off : bool
-        ``use_sliding_window`` must be true for windows.
-    """
-
-    def read(values: Values) -> dict[str, Any]:
-        n, size = values["num_hidden_layers"], values.get("sliding_window")
-        types = values.get("layer_types") or [SLIDING if unsaid(values, i) else FULL for i in range(n)]
-        if len(types) != n:
-            raise ValueError(f"layer_types has {len(types)} entries, but num_hidden_layers is {n}")
-        layers = tuple(i for i, kind in enumerate(types) if kind == SLIDING)
-        is_on = values.get("use_sliding_window", False) if may_be_off else True
-        return {"sliding_window": size, "window_layers": layers} if layers and is_on and size else {}
-
-    def write(config: ModelConfig) -> dict[str, Any]:
-        every = range(config.n_layers) if config.sliding_window else ()
-        layers = config.window_layers or every
-        values = {
-            "sliding_window": config.sliding_window,
-            "layer_types": [SLIDING if i in layers else FULL for i in range(config.n_layers)],
-        }
-        flags = {"use_sliding_window": bool(config.sliding_window), "max_window_layers": min(layers, default=config.n_layers)}
-        return values | (flags if may_be_off else {})
-
-    flags = {"use_sliding_window": FLAG} if may_be_off else {}
-    return Trait({"layer_types": optional(LAYER_TYPES), "max_window_layers": whole(), **flags}, read, write)
-
-
-def _layers_with_rope(values: Values) -> dict[str, Any]:
-    n, every = values["num_hidden_layers"], values["no_rope_layer_interval"]
-    flags = values.get("no_rope_layers")
-    flags = [(i + 1) % every != 0 for i in range(n)] if flags is None else flags[:n]
-    if len(flags) != n or not any(flags):
-        raise ValueError(f"no_rope_layers is {as_json(flags)}, but one number for each of {n} layers is needed, not all 0")
-    return {"rope_layers": tuple(i for i, flag in enumerate(flags) if flag)}
-
-
-NO_ROPE_LAYERS = Trait(
-    {
-        "no_rope_layers": optional(
-            Kind(lambda value: LIST.fits(value) and all(map(whole(0, 1).fits, value)), "must be a list of 0 and 1")
-        ),
-        "no_rope_layer_interval": whole(1),
-    },
-    _layers_with_rope,
-    lambda config: {"no_rope_layers": [int(i in (config.rope_layers or (i,))) for i in range(config.n_layers)]},
-)
 
 # ------------------------------------------------------------------------------------------------ the table
 
@@ -241,6 +105,11 @@ BLOCK_NAMES = {
 FUSED = {
     **dict.fromkeys(("wq", "wk", "wv"), "self_attn.qkv_proj"),
     **dict.fromkeys(("w_gate", "w_up"), "mlp.gate_up_proj"),
+}
+NORMS_AROUND = {
+    "attn_post_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "ffn_post_norm": "post_feedforward_layernorm",
 }
 NORMS_AFTER = {"attn_post_norm": "post_attention_layernorm", "ffn_post_norm": "post_feedforward_layernorm"}
 
@@ -278,9 +147,10 @@ class Family:
     whole_heads: bool = False
 
 
-QWEN_WINDOWS = layer_windows(lambda values, i: i >= values["max_window_layers"])
+GELU = "gelu_pytorch_tanh"
+GEMMA = {"norm": "rmsnorm1p", "ffn": "geglu"}
+GEMMA_KINDS = {"hidden_activation": only(GELU, None), "use_bidirectional_attention": only(False, None)}
 QWEN = dict(max_position_embeddings=32768, num_key_value_heads=32, sliding_window=4096, max_window_layers=28)
-SMOL_WINDOWS = layer_windows(lambda values, i: i not in _layers_with_rope(values)["rope_layers"])
 FAMILIES = {
     "llama": Family("LlamaForCausalLM", {}, (ROPE, BIASES), whole_heads=True),
     "mistral": Family(
@@ -311,6 +181,36 @@ FAMILIES = {
         (ROPE, ATTENTION_BIAS),
         dict(rms_norm_eps=1e-5),
         names=NORMS_AFTER,
+    ),
+    "gemma": Family(
+        "GemmaForCausalLM",
+        GEMMA,
+        (ROPE, ATTENTION_BIAS, EMBED_SCALE),
+        dict(max_position_embeddings=8192, num_key_value_heads=16, head_dim=256, tie_word_embeddings=True),
+        {"hidden_act": only(GELU, "gelu"), **GEMMA_KINDS},
+        {"hidden_act": GELU},
+    ),
+    "gemma2": Family(
+        "Gemma2ForCausalLM",
+        {**GEMMA, "norm_placement": "both"},
+        (ROPE, LAYER_WINDOWS, ATTENTION_BIAS, EMBED_SCALE, SCORES_SCALE, SCORES_CAP, LOGIT_CAP),
+        dict(max_position_embeddings=8192, num_key_value_heads=4, head_dim=256, tie_word_embeddings=True, sliding_window=4096)
+        | dict(query_pre_attn_scalar=256, attn_logit_softcapping=50.0, final_logit_softcapping=30.0),
+        {"hidden_act": ANYTHING, "sliding_window": whole(1), **GEMMA_KINDS},
+        {"hidden_activation": GELU},
+        NORMS_AROUND,
+        whole_heads=True,
+    ),
+    "gemma3_text": Family(
+        "Gemma3ForCausalLM",
+        {**GEMMA, "norm_placement": "both", "qk_norm": "rms"},
+        (TWO_ROPES, ATTENTION_BIAS, EMBED_SCALE, SCORES_SCALE, LOGIT_CAP),
+        dict(max_position_embeddings=131072, num_key_value_heads=4, head_dim=256, tie_word_embeddings=True, sliding_window=4096)
+        | dict(query_pre_attn_scalar=256, rope_theta=1e6, rope_local_base_freq=1e4, sliding_window_pattern=6),
+        {"hidden_act": ANYTHING, "sliding_window": whole(1), **GEMMA_KINDS},
+        {"hidden_activation": GELU},
+        NORMS_AROUND,
+        whole_heads=True,
     ),
 }
 
@@ -366,7 +266,7 @@ def family_of(config: ModelConfig) -> str | None:
 
 def is_llama(config: ModelConfig) -> bool:
     """Whether `LlamaForCausalLM` computes the same. It divides `dim` by the heads even if `head_dim` is given."""
-    return family_of(config) == "llama"
+    return family_of(replace(config, family=None)) == "llama"
 
 
 def _written(config: ModelConfig, kind: str) -> dict[str, Any]:

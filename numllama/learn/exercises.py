@@ -58,6 +58,13 @@ EXERCISES = {  # from easy to hard
     "gelu": Exercise("normal(2, 3, 5)", (0,), {
         "dx": "x * (1 + tanh u) / 2 is a product, and u depends on x: tanh' = 1 - tanh^2, u' = SLOPE (1 + 3 CUBIC x^2).",
     }),
+    "geglu": Exercise("normal(2, 3, 4), normal(2, 3, 4)[::-1]", (0, 1), {
+        "dgate": "the gradient of gelu(gate) is dout * up; gelu_backward takes it from there.",
+        "dup": "up was multiplied by gelu(gate).",
+    }),
+    "softcap": Exercise("3 * normal(2, 3, 5), 2.0", (0,), {
+        "dx": "the chain rule: cap * tanh'(x / cap) / cap, and tanh' = 1 - tanh^2.",
+    }),
     "rmsnorm": Exercise("normal(2, 3, 6), normal(6), 1e-5", (0, 1), {
         "dx": "x[j] enters its own output and, through rstd, all outputs of its row: drstd/dx[j] = -rstd^3 x[j] / C.",
         "dweight": "weight multiplies x * rstd in every row: sum over all rows.",

@@ -23,6 +23,7 @@ TEXT = "the king shall sing"
 PLAIN = {  # the options of a plain Llama
     "norm": "rmsnorm", "norm_placement": "before", "positions": "rope", "ffn": "swiglu", "bias": False, "qk_norm": None,
     **dict.fromkeys(("rope_layers", "rotary_dim", "sliding_window", "attn_scale")), "embed_scale": 1.0,
+    "attn_softcap": None, "logit_softcap": None,
 }  # fmt: skip
 
 

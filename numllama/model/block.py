@@ -21,6 +21,7 @@ from numllama.model.context import Context
 from numllama.model.parameters import LayerGradients
 from numllama.model.rounding import rounded
 from numllama.model.stages import (
+    ATTENTION,
     BLOCK_NORMS,
     SAME,
     AddNormCache,
@@ -36,6 +37,7 @@ from numllama.model.stages import (
     merge_heads,
     split_heads,
 )
+from numllama.ops.attention import AttentionCache
 from numllama.ops.flash_attention import FlashAttentionCache
 
 # ------------------------------------------------------------------------------------------------ caches
@@ -46,7 +48,7 @@ class AttentionParts(NamedTuple):
 
     projections: list[tuple[tuple[str, ...], MapsCache]]  # by the names of the maps
     stages: list[tuple[Callable, Any]]  # each with its backward
-    attention: FlashAttentionCache
+    attention: FlashAttentionCache | AttentionCache
     out: MapCache
     last_norm: Any
 
@@ -107,7 +109,7 @@ def attention_forward(n: Array, w: dict[str, Array], context: Context, layer: in
         k, v = rounded(k, context.low_precision), rounded(v, context.low_precision)
     if context.kv_cache is not None:
         k, v = context.kv_cache.append(layer, k, v)                    # (B, K, S, D): earlier ones and these
-    mixed, attention_cache = ops.flash_attention_forward(q, k, v, context.first, context.last, c.attn_scale)
+    mixed, attention_cache = ATTENTION[c.attn_softcap is not None].forward(q, k, v, context)
     out, out_cache = linear_forward(merge_heads(mixed), w, "wo", context)               # (B, T, C)
     out, last_cache = BLOCK_NORMS[c.norm_placement].last[c.norm].forward(out, w, "attn_post_norm", context)
     return out, AttentionParts(projections, stages, attention_cache, out_cache, last_cache)
@@ -121,7 +123,7 @@ def attention_block_backward(
     norms = BLOCK_NORMS[c.norm_placement]
     dbranch = norms.last[c.norm].backward(dbranch, parts.last_norm, g, "attn_post_norm")
     dmixed = split_heads(linear_backward(dbranch, parts.out, g, "wo"), c.n_heads)       # (B, H, T, D)
-    dq, dk, dv = ops.flash_attention_backward(dmixed, parts.attention)
+    dq, dk, dv = ATTENTION[c.attn_softcap is not None].backward(dmixed, parts.attention)
     dq, dk = stages_backward((dq, dk), parts.stages, g, ("q_norm", "k_norm"))
     dn = projections_backward((merge_heads(dq), merge_heads(dk), merge_heads(dv)), parts.projections, g)
     return norms.add_first[c.norm].backward(dx, dn, cache.norm, g, "attn_norm")         # x also went on unchanged
@@ -176,16 +178,20 @@ def stages_backward(
 # ------------------------------------------------------------------------------------------------ feed-forward
 
 
-def swiglu_forward(n, w, context):
-    names, dtype = ("w_gate", "w_up"), context.low_precision
-    (gate, up), linear_caches = linears_forward(n, w, names, context, dtype)            # (B, T, F) both
-    out, cache = ops.swiglu_forward(gate, up)
-    return out, (linear_caches, cache)
+def gated(op):
+    """A feed-forward whose activation, an op, has two inputs."""
+    names = ("w_gate", "w_up")
 
+    def forward(n, w, context):
+        (gate, up), linear_caches = linears_forward(n, w, names, context, context.low_precision)    # (B, T, F) both
+        out, cache = getattr(ops, f"{op}_forward")(gate, up)
+        return out, (linear_caches, cache)
 
-def swiglu_backward(dout, caches, g):
-    linear_caches, cache = caches
-    return linears_backward(ops.swiglu_backward(dout, cache), linear_caches, g, ("w_gate", "w_up"))
+    def backward(dout, caches, g):
+        linear_caches, cache = caches
+        return linears_backward(getattr(ops, f"{op}_backward")(dout, cache), linear_caches, g, names)
+
+    return OpPair(forward, backward)
 
 
 def gelu_forward(n, w, context):
@@ -199,7 +205,11 @@ def gelu_backward(dout, caches, g):
     return linear_backward(ops.gelu_backward(dout, cache), up_cache, g, "w_up")
 
 
-FFN = {"swiglu": OpPair(swiglu_forward, swiglu_backward), "gelu": OpPair(gelu_forward, gelu_backward)}
+FFN = {
+    "swiglu": gated("swiglu"),
+    "geglu": gated("geglu"),
+    "gelu": OpPair(gelu_forward, gelu_backward),
+}
 
 
 def ffn_block_forward(

@@ -27,7 +27,7 @@ CHOICES = {
     "norm": ("rmsnorm", "rmsnorm1p", "layernorm"),
     "norm_placement": ("before", "after", "both"),
     "positions": ("rope", "learned", "none"),
-    "ffn": ("swiglu", "gelu"),
+    "ffn": ("swiglu", "geglu", "gelu"),
     "bias": (False, True, "qkv", "attention", "ffn"),
     "init": ("normal", "truncated_normal"),
 }
@@ -35,7 +35,7 @@ SIZES = ("vocab_size", "dim", "n_layers", "n_heads", "n_kv_heads", "ffn_dim", "m
 DERIVED = ("n_kv_heads", "ffn_dim", "head_dim")  # None: derived from other fields
 FROM_OTHERS: Any = None  # Any, so that the fields are ints to type checkers, as after __post_init__
 NUMBERS = ("norm_eps", "rope_theta", "init_std", "dropout", "embed_scale")
-OPTIONAL_NUMBERS = ("local_rope_theta", "attn_scale")
+OPTIONAL_NUMBERS = ("local_rope_theta", "attn_scale", "attn_softcap", "logit_softcap")
 LAYERS = ("window_layers", "rope_layers")
 SOME_LAYERS = Kind(
     lambda value: isinstance(value, list | tuple) and bool(value) and all(map(whole().fits, value)), "must be a list of layers"
@@ -115,6 +115,8 @@ class ModelConfig:
         (OLMo 2), ``l2`` without a gain after RoPE (Llama 4).
     attn_scale : float
         Factor of the attention scores. Default ``1/sqrt(head_dim)``.
+    attn_softcap, logit_softcap : float
+        Keep attention scores, or logits, x within a cap, ``cap * tanh(x / cap)`` (Gemma 2). Default no cap.
     norm : str
         ``rmsnorm``, ``rmsnorm1p`` whose gain is 1 + weight (Gemma), or ``layernorm`` as in GPT-2.
     norm_placement : str
@@ -124,7 +126,7 @@ class ModelConfig:
     positions : str
         ``rope``, ``learned`` as in GPT-2, or ``none``.
     ffn : str
-        ``swiglu``, or ``gelu`` as in GPT-2.
+        ``swiglu``, ``geglu`` (Gemma), or ``gelu`` as in GPT-2.
     bias : bool or str
         Biases in the linear layers of the blocks: all as in GPT-2, none as in Llama, or those of ``qkv`` (Qwen2),
         ``attention`` or ``ffn`` alone.
@@ -159,6 +161,8 @@ class ModelConfig:
     tie_embeddings: bool = False
     qk_norm: str | None = None
     attn_scale: float | None = None
+    attn_softcap: float | None = None
+    logit_softcap: float | None = None
     norm: str = "rmsnorm"
     norm_placement: str = "before"
     embed_scale: float = 1.0

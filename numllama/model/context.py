@@ -111,21 +111,23 @@ def windowed(first: Array | None, T: int, size: int, xp: ModuleType) -> tuple[Ar
 
 
 def layers_of_their_own(
-    config: ModelConfig, local_table: Table | None, window: tuple[Array, Array] | None
+    config: ModelConfig, window: tuple[Array, Array] | None, rope: RopeTables | None, positions: Array | None, T: int
 ) -> dict[int, dict[str, Any]]:
     """What :attr:`Context.by_layer` is: the interval of the layers with a sliding window, and the tables of RoPE.
 
     Parameters
     ----------
     config : ModelConfig
-    local_table : tuple of arrays
-        RoPE's table of the layers with a sliding window, if it is another one.
     window : tuple of arrays
         `first` and `last` of each token in the layers with a sliding window; None without such layers.
+    rope, positions, T
+        For the tables of those layers, if they have a base of their own: see :meth:`RopeTables.at`.
     """
     own: dict[int, dict[str, Any]] = {i: {} for i in range(config.n_layers)}
     if window is not None:
-        table = {} if local_table is None else dict(zip(("cos", "sin"), local_table, strict=True))
+        table = {}
+        if rope is not None and config.local_rope_theta is not None:
+            table = dict(zip(("cos", "sin"), rope.at(positions, T, is_local=True), strict=True))
         for i in config.window_layers or own:
             own[i] |= {"first": window[0], "last": window[1], **table}
     for i in own.keys() - set(config.rope_layers or own):

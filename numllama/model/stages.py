@@ -63,6 +63,10 @@ def add_gradient(g, name, gradient):
         g.add(name, gradient)
 
 
+def scaled(x, factor):
+    return x if factor == 1 else x * factor
+
+
 def linear_forward(x, w, name, context):
     dtype = None if context.low_precision is None else real_dtype(context.low_precision)
     out, cache = ops.linear_forward(x, w[name], w.get(f"{name}_bias"), dtype)
@@ -252,6 +256,32 @@ def across_heads(norm):
     return OpPair(forward, backward)
 
 
+def flash_forward(q, k, v, context):
+    return ops.flash_attention_forward(q, k, v, context.first, context.last, context.config.attn_scale)
+
+
+def flash_backward(dout, cache):
+    return ops.flash_attention_backward(dout, cache)
+
+
+def capped_attention_forward(q, k, v, context):
+    """Scores with a soft cap: densely."""
+    c, k, v = context.config, rounded(k, q.dtype), rounded(v, q.dtype)
+    return ops.attention_forward(q, k, v, context.first, context.last, None, c.attn_scale, c.attn_softcap)
+
+
+def capped_attention_backward(dout, cache):
+    return ops.attention_backward(dout, cache)
+
+
+def capped_forward(x, cap):
+    return (x, None) if cap is None else ops.softcap_forward(x, cap)
+
+
+def capped_backward(dout, cache):
+    return dout if cache is None else ops.softcap_backward(dout, cache)
+
+
 def each_forward(forward):
     def run(xs, w, names, context):
         pairs = [forward(x, w, name, context) for x, name in zip(xs, names, strict=True)]
@@ -319,6 +349,10 @@ def each(pair):
 
 
 ROPE = {True: [OpPair(ropes_forward, ropes_backward)], False: []}      # by whether there is a table
+ATTENTION = {  # by whether the scores have a soft cap
+    False: OpPair(flash_forward, flash_backward),
+    True: OpPair(capped_attention_forward, capped_attention_backward),
+}
 HEAD_NORM = {**NORM, "layernorm": NORM["rmsnorm"]}
 BEFORE_ROPE = {
     "rms": {norm: each(pair) for norm, pair in HEAD_NORM.items()},

@@ -20,7 +20,7 @@ from numllama.model.context import Context, RopeTables, layers_of_their_own, win
 from numllama.model.lora import Adapter, LoraConfig, initial_adapter
 from numllama.model.parameters import FlatTensors, Gradients, LayerGradients, Parameters, initial_parameters
 from numllama.model.rounding import rounded
-from numllama.model.stages import ADD_NORM
+from numllama.model.stages import ADD_NORM, capped_backward, capped_forward, scaled
 from numllama.ops.intervals import segment_starts
 from numllama.system.blas import few_threads, with_few_threads
 
@@ -128,7 +128,7 @@ class Transformer:
             if n_last is not None:
                 x, branch = (each[:, max(0, each.shape[1] - n_last) :] for each in (x, branch))
             (_, n), _ = self._norm(x, branch, context)
-            return ops.linear_forward(n, self._head(self.weights))[0]
+            return self._logits(n)[0]
 
     @with_few_threads
     def loss(self, tokens: Array, targets: Array, *, count: int | None = None, segments: Array | None = None) -> Array:
@@ -279,9 +279,7 @@ class Transformer:
     def _embed_forward(self, tokens: Array, context: Context) -> tuple[Array, tuple]:
         with checked_ids():
             x, embed_cache = ops.embedding_forward(tokens, self.weights["embed"])
-        x = rounded(x, self.activation_dtype)                          # rows of weights kept in two bytes
-        if self.config.embed_scale != 1:
-            x *= self.config.embed_scale
+        x = scaled(rounded(x, self.activation_dtype), self.config.embed_scale)           # rows of weights kept in two bytes
         pos_cache = None
         if self.config.positions == "learned":
             pos, pos_cache = ops.embedding_forward(context.positions, self.weights["pos_embed"])
@@ -295,8 +293,7 @@ class Transformer:
             dpos = dx.sum(0, dtype=real_dtype(dx.dtype)) if shared else dx
             with grads.adding_to("pos_embed") as total:
                 ops.embedding_backward(dpos, pos_cache, into=total)
-        if self.config.embed_scale != 1:
-            dx = dx * self.config.embed_scale
+        dx = scaled(dx, self.config.embed_scale)
         if self.config.tie_embeddings:
             grads.add("embed", ops.embedding_backward(dx, embed_cache, into=dhead))
         else:
@@ -319,6 +316,12 @@ class Transformer:
     def _head(self, params: FlatTensors) -> Array:
         return params["embed" if self.config.tie_embeddings else "head"]
 
+    def _logits(self, n: Array) -> tuple[Array, tuple]:
+        """The logits of normalised rows (..., C), and the caches of the head and of the soft cap."""
+        logits, head_cache = ops.linear_forward(n, self._head(self.weights))
+        logits, cap_cache = capped_forward(logits, self.config.logit_softcap)
+        return logits, (head_cache, cap_cache)
+
     def _chunks(self, n: Array, targets: Array, count: int | None) -> tuple[list, int]:
         """Chunks of rows of (n, targets), as large as CHUNK_LOGITS allows, and the count."""
         n, targets = n.reshape(-1, n.shape[-1]), targets.reshape(-1)
@@ -333,7 +336,7 @@ class Transformer:
         chunks, count = self._chunks(n, targets, count)
         parts = []
         for rows, row_targets in chunks:
-            logits, _ = ops.linear_forward(rows, self._head(self.weights))
+            logits, _ = self._logits(rows)
             with checked_ids():
                 parts.append(ops.cross_entropy_forward(logits, row_targets, count=count)[0])
         return reduce(add, parts)
@@ -354,10 +357,10 @@ class Transformer:
         if trains and buffer is None and self.weights is not self.params:  # a gradient in float32 for a matrix in two bytes
             dhead = self.xp.zeros_like(self._head(self.params))
         for i, (rows, row_targets) in enumerate(chunks):
-            logits, head_cache = ops.linear_forward(rows, self._head(self.weights))      # (rows, V)
+            logits, (head_cache, cap_cache) = self._logits(rows)                         # (rows, V)
             with checked_ids():
                 part, loss_cache = ops.cross_entropy_forward(logits, row_targets, count=count)
-            dlogits = ops.cross_entropy_backward(scale, loss_cache, out=logits)         # logits are gone
+            dlogits = capped_backward(ops.cross_entropy_backward(scale, loss_cache, out=logits), cap_cache)  # logits are gone
             drows = None if is_one else dn[i * len(chunks[0][0]) :][: len(rows)]
             if trains:
                 drows, dhead = ops.linear_backward(dlogits, head_cache, into=dhead, dx=drows)
@@ -392,10 +395,9 @@ class Transformer:
             check_ids("positions", positions, c.max_seq_len)
             positions = xp.asarray(positions)
         cos, sin = (None, None) if self.rope is None else self.rope.at(positions, T)
-        local = None if self.rope is None or c.local_rope_theta is None else self.rope.at(positions, T, is_local=True)
         scale = 1.0 if self.adapter is None else self.adapter.config.scale
         low_precision = None if self.activation_dtype == self.compute_dtype else self.compute_dtype
-        own = {} if c.is_uniform else layers_of_their_own(c, local, window)
+        own = {} if c.is_uniform else layers_of_their_own(c, window, self.rope, positions, T)
         return Context(c, positions, cos, sin, first, last, key, kv_cache, scale, low_precision, by_layer=own)
 
     def _check_tokens(self, tokens: Array) -> Array:

@@ -11,6 +11,7 @@ from numllama.ops.cross_entropy import IGNORE, cross_entropy_backward, cross_ent
 from numllama.ops.dropout import dropout_backward, dropout_forward
 from numllama.ops.embedding import embedding_backward, embedding_forward
 from numllama.ops.flash_attention import flash_attention_backward, flash_attention_forward
+from numllama.ops.geglu import geglu_backward, geglu_forward
 from numllama.ops.gelu import gelu_backward, gelu_forward
 from numllama.ops.layernorm import layernorm_backward, layernorm_forward
 from numllama.ops.linear import linear_backward, linear_backward_input, linear_forward
@@ -22,6 +23,7 @@ from numllama.ops.rmsnorm import rmsnorm_backward, rmsnorm_forward
 from numllama.ops.rope import rope_backward, rope_forward, ropes_backward, ropes_forward
 from numllama.ops.rope_table import rope_table
 from numllama.ops.router import router_backward, router_forward
+from numllama.ops.softcap import softcap_backward, softcap_forward
 from numllama.ops.softmax import softmax_backward, softmax_forward
 from numllama.ops.swiglu import swiglu_backward, swiglu_forward
 
@@ -42,6 +44,8 @@ __all__ = [
     "router_forward", "router_backward",
     "load_balancing_forward", "load_balancing_backward",
     "mixture_of_experts_forward", "mixture_of_experts_backward",
+    "geglu_forward", "geglu_backward",
+    "softcap_forward", "softcap_backward",
     "cross_entropy_forward", "cross_entropy_backward", "IGNORE",
     "dropout_forward", "dropout_backward",
 ]

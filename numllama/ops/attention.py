@@ -5,6 +5,7 @@ Backward, read upwards, with ⊙ elementwise:
     dv = pᵀ dout            dp = dout vᵀ
     softmax:  ∂p[i]/∂s[j] = p[i]·(δᵢⱼ − p[j])    so    ds = p ⊙ (dp − Σ over keys of dp⊙p)
     dq = ds k · scale       dk = dsᵀ q · scale
+Scores may be capped before the softmax (Gemma 2): see `softcap`.
 
 Which keys a query sees is an interval, first[t] <= s < last[t]: see `intervals`.
 
@@ -19,6 +20,7 @@ from numllama.backend import Array, xp_of
 from numllama.checks import check_shape
 from numllama.dispatch import accelerated
 from numllama.ops.intervals import check_heads, fold_groups, visible_keys
+from numllama.ops.softcap import SoftcapCache, softcap_backward, softcap_forward
 from numllama.ops.softmax import SoftmaxCache, softmax_backward, softmax_forward
 
 
@@ -30,6 +32,7 @@ class AttentionCache(NamedTuple):
     v: Array                                                           # (B, K, S, D)
     p: Array                                                           # (B, H, T, S)
     scale: float
+    capped: SoftcapCache | None = None
 
 
 @accelerated
@@ -41,6 +44,7 @@ def attention_forward(
     last: Array | None = None,
     mask: Array | None = None,
     scale: float | None = None,
+    softcap: float | None = None,
 ) -> tuple[Array, AttentionCache]:
     """Mix values by how well their keys match each query.
 
@@ -55,6 +59,8 @@ def attention_forward(
         True where a query may attend, in addition to the interval.
     scale : float, optional
         Factor of the scores; default ``1/sqrt(D)``.
+    softcap : float, optional
+        The cap of the scores, as in :func:`numllama.ops.softcap_forward`; default none.
 
     Returns
     -------
@@ -73,22 +79,24 @@ def attention_forward(
         visible = xp.broadcast_to(visible & mask, (B, H, T, S))
 
     scores = fold_groups(q, K) @ k.swapaxes(-1, -2) * scale            # (B, K, R·T, S)
+    scores, capped = (scores, None) if softcap is None else softcap_forward(scores, softcap)
     scores = xp.where(visible, scores.reshape(B, H, T, S), -math.inf)  # a finite "minus infinity" would leak
     p, _ = softmax_forward(scores)                                     # (B, H, T, S); a query that sees nothing: p = 0
     out = fold_groups(p, K) @ v                                        # (B, K, R·T, D)
-    return out.reshape(B, H, T, D), AttentionCache(q, k, v, p, scale)
+    return out.reshape(B, H, T, D), AttentionCache(q, k, v, p, scale, capped)
 
 
 @accelerated
 def attention_backward(dout: Array, cache: AttentionCache) -> tuple[Array, Array, Array]:
     """Gradients of :func:`attention_forward`: ``dq`` (B, H, T, D), ``dk`` and ``dv`` (B, K, S, D)."""
-    q, k, v, p, scale = cache
+    q, k, v, p, scale, capped = cache
     check_shape("dout", dout, q.shape)
     K = k.shape[1]
     dout, p = fold_groups(dout, K), fold_groups(p, K)                  # (B, K, R·T, D), (B, K, R·T, S)
     dv = p.swapaxes(-1, -2) @ dout                                     # (B, K, S, D)
     dp = dout @ v.swapaxes(-1, -2)                                     # (B, K, R·T, S)
-    ds = softmax_backward(dp, SoftmaxCache(p)) * scale                 # (B, K, R·T, S)
+    ds = softmax_backward(dp, SoftmaxCache(p))                         # (B, K, R·T, S)
+    ds = (ds if capped is None else softcap_backward(ds, capped)) * scale
     dq = (ds @ k).reshape(q.shape)                                     # (B, H, T, D)
     dk = ds.swapaxes(-1, -2) @ fold_groups(q, K)                       # (B, K, S, D)
     return dq, dk, dv

@@ -104,7 +104,8 @@ def activation_bytes(
     of = element_bytes(compute_dtype, on_gpu)
     size, Q, KV = of.activation, c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
     # Bytes kept per hidden unit, for backward, and arrays while a layer runs: GELU recomputes its parts.
-    per_unit, done_wide = {"swiglu": (3 * of.low_precision, of.wide), "gelu": (size + of.operand, 7)}[c.ffn]
+    gated = 3 * of.low_precision
+    per_unit, done_wide = {"swiglu": (gated, of.wide), "geglu": (gated, of.wide + 7), "gelu": (size + of.operand, 7)}[c.ffn]
     layer = tokens * (size * 2 * c.dim + of.operand * (2 * c.dim + 2 * Q) + of.low_precision * 2 * KV + per_unit * c.ffn_dim)
     kept = c.n_layers * (tokens * c.dim * size if recompute else layer)
     widest = max(c.dim + done_wide * c.ffn_dim, 4 * c.dim + of.queries * Q + of.keys * KV)

@@ -67,6 +67,8 @@ def arguments(op):
         "cross_entropy": lambda: (normal(N, V), rng.integers(0, V, N)),
         "swiglu": lambda: (normal(N, F), normal(N, F)),
         "gelu": lambda: (normal(N, F),),
+        "geglu": lambda: (normal(N, F), normal(N, F)),
+        "softcap": lambda: (normal(N, n), 2.0),
         "rmsnorm": lambda: (normal(N, C), normal(C), 1e-5),
         "layernorm": lambda: (normal(N, C), normal(C), normal(C), 1e-5),
         "add_rmsnorm": lambda: (normal(N, C), normal(N, C), normal(C), 1e-5),

@@ -19,7 +19,7 @@ RELATIVES = [
     dict(qk_norm="rms"), dict(qk_norm="l2", rope_layout="interleaved"), dict(bias=True), dict(bias="qkv"), dict(rotary_dim=2),
     dict(sliding_window=3), dict(sliding_window=2, window_layers=(0,), local_rope_theta=50.0), dict(rope_layers=(0,)),
     dict(norm_placement="after", qk_norm="rms_width"),
-    dict(norm="rmsnorm1p", norm_placement="both", attn_scale=0.3, embed_scale=2.0),
+    dict(norm="rmsnorm1p", norm_placement="both", attn_scale=0.3, embed_scale=2.0), dict(attn_softcap=2.0, logit_softcap=3.0),
 ]  # fmt: skip
 HEADS = [(1, 1), (2, 1), (2, 2), (4, 1), (4, 2), (6, 2), (6, 3)]  # query heads, key heads
 

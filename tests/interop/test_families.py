@@ -12,6 +12,10 @@ import numllama as nl
 from numllama.interop.families import FAMILIES, config_from_huggingface, family_of
 from numllama.interop.huggingface import to_halves
 
+GEMMA = dict(norm="rmsnorm1p", ffn="geglu", embed_scale=24**0.5)
+GEMMA_2 = dict(**GEMMA, norm_placement="both", attn_scale=12**-0.5)
+GEMMA_3 = dict(**GEMMA_2, qk_norm="rms")
+LINEAR = dict(rope_type="linear", factor=4.0)
 MODELS = {  # a model_type, and a word if it has several rows
     "llama": {},
     "mistral": dict(sliding_window=3),
@@ -27,6 +31,14 @@ MODELS = {  # a model_type, and a word if it has several rows
     "phi3 plain": dict(family="phi3", sliding_window=5),
     "olmo2": dict(norm_placement="after", qk_norm="rms_width"),
     "olmo2 biases": dict(norm_placement="after", qk_norm="rms_width", bias="attention"),
+    "gemma": GEMMA,
+    "gemma biases": dict(**GEMMA, bias="attention", tie_embeddings=True, head_dim=10),
+    "gemma2": dict(**GEMMA_2, attn_softcap=50.0, logit_softcap=30.0, sliding_window=5, window_layers=(0,)),
+    "gemma2 caps": dict(**GEMMA_2, attn_softcap=2.0),
+    "gemma2 windows": dict(**GEMMA_2, sliding_window=4, bias="attention"),
+    "gemma3_text": GEMMA_3,
+    "gemma3_text cap": dict(**GEMMA_3, logit_softcap=30.0),
+    "gemma3_text local": dict(**GEMMA_3, sliding_window=3, window_layers=(0,), local_rope_theta=9.0, rope_scaling=LINEAR),
 }
 every_model = pytest.mark.parametrize("name", MODELS)
 
@@ -84,6 +96,8 @@ OURS = {
     "one_local_rope": dict(sliding_window=3, window_layers=(0,), local_rope_theta=9.0),
     "norms_after": dict(norm_placement="after"),
     "gemma's norm": dict(norm="rmsnorm1p"),
+    "an embedding of another scale": GEMMA | dict(embed_scale=2.0),
+    "scores of a scale that no whole number gives": GEMMA_3 | dict(attn_scale=0.3),
     "partial_rope_and_biases": dict(rotary_dim=4, bias="qkv"),
     "a_family_that_does_not_fit": dict(norm="layernorm", family="qwen2"),
     "a_family_that_is_unknown": dict(norm="layernorm", family="falcon"),
@@ -124,6 +138,21 @@ def read(kind, **values):
         (dict(model_type="phi3", partial_rotary_factor=0.75), dict(rotary_dim=4, norm_eps=1e-5, family=None)),
         (dict(model_type="phi3", rope_parameters=dict(rope_theta=9.0, partial_rotary_factor=0.4)), dict(rotary_dim=2)),
         (dict(model_type="phi3", sliding_window=2047, resid_pdrop=0.0), dict(sliding_window=2047, family="phi3")),
+        (dict(model_type="gemma"), dict(norm="rmsnorm1p", ffn="geglu", head_dim=256, tie_embeddings=True, embed_scale=24**0.5)),
+        (dict(model_type="gemma", hidden_act="gelu", hidden_activation=None), dict(ffn="geglu")),
+        (dict(model_type="gemma2"), dict(attn_softcap=50.0, logit_softcap=30.0, window_layers=(0, 2), norm_placement="both")),
+        (dict(model_type="gemma2", attn_logit_softcapping=None, final_logit_softcapping=None), dict(logit_softcap=None)),
+        (dict(model_type="gemma3_text"), dict(local_rope_theta=1e4, rope_theta=1e6, attn_scale=1 / 16, window_layers=None)),
+        (dict(model_type="gemma3_text", sliding_window_pattern=2), dict(window_layers=(0, 2), sliding_window=4096)),
+        (
+            dict(model_type="gemma3_text", rope_local_base_freq=7.0, rope_theta=9.0, rope_scaling=LINEAR),
+            dict(local_rope_theta=7.0, rope_theta=9.0, rope_scaling=LINEAR),
+        ),
+        (
+            dict(model_type="gemma3_text", rope_parameters={"full_attention": dict(LINEAR, rope_theta=9.0)}),
+            dict(local_rope_theta=1e4, rope_theta=9.0, rope_scaling=LINEAR),
+        ),
+        (dict(model_type="gemma3_text", layer_types=["full_attention"] * 4), dict(local_rope_theta=None, sliding_window=None)),
         (dict(model_type="olmo2"), dict(qk_norm="rms_width", norm_placement="after", norm_eps=1e-5, max_seq_len=2048)),
     ],
     ids=str,
@@ -151,6 +180,21 @@ def test_a_published_config_is_read_as_its_family_means_it(values, expected):
         (dict(model_type="smollm3", no_rope_layers=[2] * 4), "no_rope_layers is .*, but must be a list of 0 and 1"),
         (dict(model_type="olmo2", final_logit_softcapping=30.0), "final_logit_softcapping is 30.0, but only null is supported"),
         (dict(model_type="gemma3"), "model_type is 'gemma3', but must be one of"),
+        (dict(model_type="gemma2", attn_logit_softcapping=-1.0), "attn_logit_softcapping is -1.0, but must be a positive number"),
+        (dict(model_type="gemma2", hidden_activation="silu"), 'hidden_activation is "silu", but only "gelu_pytorch_tanh" is'),
+        (dict(model_type="gemma", hidden_act="silu"), 'hidden_act is "silu", but only "gelu_pytorch_tanh" is supported'),
+        (dict(model_type="gemma", use_bidirectional_attention=True), "use_bidirectional_attention is true, but only false is"),
+        (dict(model_type="gemma3_text", attn_logit_softcapping=50.0), "attn_logit_softcapping is 50.0, but only null is"),
+        (dict(model_type="gemma3_text", sliding_window=None), "sliding_window is null, but must be a whole number"),
+        (dict(model_type="gemma3_text", query_pre_attn_scalar=0), "query_pre_attn_scalar is 0, but must be a positive number"),
+        (
+            dict(model_type="gemma3_text", rope_parameters=dict(sliding_attention=dict(rope_type="linear"))),
+            "sliding_attention's rope_type is \"linear\", but only \"default\" is supported",
+        ),
+        (
+            dict(model_type="gemma3_text", rope_parameters=dict(full_attention=3)),
+            "rope_parameters' full_attention is 3, but must be a mapping",
+        ),
         (dict(model_type=["llama"]), r"model_type is \['llama'\], but must be one of"),
     ],
     ids=str,

@@ -52,9 +52,10 @@ RIGHT = {  # every option except those of PLAIN: such models can be traced
     "rope_scaling": {"rope_type": "llama3", **LLAMA3}, "rope_scaling, linear": {"rope_type": "linear", "factor": 4.0},
 }  # fmt: skip
 OTHER = {
-    "norm": ["layernorm"], "positions": ["learned", "none"], "ffn": ["gelu"], "bias": [True, "qkv"], "qk_norm": ["rms", "l2"],
+    "norm": ["layernorm"], "positions": ["learned", "none"], "ffn": ["gelu", "geglu"], "bias": [True, "qkv"],
+    "qk_norm": ["rms", "l2"],
     "norm_placement": ["after"], "rope_layers": [(1,)], "rotary_dim": [2], "sliding_window": [3], "attn_scale": [0.5],
-    "embed_scale": [2.0],
+    "embed_scale": [2.0], "attn_softcap": [5.0], "logit_softcap": [5.0],
 }  # fmt: skip
 
 

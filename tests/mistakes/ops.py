@@ -205,6 +205,31 @@ MISTAKES = [
         "ops/test_swiglu.py::test_gradients",
     ),
     Mistake(
+        "the value's gradient through a gate without its GELU",
+        "ops/geglu.py", "dup = dout * gelu_forward(gate)[0]", "dup = dout * gate",
+        "ops/test_geglu.py::test_gradients",
+    ),
+    Mistake(
+        "the GELU gate's gradient without up",
+        "ops/geglu.py", "gelu_backward(dout * up, GELUCache", "gelu_backward(dout, GELUCache",
+        "ops/test_geglu.py::test_gradients",
+    ),
+    Mistake(
+        "a soft cap's derivative without the square",
+        "ops/softcap.py", "return dout * (1 - t * t)", "return dout * (1 - t)",
+        "ops/test_softcap.py::test_gradients",
+    ),
+    Mistake(
+        "a soft cap's derivative at a value that was not divided by the cap",
+        "ops/softcap.py", "t = xp_of(x).tanh(x / cap)", "t = xp_of(x).tanh(x)",
+        "ops/test_softcap.py::test_gradients",
+    ),
+    Mistake(
+        "capped attention scores whose gradient forgets the cap",
+        "ops/attention.py", "softcap_backward(ds, capped)", "ds",
+        "ops/test_attention.py::test_gradients_with_a_soft_cap",
+    ),
+    Mistake(
         "a derivative of x³ without the 3",
         "ops/gelu.py", "du = SLOPE * (1 + 3 * CUBIC * x * x)", "du = SLOPE * (1 + CUBIC * x * x)",
         "ops/test_gelu.py::test_gradients",

@@ -33,7 +33,7 @@ def test_a_size_is_a_whole_number_of_at_least_one(field, value):
         ("qk_norm", "rmsnorm", "None, 'rms', 'rms_width', 'l2'"),
         ("norm", "batchnorm", "'rmsnorm', 'rmsnorm1p', 'layernorm'"),
         ("positions", "alibi", "'rope', 'learned', 'none'"),
-        ("ffn", "relu", "'swiglu', 'gelu'"),
+        ("ffn", "relu", "'swiglu', 'geglu', 'gelu'"),
         ("init", "xavier", "'normal', 'truncated_normal'"),
         ("norm", None, "'rmsnorm', 'rmsnorm1p', 'layernorm'"),
     ],
@@ -134,7 +134,7 @@ def test_every_field_survives_a_dict(positions):
         **SMALL, n_kv_heads=2, ffn_dim=20, max_seq_len=9, head_dim=6, norm_eps=1e-6, rope_theta=500.0, rope_scaling=LLAMA_31,
         rope_layout="interleaved", tie_embeddings=True, qk_norm="rms", norm="layernorm", positions=positions, ffn="gelu",
         bias=True, dropout=0.5, init_std=0.1, init="truncated_normal", sliding_window=5, window_layers=(0,), attn_scale=0.5,
-        norm_placement="both", embed_scale=2.0, family="mistral", **of_rope,
+        norm_placement="both", embed_scale=2.0, attn_softcap=5.0, logit_softcap=6.0, family="mistral", **of_rope,
     )  # fmt: skip
     values = config.to_dict()
     plain = ModelConfig(**SMALL).to_dict()
@@ -161,6 +161,7 @@ def test_every_field_survives_a_dict(positions):
         (dict(rope_layers=1), "rope_layers is 1, but must be a list of layers"),
         (dict(attn_scale=0.0), "attn_scale is 0.0, but must be a positive number"),
         (dict(embed_scale="big"), "embed_scale is 'big', but must be a positive number"),
+        (dict(logit_softcap=-1.0), "logit_softcap is -1.0, but must be a positive number"),
         (dict(family=3), "family is 3, but must be a text"),
     ],
     ids=str,
@@ -180,7 +181,8 @@ def test_what_all_layers_have_is_the_default():
     "changes",
     [
         dict(sliding_window=3), dict(rope_layers=(0,)), dict(rotary_dim=2), dict(attn_scale=1.0), dict(embed_scale=2.0),
-        dict(norm_placement="after"), dict(norm="rmsnorm1p"), dict(qk_norm="rms_width"),
+        dict(norm_placement="after"), dict(norm="rmsnorm1p"), dict(qk_norm="rms_width"), dict(ffn="geglu"),
+        dict(attn_softcap=5.0), dict(logit_softcap=5.0),
     ],
     ids=str,
 )  # fmt: skip

@@ -18,7 +18,12 @@ VARIANTS = {
     "qk_rms": dict(qk_norm="rms"),
     "qk_l2": dict(qk_norm="l2"),
     "gpt2": dict(norm="layernorm", ffn="gelu", positions="learned", bias=True),
-}
+    "windows": dict(sliding_window=8, window_layers=(1,), local_rope_theta=100.0, rotary_dim=8, bias="qkv"),
+    "olmo2": dict(norm_placement="after", qk_norm="rms_width", rope_layers=(0,)),
+    "gemma2": dict(
+        norm="rmsnorm1p", norm_placement="both", ffn="geglu", embed_scale=8.0, attn_scale=0.3, attn_softcap=2.0, logit_softcap=5.0
+    ),
+}  # fmt: skip
 
 
 def some_tokens(n=4000):

@@ -60,14 +60,14 @@ def keys_of(case, b, h, t):
     return [s for s in range(S) if first[b, t] <= s < last[b, t] and mask[b, h, t, s]]
 
 
-def attend_by_scalars(case):
+def attend_by_scalars(case, capped=lambda score: score):
     q, k, v, *_, scale = case
     B, H, T, D = q.shape
     out = np.zeros_like(q)
     for b, h, t in np.ndindex(B, H, T):
         g = h // (H // k.shape[1])
         weights = {
-            s: math.exp(sum(q[b, h, t, d] * k[b, g, s, d] for d in range(D)) * (scale or 1 / math.sqrt(D)))
+            s: math.exp(capped(sum(q[b, h, t, d] * k[b, g, s, d] for d in range(D)) * (scale or 1 / math.sqrt(D))))
             for s in keys_of(case, b, h, t)
         }
         for s, weight in weights.items():
@@ -79,6 +79,21 @@ def attend_by_scalars(case):
 @given(cases())
 def test_gradients(xp, case):
     gradcheck(attention_forward, attention_backward, on(xp, case))
+
+
+CAPS = st.sampled_from([0.3, 2.0, 50.0])
+
+
+@settings(max_examples=60)
+@given(cases(), CAPS)
+def test_gradients_with_a_soft_cap(xp, case, cap):
+    gradcheck(attention_forward, attention_backward, [*on(xp, case), cap])
+
+
+@settings(max_examples=60)
+@given(cases(), CAPS)
+def test_forward_by_scalars_with_a_soft_cap(xp, case, cap):
+    assert_close(attention_forward(*on(xp, case), cap)[0], attend_by_scalars(case, lambda score: cap * math.tanh(score / cap)))
 
 
 @settings(max_examples=150)

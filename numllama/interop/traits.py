@@ -1,0 +1,217 @@
+"""Traits: the parts of a config.json that a family's models differ in, each with its reading and its writing.
+
+    sliding_window, layer_types, ...    <->    sliding_window, window_layers
+On the left stand fields of a Hugging Face config.json, on the right those of a ModelConfig.
+:mod:`numllama.interop.families` says which family has which traits.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from numllama.model import ModelConfig
+from numllama.storage.fields import FLAG, LIST, OBJECT, POSITIVE, Kind, as_json, check, is_number, number, only, optional, whole
+
+Values = Mapping[str, Any]  # of a config.json
+WHOLE, PARTIAL = only(1, None), number(lambda value: 0 < value <= 1, "must lie in (0, 1]")
+
+
+class Trait(NamedTuple):
+    """A part of a config.json that a family's models differ in.
+
+    Attributes
+    ----------
+    kinds : dict
+        The fields that it reads, and the values allowed.
+    read : function
+        Fields of a ModelConfig, from a config.json with the family's defaults.
+    write : function
+        Fields of a config.json, from a ModelConfig.
+    """
+
+    kinds: dict[str, Kind]
+    read: Callable[[Values], dict[str, Any]]
+    write: Callable[[ModelConfig], dict[str, Any]]
+
+
+def _rope(values: Values, partial: Kind = WHOLE) -> dict[str, Any]:
+    """RoPE's base and scaling: in ``rope_parameters``, or in ``rope_theta`` and ``rope_scaling`` as before transformers 5.
+
+    For ``dynamic`` scaling ``max_position_embeddings`` is the original length, and the model supports `factor` times as many.
+    """
+    rope = values.get("rope_scaling") or values.get("rope_parameters") or {}
+    rope = {"rope_type": rope.get("type", "default"), "rope_theta": values.get("rope_theta", 10000.0), **rope}
+    rope.pop("type", None)
+    check(rope, {"partial_rotary_factor": partial}, as_json)
+    rope.pop("partial_rotary_factor", None)
+    kind, longer, most = rope["rope_type"], {}, values["max_position_embeddings"]
+    if kind in ("llama3", "yarn", "longrope"):
+        original = values.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings") or most
+        rope["original_max_position_embeddings"] = original
+        if kind != "llama3" and rope.get("factor") is None and is_number(original) and original > 0:
+            rope["factor"] = most / original
+    if kind == "dynamic":
+        rope["original_max_position_embeddings"] = most
+        if is_number(factor := rope.get("factor")):
+            longer = {"max_seq_len": values.get("numllama_max_seq_len") or max(most, int(factor * most))}
+    return {"rope_scaling": rope, **longer}  # ModelConfig moves the base to rope_theta
+
+
+def _partial_rope(values: Values) -> dict[str, Any]:
+    """The same where RoPE may turn only the first components of a head."""
+    kept = values.get("partial_rotary_factor") or 1.0
+    part = (values.get("rope_scaling") or values.get("rope_parameters") or {}).get("partial_rotary_factor") or kept
+    rope = _rope(values, optional(PARTIAL))
+    head_dim = values.get("head_dim") or values["hidden_size"] // values["num_attention_heads"]
+    return {**rope, "rotary_dim": None if part == 1 else int(head_dim * part)}
+
+
+def _write_rope(config: ModelConfig) -> dict[str, Any]:
+    scaling, values = config.rope_scaling, {}
+    if scaling and scaling["rope_type"] == "dynamic":
+        values = {
+            "numllama_max_seq_len": config.max_seq_len,
+            "max_position_embeddings": int(scaling["original_max_position_embeddings"]),
+        }
+        scaling = {key: value for key, value in scaling.items() if key != "original_max_position_embeddings"}
+    return {**values, "rope_theta": config.rope_theta, "rope_scaling": scaling}
+
+
+def _write_partial_rope(config: ModelConfig) -> dict[str, Any]:
+    part = (config.rotary_dim or config.head_dim) / config.head_dim
+    return {**_write_rope(config), "partial_rotary_factor": part}
+
+
+ROPE = Trait({}, _rope, _write_rope)
+PARTIAL_ROPE = Trait({"partial_rotary_factor": optional(PARTIAL)}, _partial_rope, _write_partial_rope)
+
+BIAS = {(False, False): False, (True, False): "attention", (False, True): "ffn", (True, True): True}  # by the two flags
+ATTENTION_BIAS = Trait(
+    {},
+    lambda values: {"bias": BIAS[values.get("attention_bias", False), False]},
+    lambda config: {"attention_bias": config.bias == "attention"},
+)
+BIASES = Trait(
+    {},
+    lambda values: {"bias": BIAS[values.get("attention_bias", False), values.get("mlp_bias", False)]},
+    lambda config: {"attention_bias": config.bias in (True, "attention"), "mlp_bias": config.bias in (True, "ffn")},
+)
+WINDOW = Trait(
+    {},
+    lambda values: {"sliding_window": values.get("sliding_window")},
+    lambda config: {"sliding_window": config.sliding_window},
+)
+
+SLIDING, FULL = "sliding_attention", "full_attention"
+LAYER_TYPES = Kind(
+    lambda value: isinstance(value, list) and all(each in (SLIDING, FULL) for each in value if isinstance(each, str))
+    and all(isinstance(each, str) for each in value),
+    f"must list {SLIDING!r} or {FULL!r} for each layer",
+)  # fmt: skip
+
+
+def layer_windows(unsaid: Callable[[Values, int], bool], may_be_off: bool = True) -> Trait:
+    """Sliding windows in some layers.
+
+    Parameters
+    ----------
+    unsaid : function
+        Whether layer i has a window, where a config.json has no ``layer_types``.
+    may_be_off : bool
+        ``use_sliding_window`` must be true for windows.
+    """
+
+    def read(values: Values) -> dict[str, Any]:
+        n, size = values["num_hidden_layers"], values.get("sliding_window")
+        types = values.get("layer_types") or [SLIDING if unsaid(values, i) else FULL for i in range(n)]
+        if len(types) != n:
+            raise ValueError(f"layer_types has {len(types)} entries, but num_hidden_layers is {n}")
+        layers = tuple(i for i, kind in enumerate(types) if kind == SLIDING)
+        is_on = values.get("use_sliding_window", False) if may_be_off else True
+        return {"sliding_window": size, "window_layers": layers} if layers and is_on and size else {}
+
+    def write(config: ModelConfig) -> dict[str, Any]:
+        every = range(config.n_layers) if config.sliding_window else ()
+        layers = config.window_layers or every
+        values = {
+            "sliding_window": config.sliding_window,
+            "layer_types": [SLIDING if i in layers else FULL for i in range(config.n_layers)],
+        }
+        flags = {"use_sliding_window": bool(config.sliding_window), "max_window_layers": min(layers, default=config.n_layers)}
+        return values | (flags if may_be_off else {})
+
+    flags = {"use_sliding_window": FLAG} if may_be_off else {}
+    return Trait({"layer_types": optional(LAYER_TYPES), "max_window_layers": whole(), **flags}, read, write)
+
+
+def _write_windows(config: ModelConfig) -> dict[str, Any]:
+    """A window must be a number, even if no layer has one."""
+    return {**ALTERNATING.write(config), "sliding_window": config.sliding_window or config.max_seq_len}
+
+
+QWEN_WINDOWS = layer_windows(lambda values, i: i >= values["max_window_layers"])
+SMOL_WINDOWS = layer_windows(lambda values, i: i not in _layers_with_rope(values)["rope_layers"])
+ALTERNATING = layer_windows(lambda values, i: i % 2 == 0, may_be_off=False)
+LAYER_WINDOWS = ALTERNATING._replace(write=_write_windows)
+
+
+def _layers_with_rope(values: Values) -> dict[str, Any]:
+    n, every = values["num_hidden_layers"], values["no_rope_layer_interval"]
+    flags = values.get("no_rope_layers")
+    flags = [(i + 1) % every != 0 for i in range(n)] if flags is None else flags[:n]
+    if len(flags) != n or not any(flags):
+        raise ValueError(f"no_rope_layers is {as_json(flags)}, but one number for each of {n} layers is needed, not all 0")
+    return {"rope_layers": tuple(i for i, flag in enumerate(flags) if flag)}
+
+
+NO_ROPE_LAYERS = Trait(
+    {
+        "no_rope_layers": optional(
+            Kind(lambda value: LIST.fits(value) and all(map(whole(0, 1).fits, value)), "must be a list of 0 and 1")
+        ),
+        "no_rope_layer_interval": whole(1),
+    },
+    _layers_with_rope,
+    lambda config: {"no_rope_layers": [int(i in (config.rope_layers or (i,))) for i in range(config.n_layers)]},
+)
+
+EMBED_SCALE = Trait({}, lambda values: {"embed_scale": math.sqrt(values["hidden_size"])}, lambda config: {})
+SCORES_SCALE = Trait(
+    {"query_pre_attn_scalar": POSITIVE},
+    lambda values: {"attn_scale": values["query_pre_attn_scalar"] ** -0.5},
+    lambda config: {"query_pre_attn_scalar": round((config.attn_scale or config.head_dim**-0.5) ** -2)},
+)
+
+
+def soft_cap(ours: str, name: str) -> Trait:
+    """The cap of attention scores or logits; null is none."""
+    kinds = {name: optional(POSITIVE)}
+    return Trait(kinds, lambda values: {ours: values.get(name)}, lambda config: {name: getattr(config, ours)})
+
+
+SCORES_CAP = soft_cap("attn_softcap", "attn_logit_softcapping")
+LOGIT_CAP = soft_cap("logit_softcap", "final_logit_softcapping")
+
+
+def _two_ropes(values: Values) -> dict[str, Any]:
+    """RoPE of the layers without a window, and the base of those with one: together, or as before transformers 5 apart."""
+    both = values.get("rope_parameters") or {}
+    check(both, dict.fromkeys((FULL, SLIDING), optional(OBJECT)), as_json, "rope_parameters' ")
+    rope = {**(both.get(FULL) or {}), **(values.get("rope_scaling") or {})}
+    local = {"rope_theta": values["rope_local_base_freq"], **(both.get(SLIDING) or {})}
+    check(local, {"rope_type": only("default"), "rope_theta": POSITIVE}, as_json, f"{SLIDING}'s ")
+    windows = GEMMA_3_WINDOWS.read(values)
+    bases = {"local_rope_theta": local["rope_theta"]} if windows else {}
+    return {**_rope({**values, "rope_scaling": rope, "rope_parameters": None}), **windows, **bases}
+
+
+def _write_two_ropes(config: ModelConfig) -> dict[str, Any]:
+    local = {} if config.local_rope_theta is None else {"rope_local_base_freq": config.local_rope_theta}
+    return {**_write_rope(config), **_write_windows(config), **local}
+
+
+GEMMA_3_WINDOWS = layer_windows(lambda values, i: (i + 1) % values["sliding_window_pattern"] != 0, may_be_off=False)
+TWO_ROPES = Trait(
+    {**GEMMA_3_WINDOWS.kinds, "rope_local_base_freq": POSITIVE, "sliding_window_pattern": whole(1)}, _two_ropes, _write_two_ropes
+)
+
