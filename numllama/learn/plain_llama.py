@@ -16,6 +16,7 @@ import numpy as np
 
 from numllama import ops
 from numllama.model.config import ModelConfig
+from numllama.ops.intervals import segment_starts
 
 
 class Forward(NamedTuple):
@@ -62,7 +63,13 @@ class Pass(NamedTuple):
 # ------------------------------------------------------------------------------------------------ the model
 
 
-def loss_and_grads(params: Mapping[str, np.ndarray], c: ModelConfig, tokens: np.ndarray, targets: np.ndarray) -> Pass:
+def loss_and_grads(
+    params: Mapping[str, np.ndarray],
+    c: ModelConfig,
+    tokens: np.ndarray,
+    targets: np.ndarray,
+    segments: np.ndarray | None = None,
+) -> Pass:
     """Loss and gradients of a plain Llama.
 
     Parameters
@@ -70,26 +77,32 @@ def loss_and_grads(params: Mapping[str, np.ndarray], c: ModelConfig, tokens: np.
     params : mapping of str to array
         Weights by their names in :class:`numllama.Transformer`.
     c : ModelConfig
-        RMSNorm, RoPE, SwiGLU, no biases, no norms of queries and keys.
+        RMSNorm, RoPE, SwiGLU, no biases; queries and keys with a norm as in Qwen3, or without.
     tokens, targets : integer array, shape (B, T)
+        A target of -100 does not count.
+    segments : integer array, shape (B, T), optional
+        Documents packed into one sequence: a token sees only its own, whose positions begin at 0.
     """
-    outer, blocks = forward(params, c, tokens)
+    outer, blocks = forward(params, c, tokens, segments)
     a, cache = outer
-    a.loss, cache.loss = ops.cross_entropy_forward(a.logits, targets)                            # (): mean over all targets
+    a.loss, cache.loss = ops.cross_entropy_forward(a.logits, targets)                            # (): mean over the targets
     dlogits = ops.cross_entropy_backward(1.0, cache.loss)                                        # (B, T, V)
     d, d_blocks, grads = backward(dlogits, c, outer, blocks)
     d.loss = np.ones(())
     return Pass(float(a.loss), outer, blocks, d, d_blocks, grads)
 
 
-def forward(params: Mapping[str, np.ndarray], c: ModelConfig, tokens: np.ndarray) -> tuple[Forward, list[Forward]]:
+def forward(
+    params: Mapping[str, np.ndarray], c: ModelConfig, tokens: np.ndarray, segments: np.ndarray | None = None
+) -> tuple[Forward, list[Forward]]:
     """From tokens (B, T) to ``logits`` (B, T, V): embed them, apply the blocks, normalise, and score the whole vocabulary."""
     a, cache, blocks = SimpleNamespace(), SimpleNamespace(), []
-    cos, sin = ops.rope_table(np.arange(tokens.shape[1]), c.head_dim, c.rope_theta, c.rope_scaling, params["embed"].dtype)
+    positions, visible = positions_and_mask(tokens.shape[1], segments)
+    cos, sin = ops.rope_table(positions, c.head_dim, c.rope_theta, c.rope_scaling, params["embed"].dtype)
     a.embedding, cache.embedding = ops.embedding_forward(tokens, params["embed"])                # (B, T, C)
     x = a.embedding
     for i in range(c.n_layers):
-        block = block_forward(x, block_weights(params, i), c, cos, sin)
+        block = block_forward(x, block_weights(params, i), c, cos, sin, visible)
         blocks.append(block)
         x = block.values.after_ffn                                                               # (B, T, C)
     a.norm, cache.norm = ops.rmsnorm_forward(x, params["norm"], c.norm_eps)                      # (B, T, C)
@@ -117,20 +130,26 @@ def backward(
 # ------------------------------------------------------------------------------------------------ one block
 
 
-def block_forward(x: np.ndarray, w: SimpleNamespace, c: ModelConfig, cos: np.ndarray, sin: np.ndarray) -> Forward:
+def block_forward(
+    x: np.ndarray, w: SimpleNamespace, c: ModelConfig, cos: np.ndarray, sin: np.ndarray, visible: np.ndarray
+) -> Forward:
     """Add attention to the stream x (B, T, C), then add the feed-forward."""
     a, cache = SimpleNamespace(), SimpleNamespace()
-    D, T = w.wq.shape[0] // c.n_heads, x.shape[1]
-    causal = np.tri(T, dtype=bool)                                                               # query t sees keys 0..t
+    D = w.wq.shape[0] // c.n_heads
 
     a.attn_norm, cache.attn_norm = ops.rmsnorm_forward(x, w.attn_norm, c.norm_eps)               # (B, T, C)
     a.q, cache.q = ops.linear_forward(a.attn_norm, w.wq)                                         # (B, T, H·D)
     a.k, cache.k = ops.linear_forward(a.attn_norm, w.wk)                                         # (B, T, K·D)
     a.v, cache.v = ops.linear_forward(a.attn_norm, w.wv)                                         # (B, T, K·D)
-    a.q_rotated, cache.q_rotated = ops.rope_forward(split_heads(a.q, D), cos, sin, c.rope_layout)    # (B, H, T, D)
-    a.k_rotated, cache.k_rotated = ops.rope_forward(split_heads(a.k, D), cos, sin, c.rope_layout)    # (B, K, T, D)
+    q, k = split_heads(a.q, D), split_heads(a.k, D)                                              # (B, H, T, D), (B, K, T, D)
+    if c.qk_norm:
+        a.q_norm, cache.q_norm = ops.rmsnorm_forward(q, w.q_norm, c.norm_eps)                    # (B, H, T, D)
+        a.k_norm, cache.k_norm = ops.rmsnorm_forward(k, w.k_norm, c.norm_eps)                    # (B, K, T, D)
+        q, k = a.q_norm, a.k_norm
+    a.q_rotated, cache.q_rotated = ops.rope_forward(q, cos, sin, c.rope_layout)                  # (B, H, T, D)
+    a.k_rotated, cache.k_rotated = ops.rope_forward(k, cos, sin, c.rope_layout)                  # (B, K, T, D)
     k, v = repeat(a.k_rotated, c), repeat(split_heads(a.v, D), c)                                # (B, H, T, D)
-    a.scores = np.where(causal, a.q_rotated @ k.swapaxes(-1, -2) / math.sqrt(D), -math.inf)      # (B, H, T, T)
+    a.scores = np.where(visible, a.q_rotated @ k.swapaxes(-1, -2) / math.sqrt(D), -math.inf)     # (B, H, T, T)
     a.attention, cache.attention = ops.softmax_forward(a.scores)                                 # (B, H, T, T)
     a.head_outputs = a.attention @ v                                                             # (B, H, T, D)
     a.attn_out, cache.attn_out = ops.linear_forward(merge_heads(a.head_outputs), w.wo)           # (B, T, C)
@@ -170,8 +189,12 @@ def block_backward(dout: np.ndarray, c: ModelConfig, block: Forward) -> Backward
     dk = d.scores.swapaxes(-1, -2) @ a.q_rotated / math.sqrt(D)                                  # (B, H, T, D)
     d.k_rotated = sum_repeated(dk, K)
     d.v = merge_heads(sum_repeated(dv, K))
-    d.k = merge_heads(ops.rope_backward(d.k_rotated, cache.k_rotated))
-    d.q = merge_heads(ops.rope_backward(d.q_rotated, cache.q_rotated))
+    dk, dq = ops.rope_backward(d.k_rotated, cache.k_rotated), ops.rope_backward(d.q_rotated, cache.q_rotated)
+    if c.qk_norm:
+        d.q_norm, d.k_norm = dq, dk
+        dk, g.k_norm = ops.rmsnorm_backward(d.k_norm, cache.k_norm)
+        dq, g.q_norm = ops.rmsnorm_backward(d.q_norm, cache.q_norm)
+    d.q, d.k = merge_heads(dq), merge_heads(dk)
     from_v, g.wv = ops.linear_backward(d.v, cache.v)
     from_k, g.wk = ops.linear_backward(d.k, cache.k)
     from_q, g.wq = ops.linear_backward(d.q, cache.q)
@@ -181,6 +204,15 @@ def block_backward(dout: np.ndarray, c: ModelConfig, block: Forward) -> Backward
 
 
 # ------------------------------------------------------------------------------------------------ heads and names
+
+
+def positions_and_mask(T: int, segments: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Each token's position in its document, and which keys each query sees: all up to its own place, of the same document."""
+    causal = np.tri(T, dtype=bool)                                                               # query t sees keys 0..t
+    if segments is None:
+        return np.arange(T), causal                                                              # (T,), (T, T)
+    first = segment_starts(segments)                                                             # (B, T)
+    return np.arange(T) - first, causal & (np.arange(T) >= first[..., None])[:, None]            # (B, T), (B, 1, T, T)
 
 
 def split_heads(x: np.ndarray, D: int) -> np.ndarray:
@@ -207,7 +239,7 @@ def sum_repeated(dx: np.ndarray, K: int) -> np.ndarray:
 
 
 def block_weights(params: Mapping[str, np.ndarray], i: int) -> SimpleNamespace:
-    """The weights of block i: ``attn_norm``, ``wq``, ``wk``, ``wv``, ``wo``, ``ffn_norm``, ``w_gate``, ``w_up``, ``w_down``."""
+    """The weights of block i by their short names: ``attn_norm``, ``wq``, ``wk``, ``wv``, ``wo``, ``ffn_norm``, ..."""
     prefix = f"blocks.{i}."
     return SimpleNamespace(**{name.removeprefix(prefix): value for name, value in params.items() if name.startswith(prefix)})
 

@@ -21,9 +21,10 @@ from numllama.tokenizer import CharTokenizer, Tokenizer
 
 TEXT = "the king shall sing"
 PLAIN = {  # the options of a plain Llama
-    "norm": "rmsnorm", "norm_placement": "before", "positions": "rope", "ffn": "swiglu", "bias": False, "qk_norm": None,
-    **dict.fromkeys(("rope_layers", "rotary_dim", "sliding_window", "attn_scale")), "embed_scale": 1.0,
-    "attn_softcap": None, "logit_softcap": None,
+    "norm": ("rmsnorm",), "norm_placement": ("before",), "positions": ("rope",), "ffn": ("swiglu",), "bias": (False,),
+    **dict.fromkeys(("rope_layers", "rotary_dim", "sliding_window", "attn_scale", "attn_softcap", "logit_softcap"), (None,)),
+    "embed_scale": (1.0,),
+    "qk_norm": (None, "rms"),
 }  # fmt: skip
 
 
@@ -75,7 +76,8 @@ def trace(model: Transformer, tokenizer: Tokenizer | CharTokenizer | None, text:
     Parameters
     ----------
     model : Transformer
-        A plain Llama: RMSNorm, RoPE, SwiGLU, no biases, no norms of queries and keys. float64 is the most exact.
+        A plain Llama: RMSNorm, RoPE, SwiGLU, no biases; queries and keys may have a norm, as in Qwen3. float64 is the most
+        exact.
     tokenizer : Tokenizer or CharTokenizer, optional
         Without one, tokens are named by their ids.
     text : str or sequence of int
@@ -86,12 +88,8 @@ def trace(model: Transformer, tokenizer: Tokenizer | CharTokenizer | None, text:
     ValueError
         If the model is not a plain Llama or has an adapter, or if the text is too short or too long.
     """
+    check_is_plain(model)
     c, params = model.config, model.params
-    for name, plain in PLAIN.items():
-        if getattr(c, name) != plain:
-            raise ValueError(f"{name} is {shown(getattr(c, name))}, but only a plain Llama can be traced: {shown(plain)}")
-    if model.adapter is not None:
-        raise ValueError("the model has an adapter, but only a plain Llama can be traced: call merge_adapter() first")
     if isinstance(text, str) and tokenizer is None:
         raise ValueError("a text needs a tokenizer: pass one, or pass the tokens as ids")
     ids = np.array(encode_prompt(model, tokenizer, text)[1] if isinstance(text, str) else text)
@@ -111,6 +109,16 @@ def trace(model: Transformer, tokenizer: Tokenizer | CharTokenizer | None, text:
     return Trace(text, names, run.loss, values, {name: TracedParameter(params[name], run.grads[name]) for name in params})
 
 
+def check_is_plain(model: Transformer) -> None:
+    """Raise ValueError if :mod:`numllama.learn.plain_llama` does not compute this model."""
+    for name, (plain, *others) in PLAIN.items():
+        value = getattr(model.config, name)
+        if value not in (plain, *others):
+            raise ValueError(f"{name} is {shown(value)}, but only a plain Llama can be traced: {shown(plain)}")
+    if model.adapter is not None:
+        raise ValueError("the model has an adapter, but only a plain Llama can be traced: call merge_adapter() first")
+
+
 def _traced_block(at: str, a: SimpleNamespace, d: SimpleNamespace) -> list[Traced]:
     """The values of a block. Hidden keys are shown as zeros: their scores are minus infinity, and their attention is constant."""
     visible = ~np.isneginf(a.scores)
@@ -120,6 +128,7 @@ def _traced_block(at: str, a: SimpleNamespace, d: SimpleNamespace) -> list[Trace
 
 
 def _axes(name: str) -> str:
-    by_head = dict.fromkeys(("q_rotated", "head_outputs"), "head, token, component")
-    by_head |= {"k_rotated": "key head, token, component", "scores": "head, query, key", "attention": "head, query, key"}
+    by_head = dict.fromkeys(("q_norm", "q_rotated", "head_outputs"), "head, token, component")
+    by_head |= dict.fromkeys(("k_norm", "k_rotated"), "key head, token, component")
+    by_head |= {"scores": "head, query, key", "attention": "head, query, key"}
     return (by_head | {"loss": "", "logits": "token, id"}).get(name, "token, component")

@@ -13,6 +13,7 @@ CONFIGS = {
     "every query head with its own keys": {},
     "grouped queries, wide heads": dict(n_kv_heads=2, head_dim=10, norm_eps=0.1),
     "one key head, interleaved RoPE": dict(n_kv_heads=1, rope_layout="interleaved", rope_theta=100.0),
+    "norms of queries and keys": dict(n_kv_heads=2, qk_norm="rms"),
     "tied embeddings, scaled RoPE": dict(tie_embeddings=True, rope_scaling=LLAMA3, rope_theta=100.0),
 }
 
@@ -26,22 +27,29 @@ def random_pair(options):
     return model, rng.integers(0, 31, (2, 2, 13))
 
 
+SEGMENTS = {"one document": None, "packed documents": np.array([[0] * 5 + [1] * 8, [3] + [0] * 11 + [7]])}
+
+
+@pytest.mark.parametrize("segments", SEGMENTS.values(), ids=SEGMENTS)
 @pytest.mark.parametrize("options", CONFIGS.values(), ids=CONFIGS)
-def test_logits_loss_and_gradients_are_those_of_the_model(options):
+def test_logits_loss_and_gradients_are_those_of_the_model(options, segments):
     model, (tokens, targets) = random_pair(options)
-    outer, blocks = plain_llama.forward(model.params, model.config, tokens)
-    assert len(blocks) == 3
-    assert_close(outer.values.logits, model.forward(tokens), rtol=1e-12)
-    plain = plain_llama.loss_and_grads(model.params, model.config, tokens, targets)
-    loss, grads = model.loss_and_grads(tokens, targets)
+    targets[:, ::4] = -100
+    if segments is None:
+        outer, blocks = plain_llama.forward(model.params, model.config, tokens)
+        assert len(blocks) == 3
+        assert_close(outer.values.logits, model.forward(tokens), rtol=1e-12)
+    plain = plain_llama.loss_and_grads(model.params, model.config, tokens, targets, segments)
+    loss, grads = model.loss_and_grads(tokens, targets, segments=segments)
     assert_close(plain.loss, float(loss), rtol=1e-12)
     assert set(plain.grads) == set(grads)
     for name, gradient in grads.items():
         assert_close(plain.grads[name], gradient, rtol=1e-11)
 
 
-def test_every_value_has_a_gradient_of_its_shape():
-    model, (tokens, targets) = random_pair({"n_kv_heads": 2})
+@pytest.mark.parametrize("qk_norm", [None, "rms"])
+def test_every_value_has_a_gradient_of_its_shape(qk_norm):
+    model, (tokens, targets) = random_pair({"n_kv_heads": 2, "qk_norm": qk_norm})
     plain = plain_llama.loss_and_grads(model.params, model.config, tokens, targets)
     pairs = [(plain.outer, plain.d_outer), *zip(plain.blocks, plain.d_blocks, strict=True)]
     for (values, _), gradients in pairs:

@@ -48,12 +48,12 @@ LLAMA3 = dict(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_ma
 RIGHT = {  # every option except those of PLAIN: such models can be traced
     "vocab_size": 70, "dim": 24, "n_layers": 3, "n_heads": 2, "n_kv_heads": 1, "ffn_dim": 20, "max_seq_len": 9, "head_dim": 6,
     "norm_eps": 1e-2, "rope_theta": 50.0, "rope_layout": "interleaved", "tie_embeddings": True, "dropout": 0.5,
-    "init_std": 0.5, "init": "truncated_normal", "family": "mistral",
+    "init_std": 0.5, "init": "truncated_normal", "family": "mistral", "qk_norm": "rms",
     "rope_scaling": {"rope_type": "llama3", **LLAMA3}, "rope_scaling, linear": {"rope_type": "linear", "factor": 4.0},
 }  # fmt: skip
 OTHER = {
     "norm": ["layernorm"], "positions": ["learned", "none"], "ffn": ["gelu", "geglu"], "bias": [True, "qkv"],
-    "qk_norm": ["rms", "l2"],
+    "qk_norm": ["l2"],
     "norm_placement": ["after"], "rope_layers": [(1,)], "rotary_dim": [2], "sliding_window": [3], "attn_scale": [0.5],
     "embed_scale": [2.0], "attn_softcap": [5.0], "logit_softcap": [5.0],
 }  # fmt: skip

@@ -30,7 +30,7 @@ MISTAKES = [
     ),
     Mistake(
         "a norm of queries and keys that a trace leaves out",
-        "learn/tracing.py", ' "qk_norm": None,', "",
+        "learn/tracing.py", '    "qk_norm": (None, "rms"),\n', "",
         "learn/test_tracing.py::test_a_model_that_is_no_plain_llama_is_refused_by_name[qk_norm-l2]",
     ),
     Mistake(
