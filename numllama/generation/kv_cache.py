@@ -6,7 +6,7 @@ interval of slots, first <= s < last:
 
     first = max(start, slot − window + 1)        last = slot + 1
 
-With a window, slots that no query will see again are dropped from time to time, many together.
+With a window in all layers, slots that no query will see again are dropped from time to time, many together.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from numllama.backend import Array
 from numllama.checks import check_shape
 from numllama.errors import shown
 from numllama.generation.config import is_number
-from numllama.model import Transformer
+from numllama.model import ModelConfig, Transformer
 
 LEAST_CAPACITY = 64
 
@@ -64,7 +64,7 @@ class KVCache:
             if not is_number(value, Integral) or value < 1:
                 raise ValueError(f"{name} is {shown(value)}, but must be a whole number of at least 1")
         check_window(window, c.max_seq_len)
-        self.xp, self.batch_size, self.window = model.xp, int(batch_size), window
+        self.xp, self.batch_size, self.window, self._seen = model.xp, int(batch_size), window, most_seen(c, window)
         self.starts = np.zeros(batch_size, dtype=int) if starts is None else np.array(starts)
         check_shape("starts", self.starts, (batch_size,))
         self.length = self.dropped = 0
@@ -94,7 +94,7 @@ class KVCache:
         if longest > limit and (self.window is None or self.config.positions == "learned"):
             remedy = f"; a sliding window has no end (window {limit})" if self.config.positions != "learned" else ""
             raise ValueError(f"the sequence would be {longest} tokens long, but max_seq_len is {limit}{remedy}")
-        if self.used + T > self.capacity and self.window is not None:
+        if self.used + T > self.capacity and self._seen is not None:
             self._drop()
         if self.used + T > self.capacity:
             capacity = max(self.used + T, 2 * self.capacity)
@@ -109,7 +109,7 @@ class KVCache:
 
     def intervals(self, T: int, window: int | None = None, ahead: int = 0) -> tuple[Array | None, Array | None]:
         """The slots in memory that those tokens see, ``first <= s < last``, in a layer's `window`; (None, None): causal."""
-        window = min((each for each in (window, self.window) if each is not None), default=None)
+        window = smallest(window, self.window)
         if window is None and not self.starts.any():
             return None, None
         slots = self.used + ahead + np.arange(T)                           # (T,)
@@ -136,8 +136,8 @@ class KVCache:
 
     def _drop(self) -> None:
         """Drop the slots that no later token sees: the window's slots move to the front."""
-        assert self.window is not None  # else nothing is dropped
-        kept = min(self.used, self.window - 1)
+        assert self._seen is not None  # else nothing is dropped
+        kept = min(self.used, self._seen - 1)
         old = slice(self.used - kept, self.used)
         for array in (self.keys, self.values):
             array[:, :, :, :kept] = array[:, :, :, old]
@@ -174,7 +174,7 @@ class KVCache:
     @property
     def _least(self) -> int:
         """The shortest length to rewind to: all slots that a token sees there must be in memory."""
-        return 0 if self.window is None or self.dropped == 0 else self.dropped + self.window - 1
+        return 0 if self._seen is None or self.dropped == 0 else self.dropped + self._seen - 1
 
     def take(self, rows: Sequence[int] | np.ndarray) -> None:
         """Keep these sequences, in this order; a row may be repeated."""
@@ -190,6 +190,16 @@ def _longer(xp: ModuleType, old: Array, axis: int, used: int, length: int) -> Ar
     where = (slice(None),) * axis + (slice(used),)
     new[where] = old[where]
     return new
+
+
+def most_seen(config: ModelConfig, window: int | None) -> int | None:
+    """The most slots that a token sees in any layer, with this `window` in addition to the model's; None: all before it."""
+    return smallest(window, config.sliding_window if config.window_layers is None else None)
+
+
+def smallest(*windows: int | None) -> int | None:
+    """The smallest window; None is none."""
+    return min((window for window in windows if window is not None), default=None)
 
 
 def check_window(window: int | None, max_seq_len: int) -> None:

@@ -14,7 +14,7 @@ from numllama.cuda import sample as cuda_sample
 from numllama.errors import GenerationError, shown
 from numllama.generation.config import SamplingConfig, is_number
 from numllama.generation.decode import Decoder
-from numllama.generation.kv_cache import KVCache, check_window
+from numllama.generation.kv_cache import KVCache, check_window, most_seen
 from numllama.generation.prefill import prefill
 from numllama.generation.sampling import Sampler, widened
 from numllama.model import Transformer
@@ -80,7 +80,8 @@ def _steps(
     tokens, starts = padded(prompts)                                       # (B, T), (B,)
     if kv_cache is None:
         longest = tokens.shape[1] + max_new_tokens
-        capacity = longest if window is None else min(longest, 2 * window)
+        seen_slots = most_seen(model.config, window)
+        capacity = longest if seen_slots is None else min(longest, 2 * seen_slots)
         kv_cache = KVCache(model, batch_size=len(prompts), capacity=capacity, window=window, starts=starts)
     known = kv_cache.reuse(tokens, starts)
     with quiet():

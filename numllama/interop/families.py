@@ -31,6 +31,7 @@ from numllama.interop.traits import (
     Values,
 )
 from numllama.model import ModelConfig, parameter_shapes
+from numllama.model.parameters import MOST_LAYERS
 from numllama.storage.fields import (
     ANYTHING,
     FLAG,
@@ -252,6 +253,8 @@ def config_to_huggingface(config: ModelConfig) -> dict[str, Any]:
 
 def family_of(config: ModelConfig) -> str | None:
     """The ``model_type`` as which a model is saved; None for our own."""
+    if config.n_layers > MOST_LAYERS:  # no list with an entry for each is made
+        return None
     wanted = replace(config, family=None, rope_layout=config.rope_layout if config.rotary_dim else "half")
     for kind in sorted(FAMILIES, key=lambda kind: kind != config.family):
         if config.dim % config.n_heads and FAMILIES[kind].whole_heads:
@@ -259,7 +262,7 @@ def family_of(config: ModelConfig) -> str | None:
         try:
             if _read(_written(config, kind), kind) == wanted:
                 return kind
-        except ValueError:  # some part of it has no place there
+        except (ValueError, OverflowError):  # some part of it has no place there
             continue
     return None
 

@@ -6,11 +6,26 @@ On the left stand fields of a Hugging Face config.json, on the right those of a 
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from numllama.model import ModelConfig
-from numllama.storage.fields import FLAG, LIST, OBJECT, POSITIVE, Kind, as_json, check, is_number, number, only, optional, whole
+from numllama.model.parameters import MOST_LAYERS
+from numllama.storage.fields import (
+    FLAG,
+    LIST,
+    OBJECT,
+    POSITIVE,
+    Kind,
+    as_json,
+    check,
+    is_number,
+    number,
+    only,
+    optional,
+    refuse_unknown,
+    whole,
+)
 
 Values = Mapping[str, Any]  # of a config.json
 WHOLE, PARTIAL = only(1, None), number(lambda value: 0 < value <= 1, "must lie in (0, 1]")
@@ -104,29 +119,36 @@ WINDOW = Trait(
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 LAYER_TYPES = Kind(
-    lambda value: isinstance(value, list) and all(each in (SLIDING, FULL) for each in value if isinstance(each, str))
-    and all(isinstance(each, str) for each in value),
+    lambda value: LIST.fits(value) and all(isinstance(each, str) and each in (SLIDING, FULL) for each in value),
     f"must list {SLIDING!r} or {FULL!r} for each layer",
-)  # fmt: skip
+)
 
 
-def layer_windows(unsaid: Callable[[Values, int], bool], may_be_off: bool = True) -> Trait:
+def count_layers(values: Values) -> int:
+    """The number of layers, checked before a list with one entry for each is made."""
+    n = values["num_hidden_layers"]
+    if n > MOST_LAYERS:
+        raise ValueError(f"num_hidden_layers is {n:,}, but a model of more than {MOST_LAYERS:,} layers cannot be built")
+    return n
+
+
+def layer_windows(unsaid: Callable[[Values, range], Iterable[int]], may_be_off: bool = True) -> Trait:
     """Sliding windows in some layers.
 
     Parameters
     ----------
     unsaid : function
-        Whether layer i has a window, where a config.json has no ``layer_types``.
+        The layers with a window where a config.json has no ``layer_types``, out of all layers.
     may_be_off : bool
         ``use_sliding_window`` must be true for windows.
     """
 
     def read(values: Values) -> dict[str, Any]:
-        n, size = values["num_hidden_layers"], values.get("sliding_window")
-        types = values.get("layer_types") or [SLIDING if unsaid(values, i) else FULL for i in range(n)]
-        if len(types) != n:
+        n, size, types = count_layers(values), values.get("sliding_window"), values.get("layer_types")
+        if types and len(types) != n:
             raise ValueError(f"layer_types has {len(types)} entries, but num_hidden_layers is {n}")
-        layers = tuple(i for i, kind in enumerate(types) if kind == SLIDING)
+        said = (i for i, kind in enumerate(types or ()) if kind == SLIDING)
+        layers = tuple(said if types else unsaid(values, range(n)))
         is_on = values.get("use_sliding_window", False) if may_be_off else True
         return {"sliding_window": size, "window_layers": layers} if layers and is_on and size else {}
 
@@ -149,19 +171,19 @@ def _write_windows(config: ModelConfig) -> dict[str, Any]:
     return {**ALTERNATING.write(config), "sliding_window": config.sliding_window or config.max_seq_len}
 
 
-QWEN_WINDOWS = layer_windows(lambda values, i: i >= values["max_window_layers"])
-SMOL_WINDOWS = layer_windows(lambda values, i: i not in _layers_with_rope(values)["rope_layers"])
-ALTERNATING = layer_windows(lambda values, i: i % 2 == 0, may_be_off=False)
+QWEN_WINDOWS = layer_windows(lambda values, every: every[values["max_window_layers"] :])
+SMOL_WINDOWS = layer_windows(lambda values, every: set(every) - set(_layers_with_rope(values)["rope_layers"]))
+ALTERNATING = layer_windows(lambda values, every: every[::2], may_be_off=False)
 LAYER_WINDOWS = ALTERNATING._replace(write=_write_windows)
 
 
 def _layers_with_rope(values: Values) -> dict[str, Any]:
-    n, every = values["num_hidden_layers"], values["no_rope_layer_interval"]
-    flags = values.get("no_rope_layers")
-    flags = [(i + 1) % every != 0 for i in range(n)] if flags is None else flags[:n]
-    if len(flags) != n or not any(flags):
+    n, every = count_layers(values), values["no_rope_layer_interval"]
+    flags = values.get("no_rope_layers") or [int((i + 1) % every != 0) for i in range(n)]
+    layers = tuple(i for i, flag in enumerate(flags[:n]) if flag)
+    if len(flags) < n or not layers:
         raise ValueError(f"no_rope_layers is {as_json(flags)}, but one number for each of {n} layers is needed, not all 0")
-    return {"rope_layers": tuple(i for i, flag in enumerate(flags) if flag)}
+    return {"rope_layers": layers}
 
 
 NO_ROPE_LAYERS = Trait(
@@ -196,10 +218,11 @@ LOGIT_CAP = soft_cap("logit_softcap", "final_logit_softcapping")
 def _two_ropes(values: Values) -> dict[str, Any]:
     """RoPE of the layers without a window, and the base of those with one: together, or as before transformers 5 apart."""
     both = values.get("rope_parameters") or {}
+    refuse_unknown(both, (FULL, SLIDING), "rope_parameters has unknown key(s)")
     check(both, dict.fromkeys((FULL, SLIDING), optional(OBJECT)), as_json, "rope_parameters' ")
     rope = {**(both.get(FULL) or {}), **(values.get("rope_scaling") or {})}
     local = {"rope_theta": values["rope_local_base_freq"], **(both.get(SLIDING) or {})}
-    check(local, {"rope_type": only("default"), "rope_theta": POSITIVE}, as_json, f"{SLIDING}'s ")
+    check(local, {**dict.fromkeys(("rope_type", "type"), only("default")), "rope_theta": POSITIVE}, as_json, f"{SLIDING}'s ")
     windows = GEMMA_3_WINDOWS.read(values)
     bases = {"local_rope_theta": local["rope_theta"]} if windows else {}
     return {**_rope({**values, "rope_scaling": rope, "rope_parameters": None}), **windows, **bases}
@@ -210,7 +233,9 @@ def _write_two_ropes(config: ModelConfig) -> dict[str, Any]:
     return {**_write_rope(config), **_write_windows(config), **local}
 
 
-GEMMA_3_WINDOWS = layer_windows(lambda values, i: (i + 1) % values["sliding_window_pattern"] != 0, may_be_off=False)
+GEMMA_3_WINDOWS = layer_windows(
+    lambda values, every: (i for i in every if (i + 1) % values["sliding_window_pattern"]), may_be_off=False
+)
 TWO_ROPES = Trait(
     {**GEMMA_3_WINDOWS.kinds, "rope_local_base_freq": POSITIVE, "sliding_window_pattern": whole(1)}, _two_ropes, _write_two_ropes
 )

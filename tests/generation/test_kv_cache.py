@@ -7,6 +7,7 @@ from helpers import assert_close, assert_same_bits
 from hypothesis import given
 from hypothesis import strategies as st
 
+import numllama as nl
 from numllama import KVCache, ops
 from numllama.backend import to_numpy
 from numllama.generation.steps import padded
@@ -83,6 +84,27 @@ def test_a_window_of_ragged_sequences_hides_what_stands_before_a_beginning():
     logits = np.concatenate([model.forward(tokens[:, i : i + 1], kv_cache=cache) for i in range(15)], axis=1)
     for row, start, prompt in zip(logits, starts, alone, strict=True):
         assert_same_logits(row[start:], windowed(model, prompt[None], 5)[0])
+
+
+@pytest.mark.parametrize(("layers", "window", "most"), [(None, None, 8), ((1,), None, 64), (None, 4, 8), ((1,), 4, 8)])
+def test_a_model_whose_layers_all_have_a_window_needs_no_more_slots(layers, window, most):
+    model = random_model(sliding_window=5, window_layers=layers, max_seq_len=64)
+    tokens = random_tokens(model, 2, 60)
+    cache = KVCache(model, batch_size=2, capacity=8, window=window)
+    logits = np.concatenate([model.forward(tokens[:, i : i + 3], kv_cache=cache) for i in range(0, 60, 3)], axis=1)
+    assert cache.capacity == most
+    if window is None:
+        assert_same_logits(logits, model.forward(tokens))
+    elif layers is None:
+        assert_same_logits(logits, windowed(random_model(max_seq_len=64), tokens, window))  # the smaller of the two
+
+
+def test_a_long_text_of_such_a_model_is_that_of_the_whole_forward():
+    model = random_model(sliding_window=5, max_seq_len=200)
+    ids = random_tokens(model, 1, 30)[0].tolist()
+    text = ids + nl.generate(model, ids, 100, temperature=0)
+    logits = model.forward(np.array([text]))[0]
+    assert text[30:] == logits.argmax(-1)[29:-1].tolist()
 
 
 def test_it_holds_k_heads_not_h():

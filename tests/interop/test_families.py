@@ -1,15 +1,17 @@
 """Families in Hugging Face's layout: how each is written and read, and what is refused by name."""
 
+import contextlib
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
 from helpers import assert_close, assert_same_bits
-from interop.checkpoints import edit_json, edit_tensors, random_model, tokens
+from interop.checkpoints import SHAPE, edit_json, edit_tensors, random_model, tokens
 from safetensors.numpy import load_file
 
 import numllama as nl
-from numllama.interop.families import FAMILIES, config_from_huggingface, family_of
+from numllama.interop.families import FAMILIES, FIELDS, HONOURED, config_from_huggingface, family_of
 from numllama.interop.huggingface import to_halves
 
 GEMMA = dict(norm="rmsnorm1p", ffn="geglu", embed_scale=24**0.5)
@@ -180,6 +182,7 @@ def test_a_published_config_is_read_as_its_family_means_it(values, expected):
         (dict(model_type="smollm3", no_rope_layers=[2] * 4), "no_rope_layers is .*, but must be a list of 0 and 1"),
         (dict(model_type="olmo2", final_logit_softcapping=30.0), "final_logit_softcapping is 30.0, but only null is supported"),
         (dict(model_type="gemma3"), "model_type is 'gemma3', but must be one of"),
+        (dict(model_type="gemma3_text", rope_parameters=dict(rope_theta=5.0)), r"rope_parameters has unknown key\(s\) rope"),
         (dict(model_type="gemma2", attn_logit_softcapping=-1.0), "attn_logit_softcapping is -1.0, but must be a positive number"),
         (dict(model_type="gemma2", hidden_activation="silu"), 'hidden_activation is "silu", but only "gelu_pytorch_tanh" is'),
         (dict(model_type="gemma", hidden_act="silu"), 'hidden_act is "silu", but only "gelu_pytorch_tanh" is supported'),
@@ -202,6 +205,38 @@ def test_a_published_config_is_read_as_its_family_means_it(values, expected):
 def test_what_a_family_cannot_have_is_refused_by_name(values, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         read(values["model_type"], **values)
+
+
+WRONG = [None, True, "x" * 10_000, "8", [8], {"a": 8}, -(10**400), 10**400, 1e999, float("nan"), 0.5, -1, [[[]]], ["x" * 99], 0]
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_a_value_of_any_type_is_read_or_refused_in_one_sentence(kind):
+    family = FAMILIES[kind]
+    known = {name for name, _, _ in FIELDS.values()} | set(HONOURED) | set(family.honoured)
+    for name in sorted(known.union(*(trait.kinds for trait in family.traits))):
+        for value in WRONG:
+            for nested in (value, {name: value}, {"full_attention": value}, {"sliding_attention": {"rope_theta": value}}):
+                try:
+                    read(kind, **{name: nested})
+                except ValueError as error:
+                    assert len(str(error)) < 400
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize("n", [65_537, 10**9, 2**62])
+def test_an_absurd_number_of_layers_costs_nothing(kind, n):
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(ValueError):
+            family_of(read(kind, num_hidden_layers=n))
+        assert tracemalloc.get_traced_memory()[1] < 100_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_number_that_no_config_holds_is_written_as_our_own():
+    assert family_of(nl.ModelConfig(**SHAPE | GEMMA_3 | dict(attn_scale=1e-200))) is None
 
 
 def test_a_file_of_another_family_lacks_its_tensors(tmp_path):
