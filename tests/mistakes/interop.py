@@ -25,7 +25,7 @@ MISTAKES = [
     ),
     Mistake(
         "biases of the feed-forward wherever attention has them",
-        "interop/families.py", '(True, False): "attention"', "(True, False): True",
+        "interop/traits.py", '(True, False): "attention"', "(True, False): True",
         "interop/test_huggingface.py::test_biases_in_one_half_of_a_block_alone[attention_bias-self_attn]",
     ),
     Mistake(
