@@ -94,7 +94,10 @@ def _write_rope(config: ModelConfig) -> dict[str, Any]:
 
 def _write_partial_rope(config: ModelConfig) -> dict[str, Any]:
     part = (config.rotary_dim or config.head_dim) / config.head_dim
-    return {**_write_rope(config), "partial_rotary_factor": part}
+    values = {**_write_rope(config), "partial_rotary_factor": part}
+    if original := (config.rope_scaling or {}).get("original_max_position_embeddings"):
+        values["original_max_position_embeddings"] = int(original)  # Phi 3 reads it here only
+    return values
 
 
 ROPE = Trait({}, _rope, _write_rope)

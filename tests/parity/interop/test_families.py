@@ -29,6 +29,7 @@ CASES = {  # a model_type of FAMILIES, a hyphen, and a word for its configuratio
     "qwen2-plain": {},
     "qwen2-tied": dict(num_key_value_heads=6, **TIED),
     "qwen2-windows": dict(use_sliding_window=True, sliding_window=5, max_window_layers=1),
+    "qwen2-yarn": dict(rope_parameters=dict(rope_type="yarn", rope_theta=500.0, factor=4.0, original_max_position_embeddings=64)),
     "qwen3-plain": dict(head_dim=16),
     "qwen3-biases": dict(head_dim=10, attention_bias=True, **TIED),
     "qwen3-windows": dict(head_dim=8, use_sliding_window=True, sliding_window=6, layer_types=[FULL, SLIDING, FULL]),
@@ -38,6 +39,12 @@ CASES = {  # a model_type of FAMILIES, a hyphen, and a word for its configuratio
     "phi3-plain": {},
     "phi3-window": dict(sliding_window=9, num_key_value_heads=6),
     "phi3-partial": dict(rope_parameters=dict(rope_type="default", rope_theta=5000.0, partial_rotary_factor=0.5)),
+    "phi3-longrope": dict(
+        original_max_position_embeddings=128, rope_parameters=dict(
+            rope_type="longrope", rope_theta=500.0, partial_rotary_factor=0.75, original_max_position_embeddings=128,
+            short_factor=[1.0, 1.2, 1.7], long_factor=[1.0, 2.5, 7.0],
+        ),
+    ),
     "olmo2-plain": {},
     "gemma-plain": dict(head_dim=10),
     "gemma-biases": dict(head_dim=8, attention_bias=True, num_key_value_heads=1, tie_word_embeddings=False),
