@@ -1,8 +1,8 @@
 """Families of models in Hugging Face's layout: a row for each ``model_type``, of what its config.json and its tensors mean.
 
-A row lists what all models of a family share (`fields` of a ModelConfig), the `traits` that a config.json decides, each with its
-own reading and writing, and how tensors are named. A model is saved as the first family whose config.json reads as its
-configuration again; if there is none, in the same layout with our own names and ``"model_type": "numllama"``.
+A row lists what all models of a family share (`fields` of a ModelConfig), the traits that a config.json decides
+(:mod:`numllama.interop.traits`), and how tensors are named. A model is saved as the first family whose config.json reads
+as its configuration again; if there is none, in the same layout with our own names and ``"model_type": "numllama"``.
 A config.json that needs something numllama does not compute is refused by name: ignoring it would give wrong numbers.
 """
 
@@ -19,16 +19,20 @@ from numllama.interop.traits import (
     LOGIT_CAP,
     NO_ROPE_LAYERS,
     PARTIAL_ROPE,
+    QWEN_EXPERTS,
     QWEN_WINDOWS,
     ROPE,
+    ROUTING,
     SCORES_CAP,
     SCORES_SCALE,
     SMOL_WINDOWS,
     TWO_ROPES,
     WHOLE,
     WINDOW,
+    WINDOW_OR_OFF,
     Trait,
     Values,
+    n_experts,
 )
 from numllama.model import ModelConfig, parameter_shapes
 from numllama.model.parameters import MOST_LAYERS
@@ -112,6 +116,18 @@ NORMS_AROUND = {
     "ffn_norm": "pre_feedforward_layernorm",
     "ffn_post_norm": "post_feedforward_layernorm",
 }
+MIXTRAL_EXPERTS = {
+    "router": "block_sparse_moe.gate",
+    "experts_gate": "block_sparse_moe.experts.*.w1",
+    "experts_up": "block_sparse_moe.experts.*.w3",
+    "experts_down": "block_sparse_moe.experts.*.w2",
+}
+QWEN_MLP = {
+    "router": "mlp.gate",
+    "experts_gate": "mlp.experts.*.gate_proj",
+    "experts_up": "mlp.experts.*.up_proj",
+    "experts_down": "mlp.experts.*.down_proj",
+}
 NORMS_AFTER = {"attn_post_norm": "post_attention_layernorm", "ffn_post_norm": "post_feedforward_layernorm"}
 
 
@@ -133,7 +149,8 @@ class Family:
     fixed : dict
         What is written to each config.json.
     names : dict
-        Names of a block's parts, where they are not Llama's. Parts with one name are stacked in one tensor.
+        Names of a block's parts, where they are not Llama's. Parts with one name are stacked in one tensor; a name with an
+        asterisk stands for a tensor of each expert (:mod:`numllama.interop.mixtures`).
     whole_heads : bool
         The heads must divide the width, even if ``head_dim`` is given.
     """
@@ -152,6 +169,7 @@ GELU = "gelu_pytorch_tanh"
 GEMMA = {"norm": "rmsnorm1p", "ffn": "geglu"}
 GEMMA_KINDS = {"hidden_activation": only(GELU, None), "use_bidirectional_attention": only(False, None)}
 QWEN = dict(max_position_embeddings=32768, num_key_value_heads=32, sliding_window=4096, max_window_layers=28)
+EXPERTS = dict(output_router_logits=False, router_aux_loss_coef=0.001)
 FAMILIES = {
     "llama": Family("LlamaForCausalLM", {}, (ROPE, BIASES), whole_heads=True),
     "mistral": Family(
@@ -212,6 +230,24 @@ FAMILIES = {
         {"hidden_activation": GELU},
         NORMS_AROUND,
         whole_heads=True,
+    ),
+    "mixtral": Family(
+        "MixtralForCausalLM",
+        {"ffn": "moe"},
+        (ROPE, WINDOW, n_experts(("num_local_experts", "num_experts"), 8), ROUTING),
+        dict(max_position_embeddings=131072, num_key_value_heads=8, rms_norm_eps=1e-5, rope_theta=1e6, num_experts_per_tok=2)
+        | EXPERTS,
+        {"router_jitter_noise": only(0, None)},
+        names=MIXTRAL_EXPERTS,
+    ),
+    "qwen3_moe": Family(
+        "Qwen3MoeForCausalLM",
+        {"ffn": "moe", "qk_norm": "rms"},
+        (ROPE, ATTENTION_BIAS, WINDOW_OR_OFF, n_experts(("num_experts", "num_local_experts"), 128), ROUTING, QWEN_EXPERTS),
+        dict(max_position_embeddings=32768, num_key_value_heads=4, sliding_window=4096, num_experts_per_tok=8)
+        | dict(moe_intermediate_size=768, norm_topk_prob=False, **EXPERTS),
+        {"decoder_sparse_step": only(1), "mlp_only_layers": only([], None)},
+        names=QWEN_MLP,
     ),
 }
 

@@ -6,7 +6,7 @@ written in the same layout with our own names and ``"model_type": "numllama"``.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +26,7 @@ from numllama.interop.families import (  # noqa: F401  FIELDS, HONOURED, is_llam
     huggingface_names,
     is_llama,
 )
+from numllama.interop.mixtures import split_experts, stack_experts
 from numllama.interop.pickles import refuse_others
 from numllama.model import ModelConfig, Transformer, parameter_shapes
 from numllama.storage.fields import FLAG, MOST, Kind, as_json, check, number, optional, whole
@@ -106,6 +107,7 @@ def read(folder: Path, file: Path | None = None) -> Checkpoint:
         if config.n_layers > len(files):  # before a list of all missing tensors is made
             raise CheckpointError(f"{folder} has {len(files)} tensors, which cannot be {config.n_layers} layers")
         names = huggingface_names(config, values["model_type"])
+        files = stack_experts(files, names.values())
         config, names = _resolve_head(config, names, files)
         _check_tensors(folder, config, names, files)
     return Checkpoint(config, _Tensors(parameter_shapes(config), names, files), generation_config(folder, values))
@@ -234,17 +236,18 @@ def save_folder(model: Transformer, folder: Path) -> None:
     """Write config.json, model.safetensors and generation_config.json: all of them, or none."""
     config, params = model.config, model.params
     names = stacked(huggingface_names(config))
-    shapes = {stored: _stacked_shape(params.shapes, parts) for stored, parts in names.items()}
+    whole = {stored: _stacked_shape(params.shapes, parts) for stored, parts in names.items()}
+    shapes = {part: shape for stored, of_all in whole.items() for part, shape in split_experts(stored, of_all)}
     values = config_to_huggingface(config)
     values = {**about(model.generation_config, params.flat.dtype.name), **values}
     with published(folder, CONFIG) as part:
         with open(part / WEIGHTS, "wb") as file:
-            write_tensors(file, params.flat.dtype, shapes, _arrays(model, names.values()))
+            write_tensors(file, params.flat.dtype, shapes, _arrays(model, names))
         (part / CONFIG).write_bytes(json_bytes(values))
         (part / GENERATION).write_bytes(json_bytes(model.generation_config))
 
 
-def _arrays(model: Transformer, tensors: Iterable[list[str]]) -> Iterator[np.ndarray]:
+def _arrays(model: Transformer, tensors: Mapping[str, list[str]]) -> Iterator[np.ndarray]:
     """The weights, one tensor at a time, in the layout of the file."""
     permute = model.config.rope_layout == "interleaved" and family_of(model.config) is not None
 
@@ -252,8 +255,9 @@ def _arrays(model: Transformer, tensors: Iterable[list[str]]) -> Iterator[np.nda
         view, heads = model.params[name], rope_heads(model.config, name) if permute else None
         return to_numpy(view if heads is None else to_halves(view, heads))
 
-    for parts in tensors:
-        yield array(parts[0]) if len(parts) == 1 else np.concatenate([array(name) for name in parts])
+    for stored, parts in tensors.items():
+        tensor = array(parts[0]) if len(parts) == 1 else np.concatenate([array(name) for name in parts])
+        yield from tensor if "*" in stored else (tensor,)
 
 
 def json_bytes(values: Mapping[str, Any]) -> bytes:

@@ -12,7 +12,7 @@ from numllama.model import Transformer
 PARTS = {
     "embedding": ("embed", "pos_embed"),
     "attention": ("wq", "wk", "wv", "wo", "q_norm", "k_norm"),
-    "feed-forward": ("w_gate", "w_up", "w_down"),
+    "feed-forward": ("w_gate", "w_up", "w_down", "router", "experts_gate", "experts_up", "experts_down"),
     "norms": ("attn_norm", "ffn_norm", "norm"),
     "head": ("head",),
 }

@@ -54,9 +54,10 @@ HONOURED = {
     "rank_pattern": only({}, None),
     "alpha_pattern": only({}, None),
     "init_lora_weights": only(True, False, None, "gaussian", "eva", "orthogonal"),
+    "target_parameters": only(None, []),
     **dict.fromkeys(
         (
-            "layer_replication", "trainable_token_indices", "target_parameters", "alora_invocation_tokens",
+            "layer_replication", "trainable_token_indices", "alora_invocation_tokens",
             "use_bdlora", "arrow_config", "kasa_config", "velora_config", "monteclora_config",
         ),
         only(None),

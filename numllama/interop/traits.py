@@ -119,6 +119,11 @@ WINDOW = Trait(
     lambda values: {"sliding_window": values.get("sliding_window")},
     lambda config: {"sliding_window": config.sliding_window},
 )
+WINDOW_OR_OFF = Trait(
+    {"use_sliding_window": FLAG},
+    lambda values: WINDOW.read(values) if values.get("use_sliding_window", False) else {},
+    lambda config: {**WINDOW.write(config), "use_sliding_window": config.sliding_window is not None},
+)
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 LAYER_TYPES = Kind(
@@ -243,3 +248,28 @@ TWO_ROPES = Trait(
     {**GEMMA_3_WINDOWS.kinds, "rope_local_base_freq": POSITIVE, "sliding_window_pattern": whole(1)}, _two_ropes, _write_two_ropes
 )
 
+
+def renamed(**fields: tuple[str, Kind]) -> Trait:
+    """Fields of a ModelConfig that a config.json has by another name: each with that name, and the values allowed."""
+    return Trait(
+        dict(fields.values()),
+        lambda values: {field: values[name] for field, (name, _) in fields.items()},
+        lambda config: {name: getattr(config, field) for field, (name, _) in fields.items()},
+    )
+
+
+def n_experts(names: tuple[str, ...], default: int) -> Trait:
+    """The number of experts, which has several names; the first of them is written."""
+    return Trait(
+        dict.fromkeys(names, whole(1)),
+        lambda values: {"n_experts": next((values[name] for name in names if name in values), default)},
+        lambda config: {names[0]: config.n_experts},
+    )
+
+
+ROUTING = renamed(
+    n_experts_per_token=("num_experts_per_tok", whole(1)),
+    router_aux_loss=("output_router_logits", FLAG),
+    router_aux_loss_coef=("router_aux_loss_coef", number(lambda value: value >= 0, "must not be negative")),
+)
+QWEN_EXPERTS = renamed(ffn_dim=("moe_intermediate_size", whole(1)), router_normalised=("norm_topk_prob", FLAG))

@@ -1,7 +1,7 @@
 """The two blocks of a layer, attention and feed-forward: forward, and backward read upwards.
 
     x -> x + dropout(wo · attention(wq · n, wk · n, wv · n))           n = norm(x)
-    x -> x + dropout(w_down · activation(w_gate · n, w_up · n))        n = norm(x)
+    x -> x + dropout(w_down · activation(w_gate · n, w_up · n))        n = norm(x); or a mixture of such feed-forwards
 The residual stream x is only ever added to. So its gradient runs straight back through all layers, and each block adds
 the part that came through itself:  dx = dout + (backward of the branch)(dout).
 A block returns its branch, and the next one begins with the sum and the norm, which are one op. The embedding is the first
@@ -18,6 +18,7 @@ from numllama.backend import Array
 from numllama.checks import checked_arguments
 from numllama.model.config import ModelConfig
 from numllama.model.context import Context
+from numllama.model.experts import experts_backward, experts_forward
 from numllama.model.parameters import LayerGradients
 from numllama.model.rounding import rounded
 from numllama.model.stages import (
@@ -66,8 +67,7 @@ class FFNBlockCache(NamedTuple):
 
     config: ModelConfig
     norm: AddNormCache
-    activation: tuple[Any, Any]  # of the maps into it, and its own
-    down: MapCache
+    ffn: Any
     last_norm: Any
 
 
@@ -205,26 +205,44 @@ def gelu_backward(dout, caches, g):
     return linear_backward(ops.gelu_backward(dout, cache), up_cache, g, "w_up")
 
 
+def with_down(pair: OpPair) -> OpPair:
+    """An activation, and w_down after it; `cache_only` leaves out that product, a fifth of the layer's."""
+
+    def forward(n, w, context, cache_only=False):
+        a, cache = pair.forward(n, w, context)                         # (B, T, F)
+        if cache_only:
+            return None, (cache, linear_cache(a, w, "w_down", context))
+        out, down_cache = linear_forward(a, w, "w_down", context)      # (B, T, C)
+        return out, (cache, down_cache)
+
+    def backward(dout, caches, g):
+        cache, down_cache = caches
+        return pair.backward(linear_backward(dout, down_cache, g, "w_down"), cache, g)
+
+    return OpPair(forward, backward)
+
+
 FFN = {
-    "swiglu": gated("swiglu"),
-    "geglu": gated("geglu"),
-    "gelu": OpPair(gelu_forward, gelu_backward),
+    "swiglu": with_down(gated("swiglu")),
+    "geglu": with_down(gated("geglu")),
+    "gelu": with_down(OpPair(gelu_forward, gelu_backward)),
+    "moe": OpPair(experts_forward, experts_backward),
 }
 
 
 def ffn_block_forward(
     x: Array, branch: Array, w: dict[str, Array], context: Context, layer: int, cache_only: bool = False
 ) -> tuple[Any, FFNBlockCache]:
-    """(x, branch) -> (x + dropout(branch), w_down · activation(norm of that)); `cache_only` leaves out the outputs."""
+    """(x, branch) -> (x + dropout(branch), feed-forward of the norm of that); `cache_only` leaves out the outputs."""
     c = context.config
     norms = BLOCK_NORMS[c.norm_placement]
     (x, n), norm_cache = norms.add_first[c.norm].forward(x, branch, w, "ffn_norm", context, 2 * layer + 1)
-    a, ffn_cache = FFN[c.ffn].forward(n, w, context)                   # (B, T, F)
-    if cache_only and norms.last[c.norm] is SAME:                      # saves a fifth of the layer's products
-        return None, FFNBlockCache(c, norm_cache, ffn_cache, linear_cache(a, w, "w_down", context), None)
-    out, down_cache = linear_forward(a, w, "w_down", context)          # (B, T, C)
+    cache_only = cache_only and norms.last[c.norm] is SAME
+    out, ffn_cache = FFN[c.ffn].forward(n, w, context, cache_only)     # (B, T, C)
+    if cache_only:
+        return None, FFNBlockCache(c, norm_cache, ffn_cache, None)
     out, last_cache = norms.last[c.norm].forward(out, w, "ffn_post_norm", context)
-    return (x, out), FFNBlockCache(c, norm_cache, ffn_cache, down_cache, last_cache)
+    return (x, out), FFNBlockCache(c, norm_cache, ffn_cache, last_cache)
 
 
 def ffn_block_backward(
@@ -234,8 +252,7 @@ def ffn_block_backward(
     c = cache.config
     norms = BLOCK_NORMS[c.norm_placement]
     dbranch = norms.last[c.norm].backward(dbranch, cache.last_norm, g, "ffn_post_norm")
-    da = linear_backward(dbranch, cache.down, g, "w_down")             # (B, T, F)
-    dn = FFN[c.ffn].backward(da, cache.activation, g)                  # (B, T, C)
+    dn = FFN[c.ffn].backward(dbranch, cache.ffn, g)                    # (B, T, C)
     return norms.add_first[c.norm].backward(dx, dn, cache.norm, g, "ffn_norm")
 
 

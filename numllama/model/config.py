@@ -27,14 +27,15 @@ CHOICES = {
     "norm": ("rmsnorm", "rmsnorm1p", "layernorm"),
     "norm_placement": ("before", "after", "both"),
     "positions": ("rope", "learned", "none"),
-    "ffn": ("swiglu", "geglu", "gelu"),
+    "ffn": ("swiglu", "geglu", "gelu", "moe"),
+    "router_score": ("softmax", "sigmoid"),
     "bias": (False, True, "qkv", "attention", "ffn"),
     "init": ("normal", "truncated_normal"),
 }
 SIZES = ("vocab_size", "dim", "n_layers", "n_heads", "n_kv_heads", "ffn_dim", "max_seq_len", "head_dim")
 DERIVED = ("n_kv_heads", "ffn_dim", "head_dim")  # None: derived from other fields
 FROM_OTHERS: Any = None  # Any, so that the fields are ints to type checkers, as after __post_init__
-NUMBERS = ("norm_eps", "rope_theta", "init_std", "dropout", "embed_scale")
+NUMBERS = ("norm_eps", "rope_theta", "init_std", "dropout", "embed_scale", "router_aux_loss_coef")
 OPTIONAL_NUMBERS = ("local_rope_theta", "attn_scale", "attn_softcap", "logit_softcap")
 LAYERS = ("window_layers", "rope_layers")
 SOME_LAYERS = Kind(
@@ -43,12 +44,14 @@ SOME_LAYERS = Kind(
 KINDS = {
     **{name: one_of(*choices) for name, choices in CHOICES.items()},
     **{name: optional(whole(1)) if name in DERIVED else whole(1) for name in SIZES},
-    "tie_embeddings": FLAG,
+    **dict.fromkeys(("n_experts", "n_experts_per_token"), optional(whole(1))),
+    **dict.fromkeys(("tie_embeddings", "router_normalised", "router_aux_loss"), FLAG),
     **dict.fromkeys(NUMBERS, POSITIVE),
     **dict.fromkeys(OPTIONAL_NUMBERS, optional(POSITIVE)),
     **dict.fromkeys(LAYERS, optional(SOME_LAYERS)),
     **dict.fromkeys(("sliding_window", "rotary_dim"), optional(whole(1))),
     "dropout": number(lambda value: 0 <= value < 1, "must lie in [0, 1)"),
+    "router_aux_loss_coef": number(lambda value: value >= 0, "must not be negative"),
     "rope_scaling": optional(OBJECT),
     "family": optional(TEXT),
 }
@@ -126,10 +129,20 @@ class ModelConfig:
     positions : str
         ``rope``, ``learned`` as in GPT-2, or ``none``.
     ffn : str
-        ``swiglu``, ``geglu`` (Gemma), or ``gelu`` as in GPT-2.
+        ``swiglu``, ``geglu`` (Gemma), ``gelu`` as in GPT-2, or ``moe``: a mixture of experts, SwiGLUs of width `ffn_dim`.
+    n_experts, n_experts_per_token : int
+        E, the number of experts, and how many of them each token passes through: 8 and 2 in Mixtral. For ``moe`` only.
+    router_score : str
+        The router's probabilities: ``softmax`` over the experts, or ``sigmoid`` of each.
+    router_normalised : bool
+        Divide the weights of a token's experts by their sum, as Mixtral does.
+    router_aux_loss : bool
+        Add the load-balancing loss to the model's loss: transformers' ``output_router_logits``.
+    router_aux_loss_coef : float
+        The factor of the load-balancing loss.
     bias : bool or str
         Biases in the linear layers of the blocks: all as in GPT-2, none as in Llama, or those of ``qkv`` (Qwen2),
-        ``attention`` or ``ffn`` alone.
+        ``attention`` or ``ffn`` alone. Experts have none.
     dropout : float
         Dropout probability for the embedding and each block's output, in training only.
     init_std : float
@@ -168,6 +181,12 @@ class ModelConfig:
     embed_scale: float = 1.0
     positions: str = "rope"
     ffn: str = "swiglu"
+    n_experts: int = FROM_OTHERS
+    n_experts_per_token: int = FROM_OTHERS
+    router_score: str = "softmax"
+    router_normalised: bool = True
+    router_aux_loss: bool = False
+    router_aux_loss_coef: float = 0.001
     bias: bool | str = False
     dropout: float = 0.0
     init_std: float = 0.02
@@ -197,6 +216,7 @@ class ModelConfig:
             raise ValueError(
                 f"n_heads is {self.n_heads} and n_kv_heads is {self.n_kv_heads}, but the first must be a multiple of the second"
             )
+        self._check_experts()
         if self.positions == "rope" and self.head_dim % 2:
             raise ValueError(f"head_dim is {self.head_dim}, but RoPE turns pairs of components and needs an even one")
         self._check_layers()
@@ -227,6 +247,15 @@ class ModelConfig:
     def is_classic(self) -> bool:
         """Whether the model has no option but those of Llama and GPT-2, which faster paths for whole models know."""
         return all(getattr(self, name) in choices for name, choices in CLASSIC.items())
+
+    def _check_experts(self) -> None:
+        E, k = self.n_experts, self.n_experts_per_token
+        if self.ffn != "moe" and not E is k is None:
+            raise ValueError(f"n_experts is {E} and n_experts_per_token is {k}, but ffn={shown(self.ffn)} has no experts")
+        if self.ffn == "moe" and (E is None or k is None or k > E):
+            raise ValueError(f"n_experts is {E} and n_experts_per_token is {k}, but the first must be at least the second")
+        if self.ffn == "moe" and self.bias in (True, "ffn"):
+            raise ValueError(f"bias is {shown(self.bias)}, but experts have no biases")
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> "ModelConfig":

@@ -10,6 +10,7 @@ import numpy as np
 from numllama import ops
 from numllama.backend import Array
 from numllama.model.config import ModelConfig
+from numllama.model.experts import Balance
 from numllama.ops.rope_scaling import depends_on_length
 
 Table = tuple[Array, Array]
@@ -39,6 +40,8 @@ class Context:
         None: they stay as they are.
     n_last : int
         Compute outputs for the last n tokens only; earlier tokens contribute keys and values. None: all.
+    balance : Balance
+        How the tokens are spread over the experts of a mixture, for the load-balancing loss.
     by_layer : dict
         What a layer has instead of the others' `cos`, `sin`, `first` and `last`, if anything.
     """
@@ -54,6 +57,7 @@ class Context:
     lora_scale: float = 1.0
     low_precision: Any = None
     n_last: int | None = None
+    balance: Balance = field(default_factory=Balance)
     by_layer: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
 
     def for_layer(self, layer: int) -> "Context":

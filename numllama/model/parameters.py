@@ -39,6 +39,9 @@ def block_shapes(config: ModelConfig) -> tuple[dict[str, tuple[int, ...]], dict[
     matrices = {"wq": (Q, C), "wk": (KV, C), "wv": (KV, C), "wo": (C, Q), "w_gate": (F, C), "w_up": (F, C), "w_down": (C, F)}
     if c.ffn == "gelu":
         del matrices["w_gate"]
+    if c.ffn == "moe":                                                 # E stacked matrices of each kind
+        E, names = c.n_experts, (("gate", "w_gate"), ("up", "w_up"), ("down", "w_down"))
+        matrices |= {"router": (E, C)} | {f"experts_{name}": (E, *matrices.pop(of_one)) for name, of_one in names}
     vectors = {f"{name}{suffix}": (C,) for name in BLOCK_NORMS[c.norm_placement] for suffix in _norms(c)}
     if c.qk_norm in ("rms", "rms_width"):
         widths = (c.head_dim, c.head_dim) if c.qk_norm == "rms" else (Q, KV)
@@ -93,7 +96,7 @@ class FlatTensors(Mapping[str, Array]):
     ----------
     flat : array
     matrices : array
-        The leading part of `flat`: everything with two axes.
+        The leading part of `flat`: everything with two axes, or three for stacked matrices.
     blocks : list of dict
         The views of each block, named without ``blocks.{i}.``.
     """
@@ -110,7 +113,7 @@ class FlatTensors(Mapping[str, Array]):
                 self._views[name] = flat[start : start + prod(shape)].reshape(shape)
             self._starts[name] = start
             start += prod(shape)
-        self.matrices = flat[: sum(prod(shape) for shape in shapes.values() if len(shape) == 2)]
+        self.matrices = flat[: sum(prod(shape) for shape in shapes.values() if len(shape) > 1)]
         self._sort_into_blocks()
 
     def _sort_into_blocks(self) -> None:
@@ -276,6 +279,8 @@ class Int8Parameters(Parameters):
     """
 
     def __init__(self, shapes: dict[str, tuple[int, ...]], tensors: Mapping[str, np.ndarray]) -> None:
+        if any(len(shape) > 2 for shape in shapes.values()):
+            raise ValueError("a mixture of experts cannot be stored as int8: load the model without store_as")
         vectors = {name: np.array(tensors[name], np.float32) for name, shape in shapes.items() if len(shape) == 1}
         size = sum(prod(shape) for name, shape in shapes.items() if name not in vectors)
         super().__init__(shapes, np.empty(size, INT8), vectors)
@@ -315,16 +320,16 @@ def initial_parameters(config: ModelConfig, seed: int, dtype: np.dtype, xp: Modu
     """The initial parameters of a model.
 
     Matrices are normal with standard deviation `init_std` (``truncated_normal``: redrawn beyond three of them). The two that
-    write to the residual stream, wo and w_down, are scaled by 1/sqrt(2L), so that the sum of 2L outputs keeps its scale (GPT-2,
-    section 2.3). Gains are 1 (``rmsnorm1p``: their weights are 0) and biases 0. Each matrix has its own random stream, drawn on
-    the CPU in float32, so a seed gives the same model on every device and in every dtype.
+    write to the residual stream, wo and w_down or experts_down, are scaled by 1/sqrt(2L), so that the sum of 2L outputs keeps its
+    scale (GPT-2, section 2.3). Gains are 1 (``rmsnorm1p``: their weights are 0) and biases 0. Each matrix has its own random
+    stream, drawn on the CPU in float32, so a seed gives the same model on every device and in every dtype.
     """
     params = Parameters(parameter_shapes(config), np.empty(count_parameters(config), known_dtype(dtype)))
     for i, (name, view) in enumerate(params.items()):
         if view.ndim == 1:
             view[:] = 0 if name.endswith("_bias") or config.norm == "rmsnorm1p" else 1
             continue
-        std = config.init_std / sqrt(2 * config.n_layers) if name.endswith((".wo", ".w_down")) else config.init_std
+        std = config.init_std / sqrt(2 * config.n_layers) if name.endswith((".wo", "_down")) else config.init_std
         rng = np.random.default_rng([seed, i])
         values = rng.standard_normal(view.shape, dtype="float32")
         while config.init == "truncated_normal" and (outside := np.abs(values) > 3).any():

@@ -2,8 +2,6 @@
 
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import reduce
-from operator import add
 from os import PathLike
 from typing import Any
 
@@ -17,6 +15,7 @@ from numllama.errors import shown
 from numllama.model.block import layer_again, layer_backward, layer_entry, layer_forward
 from numllama.model.config import ModelConfig
 from numllama.model.context import Context, RopeTables, layers_of_their_own, windowed
+from numllama.model.experts import with_balance
 from numllama.model.lora import Adapter, LoraConfig, initial_adapter
 from numllama.model.parameters import FlatTensors, Gradients, LayerGradients, Parameters, initial_parameters
 from numllama.model.rounding import rounded
@@ -137,7 +136,7 @@ class Transformer:
         targets = self._check_targets(targets, tokens)
         context = self._context(tokens, segments=segments)
         (_, n), _ = self._norm(*self._hidden(tokens, context), context)
-        return self._head_loss(n, targets, count)
+        return with_balance(self._head_loss(n, targets, count), context, targets, count)
 
     @with_few_threads
     def loss_and_grads(
@@ -197,6 +196,7 @@ class Transformer:
             del cache
         (x, n), norm_cache = self._norm(x, branch, context)
         loss, dn, dhead = self._head_loss_and_grads(n, targets, count, scale, grads)
+        loss = with_balance(loss, context, targets, count, scale)
 
         dx, dbranch = ADD_NORM[self.config.norm].backward(None, dn, norm_cache, grads, "norm")
         del x, branch, n, norm_cache, dn                               # memory falls from here on
@@ -339,7 +339,7 @@ class Transformer:
             logits, _ = self._logits(rows)
             with checked_ids():
                 parts.append(ops.cross_entropy_forward(logits, row_targets, count=count)[0])
-        return reduce(add, parts)
+        return sum(parts[1:], parts[0])
 
     def _head_loss_and_grads(
         self, n: Array, targets: Array, count: "int | Array | None", scale: float, grads: Gradients
@@ -369,7 +369,7 @@ class Transformer:
             parts.append(part)
         if trains and not tied and buffer is None:
             grads.add("head", dhead)
-        return reduce(add, parts), (drows if is_one else dn).reshape(n.shape), dhead if tied else None
+        return sum(parts[1:], parts[0]), (drows if is_one else dn).reshape(n.shape), dhead if tied else None
 
     # -------------------------------------------------------------------------------------------- inputs
 

@@ -116,7 +116,7 @@ class Shared:
         trainable, compute = adapter or weights, np.dtype(self.dtype)
         layouts = [weights, *([adapter] if adapter else []), *[trainable] * self.moments, trainable]
         counts = [sum(map(prod, shapes.values())) for shapes in layouts]
-        copied = 0 if compute == real_dtype(compute) else sum(prod(shape) for shape in weights.values() if len(shape) == 2)
+        copied = 0 if compute == real_dtype(compute) else sum(prod(shape) for shape in weights.values() if len(shape) > 1)
         sizes = [count * real_dtype(compute).itemsize for count in counts] + [copied * compute.itemsize]
         starts = [0, *accumulate(-(-size // 8) * 8 for size in sizes)]
         length = starts[-1] + 8 * (len(trainable) + 1)

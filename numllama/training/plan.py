@@ -85,11 +85,12 @@ def flops_per_token(config: ModelConfig, seq_len: int, recompute: bool = False) 
     from numllama.model.parameters import block_shapes  # here, because the fields of a plan are the command line's flags
 
     c = config
-    blocks = c.n_layers * sum(map(prod, block_shapes(c)[0].values()))
+    met = (c.n_experts_per_token or 1) / (c.n_experts or 1)  # the part of stacked experts that a token meets
+    blocks = c.n_layers * sum(prod(shape) * (met if len(shape) == 3 else 1) for shape in block_shapes(c)[0].values())
     head = c.vocab_size * c.dim
     keys = (seq_len + min(seq_len, QUERY_TILE)) / 2  # whole tiles are computed
     attention = 4 * c.n_layers * c.n_heads * c.head_dim * keys
-    down = c.n_layers * c.ffn_dim * c.dim  # a layer's last product is not recomputed
+    down = 0 if c.ffn == "moe" else c.n_layers * c.ffn_dim * c.dim  # a layer's last product is not recomputed
     again = 2 * (blocks - down) + attention if recompute else 0
     return {"forward": 2 * (blocks + head) + attention, "backward": 4 * (blocks + head) + 2.5 * attention, "recompute": again}
 
@@ -105,10 +106,12 @@ def activation_bytes(
     size, Q, KV = of.activation, c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
     # Bytes kept per hidden unit, for backward, and arrays while a layer runs: GELU recomputes its parts.
     gated = 3 * of.low_precision
-    per_unit, done_wide = {"swiglu": (gated, of.wide), "geglu": (gated, of.wide + 7), "gelu": (size + of.operand, 7)}[c.ffn]
-    layer = tokens * (size * 2 * c.dim + of.operand * (2 * c.dim + 2 * Q) + of.low_precision * 2 * KV + per_unit * c.ffn_dim)
+    kinds = {"swiglu": (gated, of.wide), "geglu": (gated, of.wide + 7), "gelu": (size + of.operand, 7)}
+    per_unit, done_wide = (kinds | {"moe": (3 * size, of.wide)})[c.ffn]
+    units = c.ffn_dim * (c.n_experts_per_token or 1)  # of those experts that a token passes through
+    layer = tokens * (size * 2 * c.dim + of.operand * (2 * c.dim + 2 * Q) + of.low_precision * 2 * KV + per_unit * units)
     kept = c.n_layers * (tokens * c.dim * size if recompute else layer)
-    widest = max(c.dim + done_wide * c.ffn_dim, 4 * c.dim + of.queries * Q + of.keys * KV)
+    widest = max(c.dim + done_wide * units, 4 * c.dim + of.queries * Q + of.keys * KV)
     doing_layer = size * (tokens * widest + c.ffn_dim * c.dim) + (layer if recompute else 0)
     logits, head = min(tokens * c.vocab_size, CHUNK_LOGITS_GPU if on_gpu else CHUNK_LOGITS), c.vocab_size * c.dim
     doing_head = size * (max(2 * logits, logits + head) + 2 * tokens * c.dim)

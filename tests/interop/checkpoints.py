@@ -31,6 +31,7 @@ OTHERS = {
     "l2_norm": dict(qk_norm="l2"),
     "no_positions": dict(positions="none"),
     "partial_rope": dict(rotary_dim=4, rope_layout="interleaved"),
+    "experts": dict(ffn="moe", n_experts=4, n_experts_per_token=2, router_score="sigmoid", router_normalised=False),
 }
 
 

@@ -18,6 +18,7 @@ GEMMA = dict(norm="rmsnorm1p", ffn="geglu", embed_scale=24**0.5)
 GEMMA_2 = dict(**GEMMA, norm_placement="both", attn_scale=12**-0.5)
 GEMMA_3 = dict(**GEMMA_2, qk_norm="rms")
 LINEAR = dict(rope_type="linear", factor=4.0)
+EXPERTS = dict(ffn="moe", n_experts=3, n_experts_per_token=2)
 MODELS = {  # a model_type, and a word if it has several rows
     "llama": {},
     "mistral": dict(sliding_window=3),
@@ -41,6 +42,10 @@ MODELS = {  # a model_type, and a word if it has several rows
     "gemma3_text": GEMMA_3,
     "gemma3_text cap": dict(**GEMMA_3, logit_softcap=30.0),
     "gemma3_text local": dict(**GEMMA_3, sliding_window=3, window_layers=(0,), local_rope_theta=9.0, rope_scaling=LINEAR),
+    "mixtral": EXPERTS,
+    "mixtral window": dict(**EXPERTS, sliding_window=3, router_aux_loss=True, router_aux_loss_coef=0.5),
+    "qwen3_moe": dict(**EXPERTS, qk_norm="rms", router_normalised=False),
+    "qwen3_moe biases": dict(**EXPERTS, qk_norm="rms", bias="attention", sliding_window=4, tie_embeddings=True),
 }
 every_model = pytest.mark.parametrize("name", MODELS)
 
@@ -101,6 +106,9 @@ OURS = {
     "an embedding of another scale": GEMMA | dict(embed_scale=2.0),
     "scores of a scale that no whole number gives": GEMMA_3 | dict(attn_scale=0.3),
     "partial_rope_and_biases": dict(rotary_dim=4, bias="qkv"),
+    "experts_by_sigmoid": dict(**EXPERTS, router_score="sigmoid"),
+    "experts_and_biases_of_qkv": dict(**EXPERTS, bias="qkv"),
+    "experts_with_norms_after": dict(**EXPERTS, norm_placement="after"),
     "a_family_that_does_not_fit": dict(norm="layernorm", family="qwen2"),
     "a_family_that_is_unknown": dict(norm="layernorm", family="falcon"),
 }
@@ -156,6 +164,12 @@ def read(kind, **values):
         ),
         (dict(model_type="gemma3_text", layer_types=["full_attention"] * 4), dict(local_rope_theta=None, sliding_window=None)),
         (dict(model_type="olmo2"), dict(qk_norm="rms_width", norm_placement="after", norm_eps=1e-5, max_seq_len=2048)),
+        (dict(model_type="mixtral"), dict(n_experts=8, n_experts_per_token=2, rope_theta=1e6, sliding_window=None, ffn_dim=20)),
+        (dict(model_type="mixtral", num_experts=4), dict(n_experts=4, router_normalised=True, router_aux_loss=False)),
+        (dict(model_type="mixtral", sliding_window=9, output_router_logits=True), dict(sliding_window=9, router_aux_loss=True)),
+        (dict(model_type="qwen3_moe"), dict(n_experts=128, n_experts_per_token=8, ffn_dim=768, router_normalised=False)),
+        (dict(model_type="qwen3_moe", num_local_experts=9), dict(n_experts=9, qk_norm="rms", head_dim=6, sliding_window=None)),
+        (dict(model_type="qwen3_moe", use_sliding_window=True), dict(sliding_window=4096, window_layers=None)),
     ],
     ids=str,
 )
@@ -181,6 +195,11 @@ def test_a_published_config_is_read_as_its_family_means_it(values, expected):
         (dict(model_type="smollm3", no_rope_layers=[0] * 4), "no_rope_layers is .*, but one number for each of 4 layers"),
         (dict(model_type="smollm3", no_rope_layers=[2] * 4), "no_rope_layers is .*, but must be a list of 0 and 1"),
         (dict(model_type="olmo2", final_logit_softcapping=30.0), "final_logit_softcapping is 30.0, but only null is supported"),
+        (dict(model_type="mixtral", num_local_experts=0), "num_local_experts is 0, but must be a whole number of at least 1"),
+        (dict(model_type="mixtral", num_experts_per_tok=9), "n_experts is 8 and n_experts_per_token is 9, but the first must"),
+        (dict(model_type="mixtral", router_aux_loss_coef=-1), "router_aux_loss_coef is -1, but must not be negative"),
+        (dict(model_type="qwen3_moe", mlp_only_layers=[0]), r"mlp_only_layers is \[0\], but only \[\] is supported"),
+        (dict(model_type="qwen3_moe", norm_topk_prob=1), "norm_topk_prob is 1, but must be true or false"),
         (dict(model_type="gemma3"), "model_type is 'gemma3', but must be one of"),
         (dict(model_type="gemma3_text", rope_parameters=dict(rope_theta=5.0)), r"rope_parameters has unknown key\(s\) rope"),
         (dict(model_type="gemma2", attn_logit_softcapping=-1.0), "attn_logit_softcapping is -1.0, but must be a positive number"),

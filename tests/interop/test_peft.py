@@ -20,6 +20,7 @@ NAME = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
 
 def adapted(dtype="float32", rank=3, targets=("wq", "wk", "w_down"), **changes):
     """A model with an adapter whose parameters are all random."""
+    targets = ("wq", "wk") if changes.get("ffn") == "moe" else targets       # experts have no updates
     model = random_model(dtype, **changes)
     model.add_adapter(nl.LoraConfig(rank=rank, alpha=5.0, targets=targets))
     model.adapter.params.flat[...] = np.random.default_rng(1).standard_normal(model.adapter.params.flat.size)

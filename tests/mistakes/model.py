@@ -77,7 +77,7 @@ MISTAKES = [
     Mistake(
         "a second copy of each tensor",
         "model/parameters.py",
-        "view[...] = tensors[name] if xp is np else", "view[...] = tensors[name].astype(dtype) if xp is np else",
+        "tensor = tensors[name]", "tensor = tensors[name].astype(dtype)",
         "interop/test_huggingface.py::test_loading_takes_the_memory_of_the_model_and_nothing_else",
     ),
     Mistake(

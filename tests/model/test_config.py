@@ -33,7 +33,7 @@ def test_a_size_is_a_whole_number_of_at_least_one(field, value):
         ("qk_norm", "rmsnorm", "None, 'rms', 'rms_width', 'l2'"),
         ("norm", "batchnorm", "'rmsnorm', 'rmsnorm1p', 'layernorm'"),
         ("positions", "alibi", "'rope', 'learned', 'none'"),
-        ("ffn", "relu", "'swiglu', 'geglu', 'gelu'"),
+        ("ffn", "relu", "'swiglu', 'geglu', 'gelu', 'moe'"),
         ("init", "xavier", "'normal', 'truncated_normal'"),
         ("norm", None, "'rmsnorm', 'rmsnorm1p', 'layernorm'"),
     ],
@@ -124,6 +124,7 @@ def test_a_preset_survives_json(name):
     assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
+NEED_EXPERTS = ("n_experts", "n_experts_per_token")
 ONLY_ROPE = ("rope_layers", "rotary_dim", "local_rope_theta")
 
 
@@ -134,12 +135,13 @@ def test_every_field_survives_a_dict(positions):
         **SMALL, n_kv_heads=2, ffn_dim=20, max_seq_len=9, head_dim=6, norm_eps=1e-6, rope_theta=500.0, rope_scaling=LLAMA_31,
         rope_layout="interleaved", tie_embeddings=True, qk_norm="rms", norm="layernorm", positions=positions, ffn="gelu",
         bias=True, dropout=0.5, init_std=0.1, init="truncated_normal", sliding_window=5, window_layers=(0,), attn_scale=0.5,
-        norm_placement="both", embed_scale=2.0, attn_softcap=5.0, logit_softcap=6.0, family="mistral", **of_rope,
+        norm_placement="both", embed_scale=2.0, attn_softcap=5.0, logit_softcap=6.0, family="mistral", router_score="sigmoid",
+        router_normalised=False, router_aux_loss=True, router_aux_loss_coef=0.1, **of_rope,
     )  # fmt: skip
     values = config.to_dict()
     plain = ModelConfig(**SMALL).to_dict()
     same = [name for name in values if values[name] == plain[name]]  # at their defaults
-    assert set(same) == {*SMALL, *(["positions"] if of_rope else ONLY_ROPE)}
+    assert set(same) == {*SMALL, *NEED_EXPERTS, *(["positions"] if of_rope else ONLY_ROPE)}
     assert ModelConfig.from_dict(json.loads(json.dumps(values))) == config
 
 
@@ -171,6 +173,11 @@ def test_an_option_of_other_families_is_checked(changes, message):
         ModelConfig(**SMALL, **changes)
 
 
+def test_experts_survive_a_dict():
+    config = ModelConfig(**SMALL, ffn="moe", n_experts=4, n_experts_per_token=3, bias="attention", router_score="sigmoid")
+    assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
 def test_what_all_layers_have_is_the_default():
     assert ModelConfig(**SMALL, sliding_window=3, window_layers=[1, 0], rope_layers=(0, 1), rotary_dim=4) == ModelConfig(
         **SMALL, sliding_window=3
@@ -182,7 +189,7 @@ def test_what_all_layers_have_is_the_default():
     [
         dict(sliding_window=3), dict(rope_layers=(0,)), dict(rotary_dim=2), dict(attn_scale=1.0), dict(embed_scale=2.0),
         dict(norm_placement="after"), dict(norm="rmsnorm1p"), dict(qk_norm="rms_width"), dict(ffn="geglu"),
-        dict(attn_softcap=5.0), dict(logit_softcap=5.0),
+        dict(attn_softcap=5.0), dict(logit_softcap=5.0), dict(ffn="moe", n_experts=2, n_experts_per_token=1),
     ],
     ids=str,
 )  # fmt: skip

@@ -199,4 +199,6 @@ def test_an_adapter_is_saved_and_read_again(tmp_path, name):
 
 
 def test_every_family_is_here():
-    assert {name.partition("-")[0] for name in CASES} == set(FAMILIES)
+    """Mixtures are in test_mixtures.py, because transformers stacks their experts' matrices."""
+    dense = {name for name, family in FAMILIES.items() if family.fields.get("ffn") != "moe"}
+    assert {name.partition("-")[0] for name in CASES} == dense
