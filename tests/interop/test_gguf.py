@@ -195,7 +195,7 @@ def test_another_architecture_tensor_or_type_is_named(tmp_path):
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
-    with pytest.raises(CheckpointError, match="general.architecture is 'mamba', but must be one of 'llama'"):
+    with pytest.raises(CheckpointError, match=r"general\.architecture is 'mamba', but must be one of 'llama'"):
         nl.load(tmp_path / "x.gguf")
     write(tmp_path / "y.gguf", tensors={"blk.0.attn_sinks.weight": (4,)})
     with pytest.raises(CheckpointError, match=r"does not have: blk\.0\.attn_sinks\.weight"):
@@ -225,7 +225,7 @@ def test_without_the_package_only_quantised_weights_are_refused(tmp_path, monkey
 def test_a_file_that_is_cut_short(tmp_path, cut):
     write(tmp_path / "x.gguf", values=bytes_tokenizer())
     (tmp_path / "x.gguf").write_bytes((tmp_path / "x.gguf").read_bytes()[:cut])
-    with pytest.raises(CheckpointError, match="cut short|not a GGUF file|damaged"):
+    with pytest.raises(CheckpointError, match=r"cut short|not a GGUF file|damaged"):
         nl.load(tmp_path / "x.gguf")
 
 
@@ -291,11 +291,11 @@ def test_what_a_file_cannot_hold_is_refused(tmp_path):
         save(random_model(), path, dtype="q4_0")
     with pytest.raises(CheckpointError, match="a row of 24 numbers is not a multiple of the 32"):
         save(random_model(), path, dtype="q8_0")
-    with pytest.raises(ValueError, match="only a .gguf can store"):
+    with pytest.raises(ValueError, match=r"only a \.gguf can store"):
         save(random_model(), tmp_path / "x", dtype="float16")
     with pytest.raises(ValueError, match="cannot hold a tokenizer of characters"):
         random_model().save(path, nl.CharTokenizer("abc"))
-    with pytest.raises(ValueError, match="the tokenizer has .* tokens, but the model only 23"):
+    with pytest.raises(ValueError, match=r"the tokenizer has .* tokens, but the model only 23"):
         random_model().save(path, nl.Tokenizer(VOCAB, MERGES))
     with pytest.raises(ValueError, match="no name for the way in which the tokenizer splits a text"):
         random_model(vocab_size=300).save(path, nl.Tokenizer(VOCAB, MERGES, pattern=r"\w+|\W+"))

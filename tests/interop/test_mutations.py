@@ -34,11 +34,11 @@ def lines(command: list[str]) -> "Queue[str | None]":
     return queue
 
 
-def opened(source: Path, first: int, last: int) -> list[dict]:
+def opened(source: Path, first: int, last: int, script: str = mutations.__file__) -> list[dict]:
     """All that was wrong with mutations `first` to `last`: in another process, or more where one hangs or dies."""
     found, reached = [], first
     while reached < last:
-        queue = lines([sys.executable, mutations.__file__, str(source), str(reached), str(last)])
+        queue = lines([sys.executable, script, str(source), str(reached), str(last)])
         number, what, ended = reached - 1, "", False
         while True:
             try:

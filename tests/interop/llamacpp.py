@@ -1,0 +1,42 @@
+"""llama.cpp, from the wheels of `xllamacpp`: a server in this process, asked over HTTP."""
+
+import json
+import urllib.request
+
+import pytest
+
+xllamacpp = pytest.importorskip("xllamacpp")
+
+
+class LlamaCpp:
+    """A model that llama.cpp has opened.
+
+    Parameters
+    ----------
+    path : path
+        A GGUF file.
+    """
+
+    def __init__(self, path, threads=1):
+        params = xllamacpp.CommonParams()
+        params.model.path = str(path)
+        params.n_ctx, params.n_parallel, params.warmup, params.verbosity = 512, 1, False, 0
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+        params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+        params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED  # it rounds to float16
+        self.server = xllamacpp.Server(params)
+
+    def ask(self, route, **values):
+        """The answer of one of its routes."""
+        content = json.dumps(values).encode()
+        request = urllib.request.Request(self.server.listening_address + route, content, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.load(answer)
+
+    def encode(self, text):
+        """The ids of a text; special tokens in it are tokens."""
+        return self.ask("/tokenize", content=text, parse_special=True, add_special=False)["tokens"]
+
+    def greedy(self, ids, n):
+        """The ids that follow, the likeliest each up to an end token, which is among them."""
+        return self.ask("/completion", prompt=ids, n_predict=n, temperature=0, return_tokens=True, cache_prompt=False)["tokens"]

@@ -1,0 +1,85 @@
+"""GGUF files that are written here, as llama.cpp opens them, and the published one, which llama.cpp quantised."""
+
+import random
+
+import numpy as np
+import pytest
+from interop.llamacpp import LlamaCpp
+from interop.published import LANGUAGES, PROMPTS, code, published
+from parity.tokenizer.test_layouts import draw
+from realdata import real_data
+
+import numllama as nl
+from numllama.interop.load import save
+
+pytestmark = pytest.mark.parity
+
+
+@pytest.fixture(scope="module")
+def model():
+    return nl.load(published())
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    return nl.Tokenizer.load(published())
+
+
+@pytest.fixture(scope="module")
+def float32(model, tokens, tmp_path_factory):
+    """llama.cpp with the model as it is written in float32."""
+    path = tmp_path_factory.mktemp("gguf") / "x.gguf"
+    save(model, path, tokens, "float32")
+    return LlamaCpp(path)
+
+
+def test_ids_of_2000_strings(float32, tokens):
+    rng = random.Random(1)
+    texts = [*LANGUAGES, *(lines := code()), *(draw(rng, list(tokens.special_tokens)) for _ in range(2000))]
+    for text in texts[: len(lines) + 1520]:
+        assert float32.encode(text) == tokens.encode(text, allowed_special="all"), text
+
+
+def test_64_greedy_ids_of_20_prompts(float32, model, tokens):
+    for text in PROMPTS:
+        ids = tokens.encode(text)
+        theirs = float32.greedy(ids, 64)
+        ours = nl.generate(model, ids, 64, temperature=0, stop_ids=model.stop_ids)
+        assert ours == [i for i in theirs if i not in model.stop_ids], text
+
+
+def test_the_chat_template_is_in_the_file(float32):
+    chat = [{"role": "user", "content": "What is the capital of France?"}]
+    answer = float32.ask("/v1/chat/completions", messages=chat, temperature=0, max_tokens=32)["choices"][0]
+    assert answer["message"]["content"] == "The capital of France is Paris." and answer["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "q8_0"])
+def test_other_types_open_too(model, tokens, tmp_path, dtype):
+    save(model, tmp_path / "x.gguf", tokens, dtype)
+    ids = tokens.encode("The capital of France is")
+    ours = nl.generate(nl.load(tmp_path / "x.gguf"), ids, 4, temperature=0)
+    assert LlamaCpp(tmp_path / "x.gguf").greedy(ids, 4) == ours
+
+
+SHAPE = dict(vocab_size=515, dim=64, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=96, max_seq_len=256)
+LLAMA_3 = dict(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64)
+CASES = {
+    "grouped": {}, "tied": dict(tie_embeddings=True), "interleaved": dict(rope_layout="interleaved"), "biases": dict(bias=True),
+    "wide_heads": dict(head_dim=32), "llama3": dict(rope_scaling=LLAMA_3, rope_theta=500.0),
+    "linear": dict(rope_scaling=dict(rope_type="linear", factor=4.0)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", CASES.values(), ids=CASES)
+def test_random_models_and_a_tokenizer_of_pieces(tmp_path, changes):
+    pieces = nl.Tokenizer.load(real_data("tok512.bin"))
+    model = nl.Transformer(nl.ModelConfig(**SHAPE | changes), seed=0)
+    model.params.flat[:] = np.random.default_rng(0).standard_normal(model.params.flat.shape) * 0.15
+    model.save(tmp_path / "x.gguf", pieces)
+    there = LlamaCpp(tmp_path / "x.gguf")
+    for text in ("Once upon a time", "the 12 cats", "\n\n a  b", *LANGUAGES[:6]):
+        assert there.encode(text) == pieces.encode(text), text
+    for seed in range(5):
+        ids = [1, *np.random.default_rng(seed).integers(3, 512, 90).tolist()]
+        assert there.greedy(ids, 24) == nl.generate(model, ids, 24, temperature=0, stop_ids=[2])
