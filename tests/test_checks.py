@@ -209,4 +209,4 @@ def test_a_models_numbers_are_pythons_because_its_layers_do_not_check_them(kind)
         9, dim=8, n_layers=1, n_heads=2, max_seq_len=8, norm_eps=kind(1), dropout=kind(0), rope_theta=kind(2)
     )
     lora = nl.LoraConfig(rank=np.int64(2), alpha=kind(4))
-    assert {type(config.norm_eps), type(config.dropout), type(lora.scale)} == {float}
+    assert {type(config.norm_eps), type(config.dropout), type(lora.scale_of("blocks.0.wq"))} == {float}

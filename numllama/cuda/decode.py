@@ -72,7 +72,6 @@ class Decoder:
             self.staged = StagingBuffers(like, **rows, table_start=((), INT32))
             self.logits = launch.empty(like, (B, c.vocab_size), model.compute_dtype)
         self.blocks = model._blocks()                                  # with an adapter's updates
-        self.scale = model.adapter.config.scale if model.adapter else 1.0
         self.table = range(0)
         self.cos: Array = None
         self.sin: Array = None
@@ -189,7 +188,7 @@ class Decoder:
         """A linear map, with its bias and an adapter's update, if any."""
         out, _ = ops.linear_forward(x, w[name], w.get(f"{name}_bias"))
         if f"{name}_lora_a" in w:
-            out += ops.lora_forward(x, w[f"{name}_lora_a"], w[f"{name}_lora_b"], self.scale)[0]
+            out += ops.lora_forward(x, w[f"{name}_lora_a"], w[f"{name}_lora_b"], w[f"{name}_lora_scale"])[0]
         return out
 
     def _linears(self, x: Array, w: dict, *names: str) -> tuple[Array, ...]:

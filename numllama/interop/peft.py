@@ -1,20 +1,22 @@
 """Adapters in the format of `peft`: adapter_config.json and adapter_model.safetensors, and a generation_config.json.
 
 An adapter of a Llama or another known family has the names of peft and Hugging Face, and rows in Hugging Face's order; an adapter
-of another model, or of one whose file stacks matrices (Phi-3), has our names.
-Fields of adapter_config.json beyond plain LoRA are refused by name.
+of another model, or of one whose file stacks matrices (Phi-3), has our names. Which matrices it updates, with which rank and
+alpha, is what peft makes of ``target_modules`` (names, or a regular expression), ``layers_to_transform``, ``rank_pattern`` and
+``alpha_pattern``. Fields beyond plain LoRA are refused by name.
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from itertools import chain
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import regex
 
-from numllama.backend import real_dtype, to_numpy
+from numllama.backend import INT8, real_dtype, to_numpy
 from numllama.errors import CheckpointError, listed, shown
 from numllama.interop.huggingface import (
     GENERATION,
@@ -28,9 +30,9 @@ from numllama.interop.huggingface import (
 )
 from numllama.interop.pickles import refuse_others
 from numllama.model import LoraConfig, ModelConfig, Parameters, Transformer
-from numllama.model.lora import TARGETS, adapter_shapes
+from numllama.model.lora import REPLACED, TARGETS, adapter_shapes
 from numllama.storage.checksums import check_files
-from numllama.storage.fields import FLAG, POSITIVE, as_json, check, only, optional, require, whole
+from numllama.storage.fields import FLAG, POSITIVE, Kind, as_json, check, only, optional, require, whole
 from numllama.storage.files import is_there, read_json
 from numllama.storage.folders import published
 from numllama.storage.tensor_file import TensorFile, write_tensors
@@ -38,6 +40,24 @@ from numllama.storage.tensor_file import TensorFile, write_tensors
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 KINDS = {"_lora_a": ".lora_A.weight", "_lora_b": ".lora_B.weight"}
+LONGEST = 1000  # characters of a regular expression, which may take a second for each name
+
+
+def _several(kind: Kind, words: str) -> Kind:
+    return Kind(lambda value: isinstance(value, list) and all(map(kind.fits, value)), words)
+
+
+def _patterns(kind: Kind, words: str) -> Kind:
+    return Kind(lambda value: isinstance(value, dict) and all(map(kind.fits, value.values())), words)
+
+
+PATTERN = Kind(lambda value: isinstance(value, str) and len(value) <= LONGEST, f"must be a text of at most {LONGEST} characters")
+NAMES = Kind(
+    lambda value: PATTERN.fits(value) or _several(PATTERN, "").fits(value), "must be a regular expression or a list of names"
+)
+LAYERS = Kind(
+    lambda value: whole(-1).fits(value) or _several(whole(-1), "").fits(value), "must be a layer or a list of layers"
+)
 # Fields of an adapter_config.json that change the numbers, and the values that are allowed. Some initialisations (PiSSA, OLoRA,
 # CorDA, LoftQ, ...) change the weights of the base model too, so they are refused.
 HONOURED = {
@@ -50,9 +70,13 @@ HONOURED = {
     "use_dora": only(False),
     "use_qalora": only(False),
     "lora_bias": only(False),
-    "modules_to_save": only(None, []),
-    "rank_pattern": only({}, None),
-    "alpha_pattern": only({}, None),
+    "target_modules": optional(NAMES),
+    "exclude_modules": optional(NAMES),
+    "layers_to_transform": optional(LAYERS),
+    "layers_pattern": optional(NAMES),
+    "modules_to_save": optional(_several(PATTERN, "must be a list of names")),
+    "rank_pattern": optional(_patterns(whole(1), "must map names to whole numbers of at least 1")),
+    "alpha_pattern": optional(_patterns(POSITIVE, "must map names to positive numbers")),
     "init_lora_weights": only(True, False, None, "gaussian", "eva", "orthogonal"),
     "target_parameters": only(None, []),
     **dict.fromkeys(
@@ -85,25 +109,29 @@ def save_adapter(model: Transformer, path: str | PathLike, *, base: str | PathLi
     """
     if model.adapter is None:
         raise ValueError("the model has no adapter to save")
-    config, params = model.adapter.config, model.adapter.params
+    config, params, modules = model.adapter.config, model.adapter.params, _modules(model.config)
     names = peft_names(model.config, params.shapes)
-    alpha = int(config.alpha) if config.alpha.is_integer() else config.alpha
     values = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": None if base is None else str(base),
         "r": config.rank,
-        "lora_alpha": alpha,
+        "lora_alpha": _short(config.alpha),
         "lora_dropout": 0.0,
+        "rank_pattern": {modules[name]: rank for name, rank in config.ranks.items()},
+        "alpha_pattern": {modules[name]: _short(alpha) for name, alpha in config.alphas.items()},
+        "modules_to_save": [modules[name].rpartition(".")[2] for name in config.modules_to_save] or None,
         "target_modules": _target_modules(model.config, config),
         "bias": "none",
         "inference_mode": True,
     }
-    shapes = {names[name]: shape for name, shape in params.shapes.items()}
+    whole_ones = [(f"{PREFIX}{modules[name]}.weight", model.params[name]) for name in config.modules_to_save]
+    shapes = {names[name]: shape for name, shape in params.shapes.items()} | {name: view.shape for name, view in whole_ones}
     arrays = (_reordered(model.config, name, to_numpy(view), to_halves) for name, view in params.items())
+    others = (to_numpy(view).astype(params.flat.dtype) for _, view in whole_ones)
     with published(Path(path), CONFIG, checksums=True) as part:
         with open(part / WEIGHTS, "wb") as file:
-            write_tensors(file, params.flat.dtype, shapes, arrays)
+            write_tensors(file, params.flat.dtype, shapes, chain(arrays, others))
         (part / CONFIG).write_bytes(json_bytes(values))
         (part / GENERATION).write_bytes(json_bytes(model.generation_config))
 
@@ -118,27 +146,33 @@ def load_adapter(model: Transformer, path: str | PathLike[str]) -> None:
     """
     folder = Path(path)
     values = read_json(folder / CONFIG)
-    every = list(range(model.config.n_layers))
     try:
         require(values, ("r", "lora_alpha"), "the configuration")
-        check(values, {**HONOURED, "layers_to_transform": only(None, every)}, as_json)
+        check(values, HONOURED, as_json)
     except ValueError as error:
         raise CheckpointError(f"{folder / CONFIG}: {error}") from error
     if not (folder / WEIGHTS).exists():
         refuse_others(folder)
     tensors = TensorFile(folder / WEIGHTS)
     try:
-        config = _lora_config(values, _targets(model.config, tensors))
+        config = _lora_config(model.config, values, tensors)
         shapes = adapter_shapes(model.config, config)
     except ValueError as error:
         raise CheckpointError(f"{folder} is not an adapter for this model: {error}") from error
-    names = peft_names(model.config, shapes)
-    _check_tensors(folder, {names[name]: shape for name, shape in shapes.items()}, tensors)
+    names, modules = peft_names(model.config, shapes), _modules(model.config)
+    replaced = {name: f"{PREFIX}{modules[name]}.weight" for name in config.modules_to_save}
+    wanted = {names[name]: shape for name, shape in shapes.items()}
+    _check_tensors(folder, wanted | {other: model.params.shapes[name] for name, other in replaced.items()}, tensors)
     check_files(folder)
+    if replaced and model.dtype == INT8:
+        raise CheckpointError(f"{folder} has a matrix of its own for {listed([*replaced])}: load the model without store_as")
     params = Parameters(shapes, np.empty(sum(map(math.prod, shapes.values())), real_dtype(model.compute_dtype)))
     for name, view in params.items():
         view[...] = _reordered(model.config, name, tensors[names[name]], to_neighbours)
     model.add_adapter(config, params=Parameters(shapes, model.xp.asarray(params.flat)))
+    for name, other in replaced.items():
+        model.params[name] = model.xp.asarray(tensors[other].astype(model.dtype))
+    model.params.sync_low_precision()
     if (folder / GENERATION).exists():
         model.generation_config = generation_config(folder, {})
 
@@ -154,10 +188,90 @@ def base_of(folder: Path) -> Path:
     return Path(name)
 
 
-def _lora_config(values: Mapping[str, Any], targets: tuple[str, ...]) -> LoraConfig:
+def _lora_config(model: ModelConfig, values: Mapping[str, Any], tensors: TensorFile) -> LoraConfig:
     """The LoraConfig of an adapter_config.json. Rank-stabilised LoRA divides alpha by the root of the rank."""
-    config = LoraConfig(rank=values["r"], alpha=values["lora_alpha"], targets=targets)
-    return replace(config, alpha=config.alpha * math.sqrt(config.rank)) if values.get("use_rslora") else config
+    modules = {module: name for name, module in _modules(model).items()}
+    named = [module for module, name in modules.items() if name.rpartition(".")[2] in TARGETS and _is_target(module, values)]
+    if not values.get("target_modules"):                               # the tensors say it
+        found = {name.removeprefix(PREFIX).removesuffix(KINDS["_lora_a"]) for name in tensors}
+        kinds = {modules[module].rpartition(".")[2] for module in found & modules.keys()}
+        named = [module for module, name in modules.items() if name.rpartition(".")[2] in kinds & {*TARGETS}]
+    ranks = {modules[module]: _by_pattern(values.get("rank_pattern"), module, values["r"]) for module in named}
+    alphas = {modules[module]: _by_pattern(values.get("alpha_pattern"), module, values["lora_alpha"]) for module in named}
+    root = math.sqrt if values.get("use_rslora") else lambda rank: 1
+    alphas = {name: alpha * root(ranks[name]) for name, alpha in alphas.items()}
+    rank, alpha = values["r"], values["lora_alpha"] * root(values["r"])
+    return LoraConfig(
+        rank=rank, alpha=alpha, targets=_compact([modules[module] for module in named], model.n_layers),
+        ranks={name: value for name, value in ranks.items() if value != rank},
+        alphas={name: value for name, value in alphas.items() if value != alpha},
+        modules_to_save=_replaced(model, values),
+    )  # fmt: skip
+
+
+def _is_target(module: str, values: Mapping[str, Any]) -> bool:
+    """Whether peft would update this module."""
+    excluded, targets = values.get("exclude_modules"), values.get("target_modules")
+    if not targets or (excluded and _is_named(module, excluded)):
+        return False
+    if isinstance(targets, str):
+        return targets == "all-linear" or _is_named(module, targets)
+    if module in targets:                                              # whatever its layer
+        return True
+    return _is_named(module, targets) and _is_in_layers(module, values)
+
+
+def _is_named(module: str, names: str | list[str]) -> bool:
+    """Whether a regular expression fits a module's name, or one of several names is its end."""
+    if isinstance(names, str):
+        return _fits(names, module)
+    return any(module == name or module.endswith(f".{name}") for name in names)
+
+
+def _is_in_layers(module: str, values: Mapping[str, Any]) -> bool:
+    """Whether a module's layer is one of ``layers_to_transform``; all are if that is not given."""
+    layers, patterns = values.get("layers_to_transform"), values.get("layers_pattern") or [r"[^.]*"]
+    if layers is None or layers == []:
+        return True
+    wanted = layers if isinstance(layers, list) else [layers]
+    patterns = [patterns] if isinstance(patterns, str) else patterns
+    return any(_fits(rf"(.*?\.)?({pattern})\.{layer}\..*", module) for pattern in patterns for layer in wanted)
+
+
+def _fits(pattern: str, module: str) -> bool:
+    """Whether a regular expression fits all of a module's name; ValueError if it is none, or takes long."""
+    try:
+        return regex.fullmatch(pattern, module, timeout=1) is not None
+    except (regex.error, TimeoutError, RecursionError, MemoryError, OverflowError) as error:
+        raise ValueError(f"{shown(pattern)} is no regular expression that can be used: {error or 'it takes too long'}") from None
+
+
+def _by_pattern(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
+    """The value of the first pattern that fits the end of a module's name."""
+    for pattern, value in (patterns or {}).items():
+        if _fits(rf"(.*\.)?({pattern})", module):
+            return value
+    return default
+
+
+def _compact(names: list[str], n_layers: int) -> tuple[str, ...]:
+    """Matrices of blocks: those of all blocks by their short name."""
+    by_kind: dict[str, list[str]] = {}
+    for name in names:
+        by_kind.setdefault(name.rpartition(".")[2], []).append(name)
+    return tuple(each for kind, group in by_kind.items() for each in ([kind] if len(group) == n_layers else group))
+
+
+def _replaced(model: ModelConfig, values: Mapping[str, Any]) -> tuple[str, ...]:
+    """Our names of ``modules_to_save``: the embedding and the head can be."""
+    names = values.get("modules_to_save") or []
+    ours = {module.rpartition(".")[2]: name for name, module in _modules(model).items() if name in REPLACED}
+    ours |= {module: name for name, module in _modules(model).items() if name in REPLACED}
+    if model.tie_embeddings and names:
+        raise ValueError(f"modules_to_save is {as_json(names)}, but the model's embedding and head are one matrix")
+    if unknown := [name for name in names if name not in ours]:
+        raise ValueError(f"modules_to_save holds {listed(unknown)}, but only {listed(sorted(ours))} can be replaced")
+    return tuple(ours[name] for name in names)
 
 
 def peft_names(config: ModelConfig, shapes: Mapping[str, Any]) -> dict[str, str]:
@@ -176,15 +290,15 @@ def _modules(config: ModelConfig) -> dict[str, str]:
 
 
 def _target_modules(config: ModelConfig, lora: LoraConfig) -> list[str]:
-    modules = (module for name, module in _modules(config).items() if name.rpartition(".")[-1] in lora.targets)
-    return sorted({module.rpartition(".")[-1] for module in modules})
+    """The modules by the last part of their names, or by their whole names if they are not in every block."""
+    modules = {name: module for name, module in _modules(config).items() if lora.updates(name)}
+    if any(name not in TARGETS for name in lora.targets):
+        return list(modules.values())
+    return sorted({module.rpartition(".")[-1] for module in modules.values()})
 
 
-def _targets(config: ModelConfig, tensors: TensorFile) -> tuple[str, ...]:
-    """Our names of the maps that the tensors update; unknown tensors are reported later."""
-    ours = {module: name.rpartition(".")[-1] for name, module in _modules(config).items()}
-    found = {ours.get(name.removeprefix(PREFIX).removesuffix(KINDS["_lora_a"])) for name in tensors}
-    return tuple(name for name in TARGETS if name in found)
+def _short(alpha: float) -> float:
+    return int(alpha) if alpha.is_integer() else alpha
 
 
 def _check_tensors(folder: Path, wanted: Mapping[str, tuple[int, ...]], tensors: TensorFile) -> None:

@@ -252,6 +252,8 @@ class ModelConfig:
         E, k = self.n_experts, self.n_experts_per_token
         if self.ffn != "moe" and not E is k is None:
             raise ValueError(f"n_experts is {E} and n_experts_per_token is {k}, but ffn={shown(self.ffn)} has no experts")
+        if self.ffn != "moe" and self.router_aux_loss:
+            raise ValueError(f"router_aux_loss is True, but ffn={shown(self.ffn)} has no experts")
         if self.ffn == "moe" and (E is None or k is None or k > E):
             raise ValueError(f"n_experts is {E} and n_experts_per_token is {k}, but the first must be at least the second")
         if self.ffn == "moe" and self.bias in (True, "ffn"):

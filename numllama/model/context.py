@@ -33,8 +33,6 @@ class Context:
         Names this pass's dropout masks, or holds one key per site; None: no dropout.
     kv_cache : KVCache
         Keys and values of earlier tokens, if any.
-    lora_scale : float
-        Factor of the low-rank updates, in a model with an adapter.
     low_precision : dtype
         What keys, values and the inputs of SwiGLU are rounded to: the dtype of the products and of what backward needs of them.
         None: they stay as they are.
@@ -54,7 +52,6 @@ class Context:
     last: Array | None = None
     key: tuple[int, ...] | None = None
     kv_cache: Any = None
-    lora_scale: float = 1.0
     low_precision: Any = None
     n_last: int | None = None
     balance: Balance = field(default_factory=Balance)

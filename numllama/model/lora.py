@@ -4,8 +4,9 @@ A model with an adapter is frozen: only the adapter has gradients and moments, i
 a block acts as  W + scale · b · a,  scale = alpha / rank  (:mod:`numllama.ops.lora`).
 """
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from math import prod, sqrt
 from types import ModuleType
 from typing import Any
@@ -15,9 +16,11 @@ import numpy as np
 from numllama.errors import shown
 from numllama.model.config import ModelConfig
 from numllama.model.parameters import Parameters, parameter_shapes
-from numllama.storage.fields import POSITIVE, check, whole
+from numllama.storage.fields import OBJECT, POSITIVE, check, whole
 
 TARGETS = ("wq", "wk", "wv", "wo", "w_gate", "w_up", "w_down")
+ONE_MATRIX = re.compile(rf"blocks\.\d+\.({'|'.join(TARGETS)})")
+REPLACED = ("embed", "head")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,31 +34,57 @@ class LoraConfig:
     alpha : float
         Updates are scaled by alpha / rank, so that one learning rate fits several ranks.
     targets : tuple of str
-        The matrices to update in every block. Default all seven.
+        The matrices to update: ``wq`` in every block, ``blocks.3.wq`` in one. Default all seven in every block.
+    ranks, alphas : dict
+        The rank and alpha of single matrices, such as ``blocks.3.wq``, if they are not those above.
+    modules_to_save : tuple of str
+        ``embed`` and ``head``, if the adapter brings its own: they replace the model's, and are saved with it, but not trained.
     """
 
     rank: int = 8
     alpha: float = 16.0
     targets: tuple[str, ...] = TARGETS
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    alphas: Mapping[str, float] = field(default_factory=dict)
+    modules_to_save: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        check(vars(self), {"rank": whole(1), "alpha": POSITIVE})
-        several = isinstance(self.targets, Iterable) and not isinstance(self.targets, str)
-        names = tuple(self.targets) if several else (self.targets,)
-        if not names or not all(isinstance(name, str) and name in TARGETS for name in names):
+        check(vars(self), {"rank": whole(1), "alpha": POSITIVE, "ranks": OBJECT, "alphas": OBJECT})
+        check(self.ranks, dict.fromkeys(self.ranks, whole(1)), prefix="the rank of ")
+        check(self.alphas, dict.fromkeys(self.alphas, POSITIVE), prefix="the alpha of ")
+        names, saved = _names(self.targets), _names(self.modules_to_save)
+        if not names or not all(isinstance(name, str) and (name in TARGETS or ONE_MATRIX.fullmatch(name)) for name in names):
             raise ValueError(f"targets is {shown(names)}, but must be some of {', '.join(TARGETS)}")
-        object.__setattr__(self, "targets", tuple(name for name in TARGETS if name in names))
+        if not all(name in REPLACED for name in saved):
+            raise ValueError(f"modules_to_save is {shown(saved)}, but must be some of {', '.join(REPLACED)}")
+        single = dict.fromkeys(name for name in names if name.rpartition(".")[2] not in names)     # in order, each once
+        object.__setattr__(self, "targets", (*(name for name in TARGETS if name in names), *single))
+        object.__setattr__(self, "modules_to_save", tuple(name for name in REPLACED if name in saved))
+        object.__setattr__(self, "ranks", {name: int(value) for name, value in self.ranks.items()})
+        object.__setattr__(self, "alphas", {name: float(value) for name, value in self.alphas.items()})
         object.__setattr__(self, "alpha", float(self.alpha))
         object.__setattr__(self, "rank", int(self.rank))               # NumPy's numbers would widen float32 arrays
 
-    @property
-    def scale(self) -> float:
-        """The factor of each update."""
-        return self.alpha / self.rank
+    def updates(self, name: str) -> bool:
+        """Whether a parameter of the model gets an update."""
+        return name in self.targets or (name.startswith("blocks.") and name.rpartition(".")[2] in self.targets)
+
+    def rank_of(self, name: str) -> int:
+        """The rank of a matrix's update."""
+        return self.ranks.get(name, self.rank)
+
+    def scale_of(self, name: str) -> float:
+        """The factor of a matrix's update: alpha / rank."""
+        return self.alphas.get(name, self.alpha) / self.rank_of(name)
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as plain values."""
-        return {**asdict(self), "targets": list(self.targets)}
+        """All fields as plain values, without those that most adapters lack."""
+        values = {**asdict(self), "targets": list(self.targets), "modules_to_save": list(self.modules_to_save)}
+        return {name: value for name, value in values.items() if value or name in ("rank", "alpha", "targets")}
+
+
+def _names(value: Any) -> tuple:
+    return tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
 
 
 class Adapter:
@@ -68,21 +97,31 @@ class Adapter:
         ``blocks.{i}.{target}_lora_a`` and ``_lora_b``.
     weights : Parameters
         Used in computation: `params`, or in mixed precision their copy in two bytes.
+    scales : list of dict
+        For each block, ``{target}_lora_scale``: the factor of each update.
     """
 
     def __init__(self, config: LoraConfig, params: Parameters, dtype: np.dtype) -> None:
         self.config, self.params = config, params
         self.weights = params if params.flat.dtype == dtype else params.in_low_precision(dtype)
+        self.scales: list[dict[str, float]] = [{} for _ in params.blocks]
+        for name in params:
+            matrix = name[: -len("_lora_a")]
+            _, i, short = matrix.split(".")
+            self.scales[int(i)][f"{short}_lora_scale"] = config.scale_of(matrix)
 
 
 def adapter_shapes(model: ModelConfig, config: LoraConfig) -> dict[str, tuple[int, int]]:
     """Name and shape of every parameter of an adapter, in the order of its flat buffer."""
     shapes = {}
     for name, shape in parameter_shapes(model).items():
-        if name.rpartition(".")[-1] in config.targets:
-            shapes |= {f"{name}_lora_a": (config.rank, shape[1]), f"{name}_lora_b": (shape[0], config.rank)}
-    missing = [name for name in config.targets if f"blocks.0.{name}_lora_a" not in shapes]
-    if missing and config.targets != TARGETS:
+        if config.updates(name):
+            rank = config.rank_of(name)
+            shapes |= {f"{name}_lora_a": (rank, shape[1]), f"{name}_lora_b": (shape[0], rank)}
+    single = {name for name in config.targets if name not in TARGETS} | {*config.ranks, *config.alphas}
+    missing = [name for name in config.targets if name in TARGETS and f"blocks.0.{name}_lora_a" not in shapes]
+    missing = [] if config.targets == TARGETS else missing
+    if missing := [*missing, *sorted(name for name in single if f"{name}_lora_a" not in shapes)]:
         raise ValueError(f"targets holds {shown(missing[0])}, but a model with ffn={shown(model.ffn)} has no such matrix")
     return shapes
 

@@ -98,7 +98,7 @@ def lora_forward(x, w, name, context):
     """An adapter's update of a map's output, and its cache; None twice without one."""
     if f"{name}_lora_a" not in w:
         return None, None
-    return ops.lora_forward(x, w[f"{name}_lora_a"], w[f"{name}_lora_b"], context.lora_scale)
+    return ops.lora_forward(x, w[f"{name}_lora_a"], w[f"{name}_lora_b"], w[f"{name}_lora_scale"])
 
 
 def lora_backward(dout, cache, g, name, dx):

@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from dataclasses import replace
+from itertools import zip_longest
 from os import PathLike
 from typing import Any
 
@@ -239,11 +240,11 @@ class Transformer:
         """Add the adapter's updates to the weights and remove the adapter: W + scale · b · a."""
         if self.adapter is None:
             raise ValueError("the model has no adapter to merge")
-        updates, scale = self.adapter.params, self.adapter.config.scale
+        updates = self.adapter.params
         for name, weight in self.params.items():
             if f"{name}_lora_a" in updates:
                 update = updates[f"{name}_lora_b"].astype("float64") @ updates[f"{name}_lora_a"]
-                weight[...] = weight + scale * update                  # rounded once
+                weight[...] = weight + self.adapter.config.scale_of(name) * update       # rounded once
         self.params.sync_low_precision()
         self.adapter = None
 
@@ -251,7 +252,8 @@ class Transformer:
         """What each layer computes with."""
         if self.adapter is None:
             return self.weights.blocks
-        return [{**w, **update} for w, update in zip(self.weights.blocks, self.adapter.weights.blocks, strict=True)]
+        parts = zip_longest(self.weights.blocks, self.adapter.weights.blocks, self.adapter.scales, fillvalue={})
+        return [{**w, **update, **scales} for w, update, scales in parts]
 
     # -------------------------------------------------------------------------------------------- on disk
 
@@ -395,10 +397,9 @@ class Transformer:
             check_ids("positions", positions, c.max_seq_len)
             positions = xp.asarray(positions)
         cos, sin = (None, None) if self.rope is None else self.rope.at(positions, T)
-        scale = 1.0 if self.adapter is None else self.adapter.config.scale
         low_precision = None if self.activation_dtype == self.compute_dtype else self.compute_dtype
         own = {} if c.is_uniform else layers_of_their_own(c, window, self.rope, positions, T)
-        return Context(c, positions, cos, sin, first, last, key, kv_cache, scale, low_precision, by_layer=own)
+        return Context(c, positions, cos, sin, first, last, key, kv_cache, low_precision, by_layer=own)
 
     def _check_tokens(self, tokens: Array) -> Array:
         tokens = as_array(tokens)

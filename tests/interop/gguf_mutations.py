@@ -111,7 +111,8 @@ def main(source, first, last):
                 if peak > 4 * len(damaged) + SPARE:
                     wrong = f"{peak:,} bytes for a file of {len(damaged):,}"
                 if wrong or time.process_time() - began > SECONDS:
-                    print(json.dumps({"number": number, "what": what, "action": i, "wrong": wrong or "took too long"}), flush=True)
+                    found = {"number": number, "what": what, "action": i, "wrong": wrong or "took too long"}
+                    print(json.dumps(found), flush=True)
     print(json.dumps({"ended": int(last), "peak": worst}), flush=True)
 
 

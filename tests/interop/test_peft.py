@@ -99,8 +99,19 @@ REFUSED = {
     "kind": (dict(peft_type="IA3"), 'peft_type is "IA3", but only "LORA" is supported'),
     "dora": (dict(use_dora=True), "use_dora is true, but only false is supported"),
     "bias": (dict(bias="all"), 'bias is "all", but only "none" is supported'),
-    "modules": (dict(modules_to_save=["lm_head"]), r'modules_to_save is \["lm_head"\], but only null is supported'),
-    "ranks": (dict(rank_pattern={"q_proj": 2}), r'rank_pattern is {"q_proj": 2}, but only {} is supported'),
+    "modules": (dict(modules_to_save=["lm_head"]), r"adapter lacks base_model\.model\.lm_head\.weight$"),
+    "other_modules": (
+        dict(modules_to_save=["score", "lm_head"]),
+        "modules_to_save holds score, but only embed_tokens, lm_head, model.embed_tokens can be replaced",
+    ),
+    "ranks": (dict(rank_pattern={"q_proj": 2}), r"q_proj.lora_A.weight has shape \(3, 24\), but \(2, 24\) is needed"),
+    "no_ranks": (dict(rank_pattern={"q_proj": "2"}), r'rank_pattern is {"q_proj": "2"}, but must map names to whole numbers'),
+    "alphas": (dict(alpha_pattern=[3]), r"alpha_pattern is \[3\], but must map names to positive numbers"),
+    "targets": (dict(target_modules=3), "target_modules is 3, but must be a regular expression or a list of names"),
+    "no_target": (dict(target_modules=["x_proj"]), r"is not an adapter for this model: targets is \(\)"),
+    "expression": (dict(target_modules="(q_proj"), r"'\(q_proj' is no regular expression that can be used: missing \)"),
+    "slow": (dict(target_modules=r"(x|\w|\.|.)*[^a-z._0-9]"), "is no regular expression that can be used: regex timed out"),
+    "long_expression": (dict(target_modules="x" * 1001), "target_modules is .*, but must be a regular expression or a list"),
     "pissa": (dict(init_lora_weights="pissa"), 'init_lora_weights is "pissa", but only true is supported'),
     "layers": (dict(layer_replication=[[0, 1]]), r"layer_replication is \[\[0, 1\]\], but only null is supported"),
     "no_rank": (dict(r="absent"), "adapter_config.json: the configuration lacks r$"),
@@ -110,7 +121,7 @@ REFUSED = {
     "alpha": (dict(lora_alpha=None), "adapter_config.json: lora_alpha is null, but must be a positive number"),
     "more_digits": (dict(lora_alpha=10**400), r"lora_alpha is 1000+\.\.\., but no number here may be so large$"),
     "rslora": (dict(use_rslora="yes"), 'use_rslora is "yes", but must be true or false'),
-    "some_layers": (dict(layers_to_transform=[0]), r"layers_to_transform is \[0\], but only null is supported"),
+    "layers_by_name": (dict(layers_to_transform="0"), 'layers_to_transform is "0", but must be a layer or a list of layers'),
     "long": (dict(bias="x" * 10_000), r'bias is "x+\.\.\., but only "none" is supported'),
     "huge_rank": (dict(r=2**60), r"q_proj.lora_A.weight has shape \(3, 24\), but \(1152921504606846976, 24\) is needed"),
     "another_rank": (dict(r=4), r"q_proj.lora_A.weight has shape \(3, 24\), but \(4, 24\) is needed"),
@@ -125,6 +136,48 @@ def test_what_cannot_be_honoured_is_refused_by_name(folders, name):
         nl.load(folders / "base", adapter=folders / "adapter")
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    "changes", [dict(target_modules=["q_proj"]), dict(layers_to_transform=[0]), dict(exclude_modules=["k_proj"])]
+)  # fmt: skip
+def test_tensors_that_the_configuration_does_not_name_are_refused(folders, changes):
+    edit(folders / "adapter", **changes)
+    with pytest.raises(CheckpointError, match="has tensors that this model does not have: base_model"):
+        nl.load(folders / "base", adapter=folders / "adapter")
+
+
+def test_a_configuration_without_targets_leaves_them_to_the_tensors(folders):
+    edit(folders / "adapter", target_modules="absent")
+    (folders / "adapter" / "checksums.json").unlink()
+    assert nl.load(folders / "base", adapter=folders / "adapter").adapter.config.targets == ("wq", "wk", "w_down")
+    edit_tensors(folders / "adapter", lambda values: values.clear())
+    with pytest.raises(CheckpointError, match=r"is not an adapter for this model: targets is \(\)"):
+        nl.load(folders / "base", adapter=folders / "adapter")
+
+
+@pytest.mark.parametrize("name", ["tied", "grouped"])
+def test_a_head_of_its_own_replaces_the_models(tmp_path, name):
+    model = adapted(**LLAMAS[name])
+    config = nl.LoraConfig(rank=3, alpha=5.0, targets=("wq", "wk", "w_down"), modules_to_save=("head",))
+    random_model(**LLAMAS[name]).save(tmp_path / "base")
+    if name == "tied":
+        model.save_adapter(tmp_path / "adapter")
+        edit(tmp_path / "adapter", modules_to_save=["lm_head"])
+        with pytest.raises(CheckpointError, match="but the model's embedding and head are one matrix"):
+            nl.load(tmp_path / "base", adapter=tmp_path / "adapter")
+        return
+    values, params = model.adapter.params, model.params
+    other = random_model(**LLAMAS[name])
+    other.add_adapter(config, params=values)
+    other.params["head"] *= 2
+    other.save_adapter(tmp_path / "adapter", base=tmp_path / "base")
+    again = nl.load(tmp_path / "adapter")
+    assert again.adapter.config == config
+    assert_same_bits(again.params["head"], 2 * params["head"])
+    assert_close(again.forward(tokens()), 2 * model.forward(tokens()), rtol=1e-5)
+    for kept in ("bfloat16", "float32"):
+        assert nl.load(tmp_path / "adapter", dtype=kept).dtype == kept
 
 
 def test_an_adapter_that_names_every_layer_is_whole(folders):
@@ -148,7 +201,7 @@ DAMAGE = {
         r"lacks base_model\.model\.model\.layers\.1\.self_attn\.q_proj\.lora_A\.weight",
     ),
     "no_b": (lambda values: [values.pop(name) for name in list(values) if "lora_B" in name], r"lacks .*q_proj\.lora_B\.weight"),
-    "nothing": (lambda values: values.clear(), r"is not an adapter for this model: targets is \(\)"),
+    "nothing": (lambda values: values.clear(), r"lacks .*lora_A\.weight"),
 }
 
 

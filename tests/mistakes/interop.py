@@ -4,6 +4,16 @@ from mistakes.mistake import Mistake
 
 MISTAKES = [
     Mistake(
+        "layers_to_transform left unread",
+        "interop/peft.py", "_is_named(module, targets) and _is_in_layers(module, values)", "_is_named(module, targets)",
+        "interop/test_peft.py::test_tensors_that_the_configuration_does_not_name_are_refused[changes1]",
+    ),
+    Mistake(
+        "the experts of a gap stacked closer together",
+        "interop/mixtures.py", "sorted(parts) == list(range(len(parts)))", "True",
+        "parity/interop/test_mixtures.py::test_an_expert_that_is_missing_is_named[a gap]",
+    ),
+    Mistake(
         "wk permuted with the number of query heads",
         "interop/huggingface.py", '"wk": config.n_kv_heads', '"wk": config.n_heads',
         "interop/test_huggingface.py::test_wk_is_permuted_with_its_own_number_of_heads",

@@ -24,6 +24,27 @@ MISTAKES = [
         f"{MODEL}::test_forward_equals_plain_einsums[cpu-llama]",
     ),
     Mistake(
+        "a load-balancing loss that the router does not feel",
+        "model/experts.py", "douts = dout, balance.dprobs", "douts = dout, None",
+        "model/test_experts.py::test_every_gradient_against_differences[balanced]",
+    ),
+    Mistake(
+        "the load-balancing loss of the last layer alone",
+        "model/experts.py", "xp.concatenate(self.probs), xp.concatenate(self.chosen)", "self.probs[-1], self.chosen[-1]",
+        "model/test_experts.py::test_the_load_balancing_loss_counts_all_layers_together",
+    ),
+    Mistake(
+        "a part of a batch that brings the whole load-balancing loss",
+        "model/experts.py", "context.balance.loss(c.router_aux_loss_coef * part, scale)",
+        "context.balance.loss(c.router_aux_loss_coef, scale)",
+        "model/test_experts.py::test_parts_of_a_batch_add_their_load_balancing_losses_by_their_targets",
+    ),
+    Mistake(
+        "one scale for the updates of all matrices",
+        "model/lora.py", "self.alphas.get(name, self.alpha) / self.rank_of(name)", "self.alpha / self.rank",
+        "model/test_lora.py::test_single_matrices_act_with_their_own_scale_and_merge[cpu]",
+    ),
+    Mistake(
         "a layer run again that forgets its last bias",
         "model/stages.py", 'LinearCache(x, w[name], w.get(f"{name}_bias"))', "LinearCache(x, w[name], None)",
         f"{MODEL}::test_recompute_gives_the_same_bits[cpu-plain-gpt2]",
@@ -103,7 +124,7 @@ MISTAKES = [
     ),
     Mistake(
         "an adapter merged without its scale",
-        "model/transformer.py", "weight + scale * update", "weight + update",
+        "model/transformer.py", "weight + self.adapter.config.scale_of(name) * update", "weight + update",
         "model/test_lora.py::test_the_merged_model_is_the_model_with_its_adapter",
     ),
     Mistake(

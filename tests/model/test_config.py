@@ -124,24 +124,25 @@ def test_a_preset_survives_json(name):
     assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
-NEED_EXPERTS = ("n_experts", "n_experts_per_token")
+ONLY_EXPERTS = ("n_experts", "n_experts_per_token", "router_aux_loss")
 ONLY_ROPE = ("rope_layers", "rotary_dim", "local_rope_theta")
 
 
 @pytest.mark.parametrize("positions", ["rope", "learned"])
 def test_every_field_survives_a_dict(positions):
     of_rope = dict(rope_layers=(1,), rotary_dim=4, local_rope_theta=50.0) if positions == "rope" else {}
+    of_ffn = dict(ffn="moe", n_experts=4, n_experts_per_token=3, router_aux_loss=True, bias="qkv") if of_rope else {}
     config = ModelConfig(
         **SMALL, n_kv_heads=2, ffn_dim=20, max_seq_len=9, head_dim=6, norm_eps=1e-6, rope_theta=500.0, rope_scaling=LLAMA_31,
-        rope_layout="interleaved", tie_embeddings=True, qk_norm="rms", norm="layernorm", positions=positions, ffn="gelu",
-        bias=True, dropout=0.5, init_std=0.1, init="truncated_normal", sliding_window=5, window_layers=(0,), attn_scale=0.5,
+        rope_layout="interleaved", tie_embeddings=True, qk_norm="rms", norm="layernorm", positions=positions,
+        dropout=0.5, init_std=0.1, init="truncated_normal", sliding_window=5, window_layers=(0,), attn_scale=0.5,
         norm_placement="both", embed_scale=2.0, attn_softcap=5.0, logit_softcap=6.0, family="mistral", router_score="sigmoid",
-        router_normalised=False, router_aux_loss=True, router_aux_loss_coef=0.1, **of_rope,
+        router_normalised=False, router_aux_loss_coef=0.1, **of_rope, **(of_ffn or dict(ffn="gelu", bias=True)),
     )  # fmt: skip
     values = config.to_dict()
     plain = ModelConfig(**SMALL).to_dict()
     same = [name for name in values if values[name] == plain[name]]  # at their defaults
-    assert set(same) == {*SMALL, *NEED_EXPERTS, *(["positions"] if of_rope else ONLY_ROPE)}
+    assert set(same) == {*SMALL, *(["positions"] if of_rope else [*ONLY_ROPE, *ONLY_EXPERTS])}
     assert ModelConfig.from_dict(json.loads(json.dumps(values))) == config
 
 

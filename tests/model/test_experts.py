@@ -163,6 +163,7 @@ def test_a_plan_counts_the_experts_that_a_token_passes_through():
         (dict(router_aux_loss_coef=-1), "router_aux_loss_coef is -1, but must not be negative"),
         (dict(bias=True), "bias is True, but experts have no biases"),
         (dict(bias="ffn"), "bias is 'ffn', but experts have no biases"),
+        (dict(ffn="swiglu", n_experts=None, n_experts_per_token=None, router_aux_loss=True), "router_aux_loss is True, but .*"),
         (dict(ffn="swiglu"), "n_experts is 4 and n_experts_per_token is 2, but ffn='swiglu' has no experts"),
     ],
 )

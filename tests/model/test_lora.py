@@ -1,5 +1,6 @@
 """Adapters in a model: their gradients, what is frozen, merging, and what targets of -100 do."""
 
+import json
 import tracemalloc
 
 import numpy as np
@@ -246,3 +247,53 @@ def test_a_model_with_an_adapter_is_not_saved_without_it(tmp_path):
     with pytest.raises(ValueError, match=r"the model has an adapter: merge_adapter\(\)"):
         adapted({}).save(tmp_path / "model")
     assert not list(tmp_path.iterdir())
+
+
+# ------------------------------------------------------------------------------------------------ single matrices
+
+SINGLE = dict(targets=("wv", "blocks.0.wq", "blocks.1.w_up"), ranks={"blocks.1.wv": 5}, alphas={"blocks.0.wq": 12.0})
+
+
+@both_families
+def test_every_gradient_of_single_matrices_against_differences(switches):
+    model = adapted(switches, **SINGLE)
+    names = {name.removesuffix("_lora_a") for name in model.adapter.params if name.endswith("a")}
+    assert names == {"blocks.0.wv", "blocks.1.wv", "blocks.0.wq", "blocks.1.w_up"}
+    assert model.adapter.params["blocks.1.wv_lora_a"].shape[0] == 5
+    check_every_gradient(model, *batch(), segments=SEGMENTS)
+
+
+def test_single_matrices_act_with_their_own_scale_and_merge(device):
+    model = adapted({}, device, **SINGLE)
+    assert [model.adapter.config.scale_of(f"blocks.{name}") for name in ("0.wv", "1.wv", "0.wq")] == [1.5, 0.9, 4.0]
+    assert_close(merged(model).forward(batch()[0]), model.forward(batch()[0]), rtol=1e-12)
+
+
+def test_layers_without_an_update_are_those_of_the_model(device):
+    model = adapted({}, device, targets=("blocks.0.wq",))
+    assert_close(merged(model).forward(batch()[0]), model.forward(batch()[0]), rtol=1e-12)
+    _, grads = model.loss_and_grads(*batch())
+    assert set(grads) == {"blocks.0.wq_lora_a", "blocks.0.wq_lora_b"}
+
+
+def test_a_configuration_of_single_matrices_survives_json_and_a_plain_one_is_as_before():
+    config = nl.LoraConfig(**SINGLE, modules_to_save=["head"])
+    assert nl.LoraConfig(**json.loads(json.dumps(config.to_dict()))) == config
+    assert nl.LoraConfig().to_dict() == {"rank": 8, "alpha": 16.0, "targets": list(TARGETS)}
+    assert nl.LoraConfig(targets=("blocks.0.wq", "wq")).targets == ("wq",)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (dict(targets=("blocks.0.norm",)), r"targets is \('blocks.0.norm',\), but must be some of wq, "),
+        (dict(targets=("blocks.7.wq",)), "targets holds 'blocks.7.wq', but a model with ffn='swiglu' has no such matrix"),
+        (dict(ranks={"blocks.9.wq": 2}), "targets holds 'blocks.9.wq', but a model"),
+        (dict(ranks={"blocks.0.wq": 0}), "the rank of blocks.0.wq is 0, but must be a whole number of at least 1"),
+        (dict(alphas={"blocks.0.wq": 0}), "the alpha of blocks.0.wq is 0, but must be a positive number"),
+        (dict(modules_to_save=["norm"]), r"modules_to_save is \('norm',\), but must be some of embed, head"),
+    ],
+)
+def test_single_matrices_that_are_not_there_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        build({}).add_adapter(nl.LoraConfig(**fields))

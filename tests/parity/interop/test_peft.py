@@ -4,7 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
-from helpers import assert_close
+from helpers import assert_close, assert_same_bits
 from interop.checkpoints import LLAMAS, random_model, tokens
 from interop.peer import PARITY, AutoModelForCausalLM, torch
 
@@ -90,3 +90,83 @@ def test_the_adapters_gradients_are_those_of_autograd(tmp_path, targets):
     assert set(names.values()) == set(theirs_by_name)
     for name, gradient in grads.items():
         assert_close(gradient, theirs_by_name[names[name]].numpy(), rtol=10 * TOLERANCE)
+
+
+# ------------------------------------------------------------------------------------------------ single matrices
+
+SINGLE = {
+    "one layer": dict(target_modules=["q_proj", "up_proj"], layers_to_transform=[1]),
+    "a layer as a number": dict(target_modules=["v_proj"], layers_to_transform=0, layers_pattern="layers"),
+    "full names": dict(target_modules=["model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj", "o_proj"]),
+    "a full name and a layer": dict(
+        target_modules=["k_proj", "model.layers.0.self_attn.q_proj"], layers_to_transform=[1], layers_pattern=["layers"],
+    ),
+    "ends of names": dict(target_modules=["self_attn.q_proj", "mlp.gate_proj"]),
+    "an expression": dict(target_modules=r".*\.(0\.self_attn\.[qkv]|1\.mlp\.(up|down))_proj"),
+    "all but some": dict(target_modules="all-linear", exclude_modules=["v_proj", "model.layers.0.mlp.up_proj"]),
+    "excluded by an expression": dict(target_modules=["q_proj", "k_proj"], exclude_modules=r".*\.0\.self_attn\.k_proj"),
+    "ranks": dict(target_modules=["q_proj", "v_proj"], rank_pattern={"q_proj": 2, "model.layers.1.self_attn.v_proj": 5}),
+    "ranks by an expression": dict(target_modules="all-linear", rank_pattern={r".*\.(up|down)_proj": 2, r"layers\.0\..*": 3}),
+    "alphas": dict(target_modules=["q_proj", "v_proj"], alpha_pattern={"layers.0.self_attn.q_proj": 1.5, "v_proj": 9}),
+    "both": dict(target_modules=["q_proj", "o_proj"], rank_pattern={"q_proj": 2}, alpha_pattern={"^model.layers.1.*": 3}),
+    "rank-stabilised ranks": dict(
+        target_modules=["q_proj", "o_proj"], rank_pattern={"q_proj": 2}, alpha_pattern={"o_proj": 3}, use_rslora=True,
+    ),
+    "a head": dict(target_modules=["q_proj"], modules_to_save=["lm_head"]),
+    "both ends": dict(target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"], layers_to_transform=[1]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", ["grouped", "interleaved"])
+@pytest.mark.parametrize("name", SINGLE)
+def test_adapters_of_single_matrices_go_both_ways(tmp_path, name, layout):
+    random_model("float64", **LLAMAS[layout]).save(tmp_path / "base")
+    config = peft.LoraConfig(**{"r": 4, "lora_alpha": 6, "init_lora_weights": False, "task_type": "CAUSAL_LM"} | SINGLE[name])
+    torch.manual_seed(0)
+    model = peft.get_peft_model(theirs(tmp_path / "base"), config)
+    with torch.no_grad():
+        for key, weight in model.named_parameters():
+            if "modules_to_save" in key:
+                weight += 0.1 * torch.randn_like(weight)
+    model.save_pretrained(tmp_path / "adapter")
+    opened = nl.load(tmp_path / "base", dtype="float64", adapter=tmp_path / "adapter")
+    assert_close(opened.forward(tokens()), logits(model), rtol=TOLERANCE)
+    opened.save_adapter(tmp_path / "ours", base=tmp_path / "base")
+    again = peft.PeftModel.from_pretrained(theirs(tmp_path / "base"), tmp_path / "ours")
+    assert_close(logits(again), logits(model), rtol=TOLERANCE)
+    third = nl.load(tmp_path / "ours", dtype="float64")
+    assert third.adapter.config == opened.adapter.config
+    assert_same_bits(third.adapter.params.flat, opened.adapter.params.flat)
+    assert_same_bits(third.params.flat, opened.params.flat)
+    opened.merge_adapter()
+    assert_close(opened.forward(tokens()), logits(model), rtol=TOLERANCE)
+
+
+def test_gradients_of_single_matrices_are_those_of_autograd(tmp_path):
+    random_model("float64").save(tmp_path / "base")
+    config = peft.LoraConfig(
+        r=4, lora_alpha=6, target_modules=["q_proj", "v_proj", "model.layers.0.mlp.up_proj"], layers_to_transform=[1],
+        rank_pattern={"v_proj": 2}, alpha_pattern={"q_proj": 3.0}, init_lora_weights=False,
+    )  # fmt: skip
+    model = peft.get_peft_model(theirs(tmp_path / "base"), config)
+    model.save_pretrained(tmp_path / "adapter")
+    opened = nl.load(tmp_path / "base", dtype="float64", adapter=tmp_path / "adapter")
+    answers = np.roll(tokens(), -1, 1)
+    loss, grads = opened.loss_and_grads(tokens(), answers)
+    out = model(torch.tensor(tokens())).logits
+    expected = torch.nn.functional.cross_entropy(out.flatten(0, 1), torch.tensor(answers).flatten())
+    expected.backward()
+    assert float(loss) == pytest.approx(expected.item(), rel=TOLERANCE)
+    theirs_by_name = {name.replace(".default", ""): p.grad for name, p in model.named_parameters() if p.grad is not None}
+    names = peft_names(opened.config, grads.shapes)
+    assert set(names.values()) == set(theirs_by_name)
+    for name, gradient in grads.items():
+        assert_close(gradient, theirs_by_name[names[name]].numpy(), rtol=10 * TOLERANCE)
+
+
+def test_dora_is_refused_by_name(tmp_path):
+    random_model().save(tmp_path / "base")
+    config = peft.LoraConfig(r=4, target_modules=["q_proj"], use_dora=True)
+    peft.get_peft_model(theirs(tmp_path / "base"), config).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(nl.CheckpointError, match="use_dora is true, but only false is supported"):
+        nl.load(tmp_path / "base", adapter=tmp_path / "adapter")
