@@ -43,6 +43,7 @@ MODELS = {  # a model_type, and a word if it has several rows
     "gemma3_text cap": dict(**GEMMA_3, logit_softcap=30.0),
     "gemma3_text local": dict(**GEMMA_3, sliding_window=3, window_layers=(0,), local_rope_theta=9.0, rope_scaling=LINEAR),
     "mixtral": EXPERTS,
+    "mixtral many": EXPERTS | dict(n_experts=12),
     "mixtral window": dict(**EXPERTS, sliding_window=3, router_aux_loss=True, router_aux_loss_coef=0.5),
     "qwen3_moe": dict(**EXPERTS, qk_norm="rms", router_normalised=False),
     "qwen3_moe biases": dict(**EXPERTS, qk_norm="rms", bias="attention", sliding_window=4, tie_embeddings=True),

@@ -142,4 +142,14 @@ MISTAKES = [
         "model/block.py", 'dbranch = norms.last[c.norm].backward(dbranch, parts.last_norm, g, "attn_post_norm")', "",
         f"{MODEL}::test_every_gradient_against_differences[cpu-norms_after]",
     ),
+    Mistake(
+        "the gradient of the load-balancing loss without the loss scale",
+        "model/experts.py", "load_balancing_backward(factor * scale, cache)", "load_balancing_backward(factor, cache)",
+        "model/test_experts.py::test_a_scale_multiplies_every_gradient",
+    ),
+    Mistake(
+        "the whole load-balancing loss in each part of a batch",
+        "model/experts.py", "part = 1.0 if count is None else", "part = 1.0 if True else",
+        "model/test_experts.py::test_parts_of_a_batch_add_their_load_balancing_losses_by_their_targets",
+    ),
 ]  # fmt: skip
