@@ -91,9 +91,12 @@ class AddedTokens:
                     continue
                 while token.lstrip and begin > done and text[begin - 1] in WHITE_SPACE:
                     begin -= 1
+                begin = max(begin, done) if token.lstrip else begin
                 while token.rstrip and stop < len(text) and text[stop] in WHITE_SPACE:
                     stop += 1
                 done = stop
+                if begin >= stop:  # the token before it has absorbed it
+                    continue
             yield begin, stop, token.id
 
 

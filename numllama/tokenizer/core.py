@@ -79,6 +79,8 @@ class BytePairs:
         normalize = Normalizer(layout.values["normalizer"])
         self._contents = {i: name for name, i in (names or {}).items() if i not in self.vocab}
         self._contents |= {t.id: normalize(t.content) if t.normalized else t.content for t in self.added_tokens}
+        if nothing := [token.content for token in self.added_tokens if not self._contents[token.id]]:
+            raise ValueError(f"its normalizer turns the added token {shown(nothing[0])} into an empty text")
         self._special_ids = frozenset(self.special_tokens.values())
         ids = _by_token(self.vocab)
         self.unknown, self._fuse_unknown = unknown, fuse_unknown

@@ -58,6 +58,9 @@ class Layout:
         self.normalizer = Normalizer(done["normalizer"])
         self.pre_tokenizer = PreTokenizer(done["pre_tokenizer"], Splitter(words, BETWEEN_WORDS) if by_words else None)
         self.decoder = Decoder(self.values["decoder"])
+        of_text = self.pre_tokenizer.steps and self.pre_tokenizer.steps[0].of_text
+        if of_text and any(step.drops for step in self.normalizer.steps):
+            raise ValueError("its Metaspace has the prepend_scheme first, but its normalizer may remove the first character")
         inner, outer = self.pre_tokenizer.cut, self.normalizer.cut
         self.inner_cut = _search(inner)
         splitters = [step.splitter for step in self.pre_tokenizer.steps if step.splitter]

@@ -33,11 +33,14 @@ class Step(NamedTuple):
         Matches where the text may be cut before this step: "" is anywhere, None nowhere.
     begins : bool
         Applies only at the beginning of a text.
+    drops : bool
+        May remove the first character of a text.
     """
 
     apply: Normalize
     cut: str | None
     begins: bool = False
+    drops: bool = False
 
 
 class Normalizer:
@@ -137,11 +140,11 @@ def _strip(values: dict) -> Step:
     fields(values, {"strip_left": FLAG, "strip_right": FLAG})
     ends = [r"\A\s+"] * values.get("strip_left", True) + [r"\s+\Z"] * values.get("strip_right", True)
     white = regex.compile("|".join(ends) or r"(?!)")
-    return Step(lambda text: white.sub("", text), None)
+    return Step(lambda text: white.sub("", text), None, drops=values.get("strip_left", True))
 
 
 def _strip_accents(values: dict) -> Step:
-    return Step(lambda text: "".join([c for c in text if unicodedata.category(c)[0] != "M"]), BEFORE_SPACES)
+    return Step(lambda text: "".join([c for c in text if unicodedata.category(c)[0] != "M"]), BEFORE_SPACES, drops=True)
 
 
 def _replace(values: dict) -> Step:
@@ -149,7 +152,7 @@ def _replace(values: dict) -> Step:
     old, new = values["pattern"].get("String"), values["content"]
     if {old, new} == {" ", SPACE}:
         return Step(lambda text: text.replace(old, new), "")
-    return Step(replacing(values["pattern"], values["content"]), None)
+    return Step(replacing(values["pattern"], values["content"]), None, drops=not values["content"])
 
 
 def replacing(pattern: dict, content: str) -> Normalize:
@@ -172,7 +175,7 @@ def _prepend(values: dict) -> Step:
 
 def _precompiled(values: dict) -> Step:
     fields(values, {"precompiled_charsmap": TEXT}, "precompiled_charsmap")
-    return Step(Precompiled(values["precompiled_charsmap"]), None)
+    return Step(Precompiled(values["precompiled_charsmap"]), None, drops=True)
 
 
 TABLE = {

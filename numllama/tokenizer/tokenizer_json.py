@@ -37,7 +37,7 @@ from numllama.tokenizer.decoders import BYTE_OF, alphabet_bytes
 from numllama.tokenizer.layout import Layout
 from numllama.tokenizer.normalizers import SPACE
 from numllama.tokenizer.post_processors import around
-from numllama.tokenizer.sentencepiece import SentencePieceTokenizer, merge_by_words
+from numllama.tokenizer.sentencepiece import BYTES, SentencePieceTokenizer, merge_by_words
 from numllama.tokenizer.unigram import UnigramTokenizer
 
 MODEL = {
@@ -130,7 +130,8 @@ def tokenizer_of(values: Mapping[str, Any], model: Mapping[str, Any], added: Seq
         pairs = [(to_bytes(left), to_bytes(right)) for left, right in merges]
         return Tokenizer.of_parts(_of_bytes(vocab, merges, added), pairs, added, layout, **more)
     pairs = [(left.encode(), right.encode()) for left, right in merges]
-    if SPACE in vocab and not more["ignore_merges"] and merge_by_words(pairs):
+    complete = unknown or (model.get("byte_fallback") and all(name.decode() in vocab for name in BYTES))
+    if SPACE in vocab and complete and not more["ignore_merges"] and merge_by_words(pairs):  # else words may meet
         layout = Layout(values, by_words=True)
     return SentencePieceTokenizer.of_parts(pieces, pairs, added, layout, **more)
 

@@ -49,6 +49,17 @@ def test_flags_of_added_tokens(tmp_path, flags, text, expected):
     assert again["model"]["vocab"] == ALPHABET  # it is no piece of text
 
 
+def test_a_token_that_another_has_absorbed_is_not_found(tmp_path):
+    tokens = [added("<x>", rstrip=True), added("<y>", 257), added("\n", 258, lstrip=True, special=False)]
+    assert Tokenizer.load(written(tmp_path, added_tokens=tokens)).encode("<x> \n<y>\na", "all") == [256, 257, 258, 97]
+
+
+def test_unknown_characters_that_are_left_out_let_words_meet(tmp_path):
+    model = {"vocab": {"▁": 0, "▁▁": 1, "a": 2}, "merges": ["▁ ▁"]}
+    spaces = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    assert Tokenizer.load(written(tmp_path, model, normalizer=spaces, pre_tokenizer=None)).encode("a é a") == [2, 1, 2]
+
+
 def test_a_normalized_token_is_looked_for_in_the_normalized_text(tmp_path):
     token = added("Hello", special=False, normalized=True)
     tokenizer = Tokenizer.load(written(tmp_path, added_tokens=[token], normalizer={"type": "Lowercase"}))
@@ -177,6 +188,14 @@ REFUSED = {
     "Precompiled": ({}, {"normalizer": {"type": "Precompiled"}}, "its Precompiled lacks precompiled_charsmap"),
     "BertNormalizer": ({}, {"normalizer": {"type": "BertNormalizer"}}, 'its normalizer is "BertNormalizer", but only NFC, NFD'),
     "UnicodeScripts": ({}, {"pre_tokenizer": {"type": "UnicodeScripts"}}, 'its pre_tokenizer is "UnicodeScripts", but only Split, ByteLevel'),  # noqa: E501
+    "the first part after stripping": ({}, {
+        "normalizer": {"type": "Strip", "strip_left": True, "strip_right": True},
+        "pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first"},
+    }, "has the prepend_scheme first, but its normalizer may remove the first character"),
+    "a token that is normalized away": ({}, {
+        "normalizer": {"type": "Strip", "strip_left": True, "strip_right": True},
+        "added_tokens": [added("\n", normalized=True)],
+    }, "its normalizer turns the added token '\\n' into an empty text"),
     "bytes that are split": ({}, {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [BYTES, split("a")]}}, "behind ByteLevel"),  # noqa: E501
     "WordPiece": ({}, {"decoder": {"type": "WordPiece"}}, 'its decoder is "WordPiece", but only ByteLevel'),
     "a replacement behind Fuse": ({}, {"decoder": {"type": "Sequence", "decoders": [
