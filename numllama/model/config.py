@@ -131,7 +131,8 @@ class ModelConfig:
     ffn : str
         ``swiglu``, ``geglu`` (Gemma), ``gelu`` as in GPT-2, or ``moe``: a mixture of experts, SwiGLUs of width `ffn_dim`.
     n_experts, n_experts_per_token : int
-        E, the number of experts, and how many of them each token passes through: 8 and 2 in Mixtral. For ``moe`` only.
+        E, the number of experts, and how many of them each token passes through. Default 8 and 2 for ``moe``, as in Mixtral; else
+        there are none.
     router_score : str
         The router's probabilities: ``softmax`` over the experts, or ``sigmoid`` of each.
     router_normalised : bool
@@ -249,14 +250,20 @@ class ModelConfig:
         return all(getattr(self, name) in choices for name, choices in CLASSIC.items())
 
     def _check_experts(self) -> None:
-        E, k = self.n_experts, self.n_experts_per_token
-        if self.ffn != "moe" and not E is k is None:
-            raise ValueError(f"n_experts is {E} and n_experts_per_token is {k}, but ffn={shown(self.ffn)} has no experts")
-        if self.ffn != "moe" and self.router_aux_loss:
-            raise ValueError(f"router_aux_loss is True, but ffn={shown(self.ffn)} has no experts")
-        if self.ffn == "moe" and (E is None or k is None or k > E):
+        E, k, ffn = self.n_experts, self.n_experts_per_token, shown(self.ffn)
+        if self.ffn != "moe":
+            if E is not None or k is not None:
+                raise ValueError(f"n_experts is {E} and n_experts_per_token is {k}, but ffn={ffn} has no experts")
+            if self.router_aux_loss:
+                raise ValueError(f"router_aux_loss is True, but ffn={ffn} has no experts")
+            return
+        E = 8 if E is None else E
+        k = min(2, E) if k is None else k
+        object.__setattr__(self, "n_experts", int(E))
+        object.__setattr__(self, "n_experts_per_token", int(k))
+        if k > E:
             raise ValueError(f"n_experts is {E} and n_experts_per_token is {k}, but the first must be at least the second")
-        if self.ffn == "moe" and self.bias in (True, "ffn"):
+        if self.bias in (True, "ffn"):
             raise ValueError(f"bias is {shown(self.bias)}, but experts have no biases")
 
     @classmethod

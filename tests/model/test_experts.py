@@ -156,7 +156,7 @@ def test_a_plan_counts_the_experts_that_a_token_passes_through():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(n_experts=None), "n_experts is None and n_experts_per_token is 2, but the first must be at least the second"),
+        (dict(n_experts=1), "n_experts is 1 and n_experts_per_token is 2, but the first must be at least the second"),
         (dict(n_experts_per_token=5), "n_experts is 4 and n_experts_per_token is 5, but the first must be at least the second"),
         (dict(n_experts_per_token=0), "n_experts_per_token is 0, but must be a whole number of at least 1"),
         (dict(router_score="relu"), "router_score is 'relu', but must be one of 'softmax', 'sigmoid'"),
@@ -183,3 +183,9 @@ def test_a_run_has_the_same_losses_for_any_number_of_workers():
         with nl.Trainer(model, data, nl.TrainConfig(**settings, workers=workers)) as trainer:
             losses.append([step.loss for step in trainer])
     assert losses[0] == losses[1]
+
+
+def test_a_mixture_is_mixtrals_unless_it_says_more():
+    config = ModelConfig(**SHAPE, ffn="moe")
+    assert (config.n_experts, config.n_experts_per_token) == (8, 2)
+    assert ModelConfig(**SHAPE, ffn="moe", n_experts=1).n_experts_per_token == 1

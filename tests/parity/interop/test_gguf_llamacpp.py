@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from interop.llamacpp import LlamaCpp
 from interop.published import LANGUAGES, PROMPTS, code, published
-from parity.tokenizer.test_layouts import draw
+from parity.tokenizer.strings import draw
 from realdata import real_data
 
 import numllama as nl

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from interop.peer import PARITY, AutoModelForCausalLM, AutoTokenizer, torch
 from interop.published import LANGUAGES, PROMPTS, code, published
-from parity.tokenizer.test_layouts import draw
+from parity.tokenizer.strings import draw
 
 import numllama as nl
 from numllama.generation.chat import Chat
