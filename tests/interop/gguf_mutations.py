@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # as a script
 from interop.mutations import SECONDS, wrong_with
 
 NUMBERS = [0, 1, 2, 3, 7, 8, 9, 30, 31, 100, 2**16, 2**24, 2**31 - 1, 2**32 - 1, 2**33, 2**40, 2**62, 2**63, 2**64 - 1]
-SPARE = 4 * 2**20  # bytes of memory that have nothing to do with the size of the file
+SPARE = 2**20  # bytes of memory that have nothing to do with the size of the file
 
 
 def original(path):

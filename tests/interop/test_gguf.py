@@ -444,12 +444,17 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024, mode
 """
 
 
+def memory_of_opening(small, large):
+    """The bytes by which opening a model raises the most memory that a process has taken, and those of its weights."""
+    code = MEASURED.format(small=str(small), large=str(large))
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    return map(int, out.split())
+
+
 @pytest.mark.skipif(not hasattr(resource, "getrusage"), reason="no measure of memory on this system")
 def test_opening_takes_little_more_memory_than_the_model(tmp_path):
     write(tmp_path / "small.gguf", kind=gguf.GGMLQuantizationType.Q4_1)
     config = SHAPE | dict(vocab_size=40_000, dim=512, ffn_dim=2048, n_layers=2)
     write(tmp_path / "large.gguf", config, kind=gguf.GGMLQuantizationType.Q4_1)
-    code = MEASURED.format(small=str(tmp_path / "small.gguf"), large=str(tmp_path / "large.gguf"))
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    peak, model = map(int, out.split())
+    peak, model = memory_of_opening(tmp_path / "small.gguf", tmp_path / "large.gguf")
     assert peak < 1.3 * model, f"{peak:,} bytes for a model of {model:,}"

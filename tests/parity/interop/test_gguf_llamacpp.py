@@ -2,10 +2,12 @@
 
 import random
 
+import gguf
 import numpy as np
 import pytest
 from interop.llamacpp import LlamaCpp
 from interop.published import LANGUAGES, PROMPTS, code, published
+from interop.test_gguf import memory_of_opening, write
 from parity.tokenizer.strings import draw
 from realdata import real_data
 
@@ -60,6 +62,12 @@ def test_other_types_open_too(model, tokens, tmp_path, dtype):
     ids = tokens.encode("The capital of France is")
     ours = nl.generate(nl.load(tmp_path / "x.gguf"), ids, 4, temperature=0)
     assert LlamaCpp(tmp_path / "x.gguf").greedy(ids, 4) == ours
+
+
+def test_opening_takes_little_more_memory_than_the_model(tmp_path):
+    write(tmp_path / "small.gguf", kind=gguf.GGMLQuantizationType.Q4_1)
+    peak, model = memory_of_opening(tmp_path / "small.gguf", published())
+    assert peak < 1.3 * model, f"{peak:,} bytes for a model of {model:,}"
 
 
 SHAPE = dict(vocab_size=515, dim=64, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=96, max_seq_len=256)
