@@ -103,8 +103,8 @@ class Contestant:
         self.process = subprocess.Popen(
             command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
-        first = self.process.stdout.readline()
-        self.tasks = json.loads(first) if first.startswith("[") else []
+        first = next((line for line in self.process.stdout if line.startswith('["')), "[]")  # libraries print lines of their own
+        self.tasks = json.loads(first)
         self.why = "" if self.tasks else (self.process.stderr.read().strip().splitlines() or ["it died"])[-1]
 
     def run(self, task: str) -> float:

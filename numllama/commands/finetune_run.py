@@ -23,6 +23,7 @@ from numllama.generation.chat import has_chat_template
 from numllama.generation.text import opening
 from numllama.interop import huggingface, peft
 from numllama.interop.load import open_model
+from numllama.interop.packages import find_model
 from numllama.model.lora import LoraConfig
 from numllama.model.transformer import Transformer
 from numllama.storage.files import reading, write_bytes
@@ -104,6 +105,7 @@ def finetune_run(
     if epochs is not None and not epochs > 0:
         raise ValueError(f"epochs is {epochs}, but must be a positive number")
     out = out or default_folder(f"{tuning.model.resolve().name}-tuned", resume=False)
+    tuning = replace(tuning, model=find_model(tuning.model))  # the run keeps the path, not a package's name
     if not show:
         check_new(out)
     model, data = _open(tuning, device, train_changes.get("compute_dtype"), train_changes.get("seed", 0))

@@ -1,5 +1,6 @@
 """GGUF: files that the `gguf` package writes, and those written here."""
 
+import json
 import resource
 import struct
 import subprocess
@@ -458,3 +459,22 @@ def test_opening_takes_little_more_memory_than_the_model(tmp_path):
     write(tmp_path / "large.gguf", config, kind=gguf.GGMLQuantizationType.Q4_1)
     peak, model = memory_of_opening(tmp_path / "small.gguf", tmp_path / "large.gguf")
     assert peak < 1.3 * model, f"{peak:,} bytes for a model of {model:,}"
+
+
+def test_an_adapter_for_a_packages_model_is_used_from_its_run(tmp_path, monkeypatch):
+    from numllama.commands.finetune_run import Tuning, finetune_run
+    from numllama.model import LoraConfig
+
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "some_model").mkdir()
+    tokens = nl.Tokenizer(VOCAB, MERGES, SPECIAL)
+    config = nl.ModelConfig(**SHAPE | dict(vocab_size=tokens.vocab_size))
+    nl.Transformer(config, seed=1).save(tmp_path / "some_model" / "x.gguf", tokens)
+    package(tmp_path, "some-model", "some_model/x.gguf")
+    chat = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "the"}]}
+    (tmp_path / "c.jsonl").write_text(f"{json.dumps(chat)}\n" * 20)
+    (tmp_path / "chat.jinja").write_text("{% for m in messages %}{{ m.content }}<|end|>{% endfor %}")
+    monkeypatch.chdir(tmp_path)
+    tuning = Tuning(Path("some-model"), Path("c.jsonl"), chat_template=Path("chat.jinja"), lora=LoraConfig(rank=2))
+    finetune_run(tuning, Path("run"), "cpu", None, dict(steps=1, batch_size=1, seq_len=16))
+    assert nl.load("run").adapter is not None and nl.load("run/model").config.dim == 256
