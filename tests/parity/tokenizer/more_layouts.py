@@ -83,7 +83,7 @@ def starcoder2():
 
 def granite():
     special = ["<|end_of_text|>", "<fim_prefix>", "<filename>", "<|start_of_role|>", "<|end_of_role|>", "<|tool_call|>"]
-    return byte_layout(special, sequence(split(LLAMA3), byte_level(use_regex=False)))
+    return byte_layout(special, sequence(DIGITS, byte_level()))
 
 
 def phi4():
@@ -252,7 +252,7 @@ def clip():
 
 
 MORE_LAYOUTS = {
-    "RoBERTa": roberta, "Mistral Nemo": nemo, "Qwen 3": qwen3, "StarCoder 2": starcoder2, "Granite": granite, "Phi-4": phi4,
+    "RoBERTa": roberta, "Mistral Nemo": nemo, "Qwen 3": qwen3, "StarCoder 2": starcoder2, "Granite 3": granite, "Phi-4": phi4,
     "Phi-2": phi2, "Command R": command_r, "BLOOM": bloom, "Gemma 1": gemma1, "Gemma 3": gemma3,
     "Code Llama": code_llama, "T5": t5, "mT5": mt5, "XLM-R": xlm_roberta, "ALBERT": albert, "XLNet": xlnet,
     "Unigram with bytes": unigram_with_bytes,
