@@ -44,6 +44,16 @@ MISTAKES = [
         "tokenizer/test_patterns.py::test_no_place_where_a_text_may_be_cut_changes_the_split",
     ),
     Mistake(
+        "words that meet where an unknown character is left out do not merge",
+        "tokenizer/tokenizer_json.py", "if SPACE in vocab and complete and not", "if SPACE in vocab and not",
+        "tokenizer/test_tokenizer_json.py::test_unknown_characters_that_are_left_out_let_words_meet",
+    ),
+    Mistake(
+        "a special token that a text spells is a piece of Unigram",
+        "tokenizer/unigram.py", "for name, i in ids.items() if i not in self._special_ids}", "for name, i in ids.items()}",
+        "tokenizer/test_sentencepiece_model.py::test_a_text_does_not_become_a_special_token",
+    ),
+    Mistake(
         "control characters that only Python's re takes for spaces",
         "tokenizer/patterns.py", "re.compile(_for_ascii(self.pattern), re.ASCII)", "re.compile(_for_ascii(self.pattern))",
         "tokenizer/test_patterns.py::test_a_text_is_split_as_its_pattern_says",
