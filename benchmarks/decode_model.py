@@ -59,10 +59,11 @@ def llamacpp(how: str, path: Path, cores: int) -> Callable:
 
     import numllama as nl
     from numllama.interop import save
+    from numllama.interop.convert import load_own_tokenizer
 
     folder = tempfile.TemporaryDirectory()
     file = Path(folder.name) / "model.gguf"
-    save(nl.load(path), file, dtype=how)
+    save(nl.load(path), file, load_own_tokenizer(path, None), how)  # its server does not start without a tokenizer
     params = xllamacpp.CommonParams()
     params.model.path, params.n_ctx, params.n_parallel, params.verbosity = str(file), 256, 1, 0
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = cores
