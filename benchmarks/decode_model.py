@@ -93,3 +93,7 @@ def report(seconds: dict[str, dict[str, float]]) -> str:
         s = values["decode"]
         lines.append(f"| {name} | {NEW / s:,.1f} | {1000 * s / NEW:.1f} | {s / ours:.2f} x |")
     return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(__doc__)  # what runs it

@@ -82,7 +82,7 @@ def test_the_examples_about_other_peoples_files_run(tmp_path, monkeypatch):
     page = (ROOT / "docs" / "interop.md").read_text(encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     examples = re.findall(r"```python\n(.*?)```", page, re.S)
-    assert len(examples) == 6
+    assert len(examples) == 7
     names = {}
     for example in examples:
         exec(example, names)

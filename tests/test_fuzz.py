@@ -42,6 +42,7 @@ ENDLESS = {  # flags that would keep a command busy
 FEW = {  # what each command needs to come to something, and what keeps it short
     "train": ["--data", "FILE", *map(str, TINY), "--steps", "2", "--out", "OUT"],
     "plan": [], "doctor": [], "exercises": ["rmsnorm", "--out", "OUT"], "trace": [],
+    "vectors": ["gqa", "--out", "OUT"],
     "prepare": ["FILE", "--vocab-size", "260", "--workers", "1", "--out", "OUT"],
     "finetune": ["MODEL", "--data", "FILE", "--steps", "1", "--workers", "1", "--out", "OUT"],
     "generate": ["MODEL", "--prompt", "abc", "--max-new-tokens", "3"], "chat": ["MODEL", "--max-new-tokens", "3"],
