@@ -106,11 +106,12 @@ def test_a_conversion_rounds_to_the_nearest_of_any_strides():
 
 @has_onednn
 def test_threads_of_ours_have_primitives_of_their_own_and_agree():
-    a, b, results = normal(96, 64), normal(64, 80, seed=1), []
+    a, b, results, primitives = normal(96, 64), normal(64, 80, seed=1), [], []
 
     def run():
         for _ in range(20):
             results.append(onednn.matmul(a, b, np.empty((96, 80), np.float32)))
+        primitives.extend(onednn._kept.primitives.values())
 
     with one_blas_thread():
         threads = [Thread(target=run) for _ in range(4)]
@@ -119,6 +120,7 @@ def test_threads_of_ours_have_primitives_of_their_own_and_agree():
         for thread in threads:
             thread.join()
     assert len(results) == 80
+    assert len(set(primitives)) == len(primitives) == 4
     for result in results:
         assert_same_bits(result, results[0])
 

@@ -11,7 +11,7 @@ MISTAKES = [
     Mistake(
         "the experts of a gap stacked closer together",
         "interop/mixtures.py", "sorted(parts) == list(range(len(parts)))", "True",
-        "parity/interop/test_mixtures.py::test_an_expert_that_is_missing_is_named[a gap]",
+        "interop/test_mixtures.py::test_an_expert_that_is_missing_is_named[a gap]",
     ),
     Mistake(
         "wk permuted with the number of query heads",
