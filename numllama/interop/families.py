@@ -334,13 +334,14 @@ def huggingface_names(config: ModelConfig, kind: str | None = None) -> dict[str,
     if kind in (None, "numllama"):
         return {name: name for name in parameter_shapes(config)}
     names = BLOCK_NAMES | FAMILIES[kind].names
-    return {name: _huggingface_name(name, names) for name in parameter_shapes(config)}
+    return {name: stored_name(name, NAMES, "model.layers", names) for name in parameter_shapes(config)}
 
 
-def _huggingface_name(name: str, names: Mapping[str, str]) -> str:
+def stored_name(name: str, names: Mapping[str, str], layers: str, block_names: Mapping[str, str]) -> str:
+    """A parameter's name in a file: one of `names`, or behind that of `layers` and a number one of `block_names`."""
     kind = "bias" if name.endswith("_bias") else "weight"
     name = name.removesuffix("_bias")
     if not name.startswith("blocks."):
-        return f"{NAMES[name]}.{kind}"
+        return f"{names[name]}.{kind}"
     _, i, short = name.split(".")
-    return f"model.layers.{i}.{names[short]}.{kind}"
+    return f"{layers}.{i}.{block_names[short]}.{kind}"

@@ -21,6 +21,7 @@ import numpy as np
 from numllama.backend import BFLOAT16
 from numllama.errors import CheckpointError, listed, shown
 from numllama.install import install_command
+from numllama.interop.families import stored_name
 from numllama.interop.huggingface import Checkpoint, rope_heads, to_halves
 from numllama.model import ModelConfig, parameter_shapes
 from numllama.storage.fields import FLAG, POSITIVE, TEXT, as_json, check, only, require, whole
@@ -177,16 +178,7 @@ class _Tensors(Mapping):
 
 def gguf_names(config: ModelConfig) -> dict[str, str]:
     """Our name of each parameter: the one in a file."""
-    return {name: _gguf_name(name) for name in parameter_shapes(config)}
-
-
-def _gguf_name(name: str) -> str:
-    kind = "bias" if name.endswith("_bias") else "weight"
-    name = name.removesuffix("_bias")
-    if not name.startswith("blocks."):
-        return f"{NAMES[name]}.{kind}"
-    _, i, short = name.split(".")
-    return f"blk.{i}.{BLOCK_NAMES[short]}.{kind}"
+    return {name: stored_name(name, NAMES, "blk", BLOCK_NAMES) for name in parameter_shapes(config)}
 
 
 # ------------------------------------------------------------------------------------------------ configuration

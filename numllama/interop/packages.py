@@ -10,6 +10,7 @@ from numllama.storage.gguf_file import SUFFIX
 if TYPE_CHECKING:
     from importlib.metadata import Distribution
 
+
 def find_model(path: Path) -> Path:
     """A path as it is; or the model of the package of that name, if there is no such path."""
     if is_there(path) or path.name != str(path) or path.suffix:
