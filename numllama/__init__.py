@@ -15,6 +15,8 @@ if TYPE_CHECKING:  # the public API; at run time each name is imported when it i
     from numllama.generation.text import complete
     from numllama.gradcheck import GradientError, gradcheck
     from numllama.interop.load import load, load_run
+    from numllama.learn.compare import Comparison, compare
+    from numllama.learn.diagnose import Diagnosis, diagnose
     from numllama.model.config import PRESETS, ModelConfig
     from numllama.model.lora import LoraConfig
     from numllama.model.parameters import count_parameters
@@ -26,7 +28,7 @@ if TYPE_CHECKING:  # the public API; at run time each name is imported when it i
 
 __all__ = [
     "ops",
-    "gradcheck", "GradientError",
+    "gradcheck", "GradientError", "compare", "Comparison", "diagnose", "Diagnosis",
     "ModelConfig", "PRESETS", "LoraConfig", "Transformer", "count_parameters",
     "AdamW", "SGD", "cosine_schedule", "clip_grad_norm",
     "Tokenizer", "CharTokenizer", "Dataset", "load_dataset", "load_conversations",
@@ -38,6 +40,8 @@ __all__ = [
 lazy(__name__, {
     "numllama.ops": "",
     "numllama.gradcheck": "gradcheck GradientError",
+    "numllama.learn.compare": "compare Comparison",
+    "numllama.learn.diagnose": "diagnose Diagnosis",
     "numllama.model": "ModelConfig PRESETS LoraConfig Transformer count_parameters",
     "numllama.optim": "AdamW SGD cosine_schedule clip_grad_norm",
     "numllama.tokenizer": "Tokenizer CharTokenizer",

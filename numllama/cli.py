@@ -1,7 +1,7 @@
 """The command line: the list of commands, exit codes, and errors in one line.
 
     numllama train | generate | chat | serve | eval | prepare | finetune | inspect | convert | bench | plan | doctor |
-             exercises | trace | vectors
+             exercises | trace | vectors | compare | diagnose
 
 Each command is a file in `commands/`, imported only to run the command or to show its help. Exit codes:
     0       done; also `train` and `finetune` that saved and ended because a scheduler sent SIGTERM or SIGUSR1
@@ -31,6 +31,8 @@ FUNCTIONS = (  # in the order of the help
     "train:train", "generate:generate", "chat:chat", "serve:serve", "eval:evaluate", "prepare:prepare", "finetune:finetune",
     "inspect:inspect", "convert:convert", "bench:bench", "plan:plan", "doctor:doctor", "exercises:exercises", "trace:trace",
     "vectors:vectors",
+    "compare:compare",
+    "diagnose:diagnose",
 )  # fmt: skip
 ORDER = tuple(function.partition(":")[0] for function in FUNCTIONS)
 app = App(

@@ -5,8 +5,8 @@ another implementation; an equation can be replaced by a mistaken one; and gradi
 
     d x  =  Σ over the equations that use x of their op's backward with respect to x
 
-Values have the names of golden vectors: ``values/layer.0.q`` with the gradient ``d_values/layer.0.q``, ``weights/blocks.0.wq`` with
-``d_weights/blocks.0.wq``. Some more values stand between them: ``values/layer.0.k_repeated``, ``visible``.
+Values have the names of golden vectors: ``values/layer.0.q`` with the gradient ``d_values/layer.0.q``, ``weights/blocks.0.wq``
+with ``d_weights/blocks.0.wq``. Some more values stand between them: ``values/layer.0.k_repeated``, ``visible``.
 """
 
 import functools

@@ -22,7 +22,7 @@ def region(equations: Equations, wanted: Iterable[str], known: Known, replaced: 
                 found[node] = None
             elif node not in found:
                 stack.append((node, True))
-                stack += [(source, False) for source in _sources(node, rows, users) if source not in known]
+                stack += [(source, False) for source in sources(node, rows, users) if source not in known]
     return list(found)
 
 
@@ -90,7 +90,7 @@ def _with(equations: Equations, replaced: Mapping[str, Row] | None) -> tuple[Map
     return rows, users_of(rows)
 
 
-def _sources(node: str, rows: Mapping[str, Row], users: Mapping[str, list[str]]) -> list[str]:
+def sources(node: str, rows: Mapping[str, Row], users: Mapping[str, list[str]]) -> list[str]:
     """What an equation, or a gradient, is computed from."""
     if node in rows:
         return list(rows[node].inputs.values())

@@ -4,9 +4,9 @@
     def _(q, k, visible):
         return np.where(visible, q @ k.swapaxes(-1, -2), -math.inf)
 
-The first argument names an op ("rmsnorm": wherever it is used) or a value ("attn_norm"). The function's parameters are those of the
-op, and names of other values, weights and settings: `wk`, `v_heads`, `config`. A mistaken backward takes `dout` first; it returns a
-gradient for each differentiable parameter, or a dict with those that are wrong. None drops a gradient.
+The first argument names an op ("rmsnorm": wherever it is used) or a value ("attn_norm"). The function's parameters are those of
+the op, and names of other values, weights and settings: `wk`, `v_heads`, `config`. A mistaken backward takes `dout` first; it
+returns a gradient for each differentiable parameter, or a dict with those that are wrong. None drops a gradient.
 """
 
 import inspect
@@ -14,6 +14,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from numllama.learn.equations import Equations, Op, Row
+
+
+class DoesNotApply(Exception):
+    """The mistake cannot be made here: a matrix is not square, for example."""
 
 
 class Mistake(NamedTuple):

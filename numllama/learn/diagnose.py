@@ -1,0 +1,233 @@
+"""Which mistake is it?  Mistakes of a catalogue are tried on another Llama's own inputs until one gives its numbers.
+
+compare finds the values that do not follow from their inputs. For each of them, the equations between it and its inputs are replaced
+by mistaken ones, one at a time and then two. A gradient may also be the right one of a forward that is wrong, as automatic
+differentiation computes it: that is no second mistake.
+"""
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from numllama.learn import optimizer_diagnosis
+from numllama.learn.compare import ALLOWED, UNJUDGED, WRONG, Comparison, Judged, alone, compare, rows_between
+from numllama.learn.equations import Row, gradient_of
+from numllama.learn.evaluation import evaluate, region, sources
+from numllama.learn.mistakes import BACKWARD, FORWARD
+from numllama.learn.mistakes.mistake import DoesNotApply, Mistake, layer_of, mistaken, places, short_name
+
+DIRECTIONS, STEP = 4, 1e-4  # of the differences that check a gradient
+MOST_FIRST = 40  # mistakes that are tried together with any other
+ALIKE = 3.0  # a second explanation is told if its error is at most so many times that of the best
+
+
+class Candidate(NamedTuple):
+    """Mistakes and the equations that they replace."""
+
+    mistakes: tuple[Mistake, ...]
+    replaced: dict[str, Row]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A mistake that gives the dump's numbers.
+
+    Attributes
+    ----------
+    mistakes : tuple of str
+        Sentences; two if only both together do.
+    values : list of str
+        The values or gradients that it explains.
+    page : str
+        The page of the book with the right equation.
+    before, after : float
+        The largest relative error of these values against the right equation, and against the mistaken one.
+    others : list of str
+        Other mistakes that give the same numbers.
+    """
+
+    mistakes: tuple[str, ...]
+    values: list[str]
+    page: str
+    before: float
+    after: float
+    others: list[str]
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What is wrong with another Llama.
+
+    Attributes
+    ----------
+    comparison : Comparison
+    explanations : list of Explanation
+        In the order of computation.
+    unexplained : list of str
+        Values that are wrong in a way that the catalogue does not have.
+    """
+
+    comparison: Comparison
+    explanations: list[Explanation]
+    unexplained: list[str]
+
+
+def diagnose(reference: Any, dump: Any, **options: Any) -> Diagnosis:
+    """Name the mistakes in another Llama.
+
+    Parameters
+    ----------
+    reference, dump, options
+        As for :func:`compare`.
+
+    Returns
+    -------
+    Diagnosis
+    """
+    comparison = compare(reference, dump, **options)
+    search = _Search(comparison)
+    for judged in comparison.judged:
+        if judged.verdict in (WRONG, UNJUDGED):
+            search.explain(judged)
+    return Diagnosis(comparison, search.explanations(), search.unexplained)
+
+
+class _Search:
+    def __init__(self, comparison: Comparison) -> None:
+        self.comparison = comparison
+        self.reference, self.equations = comparison.reference, comparison.reference.equations
+        self.known = {**self.reference.known, **comparison.theirs}
+        self.forward: dict[str, Row] = {}  # the equations that are known to be wrong
+        self.found: list[tuple[Judged, Candidate, float, list[str]]] = []
+        self.unexplained: list[str] = []
+
+    def explain(self, judged: Judged) -> None:
+        name = judged.name
+        if name not in self.equations.order:
+            self.unexplained.append(name)
+            return
+        backward = name.startswith("d_")
+        if backward and self.forward and self.is_the_gradient(name, judged.theirs):
+            return
+        best = self.best(judged, self.candidates(name, BACKWARD if backward else FORWARD))
+        if best is None:
+            self.unexplained.append(name)
+        else:
+            self.found.append((judged, *best))
+            if not backward:
+                self.forward |= best[0].replaced
+
+    # ---------------------------------------------------------------------------------------- candidates
+
+    def candidates(self, name: str, mistakes: Iterable[Mistake]) -> list[Candidate]:
+        """Mistakes in the equations between a value and its inputs: everywhere, in the same place of all layers, in one place."""
+        between, candidates = rows_between(self.equations, name, self.known), []
+        for mistake in mistakes:
+            at = [node for node in places(self.equations, mistake) if node in between]
+            scopes = {tuple(at)} if at else set()
+            scopes |= {tuple(node for node in at if short_name(node) == short) for short in map(short_name, at)}
+            scopes |= {(node,) for node in at}
+            for scope in sorted(scopes, key=len, reverse=True):
+                candidates.append(Candidate((mistake,), {node: mistaken(self.equations, node, mistake) for node in scope}))
+        return candidates
+
+    def best(self, judged: Judged, candidates: Sequence[Candidate]) -> tuple[Candidate, float, list[str]] | None:
+        """The candidate that gives a value's numbers best, alone or together with another, its error, and the others that do."""
+        tried = sorted(self.tried(judged, candidates), key=lambda each: each[1])
+        if not (tried and tried[0][1] <= tried[0][2]):
+            tried = sorted(self.tried(judged, self.pairs([each for each, *_ in tried])), key=lambda each: each[1])
+        fits = [(candidate, error) for candidate, error, allowed in tried if error <= allowed]
+        if not fits:
+            return None
+        floor = max(fits[0][1] * ALIKE, ALLOWED[self.comparison.dtype] * 1e-2)
+        alike = [candidate for candidate, error in fits if error <= floor]
+        chosen = min(alike, key=lambda each: (not self.was_found(each), -len(each.replaced)))
+        error = next(error for candidate, error in fits if candidate is chosen)
+        others = dict.fromkeys(_what(each) for each in alike if _what(each) != _what(chosen))
+        return chosen, error, list(others)
+
+    def was_found(self, candidate: Candidate) -> bool:
+        return any(candidate.mistakes == each.mistakes for _, each, _, _ in self.found)
+
+    def tried(self, judged: Judged, candidates: Iterable[Candidate]) -> Iterator[tuple[Candidate, float, float]]:
+        """Each candidate that can be made, its error, and the error that rounding explains."""
+        for candidate in candidates:
+            try:
+                error, allowed = alone(
+                    self.reference, judged.name, judged.theirs, self.known, self.comparison.dtype, self.forward | candidate.replaced
+                )
+            except DoesNotApply:
+                continue
+            yield candidate, (math.inf if math.isnan(error) else error), allowed
+
+    def pairs(self, candidates: Sequence[Candidate]) -> Iterator[Candidate]:
+        """Two mistakes in different equations, the more likely ones first."""
+        for first, second in itertools.combinations(candidates, 2):
+            if first.replaced.keys().isdisjoint(second.replaced):
+                yield Candidate(first.mistakes + second.mistakes, first.replaced | second.replaced)
+
+    # ---------------------------------------------------------------------------------------- gradients of a wrong forward
+
+    def is_the_gradient(self, name: str, theirs: np.ndarray) -> bool:
+        """Whether a gradient is that of the forward with the mistakes found so far: by differences in random directions."""
+        value = name.removeprefix("d_")
+        known = {key: array for key, array in self.known.items() if not key.startswith("values/") or gradient_of(key) in self.known}
+        if value not in known:
+            return False
+        after = [node for node in self.downstream(value, known)]
+        rng = np.random.default_rng(0)
+        for _ in range(DIRECTIONS):
+            u = rng.standard_normal(theirs.shape)
+            u /= np.linalg.norm(u)
+            step = STEP * max(1.0, float(np.abs(known[value]).max()))
+            ahead, back = (self.weighted(after, {**known, value: known[value] + sign * step * u}) for sign in (1, -1))
+            if not abs((ahead - back) / (2 * step) - (theirs * u).sum()) <= self.slack(theirs):
+                return False
+        return True
+
+    def slack(self, theirs: np.ndarray) -> float:
+        return 8 * ALLOWED[self.comparison.dtype] * float(np.linalg.norm(theirs)) / math.sqrt(theirs.size)
+
+    def downstream(self, value: str, known: Mapping[str, Any]) -> list[str]:
+        """The values with a known gradient that are computed directly from `value`."""
+        rows = {**self.equations.rows, **self.forward}
+        found = []
+        for node in self.equations.rows:
+            if gradient_of(node) in known and node != value:
+                given = {key: 0 for key in known if key != node}
+                nodes = region(self.equations, [node], given, self.forward)
+                if any(value in sources(each, rows, {}) for each in nodes):
+                    found.append(node)
+        return found
+
+    def weighted(self, nodes: Sequence[str], known: Mapping[str, Any]) -> float:
+        """The sum of values times their gradients: its derivative is the gradient of the loss."""
+        total = 0.0
+        for node in nodes:
+            given = {key: array for key, array in known.items() if key != node}
+            value = evaluate(self.equations, [node], given, self.forward)[node]
+            total += float((np.where(np.isfinite(value), value, 0) * known[gradient_of(node)]).sum())
+        return total
+
+    # ---------------------------------------------------------------------------------------- results
+
+    def explanations(self) -> list[Explanation]:
+        """One for each mistake, with all that it explains."""
+        by_mistake: dict[tuple[str, ...], list[tuple[Judged, Candidate, float, list[str]]]] = {}
+        for each in self.found:
+            by_mistake.setdefault(tuple(mistake.what for mistake in each[1].mistakes), []).append(each)
+        return [
+            Explanation(
+                what, [judged.name for judged, *_ in group], next(iter(group[0][1].replaced.values())).op.page,
+                max(judged.alone for judged, *_ in group), max(error for _, _, error, _ in group), group[0][3],
+            )
+            for what, group in by_mistake.items()
+        ]  # fmt: skip
+
+
+def _what(candidate: Candidate) -> str:
+    return " ".join(mistake.what for mistake in candidate.mistakes)
