@@ -29,7 +29,7 @@ def compare(
     Parameters
     ----------
     reference
-        A folder that numllama vectors wrote, or a model's file or folder.
+        A folder that numllama vectors wrote, the name of a standard configuration (gqa), or a model's file or folder.
     dump
         A .safetensors or .npz file or a folder of .npy files, with as many or as few tensors as there are.
     names

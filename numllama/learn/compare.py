@@ -18,14 +18,13 @@ from numllama.learn.equations import Equations
 from numllama.learn.evaluation import evaluate, region, sources
 from numllama.learn.layouts import Arranged, arranged_like, difference, norm
 from numllama.learn.mistakes.mistake import short_name
-from numllama.learn.names import OTHERS, named_tensors, readable
+from numllama.learn.names import OTHERS, named_tensors, readable, some
 from numllama.learn.reference import Reference, check_batch, opened_reference
 from numllama.learn.vectors import TOLERANCES
 
 ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 ALLOWED = TOLERANCES | {"float16": 1e-2}
 SAME, WRONG, FOLLOWS, UNJUDGED = "same", "wrong", "follows", "unjudged"
-FEW = 3
 
 
 @dataclass(frozen=True)
@@ -270,13 +269,13 @@ def what_is_wrong(judged: Judged) -> str:
 def _where(name: str, reference: Reference, theirs: Mapping[str, np.ndarray]) -> str:
     """In which equations the mistake is: those between a value and what the dump has of its inputs."""
     equations = reference.equations
-    nodes = region(equations, [name], without(name, {**reference.known, **theirs}))
+    nodes = sorted(region(equations, [name], without(name, {**reference.known, **theirs})), key=equations.order.index)
     read = dict.fromkeys(source for node in nodes for source in sources(node, equations.rows, equations.users))
     given = [readable(source) for source in read if source in theirs and source not in nodes]
     kind = name.partition("/")[0]
     lacking = [readable(node) for node in nodes if node != name and node.startswith(kind) and not is_helper(node)]
-    start = f"From the dump's own {_some(given)}" if given else "From the reference's tokens and weights"
-    between = f"; the dump lacks what lies between: {_some(lacking)}" if lacking else ""
+    start = f"From the dump's own {some(given)}" if given else "From the reference's tokens and weights"
+    between = f"; the dump lacks what lies between: {some(lacking)}" if lacking else ""
     return f"{start} the right equation gives another value{between}."
 
 
@@ -294,9 +293,5 @@ def _notes(arranged: Mapping[str, Arranged], unknown: Sequence[str]) -> list[str
     for name, each in arranged.items():
         if each.how:
             by_layout.setdefault(each.how, []).append(readable(name))
-    notes = [f"{_some(names)}: {how} (a layout, not a fault)" for how, names in by_layout.items()]
-    return notes + ([f"not compared, as the names are not known: {_some(unknown)}"] if unknown else [])
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:FEW]) + (f" and {len(names) - FEW} more" if len(names) > FEW else "")
+    notes = [f"{some(names)}: {how} (a layout, not a fault)" for how, names in by_layout.items()]
+    return notes + ([f"not compared, as the names are not known: {some(unknown)}"] if unknown else [])

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numllama.learn import optimizer_diagnosis
 from numllama.learn.compare import ALLOWED, UNJUDGED, WRONG, Comparison, Judged, alone, compare, rows_between
 from numllama.learn.equations import Row, gradient_of
 from numllama.learn.evaluation import evaluate, region, sources

@@ -81,7 +81,6 @@ def scores(q, k, visible):
 
 
 def scores_backward(dout, q, k, visible):
-    dout = np.where(visible, dout, 0)
     return dout @ k / math.sqrt(q.shape[-1]), dout.swapaxes(-1, -2) @ q / math.sqrt(q.shape[-1])
 
 

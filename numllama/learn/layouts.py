@@ -17,10 +17,10 @@ from numllama.model.config import ModelConfig
 
 SPLIT, MERGED, SQUARE, PLAIN = "B h T D", "B T (hD)", "B h T S", "B T X"
 OTHERS = {  # arrangements in which other implementations hold what stands here in the first one
-    SPLIT: ("B T h D", "B T (hD)", "(Bh) T D", "(BT) h D", "(BT) (hD)", "h T D", "T h D", "T (hD)"),
-    MERGED: ("B T h D", "B h T D", "(BT) (hD)", "T (hD)", "T h D", "h T D", "(Bh) T D"),
-    SQUARE: ("(Bh) T S", "h T S"),
-    PLAIN: ("(BT) X", "T X"),
+    SPLIT: ("B T h D", "B T (hD)", "T h D", "T (hD)", "(Bh) T D", "(BT) h D", "(BT) (hD)"),
+    MERGED: ("B T h D", "B h T D", "T h D", "h T D", "(BT) h D", "(Bh) T D", "(BT) (hD)"),
+    SQUARE: ("(Bh) T S",),
+    PLAIN: ("(BT) X",),
 }
 TURNED = ("q", "k", "q_heads", "k_heads", "q_norm", "k_norm", "q_rotated", "k_rotated", "k_repeated")
 ARRANGED: dict[str, str] = {
@@ -49,18 +49,14 @@ def arrangements(theirs: np.ndarray, name: str, shape: tuple[int, ...], head_dim
     shape : tuple of int
     head_dim : int
     """
-    if theirs.shape == shape:
-        yield Arranged(theirs)
+    if _without_ones(theirs.shape) == _without_ones(shape):
+        yield Arranged(theirs.reshape(shape))
     if len(shape) == 2:
         if theirs.shape == shape[::-1]:
             yield Arranged(theirs.T, "transposed")
         return
-    if len(shape) < 3:
-        if theirs.shape != shape and theirs.size == math.prod(shape) and max((0, *theirs.shape)) == max((0, *shape)):
-            yield Arranged(theirs.reshape(shape))
-        return
     ours = ARRANGED.get(name, PLAIN)
-    if len(shape) != len(_groups(ours)):                               # tables of RoPE for packed documents
+    if len(shape) != len(_groups(ours)):                               # gains, losses, tables of RoPE
         return
     sizes = _sizes(ours, shape, head_dim)
     for other in OTHERS[ours]:
@@ -95,12 +91,11 @@ def arranged_like(found: Mapping[str, np.ndarray], reference: Reference) -> dict
         if not fits:
             raise DataError(f"{name} has shape {shown(array.shape)}, but must have {shown(ours[name].shape)}")
         options[name] = [each._replace(array=reference.cleaned(name, each.array)) for each in fits]
-    matrices = {name for name in found if ours[name].ndim == 2}
-    second = _majority([(options[name], ours[name]) for name in matrices])
-    chosen = {
-        name: fits[min(second, len(fits) - 1)] if name in matrices else _closest(fits, ours[name])
-        for name, fits in options.items()
-    }
+    chosen = {name: _closest(fits, ours[name]) for name, fits in options.items()}
+    for kinds in (("weights", "d_weights"), ("after",)):
+        matrices = [name for name in found if ours[name].ndim == 2 and name.partition("/")[0] in kinds]
+        second = _majority([(options[name], ours[name]) for name in matrices])
+        chosen |= {name: options[name][min(second, len(options[name]) - 1)] for name in matrices}
     pairs = {}
     for name, each in chosen.items():
         axis = turned_axis(name, each.array)
@@ -125,6 +120,10 @@ def _closest(fits: list[Arranged], ours: np.ndarray) -> Arranged:
     """The first arrangement, or another that is much closer."""
     best = min(fits, key=lambda each: norm(each.array - ours))
     return best if norm(best.array - ours) < norm(fits[0].array - ours) / 2 else fits[0]
+
+
+def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(size for size in shape if size != 1)
 
 
 def _sizes(spec: str, shape: tuple[int, ...], head_dim: int) -> dict[str, int]:

@@ -8,7 +8,7 @@
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from numllama.errors import DataError, shown
 from numllama.learn.equations import Equations, gradient_of
 from numllama.learn.mistakes.mistake import short_name
 
+FEW = 3  # names in a sentence
 OTHERS = ("after/", "decoding/", "filters/", "optimizer/")  # golden vectors beside the model's values
 MODULES = {  # a module's name behind its layer: its weight, and its output
     "self_attn.q_proj|attention.wq|attn.q_proj": ("wq", "q"),
@@ -135,3 +136,8 @@ def readable(name: str) -> str:
     if value.startswith("weights/") and short_name(value).endswith("norm"):  # its name is also a value's
         plain += " (the gain)"
     return f"the gradient of {plain}" if value != name else plain
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few names."""
+    return ", ".join(names[:FEW]) + (f" and {len(names) - FEW} more" if len(names) > FEW else "")

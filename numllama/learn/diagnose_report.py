@@ -1,0 +1,63 @@
+"""A diagnosis as text and as JSON."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from numllama.learn import plain_llama
+from numllama.learn.compare_report import as_dict as comparison_as_dict
+from numllama.learn.compare_report import read_names, verdict
+from numllama.learn.diagnose import Diagnosis, Explanation, diagnose
+from numllama.learn.mistakes.mistake import short_name
+from numllama.learn.names import readable, some
+from numllama.storage.files import strict
+
+
+def diagnose_run(
+    reference: str, dump: Path, names: Path | None, ids: tuple[int, ...] | None, dtype: str | None, as_json_text: bool
+) -> int:
+    """`numllama diagnose`: print the diagnosis; returns the exit code: 0 the same, 1 different."""
+    diagnosis = diagnose(reference, dump, names=read_names(names), tokens=None if ids is None else [ids], dtype=dtype)
+    print(json.dumps(strict(as_dict(diagnosis)), ensure_ascii=False, indent=1) if as_json_text else as_text(diagnosis))
+    return 0 if diagnosis.comparison.same else 1
+
+
+def as_text(diagnosis: Diagnosis) -> str:
+    """The mistakes, then what none explains."""
+    lines = [*diagnosis.comparison.notes, verdict(diagnosis.comparison)]
+    for i, each in enumerate(diagnosis.explanations, 1):
+        lines += ["", *_explained(i, each)]
+    if diagnosis.unexplained:
+        lines += ["", f"No known mistake gives the numbers of {some([readable(name) for name in diagnosis.unexplained])}."]
+    return "\n".join(lines)
+
+
+def _explained(i: int, each: Explanation) -> list[str]:
+    lines = [
+        f"{i}. {' '.join(each.mistakes)}",
+        f"   It gives your {some([readable(name) for name in each.values])}: error {each.before:.1e} before, {each.after:.1e} with it.",
+    ]
+    if each.others:
+        lines.append(f"   The same numbers here: {some(each.others)}")
+    if line := right_line(each.values[0]):
+        lines.append(f"   The right line: {line}")
+    return [*lines, f"   Derivation: docs/{each.page}.md"]
+
+
+def right_line(name: str) -> str:
+    """The line of plain_llama.py that computes a value, or its gradient."""
+    kind = {"values": "a", "d_values": "d", "d_weights": "g"}.get(name.partition("/")[0])
+    short = short_name(name)
+    for line in Path(plain_llama.__file__).read_text(encoding="utf-8").splitlines():
+        names = line.partition(" = ")[0].replace(",", " ").split()
+        if f"{kind}.{short}" in names:
+            return line.partition("  #")[0].strip()
+    return ""
+
+
+def as_dict(diagnosis: Diagnosis) -> dict[str, Any]:
+    """Plain values for JSON."""
+    explanations: Sequence[dict[str, Any]] = [vars(each) for each in diagnosis.explanations]
+    comparison = comparison_as_dict(diagnosis.comparison)
+    return {"explanations": explanations, "unexplained": diagnosis.unexplained, "comparison": comparison}
