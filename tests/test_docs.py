@@ -120,7 +120,7 @@ def test_the_page_about_fine_tuning_is_true(tmp_path, monkeypatch, capsys):
     page = (ROOT / "docs" / "finetuning.md").read_text(encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     examples = re.findall(r"```python\n(.*?)```", page, re.S)
-    assert len(examples) == 3
+    assert len(examples) == 4
     names = {}
     for example in examples:
         exec(example, names)

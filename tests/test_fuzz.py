@@ -50,7 +50,8 @@ FEW = {  # what each command needs to come to something, and what keeps it short
     "bench": ["MODEL", "--prompt-tokens", "2", "--new-tokens", "2", "--rounds", "1"],
 }  # fmt: skip
 CHOICES = {"device": ["cpu", "cuda:9", "tpu"], "dtype": ["float64", "bfloat16", "float8"], "blank": ["forward", "both"],
-           "parallel": ["threads"], "host": ["127.0.0.1"], "port": ["0", "x", "99999"]}  # fmt: skip
+           "parallel": ["threads"], "modules-to-save": ["embed", "head", "norm"],
+           "host": ["127.0.0.1"], "port": ["0", "x", "99999"]}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ def finetune(
     rank: int | None = None,
     alpha: float | None = None,
     targets: tuple[str, ...] = (),
+    modules_to_save: tuple[str, ...] = (),
     epochs: float | None = None,
     chat_template: FilePath | None = None,
     tokenizer: FilePath | None = None,
@@ -55,6 +56,8 @@ def finetune(
         Scale of the adapter: updates are multiplied by alpha / rank. Default: twice the rank.
     targets
         A matrix to adapt: wq, wk, wv, wo, w_gate, w_up or w_down. Repeatable. Default: all.
+    modules_to_save
+        A matrix to train whole beside them, in a copy that is saved with the adapter: embed or head. Repeatable.
     epochs
         Passes over the data, unless --steps is given. Default 3.
     chat_template
@@ -77,7 +80,8 @@ def finetune(
     from numllama.model.lora import LoraConfig
 
     fixed = dict(model=model, data=data, val_data=val_data, full=full or None, rank=rank, alpha=alpha, targets=targets or None)
-    fixed |= dict(epochs=epochs, chat_template=chat_template, tokenizer=tokenizer, dtype=dtype, show=show or None)
+    fixed |= dict(modules_to_save=modules_to_save or None, epochs=epochs, chat_template=chat_template, tokenizer=tokenizer)
+    fixed |= dict(dtype=dtype, show=show or None)
     if resume:
         if out is None:
             raise ValueError("--resume needs --out, the folder of the run")
@@ -86,9 +90,10 @@ def finetune(
         return resume_run(out, device, given(training))
     if model is None or data is None:
         raise ValueError("a model and --data are needed, or --resume with --out")
-    shape = {name: fixed[name] for name in ("rank", "alpha", "targets") if fixed[name] is not None}
+    shape = {name: fixed[name] for name in ("rank", "alpha", "targets", "modules_to_save") if fixed[name] is not None}
     if full and shape:
-        raise ValueError(f"--full trains all weights without an adapter, so {', '.join(shape)} cannot be set")
+        flags = ", ".join(shape).replace("_", "-")
+        raise ValueError(f"--full trains all weights without an adapter, so {flags} cannot be set")
     rank = 8 if rank is None else rank
     lora = None if full else LoraConfig(**{"rank": rank, "alpha": 2.0 * rank, **shape})
     tuning = Tuning(model, data, val_data, tokenizer, chat_template, lora, dtype)

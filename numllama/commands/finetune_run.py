@@ -204,8 +204,9 @@ def _go_on(tuning: Tuning, trainer: Trainer, data: Conversations, out: Path, bef
     for sentence in _incomplete(data, seq_len):
         print(sentence)
     if model.adapter:
-        size, targets = model.trainable.flat.size, model.adapter.config.targets
-        print(f"trainable: {size:,} parameters of an adapter, {len(targets)} matrices per layer")
+        size, lora = model.trainable.flat.size, model.adapter.config
+        beside = f" and all of {' and '.join(lora.modules_to_save)}" if lora.modules_to_save else ""
+        print(f"trainable: {size:,} parameters of an adapter, {len(lora.targets)} matrices per layer{beside}")
     return go_on(trainer, lambda trainer: _finish(tuning, trainer, data.tokenizer, out), before=before)
 
 

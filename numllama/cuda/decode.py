@@ -71,7 +71,7 @@ class Decoder:
             rows = dict.fromkeys(("tokens", "slots", "firsts", "positions"), ((B,), INT32))
             self.staged = StagingBuffers(like, **rows, table_start=((), INT32))
             self.logits = launch.empty(like, (B, c.vocab_size), model.compute_dtype)
-        self.blocks = model._blocks()                                  # with an adapter's updates
+        self.blocks, self.ends = model._blocks(), model._ends()        # with an adapter's updates
         self.table = range(0)
         self.cos: Array = None
         self.sin: Array = None
@@ -159,7 +159,7 @@ class Decoder:
 
     def _launch_all(self) -> None:
         """The model from tokens to logits, as in `model.block`; the host waits for no launch."""
-        c, w, staged = self.model.config, self.model.weights, self.staged.device
+        c, w, staged = self.model.config, self.ends, self.staged.device
         x, _ = ops.embedding_forward(staged["tokens"], w["embed"])           # (B, C)
         if c.positions == "learned":
             x = x + ops.embedding_forward(staged["positions"], w["pos_embed"])[0]

@@ -8,7 +8,6 @@ alpha, is what peft makes of ``target_modules`` (names, or a regular expression)
 
 import math
 from collections.abc import Mapping
-from itertools import chain
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 import regex
 
-from numllama.backend import INT8, real_dtype, to_numpy
+from numllama.backend import real_dtype, to_numpy
 from numllama.errors import CheckpointError, listed, shown
 from numllama.interop.huggingface import (
     GENERATION,
@@ -30,7 +29,7 @@ from numllama.interop.huggingface import (
 )
 from numllama.interop.pickles import refuse_others
 from numllama.model import LoraConfig, ModelConfig, Parameters, Transformer
-from numllama.model.lora import REPLACED, TARGETS, adapter_shapes
+from numllama.model.lora import TARGETS, WHOLE, adapter_shapes
 from numllama.storage.checksums import check_files
 from numllama.storage.fields import FLAG, POSITIVE, Kind, as_json, check, only, optional, require, whole
 from numllama.storage.files import is_there, read_json
@@ -39,7 +38,7 @@ from numllama.storage.tensor_file import TensorFile, write_tensors
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
-KINDS = {"_lora_a": ".lora_A.weight", "_lora_b": ".lora_B.weight"}
+KINDS = {"a": ".lora_A.weight", "b": ".lora_B.weight", "": ".weight"}
 LONGEST = 1000  # characters of a regular expression, which may take a second for each name
 
 
@@ -125,13 +124,11 @@ def save_adapter(model: Transformer, path: str | PathLike, *, base: str | PathLi
         "bias": "none",
         "inference_mode": True,
     }
-    whole_ones = [(f"{PREFIX}{modules[name]}.weight", model.params[name]) for name in config.modules_to_save]
-    shapes = {names[name]: shape for name, shape in params.shapes.items()} | {name: view.shape for name, view in whole_ones}
+    shapes = {names[name]: shape for name, shape in params.shapes.items()}
     arrays = (_reordered(model.config, name, to_numpy(view), to_halves) for name, view in params.items())
-    others = (to_numpy(view).astype(params.flat.dtype) for _, view in whole_ones)
     with published(Path(path), CONFIG, checksums=True) as part:
         with open(part / WEIGHTS, "wb") as file:
-            write_tensors(file, params.flat.dtype, shapes, chain(arrays, others))
+            write_tensors(file, params.flat.dtype, shapes, arrays)
         (part / CONFIG).write_bytes(json_bytes(values))
         (part / GENERATION).write_bytes(json_bytes(model.generation_config))
 
@@ -159,20 +156,13 @@ def load_adapter(model: Transformer, path: str | PathLike[str]) -> None:
         shapes = adapter_shapes(model.config, config)
     except ValueError as error:
         raise CheckpointError(f"{folder} is not an adapter for this model: {error}") from error
-    names, modules = peft_names(model.config, shapes), _modules(model.config)
-    replaced = {name: f"{PREFIX}{modules[name]}.weight" for name in config.modules_to_save}
-    wanted = {names[name]: shape for name, shape in shapes.items()}
-    _check_tensors(folder, wanted | {other: model.params.shapes[name] for name, other in replaced.items()}, tensors)
+    names = peft_names(model.config, shapes)
+    _check_tensors(folder, {names[name]: shape for name, shape in shapes.items()}, tensors)
     check_files(folder)
-    if replaced and model.dtype == INT8:
-        raise CheckpointError(f"{folder} has a matrix of its own for {listed([*replaced])}: load the model without store_as")
     params = Parameters(shapes, np.empty(sum(map(math.prod, shapes.values())), real_dtype(model.compute_dtype)))
     for name, view in params.items():
         view[...] = _reordered(model.config, name, tensors[names[name]], to_neighbours)
     model.add_adapter(config, params=Parameters(shapes, model.xp.asarray(params.flat)))
-    for name, other in replaced.items():
-        model.params[name] = model.xp.asarray(tensors[other].astype(model.dtype))
-    model.params.sync_low_precision()
     if (folder / GENERATION).exists():
         model.generation_config = generation_config(folder, {})
 
@@ -193,7 +183,7 @@ def _lora_config(model: ModelConfig, values: Mapping[str, Any], tensors: TensorF
     modules = {module: name for name, module in _modules(model).items()}
     named = [module for module, name in modules.items() if name.rpartition(".")[2] in TARGETS and _is_target(module, values)]
     if not values.get("target_modules"):                               # the tensors say it
-        found = {name.removeprefix(PREFIX).removesuffix(KINDS["_lora_a"]) for name in tensors}
+        found = {name.removeprefix(PREFIX).removesuffix(KINDS["a"]) for name in tensors}
         kinds = {modules[module].rpartition(".")[2] for module in found & modules.keys()}
         named = [module for module, name in modules.items() if name.rpartition(".")[2] in kinds & {*TARGETS}]
     ranks = {modules[module]: _by_pattern(values.get("rank_pattern"), module, values["r"]) for module in named}
@@ -265,8 +255,8 @@ def _compact(names: list[str], n_layers: int) -> tuple[str, ...]:
 def _replaced(model: ModelConfig, values: Mapping[str, Any]) -> tuple[str, ...]:
     """Our names of ``modules_to_save``: the embedding and the head can be."""
     names = values.get("modules_to_save") or []
-    ours = {module.rpartition(".")[2]: name for name, module in _modules(model).items() if name in REPLACED}
-    ours |= {module: name for name, module in _modules(model).items() if name in REPLACED}
+    ours = {module.rpartition(".")[2]: name for name, module in _modules(model).items() if name in WHOLE}
+    ours |= {module: name for name, module in _modules(model).items() if name in WHOLE}
     if model.tie_embeddings and names:
         raise ValueError(f"modules_to_save is {as_json(names)}, but the model's embedding and head are one matrix")
     if unknown := [name for name in names if name not in ours]:
@@ -276,9 +266,8 @@ def _replaced(model: ModelConfig, values: Mapping[str, Any]) -> tuple[str, ...]:
 
 def peft_names(config: ModelConfig, shapes: Mapping[str, Any]) -> dict[str, str]:
     """Our name of each parameter of an adapter: peft's name."""
-    modules = _modules(config)
-    cut = -len("_lora_a")
-    return {name: f"{PREFIX}{modules[name[:cut]]}{KINDS[name[cut:]]}" for name in shapes}
+    modules, parts = _modules(config), ((name, *name.partition("_lora_")) for name in shapes)
+    return {name: f"{PREFIX}{modules[matrix]}{KINDS[kind]}" for name, matrix, _, kind in parts}
 
 
 def _modules(config: ModelConfig) -> dict[str, str]:

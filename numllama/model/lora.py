@@ -1,18 +1,19 @@
 """LoRA adapters: which matrices get a low-rank update, its parameters, and their initial values.      Hu et al. 2021
 
 A model with an adapter is frozen: only the adapter has gradients and moments, in its own flat buffer. Each target matrix W of
-a block acts as  W + scale · b · a,  scale = alpha / rank  (:mod:`numllama.ops.lora`).
+a block acts as  W + scale · b · a,  scale = alpha / rank  (:mod:`numllama.ops.lora`). The embedding and the head are not updated
+but replaced: an adapter may hold a copy of either, and train it whole.
 """
 
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from math import prod, sqrt
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from numllama.backend import xp_of
 from numllama.errors import shown
 from numllama.model.config import ModelConfig
 from numllama.model.parameters import Parameters, parameter_shapes
@@ -20,7 +21,7 @@ from numllama.storage.fields import OBJECT, POSITIVE, check, whole
 
 TARGETS = ("wq", "wk", "wv", "wo", "w_gate", "w_up", "w_down")
 ONE_MATRIX = re.compile(rf"blocks\.\d+\.({'|'.join(TARGETS)})")
-REPLACED = ("embed", "head")
+WHOLE = ("embed", "head")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,7 @@ class LoraConfig:
     ranks, alphas : dict
         The rank and alpha of single matrices, such as ``blocks.3.wq``, if they are not those above.
     modules_to_save : tuple of str
-        ``embed`` and ``head``, if the adapter brings its own: they replace the model's, and are saved with it, but not trained.
+        ``embed`` and ``head``: what the adapter has a copy of, which is trained, and used in place of the model's.
     """
 
     rank: int = 8
@@ -55,11 +56,11 @@ class LoraConfig:
         names, saved = _names(self.targets), _names(self.modules_to_save)
         if not names or not all(isinstance(name, str) and (name in TARGETS or ONE_MATRIX.fullmatch(name)) for name in names):
             raise ValueError(f"targets is {shown(names)}, but must be some of {', '.join(TARGETS)}")
-        if not all(name in REPLACED for name in saved):
-            raise ValueError(f"modules_to_save is {shown(saved)}, but must be some of {', '.join(REPLACED)}")
+        if not all(name in WHOLE for name in saved):
+            raise ValueError(f"modules_to_save is {shown(saved)}, but must be some of {', '.join(WHOLE)}")
         single = dict.fromkeys(name for name in names if name.rpartition(".")[2] not in names)     # in order, each once
         object.__setattr__(self, "targets", (*(name for name in TARGETS if name in names), *single))
-        object.__setattr__(self, "modules_to_save", tuple(name for name in REPLACED if name in saved))
+        object.__setattr__(self, "modules_to_save", tuple(name for name in WHOLE if name in saved))
         object.__setattr__(self, "ranks", {name: int(value) for name, value in self.ranks.items()})
         object.__setattr__(self, "alphas", {name: float(value) for name, value in self.alphas.items()})
         object.__setattr__(self, "alpha", float(self.alpha))
@@ -94,7 +95,7 @@ class Adapter:
     ----------
     config : LoraConfig
     params : Parameters
-        ``blocks.{i}.{target}_lora_a`` and ``_lora_b``.
+        ``blocks.{i}.{target}_lora_a`` and ``_lora_b``, then the ``modules_to_save``.
     weights : Parameters
         Used in computation: `params`, or in mixed precision their copy in two bytes.
     scales : list of dict
@@ -104,17 +105,27 @@ class Adapter:
     def __init__(self, config: LoraConfig, params: Parameters, dtype: np.dtype) -> None:
         self.config, self.params = config, params
         self.weights = params if params.flat.dtype == dtype else params.in_low_precision(dtype)
-        self.scales: list[dict[str, float]] = [{} for _ in params.blocks]
-        for name in params:
-            matrix = name[: -len("_lora_a")]
-            _, i, short = matrix.split(".")
-            self.scales[int(i)][f"{short}_lora_scale"] = config.scale_of(matrix)
+        self.scales: list[dict[str, float]] = []
+        for i, block in enumerate(params.blocks):
+            targets = (name[: -len("_lora_a")] for name in block)
+            self.scales.append({f"{name}_lora_scale": config.scale_of(f"blocks.{i}.{name}") for name in targets})
+
+    def merge_into(self, base: Parameters) -> None:
+        """Make the adapter part of the weights: W + scale · b · a, and its own embedding and head."""
+        for name, weight in base.items():
+            if f"{name}_lora_a" in self.params:
+                update = self.params[f"{name}_lora_b"].astype("float64") @ self.params[f"{name}_lora_a"]
+                weight[...] = weight + self.config.scale_of(name) * update               # rounded once
+            elif name in self.params:
+                weight[...] = self.params[name]
 
 
-def adapter_shapes(model: ModelConfig, config: LoraConfig) -> dict[str, tuple[int, int]]:
+def adapter_shapes(model: ModelConfig, config: LoraConfig) -> dict[str, tuple[int, ...]]:
     """Name and shape of every parameter of an adapter, in the order of its flat buffer."""
-    shapes = {}
-    for name, shape in parameter_shapes(model).items():
+    if model.tie_embeddings and config.modules_to_save:
+        raise ValueError(f"modules_to_save is {shown(config.modules_to_save)}, but the model's embedding and head are one matrix")
+    shapes, base = {}, parameter_shapes(model)
+    for name, shape in base.items():
         if config.updates(name):
             rank = config.rank_of(name)
             shapes |= {f"{name}_lora_a": (rank, shape[1]), f"{name}_lora_b": (shape[0], rank)}
@@ -123,17 +134,19 @@ def adapter_shapes(model: ModelConfig, config: LoraConfig) -> dict[str, tuple[in
     missing = [] if config.targets == TARGETS else missing
     if missing := [*missing, *sorted(name for name in single if f"{name}_lora_a" not in shapes)]:
         raise ValueError(f"targets holds {shown(missing[0])}, but a model with ffn={shown(model.ffn)} has no such matrix")
-    return shapes
+    return shapes | {name: base[name] for name in config.modules_to_save}
 
 
 def initial_adapter(
-    model: ModelConfig, config: LoraConfig, seed: int, dtype: np.dtype, xp: ModuleType = np
+    model: ModelConfig, config: LoraConfig, seed: int, dtype: np.dtype, base: Parameters
 ) -> Parameters:
-    """An adapter that changes nothing yet: a is uniform in ±1/√I, as in peft, and b is zero."""
-    shapes = adapter_shapes(model, config)
-    params = Parameters(shapes, np.zeros(sum(map(prod, shapes.values())), dtype))
+    """An adapter that changes nothing yet: a is uniform in ±1/√I, as in peft, b is zero, and whole matrices are the model's."""
+    shapes, xp = adapter_shapes(model, config), xp_of(base.flat)
+    params = Parameters(shapes, xp.zeros(sum(map(prod, shapes.values())), dtype))
+    for name in config.modules_to_save:
+        params[name] = base[name]
     for i, (name, view) in enumerate(params.items()):
         if name.endswith("_lora_a"):
             bound = 1 / sqrt(view.shape[1])
-            view[...] = np.random.default_rng([seed, i]).uniform(-bound, bound, view.shape)
-    return params if xp is np else Parameters(shapes, xp.asarray(params.flat))
+            view[...] = xp.asarray(np.random.default_rng([seed, i]).uniform(-bound, bound, view.shape))
+    return params

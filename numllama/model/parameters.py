@@ -99,6 +99,8 @@ class FlatTensors(Mapping[str, Array]):
         The leading part of `flat`: everything with two axes, or three for stacked matrices.
     blocks : list of dict
         The views of each block, named without ``blocks.{i}.``.
+    ends : dict
+        All others: of the embeddings, the last norm and the head.
     """
 
     def __init__(self, shapes: dict[str, tuple[int, ...]], flat: Array, vectors: Mapping[str, Array] | None = None) -> None:
@@ -118,11 +120,14 @@ class FlatTensors(Mapping[str, Array]):
 
     def _sort_into_blocks(self) -> None:
         self.blocks: list[dict[str, Array]] = []
+        self.ends: dict[str, Array] = {}
         for name, view in self._views.items():
             if name.startswith("blocks."):
                 _, i, short = name.split(".")
                 self.blocks += [{} for _ in range(int(i) + 1 - len(self.blocks))]
                 self.blocks[int(i)][short] = view
+            else:
+                self.ends[name] = view
 
     def __getitem__(self, name: str) -> Array:
         return self._views[name]

@@ -1,5 +1,6 @@
 """The model: tokens -> embedding -> layers -> norm -> logits -> loss, and back."""
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import zip_longest
@@ -18,7 +19,7 @@ from numllama.model.config import ModelConfig
 from numllama.model.context import Context, RopeTables, layers_of_their_own, windowed
 from numllama.model.experts import with_balance
 from numllama.model.lora import Adapter, LoraConfig, initial_adapter
-from numllama.model.parameters import FlatTensors, Gradients, LayerGradients, Parameters, initial_parameters
+from numllama.model.parameters import Gradients, LayerGradients, Parameters, initial_parameters
 from numllama.model.rounding import rounded
 from numllama.model.stages import ADD_NORM, capped_backward, capped_forward, scaled
 from numllama.ops.intervals import segment_starts
@@ -208,7 +209,7 @@ class Transformer:
             dx, dbranch = layer_backward(dx, dbranch, cache, LayerGradients(grads, i))
             grads.layer_done(i)
             del cache
-        if self.adapter is None:
+        if "embed" in grads:
             self._embed_backward(dbranch, embed_cache, grads, dhead)
         return loss, grads
 
@@ -220,7 +221,7 @@ class Transformer:
         return self.params if self.adapter is None else self.adapter.params
 
     def add_adapter(self, config: LoraConfig, *, seed: int = 0, params: Parameters | None = None) -> None:
-        """Freeze the model, and train low-rank updates instead.
+        """Freeze the model, and train low-rank updates, and copies of ``config.modules_to_save``, instead.
 
         Parameters
         ----------
@@ -233,18 +234,14 @@ class Transformer:
         if self.adapter is not None:
             raise ValueError("the model has an adapter already: merge_adapter() makes it part of the weights")
         if params is None:
-            params = initial_adapter(self.config, config, seed, real_dtype(self.compute_dtype), self.xp)
+            params = initial_adapter(self.config, config, seed, real_dtype(self.compute_dtype), self.params)
         self.adapter = Adapter(config, params, self.compute_dtype)
 
     def merge_adapter(self) -> None:
-        """Add the adapter's updates to the weights and remove the adapter: W + scale · b · a."""
+        """Make the adapter part of the weights and remove it: W + scale · b · a, and its own embedding and head."""
         if self.adapter is None:
             raise ValueError("the model has no adapter to merge")
-        updates = self.adapter.params
-        for name, weight in self.params.items():
-            if f"{name}_lora_a" in updates:
-                update = updates[f"{name}_lora_b"].astype("float64") @ updates[f"{name}_lora_a"]
-                weight[...] = weight + self.adapter.config.scale_of(name) * update       # rounded once
+        self.adapter.merge_into(self.params)
         self.params.sync_low_precision()
         self.adapter = None
 
@@ -254,6 +251,10 @@ class Transformer:
             return self.weights.blocks
         parts = zip_longest(self.weights.blocks, self.adapter.weights.blocks, self.adapter.scales, fillvalue={})
         return [{**w, **update, **scales} for w, update, scales in parts]
+
+    def _ends(self) -> dict[str, Array]:
+        """What the embedding, the last norm and the head compute with."""
+        return self.weights.ends if self.adapter is None else {**self.weights.ends, **self.adapter.weights.ends}
 
     # -------------------------------------------------------------------------------------------- on disk
 
@@ -280,7 +281,7 @@ class Transformer:
 
     def _embed_forward(self, tokens: Array, context: Context) -> tuple[Array, tuple]:
         with checked_ids():
-            x, embed_cache = ops.embedding_forward(tokens, self.weights["embed"])
+            x, embed_cache = ops.embedding_forward(tokens, self._ends()["embed"])
         x = scaled(rounded(x, self.activation_dtype), self.config.embed_scale)           # rows of weights kept in two bytes
         pos_cache = None
         if self.config.positions == "learned":
@@ -290,7 +291,7 @@ class Transformer:
 
     def _embed_backward(self, dx: Array, cache: tuple, grads: Gradients, dhead: Array | None) -> None:
         embed_cache, pos_cache = cache
-        if pos_cache is not None:
+        if "pos_embed" in grads:
             shared = pos_cache.tokens.ndim == 1                        # positions collect from all sequences then
             dpos = dx.sum(0, dtype=real_dtype(dx.dtype)) if shared else dx
             with grads.adding_to("pos_embed") as total:
@@ -315,12 +316,12 @@ class Transformer:
         """The stream after all layers, and its norm."""
         return ADD_NORM[self.config.norm].forward(x, branch, self.weights, "norm", context, 2 * self.config.n_layers)
 
-    def _head(self, params: FlatTensors) -> Array:
+    def _head(self, params: Mapping[str, Array]) -> Array:
         return params["embed" if self.config.tie_embeddings else "head"]
 
     def _logits(self, n: Array) -> tuple[Array, tuple]:
         """The logits of normalised rows (..., C), and the caches of the head and of the soft cap."""
-        logits, head_cache = ops.linear_forward(n, self._head(self.weights))
+        logits, head_cache = ops.linear_forward(n, self._head(self._ends()))
         logits, cap_cache = capped_forward(logits, self.config.logit_softcap)
         return logits, (head_cache, cap_cache)
 
@@ -351,13 +352,13 @@ class Transformer:
         An untied head's gradient is added to `grads` here, and None is returned for it.
         """
         chunks, count = self._chunks(n, targets, count)
-        is_one, trains, tied = len(chunks) == 1, self.adapter is None, self.config.tie_embeddings
+        is_one, trains, tied = len(chunks) == 1, self.adapter is None or "head" in grads, self.config.tie_embeddings
         dn: Array = None if is_one else self.xp.zeros_like(n.reshape(-1, n.shape[-1]))
         drows: Array = None
         buffer = grads.buffer("head") if is_one and trains and not tied else None
         parts, dhead = [], buffer
-        if trains and buffer is None and self.weights is not self.params:  # a gradient in float32 for a matrix in two bytes
-            dhead = self.xp.zeros_like(self._head(self.params))
+        if trains and buffer is None and self.compute_dtype in TWO_BYTES:  # a gradient in float32 for a matrix in two bytes
+            dhead = self.xp.zeros_like(self._head(self.trainable))
         for i, (rows, row_targets) in enumerate(chunks):
             logits, (head_cache, cap_cache) = self._logits(rows)                         # (rows, V)
             with checked_ids():

@@ -30,6 +30,7 @@ NAMES = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot
 EOT, END_OF_TEXT = 259, 260
 SHAPE = dict(vocab_size=261, dim=32, n_layers=1, n_heads=2, max_seq_len=96, init_std=0.2)
 QUICK = ("--workers", 1, "--batch-size", 3)
+ENDS = ("--modules-to-save", "embed", "--modules-to-save", "head")
 
 
 def numllama(*arguments):
@@ -115,6 +116,32 @@ def test_the_adapter_the_merged_model_and_the_run_are_one_model(tuned, base):
     assert answers(models[1], out / "adapter") == answers(models[3], out) == ["and"] * 3
     kept = nl.load(out, dtype="bfloat16")
     assert kept.adapter is None and kept.params.flat.dtype == "bfloat16"
+
+
+def test_the_embedding_and_the_head_are_trained_whole_beside_the_updates(base, data, tmp_path):
+    out = tmp_path / "run"
+    printed = finetune(base, "--data", data, "--out", out, *QUICK, "--steps", 20, "--lr", "1e-2", "--rank", 2, *ENDS)
+    paths = dict(path=out / "model"), dict(path=out / "adapter"), dict(path=base, adapter=out / "adapter"), dict(path=out)
+    merged, *others = [nl.load(**path, dtype="float64") for path in paths]
+    below, tokens = nl.load(base, dtype="float64"), np.arange(90)[None]
+    for model in others:
+        assert model.adapter.config.modules_to_save == ("embed", "head")
+        assert_close(model.forward(tokens), merged.forward(tokens), rtol=1e-6)
+        assert_same_bits(model.params.flat, below.params.flat)  # frozen
+    for name in ("embed", "head"):
+        moved = np.abs(merged.params[name] - below.params[name]).max()
+        assert moved > 1e-3
+        assert_same_bits(others[0].adapter.params[name], merged.params[name])
+    size = others[0].adapter.params.flat.size
+    assert f"trainable: {size:,} parameters of an adapter, 7 matrices per layer and all of embed and head\n" in printed
+    assert answers(others[0], out / "adapter") == ["and"] * 3
+
+
+def test_one_matrix_for_embedding_and_head_is_not_trained_beside_updates(base, data, tmp_path):
+    nl.Transformer(nl.ModelConfig(**SHAPE, tie_embeddings=True)).save(tmp_path / "tied", tokenizer=nl.Tokenizer.load(base))
+    err = finetune(tmp_path / "tied", "--data", data, "--out", tmp_path / "run", *QUICK, *ENDS, code=2)
+    assert err == "error: modules_to_save is ('embed', 'head'), but the model's embedding and head are one matrix\n"
+    assert not (tmp_path / "run").exists()
 
 
 def test_chat_and_generate_open_all_of_them(tuned, monkeypatch):
@@ -314,9 +341,12 @@ def test_what_is_left_out_is_counted_apart_from_what_is_cut_off(base, tmp_path):
     assert "\n8 of them are left out, because no answer begins in their first 32 tokens (see --seq-len)\n" in printed
 
 
-@pytest.mark.parametrize("how", ["lora", "full"])
+HOW = {"lora": (), "lora and whole matrices": ENDS, "full": ("--full",)}
+
+
+@pytest.mark.parametrize("how", HOW)
 def test_ctrl_c_saves_and_resume_comes_to_the_same_end(base, data, tmp_path, monkeypatch, how):
-    arguments = (base, "--data", data, *QUICK, "--steps", 6, "--lr", "1e-2", *(["--full"] if how == "full" else []))
+    arguments = (base, "--data", data, *QUICK, "--steps", 6, "--lr", "1e-2", *HOW[how])
     finetune(*arguments, "--out", tmp_path / "straight")
     plain = ConversationBatches.batch
 
@@ -331,7 +361,7 @@ def test_ctrl_c_saves_and_resume_comes_to_the_same_end(base, data, tmp_path, mon
     assert f"interrupted after step 3: saved as {tmp_path / 'stopped' / 'step-000003'}" in printed
     assert not (tmp_path / "stopped" / "model").exists()
     finetune("--resume", "--out", tmp_path / "stopped")
-    for folder in ("model", "step-000006") + (("adapter",) if how == "lora" else ()):
+    for folder in ("model", "step-000006") + (() if how == "full" else ("adapter",)):
         assert files(tmp_path / "stopped" / folder) == files(tmp_path / "straight" / folder)
 
 
@@ -398,14 +428,15 @@ def test_a_signal_to_end_ends_in_good_order_where_there_is_nothing_to_save(base,
 
 
 @pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="this system shares no memory by file descriptors")
-def test_processes_give_an_adapter_the_same_bits_as_one_worker(monkeypatch):
+@pytest.mark.parametrize("modules", [(), ("embed", "head")], ids=["updates", "whole_matrices_too"])
+def test_processes_give_an_adapter_the_same_bits_as_one_worker(monkeypatch, modules):
     monkeypatch.setattr(shards, "PROCESSES_AFTER", -1.0)
     rng = np.random.default_rng(0)
     tokens, segments = rng.integers(0, 50, (2, 5, 12)), np.sort(rng.integers(0, 3, (5, 12)), 1)
     batch, results = counted(*tokens, segments), []
     for workers in (1, 2):
         model = nl.Transformer(nl.ModelConfig(50, 16, 2, 2, max_seq_len=12, dropout=0.2))
-        model.add_adapter(nl.LoraConfig(rank=3), seed=2)
+        model.add_adapter(nl.LoraConfig(rank=3, modules_to_save=modules), seed=2)
         with closing(Workers(model, workers, processes=True)) as group:
             for step in range(2):
                 loss, grads = group.loss_and_grads(batch, ShardPlan(5, 4), key=(0, step))
@@ -450,6 +481,9 @@ def test_a_run_whose_model_has_gone_says_so(base, data, tmp_path):
         (["MODEL", "--data", "DATA", "--full", "--rank", 8], "--full trains all weights without an adapter, so rank cannot"),
         (["MODEL", "--data", "DATA", "--rank", 0], "rank is 0, but must be a whole number of at least 1"),
         (["MODEL", "--data", "DATA", "--targets", "head"], "targets is ('head',), but must be some of wq, wk"),
+        (["MODEL", "--data", "DATA", "--modules-to-save", "norm"], "modules_to_save is ('norm',), but must be some of embed"),
+        (["MODEL", "--data", "DATA", "--full", *ENDS], "--full trains all weights without an adapter, so modules-to-save cannot"),
+        (["--resume", "--out", "none", *ENDS], "a resumed run keeps its settings, so modules-to-save cannot change"),
         (["MODEL", "--data", "DATA", "--epochs", 0], "epochs is 0.0, but must be a positive number"),
         (["MODEL", "--data", "DATA", "--chat-template", "none.jinja"], "the chat template none.jinja does not exist"),
         (["MODEL", "--data", "DATA", "--full", "--dtype", "bfloat16"], "weights in two bytes cannot be trained"),

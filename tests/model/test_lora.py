@@ -10,20 +10,24 @@ from model.test_transformer import SEGMENTS, SWITCHES, assert_same_grads, batch,
 
 import numllama as nl
 from numllama.backend import BFLOAT16, to_numpy
+from numllama.model import transformer
 from numllama.model.lora import TARGETS
 
 every_switch = pytest.mark.parametrize("switches", SWITCHES.values(), ids=SWITCHES)
-SOME = ("wq", "wv", "w_down")
+every_untied_switch = pytest.mark.parametrize(
+    "switches", [pytest.param(each, id=name) for name, each in SWITCHES.items() if not each.get("tie_embeddings")]
+)
+SOME, ENDS = ("wq", "wv", "w_down"), ("embed", "head")
 
 
 def adapted(switches, device="cpu", dtype="float64", targets=TARGETS, **config):
-    """A small model, all random, with an adapter whose b is no longer zero."""
+    """A small model, all random, with an adapter whose b is no longer zero, nor its own embedding and head the model's."""
     model = build(switches, device, "float32" if dtype in ("bfloat16", "float16") else dtype)
     model = nl.Transformer(model.config, device=device, compute_dtype=dtype, params=model.params)
     model.add_adapter(nl.LoraConfig(rank=3, alpha=4.5, targets=targets, **config), seed=5)
     for i, (name, view) in enumerate(model.adapter.params.items()):
-        if name.endswith("_lora_b"):
-            view[...] = model.xp.asarray(np.random.default_rng([6, i]).standard_normal(view.shape) * 0.3)
+        if not name.endswith("_lora_a"):
+            view += model.xp.asarray(np.random.default_rng([6, i]).standard_normal(view.shape) * 0.3, view.dtype)
     model.adapter.params.sync_low_precision()
     return model
 
@@ -80,9 +84,10 @@ def test_an_adapter_has_gradients_of_its_own_and_nothing_else_has(device):
         model.loss_and_grads(*batch(), grads=model.params.zeros_like())
 
 
+@pytest.mark.parametrize("modules", [(), ENDS], ids=["updates", "whole_matrices_too"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_in_mixed_precision_gradients_point_where_those_in_float64_do(dtype):
-    model, exact = adapted({}, dtype=dtype), adapted({})
+def test_in_mixed_precision_gradients_point_where_those_in_float64_do(dtype, modules):
+    model, exact = adapted({}, dtype=dtype, modules_to_save=modules), adapted({}, modules_to_save=modules)
     exact.params.flat[...], exact.adapter.params.flat[...] = model.params.flat, model.adapter.params.flat
     loss, grads = model.loss_and_grads(*batch())
     exact_loss, expected = exact.loss_and_grads(*batch())
@@ -92,6 +97,7 @@ def test_in_mixed_precision_gradients_point_where_those_in_float64_do(dtype):
     for name, gradient in grads.items():
         cosine = (gradient * expected[name]).sum() / np.linalg.norm(gradient) / np.linalg.norm(expected[name])
         assert cosine > 0.99, name
+        assert name != "head" or (gradient == gradient.astype(dtype)).mean() < 0.2  # it is not rounded
     nl.AdamW(model.trainable).step(grads)
     assert_same_bits(model.adapter.weights.flat, model.adapter.params.flat.astype(dtype))
 
@@ -208,6 +214,76 @@ def test_a_step_of_an_adapter_needs_no_memory_for_gradients_or_moments_of_the_mo
         tracemalloc.stop()
     assert sum(state.flat.nbytes for state in optimizer.state.values()) == 2 * model.adapter.params.flat.nbytes
     assert peak < 0.2 * model.params.flat.nbytes
+
+
+# ------------------------------------------------------------------------------------------------ whole matrices
+
+
+@pytest.mark.parametrize("modules", [ENDS[:1], ENDS[1:], ENDS], ids="+".join)
+@every_untied_switch
+def test_whole_matrices_have_the_gradients_of_the_full_model(device, switches, modules):
+    model = adapted(switches, device, targets=SOME[:2], modules_to_save=modules)
+    _, grads = model.loss_and_grads(*batch(), segments=SEGMENTS)
+    _, full = merged(model).loss_and_grads(*batch(), segments=SEGMENTS)
+    assert {name for name in grads if "_lora_" not in name} == {*modules}
+    assert_same_grads(grads, {name: full[name] for name in modules}, rtol=1e-11)
+
+
+def test_the_gradient_of_a_whole_head_comes_in_chunks_of_rows(monkeypatch):
+    model = adapted({}, modules_to_save=ENDS)
+    expected = model.loss_and_grads(*batch())[1]
+    monkeypatch.setattr(transformer, "CHUNK_LOGITS", 100)                # four rows of 23
+    assert_same_grads(model.loss_and_grads(*batch())[1], expected)
+
+
+@every_untied_switch
+def test_whole_matrices_begin_as_the_models_and_are_trained_beside_them(device, switches):
+    model, tokens = build(switches, device, "float32"), batch()[0]
+    before, logits = to_numpy(model.params.flat).copy(), to_numpy(model.forward(tokens))
+    model.add_adapter(nl.LoraConfig(rank=2, modules_to_save=ENDS))
+    assert_same_bits(model.forward(tokens), logits)
+    nl.AdamW(model.trainable, lr=0.1).step(model.loss_and_grads(*batch())[1])
+    assert_same_bits(model.params.flat, before)
+    expected = to_numpy(model.forward(tokens))
+    assert np.abs(expected - logits).max() > 0.01
+    own = {name: to_numpy(model.adapter.params[name]).copy() for name in ENDS}
+    model.merge_adapter()
+    assert_close(model.forward(tokens), expected, rtol=1e-5)
+    for name, view in own.items():
+        assert_same_bits(model.params[name], view)
+
+
+def test_whole_matrices_do_not_change_the_updates_that_a_seed_makes():
+    without, model = build({}), build({})
+    without.add_adapter(nl.LoraConfig(), seed=1)
+    model.add_adapter(nl.LoraConfig(modules_to_save=["head"]), seed=1)
+    size = without.adapter.params.flat.size
+    assert_same_bits(model.adapter.params.flat[:size], without.adapter.params.flat)
+
+
+def test_generation_with_whole_matrices_is_that_of_the_merged_model():
+    model = adapted(dict(max_seq_len=40), dtype="float32", modules_to_save=ENDS)
+    assert nl.generate(model, [1, 2, 3], 20, temperature=0) == nl.generate(merged(model), [1, 2, 3], 20, temperature=0)
+
+
+@pytest.mark.parametrize("settings", [dict(dtype="bfloat16"), dict(store_as="int8")], ids=str)
+def test_whole_matrices_are_not_rounded_with_the_weights_below_them(without_onednn, tmp_path, settings):
+    model = adapted({}, dtype="float32", modules_to_save=ENDS)
+    nl.Transformer(model.config, params=model.params).save(tmp_path / "base")
+    model.save_adapter(tmp_path / "adapter", base=tmp_path / "base")
+    small = nl.load(tmp_path / "adapter", **settings)
+    for name in ENDS:
+        assert_same_bits(small.adapter.params[name], model.adapter.params[name])
+    below = {name: np.asarray(view, "f4") for name, view in small.params.items()}
+    for name, view in model.params.items():
+        view[...] = below[name]
+    assert_close(small.forward(batch()[0]), model.forward(batch()[0]), rtol=1e-5)
+
+
+def test_one_matrix_for_embedding_and_head_cannot_be_two():
+    message = r"^modules_to_save is \('head',\), but the model's embedding and head are one matrix$"
+    with pytest.raises(ValueError, match=message):
+        build(dict(tie_embeddings=True)).add_adapter(nl.LoraConfig(modules_to_save=["head"]))
 
 
 # ------------------------------------------------------------------------------------------------ what cannot be

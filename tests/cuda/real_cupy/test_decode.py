@@ -116,10 +116,11 @@ def test_logits_are_those_of_the_whole_forward_pass(gpu, dtype, rtol, variant):
     assert_same_bits(logits, steps(model, tokens)[0])
 
 
-def test_an_adapter_is_recorded_too(gpu):
+@pytest.mark.parametrize("modules", [(), ("embed", "head")], ids=["updates", "whole_matrices_too"])
+def test_an_adapter_is_recorded_too(gpu, modules):
     cpu, device = models()
     for model in (cpu, device):
-        model.add_adapter(LoraConfig(rank=2, targets=("wq", "w_up", "wo")))
+        model.add_adapter(LoraConfig(rank=2, targets=("wq", "w_up", "wo"), modules_to_save=modules))
         for name, part in model.adapter.params.items():
             part[...] = model.xp.asarray(np.random.default_rng(len(name)).standard_normal(part.shape).astype("float32"))
         model.adapter.params.sync_low_precision()

@@ -94,9 +94,14 @@ def test_a_run(gpu, tmp_path, trained):
     assert_close(to_numpy(model.params.flat).astype(np.float32), expected.params.flat.astype(BFLOAT16).astype(np.float32), rtol=0)
 
 
-def test_an_adapter(gpu, tmp_path, folder):
-    model = nl.load(folder)
-    model.add_adapter(LoraConfig(rank=2), seed=1)
+@pytest.mark.parametrize("modules", [(), ("embed", "head")], ids=["updates", "whole_matrices_too"])
+def test_an_adapter(gpu, tmp_path, folder, modules):
+    model, config = nl.load(folder), LoraConfig(rank=2, modules_to_save=modules)
+    new = nl.load(folder, device="cuda")
+    expected = to_numpy(new.forward(TOKENS))
+    new.add_adapter(config)
+    assert_same_bits(new.forward(TOKENS), expected)
+    model.add_adapter(config, seed=1)
     model.adapter.params.flat[...] = np.random.default_rng(0).normal(0, 0.1, model.adapter.params.flat.shape)
     model.save_adapter(tmp_path / "adapter", base=folder)
     loaded = nl.load(tmp_path / "adapter", device="cuda")

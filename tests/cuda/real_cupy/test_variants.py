@@ -75,7 +75,8 @@ BATCHES = {
     "ignored targets": dict(targets=np.where(np.arange(18).reshape(2, 9) % 3 == 0, IGNORE, NEXT)),
     "packed documents": dict(segments=np.array([[0, 0, 0, 1, 1, 1, 2, 2, 2], [0] * 9])),
     "nothing counted": dict(targets=np.full((2, 9), IGNORE)),
-    "an adapter": dict(adapter=True),
+    "an adapter": dict(adapter=LoraConfig(rank=2)),
+    "an adapter with whole matrices": dict(adapter=LoraConfig(rank=2, modules_to_save=("embed", "head"))),
 }
 
 
@@ -83,12 +84,12 @@ BATCHES = {
 @pytest.mark.parametrize("case", BATCHES)
 def test_gradients(gpu, case, dtype):
     about = dict(BATCHES[case])
-    targets, adapter = about.pop("targets", NEXT), about.pop("adapter", False)
+    targets, adapter = about.pop("targets", NEXT), about.pop("adapter", None)
     results = []
     for device in ("cuda", "cpu"):
         model = Transformer(CONFIG, seed=2, device=device, compute_dtype=dtype)
         if adapter:
-            model.add_adapter(LoraConfig(rank=2), seed=1)
+            model.add_adapter(adapter, seed=1)
         loss, grads = model.loss_and_grads(INPUTS, targets, key=(0, 1), **about)
         results.append((float(loss), grads.flat if device == "cpu" else grads.flat.get()))
     (loss, flat), (expected, expected_flat) = results

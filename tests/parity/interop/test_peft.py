@@ -22,11 +22,11 @@ TARGETS = {"all": nl.LoraConfig().targets, "queries_and_values": ("wq", "wv"), "
 MODULES = {"all": "all-linear", "queries_and_values": ["q_proj", "v_proj"], "ffn": r".*\.mlp\.(gate|down)_proj"}
 
 
-def adapted(folder, targets="all", **changes):
+def adapted(folder, targets="all", modules=(), **changes):
     """A model on disk, and the same with an adapter whose parameters are all random."""
     model = random_model("float64", **changes)
     model.save(folder)
-    model.add_adapter(nl.LoraConfig(rank=3, alpha=5.0, targets=TARGETS[targets]), seed=4)
+    model.add_adapter(nl.LoraConfig(rank=3, alpha=5.0, targets=TARGETS[targets], modules_to_save=modules), seed=4)
     flat = model.adapter.params.flat
     flat[:] = np.random.default_rng(5).standard_normal(flat.shape) * 0.3
     return model
@@ -162,6 +162,46 @@ def test_gradients_of_single_matrices_are_those_of_autograd(tmp_path):
     assert set(names.values()) == set(theirs_by_name)
     for name, gradient in grads.items():
         assert_close(gradient, theirs_by_name[names[name]].numpy(), rtol=10 * TOLERANCE)
+
+
+@pytest.mark.parametrize("modules", [("head",), ("embed", "head")], ids="+".join)
+def test_three_steps_with_whole_matrices_are_those_of_peft_and_torch(tmp_path, modules):
+    """Each step's loss, all gradients, and AdamW; then either opens what the other has trained."""
+    model = adapted(tmp_path / "base", "queries_and_values", modules)
+    below = model.params.flat.copy()
+    model.save_adapter(tmp_path / "start")
+    opened = peft.PeftModel.from_pretrained(theirs(tmp_path / "base"), tmp_path / "start", is_trainable=True)
+    by_name = {name.replace(".default", "").replace(".modules_to_save", ""): p for name, p in opened.named_parameters()}
+    names, before = peft_names(model.config, model.adapter.params.shapes), logits(opened)
+    trained = {name: by_name[names[name]] for name in names}
+    assert {id(p) for p in opened.parameters() if p.requires_grad} == {id(p) for p in trained.values()}
+
+    settings = dict(lr=0.01, weight_decay=0.1)
+    ours, other = nl.AdamW(model.trainable, **settings), torch.optim.AdamW([*trained.values()], betas=(0.9, 0.95), **settings)
+    rng = np.random.default_rng(1)
+    for _ in range(3):
+        ids = rng.integers(0, model.config.vocab_size, (2, 11))
+        loss, grads = model.loss_and_grads(ids[:, :-1], ids[:, 1:])
+        out = opened(torch.tensor(ids[:, :-1])).logits
+        expected = torch.nn.functional.cross_entropy(out.flatten(0, 1), torch.tensor(ids[:, 1:]).flatten())
+        other.zero_grad()
+        expected.backward()
+        assert float(loss) == pytest.approx(expected.item(), rel=TOLERANCE)
+        for name, gradient in grads.items():
+            assert_close(gradient, trained[name].grad.numpy(), rtol=10 * TOLERANCE)
+        ours.step(grads)
+        other.step()
+    for name in names:
+        assert_close(model.adapter.params[name], trained[name].detach().numpy(), rtol=10 * TOLERANCE)
+
+    assert np.abs(logits(opened) - before).max() > 1e-2
+    model.save_adapter(tmp_path / "ours")
+    again = peft.PeftModel.from_pretrained(theirs(tmp_path / "base"), tmp_path / "ours")
+    assert_close(model.forward(tokens()), logits(again), rtol=TOLERANCE)
+    opened.save_pretrained(tmp_path / "theirs")
+    third = nl.load(tmp_path / "base", dtype="float64", adapter=tmp_path / "theirs")
+    assert_close(third.forward(tokens()), logits(opened), rtol=TOLERANCE)
+    assert_same_bits(model.params.flat, below)
 
 
 def test_dora_is_refused_by_name(tmp_path):
