@@ -168,7 +168,7 @@ class _Judge:
         return judged
 
     def one(self, name: str, arranged: Arranged, before: Sequence[Judged]) -> Judged:
-        theirs, ours = arranged.array, self.reference.expected(name)
+        theirs, ours = self.reference.cleaned(name, arranged.array), self.reference.expected(name)
         off = difference(theirs, ours)
         noise = difference(self.reference.cleaned(name, self.noisy[name]), ours) if name in self.noisy else 0.0
         error, allowed = _relative(off, noise, ours, self.dtype)
@@ -215,7 +215,10 @@ def alone(
             reference.cleaned(name, evaluate(reference.equations, [name], given, replaced, jitter)[name])
             for jitter in (lambda value: value, rounding(dtype))
         )
-    return _relative(difference(theirs, ours), difference(noisy, ours), ours, dtype)
+    off = difference(theirs, ours)
+    if short_name(name) == "scores":  # golden vectors, and perhaps the dump, have zeros where a key is hidden
+        off = np.where(np.isneginf(ours) & (theirs == 0), 0, off)
+    return _relative(off, difference(noisy, ours), ours, dtype)
 
 
 def _relative(off: np.ndarray, noise: Any, ours: np.ndarray, dtype: str) -> tuple[float, float]:

@@ -41,6 +41,8 @@ class Explanation:
         Sentences; two if only both together do.
     values : list of str
         The values or gradients that it explains.
+    equations : list of str
+        The values whose equations are mistaken.
     page : str
         The page of the book with the right equation.
     before, after : float
@@ -51,6 +53,7 @@ class Explanation:
 
     mistakes: tuple[str, ...]
     values: list[str]
+    equations: list[str]
     page: str
     before: float
     after: float
@@ -114,13 +117,13 @@ class _Search:
             return
         best = self.best(judged, self.candidates(name, BACKWARD if backward else FORWARD))
         if best is None:
-            self.unexplained.append(name)
+            self.unexplained += [name] if judged.verdict == WRONG else []  # the others' forward is wrong
         else:
             self.found.append((judged, *best))
             if not backward:
                 self.forward |= best[0].replaced
 
-    # ---------------------------------------------------------------------------------------- candidates
+    # ---------------------------------------------------------------------------------- candidates
 
     def candidates(self, name: str, mistakes: Iterable[Mistake]) -> list[Candidate]:
         """Mistakes in the equations between a value and its inputs: everywhere, in the same place of all layers, in one place."""
@@ -154,14 +157,15 @@ class _Search:
 
     def tried(self, judged: Judged, candidates: Iterable[Candidate]) -> Iterator[tuple[Candidate, float, float]]:
         """Each candidate that can be made, its error, and the error that rounding explains."""
-        for candidate in candidates:
+        for each in candidates:
             try:
+                replaced = self.forward | each.replaced
                 error, allowed = alone(
-                    self.reference, judged.name, judged.theirs, self.known, self.comparison.dtype, self.forward | candidate.replaced
+                    self.reference, judged.name, judged.theirs, self.known, self.comparison.dtype, replaced
                 )
             except DoesNotApply:
                 continue
-            yield candidate, (math.inf if math.isnan(error) else error), allowed
+            yield each, (math.inf if math.isnan(error) else error), allowed
 
     def pairs(self, candidates: Sequence[Candidate]) -> Iterator[Candidate]:
         """Two mistakes in different equations, the more likely ones first."""
@@ -213,7 +217,7 @@ class _Search:
             total += float((np.where(np.isfinite(value), value, 0) * known[gradient_of(node)]).sum())
         return total
 
-    # ---------------------------------------------------------------------------------------- results
+    # ---------------------------------------------------------------------------------- results
 
     def explanations(self) -> list[Explanation]:
         """One for each mistake, with all that it explains."""
@@ -222,7 +226,9 @@ class _Search:
             by_mistake.setdefault(tuple(mistake.what for mistake in each[1].mistakes), []).append(each)
         return [
             Explanation(
-                what, [judged.name for judged, *_ in group], next(iter(group[0][1].replaced.values())).op.page,
+                what, [judged.name for judged, *_ in group],
+                list(dict.fromkeys(node for _, candidate, *_ in group for node in candidate.replaced)),
+                next(iter(group[0][1].replaced.values())).op.page,
                 max(judged.alone for judged, *_ in group), max(error for _, _, error, _ in group), group[0][3],
             )
             for what, group in by_mistake.items()
