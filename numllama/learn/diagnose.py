@@ -21,7 +21,7 @@ from numllama.learn.mistakes.mistake import DoesNotApply, Mistake, mistaken, pla
 
 DIRECTIONS, STEP = 4, 1e-4  # of the differences that check a gradient
 MOST_FIRST = 40  # mistakes that are tried together with any other
-ALIKE = 3.0  # a second explanation is told if its error is at most so many times that of the best
+ALIKE = 3.0  # a second explanation is told if its error is at most this multiple of the best one's
 
 
 class Candidate(NamedTuple):
