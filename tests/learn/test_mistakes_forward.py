@@ -23,18 +23,20 @@ WIDE = dict(
         rope_type="llama3", factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64
     ),
 )  # fmt: skip
-CONFIGS = [*STANDARD, "wide"]
+TINY = dict(vocab_size=3, dim=2, n_layers=1, n_heads=1, ffn_dim=1, max_seq_len=8)
+MORE = {"wide": WIDE, "tiny": TINY}
+CONFIGS = [*STANDARD, *MORE]
 
 
 @cache
 def vectors(name):
-    if name != "wide":
+    if name in STANDARD:
         return standard_vectors(name)
-    config, rng = ModelConfig(**WIDE), np.random.default_rng(0)
+    config, rng = ModelConfig(**MORE[name]), np.random.default_rng(0)
     params = Transformer(config, dtype="float64").params
     for value in params.values():
         value[...] = rng.normal(0, 0.3, value.shape) + (value.ndim == 1)
-    return vectors_of(params, config, Batch(*rng.integers(0, 11, (2, 2, 7))))
+    return vectors_of(params, config, Batch(*rng.integers(0, config.vocab_size, (2, 2, 7))))
 
 
 @cache
@@ -129,3 +131,16 @@ def test_no_two_mistakes_give_the_same_numbers():
             for node in outcomes(a, name).keys() & outcomes(b, name).keys()
         ]
         assert not both or any(change(*pair) > SAME for pair in both), f"{FORWARD[a].what}\n{FORWARD[b].what}"
+
+
+def test_a_mistake_has_a_place_only_where_the_model_has_its_values():
+    of_keys = next(mistake for mistake in FORWARD if mistake.what == "The norm of the keys follows RoPE instead of preceding it.")
+    assert places(right("gqa")[0], of_keys) == []
+    assert places(right("qk-norm")[0], of_keys) == ["values/layer.0.k_rotated", "values/layer.1.k_rotated"]
+
+
+def test_a_mistake_may_name_an_input_of_another_layer():
+    first = next(mistake for mistake in FORWARD if mistake.what == "The weight is that of the first block, in every block.")
+    row = mistaken(right("wide")[0], "values/layer.2.up", first)
+    assert row.inputs["weight_of_layer_0"] == "weights/blocks.0.w_up"
+    assert row.inputs["weight"] == "weights/blocks.2.w_up"

@@ -302,7 +302,7 @@ def _(scores, visible):
     return e / (1 + e.sum(-1, keepdims=True))
 
 
-@forward("softmax", "It is a sigmoid of each score instead of a softmax.")
+@forward("softmax", "Each score goes through a sigmoid instead of softmax.")
 def _(scores, visible):
     return 1 / (1 + np.exp(-masked(scores, visible)))
 
@@ -317,7 +317,7 @@ def _(scores, visible):
     return (kept := masked(scores, visible, 0.0)) / kept.sum(-1, keepdims=True)
 
 
-@forward("softmax", "It is the logarithm of softmax.")
+@forward("softmax", "The logarithm of softmax is taken.")
 def _(scores, visible):
     p = softmax(scores, visible)
     return np.log(np.where(p > 0, p, 1))

@@ -154,7 +154,7 @@ def _(logits, targets):
     return -cross_entropy(logits, targets)
 
 
-@forward("loss", "It is the perplexity: exp of the loss.")
+@forward("loss", "The loss is the perplexity, the exponential of the cross-entropy.")
 def _(logits, targets):
     return np.exp(cross_entropy(logits, targets))
 
@@ -204,7 +204,7 @@ def _(logits, targets, config):
     return cross_entropy(logits / math.sqrt(config.dim), targets)
 
 
-@forward("loss", "The loss caps the logits softly at 30, as in Gemma 2.")
+@forward("loss", "The loss is that of logits with a soft cap of 30, as in Gemma 2.")
 def _(logits, targets):
     return cross_entropy(30 * np.tanh(logits / 30), targets)
 
@@ -225,7 +225,7 @@ def _(logits, targets):
     return cross_entropy(logits.astype(BFLOAT16).astype(float), targets)
 
 
-@forward("loss", "It is the binary cross-entropy of each logit, not that of a softmax.")
+@forward("loss", "The loss is the binary cross-entropy of each logit, without softmax.")
 def _(logits, targets):
     right = np.arange(logits.shape[-1]) == targets[..., None]
     return mean((np.logaddexp(0, logits) - right * logits).mean(-1), targets)

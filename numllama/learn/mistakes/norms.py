@@ -36,7 +36,7 @@ def _(x, weight):
     return rmsnorm(x, weight, 1e-5)
 
 
-@forward("rmsnorm", "eps is the least that the mean square may be; it is not added.")
+@forward("rmsnorm", "eps is a lower limit of the mean square; it is not added.")
 def _(x, weight, eps):
     return x / np.sqrt(np.maximum(mean_square(x), eps)) * weight
 
@@ -59,7 +59,7 @@ def _(x, weight, eps):
     return rmsnorm(x - x.mean(-1, keepdims=True), weight, eps)
 
 
-@forward("rmsnorm", "The values are divided by their standard deviation, whose mean is subtracted.")
+@forward("rmsnorm", "The values are divided by their standard deviation instead of their root mean square.")
 def _(x, weight, eps):
     return x / np.sqrt(x.var(-1, keepdims=True) + eps) * weight
 

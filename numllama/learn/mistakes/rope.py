@@ -7,7 +7,7 @@ import numpy as np
 from numllama.backend import BFLOAT16
 from numllama.learn import equations
 from numllama.learn.equations import OPS
-from numllama.learn.mistakes.mistake import Catalogue
+from numllama.learn.mistakes.mistake import Catalogue, DoesNotApply
 from numllama.learn.plain_llama import merge_heads, split_heads
 from numllama.ops.rope import LAYOUTS, pairs
 
@@ -112,6 +112,8 @@ def _(x, cos, sin, layout):
 @forward("rope", "Only the first half of the components turns, by the first half of the angles.")
 def _(x, cos, sin, layout):
     n = x.shape[-1] // 4 * 2
+    if not n:
+        raise DoesNotApply
     return np.concatenate([rope(x[..., :n], cos[..., : n // 2], sin[..., : n // 2], layout), x[..., n:]], -1)
 
 

@@ -46,7 +46,7 @@ def _(tokens):
     return np.broadcast_to(np.arange(len(tokens))[:, None], tokens.shape)
 
 
-@forward("positions", "Positions go on from one sequence of the batch to the next.")
+@forward("positions", "Positions continue from one sequence of the batch to the next.")
 def _(tokens):
     return np.arange(tokens.size).reshape(tokens.shape)
 
@@ -170,13 +170,13 @@ def _(positions, config):
     return plain * (kept + (1 - kept) / factor(config))
 
 
-@forward("frequencies", "Frequencies are kept above low_freq_factor, without a blend.")
+@forward("frequencies", "Frequencies are kept above low_freq_factor: in Meta's code, as if both limits were exchanged.")
 def _(positions, config):
     plain, turns, low, _ = llama3(config)
     return np.where(turns > low, plain, plain / factor(config))
 
 
-@forward("frequencies", "Frequencies are divided below high_freq_factor, without a blend.")
+@forward("frequencies", "Frequencies are divided below high_freq_factor: in transformers, as if both limits were exchanged.")
 def _(positions, config):
     plain, turns, _, high = llama3(config)
     return np.where(turns < high, plain / factor(config), plain)
@@ -224,7 +224,7 @@ def scaled_otherwise(positions, config, **changes):
 # ------------------------------------------------------------------------------------------------ tables
 
 
-@forward("angles", "The angles are taken for degrees.")
+@forward("angles", "The angles are treated as degrees.")
 def _(positions, frequencies):
     return np.radians(equations.angles(positions, frequencies))
 

@@ -92,22 +92,22 @@ def _(x, weight_of_layer_0):
     return x @ weight_of_layer_0.T
 
 
-@forward("q", "The weight is wk.")
+@forward("q", "The weight is wk instead of wq.")
 def _(x, weight, wk):
     return product(x, wk, weight)
 
 
-@forward("q", "The weight is wv.")
+@forward("q", "The weight is wv instead of wq.")
 def _(x, weight, wv):
     return product(x, wv, weight)
 
 
-@forward("q", "The weight is wo.")
+@forward("q", "The weight is wo instead of wq.")
 def _(x, weight, wo):
     return product(x, wo, weight)
 
 
-@forward("attn_out", "The weight is wq.")
+@forward("attn_out", "The weight is wq instead of wo.")
 def _(x, weight, wq):
     return product(x, wq, weight)
 
@@ -127,12 +127,12 @@ def _(x, weight, wk):
     return product(x, wk, weight)
 
 
-@forward("gate", "The weight is w_up.")
+@forward("gate", "The weight is w_up instead of w_gate.")
 def _(x, w_up):
     return x @ w_up.T
 
 
-@forward("up", "The weight is w_gate.")
+@forward("up", "The weight is w_gate instead of w_up.")
 def _(x, w_gate):
     return x @ w_gate.T
 
@@ -152,27 +152,27 @@ def _(x, embed):
     return x @ embed.T
 
 
-@forward("q k v", "The product is with the block's input, not with its norm.")
+@forward("q k v", "The matrix multiplies the block's input, not its norm.")
 def _(block_input, weight):
     return block_input @ weight.T
 
 
-@forward("gate up", "The product is with the stream after attention, not with its norm.")
+@forward("gate up", "The matrix multiplies the stream after attention, not its norm.")
 def _(after_attention, weight):
     return after_attention @ weight.T
 
 
-@forward("gate up", "The product is with the output of the attention's norm, not of the feed-forward's.")
+@forward("gate up", "The matrix multiplies the output of the attention's norm, not of the feed-forward's.")
 def _(attn_norm, weight):
     return attn_norm @ weight.T
 
 
-@forward("logits", "The product is with the last block's output, not with its norm.")
+@forward("logits", "The matrix multiplies the last block's output, not its norm.")
 def _(last, weight):
     return last @ weight.T
 
 
-@forward("ffn_out", "The product is with gate · up, without SiLU.")
+@forward("ffn_out", "The matrix multiplies gate · up, without SiLU.")
 def _(gate, up, weight):
     return (gate * up) @ weight.T
 
@@ -242,17 +242,17 @@ def _(x, weight):
     return x @ (np.round(weight / np.where(scale == 0, 1, scale)) * scale).T
 
 
-@forward("linear", "The product is one of bfloat16: inputs, weight and result are rounded.")
+@forward("linear", "The product is computed in bfloat16: inputs, weight and result are rounded.")
 def _(x, weight):
     return rounded(rounded(x, BFLOAT16) @ rounded(weight, BFLOAT16).T, BFLOAT16)
 
 
-@forward("linear", "The product is one of float16: inputs, weight and result are rounded.")
+@forward("linear", "The product is computed in float16: inputs, weight and result are rounded.")
 def _(x, weight):
     return rounded(rounded(x, np.float16) @ rounded(weight, np.float16).T, np.float16)
 
 
-@forward("linear", "The product is one of TF32: inputs and weight keep 10 bits after the point.")
+@forward("linear", "The product is computed in TF32: inputs and weight keep 10 bits of their mantissas.")
 def _(x, weight):
     def tf32(values):
         mantissa, exponent = np.frexp(values)
