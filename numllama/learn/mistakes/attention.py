@@ -349,3 +349,30 @@ def _(attention, k_repeated):
 @forward("weighted_sum", "The weights are the scores, before softmax.")
 def _(scores, v, visible):
     return masked(scores, visible, 0.0) @ v
+
+
+for _window in (2, 3, 4):
+
+    @forward("visible", f"A token sees only the last {_window}, itself included: a sliding window.")
+    def _(tokens, segments, window=_window):
+        T = tokens.shape[1]
+        return equations.visible(tokens, segments) & np.tri(T, k=window - 1, dtype=bool).T
+
+
+for _cap in (5.0, 10.0, 20.0, 30.0):
+
+    @forward("scores", f"The scores have a soft cap of {_cap:.0f}, as in Gemma 2.")
+    def _(q, k, visible, cap=_cap):
+        return masked(cap * np.tanh(products(q, k) / math.sqrt(q.shape[-1]) / cap), visible)
+
+
+@forward("scores", "Queries and keys are normalised to a length of 1 first.")
+def _(q, k, visible):
+    lengths = np.linalg.norm(q, axis=-1, keepdims=True), np.linalg.norm(k, axis=-1, keepdims=True)
+    return masked(products(q / lengths[0], k / lengths[1]) / math.sqrt(q.shape[-1]), visible)
+
+
+@forward("softmax", "Softmax runs over the heads instead of the keys; hidden keys have no weight.")
+def _(scores, visible):
+    exponentials = np.exp(masked(scores, visible))
+    return exponentials / np.where(visible, exponentials.sum(1, keepdims=True), 1)

@@ -138,3 +138,8 @@ def _(gate, up):
 @forward("swiglu", "The gate's function is a softmax over the hidden units instead of SiLU.")
 def _(gate, up):
     return OPS["softmax"].forward(gate, True) * up
+
+
+@forward("swiglu", "The gate's function is Mish, gate · tanh(softplus(gate)), instead of SiLU.")
+def _(gate, up):
+    return gate * np.tanh(np.logaddexp(0, gate)) * up

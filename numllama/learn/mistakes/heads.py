@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from numllama.learn import equations
 from numllama.learn.equations import OPS
 from numllama.learn.mistakes.mistake import Catalogue, DoesNotApply
 from numllama.learn.plain_llama import merge_heads, split_heads
@@ -104,3 +105,8 @@ def _(x, n_heads):
 @forward("repeat", "All query heads share the mean of the key/value heads.")
 def _(x, n_heads):
     return np.repeat(x.mean(1, keepdims=True), n_heads, 1)
+
+
+@forward("repeat", "The key/value heads are in reverse order.")
+def _(x, n_heads):
+    return equations.repeat(x[:, ::-1], n_heads)

@@ -229,3 +229,23 @@ def _(logits, targets):
 def _(logits, targets):
     right = np.arange(logits.shape[-1]) == targets[..., None]
     return mean((np.logaddexp(0, logits) - right * logits).mean(-1), targets)
+
+
+for _weight in (1e-3, 1e-2, 0.1):
+
+    @forward("loss", f"A z-loss of {_weight:g} is added: the mean of the squared normaliser.")
+    def _(logits, targets, weight=_weight):
+        return mean(losses(logits, targets) + weight * np.logaddexp.reduce(logits, -1) ** 2, targets)
+
+
+for _small in (1e-2, 1e-3, 1e-4):
+
+    @forward("loss", f"{_small:g} is added to the probability before its logarithm.")
+    def _(logits, targets, small=_small):
+        return mean(-np.log(np.exp(-losses(logits, targets)) + small), targets)
+
+
+@forward("loss", "The loss is the squared distance of probabilities and one-hot targets.")
+def _(logits, targets):
+    probabilities = np.exp(log_softmax(logits))
+    return mean((probabilities**2).sum(-1) - 2 * of_targets(probabilities, targets) + 1, targets)

@@ -6,9 +6,9 @@
 
 The first argument names an op ("rmsnorm": wherever it is used) or a value ("attn_norm"). The function's parameters are those
 of the op, and names of other values, weights and settings: `wk`, `v_heads`, `config`; `weight_of_layer_0` is the op's `weight`
-in the first block. Where a model has no such value, or its sizes do not fit (:class:`DoesNotApply`), the mistake cannot be made.
-A mistaken backward takes `dout` first; it returns a gradient for each differentiable parameter, or a dict with those that are
-wrong. None drops a gradient.
+in the first block, `weight_of_last_layer` in the last. Where a model has no such value, or its sizes do not fit
+(:class:`DoesNotApply`), the mistake cannot be made. A mistaken backward takes `dout` first; it returns a gradient for each
+differentiable parameter, or a dict with those that are wrong. None drops a gradient.
 """
 
 import inspect
@@ -71,13 +71,20 @@ def places(equations: Equations, mistake: Mistake) -> list[str]:
 def more_inputs(equations: Equations, node: str, mistake: Mistake) -> dict[str, str]:
     """The values that a mistaken equation needs and the right one does not, by parameter."""
     inputs, layer, more = equations.rows[node].inputs, layer_of(node), {}
-    for parameter in inspect.signature(mistake.function).parameters:
-        name, _, other = parameter.partition("_of_layer_")
+    last = f"_of_layer_{equations.config.n_layers - 1}"
+    for parameter in wanted(mistake):
+        name, _, other = parameter.replace("_of_last_layer", last).partition("_of_layer_")
         if other and name in inputs:
             more[parameter] = inputs[name].replace(f".{layer}.", f".{other}.")
-        elif parameter not in (*inputs, "dout"):
+        elif parameter not in inputs:
             more[parameter] = equations.node(name, int(other) if other else layer)
     return more
+
+
+def wanted(mistake: Mistake) -> list[str]:
+    """The values that the mistake's function takes. A parameter with a default is a constant of its own."""
+    parameters = inspect.signature(mistake.function).parameters.values()
+    return [each.name for each in parameters if each.default is each.empty and each.name != "dout"]
 
 
 def short_name(node: str) -> str:
@@ -95,17 +102,17 @@ def mistaken(equations: Equations, node: str, mistake: Mistake) -> Row:
     """The equation of a value with the mistake in it."""
     op, inputs = equations.rows[node]
     own = len(inputs)
-    wanted = [name for name in inspect.signature(mistake.function).parameters if name != "dout"]
+    parameters = wanted(mistake)
     more = more_inputs(equations, node, mistake)
     names = [*inputs, *more]
 
     def called(*values: Any) -> Any:
         given = dict(zip(names, values, strict=True))
-        return mistake.function(**{name: given[name] for name in wanted})
+        return mistake.function(**{name: given[name] for name in parameters})
 
     def called_backward(dout: Any, *values: Any) -> tuple:
         given = dict(zip(names, values, strict=True))
-        wrong = mistake.function(dout, **{name: given[name] for name in wanted})
+        wrong = mistake.function(dout, **{name: given[name] for name in parameters})
         if not isinstance(wrong, dict):
             return wrong
         right = dict(zip(op.wrt, op.backward(dout, *values[:own]), strict=True)) if op.backward else {}

@@ -228,3 +228,33 @@ def _(embedding, weight, eps):
 @forward("norm", "The final norm reads the embedding: the blocks are left out.")
 def _(embedding, weight, eps):
     return rmsnorm(embedding, weight, eps)
+
+
+@forward("rmsnorm", "The root mean square is that of the batch's axis.")
+def _(x, weight, eps):
+    return x / np.sqrt(mean_square(x, 0) + eps) * weight
+
+
+@forward("rmsnorm", "The gain is that of the last block, in every block.")
+def _(x, weight_of_last_layer, eps):
+    return rmsnorm(x, weight_of_last_layer, eps)
+
+
+@forward("norm", "The gain is that of the last block's ffn_norm.")
+def _(x, w_ffn_norm_of_last_layer, eps):
+    return rmsnorm(x, w_ffn_norm_of_last_layer, eps)
+
+
+@forward("norm", "The gain is that of the last block's attn_norm.")
+def _(x, w_attn_norm_of_last_layer, eps):
+    return rmsnorm(x, w_attn_norm_of_last_layer, eps)
+
+
+@forward("norm", "The final norm reads the last block's input: one block is left out.")
+def _(block_input_of_last_layer, weight, eps):
+    return rmsnorm(block_input_of_last_layer, weight, eps)
+
+
+@forward("ffn_norm", "The norm is that of the attention: the feed-forward reads attn_norm.")
+def _(attn_norm):
+    return attn_norm

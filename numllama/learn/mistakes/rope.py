@@ -173,3 +173,15 @@ def _(q_heads, q_norm, cos, sin, layout):
 @forward("k_rotated", "RoPE turns the keys as they were before their norm.")
 def _(k_heads, k_norm, cos, sin, layout):
     return rope(k_heads, cos, sin, layout)
+
+
+@forward("rope", "Only the first component of each pair changes.")
+def _(x, cos, sin, layout):
+    x1, x2 = halves(x, layout)
+    return joined(x1 * cos - x2 * sin, x2, layout)
+
+
+@forward("rope", "Only the second component of each pair changes.")
+def _(x, cos, sin, layout):
+    x1, x2 = halves(x, layout)
+    return joined(x1, x2 * cos + x1 * sin, layout)

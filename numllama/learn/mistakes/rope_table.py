@@ -199,6 +199,16 @@ def _(positions, config):
     return scaled_otherwise(positions, config, factor=32)
 
 
+@forward("frequencies", "Slow frequencies are multiplied by the factor instead of divided by it.")
+def _(positions, config):
+    return scaled_otherwise(positions, config, factor=1 / factor(config))
+
+
+@forward("frequencies", "theta is multiplied by the factor instead of scaling the frequencies, as in NTK-aware scaling.")
+def _(positions, config):
+    return (config.rope_theta * factor(config)) ** (-np.arange(0, config.head_dim, 2) / config.head_dim)
+
+
 def factor(config):
     if "factor" not in (config.rope_scaling or {}):
         raise DoesNotApply

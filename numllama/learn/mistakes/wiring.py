@@ -1,264 +1,14 @@
-"""Mistakes of the embedding, of matrix products and of the residual stream: right operations on wrong values or weights."""
+"""Mistakes of the residual stream and of the logits."""
 
 import math
 
 import numpy as np
 
-from numllama.backend import BFLOAT16
 from numllama.learn.equations import OPS
-from numllama.learn.mistakes.mistake import Catalogue, DoesNotApply
+from numllama.learn.mistakes.mistake import Catalogue
 
 catalogue = Catalogue()
 forward, rmsnorm, softmax = catalogue.forward, OPS["rmsnorm"].forward, OPS["softmax"].forward
-
-
-# ------------------------------------------------------------------------------------------------ embedding
-
-
-@forward("embedding", "The ids are one too large: each token gets the next token's row.")
-def _(tokens, weight):
-    return weight[(tokens + 1) % len(weight)]
-
-
-@forward("embedding", "The ids are one too small: each token gets the row of the token before.")
-def _(tokens, weight):
-    return weight[tokens - 1]
-
-
-@forward("embedding", "The embedding is multiplied by √C, as in Gemma.")
-def _(tokens, weight):
-    return weight[tokens] * math.sqrt(weight.shape[1])
-
-
-@forward("embedding", "The embedding is divided by √C.")
-def _(tokens, weight):
-    return weight[tokens] / math.sqrt(weight.shape[1])
-
-
-@forward("embedding", "The embedding is normalised to a root mean square of 1.")
-def _(tokens, weight, eps):
-    return rmsnorm(weight[tokens], np.ones(weight.shape[1]), eps)
-
-
-@forward("embedding", "The rows are those of the head, as if it were tied to the embedding.")
-def _(tokens, head):
-    return head[tokens]
-
-
-@forward("embedding", "The matrix was read with its axes exchanged: (V, C) numbers as (C, V).")
-def _(tokens, weight):
-    return as_transposed(weight)[tokens]
-
-
-@forward("embedding", "Sines and cosines of the position are added; positions enter through RoPE only.")
-def _(tokens, weight, positions):
-    C = weight.shape[1]
-    angles = positions[..., None] / 10000 ** (np.arange(C) // 2 * 2 / C)                         # (T, C) or (B, T, C)
-    return weight[tokens] + np.where(np.arange(C) % 2, np.cos(angles), np.sin(angles))
-
-
-@forward("embedding", "The embeddings are those of the targets.")
-def _(targets, weight):
-    return weight[np.maximum(targets, 0)]
-
-
-@forward("embedding", "The tokens of each sequence are in reverse order.")
-def _(tokens, weight):
-    return weight[tokens[:, ::-1]]
-
-
-# ------------------------------------------------------------------------------------------------ products
-
-
-def product(x, weight, right):
-    """With a weight that stands for the right one, if their shapes allow it."""
-    if weight.shape != right.shape:
-        raise DoesNotApply
-    return x @ weight.T
-
-
-def as_transposed(weight):
-    """Numbers of a matrix (out, in) that were read as (in, out), and then transposed."""
-    return weight.reshape(weight.shape[::-1]).T
-
-
-@forward("linear", "The weight is not transposed: its numbers, one row for each output, are read as (in, out).")
-def _(x, weight):
-    return x @ as_transposed(weight).T
-
-
-@forward("linear", "The weight is that of the first block, in every block.")
-def _(x, weight_of_layer_0):
-    return x @ weight_of_layer_0.T
-
-
-@forward("q", "The weight is wk instead of wq.")
-def _(x, weight, wk):
-    return product(x, wk, weight)
-
-
-@forward("q", "The weight is wv instead of wq.")
-def _(x, weight, wv):
-    return product(x, wv, weight)
-
-
-@forward("q", "The weight is wo instead of wq.")
-def _(x, weight, wo):
-    return product(x, wo, weight)
-
-
-@forward("attn_out", "The weight is wq instead of wo.")
-def _(x, weight, wq):
-    return product(x, wq, weight)
-
-
-@forward("k v", "The weight is that of the queries.")
-def _(x, weight, wq):
-    return product(x, wq, weight)
-
-
-@forward("k", "The weight is that of the values.")
-def _(x, weight, wv):
-    return product(x, wv, weight)
-
-
-@forward("v", "The weight is that of the keys.")
-def _(x, weight, wk):
-    return product(x, wk, weight)
-
-
-@forward("gate", "The weight is w_up instead of w_gate.")
-def _(x, w_up):
-    return x @ w_up.T
-
-
-@forward("up", "The weight is w_gate instead of w_up.")
-def _(x, w_gate):
-    return x @ w_gate.T
-
-
-@forward("gate", "The weight is w_down, transposed: w1 and w2 of Meta's files are exchanged.")
-def _(x, w_down):
-    return x @ w_down
-
-
-@forward("up", "The weight is w_down, transposed: w3 and w2 of Meta's files are exchanged.")
-def _(x, w_down):
-    return x @ w_down
-
-
-@forward("logits", "The head is the embedding, though the two are not tied.")
-def _(x, embed):
-    return x @ embed.T
-
-
-@forward("q k v", "The matrix multiplies the block's input, not its norm.")
-def _(block_input, weight):
-    return block_input @ weight.T
-
-
-@forward("gate up", "The matrix multiplies the stream after attention, not its norm.")
-def _(after_attention, weight):
-    return after_attention @ weight.T
-
-
-@forward("gate up", "The matrix multiplies the output of the attention's norm, not of the feed-forward's.")
-def _(attn_norm, weight):
-    return attn_norm @ weight.T
-
-
-@forward("logits", "The matrix multiplies the last block's output, not its norm.")
-def _(last, weight):
-    return last @ weight.T
-
-
-@forward("ffn_out", "The matrix multiplies gate · up, without SiLU.")
-def _(gate, up, weight):
-    return (gate * up) @ weight.T
-
-
-@forward("attn_out", "The output matrix wo is missing.")
-def _(x, weight):
-    if weight.shape[0] != weight.shape[1]:
-        raise DoesNotApply
-    return x
-
-
-@forward("q", "The rows of wq are in the order of the other RoPE layout: neighbours have become halves.")
-def _(x, weight, D):
-    return x @ neighbours_to_halves(weight, D).T
-
-
-@forward("k", "The rows of wk are in the order of the other RoPE layout: neighbours have become halves.")
-def _(x, weight, D):
-    return x @ neighbours_to_halves(weight, D).T
-
-
-@forward("q", "The rows of wq are in the order of the other RoPE layout: halves have become neighbours.")
-def _(x, weight, D):
-    return x @ halves_to_neighbours(weight, D).T
-
-
-@forward("k", "The rows of wk are in the order of the other RoPE layout: halves have become neighbours.")
-def _(x, weight, D):
-    return x @ halves_to_neighbours(weight, D).T
-
-
-@forward("k", "The rows of wk were put in another RoPE layout with H heads instead of K.")
-def _(x, weight, config):
-    if len(weight) % (2 * config.n_heads):
-        raise DoesNotApply
-    return x @ neighbours_to_halves(weight, len(weight) // config.n_heads).T
-
-
-def neighbours_to_halves(weight, D):
-    return weight.reshape(-1, D // 2, 2, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
-
-
-def halves_to_neighbours(weight, D):
-    return weight.reshape(-1, 2, D // 2, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
-
-
-# ------------------------------------------------------------------------------------------------ precision
-
-
-def rounded(x, dtype):
-    return x.astype(dtype).astype(float)
-
-
-@forward("linear", "The weight is rounded to bfloat16.")
-def _(x, weight):
-    return x @ rounded(weight, BFLOAT16).T
-
-
-@forward("linear", "The weight is rounded to float16.")
-def _(x, weight):
-    return x @ rounded(weight, np.float16).T
-
-
-@forward("linear", "The weight is rounded to int8, with a scale for each row.")
-def _(x, weight):
-    scale = np.abs(weight).max(1, keepdims=True) / 127
-    return x @ (np.round(weight / np.where(scale == 0, 1, scale)) * scale).T
-
-
-@forward("linear", "The product is computed in bfloat16: inputs, weight and result are rounded.")
-def _(x, weight):
-    return rounded(rounded(x, BFLOAT16) @ rounded(weight, BFLOAT16).T, BFLOAT16)
-
-
-@forward("linear", "The product is computed in float16: inputs, weight and result are rounded.")
-def _(x, weight):
-    return rounded(rounded(x, np.float16) @ rounded(weight, np.float16).T, np.float16)
-
-
-@forward("linear", "The product is computed in TF32: inputs and weight keep 10 bits of their mantissas.")
-def _(x, weight):
-    def tf32(values):
-        mantissa, exponent = np.frexp(values)
-        return np.ldexp(np.round(mantissa * 2**11), exponent - 11)
-
-    return tf32(x) @ tf32(weight).T
 
 
 # ------------------------------------------------------------------------------------------------ the residual stream
@@ -369,6 +119,16 @@ def _(x, branch, w_ffn_norm, eps):
     return rmsnorm(x + branch, w_ffn_norm, eps)
 
 
+@forward("after_attention", "The branch's output is normalised with the gain ffn_norm before the addition.")
+def _(x, branch, w_ffn_norm, eps):
+    return x + rmsnorm(branch, w_ffn_norm, eps)
+
+
+@forward("after_ffn", "The branch's output is normalised with the gain attn_norm before the addition.")
+def _(x, branch, w_attn_norm, eps):
+    return x + rmsnorm(branch, w_attn_norm, eps)
+
+
 # ------------------------------------------------------------------------------------------------ logits
 
 
@@ -377,9 +137,11 @@ def _(x, weight):
     return x @ weight.T / math.sqrt(x.shape[-1])
 
 
-@forward("logits", "The logits have a soft cap of 30, as in Gemma 2.")
-def _(x, weight):
-    return 30 * np.tanh(x @ weight.T / 30)
+for _cap in (5.0, 10.0, 15.0, 20.0, 30.0, 50.0):
+
+    @forward("logits", f"The logits have a soft cap of {_cap:.0f}, as in Gemma 2.")
+    def _(x, weight, cap=_cap):
+        return cap * np.tanh(x @ weight.T / cap)
 
 
 @forward("logits", "The logits are already probabilities: softmax belongs to the loss and to sampling.")
@@ -395,3 +157,8 @@ def _(x, weight):
 @forward("logits", "All tokens have the logits of the last one.")
 def _(x, weight):
     return np.repeat(x[:, -1:] @ weight.T, x.shape[1], 1)
+
+
+@forward("logits", "Each token has the logits of the token before it.")
+def _(x, weight):
+    return np.roll(x, 1, 1) @ weight.T
