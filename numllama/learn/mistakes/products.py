@@ -234,17 +234,17 @@ def halves_to_neighbours(weight, D):
     return weight.reshape(-1, 2, D // 2, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
 
 
-@forward("q", "wq is cut from a matrix that has q, k and v side by side for each head, not all of q first.")
+@forward("q", "The rows of wq are cut from a matrix that has q, k and v side by side for each head, not all of q first.")
 def _(x, weight, wk, wv, D):
     return x @ cut_by_head(weight, wk, wv, D)[0].T
 
 
-@forward("k", "wk is cut from a matrix that has q, k and v side by side for each head, not all of q first.")
+@forward("k", "The rows of wk are cut from a matrix that has q, k and v side by side for each head, not all of q first.")
 def _(x, wq, weight, wv, D):
     return x @ cut_by_head(wq, weight, wv, D)[1].T
 
 
-@forward("v", "wv is cut from a matrix that has q, k and v side by side for each head, not all of q first.")
+@forward("v", "The rows of wv are cut from a matrix that has q, k and v side by side for each head, not all of q first.")
 def _(x, wq, wk, weight, D):
     return x @ cut_by_head(wq, wk, weight, D)[2].T
 
