@@ -240,7 +240,7 @@ for _weight in (1e-3, 1e-2, 0.1):
 
 for _small in (1e-2, 1e-3, 1e-4):
 
-    @forward("loss", f"{_small:g} is added to the probability before its logarithm.")
+    @forward("loss", f"The probability gets {_small:g} added before its logarithm.")
     def _(logits, targets, small=_small):
         return mean(-np.log(np.exp(-losses(logits, targets)) + small), targets)
 
