@@ -36,8 +36,8 @@ def attention_weights(model: Transformer, ids: Sequence[int], layer: int) -> np.
     tokens = model._check_tokens(np.asarray([ids]))
     context = model._context(tokens)
     x, (branch, _) = None, model._embed_forward(tokens, context)
-    for i in range(layer + 1):
-        (x, branch), cache = layer_forward(x, branch, model.weights.blocks[i], context, i)
+    for i, w in enumerate(model._blocks()[: layer + 1]):
+        (x, branch), cache = layer_forward(x, branch, w, context, i)
     kept = cache.attention.parts.attention
     if isinstance(kept, FlashAttentionCache):
         kept = ops.attention_forward(kept.q, kept.k, kept.v, kept.first, kept.last, scale=kept.scale)[1]

@@ -67,6 +67,7 @@ ROPE_LIST = Kind(
     lambda value: isinstance(value, list | tuple) and all(map(POSITIVE.fits, value)), "must be a list of positive numbers"
 )
 ROPE_KINDS = {**dict.fromkeys(ROPE_LISTS, ROPE_LIST), "truncate": FLAG}  # the others are positive numbers
+ROPE_KINDS["original_max_position_embeddings"] = number(lambda value: value > 1, "must be larger than 1")
 
 
 @dataclass(frozen=True)
@@ -238,6 +239,10 @@ class ModelConfig:
                 raise ValueError(f"{name} holds {layers[-1]}, but the layers are 0..{self.n_layers - 1}")
             object.__setattr__(self, name, layers if 0 < len(layers) < self.n_layers else None)
         object.__setattr__(self, "rotary_dim", None if self.rotary_dim == self.head_dim else self.rotary_dim)
+        pairs = (self.rotary_dim or self.head_dim) // 2
+        for name, values in (self.rope_scaling or {}).items():
+            if name in ROPE_LISTS and len(values) != pairs:
+                raise ValueError(f"rope_scaling's {name} has {len(values)} numbers, but RoPE turns {pairs} pairs of components")
 
     @property
     def is_uniform(self) -> bool:

@@ -53,6 +53,8 @@ def _dynamic_scaling(frequencies: Array, scaling: Mapping, theta: float, length:
 
 def _yarn_scaling(frequencies: Array, scaling: Mapping, theta: float, length: int) -> Array:
     n = len(frequencies)
+    if theta == 1:
+        raise ValueError("theta is 1, but yarn needs pairs that turn at different speeds")
     turns = (scaling.get("beta_fast") or 32, scaling.get("beta_slow") or 1)
     low, high = (n * math.log(scaling["original_max_position_embeddings"] / (2 * math.pi * t)) / math.log(theta) for t in turns)
     if scaling.get("truncate", True):

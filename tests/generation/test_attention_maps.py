@@ -9,6 +9,7 @@ from helpers import assert_close
 
 from numllama import ops
 from numllama.generation.attention_maps import attention_weights
+from numllama.model import LoraConfig
 
 IDS = [3, 1, 4, 1, 5, 9, 2]
 
@@ -36,6 +37,15 @@ def test_the_first_layers_weights_by_hand():
     scores[:, np.triu(np.ones((7, 7), bool), 1)] = -math.inf
     expected = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
     assert_close(attention_weights(model, IDS, 0), expected.astype("float32"), rtol=1e-6)
+
+
+def test_an_adapter_counts():
+    model = random_model()
+    model.add_adapter(LoraConfig(rank=2))
+    model.adapter.params.flat[:] = np.random.default_rng(0).standard_normal(model.adapter.params.flat.shape)
+    weights = attention_weights(model, IDS, 1)
+    model.merge_adapter()
+    assert_close(weights, attention_weights(model, IDS, 1), rtol=1e-6)
 
 
 @pytest.mark.parametrize("layer", [-1, 2])
