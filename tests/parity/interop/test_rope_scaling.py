@@ -60,7 +60,9 @@ def theirs(rope, noise=0.1, **changes):
 
 
 def greedy(model, prompt, n=64):
-    config = GenerationConfig(do_sample=False, max_new_tokens=n, eos_token_id=None, pad_token_id=0)
+    """Without a cache for longrope, whose keys their Llama, unlike their Phi 3, does not compute again."""
+    cached = model.config.rope_parameters["rope_type"] != "longrope"
+    config = GenerationConfig(do_sample=False, max_new_tokens=n, eos_token_id=None, pad_token_id=0, use_cache=cached)
     ids = torch.tensor([prompt])
     return model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)[0, len(prompt) :].tolist()
 
