@@ -88,6 +88,7 @@ HONOURED = {
     "partial_rotary_factor": WHOLE,
     "attn_logit_softcapping": only(None),
     "final_logit_softcapping": only(None),
+    "is_causal": only(True),
 }
 
 # ------------------------------------------------------------------------------------------------ the table

@@ -205,6 +205,7 @@ def test_a_published_config_is_read_as_its_family_means_it(values, expected):
     ("values", "message"),
     [
         (dict(model_type="mistral", hidden_act="gelu"), 'hidden_act is "gelu", but only "silu" is supported'),
+        (dict(model_type="llama", is_causal=False), "is_causal is false, but only true is supported"),
         (dict(model_type="mistral", sliding_window=0), "sliding_window is 0, but must be a whole number of at least 1"),
         (dict(model_type="mistral", partial_rotary_factor=0.5), "partial_rotary_factor is 0.5, but only 1 is supported"),
         (dict(model_type="phi3", partial_rotary_factor=1.5), r"partial_rotary_factor is 1.5, but must lie in \(0, 1\]"),

@@ -264,7 +264,11 @@ LONGROPE = dict(
 
 
 @pytest.mark.parametrize(
-    "scaling", [YARN, YARN | dict(beta_fast=16.0, truncate=False), LONGROPE, LONGROPE | dict(attention_factor=1.1)]
+    "scaling",
+    [
+        YARN, YARN | dict(beta_fast=16.0, truncate=False), YARN | dict(mscale=1.0, mscale_all_dim=0.0),
+        LONGROPE, LONGROPE | dict(attention_factor=1.1),
+    ],
 )
 def test_optional_fields_of_a_scaling_are_kept_and_null_is_their_default(scaling):
     absent = {} if "attention_factor" in scaling else {"attention_factor": None}

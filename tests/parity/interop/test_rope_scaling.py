@@ -30,6 +30,7 @@ ROPES = {
         rope_type="yarn", factor=4.0, original_max_position_embeddings=32, mscale=0.7, mscale_all_dim=1.3, beta_fast=8.0,
         beta_slow=2.0, truncate=False,
     ),
+    "yarn_mscale_0": dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=32, mscale=1.0, mscale_all_dim=0.0),
     "yarn_attention": dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=32, attention_factor=1.3),
     "longrope": dict(
         rope_type="longrope", short_factor=SHORT, long_factor=LONG, factor=4.0, original_max_position_embeddings=32,
