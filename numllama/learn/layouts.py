@@ -120,7 +120,7 @@ def _turned_like(chosen: Mapping[str, Arranged], ours: Mapping[str, np.ndarray],
 
 
 def _vote(fits: list[Arranged], errors: list[float]) -> int:
-    """1 for the second of two arrangements, -1 for the first, 0 for neither: by the only one that fits, or that is much closer."""
+    """1 for the second of two arrangements, -1 for the first, 0 for neither: for the one that fits alone, or much better."""
     if len(fits) == 1:
         return 1 if fits[0].how else -1
     first, second = errors[:2]
