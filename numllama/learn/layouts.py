@@ -105,17 +105,17 @@ def _turned_like(chosen: Mapping[str, Arranged], ours: Mapping[str, np.ndarray],
 
     Values that change their layout on the way are no layout, but a fault.
     """
-    pairs, votes = {}, dict.fromkeys(("weights", "before RoPE", "after RoPE"), 0)
+    pairs: dict[str, list[Arranged]] = {}
+    votes: dict[str, int] = {}
     for name, each in chosen.items():
         axis = turned_axis(name, each.array)
         if axis is not None:
             how = f"{each.how}, {OTHER_ROPE}" if each.how else OTHER_ROPE
             pairs[name] = [each, Arranged(turned(each.array, config, axis), how)]
             group = "weights" if name.startswith("weights/") else f"{'after' if 'rotated' in name else 'before'} RoPE"
-            votes[group] += _vote(pairs[name], [norm(both.array - ours[name]) for both in pairs[name]])
-    there = {group for group, count in votes.items() if count}
-    deciding = {"weights"} & there or there
-    other = bool(deciding) and all(votes[group] > 0 for group in deciding)
+            votes[group] = votes.get(group, 0) + _vote(pairs[name], [norm(both.array - ours[name]) for both in pairs[name]])
+    deciding = [votes["weights"]] if votes.get("weights") else votes.values()
+    other = bool(votes) and all(count > 0 for count in deciding)
     return {name: both[other] for name, both in pairs.items()}
 
 
