@@ -37,6 +37,8 @@ class Op(NamedTuple):
         The differentiable parameters of `forward`.
     page : str
         The page of the book with the derivation.
+    more : tuple of str
+        Values that a mistaken backward takes after the inputs; they may be gradients, and come later than the op's output.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Op(NamedTuple):
     backward: Callable[..., tuple] | None
     wrt: tuple[str, ...]
     page: str
+    more: tuple[str, ...] = ()
 
 
 class Row(NamedTuple):
@@ -248,7 +251,7 @@ class Equations:
         last = self.config.n_layers - 1
         if name.startswith("d_"):
             return gradient_of(self.node(name[2:], layer))
-        if name == "x" and layer is not None:
+        if name in ("x", "block_input") and layer is not None:
             return f"values/layer.{layer - 1}.after_ffn" if layer else "values/embedding"
         if name == "last":
             return f"values/layer.{last}.after_ffn"

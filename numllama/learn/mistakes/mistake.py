@@ -99,7 +99,6 @@ def mistaken(equations: Equations, node: str, mistake: Mistake) -> Row:
         return op.backward(dout, *values[:own]) if op.backward else ()
 
     if mistake.in_backward:
-        changed = Op(op.name, lambda *values: op.forward(*values[:own]), called_backward, op.wrt, op.page)
-    else:
-        changed = Op(op.name, called, right_backward if op.backward else None, op.wrt, op.page)
-    return Row(changed, inputs | more)
+        changed = Op(op.name, lambda *values: op.forward(*values[:own]), called_backward, op.wrt, op.page, tuple(more.values()))
+        return Row(changed, inputs)
+    return Row(Op(op.name, called, right_backward if op.backward else None, op.wrt, op.page), inputs | more)
