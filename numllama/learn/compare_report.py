@@ -70,9 +70,8 @@ def _groups(judged: list[Judged]) -> Iterator[tuple[str, list[Judged]]]:
 def _line(each: Judged) -> str:
     alone = "" if math.isnan(each.alone) else f"{each.alone:.1e}"
     index = "" if each.verdict == SAME else str(each.index)
-    return (
-        f"  {each.name:32} {shape_of(each.ours):>14} {each.error:9.1e} {each.allowed:9.1e} {alone:>9}  {index:16} {WORDS[each.verdict]}"
-    )
+    errors = f"{each.error:9.1e} {each.allowed:9.1e} {alone:>9}"
+    return f"  {each.name:32} {shape_of(each.ours):>14} {errors}  {index:16} {WORDS[each.verdict]}"
 
 
 def as_json(comparison: Comparison) -> str:
@@ -84,8 +83,9 @@ def as_dict(comparison: Comparison) -> dict[str, Any]:
     """Plain values for JSON; an error that was not needed is None."""
     tensors = [
         {
-            "name": each.name, "shape": list(each.ours.shape), "verdict": each.verdict, "error": each.error, "allowed": each.allowed,
-            "alone": None if math.isnan(each.alone) else each.alone, "index": list(each.index), "layout": each.layout,
+            "name": each.name, "shape": list(each.ours.shape), "verdict": each.verdict, "error": each.error,
+            "allowed": each.allowed, "alone": None if math.isnan(each.alone) else each.alone, "index": list(each.index),
+            "layout": each.layout,
         }
         for each in comparison.judged
     ]  # fmt: skip
@@ -128,9 +128,10 @@ PAGE = """\
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>numllama compare</title>
 <style>
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem; background: #fff; color: #222 }}
+body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem; background: #fff }}
 table {{ border-collapse: collapse }}
-th, td {{ text-align: left; vertical-align: top; padding: .35rem .7rem .35rem 0; border-bottom: 1px solid #eee; font-weight: normal }}
+th, td {{ text-align: left; vertical-align: top; padding: .35rem .7rem .35rem 0 }}
+th, td {{ border-bottom: 1px solid #eee; font-weight: normal }}
 th {{ font-weight: 600 }}
 small {{ display: block; color: #777; font-size: .75rem; font-weight: normal }}
 img {{ image-rendering: pixelated; width: 110px; height: 66px; margin: 0 4px 4px 0; border: 1px solid #ddd }}
@@ -143,9 +144,10 @@ tr.same td {{ color: #777 }}
 <h1>Another implementation beside the reference</h1>
 <div class="verdict {kind}">{verdict}</div>
 <ul>{notes}</ul>
-<p>In the order of computation, forward and then backward. A value that <em>follows</em> differs only because its inputs do. In the
-pictures, red is positive, blue negative and white zero.</p>
-<div class="wide"><table><tr><th>tensor</th><th>error</th><th>verdict</th><th>theirs</th><th>reference</th><th>difference</th></tr>
+<p>In the order of computation, forward and then backward. A value that <em>follows</em> differs only because its inputs do. In
+the pictures, red is positive, blue negative and white zero.</p>
+<div class="wide"><table>
+<tr><th>tensor</th><th>error</th><th>verdict</th><th>theirs</th><th>reference</th><th>difference</th></tr>
 {rows}
 </table></div>
 </html>

@@ -1,8 +1,8 @@
 """Which mistake is it?  Mistakes of a catalogue are tried on another Llama's own inputs until one gives its numbers.
 
-compare finds the values that do not follow from their inputs. For each of them, the equations between it and its inputs are replaced
-by mistaken ones, one at a time and then two. A gradient may also be the right one of a forward that is wrong, as automatic
-differentiation computes it: that is no second mistake.
+compare finds the values that do not follow from their inputs. For each of them, the equations between it and its inputs are
+replaced by mistaken ones, one at a time and then two. A gradient may also be the right one of a forward that is wrong, as
+automatic differentiation computes it: that is no second mistake.
 """
 
 import itertools
@@ -17,7 +17,7 @@ from numllama.learn.compare import ALLOWED, UNJUDGED, WRONG, Comparison, Judged,
 from numllama.learn.equations import Row, gradient_of
 from numllama.learn.evaluation import evaluate, region, sources
 from numllama.learn.mistakes import BACKWARD, FORWARD
-from numllama.learn.mistakes.mistake import DoesNotApply, Mistake, layer_of, mistaken, places, short_name
+from numllama.learn.mistakes.mistake import DoesNotApply, Mistake, mistaken, places, short_name
 
 DIRECTIONS, STEP = 4, 1e-4  # of the differences that check a gradient
 MOST_FIRST = 40  # mistakes that are tried together with any other
@@ -169,15 +169,16 @@ class _Search:
             if first.replaced.keys().isdisjoint(second.replaced):
                 yield Candidate(first.mistakes + second.mistakes, first.replaced | second.replaced)
 
-    # ---------------------------------------------------------------------------------------- gradients of a wrong forward
+    # ---------------------------------------------------------------------------------- gradients of a wrong forward
 
     def is_the_gradient(self, name: str, theirs: np.ndarray) -> bool:
         """Whether a gradient is that of the forward with the mistakes found so far: by differences in random directions."""
         value = name.removeprefix("d_")
-        known = {key: array for key, array in self.known.items() if not key.startswith("values/") or gradient_of(key) in self.known}
+        values = [key for key in self.known if key.startswith("values/") and gradient_of(key) not in self.known]
+        known = {key: array for key, array in self.known.items() if key not in values}
         if value not in known:
             return False
-        after = [node for node in self.downstream(value, known)]
+        after = self.downstream(value, known)
         rng = np.random.default_rng(0)
         for _ in range(DIRECTIONS):
             u = rng.standard_normal(theirs.shape)

@@ -36,7 +36,8 @@ def as_text(diagnosis: Diagnosis) -> str:
 def _explained(i: int, each: Explanation) -> list[str]:
     lines = [
         f"{i}. {' '.join(each.mistakes)}",
-        f"   It gives your {some([readable(name) for name in each.values])}: error {each.before:.1e} before, {each.after:.1e} with it.",
+        f"   It gives your {some([readable(name) for name in each.values])}.",
+        f"   Relative error {each.before:.1e} without the mistake, {each.after:.1e} with it.",
     ]
     if each.others:
         lines.append(f"   The same numbers here: {some(each.others)}")
