@@ -1,1 +1,5 @@
 """Mistakes that are easy to make in a Llama."""
+
+from numllama.learn.mistakes.backward import BACKWARD
+
+__all__ = ["BACKWARD"]
