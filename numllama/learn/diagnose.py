@@ -7,6 +7,7 @@ automatic differentiation computes it: that is no second mistake.
 
 import itertools
 import math
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -17,11 +18,12 @@ from numllama.learn.compare import ALLOWED, UNJUDGED, WRONG, Comparison, Judged,
 from numllama.learn.equations import Row, gradient_of
 from numllama.learn.evaluation import evaluate, region, sources
 from numllama.learn.mistakes import BACKWARD, FORWARD
-from numllama.learn.mistakes.mistake import DoesNotApply, Mistake, mistaken, places, short_name
+from numllama.learn.mistakes.mistake import DoesNotApply, Mistake, layer_of, mistaken, places, short_name
 
 DIRECTIONS, STEP = 4, 1e-4  # of the differences that check a gradient
-MOST_FIRST = 40  # mistakes that are tried together with any other
-ALIKE = 3.0  # a second explanation is told if its error is at most so many times that of the best
+MOST_FIRST = 40  # mistakes that are tried together with others
+SECONDS = 10.0  # for pairs of mistakes behind one value
+ALIKE = 3.0  # a second explanation is told if its error is at most this multiple of the best one's
 
 
 class Candidate(NamedTuple):
@@ -41,6 +43,8 @@ class Explanation:
         Sentences; two if only both together do.
     values : list of str
         The values or gradients that it explains.
+    equations : list of str
+        The values whose equations are mistaken.
     page : str
         The page of the book with the right equation.
     before, after : float
@@ -51,6 +55,7 @@ class Explanation:
 
     mistakes: tuple[str, ...]
     values: list[str]
+    equations: list[str]
     page: str
     before: float
     after: float
@@ -114,13 +119,13 @@ class _Search:
             return
         best = self.best(judged, self.candidates(name, BACKWARD if backward else FORWARD))
         if best is None:
-            self.unexplained.append(name)
+            self.unexplained += [name] if judged.verdict == WRONG else []  # the others' forward is wrong
         else:
             self.found.append((judged, *best))
             if not backward:
                 self.forward |= best[0].replaced
 
-    # ---------------------------------------------------------------------------------------- candidates
+    # ---------------------------------------------------------------------------------- candidates
 
     def candidates(self, name: str, mistakes: Iterable[Mistake]) -> list[Candidate]:
         """Mistakes in the equations between a value and its inputs: everywhere, in the same place of all layers, in one place."""
@@ -136,15 +141,17 @@ class _Search:
 
     def best(self, judged: Judged, candidates: Sequence[Candidate]) -> tuple[Candidate, float, list[str]] | None:
         """The candidate that gives a value's numbers best, alone or together with another, its error, and the others that do."""
-        tried = sorted(self.tried(judged, candidates), key=lambda each: each[1])
-        if not (tried and tried[0][1] <= tried[0][2]):
-            tried = sorted(self.tried(judged, self.pairs([each for each, *_ in tried])), key=lambda each: each[1])
+        tried = self.tried(judged, candidates)
+        if not any(error <= allowed for _, error, allowed in tried):
+            until = time.monotonic() + SECONDS
+            pairs = itertools.takewhile(lambda _: time.monotonic() < until, self.pairs([each for each, *_ in tried]))
+            tried = self.tried(judged, pairs, one_is_enough=True)
         fits = [(candidate, error) for candidate, error, allowed in tried if error <= allowed]
         if not fits:
             return None
         floor = max(fits[0][1] * ALIKE, ALLOWED[self.comparison.dtype] * 1e-2)
         alike = [candidate for candidate, error in fits if error <= floor]
-        chosen = min(alike, key=lambda each: (not self.was_found(each), -len(each.replaced)))
+        chosen = min(alike, key=lambda each: (not self.was_found(each), judged.name not in each.replaced, -len(each.replaced)))
         error = next(error for candidate, error in fits if candidate is chosen)
         others = dict.fromkeys(_what(each) for each in alike if _what(each) != _what(chosen))
         return chosen, error, list(others)
@@ -152,22 +159,33 @@ class _Search:
     def was_found(self, candidate: Candidate) -> bool:
         return any(candidate.mistakes == each.mistakes for _, each, _, _ in self.found)
 
-    def tried(self, judged: Judged, candidates: Iterable[Candidate]) -> Iterator[tuple[Candidate, float, float]]:
-        """Each candidate that can be made, its error, and the error that rounding explains."""
-        for candidate in candidates:
+    def tried(
+        self, judged: Judged, candidates: Iterable[Candidate], one_is_enough: bool = False
+    ) -> list[tuple[Candidate, float, float]]:
+        """The candidates that can be made, their errors, and the errors that rounding explains; the best ones first."""
+        found = []
+        for each in candidates:
+            replaced = self.forward | each.replaced
             try:
                 error, allowed = alone(
-                    self.reference, judged.name, judged.theirs, self.known, self.comparison.dtype, self.forward | candidate.replaced
+                    self.reference, judged.name, judged.theirs, self.known, self.comparison.dtype, replaced
                 )
             except DoesNotApply:
                 continue
-            yield candidate, (math.inf if math.isnan(error) else error), allowed
+            found.append((each, math.inf if math.isnan(error) else error, allowed))
+            if one_is_enough and error <= allowed:
+                break
+        return sorted(found, key=lambda each: each[1])
 
     def pairs(self, candidates: Sequence[Candidate]) -> Iterator[Candidate]:
-        """Two mistakes in different equations, the more likely ones first."""
-        for first, second in itertools.combinations(candidates, 2):
-            if first.replaced.keys().isdisjoint(second.replaced):
-                yield Candidate(first.mistakes + second.mistakes, first.replaced | second.replaced)
+        """Two mistakes in different equations, each in all layers; those that come closest alone are the first."""
+        n_layers = self.reference.config.n_layers
+        layers = [{layer_of(node) for node in each.replaced} for each in candidates]
+        common = [each for each, its in zip(candidates, layers, strict=True) if None in its or len(its) == n_layers]
+        for i, first in enumerate(common[:MOST_FIRST]):
+            for second in common[i + 1 :]:
+                if first.replaced.keys().isdisjoint(second.replaced):
+                    yield Candidate(first.mistakes + second.mistakes, first.replaced | second.replaced)
 
     # ---------------------------------------------------------------------------------- gradients of a wrong forward
 
@@ -213,7 +231,7 @@ class _Search:
             total += float((np.where(np.isfinite(value), value, 0) * known[gradient_of(node)]).sum())
         return total
 
-    # ---------------------------------------------------------------------------------------- results
+    # ---------------------------------------------------------------------------------- results
 
     def explanations(self) -> list[Explanation]:
         """One for each mistake, with all that it explains."""
@@ -222,7 +240,9 @@ class _Search:
             by_mistake.setdefault(tuple(mistake.what for mistake in each[1].mistakes), []).append(each)
         return [
             Explanation(
-                what, [judged.name for judged, *_ in group], next(iter(group[0][1].replaced.values())).op.page,
+                what, [judged.name for judged, *_ in group],
+                list(dict.fromkeys(node for _, candidate, *_ in group for node in candidate.replaced)),
+                next(iter(group[0][1].replaced.values())).op.page,
                 max(judged.alone for judged, *_ in group), max(error for _, _, error, _ in group), group[0][3],
             )
             for what, group in by_mistake.items()

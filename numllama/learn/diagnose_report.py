@@ -10,8 +10,16 @@ from numllama.learn.compare_report import as_dict as comparison_as_dict
 from numllama.learn.compare_report import read_names, verdict
 from numllama.learn.diagnose import Diagnosis, Explanation, diagnose
 from numllama.learn.mistakes.mistake import short_name
-from numllama.learn.names import readable, some
+from numllama.learn.names import FEW, readable, some
 from numllama.storage.files import strict
+
+KINDS = {"d_values": "d", "d_weights": "g"}  # gradients of values and of weights in plain_llama.py
+HELPERS = {  # how plain_llama.py writes what golden vectors have no name for
+    "q_heads": "split_heads(a.q, D)", "k_heads": "split_heads(a.k, D)", "v_heads": "split_heads(a.v, D), c)",
+    "k_repeated": "repeat(a.k_rotated, c)", "v_repeated": "repeat(split_heads(a.v", "merged": "merge_heads(a.head_outputs)",
+    **dict.fromkeys(("positions", "visible"), "= positions_and_mask("), **dict.fromkeys(("cos", "sin"), "= ops.rope_table("),
+    **dict.fromkeys(("frequencies", "angles"), "= ops.rope_table("),
+}  # fmt: skip
 
 
 def diagnose_run(
@@ -41,20 +49,23 @@ def _explained(i: int, each: Explanation) -> list[str]:
     ]
     if each.others:
         lines.append(f"   The same numbers here: {some(each.others)}")
-    if line := right_line(each.values[0]):
-        lines.append(f"   The right line: {line}")
+    for line in right_lines(each)[:FEW]:
+        lines.append(f"   Right: {line}")
     return [*lines, f"   Derivation: docs/{each.page}.md"]
 
 
-def right_line(name: str) -> str:
-    """The line of plain_llama.py that computes a value, or its gradient."""
-    kind = {"values": "a", "d_values": "d", "d_weights": "g"}.get(name.partition("/")[0])
-    short = short_name(name)
-    for line in Path(plain_llama.__file__).read_text(encoding="utf-8").splitlines():
-        names = line.partition(" = ")[0].replace(",", " ").split()
-        if f"{kind}.{short}" in names:
-            return line.partition("  #")[0].strip()
-    return ""
+def right_lines(explanation: Explanation) -> list[str]:
+    """The lines of plain_llama.py that compute what is mistaken: values, or gradients if the mistake is in their backward."""
+    lines = Path(plain_llama.__file__).read_text(encoding="utf-8").splitlines()
+    code = [line.partition("  #")[0].strip() for line in lines]
+    if any(value.startswith("d_") for value in explanation.values):
+        wanted = [f"{KINDS[value.partition('/')[0]]}.{short_name(value)}" for value in explanation.values]
+        return [line for line in code if not set(wanted).isdisjoint(line.partition(" = ")[0].replace(",", " ").split())]
+    found: dict[str, None] = {}
+    for short in map(short_name, explanation.equations):
+        starts = HELPERS.get(short, f"a.{short} = "), f"a.{short}, cache."
+        found |= dict.fromkeys(line for line in code if any(start in line for start in starts))
+    return list(found)
 
 
 def as_dict(diagnosis: Diagnosis) -> dict[str, Any]:

@@ -21,6 +21,7 @@ import numpy as np
 from numllama import ops
 from numllama.learn import plain_llama
 from numllama.model.config import ModelConfig
+from numllama.ops.rope_scaling import attention_factor, scaled
 
 
 class Op(NamedTuple):
@@ -112,12 +113,26 @@ def visible(tokens, segments):
     return plain_llama.positions_and_mask(tokens.shape[1], segments)[1]                          # (T, T) or (B, 1, T, T)
 
 
-def cos(positions, config):
-    return ops.rope_table(positions, config.head_dim, config.rope_theta, config.rope_scaling, "float64")[0]
+def frequencies(positions, config):
+    """By how much each pair turns per token."""
+    plain = config.rope_theta ** (-np.arange(0, config.head_dim, 2) / config.head_dim)           # (D/2,)
+    return scaled(plain, positions, config.rope_theta, config.rope_scaling)
 
 
-def sin(positions, config):
-    return ops.rope_table(positions, config.head_dim, config.rope_theta, config.rope_scaling, "float64")[1]
+def angles(positions, frequencies):
+    return positions[..., None] * frequencies                                                    # (T, D/2) or (B, T, D/2)
+
+
+def cos(angles, config):
+    return attention_factor(config.rope_scaling) * _over_heads(np.cos(angles))
+
+
+def sin(angles, config):
+    return attention_factor(config.rope_scaling) * _over_heads(np.sin(angles))
+
+
+def _over_heads(table):
+    return table if table.ndim == 2 else table[:, None]                                          # (T, D/2) or (B, 1, T, D/2)
 
 
 _SPLIT = (lambda x, D: plain_llama.split_heads(x, D)), (lambda dout, x, D: (plain_llama.merge_heads(dout),))
@@ -127,6 +142,8 @@ OPS = {
     for op in (
         Op("positions", positions, None, (), "ops/rope"),
         Op("visible", visible, None, (), "ops/attention"),
+        Op("frequencies", frequencies, None, (), "ops/rope"),
+        Op("angles", angles, None, (), "ops/rope"),
         Op("cos", cos, None, (), "ops/rope"),
         Op("sin", sin, None, (), "ops/rope"),
         _pair("embedding", ops.embedding_forward, ops.embedding_backward, "weight"),
@@ -151,8 +168,10 @@ OPS = {
 BEFORE = """
     positions       = positions(tokens, segments)
     visible         = visible(tokens, segments)
-    cos             = cos(positions, config)
-    sin             = sin(positions, config)
+    frequencies     = frequencies(positions, config)
+    angles          = angles(positions, frequencies)
+    cos             = cos(angles, config)
+    sin             = sin(angles, config)
     embedding       = embedding(tokens, embed)
 """
 BLOCK = """
@@ -208,7 +227,8 @@ def gradient_of(node: str) -> str:
     return f"d_{node}"
 
 
-SETTINGS = {"config", "eps", "D", "n_heads", "layout", "tokens", "targets", "segments", "positions", "visible"}
+SETTINGS = {"config", "eps", "D", "n_heads", "layout", "tokens", "targets", "segments"}
+OUTSIDE = {"positions", "visible", "frequencies", "angles"}  # values before the blocks that golden vectors do not name
 
 
 class Equations:
@@ -247,10 +267,15 @@ class Equations:
         )
 
     def node(self, name: str, layer: int | None) -> str:
-        """The full name of a value, weight or setting: "q" of layer 0 is ``values/layer.0.q``, "d_q" its gradient."""
+        """The full name of a value, weight or setting: "q" of layer 0 is ``values/layer.0.q``, "d_q" its gradient.
+
+        Mistakes also name ``block_input``, and ``q_unrotated`` and ``k_unrotated``, the inputs of RoPE with or without norms.
+        """
         last = self.config.n_layers - 1
         if name.startswith("d_"):
             return gradient_of(self.node(name[2:], layer))
+        if name in ("q_unrotated", "k_unrotated"):
+            return self.node(name[:2] + ("norm" if self.config.qk_norm else "heads"), layer)
         if name in ("x", "block_input") and layer is not None:
             return f"values/layer.{layer - 1}.after_ffn" if layer else "values/embedding"
         if name == "last":
@@ -267,7 +292,7 @@ class Equations:
             return f"weights/blocks.{layer}.{name}"
         if name.removeprefix("w_") in GAINS and name.startswith("w_"):
             return f"weights/blocks.{layer}.{name[2:]}"
-        return name if layer is None or name in SETTINGS else f"values/layer.{layer}.{name}"
+        return name if layer is None or name in SETTINGS | OUTSIDE else f"values/layer.{layer}.{name}"
 
     def _in_order(self) -> list[str]:
         forward, backward = list(self.rows), []

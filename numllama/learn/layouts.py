@@ -5,7 +5,7 @@ A layout is no fault. Axes are written as letters, from the right to the left of
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -90,11 +90,12 @@ def arranged_like(found: Mapping[str, np.ndarray], reference: Reference) -> dict
         fits = list(arrangements(array.astype(np.float64), short_name(name), ours[name].shape, c.head_dim))
         if not fits:
             raise DataError(f"{name} has shape {shown(array.shape)}, but must have {shown(ours[name].shape)}")
-        options[name] = [each._replace(array=reference.cleaned(name, each.array)) for each in fits]
-    chosen = {name: _closest(fits, ours[name]) for name, fits in options.items()}
+        options[name] = fits
+    off = {name: [norm(reference.cleaned(name, each.array) - ours[name]) for each in fits] for name, fits in options.items()}
+    chosen = {name: fits[_closest(off[name])] for name, fits in options.items()}
     for kinds in (("weights", "d_weights"), ("after",)):
         matrices = [name for name in found if ours[name].ndim == 2 and name.partition("/")[0] in kinds]
-        second = _majority([(options[name], ours[name]) for name in matrices])
+        second = _majority([off[name] for name in matrices])
         chosen |= {name: options[name][min(second, len(options[name]) - 1)] for name in matrices}
     pairs = {}
     for name, each in chosen.items():
@@ -102,24 +103,20 @@ def arranged_like(found: Mapping[str, np.ndarray], reference: Reference) -> dict
         if axis is not None:
             how = f"{each.how}, {OTHER_ROPE}" if each.how else OTHER_ROPE
             pairs[name] = [each, Arranged(turned(each.array, c, axis), how)]
-    other = _majority([(fits, ours[name]) for name, fits in pairs.items()])
+    other = _majority([[norm(each.array - ours[name]) for each in fits] for name, fits in pairs.items()])
     return chosen | {name: fits[other] for name, fits in pairs.items()}
 
 
-def _majority(options: list[tuple[list[Arranged], np.ndarray]]) -> int:
-    """Whether the second of two arrangements is that of most tensors."""
-    votes = 0
-    for fits, ours in options:
-        if len(fits) > 1:
-            first, second = (norm(each.array - ours) for each in fits[:2])
-            votes += (second < first / 2) - (first < second / 2)
-    return int(votes > 0)
+def _majority(errors: Iterable[list[float]]) -> int:
+    """Whether the second of two arrangements is that of most tensors, by the errors of both."""
+    pairs = [each[:2] for each in errors if len(each) > 1]
+    return int(sum((second < first / 2) - (first < second / 2) for first, second in pairs) > 0)
 
 
-def _closest(fits: list[Arranged], ours: np.ndarray) -> Arranged:
-    """The first arrangement, or another that is much closer."""
-    best = min(fits, key=lambda each: norm(each.array - ours))
-    return best if norm(best.array - ours) < norm(fits[0].array - ours) / 2 else fits[0]
+def _closest(errors: list[float]) -> int:
+    """The first arrangement, or another whose error is much smaller."""
+    best = min(range(len(errors)), key=errors.__getitem__)
+    return best if errors[best] < errors[0] / 2 else 0
 
 
 def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -22,8 +22,9 @@ def depends_on_length(scaling: Mapping | None) -> bool:
     return scaling is not None and scaling.get("rope_type") in ("dynamic", "longrope")
 
 
-def attention_factor(scaling: Mapping) -> float:
+def attention_factor(scaling: Mapping | None) -> float:
     """The factor of cosines and sines, so that scores are multiplied by its square."""
+    scaling = scaling or {}
     kind, f, given = scaling.get("rope_type"), max(1.0, scaling.get("factor", 1.0)), scaling.get("attention_factor")
     if kind not in ("yarn", "longrope") or given is not None:
         return 1.0 if given is None else float(given)
@@ -73,3 +74,11 @@ SCALINGS: dict[str, Callable[[Array, Mapping, float, int], Array]] = {
     "linear": _linear_scaling, "llama3": _llama3_scaling, "dynamic": _dynamic_scaling,
     "yarn": _yarn_scaling, "longrope": _longrope_scaling,
 }  # fmt: skip
+
+
+def scaled(frequencies: Array, positions: Array, theta: float, scaling: Mapping | None) -> Array:
+    """The frequencies (D/2,) with which the tokens at `positions` turn."""
+    if scaling is None:
+        return frequencies
+    length = int(positions.max()) + 1 if depends_on_length(scaling) and positions.size else 1
+    return SCALINGS[scaling.get("rope_type", "llama3")](frequencies, scaling, theta, length)

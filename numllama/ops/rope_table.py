@@ -9,7 +9,7 @@ import numpy as np
 
 from numllama.backend import Array, xp_of
 from numllama.checks import checked
-from numllama.ops.rope_scaling import SCALINGS, attention_factor, depends_on_length
+from numllama.ops.rope_scaling import attention_factor, scaled
 
 
 @checked
@@ -39,12 +39,9 @@ def rope_table(
     """
     if D < 2 or D % 2:
         raise ValueError(f"D is {D}, but RoPE turns pairs of components and needs an even head size")
-    xp, factor = xp_of(positions), 1.0
+    xp, factor = xp_of(positions), attention_factor(scaling)
     frequencies = theta ** (-xp.arange(0, D, 2, dtype="float64") / D)  # (D/2,)
-    if scaling is not None:
-        kind = scaling.get("rope_type", "llama3")
-        length = int(positions.max()) + 1 if depends_on_length(scaling) and positions.size else 1
-        frequencies, factor = SCALINGS[kind](frequencies, scaling, theta, length), attention_factor(scaling)
+    frequencies = scaled(frequencies, positions, theta, scaling)
     angles = positions[..., None] * frequencies                        # (T, D/2) or (B, T, D/2)
     if angles.ndim == 3:
         angles = angles[:, None]                                       # (B, 1, T, D/2)

@@ -4,16 +4,18 @@
     def _(q, k, visible):
         return np.where(visible, q @ k.swapaxes(-1, -2), -math.inf)
 
-The first argument names an op ("rmsnorm": wherever it is used) or a value ("attn_norm"). The function's parameters are those of
-the op, and names of other values, weights and settings: `wk`, `v_heads`, `config`. A mistaken backward takes `dout` first; it
-returns a gradient for each differentiable parameter, or a dict with those that are wrong. None drops a gradient.
+The first argument names an op ("rmsnorm": wherever it is used) or a value ("attn_norm"). The function's parameters are those
+of the op, and names of other values, weights and settings: `wk`, `v_heads`, `config`; `weight_of_layer_0` is the op's `weight`
+in the first block, `weight_of_last_layer` in the last. Where a model has no such value, or its sizes do not fit
+(:class:`DoesNotApply`), the mistake cannot be made. A mistaken backward takes `dout` first; it returns a gradient for each
+differentiable parameter, or a dict with those that are wrong. None drops a gradient.
 """
 
 import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from numllama.learn.equations import Equations, Op, Row
+from numllama.learn.equations import SETTINGS, Equations, Op, Row, gradient_of
 
 
 class DoesNotApply(Exception):
@@ -61,7 +63,29 @@ class Catalogue:
 
 def places(equations: Equations, mistake: Mistake) -> list[str]:
     """The values whose equation the mistake may replace."""
-    return [node for node, row in equations.rows.items() if not {row.op.name, short_name(node)}.isdisjoint(mistake.at)]
+    named = [node for node, row in equations.rows.items() if not {row.op.name, short_name(node)}.isdisjoint(mistake.at)]
+    known = {*SETTINGS, *equations.rows, *equations.users}
+    known |= set(map(gradient_of, known)) if mistake.in_backward else set()
+    return [node for node in named if known.issuperset(more_inputs(equations, node, mistake).values())]
+
+
+def more_inputs(equations: Equations, node: str, mistake: Mistake) -> dict[str, str]:
+    """The values that a mistaken equation needs and the right one does not, by parameter."""
+    inputs, layer, more = equations.rows[node].inputs, layer_of(node), {}
+    last = f"_of_layer_{equations.config.n_layers - 1}"
+    for parameter in wanted(mistake):
+        name, _, other = parameter.replace("_of_last_layer", last).partition("_of_layer_")
+        if other and name in inputs:
+            more[parameter] = inputs[name].replace(f".{layer}.", f".{other}.")
+        elif parameter not in inputs:
+            more[parameter] = equations.node(name, int(other) if other else layer)
+    return more
+
+
+def wanted(mistake: Mistake) -> list[str]:
+    """The values that the mistake's function takes. A parameter with a default is a constant of its own."""
+    parameters = inspect.signature(mistake.function).parameters.values()
+    return [each.name for each in parameters if each.default is each.empty and each.name != "dout"]
 
 
 def short_name(node: str) -> str:
@@ -78,18 +102,18 @@ def layer_of(node: str) -> int | None:
 def mistaken(equations: Equations, node: str, mistake: Mistake) -> Row:
     """The equation of a value with the mistake in it."""
     op, inputs = equations.rows[node]
-    own, layer = len(inputs), layer_of(node)
-    wanted = [name for name in inspect.signature(mistake.function).parameters if name != "dout"]
-    more = {name: equations.node(name, layer) for name in wanted if name not in inputs}
+    own = len(inputs)
+    parameters = wanted(mistake)
+    more = more_inputs(equations, node, mistake)
     names = [*inputs, *more]
 
     def called(*values: Any) -> Any:
         given = dict(zip(names, values, strict=True))
-        return mistake.function(**{name: given[name] for name in wanted})
+        return mistake.function(**{name: given[name] for name in parameters})
 
     def called_backward(dout: Any, *values: Any) -> tuple:
         given = dict(zip(names, values, strict=True))
-        wrong = mistake.function(dout, **{name: given[name] for name in wanted})
+        wrong = mistake.function(dout, **{name: given[name] for name in parameters})
         if not isinstance(wrong, dict):
             return wrong
         right = dict(zip(op.wrt, op.backward(dout, *values[:own]), strict=True)) if op.backward else {}
