@@ -38,6 +38,8 @@ class Op(NamedTuple):
         The differentiable parameters of `forward`.
     page : str
         The page of the book with the derivation.
+    more : tuple of str
+        Values that a mistaken backward takes after the inputs; they may be gradients, and come later than the op's output.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Op(NamedTuple):
     backward: Callable[..., tuple] | None
     wrt: tuple[str, ...]
     page: str
+    more: tuple[str, ...] = ()
 
 
 class Row(NamedTuple):

@@ -68,7 +68,7 @@ def evaluate(
         """The gradients of an op with respect to a value, which may be several of its inputs."""
         op, inputs = rows[user]
         if user not in backward:
-            gradients = op.backward(value(gradient_of(user)), *map(value, inputs.values())) if op.backward else ()
+            gradients = op.backward(value(gradient_of(user)), *map(value, [*inputs.values(), *op.more])) if op.backward else ()
             backward[user] = dict(zip(op.wrt, gradients, strict=op.backward is not None))
         return [gradient for parameter, gradient in backward[user].items() if inputs[parameter] == node and gradient is not None]
 
@@ -96,4 +96,4 @@ def sources(node: str, rows: Mapping[str, Row], users: Mapping[str, list[str]]) 
         return list(rows[node].inputs.values())
     value = node.removeprefix("d_")
     used = [user for user in users[value] if rows[user].op.backward]
-    return [value, *(source for user in used for source in (gradient_of(user), *rows[user].inputs.values()))]
+    return [value, *(each for user in used for each in (gradient_of(user), *rows[user].inputs.values(), *rows[user].op.more))]

@@ -1,12 +1,13 @@
 """Mistakes that are easy to make in a Llama."""
 
 from numllama.learn.mistakes import attention, feed_forward, heads, loss, norms, products, rope, rope_table, wiring
+from numllama.learn.mistakes.backward import BACKWARD
 from numllama.learn.mistakes.mistake import Mistake
+
+__all__ = ["BACKWARD", "FORWARD"]
 
 FORWARD: list[Mistake] = [
     mistake
     for module in (rope_table, products, wiring, norms, heads, rope, attention, feed_forward, loss)
     for mistake in module.catalogue.mistakes
 ]
-
-BACKWARD: list[Mistake] = []

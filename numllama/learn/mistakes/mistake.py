@@ -15,7 +15,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from numllama.learn.equations import SETTINGS, Equations, Op, Row
+from numllama.learn.equations import SETTINGS, Equations, Op, Row, gradient_of
 
 
 class DoesNotApply(Exception):
@@ -65,6 +65,7 @@ def places(equations: Equations, mistake: Mistake) -> list[str]:
     """The values whose equation the mistake may replace."""
     named = [node for node, row in equations.rows.items() if not {row.op.name, short_name(node)}.isdisjoint(mistake.at)]
     known = {*SETTINGS, *equations.rows, *equations.users}
+    known |= set(map(gradient_of, known)) if mistake.in_backward else set()
     return [node for node in named if known.issuperset(more_inputs(equations, node, mistake).values())]
 
 
@@ -122,7 +123,6 @@ def mistaken(equations: Equations, node: str, mistake: Mistake) -> Row:
         return op.backward(dout, *values[:own]) if op.backward else ()
 
     if mistake.in_backward:
-        changed = Op(op.name, lambda *values: op.forward(*values[:own]), called_backward, op.wrt, op.page)
-    else:
-        changed = Op(op.name, called, right_backward if op.backward else None, op.wrt, op.page)
-    return Row(changed, inputs | more)
+        changed = Op(op.name, lambda *values: op.forward(*values[:own]), called_backward, op.wrt, op.page, tuple(more.values()))
+        return Row(changed, inputs)
+    return Row(Op(op.name, called, right_backward if op.backward else None, op.wrt, op.page), inputs | more)
