@@ -12,13 +12,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from parity.learn.named import NAMED  # noqa: E402
-from parity.learn.subject import run  # noqa: E402
-from parity.learn.test_compare_torch import in_torch  # noqa: E402
-from parity.learn.test_diagnose_torch import MODEL, first_place, said  # noqa: E402
+from parity.learn.named import NAMED
+from parity.learn.subject import run
+from parity.learn.test_compare_torch import in_torch
+from parity.learn.test_diagnose_torch import MODEL, first_place, said
 
-import numllama as nl  # noqa: E402
-from numllama.learn.vectors import standard_vectors  # noqa: E402
+import numllama as nl
+from numllama.learn.vectors import standard_vectors
 
 
 def main():
