@@ -1,7 +1,7 @@
 """The names that golden vectors have for what the modules of a PyTorch model compute.
 
-A table maps names of modules to the name of the output, or of the input and output; ``*`` is the number of a layer. The name of a
-weight follows from that of its module's output.
+A table maps a module to the name of its output, or of its input and output; ``*`` is the number of a layer. The name of a weight
+follows from that of its module's output.
 """
 
 import re
@@ -58,7 +58,7 @@ WEIGHTS |= {"layer.*.gate": "blocks.*.w_gate", "layer.*.up": "blocks.*.w_up"}
 
 
 class Named(NamedTuple):
-    """Modules by their name in a model, with the names of their input and output; parameters, with their name in the vectors."""
+    """Modules by their names in a model, with the names of their inputs and outputs; parameters, with their own."""
 
     modules: dict[str, tuple[str | None, str | None]]
     parameters: dict[str, str]

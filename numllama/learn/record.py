@@ -28,10 +28,10 @@ from numllama.storage.files import write_bytes, write_file
 __all__ = ["Dump", "by_token", "layer", "record", "recording"]
 
 INPUTS = ("tokens", "targets")
-KINDS = {"values": "layer", "d_values": "layer", "weights": "blocks", "d_weights": "blocks"}  # and what a layer is called there
+KINDS = {"values": "layer", "d_values": "layer", "weights": "blocks", "d_weights": "blocks"}  # and a layer's name there
 LAYER_VALUES = (
-    "attn_norm", "q", "k", "v", "q_norm", "k_norm", "q_rotated", "k_rotated", "scores", "attention", "head_outputs", "attn_out",
-    "after_attention", "ffn_norm", "gate", "up", "swiglu", "ffn_out", "after_ffn",
+    "attn_norm", "q", "k", "v", "q_norm", "k_norm", "q_rotated", "k_rotated", "scores", "attention", "head_outputs",
+    "attn_out", "after_attention", "ffn_norm", "gate", "up", "swiglu", "ffn_out", "after_ffn",
 )  # fmt: skip
 LEAST_SCORE = -3e4  # a lower score is a hidden key's: masks add minus infinity, -1e9, or the least number of the dtype
 
@@ -64,13 +64,13 @@ def recording(
     model : torch.nn.Module, optional
         Without one, only what `record` is given is recorded.
     names : mapping of str to str or pair of str, optional
-        The name of each module's output, or of its input and output: ``{"blocks.*.att.query": "layer.*.q"}``, where ``*`` is the
-        number of a layer. A parameter has a name too: ``{"blocks.*.norm.gain": "blocks.*.attn_norm"}``. Default: the names
-        of transformers' Llama, or of Meta's.
+        The name of each module's output, or of its input and output: ``{"stack.*.query": "layer.*.q"}``, where ``*`` is the
+        number of a layer. A parameter may have a name too: ``{"stack.*.norm.gain": "blocks.*.attn_norm"}``. Default: the
+        names for transformers' Llama, or for Meta's.
     gradients : bool
         Record gradients too; ``loss.backward()`` is then called in this block.
     head_dim : int, optional
-        The size of a head, for :class:`by_token`. Default: the attribute ``head_dim`` of the model's attention.
+        The size of a head, for ``by_token``. Default: the attribute ``head_dim`` of the model's attention.
 
     Yields
     ------
@@ -177,7 +177,7 @@ class _Recording:
         if self.not_called:
             raise ValueError(f"these modules were not called during the recording: {listed(list(self.not_called))}")
         if self.awaited and not any(key in self.dump for key in self.awaited):
-            raise ValueError("backward was not called during the recording: call loss.backward() in it, or pass gradients=False")
+            raise ValueError("backward was not called during the recording: call it there, or pass gradients=False")
 
 
 def _copied(tensor: Any) -> np.ndarray:
@@ -246,7 +246,11 @@ def _add_loss(current: _Recording, _model: Any, _args: tuple, kwargs: dict, outp
     if kwargs.get("shift_labels") is not None:
         current.add("targets", kwargs["shift_labels"])
     elif kwargs.get("labels") is not None:
-        current.add("targets", kwargs["labels"], lambda labels: np.pad(labels[:, 1:], ((0, 0), (0, 1)), constant_values=IGNORE))
+        current.add("targets", kwargs["labels"], _shifted)
+
+
+def _shifted(labels: np.ndarray) -> np.ndarray:
+    return np.pad(labels[:, 1:], ((0, 0), (0, 1)), constant_values=IGNORE)
 
 
 # ------------------------------------------------------------------------------------------------ inside attention

@@ -57,7 +57,7 @@ def run(model, vectors):
 
 @pytest.fixture
 def all_in_float64(monkeypatch):
-    """transformers rounds to float32 in norms, RoPE, softmax and loss, whatever the dtype; this makes float32 float64 there."""
+    """transformers rounds to float32 in norms, RoPE, softmax and loss, whatever the dtype; here float32 is float64."""
     monkeypatch.setattr(torch, "float32", torch.float64)
     monkeypatch.setattr(torch, "float", torch.float64)
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
@@ -245,9 +245,10 @@ def linear(weight):
     return made
 
 
-GAINS = {"layers.*.attention_norm.gain": "blocks.*.attn_norm", "layers.*.ffn_norm.gain": "blocks.*.ffn_norm", "norm.gain": "norm"}
 MAP = {
-    **GAINS,
+    "layers.*.attention_norm.gain": "blocks.*.attn_norm",
+    "layers.*.ffn_norm.gain": "blocks.*.ffn_norm",
+    "norm.gain": "norm",
     "tok_embeddings": ("tokens", "embedding"),
     "layers.*": "layer.*.after_ffn",
     "layers.*.attention_norm": "layer.*.attn_norm",
