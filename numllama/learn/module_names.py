@@ -1,14 +1,16 @@
 """The names that golden vectors have for what the modules of a PyTorch model compute.
 
-A table maps a module to the name of its output, or of its input and output; ``*`` is the number of a layer. The name of a weight
-follows from that of its module's output.
+A module has a name for its output, and may have one for its input; ``*`` is the number of a layer. The name of a weight follows
+from that of its module's output.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import product
 from typing import Any, NamedTuple
 
 from numllama.errors import listed
+from numllama.learn.names import MODULES, OUTER
 
 Names = Mapping[str, str | tuple[str | None, str | None]]
 
@@ -17,44 +19,27 @@ class by_token(str):
     """The name of a value of heads that a module has by token, (B, T, H·D) or (B, T, H, D); it is stored as (B, H, T, D)."""
 
 
-HUGGING_FACE: Names = {
-    "embed_tokens": ("tokens", "embedding"),
-    "layers.*.input_layernorm": "layer.*.attn_norm",
-    "layers.*.self_attn.q_proj": "layer.*.q",
-    "layers.*.self_attn.k_proj": "layer.*.k",
-    "layers.*.self_attn.v_proj": "layer.*.v",
-    "layers.*.self_attn.q_norm": by_token("layer.*.q_norm"),
-    "layers.*.self_attn.k_norm": by_token("layer.*.k_norm"),
-    "layers.*.self_attn.o_proj": (by_token("layer.*.head_outputs"), "layer.*.attn_out"),
-    "layers.*.post_attention_layernorm": ("layer.*.after_attention", "layer.*.ffn_norm"),
-    "layers.*.mlp.gate_proj": "layer.*.gate",
-    "layers.*.mlp.up_proj": "layer.*.up",
-    "layers.*.mlp.down_proj": ("layer.*.swiglu", "layer.*.ffn_out"),
-    "layers.*": "layer.*.after_ffn",
-    "norm": "norm",
-    "lm_head": "logits",
+WRAPPED = r"(?:\D*\.)?"  # the model may be part of another module
+INPUT_OF = {  # by the output of a module that has a weight
+    "embedding": "tokens",
+    "layer.*.attn_out": by_token("layer.*.head_outputs"),
+    "layer.*.ffn_norm": "layer.*.after_attention",
+    "layer.*.ffn_out": "layer.*.swiglu",
 }
-META: Names = {
-    "tok_embeddings": ("tokens", "embedding"),
-    "layers.*.attention_norm": "layer.*.attn_norm",
-    "layers.*.attention.wq": "layer.*.q",
-    "layers.*.attention.wk": "layer.*.k",
-    "layers.*.attention.wv": "layer.*.v",
-    "layers.*.attention.wo": (by_token("layer.*.head_outputs"), "layer.*.attn_out"),
-    "layers.*.ffn_norm": ("layer.*.after_attention", "layer.*.ffn_norm"),
-    "layers.*.feed_forward.w1": "layer.*.gate",
-    "layers.*.feed_forward.w3": "layer.*.up",
-    "layers.*.feed_forward.w2": ("layer.*.swiglu", "layer.*.ffn_out"),
-    "layers.*": "layer.*.after_ffn",
-    "norm": "norm",
-    "output": "logits",
-}
-WRAPPED = r"(?:.*\.)?"  # a table also fits a model that is part of another module
-WEIGHTS = {"embedding": "embed", "norm": "norm", "logits": "head"}  # by the output of their module
-WEIGHTS |= {f"layer.*.{name}": f"blocks.*.{name}" for name in ("attn_norm", "q_norm", "k_norm", "ffn_norm")}
-WEIGHTS |= {f"layer.*.{name}": f"blocks.*.w{name}" for name in "qkv"}
-WEIGHTS |= {"layer.*.attn_out": "blocks.*.wo", "layer.*.ffn_out": "blocks.*.w_down"}
-WEIGHTS |= {"layer.*.gate": "blocks.*.w_gate", "layer.*.up": "blocks.*.w_up"}
+WEIGHT_OF = {output: weight for weight, output in OUTER.values() if weight}
+WEIGHT_OF |= {f"layer.*.{output}": f"blocks.*.{weight}" for weight, output in MODULES.values() if weight}
+
+
+def _known_modules() -> Iterator[tuple[str, str | tuple[str | None, str | None]]]:
+    """Every module that transformers, Meta and others have a name for, with the names of its input and output."""
+    for modules, (weight, output) in OUTER.items():
+        for module in modules.split("|") if weight else ():
+            yield module, (INPUT_OF.get(output), output)
+    for modules, (weight, output) in MODULES.items():
+        for layer, module in product(("layers.*", "h.*", "blocks.*"), modules.split("|")):
+            kind = by_token if module in ("self_attn.q_norm", "self_attn.k_norm") else str
+            value = kind(f"layer.*.{output}")
+            yield f"{layer}.{module}".removesuffix("."), (INPUT_OF.get(value) if weight else None, value)
 
 
 class Named(NamedTuple):
@@ -65,26 +50,24 @@ class Named(NamedTuple):
 
 
 def named(model: Any, names: Names | None) -> Named:
-    """What `names` says of a model's modules and parameters; by default the table that names all parameters.
+    """What `names` says of a model's modules and parameters; without it, what their own names say.
 
     Raises
     ------
     ValueError
-        If a name fits no module and no parameter, or if no table fits.
+        If a name fits no module and no parameter, or if a parameter's own name says nothing.
     """
     if names is not None:
         found, unknown = _matched(model, names)
         if unknown:
             raise ValueError(f"{type(model).__name__} has no module or parameter {listed(unknown)}")
         return found
-    unnamed = []
-    for table in (HUGGING_FACE, META):
-        found, _ = _matched(model, table, WRAPPED)
-        unnamed.append([name for name, _ in model.named_parameters() if name not in found.parameters])
-        if found.parameters and not unnamed[-1]:
-            return found
-    missing = listed(min(unnamed, key=len)[:1]) or "none"
-    raise ValueError(f"no table has all parameters of {type(model).__name__}, such as {missing}: pass names={{module: name}}")
+    found, _ = _matched(model, dict(_known_modules()), WRAPPED)
+    if unnamed := [name for name, _ in model.named_parameters() if name not in found.parameters]:
+        raise ValueError(f"{type(model).__name__} has parameters of unknown meaning, {listed(unnamed)}: pass names=")
+    if not found.parameters:
+        raise ValueError(f"{type(model).__name__} has no parameters: pass names=")
+    return found
 
 
 def _matched(model: Any, names: Names, before: str = "") -> tuple[Named, list[str]]:
@@ -93,8 +76,8 @@ def _matched(model: Any, names: Names, before: str = "") -> tuple[Named, list[st
     outputs = {pattern: given if isinstance(given, str) else given[1] for pattern, given in names.items()}
     parameters = {pattern: name for pattern, name in outputs.items() if name}
     for pattern, name in outputs.items():
-        if name in WEIGHTS:
-            parameters |= {f"{pattern}.weight": WEIGHTS[name], f"{pattern}.bias": f"{WEIGHTS[name]}_bias"}
+        if name in WEIGHT_OF:
+            parameters |= {f"{pattern}.weight": WEIGHT_OF[name], f"{pattern}.bias": f"{WEIGHT_OF[name]}_bias"}
     modules = _matches(names, (name for name, _ in model.named_modules()), before)
     weights = _matches(parameters, (name for name, _ in model.named_parameters()), before)
     used = {pattern for pattern, _ in [*modules.values(), *weights.values()]}

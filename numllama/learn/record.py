@@ -65,8 +65,8 @@ def recording(
         Without one, only what `record` is given is recorded.
     names : mapping of str to str or pair of str, optional
         The name of each module's output, or of its input and output: ``{"stack.*.query": "layer.*.q"}``, where ``*`` is the
-        number of a layer. A parameter may have a name too: ``{"stack.*.norm.gain": "blocks.*.attn_norm"}``. Default: the
-        names for transformers' Llama, or for Meta's.
+        number of a layer. A parameter may have a name too: ``{"stack.*.norm.gain": "blocks.*.attn_norm"}``. Default: what
+        modules are called in transformers, in Meta's code and in others.
     gradients : bool
         Record gradients too; ``loss.backward()`` is then called in this block.
     head_dim : int, optional
@@ -80,8 +80,8 @@ def recording(
     Raises
     ------
     ValueError
-        If a name is no module's, or if the default names do not fit. At the end of the block, if a module was not called, or
-        backward was not.
+        If a name is no module's, or if without `names` a parameter has an unknown one. At the end of the block, if a module was
+        not called, or backward was not.
     """
     if model is not None and not hasattr(model, "named_modules"):
         raise TypeError(f"model is a {type(model).__name__}, but must be a torch.nn.Module")

@@ -10,7 +10,7 @@ from helpers import assert_close
 import numllama as nl
 from numllama.learn import record
 from numllama.learn.record import by_token, recording
-from numllama.learn.vectors import STANDARD, standard_vectors
+from numllama.learn.vectors import STANDARD, standard_vectors, write_vectors
 from numllama.model.parameters import copied_parameters
 
 torch = pytest.importorskip("torch")
@@ -110,7 +110,7 @@ def test_bfloat16_becomes_float32(tmp_path):
     assert np.array_equal(dump["d_weights/head"], model.lm_head.weight.grad.float())
 
 
-def test_a_mistral_and_a_model_inside_another_have_the_same_table():
+def test_a_mistral_and_a_model_inside_another():
     config = dict(vocab_size=11, hidden_size=16, intermediate_size=12, num_hidden_layers=2, num_attention_heads=4)
     config |= dict(num_key_value_heads=2, attn_implementation="eager")
     inner = transformers.MistralForCausalLM(transformers.MistralConfig(**config))
@@ -129,6 +129,26 @@ def test_labels_are_targets_one_token_later(tmp_path):
     assert dump["tokens"].tolist() == tokens.tolist()
     assert dump["targets"].tolist() == [[1, 2, 3, 4, -100], [6, 7, 8, 9, -100]]
     assert not any(name.startswith("d_") for name in dump)
+
+
+def test_compare_and_diagnose_take_a_recording(tmp_path, monkeypatch):
+    vectors = standard_vectors("gqa")
+    write_vectors(vectors, tmp_path / "vectors")
+    model = of_transformers(vectors, tmp_path / "model", "float32")
+    with recording(model) as dump:
+        run(model, vectors)
+    assert nl.compare(tmp_path / "vectors", dump).same
+    dump.save(tmp_path / "mine.safetensors")
+    assert nl.compare(tmp_path / "vectors", tmp_path / "mine.safetensors").same
+
+    def tiled(x, n):
+        return x.repeat(1, n, 1, 1)
+
+    monkeypatch.setattr(sys.modules[type(model).__module__], "repeat_kv", tiled)
+    with recording(model) as dump:
+        run(model, vectors)
+    assert not nl.compare(tmp_path / "vectors", dump).same
+    assert nl.diagnose(tmp_path / "vectors", dump).explanations
 
 
 def test_blocks_that_are_computed_again_in_backward(tmp_path):
@@ -283,7 +303,7 @@ def test_a_model_of_ones_own_by_a_map_and_by_calls_in_its_forward():
     check(dump, expected, rtol=1e-9)
 
 
-def test_metas_names_have_a_table():
+def test_metas_names_are_known():
     vectors = standard_vectors("interleaved")
     model, *batch = of_mine(vectors)
     for norm in (model.norm, *(block.attention_norm for block in model.layers), *(block.ffn_norm for block in model.layers)):
@@ -337,7 +357,7 @@ def test_only_the_first_of_several_outputs_is_recorded():
     ("names", "wrong"),
     [
         ({"layers.2.attention": "layer.2.q", "norm": "norm"}, "Llama has no module or parameter layers.2.attention$"),
-        (None, "no table has all parameters of Llama, such as layers.0.attention_norm.gain: pass names="),
+        (None, "Llama has parameters of unknown meaning, layers.0.attention_norm.gain, .*, norm.gain: pass names=$"),
     ],
 )
 def test_names_that_are_no_modules(names, wrong):
