@@ -54,6 +54,21 @@ MISTAKES = [
         "learn/test_tracing.py::test_the_gradients_inside_attention_belong_together[0]",
     ),
     Mistake(
+        "a second forward that is recorded over the first",
+        "learn/record.py", "        if key in self.dump:\n            return\n", "",
+        "learn/test_record.py::test_the_first_call_counts_in_each_of_several_recordings",
+    ),
+    Mistake(
+        "a recording that changes with the array",
+        "learn/record.py", "np.asarray(tensor).copy()", "np.asarray(tensor)",
+        "learn/test_record.py::test_a_call_returns_its_array_and_does_nothing_else_outside_of_a_recording",
+    ),
+    Mistake(
+        "a mask that is recorded as a score",
+        "learn/record.py", "LEAST_SCORE = -3e4", "LEAST_SCORE = -1e30",
+        "learn/test_record.py::test_scores_of_hidden_keys_are_zeros_whatever_the_mask_adds[-1000000000.0]",
+    ),
+    Mistake(
         "a page with a tag left open",
         "learn/trace_report.py", "return f\"<tr>{''.join(cells)}</tr>\"", "return f\"<tr>{''.join(cells)}\"",
         "learn/test_tracing.py::test_the_page_is_well_formed_and_needs_no_other_file",
