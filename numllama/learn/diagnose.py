@@ -197,7 +197,7 @@ class _Search:
         after = self.downstream(value, known)
         rng = np.random.default_rng(0)
         for _ in range(DIRECTIONS):
-            u = rng.standard_normal(theirs.shape)
+            u = self.reference.cleaned(name, rng.standard_normal(theirs.shape))
             u /= np.linalg.norm(u)
             step = STEP * max(1.0, float(np.abs(known[value]).max()))
             ahead, back = (self.weighted(after, {**known, value: known[value] + sign * step * u}) for sign in (1, -1))

@@ -375,9 +375,11 @@ NAMED = {
     "d-attn-norm-no-k": "The gradient of attn_norm lacks the term through the keys.",
     "d-attn-norm-no-q": "The gradient of attn_norm lacks the term through the queries.",
     "d-attn-norm-only-q":
-        "The gradient of attn_norm lacks the term through the values. The gradient of attn_norm lacks the term through the keys.",
+        "The gradient of attn_norm lacks the term through the values. "
+        "The gradient of attn_norm lacks the term through the keys.",
     "d-attn-norm-only-v":
-        "The gradient of attn_norm lacks the term through the keys. The gradient of attn_norm lacks the term through the queries.",
+        "The gradient of attn_norm lacks the term through the keys. "
+        "The gradient of attn_norm lacks the term through the queries.",
     "d-attn-norm-mean": "The gradients through queries, keys and values are averaged instead of added.",
     "d-embed-overwritten": "A token that occurs several times keeps the gradient of its last occurrence only.",
     "d-embed-first": "A token that occurs several times keeps the gradient of its first occurrence only.",
