@@ -35,7 +35,7 @@ from numllama.tokenizer.layout import byte_level
 from numllama.tokenizer.normalizers import SPACE
 from numllama.tokenizer.patterns import PATTERNS
 from numllama.tokenizer.post_processors import template
-from numllama.tokenizer.recovered_merges import merges_of_ranks
+from numllama.tokenizer.recovered_merges import merges_of_ranks, merges_of_scores
 from numllama.tokenizer.sentencepiece import BYTES, SentencePieceTokenizer
 from numllama.tokenizer.vocabulary import numbered
 
@@ -224,7 +224,7 @@ def _read_sentencepiece(
         given = "pattern" if pattern is not None else "special tokens"
         raise ValueError(f"it is a SentencePiece model, which defines its own, so no {given} can be given")
     said = beside(path.parent)
-    tokenizer = sentencepiece_model.read(content, merges_of_ranks, said.tokens)
+    tokenizer = sentencepiece_model.read(content, said)
     tokenizer.post_processor = _around(said, tokenizer, "<s>", "</s>")
     return tokenizer
 
@@ -278,9 +278,8 @@ def _read_llama2c(content: bytes) -> SentencePieceTokenizer:
     special = {name: i for i, name in enumerate(("<unk>", "<s>", "</s>")) if vocab.get(i, b"").strip() == name.encode()}
     vocab |= {i: name.encode() for name, i in special.items()}
     bytes_ = set(BYTES)
-    pieces = [i for i, piece in vocab.items() if piece not in bytes_ and i not in special.values()]
-    ranks = {vocab[i]: rank for rank, i in enumerate(sorted(pieces, key=lambda i: -scores[i]))}
-    merges = merges_of_ranks(ranks, lambda piece: [character.encode() for character in piece.decode()])
+    pieces = {piece.decode(): scores[i] for i, piece in vocab.items() if piece not in bytes_ and i not in special.values()}
+    merges = [(left.encode(), right.encode()) for left, right in merges_of_scores(pieces)]
     tokenizer = SentencePieceTokenizer(vocab, merges, special)
     tokenizer.post_processor = template([("<s>", special["<s>"])] if "<s>" in special else [])  # run.c begins every text with it
     return tokenizer

@@ -23,7 +23,7 @@ from numllama.tokenizer.char import CharTokenizer
 from numllama.tokenizer.layout import pieces, prefix_of
 from numllama.tokenizer.patterns import PATTERNS
 from numllama.tokenizer.post_processors import template
-from numllama.tokenizer.recovered_merges import merges_of_ranks
+from numllama.tokenizer.recovered_merges import merges_of_scores
 from numllama.tokenizer.sentencepiece import BYTES, SentencePieceTokenizer
 
 KEYS = "tokenizer.ggml."
@@ -187,10 +187,8 @@ def _sentencepiece(found: Mapping[str, Any], vocab: Mapping[str, int]) -> tuple[
         scores = found.get("scores")
         if not isinstance(scores, np.ndarray) or scores.shape != (len(tokens),):
             raise ValueError(f"{KEYS}scores must be a list of {len(tokens):,} numbers, one for each token")
-        normal = [i for i in np.argsort(-scores, kind="stable").tolist() if types[i] == NORMAL and tokens[i]]
-        ranks = {tokens[i].encode(): rank for rank, i in enumerate(normal)}
-        pairs = merges_of_ranks(ranks, lambda piece: [character.encode() for character in piece.decode()])
-        merges = [[left.decode(), right.decode()] for left, right in pairs]
+        normal = np.flatnonzero(types == NORMAL).tolist()
+        merges = list(map(list, merges_of_scores({tokens[i]: float(scores[i]) for i in normal if tokens[i]})))
     model = {
         "merges": merges, "fuse_unk": True, "byte_fallback": True,
         "unk_token": _named(tokens, unknown, "unknown") if types[unknown : unknown + 1].tolist() == [UNKNOWN] else None,
