@@ -20,10 +20,11 @@ from numllama.tokenizer import tokenizer_json
 from numllama.tokenizer.added_tokens import AddedToken
 from numllama.tokenizer.bpe import Tokenizer
 from numllama.tokenizer.char import CharTokenizer
-from numllama.tokenizer.layout import pieces, prefix_of
+from numllama.tokenizer.layout import byte_level, pieces, prefix_of
 from numllama.tokenizer.patterns import PATTERNS
 from numllama.tokenizer.post_processors import template
 from numllama.tokenizer.recovered_merges import merges_of_scores
+from numllama.tokenizer.rewriting import canonical
 from numllama.tokenizer.sentencepiece import BYTES, SentencePieceTokenizer
 
 KEYS = "tokenizer.ggml."
@@ -50,16 +51,7 @@ class Splitting(NamedTuple):
     looked_up: bool = False
     begins: bool = False
 
-    def values(self) -> dict[str, Any]:
-        """The ``pre_tokenizer`` of a ``tokenizer.json``."""
-        return {"type": "Sequence", "pretokenizers": [*map(_step, self.expressions), _BYTES]}
 
-
-def _step(expression: str) -> dict[str, Any]:
-    return {"type": "Split", "pattern": {"Regex": expression}, "behavior": "Isolated", "invert": False}
-
-
-_BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
 _CASED = (  # a word's capitals and then its small letters; %s stands for contractions
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+%s"
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*%s"
@@ -93,7 +85,7 @@ SPLITTING = {name: kind for names, kind in _KINDS.items() for name in names.spli
 
 
 def _steps(values: Any) -> list[Any] | None:
-    """The expressions by which a byte-level ``pre_tokenizer`` isolates pieces; None if it does more."""
+    """The expressions by which a byte-level ``pre_tokenizer`` isolates pieces, in canonical form; None if it does more."""
     steps = values.get("pretokenizers") if values["type"] == "Sequence" else [values]
     *splits, last = steps
     expressions = []
@@ -106,7 +98,7 @@ def _steps(values: Any) -> list[Any] | None:
             return None
     if last["type"] != "ByteLevel" or last.get("add_prefix_space", True):
         return None
-    return [*expressions, _GPT2] if last.get("use_regex", True) else expressions
+    return list(map(canonical, [*expressions, _GPT2] if last.get("use_regex", True) else expressions))
 
 
 # ------------------------------------------------------------------------------------------------ reading
@@ -132,7 +124,7 @@ def tokenizer_of(values: Mapping[str, Any]) -> Tokenizer:
     if len(vocab) < len(tokens):
         twice = next(token for i, token in enumerate(tokens) if vocab[token] != i)
         raise ValueError(f"its vocabulary holds {shown(twice)} twice")
-    layout, model, begins = MODELS[found["model"]](found, vocab)
+    layout, model, begins = MODELS[found["model"]](found)
     added = [
         AddedToken(token, i, special=kind != USER_DEFINED)
         for i, (token, kind) in enumerate(zip(tokens, types, strict=True))
@@ -169,18 +161,17 @@ def _types(found: Mapping[str, Any]) -> np.ndarray:
     return types
 
 
-def _byte_level(found: Mapping[str, Any], vocab: Mapping[str, int]) -> tuple[dict, dict, bool]:
+def _byte_level(found: Mapping[str, Any]) -> tuple[dict, dict, bool]:
     require(found, ("merges",), "its tokenizer")
     name = found.get("pre", "default")
     if name not in SPLITTING:
-        raise ValueError(f"{KEYS}pre is {shown(name)}, but only these are known: {', '.join(sorted(SPLITTING))}")
+        raise ValueError(f"{KEYS}pre is {shown(name)}, but only these are known: {listed(sorted(SPLITTING))}")
     kind = SPLITTING[name]
-    decoder = _BYTES | {"use_regex": True}
-    layout = {"normalizer": None, "pre_tokenizer": kind.values(), "decoder": decoder}
-    return layout, tokenizer_json.PLAIN_MODEL | {"merges": found["merges"], "ignore_merges": kind.looked_up}, kind.begins
+    model = tokenizer_json.PLAIN_MODEL | {"merges": found["merges"], "ignore_merges": kind.looked_up}
+    return byte_level(*kind.expressions), model, kind.begins
 
 
-def _sentencepiece(found: Mapping[str, Any], vocab: Mapping[str, int]) -> tuple[dict, dict, bool]:
+def _sentencepiece(found: Mapping[str, Any]) -> tuple[dict, dict, bool]:
     tokens, types, unknown = found["tokens"], _types(found), found["unknown_token_id"]
     merges = found.get("merges")
     if merges is None:
@@ -276,16 +267,12 @@ def values_of(tokenizer: Tokenizer | CharTokenizer, vocab_size: int, config: Map
 
 
 def _written_bytes(tokenizer: Tokenizer) -> dict[str, Any]:
+    if tokenizer.layout.normalizer:
+        raise ValueError("llama.cpp leaves a text as it is, but the tokenizer normalizes it")
     steps = _steps(tokenizer.layout.values["pre_tokenizer"])
-    name = next(
-        (
-            names.split()[0]
-            for names, kind in _KINDS.items()
-            if list(kind.expressions) == steps and kind.looked_up == tokenizer.ignore_merges
-        ),
-        None,
-    )
-    if name is None or tokenizer.layout.values["normalizer"] is not None:
+    named = {names.split()[0]: kind for names, kind in _KINDS.items() if kind.looked_up == tokenizer.ignore_merges}
+    name = next((name for name, kind in named.items() if list(map(canonical, kind.expressions)) == steps), None)
+    if name is None:
         raise ValueError(
             "llama.cpp has no name for the way in which the tokenizer splits a text; it knows those of "
             + listed(sorted(names.split()[0] for names in _KINDS))

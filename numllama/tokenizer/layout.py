@@ -90,13 +90,13 @@ def _search(cut: str | None) -> Callable | None:
     return regex.compile(cut).search if cut else None
 
 
-def byte_level(pattern: str) -> dict[str, Any]:
-    """The values for byte-level BPE, with a pattern in Oniguruma's syntax."""
+def byte_level(*patterns: str) -> dict[str, Any]:
+    """The values for byte-level BPE; each pattern, in Oniguruma's syntax, splits the pieces of those before it."""
     step = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     splitting = step | {"use_regex": True}
-    if pattern != PATTERNS["gpt2"]:
-        split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
-        splitting = {"type": "Sequence", "pretokenizers": [split, step | {"use_regex": False}]}
+    if patterns != (PATTERNS["gpt2"],):
+        splits = [{"type": "Split", "pattern": {"Regex": each}, "behavior": "Isolated", "invert": False} for each in patterns]
+        splitting = {"type": "Sequence", "pretokenizers": [*splits, step | {"use_regex": False}]}
     return {"normalizer": None, "pre_tokenizer": splitting, "decoder": step | {"use_regex": True}}
 
 

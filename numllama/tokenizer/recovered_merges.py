@@ -43,9 +43,8 @@ def merges_of_scores(scores: Mapping[str, float]) -> list[tuple[str, str]]:
         if any(piece[:i] in scores and piece[i:] in scores for i in range(1, len(piece))):
             other = equals.setdefault(scores[piece], piece)
             if other != piece and (len(set(other)) > 1 or len(set(piece)) > 1):
-                raise ValueError(
-                    f"its pieces {shown(other)} and {shown(piece)} have the same score, so the order of merging depends on the text"
-                )
+                both = f"{shown(other)} and {shown(piece)}"
+                raise ValueError(f"its pieces {both} have the same score, so the order of merging depends on the text")
     ordered = sorted(scores, key=lambda piece: (-scores[piece], -len(piece)))
     ranks = {piece.encode(): rank for rank, piece in enumerate(ordered)}
     merges = merges_of_ranks(ranks, lambda piece: [character.encode() for character in piece.decode()])

@@ -22,6 +22,8 @@ from numllama.interop.huggingface import to_neighbours
 from numllama.interop.load import load_tokenizer, save
 from numllama.storage.gguf_file import read_gguf
 from numllama.tokenizer.gguf import SPLITTING
+from numllama.tokenizer.layout import byte_level
+from numllama.tokenizer.patterns import PATTERNS
 from numllama.tokenizer.pre_tokenizers import PreTokenizer
 
 SHAPE = dict(vocab_size=64, dim=256, n_layers=1, n_heads=4, n_kv_heads=2, ffn_dim=256, max_seq_len=32)
@@ -322,6 +324,20 @@ def test_a_byte_level_tokenizer_comes_back(tmp_path, pattern, ignore):
     assert again.special_tokens == tokens.special_tokens and again.before == tokens.before == []
 
 
+def test_a_layout_that_is_written_in_another_way_has_the_same_name(tmp_path):
+    tokens = nl.Tokenizer(VOCAB, MERGES, SPECIAL, pattern=PATTERNS["llama3"].replace(r"\r\n", "\r\n"))
+    assert tokens.pattern != PATTERNS["llama3"]
+    path = tokens.save(tmp_path)
+    values = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(values | {"normalizer": {"type": "Sequence", "normalizers": []}}), encoding="utf-8")
+    model, tokens = random_model(vocab_size=tokens.vocab_size), nl.Tokenizer.load(path)  # as in DeepSeek V3's
+    model.save(tmp_path / "x.gguf", tokens)
+    assert nl.Tokenizer.load(tmp_path / "x.gguf").pattern == PATTERNS["llama3"]
+    path.write_text(json.dumps(values | {"normalizer": {"type": "NFC"}}), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"llama\.cpp leaves a text as it is, but the tokenizer normalizes it"):
+        model.save(tmp_path / "y.gguf", nl.Tokenizer.load(path))
+
+
 def test_the_tokenizer_of_a_file_its_template_and_its_end(tmp_path):
     values = bytes_tokenizer(**{"ggml.add_bos_token": True, "ggml.bos_token_id": 65, "ggml.eot_token_id": 66})
     write(tmp_path / "x.gguf", values=values)
@@ -361,7 +377,7 @@ def test_sentencepiece_comes_back_from_scores(tmp_path):
 
 @pytest.mark.parametrize("name", sorted(set(SPLITTING)))
 def test_every_name_of_a_splitting_is_known_to_the_expressions_here(name):
-    pieces = PreTokenizer(SPLITTING[name].values()).split("Hello wörld don't 12345 你好\n\n x")
+    pieces = PreTokenizer(byte_level(*SPLITTING[name].expressions)["pre_tokenizer"]).split("Hello wörld don't 12345 你好\n\n x")
     assert "".join(pieces) == "Hello wörld don't 12345 你好\n\n x"
 
 
