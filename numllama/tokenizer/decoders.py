@@ -179,8 +179,6 @@ def _characters(data: bytes) -> list[str]:
 
 def _replace(values: dict) -> Step:
     fields(values, {"pattern": OBJECT, "content": TEXT}, "pattern", "content")
-    if isinstance(old := values["pattern"].get("String"), str) and old:
-        return _of_each(lambda text: text.replace(old, values["content"]))
     return _of_each(replacing(values["pattern"], values["content"]))
 
 
