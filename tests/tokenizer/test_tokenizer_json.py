@@ -2,12 +2,14 @@
 
 import json
 import random
+import time
 
 import pytest
 
 from numllama import Tokenizer
 from numllama.errors import DataError
 from numllama.tokenizer.decoders import CHARACTER_OF
+from numllama.tokenizer.precompiled import Precompiled
 from numllama.tokenizer.sentencepiece import SentencePieceTokenizer
 
 ALPHABET = {character: byte for byte, character in CHARACTER_OF.items()}
@@ -317,3 +319,10 @@ def test_a_pattern_without_end_is_one_sentence(tmp_path, monkeypatch, pattern):
     tokenizer = Tokenizer.load(written(tmp_path, pre_tokenizer={"type": "Sequence", "pretokenizers": steps}))
     with pytest.raises(ValueError, match=r"^the pattern '.*' takes too long for a text of 50 characters$"):
         tokenizer.encode("a" * 49 + ".")
+
+
+def test_a_long_run_of_flags_is_normalized_in_little_time():
+    rules, flags = Precompiled("DAAAAAAEAAABAAAAAgAAAGEAYgA="), "🇫🇷🇩🇪" * 50_000
+    begin = time.perf_counter()
+    assert rules(flags) == flags
+    assert time.perf_counter() - begin < 3  # minutes, if each flag looks at all before it
