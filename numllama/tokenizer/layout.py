@@ -74,12 +74,16 @@ class Layout:
 
 def _writes_spaces(values: Mapping[str, Any]) -> bool:
     """Whether the layout only writes spaces as ▁ and puts one in front."""
-    normalizer, splitting = values["normalizer"], values["pre_tokenizer"]
-    several = isinstance(normalizer, dict) and normalizer.get("type") == "Sequence"
-    steps: Any = normalizer.get("normalizers") if several else [normalizer] if normalizer else []
+    steps, splitting = _steps(values["normalizer"]), values["pre_tokenizer"]
     metaspace = isinstance(splitting, dict) and splitting.get("type") == "Metaspace" and splitting.get("replacement") == SPACE
-    known = isinstance(steps, list) and all(step in (PREPEND, SPACES) for step in steps)
+    known = all(step in (PREPEND, SPACES) for step in steps)
     return known and (SPACES in steps or metaspace) and (metaspace or splitting is None)
+
+
+def _steps(normalizer: Any) -> list:
+    """The steps of a normalizer; itself, if they are damaged."""
+    steps = normalizer.get("normalizers") if isinstance(normalizer, dict) and normalizer.get("type") == "Sequence" else None
+    return steps if isinstance(steps, list) else [normalizer] if normalizer else []
 
 
 def _compact(values: Mapping[str, Any]) -> str:
@@ -127,6 +131,7 @@ def prefix_of(values: Mapping[str, Any]) -> tuple[str, bool]:
     for prefix in PREFIXES:
         for one_space in (False, True):
             made = pieces(prefix, one_space)
-            if all(made[name] == values.get(name) for name in ("normalizer", "pre_tokenizer")):
+            same = _steps(made["normalizer"]) == _steps(values["normalizer"])
+            if same and made["pre_tokenizer"] == values["pre_tokenizer"]:
                 return prefix, one_space
     return "other", False

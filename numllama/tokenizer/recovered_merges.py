@@ -1,6 +1,6 @@
 """Merges of a vocabulary that lists only ranks or scores: tiktoken's files, SentencePiece's, llama2.c's and GGUF's."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 
 from numllama.errors import shown
 from numllama.tokenizer.merging import merge
@@ -40,7 +40,7 @@ def merges_of_scores(scores: Mapping[str, float]) -> list[tuple[str, str]]:
     """
     equals: dict[float, str] = {}
     for piece in scores:
-        if any(piece[:i] in scores and piece[i:] in scores for i in range(1, len(piece))):
+        if may_be_merged(piece, scores):
             other = equals.setdefault(scores[piece], piece)
             if other != piece and (len(set(other)) > 1 or len(set(piece)) > 1):
                 both = f"{shown(other)} and {shown(piece)}"
@@ -49,3 +49,8 @@ def merges_of_scores(scores: Mapping[str, float]) -> list[tuple[str, str]]:
     ranks = {piece.encode(): rank for rank, piece in enumerate(ordered)}
     merges = merges_of_ranks(ranks, lambda piece: [character.encode() for character in piece.decode()])
     return [(left.decode(), right.decode()) for left, right in merges]
+
+
+def may_be_merged(piece: str, known: Container[str]) -> bool:
+    """Whether a piece is two known ones side by side."""
+    return any(piece[:i] in known and piece[i:] in known for i in range(1, len(piece)))

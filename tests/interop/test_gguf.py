@@ -14,6 +14,7 @@ from helpers import assert_same_bits
 from interop.checkpoints import SCALING, random_model
 from realdata import real_data
 from tokenizer.test_bpe import MERGES, VOCAB
+from tokenizer.test_sentencepiece_model import ORDERED
 
 import numllama as nl
 from numllama.cli import app
@@ -22,9 +23,10 @@ from numllama.interop.huggingface import to_neighbours
 from numllama.interop.load import load_tokenizer, save
 from numllama.storage.gguf_file import read_gguf
 from numllama.tokenizer.gguf import SPLITTING
-from numllama.tokenizer.layout import byte_level
+from numllama.tokenizer.layout import SPACES, byte_level, piece_decoder
 from numllama.tokenizer.patterns import PATTERNS
 from numllama.tokenizer.pre_tokenizers import PreTokenizer
+from numllama.tokenizer.tokenizer_json import content
 
 SHAPE = dict(vocab_size=64, dim=256, n_layers=1, n_heads=4, n_kv_heads=2, ffn_dim=256, max_seq_len=32)
 TYPES = [gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16, *sorted(gguf.quants._type_traits)]
@@ -373,6 +375,43 @@ def test_sentencepiece_comes_back_from_scores(tmp_path):
     text = real_data("tinyshakespeare.txt").read_text()[:20000] + " é中\n\t  two"
     assert again.encode(text) == tokens.encode(text)
     assert again.before == tokens.before == [1] and again.decode(again.encode(text)) == text
+
+
+def test_users_tokens_of_spaces_are_merged_as_in_llama_cpp(tmp_path):
+    names = [*(text for text, _, _ in ORDERED), *(f"<0x{byte:02X}>" for byte in range(256)), "▁▁"]
+    values = {"model": "llama", "tokens": names, "token_type": [2, 3, 3, *[1] * 5, *[6] * 256, 4],
+              "scores": [score for _, score, _ in ORDERED] + [0.0] * 257}  # fmt: skip
+    write(tmp_path / "x.gguf", values={f"tokenizer.ggml.{name}": value for name, value in values.items()})
+    tokens = nl.Tokenizer.load(tmp_path / "x.gguf")
+    assert [tokens.name(i) for i in tokens.encode("ab   b")] == ["▁a", "b", "▁▁", "▁", "b"]
+
+
+MERGED = nl.Tokenizer.load(real_data("tok512.bin")).merges
+
+
+@pytest.mark.parametrize(("layout", "changes", "words"), [
+    ({}, {}, None),
+    ({"normalizer": {"type": "Sequence", "normalizers": [SPACES]}, "decoder": piece_decoder(False)}, {}, None),  # as in Yi's
+    ({}, {"byte_fallback": False}, "turns a character that is no piece into its bytes, but the tokenizer does not"),
+    ({}, {"merges": MERGED[1:]}, "would merge a text into '.*', but the tokenizer does not"),
+    ({}, {"type": "Unigram"}, "a tokenizer of the kind Unigram cannot be written to a GGUF file"),
+])  # fmt: skip
+def test_pieces_are_written_if_llama_cpp_gives_the_same_ids(tmp_path, layout, changes, words):
+    values = content(nl.Tokenizer.load(real_data("tok512.bin"))) | layout
+    values["model"] |= changes
+    if "merges" in changes:
+        values["model"]["merges"] = [[left.decode(), right.decode()] for left, right in changes["merges"]]
+    if "type" in changes:
+        values["model"] = {"type": "Unigram", "unk_id": 0, "vocab": [[name, -1.0] for name in values["model"]["vocab"]]}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(values), encoding="utf-8")
+    tokens = nl.Tokenizer.load(tmp_path)
+    model = random_model(vocab_size=tokens.vocab_size)
+    if words:
+        with pytest.raises(ValueError, match=words):
+            model.save(tmp_path / "x.gguf", tokens)
+        return
+    model.save(tmp_path / "x.gguf", tokens)
+    assert nl.Tokenizer.load(tmp_path / "x.gguf").encode(TEXT) == tokens.encode(TEXT)
 
 
 @pytest.mark.parametrize("name", sorted(set(SPLITTING)))

@@ -146,5 +146,11 @@ def test_what_would_give_other_ids_is_refused_by_name(tmp_path, case):
 
 def test_a_pattern_cannot_be_given(tmp_path):
     (tmp_path / "spiece.model").write_bytes(model())
-    with pytest.raises(DataError, match="it is a SentencePiece model, which defines its own, so no pattern can be given"):
+    with pytest.raises(DataError, match="it defines its own pattern and special tokens, so no pattern can be given"):
         Tokenizer.load(tmp_path / "spiece.model", pattern="gpt2")
+
+
+def test_a_file_of_xlm_r_whose_ids_are_others_is_refused(tmp_path):
+    (tmp_path / "sentencepiece.bpe.model").write_bytes(model())
+    with pytest.raises(DataError, match=r"sentencepiece\.bpe\.model is .* number the pieces otherwise: load a tokenizer\.json$"):
+        Tokenizer.load(tmp_path)
