@@ -31,6 +31,7 @@ from numllama.tokenizer.sentencepiece_model import BYTE, CONTROL, NORMAL, UNKNOW
 from numllama.tokenizer.unigram import UnigramTokenizer
 
 KEYS = "tokenizer.ggml."
+NFC = {"type": "NFC"}  # Qwen's: llama.cpp leaves it out, which matters only for a text that is not in NFC
 ID = whole(most=2**32 - 1)
 FIELDS = {
     "model": TEXT, "pre": TEXT, "tokens": LIST, "merges": LIST,
@@ -274,7 +275,7 @@ def _tokens(tokenizer: Tokenizer, vocab_size: int) -> tuple[list[str], np.ndarra
 
 
 def _written_bytes(tokenizer: Tokenizer) -> dict[str, Any]:
-    if tokenizer.layout.normalizer:
+    if tokenizer.layout.normalizer and tokenizer.layout.values["normalizer"] != NFC:
         raise ValueError("llama.cpp leaves a text as it is, but the tokenizer normalizes it")
     steps = _steps(tokenizer.layout.values["pre_tokenizer"])
     named = {names.split()[0]: kind for names, kind in _KINDS.items() if kind.looked_up == tokenizer.ignore_merges}

@@ -336,6 +336,9 @@ def test_a_layout_that_is_written_in_another_way_has_the_same_name(tmp_path):
     model.save(tmp_path / "x.gguf", tokens)
     assert nl.Tokenizer.load(tmp_path / "x.gguf").pattern == PATTERNS["llama3"]
     path.write_text(json.dumps(values | {"normalizer": {"type": "NFC"}}), encoding="utf-8")
+    model.save(tmp_path / "z.gguf", nl.Tokenizer.load(path))  # as in Qwen's
+    assert nl.Tokenizer.load(tmp_path / "z.gguf").pattern == PATTERNS["llama3"]
+    path.write_text(json.dumps(values | {"normalizer": {"type": "Lowercase"}}), encoding="utf-8")
     with pytest.raises(ValueError, match=r"llama\.cpp leaves a text as it is, but the tokenizer normalizes it"):
         model.save(tmp_path / "y.gguf", nl.Tokenizer.load(path))
 
