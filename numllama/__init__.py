@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # the public API; at run time each name is imported when it i
     from numllama.generation.text import complete
     from numllama.gradcheck import GradientError, gradcheck
     from numllama.interop.load import load, load_run
+    from numllama.learn.judge import CaseVerdict, Verdict, judge
     from numllama.model.config import PRESETS, ModelConfig
     from numllama.model.lora import LoraConfig
     from numllama.model.parameters import count_parameters
@@ -26,7 +27,7 @@ if TYPE_CHECKING:  # the public API; at run time each name is imported when it i
 
 __all__ = [
     "ops",
-    "gradcheck", "GradientError",
+    "gradcheck", "GradientError", "judge", "Verdict", "CaseVerdict",
     "ModelConfig", "PRESETS", "LoraConfig", "Transformer", "count_parameters",
     "AdamW", "SGD", "cosine_schedule", "clip_grad_norm",
     "Tokenizer", "CharTokenizer", "Dataset", "load_dataset", "load_conversations",
@@ -45,6 +46,7 @@ lazy(__name__, {
     "numllama.data.dataset": "Dataset load_dataset",
     "numllama.data.conversations": "load_conversations",
     "numllama.interop.load": "load load_run",
+    "numllama.learn.judge": "judge Verdict CaseVerdict",
     "numllama.generation": "generate generate_batch stream complete SamplingConfig KVCache",
     "numllama.errors": "NumllamaError CheckpointError DataError DeviceError GenerationError TrainingError",
 })  # fmt: skip
