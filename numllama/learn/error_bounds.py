@@ -3,7 +3,7 @@
 A kernel stores results with unit roundoff u and adds with unit roundoff u₊ (Higham 2002, eqs. 2.4, 2.8 and 3.4):
     a ∘ b             is off by  u·|a ∘ b| + η,  where η is what underflow may lose
     a sum of n terms  is off by  n·u₊·Σ|term| on top, in whatever order it is taken
-    exp, log, ...     are off by 8 units in the last place: 16·u·|result|
+    exp, log, ...     are off by 16·u₊·|result| on top, which is 8 units in the last place
 Errors of the operands pass through each step: |b|·δa + |a|·δb + δa·δb for a product, eᵃ·(e^δa − 1) for exp, and so on. These are
 the rules of running error analysis (Higham 2002, section 3.3), with exact values in place of the computed ones.
 
@@ -11,8 +11,8 @@ For bfloat16 and float16, u₊ is that of float32: rows and matrix products are 
 bias's gradient, may be kept in the result's own memory, and are off by n·u·Σ|term|.
 
 Inputs count as off by 2·u₊: another formula than the op's own may give the exact result for inputs that are that close, which is
-mixed forward-backward stability (section 1.5). They count as off by 2·u where the op has a factor: a kernel may multiply an input
-by it, and store that, instead of the result.
+mixed forward-backward stability (section 1.5). They count as off by u more where the op has a factor: a kernel may multiply an
+input by it, and store that, instead of the result.
 
 Higham 2002: Accuracy and Stability of Numerical Algorithms, second edition.
 """
@@ -28,8 +28,8 @@ import numpy as np
 
 from numllama.backend import TWO_BYTES, erf
 
-FUNCTION_UNITS = 16  # u of an elementary function: the vectorised erf of PyTorch is off by up to 10
-INPUT_UNITS = 2  # of an input
+FUNCTION_UNITS = 16  # u₊ of an elementary function: PyTorch's vectorised erf is off by up to 10
+INPUT_UNITS = 2  # u₊ of an input
 
 
 class Format(NamedTuple):
@@ -59,7 +59,8 @@ class Bounded(np.lib.mixins.NDArrayOperatorsMixin):
     def input(cls, array: np.ndarray, format: Format, *, is_scaled: bool = False) -> "Bounded":
         """An argument; `is_scaled` where a kernel may multiply it by a factor first."""
         value = array.astype(np.float64)
-        return cls(value, _finite(INPUT_UNITS * (format.u if is_scaled else format.u_sum) * abs(value)), format)
+        u = INPUT_UNITS * format.u_sum + (format.u if is_scaled else 0)
+        return cls(value, _finite(u * abs(value)), format)
 
     shape = property(lambda self: self.value.shape)
     ndim = property(lambda self: self.value.ndim)
@@ -118,10 +119,12 @@ class Bounded(np.lib.mixins.NDArrayOperatorsMixin):
             value = np.asarray(ufunc(*values))
             if value.dtype == bool:
                 return value
-            units, propagate = PROPAGATION[ufunc]
             if ufunc is np.matmul:
                 errors = (*errors, self.format)
-            result = _stored(value, propagate(value, *values, *errors), self.format, units)
+            error = PROPAGATION[ufunc](value, *values, *errors)
+            if ufunc in FUNCTIONS:
+                error = error + FUNCTION_UNITS * self.format.u_sum * abs(value)
+            result = Bounded(value, error, self.format) if ufunc is np.negative else _stored(value, error, self.format)
         if out is None:
             return result
         out[0].value[...], out[0].error[...] = result.value, result.error
@@ -142,7 +145,10 @@ class Bounded(np.lib.mixins.NDArrayOperatorsMixin):
         if function not in MOVES:
             return NotImplemented
         values = function(*(a.value if isinstance(a, Bounded) else a for a in args), **kwargs)
-        errors = function(*(a.error if isinstance(a, Bounded) else 0 if isinstance(a, float) else a for a in args), **kwargs)
+        choices = args[1:] if function is np.where else ()  # a plain number among them has no error
+        errors = function(
+            *(a.error if isinstance(a, Bounded) else 0 if any(a is each for each in choices) else a for a in args), **kwargs
+        )
         return None if values is None else Bounded(values, errors, self.format)
 
 
@@ -161,19 +167,20 @@ def _tanh(r: Any, a: Any, d: Any) -> Any:
     return np.where(t == 0, 0, t * (1 - r * r) / np.maximum(1 - abs(r) * t, 1e-300))
 
 
-# How much a result is rounded, in u, and what the errors δa and δb of the operands make of it.
-PROPAGATION: dict[Any, tuple[int, Callable]] = {
-    np.add: (1, lambda r, a, b, da, db: da + db),
-    np.subtract: (1, lambda r, a, b, da, db: da + db),
-    np.multiply: (1, lambda r, a, b, da, db: abs(a) * db + abs(b) * da + da * db),
-    np.divide: (1, lambda r, a, b, da, db: np.where(db < abs(b), (da + abs(r) * db) / (abs(b) - db), np.inf)),
-    np.matmul: (1, _matmul),
-    np.negative: (0, lambda r, a, d: d),
-    np.sqrt: (FUNCTION_UNITS, lambda r, a, d: np.where(d == 0, 0, d / (r + np.sqrt(np.maximum(a - d, 0))))),
-    np.exp: (FUNCTION_UNITS, lambda r, a, d: r * np.expm1(d)),
-    np.log: (FUNCTION_UNITS, lambda r, a, d: np.where(d < a, -np.log1p(-d / a), np.inf)),
-    np.tanh: (FUNCTION_UNITS, _tanh),
+# What the errors δa and δb of the operands make of the result r.
+PROPAGATION: dict[Any, Callable] = {
+    np.add: lambda r, a, b, da, db: da + db,
+    np.subtract: lambda r, a, b, da, db: da + db,
+    np.multiply: lambda r, a, b, da, db: abs(a) * db + abs(b) * da + da * db,
+    np.divide: lambda r, a, b, da, db: np.where(db < abs(b), (da + abs(r) * db) / (abs(b) - db), np.inf),
+    np.matmul: _matmul,
+    np.negative: lambda r, a, d: d,
+    np.sqrt: lambda r, a, d: np.where(d == 0, 0, d / (r + np.sqrt(np.maximum(a - d, 0)))),
+    np.exp: lambda r, a, d: r * np.expm1(d),
+    np.log: lambda r, a, d: np.where(d < a, -np.log1p(-d / a), np.inf),
+    np.tanh: _tanh,
 }
+FUNCTIONS = (np.sqrt, np.exp, np.log, np.tanh)
 
 
 def _parts(a: Any, format: Format) -> tuple[np.ndarray, np.ndarray]:
@@ -187,8 +194,8 @@ def _parts(a: Any, format: Format) -> tuple[np.ndarray, np.ndarray]:
         return value, _finite(abs(value - value.astype(format.dtype).astype(np.float64)))
 
 
-def _stored(value: np.ndarray, error: np.ndarray, format: Format, units: int = 1) -> Bounded:
-    return Bounded(value, np.where(np.isinf(value), 0, error + units * (format.u * abs(value) + format.underflow)), format)
+def _stored(value: np.ndarray, error: np.ndarray, format: Format) -> Bounded:
+    return Bounded(value, np.where(np.isinf(value), 0, error + format.u * abs(value) + format.underflow), format)
 
 
 def _finite(error: np.ndarray) -> np.ndarray:
@@ -196,10 +203,10 @@ def _finite(error: np.ndarray) -> np.ndarray:
 
 
 def bounded_erf(x: Bounded) -> Bounded:
-    """The error function: its slope is 2/√π·exp(−x²), largest towards zero."""
+    """The error function: its slope is 2/√π·exp(−x²), largest towards zero. Fast versions are off by a part of 1, its largest value."""
     slope = 2 / math.sqrt(math.pi) * np.exp(-(np.maximum(abs(x.value) - x.error, 0) ** 2))
     value = erf(x.value)
-    return _stored(value, slope * x.error, x.format, FUNCTION_UNITS)
+    return _stored(value, slope * x.error + FUNCTION_UNITS * x.format.u_sum, x.format)
 
 
 @cache

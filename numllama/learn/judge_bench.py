@@ -78,6 +78,7 @@ class Bench:
         self._run_backward(b)
         self._run_backward(a)
         closest = [self._compare(a), self._compare(b)]
+        self._check_unchanged(a, "is overwritten by a later call")
         c = a.overwritten(*self._draw(case, rng))
         self._check_unchanged(a, "changes when its arguments are overwritten: it is a view of them")
         self._run_forward(c)
@@ -91,7 +92,7 @@ class Bench:
         for name, (_, copy) in b.results.items():
             if self.same_bits and not same_bits(copy, b_again.results[name][1]):
                 raise Wrong(f"{name} has other bits when the same arguments come again", result=name)
-        return max(closest, key=lambda where: where["error"] / (where["bound"] or 1))
+        return max(closest, key=closeness)
 
     def _draw(self, case: Case, rng: np.random.Generator) -> tuple[tuple, tuple[np.ndarray, ...]]:
         """Arguments and cotangents in the candidate's dtype."""
@@ -193,7 +194,7 @@ class Bench:
                 gradients = self.own_backward(one_or_all([self._bounded(dout) for dout in call.douts]), cache)
             expected |= dict(zip(self.row.gradients, as_tuple(gradients), strict=True))
         closest = [self._compared(name, copy, expected[name]) for name, (_, copy) in call.results.items()]
-        return max(closest, key=lambda where: where["error"] / (where["bound"] or 1))
+        return max(closest, key=closeness)
 
     def _compared(self, name: str, copy: np.ndarray, expected: Bounded) -> dict[str, Any]:
         may_be_wide = self.format.dtype in TWO_BYTES and (name in self.row.gradients or not expected.ndim)
@@ -202,8 +203,8 @@ class Bench:
         if copy.shape != expected.shape:
             raise Wrong(f"{name} has shape {copy.shape}, not {expected.shape}", result=name)
         error, bound = errors(copy, expected)
-        closeness = error / np.where(bound > 0, bound, 1e-300)  # of an infinite error too
-        at = tuple(map(int, np.unravel_index(np.nan_to_num(closeness, nan=0, posinf=np.inf).argmax(), closeness.shape)))
+        of_bound = error / np.where(bound > 0, bound, 1e-300)
+        at = tuple(map(int, np.unravel_index(np.nan_to_num(of_bound, nan=0, posinf=np.inf).argmax(), of_bound.shape)))
         where = dict(result=name, index=at, error=finite(error[at]), bound=finite(bound[at]))
         if error[at] > bound[at]:
             off = f"off by {error[at]:.2g}, and rounding explains {bound[at]:.2g}"
@@ -247,6 +248,11 @@ def without_trailing_nones(values: Sequence) -> list:
     while n and values[n - 1] is None:
         n -= 1
     return list(values[:n])
+
+
+def closeness(where: dict[str, Any]) -> float:
+    """The error as a part of its bound; 0 where either is infinite."""
+    return where["error"] / where["bound"] if where["error"] and where["bound"] else 0.0
 
 
 def finite(number: Any) -> float | None:

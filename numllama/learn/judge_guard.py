@@ -1,11 +1,11 @@
 """While somebody's kernel runs, the package's own ops refuse to.
 
 Two mechanisms, because each has a gap. The code of every function from these files is replaced, for all threads and wherever a
-reference to the function is kept; this misses a function that is made later, from a stored code object or a file loaded again. And the
-interpreter reports every call to a function from these files; this misses threads that ran before.
+reference to the function is kept; this misses a function that is made later, from a stored code object or a file loaded again.
+And the interpreter reports every call to a function from these files; this misses threads that ran before.
 
-This stops a kernel that takes the answer from the package. It does not stop one that edits the memory of the process, or that asks
-another process.
+This stops a kernel that takes the answer from the package. It does not stop one that edits the memory of the process, or that
+asks another process.
 """
 
 import gc

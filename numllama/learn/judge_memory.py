@@ -31,7 +31,7 @@ def framework_of(name: str, device: str) -> Framework:
     except ImportError as error:
         raise ValueError(f"framework is {name!r}, but it is not installed") from error
     if name != "torch":
-        return Framework(library.asarray, as_numpy)
+        return Framework(library.array, as_numpy)
 
     def asarray(array: np.ndarray) -> Any:
         if array.dtype == BFLOAT16:  # which PyTorch does not read from NumPy

@@ -1,4 +1,4 @@
-"""What `nl.judge` knows of each op: how its arguments are drawn, and what its results are called. And the cases it is judged in."""
+"""The ops that `nl.judge` knows: how the arguments of each are drawn, in each case, and what its results are called."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -121,8 +121,10 @@ class Draw:
 
 
 class JudgedOp(NamedTuple):
-    """An op: its functions, how its arguments are drawn, the names of its results; what counts as large, which cases say nothing of
-    it, and whether it has a factor that a kernel may apply to an input.
+    """An op: its functions, how its arguments are drawn, and the names of its results.
+
+    `large` is the scale of large arguments; cases in `skip` say nothing of the op; and where it `has_factor`, a kernel may multiply
+    an input by it.
     """
 
     forward: Callable
