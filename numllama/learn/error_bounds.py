@@ -203,7 +203,7 @@ def _finite(error: np.ndarray) -> np.ndarray:
 
 
 def bounded_erf(x: Bounded) -> Bounded:
-    """The error function: its slope is 2/√π·exp(−x²), largest towards zero. Fast versions are off by a part of 1, its largest value."""
+    """The error function: its slope is 2/√π·exp(−x²), largest towards zero. Fast versions are off by a part of its limit, 1."""
     slope = 2 / math.sqrt(math.pi) * np.exp(-(np.maximum(abs(x.value) - x.error, 0) ** 2))
     value = erf(x.value)
     return _stored(value, slope * x.error + FUNCTION_UNITS * x.format.u_sum, x.format)

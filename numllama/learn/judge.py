@@ -11,7 +11,7 @@ and how the candidate behaves from one call to the next (`judge_bench`), while t
 import json
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import KW_ONLY, asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -46,6 +46,7 @@ class CaseVerdict:
 
     case: str
     passed: bool
+    _: KW_ONLY
     problem: str | None = None
     result: str | None = None
     index: tuple[int, ...] | None = None
@@ -133,8 +134,8 @@ def judge(
         The library of the arrays that are passed: ``"numpy"``, ``"torch"`` or ``"cupy"``. JAX's functions accept NumPy's. Any
         library's arrays may be returned.
     style : str
-        ``"return"``; or ``"out"``, for kernels that are given the arrays to write to, as the last argument: an array that holds NaN,
-        or a tuple of them. What forward returns is the cache; what backward returns is ignored.
+        ``"return"``; or ``"out"``, for kernels that are given what to write to as the last argument: an array that holds NaN, or
+        a tuple of them. What forward returns is the cache; what backward returns is ignored.
     cases : sequence of str, optional
         Names of ``numllama.learn.judge_ops.CASES``; by default all that say something of the op.
     same_bits : bool
@@ -191,6 +192,6 @@ def _functions(candidate: Any, forward: Callable | None, backward: Callable | No
 
 def _verdict(bench: Bench, case: str, seed: int) -> CaseVerdict:
     try:
-        return CaseVerdict(case, True, None, **bench.run(CASES[case], np.random.default_rng([seed, *case.encode()])))
+        return CaseVerdict(case, True, **bench.run(CASES[case], np.random.default_rng([seed, *case.encode()])))
     except Wrong as wrong:
-        return CaseVerdict(case, False, str(wrong), **wrong.where)
+        return CaseVerdict(case, False, problem=str(wrong), **wrong.where)

@@ -123,7 +123,7 @@ class Draw:
 class JudgedOp(NamedTuple):
     """An op: its functions, how its arguments are drawn, and the names of its results.
 
-    `large` is the scale of large arguments; cases in `skip` say nothing of the op; and where it `has_factor`, a kernel may multiply
+    `large` is the scale of large arguments; cases in `skip` say nothing of the op; where it `has_factor`, a kernel may multiply
     an input by it.
     """
 
@@ -199,7 +199,7 @@ JUDGED = {
     "geglu": _row("geglu", lambda d: (d.values(d.B, d.T, d.F), d.values(d.B, d.T, d.F)), "dgate dup"),
     "gelu": _row("gelu", lambda d: (d.values(d.B, d.T, d.F),), "dx"),
     "gelu_exact": _row("gelu", lambda d: (d.values(d.B, d.T, d.F),), "dx", options={"approximate": "none"}),
-    "softcap": _row("softcap", lambda d: (d.values(d.B, d.T, d.V), d.number(0.5, 5.0, 30.0)), "dx", has_factor=True),
+    "softcap": _row("softcap", lambda d: (d.values(d.B, d.T, d.V), d.number(2.0, 5.0, 30.0)), "dx", has_factor=True),
     "cross_entropy": _row(
         "cross_entropy",
         lambda d: (d.values(d.B, d.T, d.V), d.targets()),

@@ -1,7 +1,9 @@
 """`nl.judge` finds what is wrong with a kernel, and nothing in one that is right."""
 
 import json
+import re
 from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -198,6 +200,23 @@ def test_bad_arguments_are_named(given, sentence):
     with pytest.raises(ValueError) as error:
         nl.judge(**given)
     assert str(error.value).startswith(sentence)
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "judge.md"
+
+
+@pytest.mark.skipif(not PAGE.exists(), reason="tests without the documents")
+def test_the_page_is_true(capsys):
+    page = PAGE.read_text(encoding="utf-8")
+    names: dict = {}
+    for example in re.findall(r"```python\n(.*?)```", page, re.S):
+        exec(example, names)
+    (shown,) = re.findall(r"```text\n(.*?)```", page, re.S)
+    printed = capsys.readouterr().out
+    assert all(line.split(" is ")[0] in printed for line in shown.splitlines() if line != "  ...")
+    assert f"# {', '.join(names['first'])}\n" in page
+    rows = [re.findall(r"`(\w+)`", line.split("|")[1]) for line in page.splitlines() if line.startswith("| `")]
+    assert {name for row in rows for name in row} == {*JUDGED, *CASES}
 
 
 # ------------------------------------------------------------------------------------------------ the guard
