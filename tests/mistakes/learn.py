@@ -73,4 +73,35 @@ MISTAKES = [
         "learn/trace_report.py", "return f\"<tr>{''.join(cells)}</tr>\"", "return f\"<tr>{''.join(cells)}\"",
         "learn/test_tracing.py::test_the_page_is_well_formed_and_needs_no_other_file",
     ),
+    Mistake(
+        "a judge that does not notice an op's code in a copy",
+        "learn/judge_guard.py", 'if event == "call" and', 'if event == "never" and',
+        "learn/test_judge.py::test_a_fake_is_caught[rmsnorm-an_op's_code]",
+    ),
+    Mistake(
+        "a judge that lets ops be called in threads",
+        "learn/judge_guard.py", "function.__code__ = refusing", "pass",
+        "learn/test_judge.py::test_a_fake_is_caught[rmsnorm-an_op_in_an_old_thread]",
+    ),
+    Mistake(
+        "a judge that compares an argument with itself",
+        "learn/judge_memory.py", "Framework(library.array, as_numpy)", "Framework(library.asarray, as_numpy)",
+        "learn/test_judge.py::test_a_fake_is_caught[rmsnorm-results_in_the_place_of_an_argument]",
+    ),
+    Mistake(
+        "a judge that calls a kernel in one memory only",
+        "learn/judge_bench.py",
+        "c = a.overwritten(*self._draw(case, rng))", "c = Call(*self._draw(case, rng), case.layout, self.framework)",
+        "learn/test_judge.py::test_a_fake_is_caught[embedding-a_view_of_an_argument]",
+    ),
+    Mistake(
+        "a bound that is infinite where no key is seen",
+        "learn/error_bounds.py", "choices = args[1:] if function is np.where else ()", "choices = ()",
+        "learn/test_judge.py::test_a_fake_is_caught[attention-a_mean_where_no_key_is_seen]",
+    ),
+    Mistake(
+        "a product's bound without one operand's error",
+        "learn/error_bounds.py", "abs(a) * db + abs(b) * da + da * db", "abs(b) * da",
+        "learn/test_judge.py::test_the_error_of_float32_is_below_its_bound_and_not_far[<lambda>2]",
+    ),
 ]  # fmt: skip
