@@ -158,13 +158,13 @@ def run(question, folder):
         close(*question["closed_functions"])
     try:
         module = load(path)
-        for call in question["calls"]:
-            if not callable(getattr(module, call["function"], None)):
-                raise AttributeError(f"it does not define the function {call['function']}")
+        missing = [call["function"] for call in question["calls"] if not callable(getattr(module, call["function"], None))]
+        problem = f"it does not define the function {missing[0]}" if missing else ""
     except BaseException as error:
-        write("loaded", problem=in_words(error, path))
+        problem = in_words(error, path)
+    write("loaded", problem=problem)
+    if problem:
         return
-    write("loaded", problem="")
     kept = None
 
     def given(argument):

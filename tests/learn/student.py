@@ -48,7 +48,7 @@ def softmax(s):
     return e / e.sum(-1, keepdims=True)
 
 
-def table(positions, c):
+def rope_table(positions, c):
     D = c.head_dim
     f = c.rope_theta ** (-np.arange(0, D, 2) / D)
     if c.rope_scaling:
@@ -84,7 +84,7 @@ def llama(weights, config, tokens, targets, segments):
         same = segments[:, :, None] == segments[:, None, :]
         see = (see & same)[:, None]
         positions = positions - same.argmax(-1)
-    cos, sin = table(positions, c)
+    cos, sin = rope_table(positions, c)
 
     # forward
     x = v["embedding"] = w["embed"][tokens]

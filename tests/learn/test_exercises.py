@@ -144,15 +144,19 @@ def test_a_file_that_cannot_be_run_says_why(tmp_path):
 @pytest.mark.parametrize("line, verdict", [
     ("while True: pass", "took longer than 2 s"), ("import os; os._exit(3)", "ended the process with exit code 3"),
     ("raise SystemExit(3)", " in rmsnorm_backward: ends the program (SystemExit: 3)"),
-    ("return ops.rmsnorm_backward(dout, cache)", "numllama.ops.rmsnorm is what you write yourself"),
-    ("from numllama.ops.rmsnorm import rmsnorm_backward as r; return r(dout, cache)", "is what you write yourself"),
 ])  # fmt: skip
-def test_a_file_harms_nobody_and_does_not_use_the_solution(tmp_path, line, verdict):
+def test_a_file_harms_nobody(tmp_path, line, verdict):
     text = solved("rmsnorm", f"def rmsnorm_backward(dout, cache):\n    {line}\n")
     (tmp_path / "rmsnorm.py").write_text(text, encoding="utf-8")
     found = check_file(tmp_path / "rmsnorm.py", "rmsnorm", seconds=2)
     assert found["out"] == "right" and found["dx"] == found["dweight"]
     assert verdict in found["dx"]
+
+
+def test_an_exercise_does_not_call_its_solution(tmp_path):
+    for module in ("numllama.ops", "numllama.ops.rmsnorm"):
+        text = solved("rmsnorm", f"from {module} import rmsnorm_backward as solution\nrmsnorm_backward = solution\n")
+        assert verdicts(tmp_path, "rmsnorm", text)["dx"].endswith("numllama.ops.rmsnorm is what you write yourself")
 
 
 def test_what_a_file_prints_is_shown_with_its_verdicts(tmp_path, capsys):

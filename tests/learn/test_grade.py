@@ -17,6 +17,7 @@ from numllama.learn.students import MOST_BYTES, Call, run_file
 from numllama.learn.vectors import STANDARD, standard_vectors
 
 RIGHT = Path(__file__).with_name("student.py").read_text(encoding="utf-8")
+PAGE = Path(__file__).parents[2] / "docs" / "grade.md"
 START = "def llama(weights, config, tokens, targets, segments):\n"
 FEW = ("gqa", "large-eps")
 
@@ -210,8 +211,8 @@ def llama(weights, config, tokens, targets, segments):
     ("import sys\nsys.exit(3)\n", "line 2: ends the program (SystemExit: 3)"),
     ("import os\nos._exit(3)\n", "ended the process with exit code 3 while it was imported"),
     ("raise KeyboardInterrupt\n", "line 1: KeyboardInterrupt"),
-    ("llama = 3\n", "AttributeError: it does not define the function llama"),
-    ("", "AttributeError: it does not define the function llama"),
+    ("llama = 3\n", "it does not define the function llama"),
+    ("", "it does not define the function llama"),
     ("from numllama import ops\n", "line 1: ImportError: numllama is closed while a file is graded: it has the solutions"),
     ("import numllama.ops as o\n", "line 1: ImportError: numllama is closed while a file is graded: it has the solutions"),
     ("\0", "SyntaxError: source code string cannot contain null bytes"),
@@ -238,6 +239,10 @@ def test_a_file_that_cannot_be_graded_says_why_in_a_sentence(graded, text, probl
     assert problem in result.problem and len(result.problem) < 400 and "\n" not in result.problem
     assert result.earned == 0 and len(result.points) == 53
     assert result.advice == f"Fix this first: {result.problem}."
+
+
+def test_a_file_cannot_import_the_solutions(graded):
+    assert "numllama is closed" in graded("from numllama.learn import plain_llama\n" + RIGHT).problem
 
 
 @pytest.mark.parametrize("text, problem", [
@@ -448,3 +453,20 @@ def test_short_names_of_gains_and_their_gradients_mean_the_gain(graded):
     lost = whys(graded(text))
     assert "instead of" in lost["d_ffn_norm (gain)"] and "instead of" in lost["d_attn_norm (gain)"]
     assert np.all([lost[name] == "not returned" for name in ("d_ffn_norm", "d_attn_norm")])
+
+
+@pytest.mark.skipif(not PAGE.exists(), reason="tests without the documents")
+def test_the_transcripts_of_the_page_are_what_the_command_prints(tmp_path, monkeypatch, capsys):
+    ben = changed(('v[at("swiglu")] = gate * sigmoid(gate) * up', 'v[at("swiglu")] = gate * sigmoid(up) * up'),
+                  ('    g["d_weights/embed"] = dembed\n', ""))  # fmt: skip
+    files = {"anna": RIGHT, "ben": ben, "carl": "import numpy as np\nimport numllama\n", "dora": TEMPLATE}
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "course").mkdir()
+    (tmp_path / "llama.py").write_text(ben, encoding="utf-8")
+    for name, text in files.items():
+        (tmp_path / "course" / f"{name}.py").write_text(text, encoding="utf-8")
+    transcripts = re.findall(r"^```\n\$ numllama grade ([^\n]*)\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.S | re.M)
+    assert len(transcripts) == 2
+    for arguments, shown in transcripts:
+        assert run(*arguments.split()) == 1
+        assert [line.rstrip() for line in capsys.readouterr().out.splitlines()] == shown.splitlines()
