@@ -89,7 +89,7 @@ def mixture_of_experts_backward(
     (dout, dprobs), ((x, router, *stacked), routed, experts) = douts, cache
     xp, rows = xp_of(dout), dout.reshape(-1, dout.shape[-1])           # (N, C)
     dweights, dx = xp.zeros_like(routed.weights), xp.zeros_like(rows)  # (N, k), (N, C)
-    gradients = () if frozen else into or tuple(xp.zeros(w.shape, real_dtype(w.dtype)) for w in stacked)
+    gradients = () if frozen else into or tuple(xp.zeros_like(w, dtype=real_dtype(w.dtype)) for w in stacked)
     for e, tokens, places, chosen, activation, h, y in experts:
         gate, up, down = (weight[e] for weight in stacked)
         maps, last = (LinearCache(chosen, gate, None), LinearCache(chosen, up, None)), LinearCache(h, down, None)

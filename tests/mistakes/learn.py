@@ -104,4 +104,30 @@ MISTAKES = [
         "learn/error_bounds.py", "abs(a) * db + abs(b) * da + da * db", "abs(b) * da",
         "learn/test_judge.py::test_the_error_of_float32_is_below_its_bound_and_not_far[<lambda>2]",
     ),
+    Mistake(
+        "points for zeros, from which anything follows",
+        "learn/grade.py", "says = (judged.theirs[finite] != 0).any()", "says = True",
+        "learn/test_grade.py::test_nothing_is_earned_by_numbers_from_which_anything_follows[0.0]",
+    ),
+    Mistake(
+        "a point for what is right in one configuration only",
+        "learn/grade.py", "lost = [(name, node) for name, node in nodes if faults[name][node]]",
+        "lost = [(name, node) for name, node in nodes[:1] if faults[name][node]]",
+        "learn/test_grade.py::test_a_mistake_that_one_configuration_shows_is_found_there",
+    ),
+    Mistake(
+        "a file that is graded with the solutions at hand",
+        "learn/child.py", 'if fullname.partition(".")[0] == self.package:', "if False:",
+        "learn/test_grade.py::test_a_file_cannot_import_the_solutions",
+    ),
+    Mistake(
+        "an exercise that calls its solution",
+        "learn/child.py", "setattr(importlib.import_module(module), name, closed)", "importlib.import_module(module)",
+        "learn/test_exercises.py::test_an_exercise_does_not_call_its_solution",
+    ),
+    Mistake(
+        "a template that is written over a file",
+        "learn/grade_report.py", 'open(path, "x", encoding="utf-8")', 'open(path, "w", encoding="utf-8")',
+        "learn/test_grade.py::test_the_template_earns_its_first_point_and_is_never_written_over_a_file",
+    ),
 ]  # fmt: skip
