@@ -265,6 +265,8 @@ def config_of(name: str, values: Values, shapes: Mapping[str, tuple[int, ...]], 
     check(values, known, as_json, f"{name}.")
     needed = [key for ours, (key, _) in FIELDS.items() if ours not in OPTIONAL]
     require(values, (*needed, *row.required), "the model's description")
+    if (dim := values["embedding_length"]) < (n_heads := values["attention.head_count"]):
+        raise ValueError(f"{name}.attention.head_count is {n_heads}, but the model is only {dim} wide")
     found = {ours: values[key] for ours, (key, _) in FIELDS.items() if key in values} | row.fields
     values = {"attention.key_length": _head_dim(values), "rope.freq_base": 10000.0, **values, **vectors}
     for trait in traits:

@@ -41,6 +41,8 @@ def _read(values: Values) -> dict[str, Any]:
     for name in TENSORS:
         if name in values and len(values[name]) != rotary_dim // 2:
             raise ValueError(f"{name} has {len(values[name])} numbers, but RoPE turns {rotary_dim // 2} pairs")
+        if name in values and not (np.isfinite(values[name]) & (values[name] > 0)).all():
+            raise ValueError(f"{name} holds numbers by which frequencies cannot be divided")
     if LONG in values:
         kind = "longrope"
     scaling = READERS[kind](values)

@@ -1,8 +1,10 @@
 """llama.cpp, from the wheels of `xllamacpp`: a server in this process, asked over HTTP."""
 
+import ctypes
 import json
 import urllib.request
 
+import numpy as np
 import pytest
 
 xllamacpp = pytest.importorskip("xllamacpp")
@@ -52,3 +54,14 @@ class LlamaCpp:
         asked = dict(n_predict=1, temperature=0, n_probs=n, cache_prompt=False, logit_bias=[[i, False] for i in never])
         answer = self.ask("/completion", prompt=ids, **asked)
         return {each["id"]: each["logprob"] for each in answer["completion_probabilities"][0]["top_logprobs"]}
+
+
+def quantised(matrix, kind, row_bytes):
+    """The bytes of one or several float32 matrices, as llama.cpp rounds them to a type: what llama-quantize does to a tensor."""
+    function = ctypes.CDLL(xllamacpp.xllamacpp.__file__).ggml_quantize_chunk
+    function.restype = ctypes.c_size_t
+    function.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * 3, ctypes.c_void_p]
+    rows = np.ascontiguousarray(matrix, "float32").reshape(-1, matrix.shape[-1])
+    out = np.empty((len(rows), row_bytes), np.uint8)
+    assert function(kind, rows.ctypes.data, out.ctypes.data, 0, *rows.shape, None) == out.nbytes
+    return out.reshape(*matrix.shape[:-1], row_bytes)

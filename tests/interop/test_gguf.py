@@ -241,9 +241,6 @@ def test_llama_3_1s_scaling_is_read_from_its_factors_and_written(tmp_path):
     model = random_model(rope_scaling=dict(scaling, low_freq_factor=2.0), dim=256)
     with pytest.raises(ValueError, match=r"cannot hold this model: rope_freqs\.weight scales RoPE in another way"):
         model.save(tmp_path / "y.gguf")
-    write(tmp_path / "z.gguf", tensors={"rope_freqs.weight": (32,)})
-    with pytest.raises(CheckpointError, match=r"rope_freqs\.weight scales RoPE in another way"):
-        nl.load(tmp_path / "z.gguf")
 
 
 def test_linear_scaling(tmp_path):

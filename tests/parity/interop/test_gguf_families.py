@@ -7,7 +7,7 @@ import gguf
 import numpy as np
 import pytest
 from helpers import assert_same_bits
-from interop.llamacpp import LlamaCpp
+from interop.llamacpp import LlamaCpp, quantised
 from interop.peer import PARITY, AutoModelForCausalLM, torch, transformers
 from realdata import real_data
 from safetensors.numpy import load_file
@@ -81,14 +81,14 @@ BYTES = (2, *range(3, 259))  # of tok512.bin: the end, and tokens of one byte
 every_case = pytest.mark.parametrize("name", CASES)
 
 
-def theirs(name):
+def theirs(name, noise=0.2, **changes):
     """A random model of transformers, its gains and biases too. A small embedding lets other tokens than the last be likely."""
     torch.manual_seed(0)
     architecture = getattr(transformers, FAMILIES[name.partition("-")[0]].architecture)
-    model = architecture(architecture.config_class(**SIZES | CASES[name][1]))
+    model = architecture(architecture.config_class(**SIZES | CASES[name][1] | changes))
     with torch.no_grad():
         for weight in model.parameters():
-            weight += (0.05 if weight is model.get_input_embeddings().weight else 0.2) * torch.randn_like(weight)
+            weight += (0.05 if weight is model.get_input_embeddings().weight else noise) * torch.randn_like(weight)
     return model.eval()
 
 
@@ -268,6 +268,63 @@ def test_llama_cpp_opens_other_types(tmp_path, name, dtype, close):
     ids = [1, *range(10, 30)]
     found = LlamaCpp(tmp_path / "x.gguf").likeliest(ids, 3, BYTES)
     np.testing.assert_allclose(list(found.values()), logprobs(model, ids)[list(found)], atol=close)
+
+
+def requantised(source, target, kind, others):
+    """The same file with its matrices rounded by llama.cpp; the embedding and the head to another type."""
+    reader = gguf.GGUFReader(source)
+    writer = gguf.GGUFWriter(target, reader.fields["general.architecture"].contents())
+    for key, field in reader.fields.items():
+        if not key.startswith("GGUF.") and key != "general.architecture":
+            writer.add_key_value(key, field.contents(), field.types[0], field.types[-1] if len(field.types) > 1 else None)
+    found = {}
+    for tensor in reader.tensors:
+        data, type_ = tensor.data, gguf.GGMLQuantizationType.F32
+        if data.ndim > 1 and "ffn_gate_inp" not in tensor.name:
+            type_ = others if tensor.name in ("token_embd.weight", "output.weight") else kind
+            block, size = gguf.GGML_QUANT_SIZES[type_]
+            data = quantised(data, type_, data.shape[-1] // block * size)
+        found[tensor.name] = data if type_ == 0 else gguf.dequantize(data, type_)
+        writer.add_tensor(tensor.name, data, raw_dtype=type_)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return found
+
+
+T = gguf.GGMLQuantizationType
+BLOCKS = dict(hidden_size=256, intermediate_size=256, num_hidden_layers=2)
+QUANTISED = {
+    "mixtral-plain": (T.Q4_K, {}), "qwen3_moe-plain": (T.Q5_K, dict(moe_intermediate_size=256, head_dim=64)),
+    "phi3-plain": (T.Q4_K, {}), "gemma3_text-plain": (T.Q4_0, {}),
+    "smollm3-plain": (T.IQ4_XS, {}), "qwen2-plain": (T.Q3_K, {}), "olmo2-plain": (T.Q2_K, {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", QUANTISED)
+def test_what_llama_cpp_quantised_opens(tmp_path, name):
+    kind, changes = QUANTISED[name]
+    theirs(name, 0.06, **BLOCKS, **changes).save_pretrained(tmp_path)
+    nl.load(tmp_path).save(tmp_path / "x.gguf", nl.Tokenizer.load(real_data("tok512.bin")))
+    found = requantised(tmp_path / "x.gguf", tmp_path / "y.gguf", kind, T.Q6_K)
+    model = nl.load(tmp_path / "y.gguf")
+    c, params = model.config, model.params
+    assert_same_bits(params["embed"], found["token_embd.weight"])
+    for i in range(c.n_layers):
+        block = {name: params[f"blocks.{i}.{name}"] for name in ("wo", "wq", "wk")}
+        assert_same_bits(block["wo"], found[f"blk.{i}.attn_output.weight"])
+        if ARCHITECTURES[CASES[name][0]].turns_neighbours:
+            block |= {"wq": permuted(block["wq"], c.n_heads), "wk": permuted(block["wk"], c.n_kv_heads)}
+        Q, KV = len(block["wq"]), len(block["wk"])
+        fused = found.get(f"blk.{i}.attn_qkv.weight")
+        assert_same_bits(block["wq"], found[f"blk.{i}.attn_q.weight"] if fused is None else fused[:Q])
+        assert_same_bits(block["wk"], found[f"blk.{i}.attn_k.weight"] if fused is None else fused[Q : Q + KV])
+        if c.ffn == "moe":
+            assert_same_bits(params[f"blocks.{i}.experts_down"], found[f"blk.{i}.ffn_down_exps.weight"])
+    ids = [1, *range(10, 30)]
+    likeliest = LlamaCpp(tmp_path / "y.gguf").likeliest(ids, 3, BYTES)
+    np.testing.assert_allclose(list(likeliest.values()), logprobs(model, ids)[list(likeliest)], atol=0.1)
 
 
 def test_every_architecture_and_family_is_here():
