@@ -31,7 +31,6 @@ from numllama.tokenizer.gguf import SENTENCEPIECE, own_values
 
 PLAIN = {0: np.dtype("<f4"), 1: np.dtype("<f2"), 30: BFLOAT16}  # types of tensors that are not quantised
 PLAIN_NAMES = {0: "F32", 1: "F16", 30: "BF16"}
-BLOCK = 2**20  # numbers that are expanded at a time
 ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
 
