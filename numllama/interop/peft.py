@@ -283,7 +283,7 @@ def _tensor_names(modules: Mapping[str, str], shapes: Mapping[str, Any]) -> dict
     return {name: f"{PREFIX}{modules[matrix]}{KINDS[kind]}" for name, matrix, _, kind in parts}
 
 
-def _starts(names: Mapping[str, str], shapes: Mapping[str, tuple[int, int]]) -> dict[str, int]:
+def _starts(names: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
     """The row of a file's tensor at which each parameter begins: b is stacked like its weight, and a is shared."""
     starts, height = {}, dict.fromkeys(names.values(), 0)
     for name, other in names.items():
