@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # the public API; at run time each name is imported when it i
     from numllama.interop.load import load, load_run
     from numllama.learn.compare import Comparison, compare
     from numllama.learn.diagnose import Diagnosis, diagnose
+    from numllama.learn.judge import CaseVerdict, Verdict, judge
     from numllama.model.config import PRESETS, ModelConfig
     from numllama.model.lora import LoraConfig
     from numllama.model.parameters import count_parameters
@@ -28,7 +29,7 @@ if TYPE_CHECKING:  # the public API; at run time each name is imported when it i
 
 __all__ = [
     "ops",
-    "gradcheck", "GradientError", "compare", "Comparison", "diagnose", "Diagnosis",
+    "gradcheck", "GradientError", "compare", "Comparison", "diagnose", "Diagnosis", "judge", "Verdict", "CaseVerdict",
     "ModelConfig", "PRESETS", "LoraConfig", "Transformer", "count_parameters",
     "AdamW", "SGD", "cosine_schedule", "clip_grad_norm",
     "Tokenizer", "CharTokenizer", "Dataset", "load_dataset", "load_conversations",
@@ -49,6 +50,7 @@ lazy(__name__, {
     "numllama.data.dataset": "Dataset load_dataset",
     "numllama.data.conversations": "load_conversations",
     "numllama.interop.load": "load load_run",
+    "numllama.learn.judge": "judge Verdict CaseVerdict",
     "numllama.generation": "generate generate_batch stream complete SamplingConfig KVCache",
     "numllama.errors": "NumllamaError CheckpointError DataError DeviceError GenerationError TrainingError",
 })  # fmt: skip

@@ -257,6 +257,8 @@ def _rope_scaling(name: str, value: Any) -> Any:
             raise ValueError(f"{name} lacks {key}")
         for part in value[key] if isinstance(value[key], list | tuple) and key in ROPE_LISTS else (value[key],):
             _positive(f"{name}'s {key}", part)
+    if not value.get("original_max_position_embeddings", 2) > 1:       # its logarithm divides
+        raise ValueError(f"{name}'s original_max_position_embeddings must be larger than 1")
     if kind == "llama3" and not value["low_freq_factor"] < value["high_freq_factor"]:
         raise ValueError(f"{name}'s high_freq_factor must be larger than its low_freq_factor")
     return value
@@ -289,7 +291,8 @@ OWN_RULES = {
     "add_rmsnorm_forward": {"x": _floats_or_none},
     "add_rmsnorm_backward": {"douts": _pair_or_second},
     "linears_backward": {"into": _buffers},
-    **{name: {"douts": _pair_or_first} for name in ("router_backward", "mixture_of_experts_backward")},
+    "router_backward": {"douts": _pair_or_first},
+    "mixture_of_experts_backward": {"douts": _pair_or_first, "into": _buffers},
     "load_balancing_backward": {"dout": _scalar},
     "dropout_forward": {"x": _floats_of_any_shape},
     "dropout_backward": {"dout": _floats_of_any_shape},

@@ -1,7 +1,7 @@
 """The command line: the list of commands, exit codes, and errors in one line.
 
     numllama train | generate | chat | serve | eval | prepare | finetune | inspect | convert | bench | plan | doctor |
-             exercises | trace | vectors | compare | diagnose
+             exercises | trace | vectors | compare | diagnose | grade
 
 Each command is a file in `commands/`, imported only to run the command or to show its help. Exit codes:
     0       done; also `train` and `finetune` that saved and ended because a scheduler sent SIGTERM or SIGUSR1
@@ -33,6 +33,7 @@ FUNCTIONS = (  # in the order of the help
     "vectors:vectors",
     "compare:compare",
     "diagnose:diagnose",
+    "grade:grade",
 )  # fmt: skip
 ORDER = tuple(function.partition(":")[0] for function in FUNCTIONS)
 app = App(

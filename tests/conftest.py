@@ -71,7 +71,7 @@ def small_run(small_text, tmp_path_factory):
 
 # With NUMLLAMA_FAIL_ON_SKIP=1 a skipped test is a failure, except for these reasons. NUMLLAMA_SKIPPED names a file that
 # collects a line for every skipped test, from which .ci/run prints its summary.
-MAY_BE_MISSING = ("needs CuPy", "needs an NVIDIA GPU", "needs mpirun and mpi4py")
+MAY_BE_MISSING = ("needs CuPy", "needs an NVIDIA GPU", "needs mpirun and mpi4py", "needs llama2.c's run.c")
 _skipped = []  # (test, reason)
 
 

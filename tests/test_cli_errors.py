@@ -34,7 +34,7 @@ PATHS = [
     ["prepare", "PATH", "--vocab-size", 300, "--out", "NEW"], ["prepare", "TEXT", "--vocab-size", 300, "--out", "PATH"],
     ["prepare", "TEXT", "--tokenizer", "PATH", "--out", "NEW"],
     ["exercises", "rmsnorm", "--out", "PATH"], ["exercises", "--check", "--out", "PATH"],
-    ["trace", "--json", "PATH"], ["trace", "--html", "PATH"],
+    ["trace", "--json", "PATH"], ["trace", "--html", "PATH"], ["grade", "PATH"], ["grade", "PATH", "--template"],
 ]  # fmt: skip
 
 

@@ -33,7 +33,7 @@ from numllama.training import write_tokens
 
 COMMANDS = (
     "train", "plan", "prepare", "finetune", "generate", "chat", "serve", "eval", "inspect", "convert", "bench", "doctor",
-    "exercises", "trace", "vectors", "compare", "diagnose",
+    "exercises", "trace", "vectors", "compare", "diagnose", "grade",
 )  # fmt: skip
 LETTERS = "abcdefghijklmnop \n"
 

@@ -21,6 +21,7 @@ POSITIONAL = {  # not options, though they may be left out
     "special_tokens": "part of a vocabulary",
     "out": "where a run is written",
     "lr": "as in PyTorch",
+    "candidate": "what is judged, unless its forward or backward is given",
     "name": "what a data set is called",
 }
 

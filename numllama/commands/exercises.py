@@ -15,6 +15,7 @@ def exercises(
     check: bool = False,
     blank: Literal["backward", "forward"] = "backward",
     out: FilePath = FOLDER,
+    seconds: float = 60,
 ) -> int:
     """Write an op's backward pass yourself: get a file with a blank and a test, then check your solution.
 
@@ -30,7 +31,9 @@ def exercises(
         Which pass to leave blank.
     out
         Folder of the files.
+    seconds
+        Time limit of a check.
     """
     from numllama.learn.exercises import check_exercises, write_exercises
 
-    return check_exercises(op, out) if check else write_exercises(op, blank, out)
+    return check_exercises(op, out, seconds) if check else write_exercises(op, blank, out)

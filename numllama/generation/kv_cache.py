@@ -6,6 +6,7 @@ interval of slots, first <= s < last:
 
     first = max(start, slot − window + 1)        last = slot + 1
 
+Where longrope turns a longer text by other angles, all keys are computed again: see :attr:`KVCache.is_stale`.
 With a window in all layers, slots that no query will see again are dropped from time to time, many together.
 """
 
@@ -20,6 +21,7 @@ from numllama.checks import check_shape
 from numllama.errors import shown
 from numllama.generation.config import is_number
 from numllama.model import ModelConfig, Transformer
+from numllama.ops.rope_scaling import switches_at
 
 LEAST_CAPACITY = 64
 
@@ -68,6 +70,7 @@ class KVCache:
         self.starts = np.zeros(batch_size, dtype=int) if starts is None else np.array(starts)
         check_shape("starts", self.starts, (batch_size,))
         self.length = self.dropped = 0
+        self._switches_at, self._is_long = switches_at(c.rope_scaling), False
         self.keys, self.values = (
             self.xp.empty((c.n_layers, batch_size, c.n_kv_heads, capacity, c.head_dim), model.compute_dtype) for _ in range(2)
         )
@@ -133,6 +136,7 @@ class KVCache:
             self.tokens = _longer(np, self.tokens, 1, self.length, max(length, 2 * self.tokens.shape[1]))
         self.tokens[:, self.length : length] = tokens
         self.length = length
+        self._is_long = self._would_be_long(length, self.starts)
 
     def _drop(self) -> None:
         """Drop the slots that no later token sees: the window's slots move to the front."""
@@ -163,13 +167,23 @@ class KVCache:
         The last token is never reused: its logits are needed.
         """
         check_shape("tokens", tokens, (self.batch_size, None))
-        n = min(self.length, tokens.shape[1] - 1) if (self.starts == starts).all() else 0
+        is_same = (self.starts == starts).all() and self._is_long == self._would_be_long(tokens.shape[1], np.asarray(starts))
+        n = min(self.length, tokens.shape[1] - 1) if is_same else 0
         same = (self.tokens[:, :n] == tokens[:, :n]) | (np.arange(n) < self.starts[:, None])
         common = int(np.append(same.all(0), False).argmin())
         if common < self._least:  # slots that these tokens see were dropped
             common = self.dropped = 0
         self.length, self.starts = common, np.array(starts)
         return common
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether with one more token RoPE has other angles for all tokens before it, so that :meth:`reuse` forgets them."""
+        return self._is_long != self._would_be_long(self.length + 1, self.starts)
+
+    def _would_be_long(self, length: int, starts: np.ndarray) -> bool:
+        """Whether longrope has its list for long texts if the last token stands before slot `length`."""
+        return self._switches_at is not None and length - int(starts.min()) > self._switches_at
 
     @property
     def _least(self) -> int:

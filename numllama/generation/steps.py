@@ -83,9 +83,7 @@ def _steps(
         seen_slots = most_seen(model.config, window)
         capacity = longest if seen_slots is None else min(longest, 2 * seen_slots)
         kv_cache = KVCache(model, batch_size=len(prompts), capacity=capacity, window=window, starts=starts)
-    known = kv_cache.reuse(tokens, starts)
-    with quiet():
-        logits = prefill(model, tokens[:, known:], kv_cache)               # (B, V)
+    logits = _prefilled(model, tokens, starts, kv_cache)                   # (B, V)
     if n > 1:
         copies = np.repeat(np.arange(len(prompts)), n)
         kv_cache.take(copies)
@@ -109,9 +107,20 @@ def _steps(
             kv_cache.take(kept)
             rows, ids, alive, decoder = rows[kept], ids[kept], alive[kept], None
             sampler = sampler.take(kept, logits[: len(kept)])
+        if kv_cache.is_stale:
+            tokens = np.concatenate([kv_cache.tokens[:, : kv_cache.length], ids[:, None]], 1)
+            logits = _prefilled(model, tokens, kv_cache.starts, kv_cache)
+            continue
         if decoder is None:
             decoder = cuda_decode.decoder(model, kv_cache, sampler) or Decoder(model, kv_cache)
         logits = decoder.step(ids)
+
+
+def _prefilled(model: Transformer, tokens: np.ndarray, starts: np.ndarray, kv_cache: KVCache) -> Array:
+    """The logits after the last of tokens (B, T), (B, V); what the cache knows already is not computed again."""
+    known = kv_cache.reuse(tokens, starts)
+    with quiet():
+        return prefill(model, tokens[:, known:], kv_cache)
 
 
 def check_logits(model: Transformer, logits: Array) -> None:

@@ -88,6 +88,7 @@ HONOURED = {
     "partial_rotary_factor": WHOLE,
     "attn_logit_softcapping": only(None),
     "final_logit_softcapping": only(None),
+    "is_causal": only(True),
 }
 
 # ------------------------------------------------------------------------------------------------ the table
@@ -191,7 +192,7 @@ FAMILIES = {
         "Phi3ForCausalLM",
         {},
         (PARTIAL_ROPE, WINDOW),
-        dict(max_position_embeddings=4096, rms_norm_eps=1e-5),
+        dict(max_position_embeddings=4096, original_max_position_embeddings=4096, rms_norm_eps=1e-5),
         names=FUSED,
     ),
     "olmo2": Family(

@@ -13,7 +13,7 @@ PARTS = {
     "embedding": ("embed", "pos_embed"),
     "attention": ("wq", "wk", "wv", "wo", "q_norm", "k_norm"),
     "feed-forward": ("w_gate", "w_up", "w_down", "router", "experts_gate", "experts_up", "experts_down"),
-    "norms": ("attn_norm", "ffn_norm", "norm"),
+    "norms": ("attn_norm", "attn_post_norm", "ffn_norm", "ffn_post_norm", "norm"),
     "head": ("head",),
 }
 

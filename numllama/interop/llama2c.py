@@ -17,7 +17,7 @@ import numpy as np
 
 from numllama.backend import to_numpy
 from numllama.errors import CheckpointError, shown
-from numllama.interop.huggingface import is_llama, rope_heads, to_neighbours
+from numllama.interop.huggingface import rope_heads, to_neighbours
 from numllama.model import ModelConfig, Transformer, count_parameters, parameter_shapes
 from numllama.storage.files import reading, write_file
 from numllama.storage.tensor_file import mapped
@@ -29,6 +29,10 @@ ORDER = {
     0: ("embed", "attn_norm", *LAYERS[0], "ffn_norm", *LAYERS[1], "norm", "cos", "sin", "head"),
     1: ("attn_norm", "ffn_norm", "norm", "embed", *LAYERS[0], *LAYERS[1], "head"),
 }
+# Fields that the header says, that do not change the file, or that only training needs. A file implies the others' defaults.
+FREE = {"dim", "ffn_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "max_seq_len", "tie_embeddings", "rope_layout"}
+FREE |= {"init", "init_std", "dropout", "family"}
+DEFAULTS = ModelConfig(1, dim=2, n_layers=1, n_heads=1).to_dict()
 # A text ends at token 1, which begins the next one (run.c), or at 2 (SentencePiece's end token, for fine-tuned models).
 TABLES = "llama2c_tables"  # attribute of a model: RoPE's tables in its file
 GENERATION = {"bos_token_id": 1, "eos_token_id": [1, 2]}
@@ -98,12 +102,9 @@ def save(model: Transformer, path: Path) -> None:
         If the format cannot express the model's configuration.
     """
     c = model.config
-    unsaid = {"norm_eps": 1e-5, "rope_theta": 10000.0, "rope_scaling": None, "bias": False, "head_dim": c.dim // c.n_heads}
-    for name, value in unsaid.items():
-        if getattr(c, name) != value:
+    for name, value in {**DEFAULTS, "head_dim": c.dim / c.n_heads}.items():
+        if name not in FREE and getattr(c, name) != value:
             raise ValueError(f"{name} is {shown(getattr(c, name))}, but in a llama2.c file it can only be {shown(value)}")
-    if not is_llama(c):
-        raise ValueError("only a Llama can be written as a llama2.c file: RMSNorm, RoPE, SwiGLU, and no query/key norm")
     if model.params.flat.dtype != np.float32:
         raise ValueError(f"weights are {model.params.flat.dtype}, but a llama2.c file holds float32: load the model as that")
     try:

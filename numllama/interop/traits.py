@@ -21,6 +21,7 @@ from numllama.storage.fields import (
     check,
     is_number,
     number,
+    one_of,
     only,
     optional,
     refuse_unknown,
@@ -49,15 +50,21 @@ class Trait(NamedTuple):
     write: Callable[[ModelConfig], dict[str, Any]]
 
 
-def _rope(values: Values, partial: Kind = WHOLE) -> dict[str, Any]:
-    """RoPE's base and scaling: in ``rope_parameters``, or in ``rope_theta`` and ``rope_scaling`` as before transformers 5.
-
-    For ``dynamic`` scaling ``max_position_embeddings`` is the original length, and the model supports `factor` times as many.
-    """
+def _rope_fields(values: Values) -> dict[str, Any]:
+    """The fields of RoPE: in ``rope_parameters``, or in ``rope_theta`` and ``rope_scaling`` as before transformers 5."""
     rope = values.get("rope_scaling") or values.get("rope_parameters") or {}
     rope = {"rope_type": rope.get("type", "default"), "rope_theta": values.get("rope_theta", 10000.0), **rope}
     rope.pop("type", None)
-    check(rope, {"partial_rotary_factor": partial}, as_json)
+    return rope
+
+
+def _rope(values: Values) -> dict[str, Any]:
+    """RoPE's base and scaling.
+
+    For ``dynamic`` scaling ``max_position_embeddings`` is the original length, and the model supports `factor` times as many.
+    """
+    rope = _rope_fields(values)
+    check(rope, {"partial_rotary_factor": WHOLE}, as_json)
     rope.pop("partial_rotary_factor", None)
     kind, longer, most = rope["rope_type"], {}, values["max_position_embeddings"]
     if kind in ("llama3", "yarn", "longrope"):
@@ -72,13 +79,20 @@ def _rope(values: Values, partial: Kind = WHOLE) -> dict[str, Any]:
     return {"rope_scaling": rope, **longer}  # ModelConfig moves the base to rope_theta
 
 
+PHI_3_ROPES = {"default": "default", **dict.fromkeys(("longrope", "su", "yarn"), "longrope")}  # older files say su or yarn
+
+
 def _partial_rope(values: Values) -> dict[str, Any]:
-    """The same where RoPE may turn only the first components of a head."""
-    kept = values.get("partial_rotary_factor") or 1.0
-    part = (values.get("rope_scaling") or values.get("rope_parameters") or {}).get("partial_rotary_factor") or kept
-    rope = _rope(values, optional(PARTIAL))
-    head_dim = values.get("head_dim") or values["hidden_size"] // values["num_attention_heads"]
-    return {**rope, "rotary_dim": None if part == 1 else int(head_dim * part)}
+    """The same in Phi 3, where RoPE may turn only the first components of a head, and longrope alone extends the context."""
+    rope, share = _rope_fields(values), values["hidden_size"] // values["num_attention_heads"]
+    check(rope, {"rope_type": one_of(*PHI_3_ROPES)}, as_json, "rope_scaling's ")
+    check(rope, {"partial_rotary_factor": optional(PARTIAL)}, as_json)
+    rope["rope_type"] = PHI_3_ROPES[rope["rope_type"]]
+    if rope["rope_type"] == "longrope":
+        check(values, {"head_dim": only(share, None)}, as_json)        # transformers counts its lists like this
+    part = rope.pop("partial_rotary_factor", None) or values.get("partial_rotary_factor") or 1.0
+    head_dim = values.get("head_dim") or share
+    return {**_rope({**values, "rope_scaling": rope}), "rotary_dim": None if part == 1 else int(head_dim * part)}
 
 
 def _write_rope(config: ModelConfig) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from numllama.learn.compare import UNJUDGED, WRONG, Comparison, Judged, alone, c
 from numllama.learn.equations import Row, gradient_of
 from numllama.learn.evaluation import evaluate, region, sources
 from numllama.learn.mistakes import BACKWARD, FORWARD
-from numllama.learn.mistakes.mistake import DoesNotApply, Mistake, layer_of, mistaken, places, short_name
+from numllama.learn.mistakes.mistake import DoesNotApply, Mistake, mistaken, places, short_name
 from numllama.learn.rounding import ALLOWED
 
 DIRECTIONS, STEP = 4, 1e-4  # of the differences that check a gradient
@@ -28,10 +28,11 @@ ALIKE = 3.0  # a second explanation is told if its error is at most this multipl
 
 
 class Candidate(NamedTuple):
-    """Mistakes and the equations that they replace."""
+    """Mistakes and the equations that they replace; `everywhere` if these are all of their kind."""
 
     mistakes: tuple[Mistake, ...]
     replaced: dict[str, Row]
+    everywhere: bool
 
 
 @dataclass(frozen=True)
@@ -133,11 +134,10 @@ class _Search:
         between, candidates = rows_between(self.equations, name, self.known), []
         for mistake in mistakes:
             at = [node for node in places(self.equations, mistake) if node in between]
-            scopes = {tuple(at)} if at else set()
-            scopes |= {tuple(node for node in at if short_name(node) == short) for short in map(short_name, at)}
-            scopes |= {(node,) for node in at}
-            for scope in sorted(scopes, key=len, reverse=True):
-                candidates.append(Candidate((mistake,), {node: mistaken(self.equations, node, mistake) for node in scope}))
+            wide = {tuple(at)} | {tuple(node for node in at if short_name(node) == short) for short in map(short_name, at)}
+            for scope in sorted(wide | {(node,) for node in at}, key=len, reverse=True) if at else ():
+                replaced = {node: mistaken(self.equations, node, mistake) for node in scope}
+                candidates.append(Candidate((mistake,), replaced, scope in wide))
         return candidates
 
     def best(self, judged: Judged, candidates: Sequence[Candidate]) -> tuple[Candidate, float, list[str]] | None:
@@ -179,14 +179,12 @@ class _Search:
         return sorted(found, key=lambda each: each[1])
 
     def pairs(self, candidates: Sequence[Candidate]) -> Iterator[Candidate]:
-        """Two mistakes in different equations, each in all layers; those that come closest alone are the first."""
-        n_layers = self.reference.config.n_layers
-        layers = [{layer_of(node) for node in each.replaced} for each in candidates]
-        common = [each for each, its in zip(candidates, layers, strict=True) if None in its or len(its) == n_layers]
-        for i, first in enumerate(common[:MOST_FIRST]):
-            for second in common[i + 1 :]:
+        """Two mistakes in different equations, each wherever it can be; those that come closest alone are the first."""
+        candidates = [each for each in candidates if each.everywhere]
+        for i, first in enumerate(candidates[:MOST_FIRST]):
+            for second in candidates[i + 1 :]:
                 if first.replaced.keys().isdisjoint(second.replaced):
-                    yield Candidate(first.mistakes + second.mistakes, first.replaced | second.replaced)
+                    yield Candidate(first.mistakes + second.mistakes, first.replaced | second.replaced, True)
 
     # ---------------------------------------------------------------------------------- gradients of a wrong forward
 
@@ -200,7 +198,7 @@ class _Search:
         after = self.downstream(value, known)
         rng = np.random.default_rng(0)
         for _ in range(DIRECTIONS):
-            u = rng.standard_normal(theirs.shape)
+            u = self.reference.cleaned(name, rng.standard_normal(theirs.shape))
             u /= np.linalg.norm(u)
             step = STEP * max(1.0, float(np.abs(known[value]).max()))
             ahead, back = (self.weighted(after, {**known, value: known[value] + sign * step * u}) for sign in (1, -1))

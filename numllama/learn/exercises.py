@@ -1,14 +1,12 @@
 """Exercises: an op with a blank backward (or forward), and a check that says which gradients are right.
 
-Each file is made from the op's own source, so the library is the solution. The check runs your function on small float64 arrays
-and compares each result with the library's.
+Each file is made from the op's own source, so the library is the solution. The check runs your function in a process of its own,
+on small float64 arrays, and compares each result with the library's.
 """
 
 import ast
 import math
-import runpy
 import shlex
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +14,7 @@ import numpy as np
 
 from numllama import ops
 from numllama.errors import NumllamaError, shown
+from numllama.learn.students import Answer, Call, Run, run_file
 from numllama.storage.folders import locked, published
 
 FOLDER = Path("exercises")
@@ -212,7 +211,7 @@ def _in(folder: Path) -> str:
 # ------------------------------------------------------------------------------------------------ the check
 
 
-def check_exercises(op: str | None, folder: Path) -> int:
+def check_exercises(op: str | None, folder: Path, seconds: float = 60) -> int:
     """Print which results are right, for one exercise or for all in the folder. Exit code 0 if all are right, else 2."""
     names = [name for name in EXERCISES if (folder / f"{name}.py").exists()] if op is None else [op]
     if not names:
@@ -223,65 +222,92 @@ def check_exercises(op: str | None, folder: Path) -> int:
         path = folder / f"{name}.py"
         if not path.exists():
             raise ValueError(f"{path} does not exist: numllama exercises {name}{_in(folder)} writes it")
-        verdicts = check_file(path, name)
+        run = run_exercise(path, name, seconds)
+        verdicts = verdicts_of(run, name)
+        print(run.printed, end="")
         print("\n".join([name, *(f"  {what:9} {verdict}" for what, verdict in verdicts.items())]))
         all_right &= all(verdict == "right" for verdict in verdicts.values())
     return 0 if all_right else 2
 
 
-def check_file(path: Path, op: str) -> dict[str, str]:
+def check_file(path: Path, op: str, seconds: float = 60) -> dict[str, str]:
     """For the output and each gradient: "right", or what is wrong."""
-    exercise = find_exercise(op)
-    try:
-        written = runpy.run_path(str(path))
-    except Exception as error:
-        return {"file": f"cannot be run: {type(error).__name__}: {error}"}
-    args = written["example"]()
-    expected_out, expected_cache = getattr(ops, f"{op}_forward")(*args)
-    result, problem = attempt(written[f"{op}_forward"], *copies(args))
-    if problem is None and not (isinstance(result, tuple) and len(result) == 2):
-        problem = "forward must return two things: the output and the cache"
-    if problem is not None:
-        return {"out": problem}
-    out, cache = result
-    verdicts = {"out": worst(out, expected_out)}
+    return verdicts_of(run_exercise(path, op, seconds), op)
+
+
+def run_exercise(path: Path, op: str, seconds: float) -> Run:
+    """Call the forward and the backward of a file in a process of its own, where numllama.ops does not have them."""
+    args = example(op)
+    dout = as_tuple(cotangent(getattr(ops, f"{op}_forward")(*args)[0]))
+    inputs: dict[str, np.ndarray] = {}
+
+    def placed(value: Any) -> Any:
+        """An argument as the process reads it."""
+        if isinstance(value, tuple):
+            return {"tuple": [placed(each) for each in value]}
+        if not isinstance(value, np.ndarray):
+            return value
+        inputs[str(len(inputs))] = value
+        return {"array": str(len(inputs) - 1)}
+
+    calls = [
+        Call(f"{op}_forward", [placed(arg) for arg in args], "output and cache"),
+        Call(f"{op}_backward", [placed(dout[0] if len(dout) == 1 else dout), {"kept": True}], "arrays"),
+    ]
+    names = [call.function for call in calls]
+    return run_file(path, calls, inputs, seconds, closed_functions=(names, f"numllama.ops.{op} is what you write yourself"))
+
+
+def example(op: str) -> list[Any]:
+    """The arguments of an exercise."""
+    names = {"np": np, "ops": ops, "normal": lambda *shape: np.random.default_rng(0).standard_normal(shape)}
+    return eval(f"[{EXERCISES[op].arguments}]", names)
+
+
+def verdicts_of(run: Run, op: str) -> dict[str, str]:
+    """The verdicts on what a file has returned."""
+    hints = EXERCISES[op].hints
+    expected_out, cache = getattr(ops, f"{op}_forward")(*example(op))
+    if not run.answers:
+        return {"file": f"cannot be run: {run.problem}"}
+    forward, *rest = run.answers
+    verdicts = {"out": _problem(forward) or worst(_results(forward), expected_out)}
     if verdicts["out"] != "right":
         return verdicts
-    dout = cotangent(expected_out)
-    expected = as_tuple(getattr(ops, f"{op}_backward")(dout, expected_cache))
-    gradients, problem = attempt(written[f"{op}_backward"], dout, cache)
-    if problem is None and len(as_tuple(gradients)) != len(expected):
-        problem = f"backward returns {len(as_tuple(gradients))} gradients, but must return {', '.join(exercise.hints)}"
-    if problem is not None:
-        return verdicts | dict.fromkeys(exercise.hints, problem)
-    for (name, hint), actual, right in zip(exercise.hints.items(), as_tuple(gradients), expected, strict=True):
+    backward = rest[0] if rest else Answer(problem=run.problem)
+    expected, results = as_tuple(getattr(ops, f"{op}_backward")(cotangent(expected_out), cache)), _results(backward)
+    problem = _problem(backward)
+    if not problem and len(results) != len(expected):
+        problem = f"backward returns {len(results)} gradients, but must return {', '.join(hints)}"
+    if problem:
+        return verdicts | dict.fromkeys(hints, problem)
+    for (name, hint), actual, right in zip(hints.items(), results, expected, strict=True):
         verdict = compare(actual, right)
         verdicts[name] = verdict if verdict == "right" else f"{verdict}. Hint: {hint}"
     return verdicts
 
 
-def attempt(function: Callable, *args: Any) -> tuple[Any, str | None]:
-    """A function's result, or why it has none."""
-    try:
-        return function(*args), None
-    except NotImplementedError:
-        return None, "blank"
-    except Exception as error:
-        return None, f"raises {type(error).__name__}: {error}"
+def _problem(answer: Answer) -> str:
+    return "blank" if answer.blank else answer.problem
 
 
-def worst(out: Any, expected: Any) -> str:
+def _results(answer: Answer) -> list[np.ndarray | str]:
+    """Arrays in the order in which they were returned, or what the result is instead."""
+    return [answer.arrays.get(str(i), answer.lost.get(str(i), "")) for i in range(len(answer.arrays) + len(answer.lost))]
+
+
+def worst(results: list[np.ndarray | str], expected: Any) -> str:
     """The first verdict that is not "right", for one or several outputs."""
-    if len(as_tuple(out)) != len(as_tuple(expected)):
-        return f"{len(as_tuple(out))} outputs, but there must be {len(as_tuple(expected))}"
-    verdicts = [compare(*pair) for pair in zip(as_tuple(out), as_tuple(expected), strict=True)]
+    if len(results) != len(as_tuple(expected)):
+        return f"{len(results)} outputs, but there must be {len(as_tuple(expected))}"
+    verdicts = [compare(*pair) for pair in zip(results, as_tuple(expected), strict=True)]
     return next((verdict for verdict in verdicts if verdict != "right"), "right")
 
 
-def compare(actual: Any, expected: np.ndarray) -> str:
+def compare(actual: np.ndarray | str, expected: np.ndarray) -> str:
     """The verdict on one array: how it differs from the expected one."""
-    if not hasattr(actual, "dtype"):
-        return f"wrong: a {type(actual).__name__}, not an array"
+    if isinstance(actual, str):
+        return f"wrong: it {actual}"
     if actual.shape != expected.shape:
         swapped = actual.shape[::-1] == expected.shape and actual.ndim == 2
         return f"wrong: shape {actual.shape}, but {expected.shape} is needed" + (" (transposed?)" if swapped else "")
@@ -306,8 +332,3 @@ def cotangent(out: Any) -> Any:
 
 def as_tuple(value: Any) -> tuple:
     return tuple(value) if isinstance(value, tuple | list) else (value,)
-
-
-def copies(args: list) -> list:
-    """Copies of the arguments, in case a forward writes to them."""
-    return [arg.copy() if hasattr(arg, "copy") else arg for arg in args]

@@ -5,7 +5,7 @@ A layout is no fault. Axes are written as letters, from the right to the left of
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -95,22 +95,36 @@ def arranged_like(found: Mapping[str, np.ndarray], reference: Reference) -> dict
     chosen = {name: fits[_closest(off[name])] for name, fits in options.items()}
     for kinds in (("weights", "d_weights"), ("after",)):
         matrices = [name for name in found if ours[name].ndim == 2 and name.partition("/")[0] in kinds]
-        second = _majority([off[name] for name in matrices])
-        chosen |= {name: options[name][min(second, len(options[name]) - 1)] for name in matrices}
-    pairs = {}
+        second = sum(_vote(options[name], off[name]) for name in matrices) > 0
+        chosen |= {name: options[name][min(int(second), len(options[name]) - 1)] for name in matrices}
+    return chosen | _turned_like(chosen, ours, c)
+
+
+def _turned_like(chosen: Mapping[str, Arranged], ours: Mapping[str, np.ndarray], config: ModelConfig) -> dict[str, Arranged]:
+    """Queries and keys, turned to this configuration's RoPE if the dump has the other one: in its weights, or in all its values.
+
+    Values that change their layout on the way are no layout, but a fault.
+    """
+    pairs: dict[str, list[Arranged]] = {}
+    votes: dict[str, int] = {}
     for name, each in chosen.items():
         axis = turned_axis(name, each.array)
         if axis is not None:
             how = f"{each.how}, {OTHER_ROPE}" if each.how else OTHER_ROPE
-            pairs[name] = [each, Arranged(turned(each.array, c, axis), how)]
-    other = _majority([[norm(each.array - ours[name]) for each in fits] for name, fits in pairs.items()])
-    return chosen | {name: fits[other] for name, fits in pairs.items()}
+            pairs[name] = [each, Arranged(turned(each.array, config, axis), how)]
+            group = "weights" if name.startswith("weights/") else f"{'after' if 'rotated' in name else 'before'} RoPE"
+            votes[group] = votes.get(group, 0) + _vote(pairs[name], [norm(both.array - ours[name]) for both in pairs[name]])
+    deciding = [votes["weights"]] if votes.get("weights") else votes.values()
+    other = bool(votes) and all(count > 0 for count in deciding)
+    return {name: both[other] for name, both in pairs.items()}
 
 
-def _majority(errors: Iterable[list[float]]) -> int:
-    """Whether the second of two arrangements is that of most tensors, by the errors of both."""
-    pairs = [each[:2] for each in errors if len(each) > 1]
-    return int(sum((second < first / 2) - (first < second / 2) for first, second in pairs) > 0)
+def _vote(fits: list[Arranged], errors: list[float]) -> int:
+    """1 for the second of two arrangements, -1 for the first, 0 for neither: for the one that fits alone, or much better."""
+    if len(fits) == 1:
+        return 1 if fits[0].how else -1
+    first, second = errors[:2]
+    return (second < first / 2) - (first < second / 2)
 
 
 def _closest(errors: list[float]) -> int:

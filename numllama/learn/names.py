@@ -105,10 +105,10 @@ def meaning(name: str, array: np.ndarray, n_layers: int, known: set[str]) -> dic
     kind = "d_" if gradient else ""
     if plain in STACKED and array.ndim and len(array) == n_layers:
         return {f"{kind}weights/blocks.{i}.{STACKED[plain]}": array[i] for i in range(n_layers)}
-    found = f"weights/{SINGLE[plain]}" if plain in SINGLE else _by_module(plain)
+    candidates = (f"{part}/{plain}" for part in ("values", "weights", "rope"))
+    found = next((candidate for candidate in candidates if candidate in known), None)
     if found is None:
-        candidates = (f"{part}/{plain}" for part in ("values", "weights", "rope"))
-        found = next((candidate for candidate in candidates if candidate in known), None)
+        found = f"weights/{SINGLE[plain]}" if plain in SINGLE else _by_module(plain)
     return {kind + found: array} if found is not None and kind + found in known else {}
 
 

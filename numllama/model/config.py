@@ -41,6 +41,7 @@ LAYERS = ("window_layers", "rope_layers")
 SOME_LAYERS = Kind(
     lambda value: isinstance(value, list | tuple) and bool(value) and all(map(whole().fits, value)), "must be a list of layers"
 )
+NOT_NEGATIVE = number(lambda value: value >= 0, "must not be negative")
 KINDS = {
     **{name: one_of(*choices) for name, choices in CHOICES.items()},
     **{name: optional(whole(1)) if name in DERIVED else whole(1) for name in SIZES},
@@ -51,7 +52,7 @@ KINDS = {
     **dict.fromkeys(LAYERS, optional(SOME_LAYERS)),
     **dict.fromkeys(("sliding_window", "rotary_dim"), optional(whole(1))),
     "dropout": number(lambda value: 0 <= value < 1, "must lie in [0, 1)"),
-    "router_aux_loss_coef": number(lambda value: value >= 0, "must not be negative"),
+    "router_aux_loss_coef": NOT_NEGATIVE,
     "rope_scaling": optional(OBJECT),
     "family": optional(TEXT),
 }
@@ -66,7 +67,12 @@ CLASSIC = {
 ROPE_LIST = Kind(
     lambda value: isinstance(value, list | tuple) and all(map(POSITIVE.fits, value)), "must be a list of positive numbers"
 )
-ROPE_KINDS = {**dict.fromkeys(ROPE_LISTS, ROPE_LIST), "truncate": FLAG}  # the others are positive numbers
+ROPE_KINDS = {  # the others are positive numbers
+    **dict.fromkeys(ROPE_LISTS, ROPE_LIST),
+    **dict.fromkeys(("mscale", "mscale_all_dim"), NOT_NEGATIVE),
+    "original_max_position_embeddings": number(lambda value: value > 1, "must be larger than 1"),
+    "truncate": FLAG,
+}
 
 
 @dataclass(frozen=True)
@@ -238,6 +244,10 @@ class ModelConfig:
                 raise ValueError(f"{name} holds {layers[-1]}, but the layers are 0..{self.n_layers - 1}")
             object.__setattr__(self, name, layers if 0 < len(layers) < self.n_layers else None)
         object.__setattr__(self, "rotary_dim", None if self.rotary_dim == self.head_dim else self.rotary_dim)
+        pairs = (self.rotary_dim or self.head_dim) // 2
+        for name, values in (self.rope_scaling or {}).items():
+            if name in ROPE_LISTS and len(values) != pairs:
+                raise ValueError(f"rope_scaling's {name} has {len(values)} numbers, but RoPE turns {pairs} pairs of components")
 
     @property
     def is_uniform(self) -> bool:

@@ -58,7 +58,10 @@ def experts_backward(dout, caches, g):
     douts = dout, balance.dprobs
     if NAMES[0] not in g:
         return ops.mixture_of_experts_backward(douts, cache, frozen=True)
-    dx, *gradients = ops.mixture_of_experts_backward(douts, cache)
-    for name, gradient in zip(NAMES, gradients, strict=True):
+    buffers = tuple(g.buffer(name) for name in NAMES[1:])
+    into = None if buffers[0] is None else buffers
+    dx, drouter, *gradients = ops.mixture_of_experts_backward(douts, cache, into)
+    g.add(NAMES[0], drouter)
+    for name, gradient in zip(NAMES[1:], gradients, strict=True) if into is None else ():
         g.add(name, gradient)
     return dx

@@ -10,7 +10,7 @@ and the router's own:  dz from dw,  drouter = dzᵀ·x,  dx += dz · router.
 
 from typing import NamedTuple
 
-from numllama.backend import Array, xp_of
+from numllama.backend import Array, real_dtype, xp_of
 from numllama.checks import check_shape
 from numllama.dispatch import accelerated
 from numllama.ops.linear import LinearCache, linear_backward, linear_backward_input, linear_forward
@@ -80,13 +80,16 @@ def mixture_of_experts_forward(
 
 @accelerated(of_ops=True)
 def mixture_of_experts_backward(
-    douts: tuple[Array, Array | None], cache: MixtureOfExpertsCache, *, frozen: bool = False
+    douts: tuple[Array, Array | None], cache: MixtureOfExpertsCache, into: tuple | None = None, *, frozen: bool = False
 ) -> tuple[Array, ...] | Array:
-    """``dx, drouter, dgate, dup, ddown``, from the gradients of ``out`` and ``probs`` or None; of frozen maps ``dx`` alone."""
+    """``dx, drouter, dgate, dup, ddown``, from the gradients of ``out`` and ``probs`` or None; of frozen maps ``dx`` alone.
+
+    `into` are three buffers that the experts' gradients are added to, and that are then returned.
+    """
     (dout, dprobs), ((x, router, *stacked), routed, experts) = douts, cache
     xp, rows = xp_of(dout), dout.reshape(-1, dout.shape[-1])           # (N, C)
     dweights, dx = xp.zeros_like(routed.weights), xp.zeros_like(rows)  # (N, k), (N, C)
-    gradients = () if frozen else tuple(map(xp.zeros_like, stacked))
+    gradients = () if frozen else into or tuple(xp.zeros_like(w, dtype=real_dtype(w.dtype)) for w in stacked)
     for e, tokens, places, chosen, activation, h, y in experts:
         gate, up, down = (weight[e] for weight in stacked)
         maps, last = (LinearCache(chosen, gate, None), LinearCache(chosen, up, None)), LinearCache(h, down, None)
@@ -95,11 +98,9 @@ def mixture_of_experts_backward(
         if frozen:
             dx[tokens] += linears_backward_input(swiglu_backward(linear_backward_input(dy, last), activation), maps)
             continue
-        dh, ddown = linear_backward(dy, last)                          # (n, F)
-        dchosen, (dgate, dup) = linears_backward(swiglu_backward(dh, activation), maps)
-        dx[tokens] += dchosen
-        for total, gradient in zip(gradients, (dgate, dup, ddown), strict=True):
-            total[e] = gradient
+        dgate, dup, ddown = (total[e] for total in gradients)
+        dh, _ = linear_backward(dy, last, into=ddown)                  # (n, F)
+        dx[tokens] += linears_backward(swiglu_backward(dh, activation), maps, into=(dgate, dup))[0]
     dlogits, last = router_backward((dweights, dprobs), routed), LinearCache(x.reshape(rows.shape), router, None)
     if frozen:
         return linear_backward_input(dlogits, last, dx=dx).reshape(x.shape)

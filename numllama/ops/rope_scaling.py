@@ -8,7 +8,8 @@ Pair j turns by ω[j] = theta^(−2j/D) per token. For an original context of L�
               and cos and sin times 0.1·ln f + 1, which sharpens attention                               Peng et al. 2023
     longrope  ω/λ[j], where a search has found one list λ for L ≤ L₀ and one for longer sequences,
               and cos and sin times √(1 + ln f / ln L₀)                                                  Ding et al. 2024
-L is the largest position of a call + 1. With a KV cache each key keeps the angle of the call that stored it, as in transformers.
+L is the largest position of a call + 1. A key in a KV cache has the angle of the call that stored it. With dynamic scaling it
+keeps that, as in transformers; where longrope goes from one list to the other, generation computes all keys again.
 """
 
 import math
@@ -20,6 +21,13 @@ from numllama.backend import Array, xp_of
 def depends_on_length(scaling: Mapping | None) -> bool:
     """Whether the same position has another angle in a longer sequence."""
     return scaling is not None and scaling.get("rope_type") in ("dynamic", "longrope")
+
+
+def switches_at(scaling: Mapping | None) -> float | None:
+    """The length beyond which longrope has another list; None for other types."""
+    if scaling is None or scaling.get("rope_type") != "longrope":
+        return None
+    return scaling["original_max_position_embeddings"]
 
 
 def attention_factor(scaling: Mapping | None) -> float:
@@ -54,6 +62,8 @@ def _dynamic_scaling(frequencies: Array, scaling: Mapping, theta: float, length:
 
 def _yarn_scaling(frequencies: Array, scaling: Mapping, theta: float, length: int) -> Array:
     n = len(frequencies)
+    if theta == 1:
+        raise ValueError("theta is 1, but yarn needs pairs that turn at different speeds")
     turns = (scaling.get("beta_fast") or 32, scaling.get("beta_slow") or 1)
     low, high = (n * math.log(scaling["original_max_position_embeddings"] / (2 * math.pi * t)) / math.log(theta) for t in turns)
     if scaling.get("truncate", True):

@@ -1,21 +1,23 @@
-"""Worker processes: pure Python on more than one core.
+"""Worker processes: pure Python on more than one core; and other people's programs, for a limited time.
 
-The children are plain interpreters that import only this package. Unlike those of `multiprocessing`, they never run the caller's
+The workers are plain interpreters that import only this package. Unlike those of `multiprocessing`, they never run the caller's
 script again, so scripts need no `if __name__ == "__main__"` and notebooks work. Nothing is forked.
 """
 
+import io
 import os
 import pickle
 import re
 import signal
 import subprocess
 import sys
+import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import finalize
 
 from numllama.errors import NumllamaError
@@ -177,3 +179,56 @@ def serve() -> None:
                 answer = False, error
             pickle.dump(answer, answers, pickle.HIGHEST_PROTOCOL)
             answers.flush()
+
+
+# ------------------------------------------------------------------------------------------------ programs of other people
+
+
+class Ended(NamedTuple):
+    """How a program ended.
+
+    Attributes
+    ----------
+    code : int, optional
+        Exit code; minus the signal that ended it; None if it ran out of time.
+    printed : str
+        The beginning of what it printed.
+    """
+
+    code: int | None
+    printed: str
+
+
+def run_limited(
+    command: Sequence[str], seconds: float, folder: str | os.PathLike, env: Mapping[str, str], most: int = 4000
+) -> Ended:
+    """Run a program in a folder for some seconds, then end it with all processes that it has started.
+
+    It has no input. It may print as much as it wants; the first `most` bytes are kept.
+    """
+    child = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=folder, env=env,
+        start_new_session=True,
+    )  # fmt: skip
+    output, kept = child.stdout, bytearray()
+    assert isinstance(output, io.BufferedReader)  # a pipe
+
+    def read() -> None:
+        with suppress(OSError, ValueError):
+            while chunk := output.read1(2**16):
+                kept.extend(chunk[: most - len(kept)])
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    try:
+        code = child.wait(seconds)
+    except subprocess.TimeoutExpired:
+        code = None
+    finally:
+        with suppress(OSError):  # none is left
+            os.killpg(child.pid, signal.SIGKILL) if hasattr(os, "killpg") else child.kill()
+        child.wait()
+        reader.join(1)
+        if not reader.is_alive():  # else a process that has left the group still holds the pipe
+            output.close()
+    return Ended(code, kept.decode("utf-8", "replace"))

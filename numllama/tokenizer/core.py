@@ -108,9 +108,9 @@ class BytePairs:
         self._parts = {made: pair for pair, made in zip(self._ranks, self._made, strict=True) if made in self._special_ids}
 
     def _symbol_ids(self, ids: Mapping[bytes, int]) -> None:
-        """Look up the symbols that a pre-token starts as: an id for each byte."""
+        """Look up the symbols that a pre-token starts as: an id for each byte; `complete` if none lacks one."""
         self._bytes = [ids.get(bytes([byte])) for byte in range(256)]
-        self._complete = None not in self._bytes
+        self.complete = None not in self._bytes
 
     def _tokens(self) -> dict[int, bytes]:
         """The bytes of each id."""
@@ -120,9 +120,14 @@ class BytePairs:
     @cached_property
     def longest(self) -> int | None:
         """The largest number of bytes that one token stands for; None if unbounded (white space, unknown characters)."""
-        if not (self.layout.keeps_all and self._complete) or any(token.lstrip or token.rstrip for token in self.added_tokens):
+        if not (self.layout.keeps_all and self.complete) or any(token.lstrip or token.rstrip for token in self.added_tokens):
             return None
         return max(map(len, (*self.vocab.values(), *(token.content.encode() for token in self.added_tokens))), default=None)
+
+    @property
+    def ids(self) -> Set[int]:
+        """All ids that have a token."""
+        return self._token.keys()
 
     def name(self, i: int) -> str:
         """A token as written in a ``tokenizer.json``."""
@@ -199,7 +204,7 @@ class BytePairs:
 
     def _symbols(self, piece: str) -> list[int]:
         """The symbols that a pre-token starts as: its bytes."""
-        if self._complete:
+        if self.complete:
             return cast(list[int], [self._bytes[byte] for byte in piece.encode("utf-8", "surrogateescape")])
         return [i for i, _, _ in self.placed_symbols(piece)]
 

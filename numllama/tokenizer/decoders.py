@@ -158,29 +158,27 @@ def _bytes_joined(texts: Texts, as_bytes: bool) -> Texts:
     if as_bytes:
         yield from (BYTE_TOKENS.get(text, text.encode()).decode("utf-8", "surrogateescape") for text in texts)
         return
-    held = b""
+    held: list[bytes] = []
     for text in texts:
         if (byte := BYTE_TOKENS.get(text)) is not None:
-            held += byte
+            held.append(byte)
             continue
         if held:
             yield from _characters(held)
-            held = b""
+            held = []
         yield text
     yield from _characters(held)
 
 
-def _characters(data: bytes) -> list[str]:
+def _characters(held: list[bytes]) -> list[str]:
     try:
-        return [data.decode("utf-8")] if data else []
+        return [b"".join(held).decode("utf-8")] if held else []
     except UnicodeDecodeError:
-        return ["\ufffd"] * len(data)
+        return ["\ufffd"] * len(held)
 
 
 def _replace(values: dict) -> Step:
     fields(values, {"pattern": OBJECT, "content": TEXT}, "pattern", "content")
-    if isinstance(old := values["pattern"].get("String"), str) and old:
-        return _of_each(lambda text: text.replace(old, values["content"]))
     return _of_each(replacing(values["pattern"], values["content"]))
 
 

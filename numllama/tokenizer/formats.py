@@ -30,12 +30,11 @@ from numllama.tokenizer.bpe import Tokenizer
 from numllama.tokenizer.char import CharTokenizer
 from numllama.tokenizer.chat_files import MORE_TEMPLATES, TEMPLATE
 from numllama.tokenizer.config import CONFIG, MAP, Beside, beside
-from numllama.tokenizer.decoders import CHARACTER_OF as _CHARACTER_OF  # noqa: F401
 from numllama.tokenizer.layout import byte_level
 from numllama.tokenizer.normalizers import SPACE
 from numllama.tokenizer.patterns import PATTERNS
 from numllama.tokenizer.post_processors import template
-from numllama.tokenizer.recovered_merges import merges_of_ranks
+from numllama.tokenizer.recovered_merges import merges_of_ranks, merges_of_scores
 from numllama.tokenizer.sentencepiece import BYTES, SentencePieceTokenizer
 from numllama.tokenizer.vocabulary import numbered
 
@@ -62,7 +61,8 @@ KNOWN_RANKS = {
     "82e9d31979e92ab929cd544440f129d9ecd797b69e327f80f17e1c50d5551b55": "llama3",  # of Llama 3.0 to 3.3
 }  # fmt: skip
 CHAT_FILES = (TEMPLATE, CONFIG, MAP)  # the template itself, and the special tokens that it refers to
-FOLDER = ("tokenizer.json", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tokenizer.bin")
+OTHER_IDS = "sentencepiece.bpe.model"
+FOLDER = ("tokenizer.json", "vocab.json", "tokenizer.model", "spiece.model", OTHER_IDS, "tokenizer.bin")
 
 
 def load(
@@ -118,9 +118,8 @@ def _read(
     path: Path, pattern: str | None, special_tokens: Mapping[str, int] | Sequence[str] | None
 ) -> Tokenizer | CharTokenizer:
     by_itself = path.name.endswith(("vocab.json", "merges.txt")) or path.suffix in (".json", ".bin", SUFFIX)
-    if by_itself and not (pattern is None and special_tokens is None):
-        given = "pattern" if pattern is not None else "special tokens"
-        raise ValueError(f"it defines its own pattern and special tokens, so no {given} can be given")
+    if by_itself:
+        _check_none_given(pattern, special_tokens)
     if path.name.endswith("vocab.json"):
         return _read_gpt2(path, path.with_name(path.name.removesuffix("vocab.json") + "merges.txt"))
     if path.name.endswith("merges.txt"):
@@ -133,8 +132,15 @@ def _read(
     if path.suffix == ".bin":
         return _read_llama2c(content)
     if content[:1] == b"\n" or b"<unk>" in content[:64]:  # neither begins a line of base64
-        return _read_sentencepiece(content, path, pattern, special_tokens)
+        _check_none_given(pattern, special_tokens)
+        return _read_sentencepiece(content, path)
     return _read_ranks(content, pattern, special_tokens)
+
+
+def _check_none_given(pattern: str | None, special_tokens: Mapping[str, int] | Sequence[str] | None) -> None:
+    if pattern is not None or special_tokens is not None:
+        given = "pattern" if pattern is not None else "special tokens"
+        raise ValueError(f"it defines its own pattern and special tokens, so no {given} can be given")
 
 
 def save(tokenizer: Tokenizer, folder: str | Path) -> Path:
@@ -217,14 +223,11 @@ def _with_end_of_text(said: Beside, vocab: Mapping[str, int]) -> list[AddedToken
 # ------------------------------------------------------------------------------------------------ ranks and scores
 
 
-def _read_sentencepiece(
-    content: bytes, path: Path, pattern: str | None, special: Mapping[str, int] | Sequence[str] | None
-) -> Tokenizer:
-    if pattern is not None or special is not None:
-        given = "pattern" if pattern is not None else "special tokens"
-        raise ValueError(f"it is a SentencePiece model, which defines its own, so no {given} can be given")
+def _read_sentencepiece(content: bytes, path: Path) -> Tokenizer:
+    if path.name == OTHER_IDS:
+        raise ValueError("XLM-R, mBART and NLLB, whose files have this name, number the pieces otherwise: load a tokenizer.json")
     said = beside(path.parent)
-    tokenizer = sentencepiece_model.read(content, merges_of_ranks, said.tokens)
+    tokenizer = sentencepiece_model.read(content, said)
     tokenizer.post_processor = _around(said, tokenizer, "<s>", "</s>")
     return tokenizer
 
@@ -278,9 +281,8 @@ def _read_llama2c(content: bytes) -> SentencePieceTokenizer:
     special = {name: i for i, name in enumerate(("<unk>", "<s>", "</s>")) if vocab.get(i, b"").strip() == name.encode()}
     vocab |= {i: name.encode() for name, i in special.items()}
     bytes_ = set(BYTES)
-    pieces = [i for i, piece in vocab.items() if piece not in bytes_ and i not in special.values()]
-    ranks = {vocab[i]: rank for rank, i in enumerate(sorted(pieces, key=lambda i: -scores[i]))}
-    merges = merges_of_ranks(ranks, lambda piece: [character.encode() for character in piece.decode()])
+    pieces = {piece.decode(): scores[i] for i, piece in vocab.items() if piece not in bytes_ and i not in special.values()}
+    merges = [(left.encode(), right.encode()) for left, right in merges_of_scores(pieces)]
     tokenizer = SentencePieceTokenizer(vocab, merges, special)
     tokenizer.post_processor = template([("<s>", special["<s>"])] if "<s>" in special else [])  # run.c begins every text with it
     return tokenizer

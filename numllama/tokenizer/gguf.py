@@ -20,14 +20,18 @@ from numllama.tokenizer import tokenizer_json
 from numllama.tokenizer.added_tokens import AddedToken
 from numllama.tokenizer.bpe import Tokenizer
 from numllama.tokenizer.char import CharTokenizer
-from numllama.tokenizer.layout import pieces, prefix_of
+from numllama.tokenizer.layout import byte_level, pieces, prefix_of
+from numllama.tokenizer.normalizers import SPACE
 from numllama.tokenizer.patterns import PATTERNS
 from numllama.tokenizer.post_processors import template
-from numllama.tokenizer.recovered_merges import merges_of_ranks
+from numllama.tokenizer.recovered_merges import may_be_merged, merges_of_scores
+from numllama.tokenizer.rewriting import canonical
 from numllama.tokenizer.sentencepiece import BYTES, SentencePieceTokenizer
+from numllama.tokenizer.sentencepiece_model import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
+from numllama.tokenizer.unigram import UnigramTokenizer
 
 KEYS = "tokenizer.ggml."
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # types of tokens
+NFC = {"type": "NFC"}  # Qwen's: llama.cpp leaves it out, which matters only for a text that is not in NFC
 ID = whole(most=2**32 - 1)
 FIELDS = {
     "model": TEXT, "pre": TEXT, "tokens": LIST, "merges": LIST,
@@ -50,16 +54,7 @@ class Splitting(NamedTuple):
     looked_up: bool = False
     begins: bool = False
 
-    def values(self) -> dict[str, Any]:
-        """The ``pre_tokenizer`` of a ``tokenizer.json``."""
-        return {"type": "Sequence", "pretokenizers": [*map(_step, self.expressions), _BYTES]}
 
-
-def _step(expression: str) -> dict[str, Any]:
-    return {"type": "Split", "pattern": {"Regex": expression}, "behavior": "Isolated", "invert": False}
-
-
-_BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
 _CASED = (  # a word's capitals and then its small letters; %s stands for contractions
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+%s"
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*%s"
@@ -93,7 +88,7 @@ SPLITTING = {name: kind for names, kind in _KINDS.items() for name in names.spli
 
 
 def _steps(values: Any) -> list[Any] | None:
-    """The expressions by which a byte-level ``pre_tokenizer`` isolates pieces; None if it does more."""
+    """The expressions by which a byte-level ``pre_tokenizer`` isolates pieces, in canonical form; None if it does more."""
     steps = values.get("pretokenizers") if values["type"] == "Sequence" else [values]
     *splits, last = steps
     expressions = []
@@ -106,7 +101,7 @@ def _steps(values: Any) -> list[Any] | None:
             return None
     if last["type"] != "ByteLevel" or last.get("add_prefix_space", True):
         return None
-    return [*expressions, _GPT2] if last.get("use_regex", True) else expressions
+    return list(map(canonical, [*expressions, _GPT2] if last.get("use_regex", True) else expressions))
 
 
 # ------------------------------------------------------------------------------------------------ reading
@@ -132,7 +127,7 @@ def tokenizer_of(values: Mapping[str, Any]) -> Tokenizer:
     if len(vocab) < len(tokens):
         twice = next(token for i, token in enumerate(tokens) if vocab[token] != i)
         raise ValueError(f"its vocabulary holds {shown(twice)} twice")
-    layout, model, begins = MODELS[found["model"]](found, vocab)
+    layout, model, begins = MODELS[found["model"]](found)
     added = [
         AddedToken(token, i, special=kind != USER_DEFINED)
         for i, (token, kind) in enumerate(zip(tokens, types, strict=True))
@@ -169,28 +164,25 @@ def _types(found: Mapping[str, Any]) -> np.ndarray:
     return types
 
 
-def _byte_level(found: Mapping[str, Any], vocab: Mapping[str, int]) -> tuple[dict, dict, bool]:
+def _byte_level(found: Mapping[str, Any]) -> tuple[dict, dict, bool]:
     require(found, ("merges",), "its tokenizer")
     name = found.get("pre", "default")
     if name not in SPLITTING:
-        raise ValueError(f"{KEYS}pre is {shown(name)}, but only these are known: {', '.join(sorted(SPLITTING))}")
+        raise ValueError(f"{KEYS}pre is {shown(name)}, but only these are known: {listed(sorted(SPLITTING))}")
     kind = SPLITTING[name]
-    decoder = _BYTES | {"use_regex": True}
-    layout = {"normalizer": None, "pre_tokenizer": kind.values(), "decoder": decoder}
-    return layout, tokenizer_json.PLAIN_MODEL | {"merges": found["merges"], "ignore_merges": kind.looked_up}, kind.begins
+    model = tokenizer_json.PLAIN_MODEL | {"merges": found["merges"], "ignore_merges": kind.looked_up}
+    return byte_level(*kind.expressions), model, kind.begins
 
 
-def _sentencepiece(found: Mapping[str, Any], vocab: Mapping[str, int]) -> tuple[dict, dict, bool]:
+def _sentencepiece(found: Mapping[str, Any]) -> tuple[dict, dict, bool]:
     tokens, types, unknown = found["tokens"], _types(found), found["unknown_token_id"]
     merges = found.get("merges")
     if merges is None:
         scores = found.get("scores")
         if not isinstance(scores, np.ndarray) or scores.shape != (len(tokens),):
             raise ValueError(f"{KEYS}scores must be a list of {len(tokens):,} numbers, one for each token")
-        normal = [i for i in np.argsort(-scores, kind="stable").tolist() if types[i] == NORMAL and tokens[i]]
-        ranks = {tokens[i].encode(): rank for rank, i in enumerate(normal)}
-        pairs = merges_of_ranks(ranks, lambda piece: [character.encode() for character in piece.decode()])
-        merges = [[left.decode(), right.decode()] for left, right in pairs]
+        merged = np.flatnonzero((types == NORMAL) | (types == USER_DEFINED)).tolist()
+        merges = list(map(list, merges_of_scores({tokens[i]: float(scores[i]) for i in merged if tokens[i]})))
     model = {
         "merges": merges, "fuse_unk": True, "byte_fallback": True,
         "unk_token": _named(tokens, unknown, "unknown") if types[unknown : unknown + 1].tolist() == [UNKNOWN] else None,
@@ -248,20 +240,10 @@ def values_of(tokenizer: Tokenizer | CharTokenizer, vocab_size: int, config: Map
         raise ValueError("a GGUF file cannot hold a tokenizer of characters: save the model without it")
     if tokenizer.vocab_size > vocab_size:
         raise ValueError(f"the tokenizer has {tokenizer.vocab_size:,} tokens, but the model only {vocab_size:,}")
+    if isinstance(tokenizer, UnigramTokenizer):
+        raise ValueError("a tokenizer of the kind Unigram cannot be written to a GGUF file here: save the model without it")
     byte_level = tokenizer.layout.pre_tokenizer.bytes
-    known = {*tokenizer.vocab, *(token.id for token in tokenizer.added_tokens)}
-    known |= set(tokenizer.model["vocab"].values()) if tokenizer.model else set()
-    tokens = [tokenizer.name(i) if i in known else f"[PAD{i}]" for i in range(vocab_size)]
-    types = np.array([NORMAL if i in known else UNUSED for i in range(vocab_size)], "<i4")
-    pieces = isinstance(tokenizer, SentencePieceTokenizer)
-    if pieces:
-        bytes_ = {name.decode() for name in BYTES}
-        types[[i for i, token in enumerate(tokens) if token in bytes_]] = BYTE
-    for token in tokenizer.added_tokens:
-        tokens[token.id] = token.content
-        types[token.id] = CONTROL if token.special else USER_DEFINED
-        if token.lstrip or token.rstrip or token.single_word:
-            raise ValueError(f"a GGUF file cannot say that {shown(token.content)} matches with white space or as a word")
+    tokens, types = _tokens(tokenizer, vocab_size)
     before, after = tokenizer.before, tokenizer.after
     if len(before) > 1 or len(after) > 1:
         raise ValueError("a GGUF file can hold one token before a text and one after it, but the tokenizer has more")
@@ -270,24 +252,35 @@ def values_of(tokenizer: Tokenizer | CharTokenizer, vocab_size: int, config: Map
     ids = {token: i for i, token in enumerate(tokens)}
     named = {IDS[name]: ids[text] for name, text in config.items() if name in IDS and text in ids}
     named |= {f"{name}_token_id": some[0] for name, some in (("bos", before), ("eos", after)) if some}
-    if byte_level and not pieces and "bos_token_id" not in named and CONTROL in types:
+    if byte_level and "bos_token_id" not in named and CONTROL in types:
         named["bos_token_id"] = int(np.flatnonzero(types == CONTROL)[0])  # without one, llama.cpp takes 11
     found |= {name: np.uint32(i) for name, i in named.items()}
     found |= {"add_bos_token": bool(before), "add_eos_token": bool(after)}
     return {KEYS + name: value for name, value in found.items()}
 
 
+def _tokens(tokenizer: Tokenizer, vocab_size: int) -> tuple[list[str], np.ndarray]:
+    """The text of each id, and its type."""
+    tokens = [tokenizer.name(i) if i in tokenizer.ids else f"[PAD{i}]" for i in range(vocab_size)]
+    types = np.array([NORMAL if i in tokenizer.ids else UNUSED for i in range(vocab_size)], "<i4")
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        bytes_ = {name.decode() for name in BYTES}
+        types[[i for i, token in enumerate(tokens) if token in bytes_]] = BYTE
+    for token in tokenizer.added_tokens:
+        tokens[token.id] = token.content
+        types[token.id] = CONTROL if token.special else USER_DEFINED
+        if token.lstrip or token.rstrip or token.single_word:
+            raise ValueError(f"a GGUF file cannot say that {shown(token.content)} matches with white space or as a word")
+    return tokens, types
+
+
 def _written_bytes(tokenizer: Tokenizer) -> dict[str, Any]:
+    if tokenizer.layout.normalizer and tokenizer.layout.values["normalizer"] != NFC:
+        raise ValueError("llama.cpp leaves a text as it is, but the tokenizer normalizes it")
     steps = _steps(tokenizer.layout.values["pre_tokenizer"])
-    name = next(
-        (
-            names.split()[0]
-            for names, kind in _KINDS.items()
-            if list(kind.expressions) == steps and kind.looked_up == tokenizer.ignore_merges
-        ),
-        None,
-    )
-    if name is None or tokenizer.layout.values["normalizer"] is not None:
+    named = {names.split()[0]: kind for names, kind in _KINDS.items() if kind.looked_up == tokenizer.ignore_merges}
+    name = next((name for name, kind in named.items() if list(map(canonical, kind.expressions)) == steps), None)
+    if name is None:
         raise ValueError(
             "llama.cpp has no name for the way in which the tokenizer splits a text; it knows those of "
             + listed(sorted(names.split()[0] for names in _KINDS))
@@ -301,7 +294,14 @@ def _written_pieces(tokenizer: Tokenizer, tokens: list[str], types: np.ndarray) 
     prefix, one_space = prefix_of(tokenizer.layout.values)
     if prefix not in ("always", "never") or one_space:
         raise ValueError("llama.cpp puts a space before every part of a text or before none, but the tokenizer does otherwise")
+    if not tokenizer.complete:
+        raise ValueError("llama.cpp turns a character that is no piece into its bytes, but the tokenizer does not")
     ids = {token: i for i, token in enumerate(tokens)}
+    merged = {(left + right).decode() for left, right in tokenizer.merges}
+    for token, kind in zip(tokens, types.tolist(), strict=True):
+        found_first = kind == USER_DEFINED and SPACE not in token  # so no text is merged into it
+        if kind in (NORMAL, USER_DEFINED) and token not in merged and not found_first and may_be_merged(token, ids):
+            raise ValueError(f"llama.cpp would merge a text into {shown(token)}, but the tokenizer does not")
     scores = np.full(len(tokens), -1e9 if tokenizer.merges else 0.0, "<f4")
     for rank, (left, right) in reversed(list(enumerate(tokenizer.merges))):
         scores[ids[(left + right).decode()]] = -rank

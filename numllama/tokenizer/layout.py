@@ -74,12 +74,16 @@ class Layout:
 
 def _writes_spaces(values: Mapping[str, Any]) -> bool:
     """Whether the layout only writes spaces as ▁ and puts one in front."""
-    normalizer, splitting = values["normalizer"], values["pre_tokenizer"]
-    several = isinstance(normalizer, dict) and normalizer.get("type") == "Sequence"
-    steps: Any = normalizer.get("normalizers") if several else [normalizer] if normalizer else []
+    steps, splitting = _steps(values["normalizer"]), values["pre_tokenizer"]
     metaspace = isinstance(splitting, dict) and splitting.get("type") == "Metaspace" and splitting.get("replacement") == SPACE
-    known = isinstance(steps, list) and all(step in (PREPEND, SPACES) for step in steps)
+    known = all(step in (PREPEND, SPACES) for step in steps)
     return known and (SPACES in steps or metaspace) and (metaspace or splitting is None)
+
+
+def _steps(normalizer: Any) -> list:
+    """The steps of a normalizer; itself, if they are damaged."""
+    steps = normalizer.get("normalizers") if isinstance(normalizer, dict) and normalizer.get("type") == "Sequence" else None
+    return steps if isinstance(steps, list) else [normalizer] if normalizer else []
 
 
 def _compact(values: Mapping[str, Any]) -> str:
@@ -90,13 +94,13 @@ def _search(cut: str | None) -> Callable | None:
     return regex.compile(cut).search if cut else None
 
 
-def byte_level(pattern: str) -> dict[str, Any]:
-    """The values for byte-level BPE, with a pattern in Oniguruma's syntax."""
+def byte_level(*patterns: str) -> dict[str, Any]:
+    """The values for byte-level BPE; each pattern, in Oniguruma's syntax, splits the pieces of those before it."""
     step = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     splitting = step | {"use_regex": True}
-    if pattern != PATTERNS["gpt2"]:
-        split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
-        splitting = {"type": "Sequence", "pretokenizers": [split, step | {"use_regex": False}]}
+    if patterns != (PATTERNS["gpt2"],):
+        splits = [{"type": "Split", "pattern": {"Regex": each}, "behavior": "Isolated", "invert": False} for each in patterns]
+        splitting = {"type": "Sequence", "pretokenizers": [*splits, step | {"use_regex": False}]}
     return {"normalizer": None, "pre_tokenizer": splitting, "decoder": step | {"use_regex": True}}
 
 
@@ -127,6 +131,7 @@ def prefix_of(values: Mapping[str, Any]) -> tuple[str, bool]:
     for prefix in PREFIXES:
         for one_space in (False, True):
             made = pieces(prefix, one_space)
-            if all(made[name] == values.get(name) for name in ("normalizer", "pre_tokenizer")):
+            same = _steps(made["normalizer"]) == _steps(values["normalizer"])
+            if same and made["pre_tokenizer"] == values["pre_tokenizer"]:
                 return prefix, one_space
     return "other", False

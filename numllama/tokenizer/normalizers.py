@@ -149,15 +149,16 @@ def _strip_accents(values: dict) -> Step:
 
 def _replace(values: dict) -> Step:
     fields(values, {"pattern": OBJECT, "content": TEXT}, "pattern", "content")
-    old, new = values["pattern"].get("String"), values["content"]
-    if {old, new} == {" ", SPACE}:
-        return Step(lambda text: text.replace(old, new), "")
-    return Step(replacing(values["pattern"], values["content"]), None, drops=not values["content"])
+    old, new = values["pattern"], values["content"]
+    of_spaces = [old, new] in ([{"String": " "}, SPACE], [{"String": SPACE}, " "])
+    return Step(replacing(old, new), "" if of_spaces else None, drops=not new)
 
 
 def replacing(pattern: dict, content: str) -> Normalize:
     """A function that replaces each match of a pattern by `content`."""
     compiled = compile_oniguruma(expression(pattern))
+    if old := pattern.get("String"):
+        return lambda text: text.replace(old, content)
 
     def replace(text: str) -> str:
         try:

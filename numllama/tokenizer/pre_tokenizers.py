@@ -5,7 +5,7 @@ a match: Digits, for example, is a pattern for digits.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from numllama.storage.fields import FLAG, OBJECT, Kind, one_of
@@ -106,6 +106,29 @@ class PreTokenizer:
                 split = step.splitter.split
                 pieces = [part for piece in pieces for part in split(piece)]
         return pieces
+
+    def placed(self, text: str, first: bool, begins: bool) -> list[tuple[str, int, int]]:
+        """The pieces of a part that is not led yet: where each starts in it, and where its own characters do.
+
+        A piece starts earlier than its own characters, even before the part, if a step has put something in front of them.
+        """
+        pieces = [(text, 0, 0)] if text else []
+        for i, step in enumerate(self.steps):
+            if step.lead:
+                how = (False, True) if i else (first, begins)
+                led = [step.lead(piece, *how) for piece, _, _ in pieces]
+                pieces = [(new, at + len(old) - len(new), own) for new, (old, at, own) in zip(led, pieces, strict=True)]
+            if step.splitter:
+                pieces = [part for piece in pieces for part in _parts(step.splitter.split, *piece)]
+        return pieces
+
+
+def _parts(split: Callable[[str], list[str]], piece: str, start: int, own: int) -> Iterator[tuple[str, int, int]]:
+    end = 0
+    for part in split(piece):
+        at = piece.index(part, end)
+        end = at + len(part)
+        yield part, start + at, max(own, start + at)
 
 
 # ------------------------------------------------------------------------------------------------ the steps

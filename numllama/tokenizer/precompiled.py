@@ -19,10 +19,10 @@ import regex
 
 SHORT = 6  # bytes: longer clusters are looked up by character
 CACHED = 2**16  # clusters
-# Grapheme clusters. \X of `regex` is left to what begins with a letter without case, a control character or a flag: it joins
-# an Indic letter to anything with a virama, and `tokenizers` only to another Indic letter.
+# Grapheme clusters. \X of `regex` is left to what begins with a letter without case or a control character: it joins an Indic
+# letter to anything with a virama, and `tokenizers` only to another Indic letter; and it counts a run of flags at each of them.
 CLUSTERS = regex.compile(
-    r"(?:\p{ExtPict}(?:\p{GCB=Extend}*\p{GCB=ZWJ}\p{ExtPict})*"
+    r"(?:\p{ExtPict}(?:\p{GCB=Extend}*\p{GCB=ZWJ}\p{ExtPict})*|\p{RI}{1,2}"
     r"|(?![\r\n]|\p{GCB=Control}|\p{GCB=Prepend}|\p{GCB=RI})(?:[\0-\u07ff]|\P{Lo}))"
     r"[\p{GCB=Extend}\p{GCB=SpacingMark}\p{GCB=ZWJ}]*|\X"
 )

@@ -71,6 +71,11 @@ def from_oniguruma(pattern: str) -> str:
     return _translated(pattern, ONIGURUMA, REGEX)
 
 
+def canonical(pattern: str) -> str:
+    """A pattern of Oniguruma's in the one form of all that read alike, such as a line feed itself and ``\\n``."""
+    return written(parse(pattern, ONIGURUMA), ONIGURUMA)
+
+
 def _translated(pattern: str, source: str, target: str) -> str:
     tree = parse(pattern, source)
     if _reads_as(pattern, target, tree):

@@ -68,7 +68,7 @@ class SentencePieceTokenizer(Tokenizer):
     def _symbol_ids(self, ids: Mapping[bytes, int]) -> None:
         fallback = self.model is None or self.model.get("byte_fallback")
         self._bytes = [ids.get(name) if fallback else None for name in BYTES]
-        self._complete = None not in self._bytes
+        self.complete = None not in self._bytes
         self._byte_ids = frozenset(i for i in self._bytes if i is not None)
         pieces = ((name.decode(), i) for name, i in ids.items() if i not in self._special_ids)
         self._characters = {text: i for text, i in pieces if len(text) == 1}

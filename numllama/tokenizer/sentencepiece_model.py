@@ -12,23 +12,23 @@ What SentencePiece does and a ``tokenizer.json`` cannot express is refused by na
 
 import base64
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from math import isfinite
 from typing import Any, NamedTuple
 
 from numllama.errors import shown
 from numllama.tokenizer.added_tokens import AddedToken
 from numllama.tokenizer.bpe import Tokenizer
+from numllama.tokenizer.config import Beside
 from numllama.tokenizer.layout import PREPEND, SPACES, piece_decoder
 from numllama.tokenizer.normalizers import SPACE
+from numllama.tokenizer.recovered_merges import merges_of_scores
 from numllama.tokenizer.tokenizer_json import PLAIN_MODEL, ids_of, tokenizer_of
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = KINDS = range(1, 7)
 UNIGRAM, BPE = 1, 2
 TYPES = {UNIGRAM: "unigram", BPE: "bpe", 3: "word", 4: "char"}
 Fields = dict[int, list]
-Merges = Callable[[Mapping[bytes, int], Callable[[bytes], list[bytes]]], list[tuple[bytes, bytes]]]
-WithOthers = Callable[[Mapping[str, int], list[AddedToken]], list[AddedToken]]
 
 
 class Entry(NamedTuple):
@@ -39,16 +39,8 @@ class Entry(NamedTuple):
     kind: int
 
 
-def read(data: bytes, merges_of_ranks: Merges, with_others: WithOthers) -> Tokenizer:
-    """A tokenizer from the bytes of a ``.model``.
-
-    Parameters
-    ----------
-    data : bytes
-    merges_of_ranks : function
-        See :func:`numllama.tokenizer.formats.merges_of_ranks`.
-    with_others : function
-        Takes the ids of the pieces, and the added tokens among them; returns these and those from the files next to it.
+def read(data: bytes, others: Beside) -> Tokenizer:
+    """A tokenizer from the bytes of a ``.model``, and the files next to it.
 
     Raises
     ------
@@ -82,8 +74,8 @@ def read(data: bytes, merges_of_ranks: Merges, with_others: WithOthers) -> Token
         for i, piece in enumerate(pieces) if piece.kind in (UNKNOWN, CONTROL, USER_DEFINED)
     ]  # fmt: skip
     fallback = bool(_last(trainer, 35, 0))
-    model = _unigram(pieces, fallback) if model_type == UNIGRAM else _bpe(pieces, fallback, merges_of_ranks)
-    return tokenizer_of(_layout(charsmap, strips, dummy, pieces), model, with_others(ids_of(model), added))
+    model = _unigram(pieces, fallback) if model_type == UNIGRAM else _bpe(pieces, fallback)
+    return tokenizer_of(_layout(charsmap, strips, dummy, pieces), model, others.tokens(ids_of(model), added))
 
 
 def _layout(charsmap: bytes, strips: bool, dummy: bool, pieces: list[Entry]) -> dict[str, Any]:
@@ -117,18 +109,13 @@ def _unigram(pieces: list[Entry], fallback: bool) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _bpe(pieces: list[Entry], fallback: bool, merges_of_ranks: Merges) -> dict[str, Any]:
-    normal = sorted((piece for piece in pieces if piece.kind == NORMAL), key=lambda piece: -piece.score)
-    several = [piece.score for piece in normal if len(piece.text) > 1]
-    if len(set(several)) < len(several):
-        raise ValueError("its pieces have the same score twice, so the order of merging depends on the text")
-    ranks = {piece.text.encode(): rank for rank, piece in enumerate(normal)}
-    merges = merges_of_ranks(ranks, lambda piece: [character.encode() for character in piece.decode()])
+def _bpe(pieces: list[Entry], fallback: bool) -> dict[str, Any]:
+    merges = merges_of_scores({piece.text: piece.score for piece in pieces if piece.kind == NORMAL})
     unknown = _unknown(pieces)
     return PLAIN_MODEL | {
         "unk_token": None if unknown is None else pieces[unknown].text, "fuse_unk": True, "byte_fallback": fallback,
         "vocab": {piece.text: i for i, piece in enumerate(pieces)},
-        "merges": [[left.decode(), right.decode()] for left, right in merges],
+        "merges": list(map(list, merges)),
     }  # fmt: skip
 
 

@@ -118,19 +118,14 @@ def normalized(normalizer: Normalizer, text: str, begins: bool = True) -> tuple[
 
 def _ordinary(tokenizer: Tokenizer, text: str, first: bool, begins: bool) -> tuple[np.ndarray, np.ndarray]:
     """The ids and spans of a part without added tokens."""
-    led = tokenizer.layout.pre_tokenizer.led(text, first, begins)
-    front, end, starts, placed = len(led) - len(text), 0, [], []
-    for piece in tokenizer.layout.pre_tokenizer.split(led):
-        found = led.find(piece, end)
-        starts.append(end if found < 0 else found)  # not found if a step has added characters
-        end = end if found < 0 else found + len(piece)
-        placed.append(_merged(tokenizer, piece))
-    if not placed:
+    pieces = tokenizer.layout.pre_tokenizer.placed(text, first, begins)
+    if not pieces:
         return np.empty(0, dtype=np.int64), np.empty((0, 2), dtype=np.int64)
-    table = np.concatenate(placed)
-    spans = table[:, 1:] + (np.repeat(starts, list(map(len, placed))) - front)[:, None]
-    spans[:, 0] = spans[:, 0].clip(0, len(text) - 1)
-    return table[:, 0], np.stack([spans[:, 0], np.maximum(spans[:, 1], spans[:, 0] + 1).clip(None, len(text))], axis=1)
+    tables = [_merged(tokenizer, piece) for piece, _, _ in pieces]
+    ids, starts, ends = np.concatenate(tables).T
+    places = np.repeat([(at, own) for _, at, own in pieces], list(map(len, tables)), axis=0)
+    starts = np.maximum(starts + places[:, 0], places[:, 1])
+    return ids, np.stack([starts, np.maximum(ends + places[:, 0], starts + 1)], axis=1)
 
 
 def _merged(tokenizer: Tokenizer, piece: str) -> np.ndarray:

@@ -60,10 +60,10 @@ def read(path: Path) -> Tokenizer | CharTokenizer:
     values = read_json(path, DataError)
     if "characters" in values:
         return CharTokenizer.load(path)
-    check(values, {"added_tokens": optional(LIST)}, as_json, "its ")
-    added = values.get("added_tokens")
-    model = checked_model(values.get("model"))
-    added = beside(path.parent).tokens(ids_of(model), list(map(read_added_token, added or [])))
+    require(values, ("model",))
+    check(values, {"model": OBJECT, "added_tokens": optional(LIST)}, as_json, "its ")
+    model = checked_model(values["model"])
+    added = beside(path.parent).tokens(ids_of(model), list(map(read_added_token, values.get("added_tokens") or [])))
     made = tokenizer_of(values, model, added)
     around(values.get("post_processor"))  # refused now, if at all
     made.post_processor = values.get("post_processor")
@@ -71,9 +71,8 @@ def read(path: Path) -> Tokenizer | CharTokenizer:
     return made
 
 
-def checked_model(model: Any) -> dict[str, Any]:
+def checked_model(model: dict[str, Any]) -> dict[str, Any]:
     """The model of a ``tokenizer.json``; ValueError if it is invalid or of an unknown kind."""
-    check({"model": model}, {"model": OBJECT}, as_json, "its ")
     check(model, MODEL, as_json, "its model's ")
     unigram = _is_unigram(model)
     check(model, UNIGRAM if unigram else BPE, as_json, "its model's ")
@@ -157,15 +156,14 @@ def _of_bytes(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], added
 
 def _check_numbers(added: Sequence[AddedToken], vocab: Mapping[str, int]) -> None:
     """ValueError if an added token's id differs from the one that readers, which number added tokens themselves, assign."""
-    most = None
+    most = -1
     for token in added:
-        following = len(vocab) if most is None or not (most >= len(vocab) or not vocab) else most + 1
-        expected = vocab.get(token.content, following)
+        expected = vocab.get(token.content, max(most + 1, len(vocab)))
         if token.id != expected:
             raise ValueError(
                 f"its added token {shown(token.content)} has the id {token.id}, but readers of such files take it for {expected}"
             )
-        most = max(expected, most or 0)
+        most = max(expected, most)
 
 
 def two(merge: Any) -> tuple[str, str]:

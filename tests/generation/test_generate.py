@@ -296,6 +296,26 @@ def test_what_a_cache_holds_is_not_computed_again(model, monkeypatch):
     assert generate(model, other, 5, temperature=0, kv_cache=cache) == generate(model, other, 5, temperature=0)
 
 
+LONGROPE = dict(rope_type="longrope", factor=4.0, original_max_position_embeddings=8, short_factor=[1, 1], long_factor=[2, 9])
+
+
+def greedy_without_a_cache(model, ids, n):
+    for _ in range(n):
+        ids = [*ids, int(model.forward(np.array([ids]), n_last=1)[0, -1].argmax())]
+    return ids[-n:]
+
+
+def test_keys_are_computed_again_where_longrope_goes_from_one_list_to_the_other():
+    model = random_model(rope_scaling=LONGROPE, rope_theta=20.0)
+    cache, long = KVCache(model), list(range(12))
+    for prompt in (long[:3], long[:6], long, long[:5], long[:7]):  # texts that share a beginning, shorter and longer than 8
+        expected = greedy_without_a_cache(model, prompt, 6)
+        assert generate(model, prompt, 6, temperature=0, kv_cache=cache) == expected
+        assert generate(model, prompt, 6, temperature=0, n=2) == [expected] * 2
+    pair = generate_batch(model, [long[:7], long[:9]], 6, temperature=0)  # both have the list of the longer one
+    assert pair[1] == greedy_without_a_cache(model, long[:9], 6)
+
+
 def test_a_batch_has_a_cache_too(model):
     prompts = [[1, 2, 3, 4], [5, 6]]
     cache = KVCache(model, batch_size=2)

@@ -13,11 +13,16 @@ from safetensors.numpy import load_file
 import numllama as nl
 from numllama.interop.families import FAMILIES, FIELDS, HONOURED, config_from_huggingface, family_of
 from numllama.interop.huggingface import to_halves
+from numllama.interop.inspect import inspect
 
 GEMMA = dict(norm="rmsnorm1p", ffn="geglu", embed_scale=24**0.5)
 GEMMA_2 = dict(**GEMMA, norm_placement="both", attn_scale=12**-0.5)
 GEMMA_3 = dict(**GEMMA_2, qk_norm="rms")
 LINEAR = dict(rope_type="linear", factor=4.0)
+LONG = dict(
+    rope_type="longrope", factor=4.0, original_max_position_embeddings=8, short_factor=[1.0, 1.5], long_factor=[2.0, 3.0]
+)  # fmt: skip
+SU = dict(type="su", short_factor=[1.0, 1.5], long_factor=[2.0, 3.0], original_max_position_embeddings=8)  # as first published
 EXPERTS = dict(ffn="moe", n_experts=3, n_experts_per_token=2)
 MODELS = {  # a model_type, and a word if it has several rows
     "llama": {},
@@ -31,6 +36,7 @@ MODELS = {  # a model_type, and a word if it has several rows
     "smollm3": dict(rope_layers=(1,)),
     "smollm3 windows": dict(rope_layers=(0,), sliding_window=3, window_layers=(1,), bias=True),
     "phi3": dict(rotary_dim=4),
+    "phi3 long": dict(rotary_dim=4, rope_scaling=LONG),
     "phi3 plain": dict(family="phi3", sliding_window=5),
     "olmo2": dict(norm_placement="after", qk_norm="rms_width"),
     "olmo2 biases": dict(norm_placement="after", qk_norm="rms_width", bias="attention"),
@@ -71,6 +77,15 @@ def test_a_model_survives_a_save_bit_for_bit_as_its_family(tmp_path, name):
 
 
 @every_model
+def test_every_parameter_is_a_part_of_the_model(name):
+    model = random_model(**MODELS[name])
+    counts = inspect(model)["parameters"]
+    assert counts.pop("total") == sum(counts.values()) == model.params.flat.size
+    norms = {"before": 2, "after": 2, "both": 4}[model.config.norm_placement]
+    assert counts["norms"] == (model.config.n_layers * norms + 1) * model.config.dim
+
+
+@every_model
 def test_interleaved_weights_are_permuted_on_the_way(tmp_path, name):
     model = random_model(**MODELS[name], rope_layout="interleaved")
     model.save(tmp_path)
@@ -106,6 +121,9 @@ OURS = {
     "gemma's norm": dict(norm="rmsnorm1p"),
     "an embedding of another scale": GEMMA | dict(embed_scale=2.0),
     "scores of a scale that no whole number gives": GEMMA_3 | dict(attn_scale=0.3),
+    "partial_rope_that_phi_3_does_not_scale_so": dict(rotary_dim=4, rope_scaling=LINEAR),
+    "partial_rope_and_yarn": dict(rotary_dim=4, rope_scaling=LINEAR | dict(rope_type="yarn", original_max_position_embeddings=8)),
+    "longrope_for_heads_that_are_not_their_share_of_the_width": dict(rotary_dim=4, head_dim=10, rope_scaling=LONG),
     "partial_rope_and_biases": dict(rotary_dim=4, bias="qkv"),
     "experts_by_sigmoid": dict(**EXPERTS, router_score="sigmoid"),
     "experts_and_biases_of_qkv": dict(**EXPERTS, bias="qkv"),
@@ -149,6 +167,10 @@ def read(kind, **values):
         (dict(model_type="phi3", partial_rotary_factor=0.75), dict(rotary_dim=4, norm_eps=1e-5, family=None)),
         (dict(model_type="phi3", rope_parameters=dict(rope_theta=9.0, partial_rotary_factor=0.4)), dict(rotary_dim=2)),
         (dict(model_type="phi3", sliding_window=2047, resid_pdrop=0.0), dict(sliding_window=2047, family="phi3")),
+        (
+            dict(model_type="phi3", partial_rotary_factor=0.75, rope_scaling=SU),
+            dict(rope_scaling=dict(LONG, factor=1.0, original_max_position_embeddings=4096)),
+        ),
         (dict(model_type="gemma"), dict(norm="rmsnorm1p", ffn="geglu", head_dim=256, tie_embeddings=True, embed_scale=24**0.5)),
         (dict(model_type="gemma", hidden_act="gelu", hidden_activation=None), dict(ffn="geglu")),
         (dict(model_type="gemma2"), dict(attn_softcap=50.0, logit_softcap=30.0, window_layers=(0, 2), norm_placement="both")),
@@ -183,10 +205,14 @@ def test_a_published_config_is_read_as_its_family_means_it(values, expected):
     ("values", "message"),
     [
         (dict(model_type="mistral", hidden_act="gelu"), 'hidden_act is "gelu", but only "silu" is supported'),
+        (dict(model_type="llama", is_causal=False), "is_causal is false, but only true is supported"),
         (dict(model_type="mistral", sliding_window=0), "sliding_window is 0, but must be a whole number of at least 1"),
         (dict(model_type="mistral", partial_rotary_factor=0.5), "partial_rotary_factor is 0.5, but only 1 is supported"),
         (dict(model_type="phi3", partial_rotary_factor=1.5), r"partial_rotary_factor is 1.5, but must lie in \(0, 1\]"),
         (dict(model_type="phi3", partial_rotary_factor=0.5), "rotary_dim is 3, but must be even and at most head_dim"),
+        (dict(model_type="phi3", rope_scaling=LINEAR), 'rope_scaling\'s rope_type is "linear", but must be one of'),
+        (dict(model_type="phi3", rope_scaling=dict(type=[])), r"rope_scaling's rope_type is \[\], but must be one of"),
+        (dict(model_type="phi3", rope_scaling=LONG, head_dim=4), "head_dim is 4, but only 6 is supported"),
         (dict(model_type="qwen2", use_sliding_window="yes"), 'use_sliding_window is "yes", but must be true or false'),
         (dict(model_type="qwen2", layer_types=["full_attention"]), "layer_types has 1 entries, but num_hidden_layers is 4"),
         (dict(model_type="qwen3", layer_types=["linear_attention"] * 4), "layer_types is .*, but must list"),

@@ -14,6 +14,7 @@ from helpers import assert_same_bits
 from interop.checkpoints import SCALING, random_model
 from realdata import real_data
 from tokenizer.test_bpe import MERGES, VOCAB
+from tokenizer.test_sentencepiece_model import ORDERED
 
 import numllama as nl
 from numllama.cli import app
@@ -22,7 +23,10 @@ from numllama.interop.huggingface import to_neighbours
 from numllama.interop.load import load_tokenizer, save
 from numllama.storage.gguf_file import read_gguf
 from numllama.tokenizer.gguf import SPLITTING
+from numllama.tokenizer.layout import SPACES, byte_level, piece_decoder
+from numllama.tokenizer.patterns import PATTERNS
 from numllama.tokenizer.pre_tokenizers import PreTokenizer
+from numllama.tokenizer.tokenizer_json import content
 
 SHAPE = dict(vocab_size=64, dim=256, n_layers=1, n_heads=4, n_kv_heads=2, ffn_dim=256, max_seq_len=32)
 TYPES = [gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16, *sorted(gguf.quants._type_traits)]
@@ -322,6 +326,23 @@ def test_a_byte_level_tokenizer_comes_back(tmp_path, pattern, ignore):
     assert again.special_tokens == tokens.special_tokens and again.before == tokens.before == []
 
 
+def test_a_layout_that_is_written_in_another_way_has_the_same_name(tmp_path):
+    tokens = nl.Tokenizer(VOCAB, MERGES, SPECIAL, pattern=PATTERNS["llama3"].replace(r"\r\n", "\r\n"))
+    assert tokens.pattern != PATTERNS["llama3"]
+    path = tokens.save(tmp_path)
+    values = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(values | {"normalizer": {"type": "Sequence", "normalizers": []}}), encoding="utf-8")
+    model, tokens = random_model(vocab_size=tokens.vocab_size), nl.Tokenizer.load(path)  # as in DeepSeek V3's
+    model.save(tmp_path / "x.gguf", tokens)
+    assert nl.Tokenizer.load(tmp_path / "x.gguf").pattern == PATTERNS["llama3"]
+    path.write_text(json.dumps(values | {"normalizer": {"type": "NFC"}}), encoding="utf-8")
+    model.save(tmp_path / "z.gguf", nl.Tokenizer.load(path))  # as in Qwen's
+    assert nl.Tokenizer.load(tmp_path / "z.gguf").pattern == PATTERNS["llama3"]
+    path.write_text(json.dumps(values | {"normalizer": {"type": "Lowercase"}}), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"llama\.cpp leaves a text as it is, but the tokenizer normalizes it"):
+        model.save(tmp_path / "y.gguf", nl.Tokenizer.load(path))
+
+
 def test_the_tokenizer_of_a_file_its_template_and_its_end(tmp_path):
     values = bytes_tokenizer(**{"ggml.add_bos_token": True, "ggml.bos_token_id": 65, "ggml.eot_token_id": 66})
     write(tmp_path / "x.gguf", values=values)
@@ -359,9 +380,46 @@ def test_sentencepiece_comes_back_from_scores(tmp_path):
     assert again.before == tokens.before == [1] and again.decode(again.encode(text)) == text
 
 
+def test_users_tokens_of_spaces_are_merged_as_in_llama_cpp(tmp_path):
+    names = [*(text for text, _, _ in ORDERED), *(f"<0x{byte:02X}>" for byte in range(256)), "▁▁"]
+    values = {"model": "llama", "tokens": names, "token_type": [2, 3, 3, *[1] * 5, *[6] * 256, 4],
+              "scores": [score for _, score, _ in ORDERED] + [0.0] * 257}  # fmt: skip
+    write(tmp_path / "x.gguf", values={f"tokenizer.ggml.{name}": value for name, value in values.items()})
+    tokens = nl.Tokenizer.load(tmp_path / "x.gguf")
+    assert [tokens.name(i) for i in tokens.encode("ab   b")] == ["▁a", "b", "▁▁", "▁", "b"]
+
+
+MERGED = nl.Tokenizer.load(real_data("tok512.bin")).merges
+
+
+@pytest.mark.parametrize(("layout", "changes", "words"), [
+    ({}, {}, None),
+    ({"normalizer": {"type": "Sequence", "normalizers": [SPACES]}, "decoder": piece_decoder(False)}, {}, None),  # as in Yi's
+    ({}, {"byte_fallback": False}, "turns a character that is no piece into its bytes, but the tokenizer does not"),
+    ({}, {"merges": MERGED[1:]}, "would merge a text into '.*', but the tokenizer does not"),
+    ({}, {"type": "Unigram"}, "a tokenizer of the kind Unigram cannot be written to a GGUF file"),
+])  # fmt: skip
+def test_pieces_are_written_if_llama_cpp_gives_the_same_ids(tmp_path, layout, changes, words):
+    values = content(nl.Tokenizer.load(real_data("tok512.bin"))) | layout
+    values["model"] |= changes
+    if "merges" in changes:
+        values["model"]["merges"] = [[left.decode(), right.decode()] for left, right in changes["merges"]]
+    if "type" in changes:
+        values["model"] = {"type": "Unigram", "unk_id": 0, "vocab": [[name, -1.0] for name in values["model"]["vocab"]]}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(values), encoding="utf-8")
+    tokens = nl.Tokenizer.load(tmp_path)
+    model = random_model(vocab_size=tokens.vocab_size)
+    if words:
+        with pytest.raises(ValueError, match=words):
+            model.save(tmp_path / "x.gguf", tokens)
+        return
+    model.save(tmp_path / "x.gguf", tokens)
+    assert nl.Tokenizer.load(tmp_path / "x.gguf").encode(TEXT) == tokens.encode(TEXT)
+
+
 @pytest.mark.parametrize("name", sorted(set(SPLITTING)))
 def test_every_name_of_a_splitting_is_known_to_the_expressions_here(name):
-    pieces = PreTokenizer(SPLITTING[name].values()).split("Hello wörld don't 12345 你好\n\n x")
+    pieces = PreTokenizer(byte_level(*SPLITTING[name].expressions)["pre_tokenizer"]).split("Hello wörld don't 12345 你好\n\n x")
     assert "".join(pieces) == "Hello wörld don't 12345 你好\n\n x"
 
 

@@ -108,7 +108,7 @@ REFUSED = {
     "no_ranks": (dict(rank_pattern={"q_proj": "2"}), r'rank_pattern is {"q_proj": "2"}, but must map names to whole numbers'),
     "alphas": (dict(alpha_pattern=[3]), r"alpha_pattern is \[3\], but must map names to positive numbers"),
     "targets": (dict(target_modules=3), "target_modules is 3, but must be a regular expression or a list of names"),
-    "no_target": (dict(target_modules=["x_proj"]), r"is not an adapter for this model: targets is \(\)"),
+    "no_target": (dict(target_modules=["x_proj"]), r'target_modules is \["x_proj"\], but names no matrix of a block$'),
     "expression": (dict(target_modules="(q_proj"), r"'\(q_proj' is no regular expression that can be used: missing \)"),
     "slow": (dict(target_modules=r"(x|\w|\.|.)*[^a-z._0-9]"), "is no regular expression that can be used: regex timed out"),
     "long_expression": (dict(target_modules="x" * 1001), "target_modules is .*, but must be a regular expression or a list"),
@@ -152,7 +152,7 @@ def test_a_configuration_without_targets_leaves_them_to_the_tensors(folders):
     (folders / "adapter" / "checksums.json").unlink()
     assert nl.load(folders / "base", adapter=folders / "adapter").adapter.config.targets == ("wq", "wk", "w_down")
     edit_tensors(folders / "adapter", lambda values: values.clear())
-    with pytest.raises(CheckpointError, match=r"is not an adapter for this model: targets is \(\)"):
+    with pytest.raises(CheckpointError, match=r"for this model: target_modules is null, but names no matrix of a block$"):
         nl.load(folders / "base", adapter=folders / "adapter")
 
 

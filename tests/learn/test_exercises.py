@@ -1,6 +1,7 @@
 """The exercises: files with a blank, and a check that says what is right."""
 
 import inspect
+import re
 import runpy
 import shlex
 from importlib import import_module
@@ -87,11 +88,10 @@ def test_the_test_in_the_file_fails_on_the_blank_and_passes_on_the_solution(op, 
 def test_a_blank_forward_is_checked_too(op, tmp_path):
     text = exercise_text(op, "forward")
     assert verdicts(tmp_path, op, text) == {"out": "blank"}
-    parameters = [
-        name for name, parameter in inspect.signature(getattr(ops, f"{op}_forward")).parameters.items()
-        if parameter.kind is not parameter.KEYWORD_ONLY
-    ]  # fmt: skip
-    filled = text.replace('raise NotImplementedError("your turn")', f"return ops.{op}_forward({', '.join(parameters)})")
+    names = [name for name in ops.__all__ if name.startswith(f"{op}_forward")]
+    source = "\n\n".join(inspect.getsource(getattr(ops, name).reference).split("\n", 1)[1] for name in names)
+    start, blank = text.index(f"def {op}_forward"), 'raise NotImplementedError("your turn")\n'
+    filled = text[:start] + source.replace(".reference(", "(") + text[text.index(blank) + len(blank) :]
     assert set(verdicts(tmp_path, op, filled).values()) == {"right"}
     module = runpy.run_path(str(tmp_path / f"{op}.py"))
     module["test_forward"]()
@@ -124,10 +124,9 @@ def test_the_check_finds_each_mistake_of_a_backward_with_a_hint(mistake, tmp_pat
         ("dx = dx / 6", "wrong: 0.166667 times what it should be"),
         ("dx = dx.reshape(-1, 6)", "wrong: shape (6, 6), but (2, 3, 6) is needed"),
         ("dx = dx / 0", "wrong: it contains infinities or NaNs"),
-        ("dx = None", "wrong: a NoneType, not an array"),
+        ("dx = None", "wrong: it is a NoneType, not an array of real numbers"),
     ],
 )
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_a_verdict_says_which_gradient_and_how_it_differs(changed, verdict, tmp_path):
     found = verdicts(tmp_path, "rmsnorm", solved("rmsnorm", RMSNORM_BACKWARD.format(changed=changed)))
     assert found["dweight"] == found["out"] == "right"
@@ -135,11 +134,36 @@ def test_a_verdict_says_which_gradient_and_how_it_differs(changed, verdict, tmp_
 
 
 def test_a_file_that_cannot_be_run_says_why(tmp_path):
-    assert verdicts(tmp_path, "rmsnorm", "def") == {"file": "cannot be run: SyntaxError: invalid syntax (rmsnorm.py, line 1)"}
+    assert verdicts(tmp_path, "rmsnorm", "def") == {"file": "cannot be run: line 1: SyntaxError: invalid syntax"}
     found = verdicts(tmp_path, "rmsnorm", solved("rmsnorm", "def rmsnorm_backward(dout, cache):\n    return dout[7]\n"))
-    assert found["dx"].startswith("raises IndexError: ")
+    assert re.match(r"line \d+ in rmsnorm_backward: IndexError: ", found["dx"])
     found = verdicts(tmp_path, "rmsnorm", solved("rmsnorm", "def rmsnorm_backward(dout, cache):\n    return dout\n"))
     assert found["dx"] == "backward returns 1 gradients, but must return dx, dweight"
+
+
+@pytest.mark.parametrize("line, verdict", [
+    ("while True: pass", "took longer than 2 s"), ("import os; os._exit(3)", "ended the process with exit code 3"),
+    ("raise SystemExit(3)", " in rmsnorm_backward: ends the program (SystemExit: 3)"),
+])  # fmt: skip
+def test_a_file_harms_nobody(tmp_path, line, verdict):
+    text = solved("rmsnorm", f"def rmsnorm_backward(dout, cache):\n    {line}\n")
+    (tmp_path / "rmsnorm.py").write_text(text, encoding="utf-8")
+    found = check_file(tmp_path / "rmsnorm.py", "rmsnorm", seconds=2)
+    assert found["out"] == "right" and found["dx"] == found["dweight"]
+    assert verdict in found["dx"]
+
+
+def test_an_exercise_does_not_call_its_solution(tmp_path):
+    for module in ("numllama.ops", "numllama.ops.rmsnorm"):
+        text = solved("rmsnorm", f"from {module} import rmsnorm_backward as solution\nrmsnorm_backward = solution\n")
+        assert verdicts(tmp_path, "rmsnorm", text)["dx"].endswith("numllama.ops.rmsnorm is what you write yourself")
+
+
+def test_what_a_file_prints_is_shown_with_its_verdicts(tmp_path, capsys):
+    text = solved("rmsnorm", RMSNORM_BACKWARD.format(changed="print(dx.shape)"))
+    (tmp_path / "rmsnorm.py").write_text(text, encoding="utf-8")
+    assert run("--check", "rmsnorm", "--out", tmp_path) == 0
+    assert capsys.readouterr().out == "(2, 3, 6)\nrmsnorm\n  out       right\n  dx        right\n  dweight   right\n"
 
 
 def test_the_command_writes_all_that_are_missing_and_checks_all_that_are_there(tmp_path, capsys):

@@ -41,6 +41,11 @@ MISTAKES = [
         "generation/test_kv_cache.py::test_a_window_slides_over_more_than_max_seq_len",
     ),
     Mistake(
+        "keys of longrope's list for short texts in a long one",
+        "generation/kv_cache.py", "return self._is_long != self._would_be_long(self.length + 1, self.starts)", "return False",
+        "generation/test_generate.py::test_keys_are_computed_again_where_longrope_goes_from_one_list_to_the_other",
+    ),
+    Mistake(
         "a common prefix that covers the whole prompt, with no token left to predict from",
         "generation/kv_cache.py", "min(self.length, tokens.shape[1] - 1) if", "min(self.length, tokens.shape[1]) if",
         "generation/test_kv_cache.py::test_the_last_token_is_computed_again_for_the_model_has_to_say_what_follows",

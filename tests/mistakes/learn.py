@@ -54,8 +54,80 @@ MISTAKES = [
         "learn/test_tracing.py::test_the_gradients_inside_attention_belong_together[0]",
     ),
     Mistake(
+        "a second forward that is recorded over the first",
+        "learn/record.py", "        if key in self.dump:\n            return\n", "",
+        "learn/test_record.py::test_the_first_call_counts_in_each_of_several_recordings",
+    ),
+    Mistake(
+        "a recording that changes with the array",
+        "learn/record.py", "np.asarray(tensor).copy()", "np.asarray(tensor)",
+        "learn/test_record.py::test_a_call_returns_its_array_and_does_nothing_else_outside_of_a_recording",
+    ),
+    Mistake(
+        "a mask that is recorded as a score",
+        "learn/record.py", "LEAST_SCORE = -3e4", "LEAST_SCORE = -1e30",
+        "learn/test_record.py::test_scores_of_hidden_keys_are_zeros_whatever_the_mask_adds[-1000000000.0]",
+    ),
+    Mistake(
         "a page with a tag left open",
         "learn/trace_report.py", "return f\"<tr>{''.join(cells)}</tr>\"", "return f\"<tr>{''.join(cells)}\"",
         "learn/test_tracing.py::test_the_page_is_well_formed_and_needs_no_other_file",
+    ),
+    Mistake(
+        "a judge that does not notice an op's code in a copy",
+        "learn/judge_guard.py", 'if event == "call" and', 'if event == "never" and',
+        "learn/test_judge.py::test_a_fake_is_caught[rmsnorm-an_op's_code]",
+    ),
+    Mistake(
+        "a judge that lets ops be called in threads",
+        "learn/judge_guard.py", "function.__code__ = refusing", "pass",
+        "learn/test_judge.py::test_a_fake_is_caught[rmsnorm-an_op_in_an_old_thread]",
+    ),
+    Mistake(
+        "a judge that compares an argument with itself",
+        "learn/judge_memory.py", "Framework(library.array, as_numpy)", "Framework(library.asarray, as_numpy)",
+        "learn/test_judge.py::test_a_fake_is_caught[rmsnorm-results_in_the_place_of_an_argument]",
+    ),
+    Mistake(
+        "a judge that calls a kernel in one memory only",
+        "learn/judge_bench.py",
+        "c = a.overwritten(*self._draw(case, rng))", "c = Call(*self._draw(case, rng), case.layout, self.framework)",
+        "learn/test_judge.py::test_a_fake_is_caught[embedding-a_view_of_an_argument]",
+    ),
+    Mistake(
+        "a bound that is infinite where no key is seen",
+        "learn/error_bounds.py", "choices = args[1:] if function is np.where else ()", "choices = ()",
+        "learn/test_judge.py::test_a_fake_is_caught[attention-a_mean_where_no_key_is_seen]",
+    ),
+    Mistake(
+        "a product's bound without one operand's error",
+        "learn/error_bounds.py", "abs(a) * db + abs(b) * da + da * db", "abs(b) * da",
+        "learn/test_judge.py::test_the_error_of_float32_is_below_its_bound_and_not_far[<lambda>2]",
+    ),
+    Mistake(
+        "points for zeros, from which anything follows",
+        "learn/grade.py", "says = (judged.theirs[finite] != 0).any()", "says = True",
+        "learn/test_grade.py::test_nothing_is_earned_by_numbers_from_which_anything_follows[0.0]",
+    ),
+    Mistake(
+        "a point for what is right in one configuration only",
+        "learn/grade.py", "lost = [(name, node) for name, node in nodes if faults[name][node]]",
+        "lost = [(name, node) for name, node in nodes[:1] if faults[name][node]]",
+        "learn/test_grade.py::test_a_mistake_that_one_configuration_shows_is_found_there",
+    ),
+    Mistake(
+        "a file that is graded with the solutions at hand",
+        "learn/child.py", 'if fullname.partition(".")[0] == self.package:', "if False:",
+        "learn/test_grade.py::test_a_file_cannot_import_the_solutions",
+    ),
+    Mistake(
+        "an exercise that calls its solution",
+        "learn/child.py", "setattr(importlib.import_module(module), name, closed)", "importlib.import_module(module)",
+        "learn/test_exercises.py::test_an_exercise_does_not_call_its_solution",
+    ),
+    Mistake(
+        "a template that is written over a file",
+        "learn/grade_report.py", 'open(path, "x", encoding="utf-8")', 'open(path, "w", encoding="utf-8")',
+        "learn/test_grade.py::test_the_template_earns_its_first_point_and_is_never_written_over_a_file",
     ),
 ]  # fmt: skip

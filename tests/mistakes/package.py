@@ -19,6 +19,16 @@ MISTAKES = [
         "test_gradcheck.py::test_under_a_cotangent_of_ones_a_wrong_softmax_gradient_would_pass",
     ),
     Mistake(
+        "an error of gradcheck that names another argument",
+        "gradcheck.py", "{_called(first.argument, names)} is wrong", "{_called(0, names)} is wrong",
+        "test_gradcheck.py::test_a_transposed_gradient_of_a_square_shape",
+    ),
+    Mistake(
+        "a gradient of each argument that is taken for another's",
+        "gradcheck.py", "tuple(gradients[i] for i in wrt)", "tuple(gradients[: len(wrt)])",
+        "test_gradcheck.py::test_a_backward_may_return_one_gradient_for_each_argument",
+    ),
+    Mistake(
         "a kernel that is chosen and its refusal taken for a result",
         "dispatch.py", "is not NotImplemented:", "is not None:",
         "cuda/test_dropout.py::test_what_the_kernel_does_not_take_runs_as_the_op_says",

@@ -49,6 +49,16 @@ MISTAKES = [
         "tokenizer/test_tokenizer_json.py::test_unknown_characters_that_are_left_out_let_words_meet",
     ),
     Mistake(
+        "runs of spaces with one score that grow as their ids say",
+        "tokenizer/recovered_merges.py", "key=lambda piece: (-scores[piece], -len(piece))", "key=lambda piece: -scores[piece]",
+        "tokenizer/test_sentencepiece_model.py::test_runs_of_spaces_may_have_one_score_as_in_llama_2",
+    ),
+    Mistake(
+        "a space in front of a word that belongs to the word before",
+        "tokenizer/pre_tokenizers.py", "yield part, start + at, max(own, start + at)", "yield part, start + at, start + at",
+        "tokenizer/test_spans.py::test_what_a_later_step_puts_in_front_of_words_belongs_to_their_first_characters",
+    ),
+    Mistake(
         "a special token that a text spells is a piece of Unigram",
         "tokenizer/unigram.py", "for name, i in ids.items() if i not in self._special_ids}", "for name, i in ids.items()}",
         "tokenizer/test_sentencepiece_model.py::test_a_text_does_not_become_a_special_token",

@@ -264,7 +264,11 @@ LONGROPE = dict(
 
 
 @pytest.mark.parametrize(
-    "scaling", [YARN, YARN | dict(beta_fast=16.0, truncate=False), LONGROPE, LONGROPE | dict(attention_factor=1.1)]
+    "scaling",
+    [
+        YARN, YARN | dict(beta_fast=16.0, truncate=False), YARN | dict(mscale=1.0, mscale_all_dim=0.0),
+        LONGROPE, LONGROPE | dict(attention_factor=1.1),
+    ],
 )
 def test_optional_fields_of_a_scaling_are_kept_and_null_is_their_default(scaling):
     absent = {} if "attention_factor" in scaling else {"attention_factor": None}
@@ -280,11 +284,13 @@ def test_optional_fields_of_a_scaling_are_kept_and_null_is_their_default(scaling
         (YARN | dict(truncate=1), "rope_scaling's truncate is 1, but must be true or false"),
         (LONGROPE | dict(short_factor=2.0), "rope_scaling's short_factor is 2.0, but must be a list of positive numbers"),
         (LONGROPE | dict(long_factor=[1, "2"]), r"rope_scaling's long_factor is \[1, '2'\], but must be a list of .* numbers"),
+        (LONGROPE | dict(long_factor=[1.0]), "rope_scaling's long_factor has 1 numbers, but RoPE turns 2 pairs of components"),
+        (LONGROPE | dict(original_max_position_embeddings=1), "rope_scaling's original_max_.* is 1, but must be larger than 1"),
         (dict(factor=8.0, low_freq_factor=1.0), "rope_scaling lacks high_freq_factor, original_max_position_embeddings"),
         (LLAMA_31 | dict(beta_fast=32, a=1), r"rope_scaling of type 'llama3' has unknown key\(s\) a, beta_fast"),
         (LLAMA_31 | dict(low_freq_factor=4.0), "rope_scaling's high_freq_factor must be larger than its low_freq_factor"),
     ],
-    ids=["factor", "truncate", "no_list", "a_text", "missing", "unknown", "low_not_below_high"],
+    ids=["factor", "truncate", "no_list", "a_text", "short", "one", "missing", "unknown", "low_not_below_high"],
 )
 def test_incomplete_or_strange_rope_scaling_is_refused(scaling, message):
     with pytest.raises(ValueError, match=f"^{message}$"):

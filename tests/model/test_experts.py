@@ -5,6 +5,7 @@ import pytest
 from helpers import assert_close, assert_same_bits
 
 import numllama as nl
+from numllama.backend import BFLOAT16
 from numllama.model import LoraConfig, ModelConfig, Transformer, count_parameters
 from numllama.model.parameters import Int8Parameters
 from numllama.training.plan import activation_bytes, flops_per_token
@@ -121,6 +122,9 @@ def test_low_precision_is_close():
     loss_in_two_bytes, grads_in_two_bytes = mixed.loss_and_grads(tokens, targets)
     assert float(loss_in_two_bytes) == pytest.approx(float(loss), rel=0.02)
     assert_close(grads_in_two_bytes.flat, grads.flat, rtol=0.2)
+    for name in ("wq", "router", "experts_gate", "experts_up", "experts_down"):
+        gradient = grads_in_two_bytes[f"blocks.0.{name}"]
+        assert not np.array_equal(gradient, gradient.astype(BFLOAT16).astype("float32")), f"{name}'s is rounded"
 
 
 def test_an_adapter_leaves_the_experts_alone_and_names_what_it_cannot_update():

@@ -201,6 +201,17 @@ def test_frozen_experts_pass_the_same_gradient_on(xp):
     assert_same_bits(mixture_of_experts_backward((dout, None), cache, frozen=True), dx)
 
 
+def test_the_experts_gradients_are_added_to_buffers(xp):
+    (out, _), cache = mixture_of_experts_forward(*example(xp))
+    dout = normal(xp, np.random.default_rng(5), *out.shape)
+    expected = mixture_of_experts_backward((dout, None), cache)
+    buffers = tuple(xp.ones_like(weight) for weight in expected[2:])
+    dx, drouter, *gradients = mixture_of_experts_backward((dout, None), cache, buffers)
+    assert all(gradient is buffer for gradient, buffer in zip(gradients, buffers, strict=True))
+    for gradient, alone in zip((dx, drouter, *gradients), (*expected[:2], *(1 + alone for alone in expected[2:])), strict=True):
+        assert_close(gradient, alone, rtol=1e-12)
+
+
 def forward_one(*args):
     """With one output, for the checks below."""
     (out, probs), cache = mixture_of_experts_forward(*args)

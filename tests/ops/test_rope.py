@@ -155,6 +155,18 @@ def test_a_list_of_another_length_is_refused(xp):
         rope_table(xp.arange(3), 4, 1e4, scaling)
 
 
+@pytest.mark.parametrize(
+    ("theta", "original", "message"),
+    [
+        (1.0, 32, "theta is 1, but yarn needs pairs that turn at different speeds"),
+        (1e4, 1, "scaling's original_max_position_embeddings must be larger than 1"),
+    ],
+)
+def test_logarithms_that_vanish_are_refused(xp, theta, original, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        rope_table(xp.arange(3), 4, theta, dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=original))
+
+
 def test_an_unknown_scaling_is_refused(xp):
     words = "must be one of linear, dynamic, llama3, yarn, longrope"
     with pytest.raises(ValueError, match=f"^scaling is of type 'su', but {words}$"):

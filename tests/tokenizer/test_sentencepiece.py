@@ -1,6 +1,7 @@
 """SentencePiece-style BPE: llama2.c's own algorithm on its own file, spaces, bytes to fall back on."""
 
 import struct
+import time
 from unittest.mock import patch
 
 import pytest
@@ -111,6 +112,16 @@ def test_a_stream_in_any_parts_has_the_ids_of_the_whole(text, prefix, step, size
     with patch.object(bpe, "CHUNK", size):
         ids = list(made.encode_iterable((text[i : i + step] for i in range(0, len(text), step)), "all"))
     assert ids == made.encode(text, "all")
+
+
+def test_time_for_a_long_run_of_bytes_grows_with_its_length():
+    made, seconds = tokenizer(), []
+    for n in (20_000, 400_000):
+        ids = made.encode("中" * n)
+        begin = time.perf_counter()
+        assert len(made.decode(ids)) == n
+        seconds.append(time.perf_counter() - begin)
+    assert seconds[1] < 100 * seconds[0]  # 20 times; 400 times if each byte copied those before it
 
 
 def test_pieces_of_several_words_are_found():

@@ -91,6 +91,14 @@ def test_bpe_merges_the_pair_with_the_best_score(tmp_path):
     assert pieces(made, "ab bab") == ["▁a", "b", "▁", "b", "ab"]
 
 
+def test_runs_of_spaces_may_have_one_score_as_in_llama_2(tmp_path):
+    runs = [("▁" * n, -1e9, NORMAL) for n in (2, 4, 8, 5, 3)]
+    made = loaded(tmp_path, [*ORDERED, *runs], [(3, 2)], [(3, 0), (4, 0)])
+    for spaces, found in {2: ["▁▁"], 5: ["▁" * 5], 7: ["▁" * 5, "▁▁"], 13: ["▁" * 8, "▁" * 5]}.items():
+        assert pieces(made, " " * spaces) == found                     # from the left, one space after another
+        assert pieces(made, " " * spaces + " ab") == [*found, "▁a", "b"]
+
+
 def test_user_defined_pieces_of_bpe_are_found_in_every_text(tmp_path):
     made = loaded(tmp_path, [*ORDERED, ("<x>", 0.0, USER_DEFINED)], [(3, 2)], [(3, 0), (4, 0)])
     assert pieces(made, "a<x>b") == ["a", "<x>", "b"]
@@ -122,7 +130,7 @@ def test_what_is_saved_gives_the_same_ids(tmp_path):
     "user-defined pieces": (([*PIECES, ("x", 0.0, USER_DEFINED)],), "it has user-defined pieces, which are supported with BPE only"),  # noqa: E501
     "user-defined pieces and spaces": (([*ORDERED, ("x", 0.0, USER_DEFINED)], [(3, 2)]), "changes texts in other ways"),
     "a piece twice": (([*PIECES, ("a", -1.0, NORMAL)],), "its vocab holds 'a' twice"),
-    "scores twice": (([*ORDERED, ("aa", -7.0, NORMAL)], [(3, 2)]), "its pieces have the same score twice"),
+    "scores twice": (([*ORDERED, ("aa", -7.0, NORMAL)], [(3, 2)]), "its pieces 'ab' and 'aa' have the same score"),
     "no number": (([*PIECES, ("x", float("nan"), NORMAL)],), "its piece 'x' has the score nan"),
     "another kind": (([*PIECES, ("x", 0.0, 9)],), "its piece 'x' has the score 0.0 and the kind 9"),
     "rules that are cut short": ((PIECES, (), [(2, bytes(3))]), "its Precompiled: precompiled_charsmap has 3 bytes"),
@@ -138,5 +146,11 @@ def test_what_would_give_other_ids_is_refused_by_name(tmp_path, case):
 
 def test_a_pattern_cannot_be_given(tmp_path):
     (tmp_path / "spiece.model").write_bytes(model())
-    with pytest.raises(DataError, match="it is a SentencePiece model, which defines its own, so no pattern can be given"):
+    with pytest.raises(DataError, match="it defines its own pattern and special tokens, so no pattern can be given"):
         Tokenizer.load(tmp_path / "spiece.model", pattern="gpt2")
+
+
+def test_a_file_of_xlm_r_whose_ids_are_others_is_refused(tmp_path):
+    (tmp_path / "sentencepiece.bpe.model").write_bytes(model())
+    with pytest.raises(DataError, match=r"sentencepiece\.bpe\.model is .* number the pieces otherwise: load a tokenizer\.json$"):
+        Tokenizer.load(tmp_path)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from realdata import real_data
 
 import numllama as nl
+from numllama.tokenizer.layout import Layout
 from numllama.tokenizer.sentencepiece import SentencePieceTokenizer
 from numllama.tokenizer.spans import encode_spans
 from numllama.tokenizer.train_bpe import train_on_text
@@ -82,3 +83,13 @@ def test_a_real_vocabulary():
     text = "Once upon a time"
     _, spans = encode_spans(tokenizer, text)
     assert [text[start:stop] for start, stop in spans.tolist()] == ["Once", " upon", " a", " time"]
+
+
+def test_what_a_later_step_puts_in_front_of_words_belongs_to_their_first_characters():
+    metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
+    words = {"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"}, metaspace]}
+    vocab, merges, _ = pieces()
+    tokenizer = SentencePieceTokenizer.of_parts(vocab, merges, [], Layout({"pre_tokenizer": words}))
+    ids, spans = encode_spans(tokenizer, "the  he é the")
+    assert [tokenizer.name(i) for i in ids.tolist()] == ["▁the", "▁", "he", "▁", "<0xC3>", "<0xA9>", "▁the"]
+    assert spans.tolist() == [[0, 3], [5, 6], [5, 7], [8, 9], [8, 9], [8, 9], [10, 13]]

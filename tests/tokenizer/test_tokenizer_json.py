@@ -2,12 +2,14 @@
 
 import json
 import random
+import time
 
 import pytest
 
 from numllama import Tokenizer
 from numllama.errors import DataError
 from numllama.tokenizer.decoders import CHARACTER_OF
+from numllama.tokenizer.precompiled import Precompiled
 from numllama.tokenizer.sentencepiece import SentencePieceTokenizer
 
 ALPHABET = {character: byte for byte, character in CHARACTER_OF.items()}
@@ -185,6 +187,9 @@ REFUSED = {
     "an unknown token without an id": ({"unk_token": "<unk>"}, {}, "its unk_token '<unk>' is not in its vocab"),
     "an id that is text": ({"vocab": {"a": "97"}}, {}, "its vocab gives 'a' the id \"97\""),
     "an id twice": ({"vocab": ALPHABET | {"ab": 97}}, {}, "the same id to two tokens"),
+    "a pattern of two": ({}, {"decoder": {"type": "Replace", "pattern": {"String": "a", "Regex": "b"}, "content": ""}}, "its pattern is {"),  # noqa: E501
+    "a pattern that is a list": ({}, {"normalizer": {"type": "Replace", "pattern": {"String": ["a"]}, "content": ""}}, "its pattern is {"),  # noqa: E501
+    "spaces and a pattern": ({}, {"normalizer": {"type": "Replace", "pattern": {"String": " ", "Regex": "b"}, "content": "▁"}}, "its pattern is {"),  # noqa: E501
     "Precompiled": ({}, {"normalizer": {"type": "Precompiled"}}, "its Precompiled lacks precompiled_charsmap"),
     "BertNormalizer": ({}, {"normalizer": {"type": "BertNormalizer"}}, 'its normalizer is "BertNormalizer", but only NFC, NFD'),
     "UnicodeScripts": ({}, {"pre_tokenizer": {"type": "UnicodeScripts"}}, 'its pre_tokenizer is "UnicodeScripts", but only Split, ByteLevel'),  # noqa: E501
@@ -225,6 +230,12 @@ def test_what_would_give_other_ids_is_refused_by_name(tmp_path, model, values, s
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 450
+
+
+def test_another_json_file_is_no_tokenizer(tmp_path):
+    (tmp_path / "tekken.json").write_text('{"config": {"pattern": "a"}, "vocab": []}', encoding="utf-8")
+    with pytest.raises(DataError, match=r"tekken\.json is not a tokenizer that can be read here: it lacks model$"):
+        Tokenizer.load(tmp_path / "tekken.json")
 
 
 WRONG = [
@@ -308,3 +319,10 @@ def test_a_pattern_without_end_is_one_sentence(tmp_path, monkeypatch, pattern):
     tokenizer = Tokenizer.load(written(tmp_path, pre_tokenizer={"type": "Sequence", "pretokenizers": steps}))
     with pytest.raises(ValueError, match=r"^the pattern '.*' takes too long for a text of 50 characters$"):
         tokenizer.encode("a" * 49 + ".")
+
+
+def test_a_long_run_of_flags_is_normalized_in_little_time():
+    rules, flags = Precompiled("DAAAAAAEAAABAAAAAgAAAGEAYgA="), "🇫🇷🇩🇪" * 50_000
+    begin = time.perf_counter()
+    assert rules(flags) == flags
+    assert time.perf_counter() - begin < 3  # minutes, if each flag looks at all before it

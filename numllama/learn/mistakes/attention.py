@@ -127,6 +127,11 @@ def _(q, k, visible):
     return masked(products(q, k) / math.sqrt(q.shape[1]), visible)
 
 
+@forward("scores", "The scores are divided by √K, the root of the number of key heads, instead of √D.")
+def _(q, k, visible, config):
+    return masked(products(q, k) / math.sqrt(config.n_kv_heads), visible)
+
+
 @forward("scores", "The scores are divided by √(C/K), the width over the number of key heads, instead of √D.")
 def _(q, k, visible, config):
     return masked(products(q, k) / math.sqrt(config.dim / config.n_kv_heads), visible)

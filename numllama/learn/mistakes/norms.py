@@ -41,6 +41,11 @@ def _(x, weight, eps):
     return x / np.sqrt(np.maximum(mean_square(x), eps)) * weight
 
 
+@forward("rmsnorm", "eps is added twice: to the mean square, and to the root.")
+def _(x, weight, eps):
+    return x / (np.sqrt(mean_square(x) + eps) + eps) * weight
+
+
 @forward("rmsnorm", "eps is squared.")
 def _(x, weight, eps):
     return rmsnorm(x, weight, eps**2)

@@ -69,11 +69,11 @@ CASES = {  # a model_type of FAMILIES, a hyphen, and a word for its configuratio
 every_case = pytest.mark.parametrize("name", CASES)
 
 
-def theirs(name, noise=0.3):
+def theirs(name, noise=0.3, **changes):
     """A random model of transformers; its gains and biases are random too."""
     torch.manual_seed(0)
     architecture = getattr(transformers, FAMILIES[name.partition("-")[0]].architecture)
-    model = architecture(architecture.config_class(**SIZES | CASES[name]))
+    model = architecture(architecture.config_class(**SIZES | CASES[name] | changes))
     with torch.no_grad():
         for weight in model.parameters():
             weight += noise * torch.randn_like(weight)
@@ -138,6 +138,21 @@ def test_64_greedy_ids_are_equal_and_cached_logits_are_those_of_the_whole_text(t
     assert_close(np.concatenate(parts, axis=1), model.forward(text), rtol=1e-5)
     longer = nl.generate_batch(model, [prompt, expected[:30]], 8, temperature=0)  # padded on the left
     assert longer == [nl.generate(model, text, 8, temperature=0) for text in (prompt, expected[:30])]
+
+
+@pytest.mark.parametrize("length", [4, 31, 32, 33, 40])
+def test_phi_3_goes_from_one_list_of_longrope_to_the_other_where_transformers_does(tmp_path, length):
+    long = CASES["phi3-longrope"]
+    changes = dict(original_max_position_embeddings=32)
+    reference = theirs("phi3-longrope", noise=0.5, **changes, rope_parameters=long["rope_parameters"] | changes)
+    reference.generation_config.eos_token_id = None
+    reference.save_pretrained(tmp_path)
+    prompt = np.random.default_rng(length).integers(0, 97, length).tolist()
+    config = GenerationConfig(do_sample=False, max_new_tokens=40, eos_token_id=None, pad_token_id=0)
+    asked = dict(attention_mask=torch.ones(1, length, dtype=torch.long), generation_config=config)
+    expected = reference.generate(torch.tensor([prompt]), **asked)[0, length:].tolist()
+    assert nl.generate(nl.load(tmp_path), prompt, 40, temperature=0) == expected
+    assert len(set(expected)) > 8
 
 
 @every_case

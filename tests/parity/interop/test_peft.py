@@ -204,6 +204,29 @@ def test_three_steps_with_whole_matrices_are_those_of_peft_and_torch(tmp_path, m
     assert_same_bits(model.params.flat, below)
 
 
+STACKED = {
+    "all": dict(target_modules="all-linear"),
+    "queries_keys_and_values": dict(target_modules=["qkv_proj"], rank_pattern={"layers.1.self_attn.qkv_proj": 5}),
+    "one_layer": dict(target_modules=r".*\.1\.mlp\.(gate_up|down)_proj", alpha_pattern={"down_proj": 9}),
+    "a_head": dict(target_modules=["o_proj"], modules_to_save=["lm_head"], use_rslora=True),
+}
+
+
+@pytest.mark.parametrize("name", STACKED)
+def test_one_update_of_stacked_matrices_is_one_for_each(tmp_path, name):
+    random_model("float64", family="phi3", rotary_dim=4).save(tmp_path / "base")
+    torch.manual_seed(0)
+    wrapped = peft.get_peft_model(theirs(tmp_path / "base"), peft.LoraConfig(r=3, lora_alpha=5, **STACKED[name]))
+    with torch.no_grad():
+        for key, weight in wrapped.named_parameters():
+            weight += 0.3 * torch.randn_like(weight) * ("lora" in key or "modules_to_save" in key)
+    wrapped.save_pretrained(tmp_path / "adapter")
+    model = nl.load(tmp_path / "base", adapter=tmp_path / "adapter", dtype="float64")
+    assert_close(model.forward(tokens()), logits(wrapped), rtol=TOLERANCE)
+    model.save_adapter(tmp_path / "ours", base=tmp_path / "base")
+    assert_same_bits(nl.load(tmp_path / "ours", dtype="float64").forward(tokens()), model.forward(tokens()))
+
+
 def test_dora_is_refused_by_name(tmp_path):
     random_model().save(tmp_path / "base")
     config = peft.LoraConfig(r=4, target_modules=["q_proj"], use_dora=True)

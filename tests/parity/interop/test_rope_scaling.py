@@ -30,6 +30,7 @@ ROPES = {
         rope_type="yarn", factor=4.0, original_max_position_embeddings=32, mscale=0.7, mscale_all_dim=1.3, beta_fast=8.0,
         beta_slow=2.0, truncate=False,
     ),
+    "yarn_mscale_0": dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=32, mscale=1.0, mscale_all_dim=0.0),
     "yarn_attention": dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=32, attention_factor=1.3),
     "longrope": dict(
         rope_type="longrope", short_factor=SHORT, long_factor=LONG, factor=4.0, original_max_position_embeddings=32,
@@ -60,7 +61,9 @@ def theirs(rope, noise=0.1, **changes):
 
 
 def greedy(model, prompt, n=64):
-    config = GenerationConfig(do_sample=False, max_new_tokens=n, eos_token_id=None, pad_token_id=0)
+    """Without a cache for longrope, whose keys their Llama, unlike their Phi 3, does not compute again."""
+    cached = model.config.rope_parameters["rope_type"] != "longrope"
+    config = GenerationConfig(do_sample=False, max_new_tokens=n, eos_token_id=None, pad_token_id=0, use_cache=cached)
     ids = torch.tensor([prompt])
     return model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)[0, len(prompt) :].tolist()
 

@@ -26,7 +26,7 @@ from parity.tokenizer.layouts import (
 )
 from tokenizers import models, pre_tokenizers, trainers
 
-from numllama.tokenizer.formats import merges_of_ranks
+from numllama.tokenizer.config import Beside
 from numllama.tokenizer.sentencepiece_model import read
 
 TEKKEN = "|".join((
@@ -156,7 +156,7 @@ def precompiled():
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(TEXT.split("\n")), model_writer=file, vocab_size=300, hard_vocab_limit=False, minloglevel=2
     )
-    made = read(file.getvalue(), merges_of_ranks, lambda ids, added: added)
+    made = read(file.getvalue(), Beside({}, {}, {}, {}))
     return made.layout.values["normalizer"]["normalizers"][0]
 
 

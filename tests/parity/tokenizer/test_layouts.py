@@ -4,11 +4,13 @@ import json
 import random
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 
 from numllama import Tokenizer
 from numllama.errors import DataError
 from numllama.tokenizer import bpe
+from numllama.tokenizer.spans import encode_spans
 
 tokenizers = pytest.importorskip("tokenizers")
 pytest.importorskip("sentencepiece")
@@ -70,6 +72,15 @@ def test_what_is_saved_says_the_same_to_others(made, tmp_path):
         ids = theirs.encode(text).ids
         assert again.encode(text).ids == mine_again.wrap(mine_again.encode(text, allowed_special="all")) == ids
         assert again.decode(ids) == theirs.decode(ids)
+
+
+def test_spans_follow_the_text(made):
+    _, mine, texts = made
+    for text in filter(None, texts[:300]):
+        ids, spans = encode_spans(mine, text, "all")
+        assert ids.tolist() == mine.encode(text, "all")
+        starts, ends = spans.T
+        assert (starts < ends).all() and (np.diff(starts, prepend=0) >= 0).all() and ends.max(initial=0) <= len(text), text
 
 
 def test_a_long_text_in_parts_has_the_ids_of_the_whole(made):

@@ -7,6 +7,7 @@ a text have the same pieces in another order ("0" "00", "00" "0"), SentencePiece
 """
 
 import io
+import random
 from itertools import product
 
 import pytest
@@ -19,6 +20,7 @@ tokenizers = pytest.importorskip("tokenizers")
 pytestmark = pytest.mark.parity
 
 from parity.tokenizer.strings import TEXTS, strings  # noqa: E402
+from tokenizer.test_sentencepiece_model import NORMAL, ORDERED, model  # noqa: E402
 
 SETTINGS = list(product(("unigram", "bpe"), ("identity", "nmt_nfkc"), (True, False), (True, False), (True, False)))
 
@@ -57,3 +59,15 @@ def test_ids_and_texts(made):
             if "▁" not in text:  # which begins a text like a space that was put in front of it
                 assert mine.decode(ids).replace("<unk>", " ⁇ ") == theirs.decode(ids), text
     assert ties < 60
+
+
+def test_runs_of_spaces_with_one_score(tmp_path):
+    rng = random.Random(0)
+    for _ in range(100):
+        lengths = rng.sample(range(2, 17), rng.randint(0, 15))
+        data = model([*ORDERED, *(("▁" * n, -1e9, NORMAL) for n in lengths)], [(3, 2)], [(3, 0), (4, 0)])
+        (tmp_path / "x.model").write_bytes(data)
+        mine, theirs = Tokenizer.load(tmp_path / "x.model"), sentencepiece.SentencePieceProcessor(model_proto=data)
+        for n in range(60):
+            text = " " * n + rng.choice(["", "ab" + " " * rng.randrange(20), "b   a"])
+            assert mine.encode(text) == theirs.encode(text), (lengths, text)

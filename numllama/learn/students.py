@@ -1,0 +1,159 @@
+"""Runs a function of somebody's file in a process of its own: for a limited time, in limited memory, without numllama.
+
+The file is run with its owner's rights all the same: this keeps mistakes away from the grader, not malice.
+"""
+
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from safetensors.numpy import load, save_file
+
+from numllama.errors import DataError, NumllamaError, visible
+from numllama.learn import child
+from numllama.storage.files import read_bytes, read_json, reading, regular, write_json
+from numllama.system.processes import run_limited
+
+MOST_SECONDS = 86_400
+MOST_BYTES = 2**26  # that one call may return
+MEMORY = 2**33  # bytes that the process may have
+THREADS = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")  # the arrays are small
+
+PYTHON = {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8", "MPLBACKEND": "Agg"}  # pictures need no screen
+
+
+class Call(NamedTuple):
+    """A call: a function's name, arguments as :mod:`numllama.learn.child` reads them, and the kind of result that is needed."""
+
+    function: str
+    arguments: Sequence[Any]
+    returns: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a call has returned.
+
+    Attributes
+    ----------
+    arrays : dict of str to array
+    problem : str
+        Why there are none; empty if there are.
+    lost : dict of str to str
+        What is wrong with values that are no arrays.
+    shared : dict of str to str
+        Arrays that are the same memory as another one.
+    blank : bool
+        Whether the function raised NotImplementedError.
+    """
+
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    problem: str = ""
+    lost: dict[str, str] = field(default_factory=dict)
+    shared: dict[str, str] = field(default_factory=dict)
+    blank: bool = False
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a file has returned.
+
+    Attributes
+    ----------
+    answers : list of Answer
+        One for each call that ended.
+    problem : str
+        Why the file could not be loaded, or did not run to its end; empty if it did.
+    printed : str
+        The beginning of what it printed.
+    seconds : float
+    """
+
+    answers: list[Answer]
+    problem: str
+    printed: str
+    seconds: float
+
+
+def run_file(
+    path: Path,
+    calls: Sequence[Call],
+    inputs: Mapping[str, np.ndarray],
+    seconds: float,
+    *,
+    closed_package: tuple[str, str] | None = None,
+    closed_functions: tuple[Sequence[str], str] | None = None,
+) -> Run:
+    """Call functions of a file, one after the other.
+
+    Parameters
+    ----------
+    path : path
+    calls : sequence of Call
+    inputs : mapping of str to array
+        The child has copies of them, and nothing else.
+    seconds : float
+        For all calls together.
+    closed_package : (str, str), optional
+        A package that cannot be imported, and the sentence that says why.
+    closed_functions : (list of str, str), optional
+        Functions of numllama.ops that raise, and the sentence that says why.
+    """
+    if not 0 < seconds <= MOST_SECONDS:
+        raise ValueError(f"seconds is {seconds:g}, but must be more than 0 and at most {MOST_SECONDS}")
+    regular(path, DataError)
+    question = {
+        "path": str(path.resolve()), "calls": [call._asdict() for call in calls], "seconds": seconds, "memory": MEMORY,
+        "most": MOST_BYTES, "closed_package": closed_package, "closed_functions": closed_functions,
+    }  # fmt: skip
+    paths = os.pathsep.join(entry for entry in sys.path if entry)
+    env = {**os.environ, **THREADS, **PYTHON, "PYTHONPATH": paths}
+    with tempfile.TemporaryDirectory(prefix="numllama-", ignore_cleanup_errors=True) as place:
+        folder, work = Path(place), Path(place) / "work"
+        work.mkdir()
+        write_json(folder / "question.json", question, NumllamaError)
+        save_file({name: np.ascontiguousarray(array) for name, array in inputs.items()}, folder / "inputs.safetensors")
+        started = time.monotonic()
+        ended = run_limited([sys.executable, child.__file__, place], seconds, work, env)
+        taken = time.monotonic() - started
+        try:
+            return Run(*_read(folder, len(calls), ended.code, seconds), visible(ended.printed), taken)
+        except NumllamaError as error:
+            return Run([], f"left a result that cannot be read: {error}", visible(ended.printed), taken)
+
+
+def _read(folder: Path, n_calls: int, code: int | None, seconds: float) -> tuple[list[Answer], str]:
+    """The answers, and why there are no more."""
+    loaded = (folder / "loaded.json").exists()
+    if loaded and (problem := read_json(folder / "loaded.json").get("problem")):
+        return [], visible(str(problem))
+    answers = []
+    while len(answers) < n_calls and (folder / f"{len(answers)}.json").exists():
+        answers.append(_answer(folder, len(answers)))
+    return answers, "" if (folder / "done.json").exists() else _how_it_ended(code, loaded, seconds)
+
+
+def _answer(folder: Path, i: int) -> Answer:
+    said = read_json(folder / f"{i}.json")
+    path = folder / f"{i}.safetensors"
+    content = read_bytes(path, most=MOST_BYTES + 2**22)
+    with reading(path):
+        lost, shared = ({str(name): visible(str(value)) for name, value in said[kind].items()} for kind in ("lost", "shared"))
+        return Answer(load(content), visible(str(said["problem"])), lost, shared, said["blank"] is True)
+
+
+def _how_it_ended(code: int | None, loaded: bool, seconds: float) -> str:
+    when = "" if loaded else " while it was imported"
+    if code is None:
+        return f"took longer than {seconds:g} s{when}"
+    if code < 0:
+        names = {number.value: number.name for number in signal.Signals}
+        return f"was ended by {names.get(-code, f'signal {-code}')}{when}: a crash outside of Python, or not enough memory"
+    return f"ended the process with exit code {code}{when}"
