@@ -3,63 +3,34 @@
 The container is read by :mod:`numllama.storage.gguf_file`, the tokenizer in it by :mod:`numllama.tokenizer.gguf`. Weights in
 float32, float16 and bfloat16 need nothing else; quantised ones are expanded by the `gguf` package, a block of rows at a time.
 
-llama.cpp rotates neighbours in a Llama, so the rows of wq and wk are reordered, as rows of bytes, to Hugging Face's halves. What
-a file needs and numllama does not compute is refused by name.
+What values and tensors mean depends on the architecture: :mod:`numllama.interop.gguf_architectures`. Where llama.cpp's RoPE
+turns neighbours, the rows of wq and wk are reordered, as rows of bytes, to Hugging Face's halves. What a file needs and numllama
+does not compute is refused by name.
 """
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from functools import cache
-from math import pi, prod
+from math import prod
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from numllama.backend import BFLOAT16
 from numllama.errors import CheckpointError, listed, shown
 from numllama.install import install_command
-from numllama.interop.families import stored_name
-from numllama.interop.huggingface import Checkpoint, rope_heads, to_halves
+from numllama.interop.gguf_architectures import ARCHITECTURES, config_of, gguf_names, more_in_file
+from numllama.interop.gguf_rope import TENSORS as SCALING_TENSORS
+from numllama.interop.huggingface import Checkpoint, rope_heads, stacked, stacked_shape, to_halves
 from numllama.model import ModelConfig, parameter_shapes
-from numllama.storage.fields import FLAG, POSITIVE, TEXT, as_json, check, only, require, whole
 from numllama.storage.files import reading
 from numllama.storage.gguf_file import GGUFFile, GGUFTensor, read_gguf
 from numllama.tokenizer.gguf import SENTENCEPIECE, own_values
 
 PLAIN = {0: np.dtype("<f4"), 1: np.dtype("<f2"), 30: BFLOAT16}  # types of tensors that are not quantised
 PLAIN_NAMES = {0: "F32", 1: "F16", 30: "BF16"}
-BLOCK = 2**20  # numbers that are expanded at a time
-
-NAMES = {"embed": "token_embd", "norm": "output_norm", "head": "output"}
-BLOCK_NAMES = {
-    "attn_norm": "attn_norm", "wq": "attn_q", "wk": "attn_k", "wv": "attn_v", "wo": "attn_output",
-    "ffn_norm": "ffn_norm", "w_gate": "ffn_gate", "w_up": "ffn_up", "w_down": "ffn_down",
-}  # fmt: skip
-ROPE_FACTORS = "rope_freqs.weight"  # by which the frequencies are divided, for Llama 3.1's scaling
-# Our field: the name behind that of the architecture, and the values allowed.
-FIELDS = {
-    "dim": ("embedding_length", whole(1)),
-    "n_layers": ("block_count", whole(1)),
-    "n_heads": ("attention.head_count", whole(1)),
-    "ffn_dim": ("feed_forward_length", whole(1)),
-    "max_seq_len": ("context_length", whole(1)),
-    "norm_eps": ("attention.layer_norm_rms_epsilon", POSITIVE),
-    "n_kv_heads": ("attention.head_count_kv", whole(1)),
-    "head_dim": ("attention.key_length", whole(1)),
-    "rope_theta": ("rope.freq_base", POSITIVE),
-}
-OPTIONAL = ("n_kv_heads", "head_dim", "rope_theta")
-# The other values: those that are computed, and those that say nothing new.
-OTHERS = {
-    "attention.value_length": whole(1), "rope.dimension_count": whole(1), "vocab_size": whole(1),
-    "rope.scaling.type": TEXT, "rope.scaling.factor": POSITIVE, "rope.scale_linear": POSITIVE,
-    "rope.scaling.original_context_length": whole(1), "rope.scaling.finetuned": FLAG,
-    "expert_count": only(0), "expert_used_count": only(0), "attention.causal": only(True),
-    "use_parallel_residual": only(False), "tensor_data_layout": only("Meta AI original pth"),
-}  # fmt: skip
 ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
 
@@ -109,14 +80,17 @@ class StoredTensor:
     place : GGUFTensor
     heads : int, optional
         Reorder the rows of this many heads from neighbouring pairs to halves.
+    minus : float
+        What is taken from the numbers of a vector.
     """
 
-    def __init__(self, name: str, place: GGUFTensor, heads: int | None = None) -> None:
+    def __init__(self, name: str, place: GGUFTensor, heads: int | None = None, minus: float = 0.0) -> None:
         self.shape, self.ndim, self.dtype = place.shape, len(place.shape), PLAIN.get(place.type, PLAIN[0])
-        self._place, self._heads = place, heads
+        self._place, self._heads, self._minus = place, heads, minus
         self.type_name = type_name(place.type)
         self._row = row_bytes(place.type, place.shape[-1]) if place.shape else 0
-        if place.begin + self._row * prod(place.shape[:-1]) > place.end:
+        self.end = place.begin + self._row * prod(place.shape[:-1])    # where the next part of a stacked tensor begins
+        if self.end > place.end:
             raise CheckpointError(f"{place.path} is cut short: it does not hold all of the tensor {shown(name)}")
 
     def __len__(self) -> int:
@@ -126,10 +100,12 @@ class StoredTensor:
         """Some of the rows, in float32 or as stored; of a vector some of its numbers."""
         if self.ndim == 1:
             vector = self._expanded(self._read(0, 1))[0]
-            return (vector if self._heads is None else to_halves(vector, self._heads))[rows]
+            vector = vector if self._heads is None else to_halves(vector, self._heads)
+            return vector[rows] - np.float64(self._minus) if self._minus else vector[rows]
         begin, end, _ = rows.indices(len(self))
         if self._heads is None:
-            return self._expanded(self._read(begin, end))
+            n = prod(self.shape[1:-1])                                 # of an expert's matrix; else 1
+            return self._expanded(self._read(begin * n, end * n)).reshape(end - begin, *self.shape[1:])
         D = len(self) // self._heads                                   # read whole heads
         first, last = begin // D, -(-end // D)
         data = to_halves(self._read(first * D, last * D), last - first)
@@ -158,13 +134,17 @@ class StoredTensor:
 
 
 class _Tensors(Mapping):
-    """The tensors of a file by our names."""
+    """The tensors of a file by our names; of a tensor in which several are stacked the rows of each."""
 
-    def __init__(self, file: GGUFFile, config: ModelConfig) -> None:
-        self._stored = {
-            name: StoredTensor(stored, file.tensors[stored], rope_heads(config, name))
-            for name, stored in gguf_names(config).items()
-        }
+    def __init__(self, file: GGUFFile, config: ModelConfig, architecture: str) -> None:
+        self._stored: dict[str, StoredTensor] = {}
+        shapes, row = parameter_shapes(config), ARCHITECTURES[architecture]
+        for stored, parts in stacked(gguf_names(config, architecture)).items():
+            place = file.tensors[stored]
+            for name in parts:
+                heads = rope_heads(config, name) if row.turns_neighbours else None
+                part = StoredTensor(stored, place._replace(shape=shapes[name]), heads, more_in_file(config, name))
+                place, self._stored[name] = place._replace(begin=part.end), part
 
     def __getitem__(self, name: str) -> Any:
         return self._stored[name]
@@ -176,21 +156,7 @@ class _Tensors(Mapping):
         return len(self._stored)
 
 
-def gguf_names(config: ModelConfig) -> dict[str, str]:
-    """Our name of each parameter: the one in a file."""
-    return {name: stored_name(name, NAMES, "blk", BLOCK_NAMES) for name in parameter_shapes(config)}
-
-
 # ------------------------------------------------------------------------------------------------ configuration
-
-
-class Architecture(NamedTuple):
-    """What a model is whose general.architecture has a certain name: the fields of its configuration that are the same in all."""
-
-    fields: dict[str, Any]
-
-
-ARCHITECTURES = {"llama": Architecture({})}
 
 
 def read(path: Path) -> Checkpoint:
@@ -204,41 +170,26 @@ def read(path: Path) -> Checkpoint:
     file = read_gguf(path)
     with reading(path):
         try:
-            config = config_of(file)
+            name, config = _config(file)
         except ValueError as error:
             raise CheckpointError(f"{path}: {error}") from error
-        return Checkpoint(config, _Tensors(file, config), generation_config(file.values))
+        return Checkpoint(config, _Tensors(file, config, name), generation_config(file.values))
 
 
-def config_of(file: GGUFFile) -> ModelConfig:
-    """The ModelConfig of a file; a ValueError names what numllama cannot honour."""
+def _config(file: GGUFFile) -> tuple[str, ModelConfig]:
+    """The architecture of a file and its ModelConfig; a ValueError names what numllama cannot honour."""
     name = file.values.get("general.architecture")
     if not isinstance(name, str) or name not in ARCHITECTURES:
         raise ValueError(f"general.architecture is {shown(name)}, but must be one of {', '.join(map(repr, ARCHITECTURES))}")
     start = f"{name}."
     values = {key.removeprefix(start): _one(value) for key, value in file.values.items() if key.startswith(start)}
-    known = dict(FIELDS.values()) | OTHERS
-    if unknown := values.keys() - known.keys():
-        raise ValueError(f"the model needs {start}{min(unknown)}, which numllama does not compute")
-    check(values, known, as_json, start)
-    require(values, [key for field, (key, _) in FIELDS.items() if field not in OPTIONAL], "the model's description")
-    fields = {field: values[key] for field, (key, _) in FIELDS.items() if key in values}
-    embed = file.tensors.get("token_embd.weight")
-    if embed is None or len(embed.shape) != 2:
-        raise ValueError("it has no matrix token_embd.weight")
-    bias = "blk.0.attn_q.bias" in file.tensors
-    config = ModelConfig(
-        **ARCHITECTURES[name].fields | fields, vocab_size=embed.shape[0], bias=bias,
-        tie_embeddings="output.weight" not in file.tensors, rope_scaling=_linear(values),
-    )  # fmt: skip
-    for key in ("attention.value_length", "rope.dimension_count"):
-        if values.get(key, config.head_dim) != config.head_dim:
-            raise ValueError(f"{start}{key} is {values[key]}, but only the head size, {config.head_dim}, is supported")
-    if ROPE_FACTORS in file.tensors:
-        factors = StoredTensor(ROPE_FACTORS, file.tensors[ROPE_FACTORS])[:].astype("float64")
-        config = replace(config, rope_scaling=scaling_of(factors, config))
-    _check_tensors(file, config)
-    return config
+    n_layers = values.get("block_count")
+    if isinstance(n_layers, int) and n_layers > len(file.tensors):  # before a list of all missing tensors is made
+        raise ValueError(f"it has {len(file.tensors)} tensors, which cannot be {n_layers} layers")
+    vectors = {key: _vector(key, file.tensors[key]) for key in SCALING_TENSORS if key in file.tensors}
+    config = config_of(name, values, {key: place.shape for key, place in file.tensors.items()}, vectors)
+    _check_tensors(file, stored_shapes(config, name))
+    return name, config
 
 
 def _one(value: Any) -> Any:
@@ -247,47 +198,26 @@ def _one(value: Any) -> Any:
     return value[0].item() if same else value
 
 
-def _linear(values: Mapping[str, Any]) -> dict[str, Any] | None:
-    kind = values.get("rope.scaling.type", "linear")
-    if kind not in ("none", "linear"):
-        raise ValueError(f"RoPE is scaled by {shown(kind)}, but only none and linear are supported")
-    factor = values.get("rope.scaling.factor", values.get("rope.scale_linear", 1.0))
-    return None if kind == "none" or factor == 1 else {"rope_type": "linear", "factor": factor}
+def _vector(name: str, place: GGUFTensor) -> np.ndarray:
+    if len(place.shape) != 1:
+        raise ValueError(f"{name} has shape {shown(place.shape)}, but must be a vector")
+    return StoredTensor(name, place)[:].astype("float64")
 
 
-def scaling_of(factors: np.ndarray, config: ModelConfig) -> dict[str, Any] | None:
-    """Llama 3.1's scaling, from the factors by which it divides RoPE's frequencies; ValueError if it is another."""
-    if (factors == 1).all():
-        return config.rope_scaling
-    for original in (2**n for n in range(25)):  # 13 in all published models
-        scaling = {
-            "rope_type": "llama3", "factor": float(factors.max()), "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-            "original_max_position_embeddings": original,
-        }  # fmt: skip
-        if config.rope_scaling is None and np.allclose(rope_factors(config, scaling), factors, rtol=1e-4):
-            return scaling
-    raise ValueError(f"{ROPE_FACTORS} scales RoPE in another way than Llama 3.1, which is not supported")
+def stored_shapes(config: ModelConfig, name: str) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor in a file of an architecture."""
+    shapes = parameter_shapes(config)
+    return {stored: stacked_shape(shapes, parts) for stored, parts in stacked(gguf_names(config, name)).items()}
 
 
-def rope_factors(config: ModelConfig, scaling: Mapping[str, Any]) -> np.ndarray:
-    """The factors by which Llama 3.1's scaling divides the frequencies, shape (D/2,)."""
-    frequencies = config.rope_theta ** (-np.arange(0, config.head_dim, 2) / config.head_dim)
-    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-    kept = ((scaling["original_max_position_embeddings"] * frequencies / (2 * pi) - low) / (high - low)).clip(0, 1)
-    return 1 / (kept + (1 - kept) / scaling["factor"])
-
-
-def _check_tensors(file: GGUFFile, config: ModelConfig) -> None:
+def _check_tensors(file: GGUFFile, wanted: Mapping[str, tuple[int, ...]]) -> None:
     """Raise ValueError if a tensor is missing, has another shape, or is unknown."""
-    if config.n_layers > len(file.tensors):  # before a list of all missing tensors is made
-        raise ValueError(f"it has {len(file.tensors)} tensors, which cannot be {config.n_layers} layers")
-    wanted = {stored: parameter_shapes(config)[name] for name, stored in gguf_names(config).items()}
     if missing := [name for name in wanted if name not in file.tensors]:
         raise ValueError(f"it lacks {listed(missing)}")
     for name, shape in wanted.items():
         if (found := file.tensors[name].shape) != shape:
             raise ValueError(f"{name} has shape {shown(found)}, but {shape} is needed")
-    if extra := [name for name in file.tensors if name not in wanted and name != ROPE_FACTORS]:
+    if extra := [name for name in file.tensors if name not in wanted and name not in SCALING_TENSORS]:
         raise ValueError(f"it has tensors that this model does not have: {listed(extra)}")
 
 

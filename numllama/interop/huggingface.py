@@ -147,7 +147,8 @@ def stacked(names: Mapping[str, str]) -> dict[str, list[str]]:
     return parts
 
 
-def _stacked_shape(shapes: Mapping[str, tuple[int, ...]], parts: list[str]) -> tuple[int, ...]:
+def stacked_shape(shapes: Mapping[str, tuple[int, ...]], parts: list[str]) -> tuple[int, ...]:
+    """The shape of a tensor in which these are stacked."""
     return (sum(shapes[name][0] for name in parts), *shapes[parts[0]][1:])
 
 
@@ -172,7 +173,7 @@ def _resolve_head(
 def _check_tensors(folder: Path, config: ModelConfig, names: Mapping[str, str], files: Mapping[str, TensorFile]) -> None:
     """Raise CheckpointError if a tensor is missing, has another shape, or is unknown."""
     shapes = parameter_shapes(config)
-    wanted = {stored: _stacked_shape(shapes, parts) for stored, parts in stacked(names).items()}
+    wanted = {stored: stacked_shape(shapes, parts) for stored, parts in stacked(names).items()}
     if missing := [name for name in wanted if name not in files]:
         raise CheckpointError(f"{folder} lacks {listed(missing)}")
     for name, shape in wanted.items():
@@ -236,7 +237,7 @@ def save_folder(model: Transformer, folder: Path) -> None:
     """Write config.json, model.safetensors and generation_config.json: all of them, or none."""
     config, params = model.config, model.params
     names = stacked(huggingface_names(config))
-    whole = {stored: _stacked_shape(params.shapes, parts) for stored, parts in names.items()}
+    whole = {stored: stacked_shape(params.shapes, parts) for stored, parts in names.items()}
     shapes = {part: shape for stored, of_all in whole.items() for part, shape in split_experts(stored, of_all)}
     values = config_to_huggingface(config)
     values = {**about(model.generation_config, params.flat.dtype.name), **values}

@@ -232,7 +232,7 @@ def save(model: Transformer, path: str | PathLike, tokenizer: Any = None, dtype:
     model : Transformer
     path : path
         A folder, for Hugging Face's layout: ``config.json``, ``model.safetensors`` in the dtype of the weights, and
-        ``generation_config.json``. It opens in ``transformers`` if the model is a Llama; other models are saved in the same
+        ``generation_config.json``. It opens in ``transformers`` if the model is of a family there; others are saved in the same
         layout for :func:`load`. A name that ends in ``.bin`` is written for llama2.c, one that ends in ``.gguf`` for llama.cpp.
     tokenizer : optional
         Saved into the same folder or ``.gguf``.

@@ -22,16 +22,27 @@ NUMBERS = [0, 1, 2, 3, 7, 8, 9, 30, 31, 100, 2**16, 2**24, 2**31 - 1, 2**32 - 1,
 SPARE = 2**20  # bytes of memory that have nothing to do with the size of the file
 
 
-def original(path):
-    """A small Llama in float16 with a tokenizer: larger than what Python itself allocates while it opens one."""
+LLAMA_3 = dict(rope_type="llama3", factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64)
+FACTORS = dict(short_factor=[1.0] * 16, long_factor=[2.0] * 16)
+LONGROPE = dict(rope_type="longrope", factor=2.0, original_max_position_embeddings=32, **FACTORS)
+GEMMA = dict(norm="rmsnorm1p", ffn="geglu", norm_placement="both", qk_norm="rms", embed_scale=128**0.5, attn_scale=32**-0.5)
+ORIGINALS = {  # by architecture
+    "llama": dict(rope_scaling=LLAMA_3),
+    "qwen3moe": dict(ffn="moe", n_experts=4, n_experts_per_token=2, qk_norm="rms", ffn_dim=128),
+    "phi3": dict(rope_scaling=LONGROPE, family="phi3", sliding_window=40),
+    "gemma3": dict(**GEMMA, sliding_window=8, window_layers=(0,), local_rope_theta=1e4),
+}
+
+
+def original(path, architecture):
+    """A small model in float16 with a tokenizer: larger than what Python itself allocates while it opens one."""
     import numllama as nl
     from numllama.interop.load import save
 
     tokens = {**{i: bytes([i]) for i in range(256)}, 256: b"he", 257: b"ll", 258: b"hell"}
     tokenizer = nl.Tokenizer(tokens, [(b"h", b"e"), (b"l", b"l"), (b"he", b"ll")], {"<s>": 259, "</s>": 260})
-    scaling = dict(rope_type="llama3", factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64)
     shape = dict(vocab_size=264, dim=128, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=512, max_seq_len=64)
-    model = nl.Transformer(nl.ModelConfig(**shape, rope_scaling=scaling, rope_theta=500.0), seed=1)
+    model = nl.Transformer(nl.ModelConfig(**{**shape, "rope_theta": 500.0, **ORIGINALS[architecture]}), seed=1)
     model.generation_config = {"bos_token_id": 259, "eos_token_id": [260]}
     save(model, path, tokenizer, "float16")
 
@@ -50,7 +61,8 @@ def mutate(random, content):
         elif what == "byte":
             content[at] ^= 1 << random.randrange(8)
         elif what == "name":
-            names = [b"llama.", b"tokenizer.ggml.", b"blk.", b"general.", b".weight", b"gpt2", b"llama"]
+            names = [b".attention.", b".rope.", b"expert", b"llama.", b"tokenizer.ggml.", b"blk.", b"general.", b".weight"]
+            names += [b"gpt2", b"llama"]
             places = [i for name in names for i in [content.find(name, at)] if i >= 0]
             if places:
                 content[random.choice(places)] = random.randrange(256)

@@ -78,4 +78,46 @@ MISTAKES = [
         "interop/mixtures.py", "for e in sorted(parts)])", "for e in sorted(parts, key=str)])",
         "interop/test_families.py::test_a_model_survives_a_save_bit_for_bit_as_its_family[mixtral many]",
     ),
+    Mistake(
+        "Gemma's gains stored in GGUF without the 1",
+        "interop/gguf_architectures.py", 'config.norm == "rmsnorm1p" and name.endswith("norm")', "False",
+        "interop/test_gguf_architectures.py::test_rows_and_gains_are_stored_as_llama_cpp_computes_with_them[gemma-plain]",
+    ),
+    Mistake(
+        "a SmolLM 3 stored in GGUF with halves",
+        "interop/gguf_architectures.py", "traits=(NO_ROPE_LAYERS,), turns_neighbours=True", "traits=(NO_ROPE_LAYERS,)",
+        "interop/test_gguf_architectures.py::test_rows_and_gains_are_stored_as_llama_cpp_computes_with_them[smollm3-plain]",
+    ),
+    Mistake(
+        "all parts of a stacked tensor read from its first rows",
+        "interop/gguf.py", "place, self._stored[name] = place._replace(begin=part.end), part", "self._stored[name] = part",
+        "interop/test_gguf_architectures.py::test_a_round_trip_changes_no_bit[phi3-plain]",
+    ),
+    Mistake(
+        "a router rounded like a matrix",
+        "interop/gguf_write.py", 'len(shape) > 1 and not stored.endswith("ffn_gate_inp.weight")', "len(shape) > 1",
+        "interop/test_gguf_architectures.py::test_other_types_are_read_in_blocks_of_rows[llama-experts-q8_0]",
+    ),
+    Mistake(
+        "the first of the layers without a window instead of the last",
+        "interop/gguf_architectures.py", "layer % period < period - 1", "layer % period > 0",
+        "interop/test_gguf_architectures.py::test_values_of_published_files[gemma-3-27b]",
+    ),
+    Mistake(
+        "the width of a dense layer taken for that of an expert",
+        "interop/gguf_architectures.py",
+        '{"ffn_dim": values["expert_feed_forward_length"]}', '{"ffn_dim": values["feed_forward_length"]}',
+        "interop/test_gguf_architectures.py::test_values_of_published_files[qwen3-30b-a3b]",
+    ),
+    Mistake(
+        "what a GGUF file cannot say left out",
+        "interop/gguf_architectures.py", "if not same and each.name not in UNSAID:", "if False:",
+        "interop/test_gguf_architectures.py::test_what_no_architecture_holds_is_refused_by_name"
+        "[llama-plain-changes0-sliding_window is 5, but in llama it is None]",
+    ),
+    Mistake(
+        "the attention factor of longrope left unread",
+        "interop/gguf_rope.py", "return scaling if is_usual else", "return scaling if True else",
+        "interop/test_gguf_architectures.py::test_a_round_trip_changes_no_bit[phi3-longrope]",
+    ),
 ]  # fmt: skip

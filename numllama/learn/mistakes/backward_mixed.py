@@ -16,6 +16,13 @@ catalogue = Catalogue()
 backward = catalogue.backward
 
 
+def right(op, dout, *inputs):
+    """The op's own gradients."""
+    own = OPS[op].backward
+    assert own is not None
+    return own(dout, *inputs)
+
+
 # ------------------------------------------------------------------------------------------------ sums
 
 
@@ -69,27 +76,27 @@ def _(dout, x, weight, eps):
 
 @backward("k_norm", "The gain in dx is that of the queries.")
 def _(dout, x, w_q_norm, eps):
-    return {"x": OPS["rmsnorm"].backward(dout, x, w_q_norm, eps)[0]}
+    return {"x": right("rmsnorm", dout, x, w_q_norm, eps)[0]}
 
 
 @backward("q_norm", "The gain in dx is that of the keys.")
 def _(dout, x, w_k_norm, eps):
-    return {"x": OPS["rmsnorm"].backward(dout, x, w_k_norm, eps)[0]}
+    return {"x": right("rmsnorm", dout, x, w_k_norm, eps)[0]}
 
 
 @backward("q_norm", "The norm's gradient is taken at the queries after RoPE.")
 def _(dout, q_rotated, weight, eps):
-    return OPS["rmsnorm"].backward(dout, q_rotated, weight, eps)
+    return right("rmsnorm", dout, q_rotated, weight, eps)
 
 
 @backward("k_norm", "The norm's gradient is taken at the keys after RoPE.")
 def _(dout, k_rotated, weight, eps):
-    return OPS["rmsnorm"].backward(dout, k_rotated, weight, eps)
+    return right("rmsnorm", dout, k_rotated, weight, eps)
 
 
 @backward("v_heads", "The gradient of the values is turned back by RoPE, as that of the keys.")
 def _(dout, x, cos, sin, layout):
-    return {"x": merge_heads(OPS["rope"].backward(dout, dout, cos, sin, layout)[0])}
+    return {"x": merge_heads(right("rope", dout, dout, cos, sin, layout)[0])}
 
 
 # ------------------------------------------------------------------------------------------------ attention
@@ -164,9 +171,9 @@ def _(dout, logits, targets):
 
 @backward("embedding", "Row 0 gets no gradient, as if it were padding.")
 def _(dout, tokens, weight):
-    return OPS["embedding"].backward(dout * (tokens != 0)[..., None], tokens, weight)
+    return right("embedding", dout * (tokens != 0)[..., None], tokens, weight)
 
 
 @backward("embedding", "Tokens whose target is ignored give no gradient to their rows.")
 def _(dout, tokens, weight, targets):
-    return OPS["embedding"].backward(dout * (targets >= 0)[..., None], tokens, weight)
+    return right("embedding", dout * (targets >= 0)[..., None], tokens, weight)

@@ -5,6 +5,7 @@ import random
 import gguf
 import numpy as np
 import pytest
+from interop.checkpoints import random_model
 from interop.llamacpp import LlamaCpp
 from interop.published import LANGUAGES, PROMPTS, code, published
 from interop.test_gguf import memory_of_opening, write
@@ -72,10 +73,15 @@ def test_opening_takes_little_more_memory_than_the_model(tmp_path):
 
 SHAPE = dict(vocab_size=515, dim=64, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=96, max_seq_len=256)
 LLAMA_3 = dict(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64)
+LONGROPE = dict(
+    rope_type="longrope", factor=4.0, original_max_position_embeddings=64, short_factor=[1.0 + 0.1 * i for i in range(8)],
+    long_factor=[1.0 + i for i in range(8)],
+)  # fmt: skip
 CASES = {
     "grouped": {}, "tied": dict(tie_embeddings=True), "interleaved": dict(rope_layout="interleaved"), "biases": dict(bias=True),
     "wide_heads": dict(head_dim=32), "llama3": dict(rope_scaling=LLAMA_3, rope_theta=500.0),
-    "linear": dict(rope_scaling=dict(rope_type="linear", factor=4.0)),
+    "linear": dict(rope_scaling=dict(rope_type="linear", factor=4.0)), "ffn_biases": dict(bias="ffn"),
+    "longrope": dict(rope_scaling=LONGROPE), "biased_experts": dict(ffn="moe", n_experts=4, bias="attention"),
 }  # fmt: skip
 
 
@@ -91,3 +97,23 @@ def test_random_models_and_a_tokenizer_of_pieces(tmp_path, changes):
     for seed in range(5):
         ids = [1, *np.random.default_rng(seed).integers(3, 512, 90).tolist()]
         assert there.greedy(ids, 24) == nl.generate(model, ids, 24, temperature=0, stop_ids=[2])
+
+
+def test_a_llama_with_biases_of_queries_keys_and_values(tmp_path):
+    """Written by the `gguf` package; saved here, it is a Qwen 2."""
+    pieces, shape = nl.Tokenizer.load(real_data("tok512.bin")), dict(vocab_size=515, dim=256, n_layers=1, n_heads=4, n_kv_heads=2)
+    random_model(**shape).save(tmp_path / "tokens.gguf", pieces)
+    reader = gguf.GGUFReader(tmp_path / "tokens.gguf")
+    values = {key: field.contents() for key, field in reader.fields.items() if key.startswith("tokenizer.")}
+    biases = {"blk.0.attn_q.bias": (256,), "blk.0.attn_k.bias": (128,), "blk.0.attn_v.bias": (128,)}
+    write(tmp_path / "x.gguf", {**shape, "ffn_dim": 64, "max_seq_len": 256}, values=values, tensors=biases)
+    model = nl.load(tmp_path / "x.gguf")
+    assert model.config.bias == "qkv"
+    model.save(tmp_path / "y.gguf", pieces)
+    for name, architecture in (("x.gguf", "llama"), ("y.gguf", "qwen2")):
+        assert gguf.GGUFReader(tmp_path / name).fields["general.architecture"].contents() == architecture
+        there = LlamaCpp(tmp_path / name)
+        for seed in range(3):
+            ids = [1, *np.random.default_rng(seed).integers(3, 512, 60).tolist()]
+            ours = nl.generate(model, ids, 16, temperature=0, stop_ids=[2])
+            assert there.greedy(ids, 16)[: len(ours)] == ours
