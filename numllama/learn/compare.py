@@ -20,10 +20,8 @@ from numllama.learn.layouts import Arranged, arranged_like, difference, norm
 from numllama.learn.mistakes.mistake import short_name
 from numllama.learn.names import OTHERS, named_tensors, readable, some
 from numllama.learn.reference import Reference, check_batch, opened_reference
-from numllama.learn.vectors import TOLERANCES
+from numllama.learn.rounding import ALLOWED, ROUNDOFF, rounding
 
-ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
-ALLOWED = TOLERANCES | {"float16": 1e-2}
 HOPELESS = 0.5  # a relative error that no rounding explains
 SAME, WRONG, FOLLOWS, UNJUDGED = "same", "wrong", "follows", "unjudged"
 
@@ -232,18 +230,6 @@ def _relative(off: np.ndarray, noise: Any, ours: np.ndarray, dtype: str) -> tupl
     size = norm(ours) if np.isfinite(ours).all() else norm(ours[np.isfinite(ours)])
     size = size or 1.0
     return norm(off) / size, max(ALLOWED[dtype], 8 * norm(noise) / size)
-
-
-def rounding(dtype: str) -> Any:
-    """A function that changes each number by up to the roundoff of a dtype, at random."""
-    rng, unit = np.random.default_rng(0), ROUNDOFF[dtype]
-
-    def rounded(value: Any) -> Any:
-        if not isinstance(value, np.ndarray) or value.dtype.kind != "f":
-            return value
-        return value * (1 + unit * rng.choice((-1.0, 1.0), value.shape))
-
-    return rounded
 
 
 # ------------------------------------------------------------------------------------------------ in words

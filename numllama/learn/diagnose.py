@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numllama.learn.compare import ALLOWED, UNJUDGED, WRONG, Comparison, Judged, alone, compare, rows_between
+from numllama.learn.compare import UNJUDGED, WRONG, Comparison, Judged, alone, compare, rows_between
 from numllama.learn.equations import Row, gradient_of
 from numllama.learn.evaluation import evaluate, region, sources
 from numllama.learn.mistakes import BACKWARD, FORWARD
 from numllama.learn.mistakes.mistake import DoesNotApply, Mistake, mistaken, places, short_name
+from numllama.learn.rounding import ALLOWED
 
 DIRECTIONS, STEP = 4, 1e-4  # of the differences that check a gradient
 MOST_FIRST = 40  # mistakes that are tried together with others

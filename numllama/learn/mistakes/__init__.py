@@ -3,8 +3,9 @@
 from numllama.learn.mistakes import attention, feed_forward, heads, loss, norms, products, rope, rope_table, wiring
 from numllama.learn.mistakes.backward import BACKWARD
 from numllama.learn.mistakes.mistake import Mistake
+from numllama.learn.mistakes.optimizer import OPTIMIZER
 
-__all__ = ["BACKWARD", "FORWARD"]
+__all__ = ["BACKWARD", "FORWARD", "OPTIMIZER"]
 
 FORWARD: list[Mistake] = [
     mistake
