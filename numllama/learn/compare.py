@@ -19,6 +19,7 @@ from numllama.learn.evaluation import evaluate, region, sources
 from numllama.learn.layouts import Arranged, arranged_like, difference, norm
 from numllama.learn.mistakes.mistake import short_name
 from numllama.learn.names import OTHERS, named_tensors, readable, some
+from numllama.learn.optimizer_diagnosis import noise as noise_of_training
 from numllama.learn.reference import Reference, check_batch, opened_reference
 from numllama.learn.rounding import ALLOWED, ROUNDOFF, rounding
 
@@ -158,6 +159,8 @@ class _Judge:
         self.known = {**reference.known, **theirs}
         wanted = [name for name in theirs if name in reference.values and name not in reference.known]
         self.noisy = evaluate(self.equations, wanted, reference.known, jitter=rounding(dtype)) if wanted else {}
+        trained = any(name.startswith(("after/", "optimizer/")) for name in theirs)
+        self.noise = noise_of_training(reference, dtype) if trained else {}
 
     def all(self, arranged: Mapping[str, Arranged]) -> list[Judged]:
         place = {name: i for i, name in enumerate(self.equations.order)}
@@ -169,7 +172,9 @@ class _Judge:
     def one(self, name: str, arranged: Arranged, before: Sequence[Judged]) -> Judged:
         theirs, ours = self.reference.cleaned(name, arranged.array), self.reference.expected(name)
         off = difference(theirs, ours)
-        noise = difference(self.reference.cleaned(name, self.noisy[name]), ours) if name in self.noisy else 0.0
+        noise = self.noise.get(name, 0.0)
+        if name in self.noisy:
+            noise = difference(self.reference.cleaned(name, self.noisy[name]), ours)
         error, allowed = _relative(off, noise, ours, self.dtype)
         index = tuple(int(i) for i in np.unravel_index(int(np.abs(off).argmax()), off.shape)) if off.size else ()
         verdict, alone = SAME, math.nan

@@ -14,13 +14,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numllama.learn.compare import UNJUDGED, WRONG, Comparison, Judged, alone, compare, rows_between
+from numllama.learn.compare import SAME, UNJUDGED, WRONG, Comparison, Judged, alone, compare, rows_between
 from numllama.learn.equations import Row, gradient_of
 from numllama.learn.evaluation import evaluate, region, sources
 from numllama.learn.mistakes import BACKWARD, FORWARD
 from numllama.learn.mistakes.mistake import DoesNotApply, Mistake, mistaken, places, short_name
+from numllama.learn.optimizer_diagnosis import explain as explain_training
 from numllama.learn.rounding import ALLOWED
 
+TRAINED = ("optimizer/", "after/")
 DIRECTIONS, STEP = 4, 1e-4  # of the differences that check a gradient
 MOST_FIRST = 40  # mistakes that are tried together with others
 SECONDS = 10.0  # for pairs of mistakes behind one value
@@ -99,7 +101,8 @@ def diagnose(reference: Any, dump: Any, **options: Any) -> Diagnosis:
     for judged in comparison.judged:
         if judged.verdict in (WRONG, UNJUDGED):
             search.explain(judged)
-    return Diagnosis(comparison, search.explanations(), search.unexplained)
+    trained = search.training()
+    return Diagnosis(comparison, search.explanations() + trained, search.unexplained)
 
 
 class _Search:
@@ -113,6 +116,8 @@ class _Search:
 
     def explain(self, judged: Judged) -> None:
         name = judged.name
+        if name.startswith(TRAINED):
+            return
         if name not in self.equations.order:
             self.unexplained.append(name)
             return
@@ -231,6 +236,20 @@ class _Search:
         return total
 
     # ---------------------------------------------------------------------------------- results
+
+    def training(self) -> list[Explanation]:
+        """A mistake of the optimizer, given those of the model: it can be found only if all of these are."""
+        off = [each for each in self.comparison.judged if each.name.startswith(TRAINED) and each.verdict != SAME]
+        if not off or self.unexplained:
+            return []
+        replaced = {node: row for _, candidate, *_ in self.found for node, row in candidate.replaced.items()}
+        found = explain_training(self.reference, self.comparison.theirs, self.comparison.dtype, replaced)
+        if not found:
+            self.unexplained += [each.name for each in off if each.verdict == WRONG]
+            return []
+        what, before, after = found[0]
+        names = [each.name for each in off]
+        return [Explanation((what,), names, [], "chapters/adamw", before, after, [each.what for each in found[1:]])]
 
     def explanations(self) -> list[Explanation]:
         """One for each mistake, with all that it explains."""
