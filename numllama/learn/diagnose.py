@@ -122,7 +122,7 @@ class _Search:
             self.unexplained.append(name)
             return
         backward = name.startswith("d_")
-        if backward and self.forward and self.is_the_gradient(name, judged.theirs):
+        if self.forward and (self.follows(judged) or (backward and self.is_the_gradient(name, judged.theirs))):
             return
         best = self.best(judged, self.candidates(name, BACKWARD if backward else FORWARD))
         if best is None:
@@ -131,6 +131,13 @@ class _Search:
             self.found.append((judged, *best))
             if not backward:
                 self.forward |= best[0].replaced
+
+    def follows(self, judged: Judged) -> bool:
+        """Whether the mistakes found so far give a value."""
+        error, allowed = alone(
+            self.reference, judged.name, judged.theirs, self.known, self.comparison.dtype, self.forward
+        )
+        return error <= allowed
 
     # ---------------------------------------------------------------------------------- candidates
 
