@@ -25,7 +25,7 @@ from numllama.learn.rounding import ALLOWED
 TRAINED = ("optimizer/", "after/")
 DIRECTIONS, STEP = 4, 1e-4  # of the differences that check a gradient
 MOST_FIRST = 40  # mistakes that are tried together with others
-SECONDS = 10.0  # for pairs of mistakes behind one value
+SECONDS = 10.0  # for all pairs of mistakes
 ALIKE = 3.0  # a second explanation is told if its error is at most this multiple of the best one's
 
 
@@ -113,6 +113,7 @@ class _Search:
         self.forward: dict[str, Row] = {}  # the equations that are known to be wrong
         self.found: list[tuple[Judged, Candidate, float, list[str]]] = []
         self.unexplained: list[str] = []
+        self.seconds = SECONDS
 
     def explain(self, judged: Judged) -> None:
         name = judged.name
@@ -156,9 +157,11 @@ class _Search:
         """The candidate that gives a value's numbers best, alone or together with another, its error, and the others that do."""
         tried = self.tried(judged, candidates)
         if not any(error <= allowed for _, error, allowed in tried):
-            until = time.monotonic() + SECONDS
+            start = time.monotonic()
+            until = start + self.seconds
             pairs = itertools.takewhile(lambda _: time.monotonic() < until, self.pairs([each for each, *_ in tried]))
             tried = self.tried(judged, pairs, one_is_enough=True)
+            self.seconds -= time.monotonic() - start
         fits = [(candidate, error) for candidate, error, allowed in tried if error <= allowed]
         if not fits:
             return None
