@@ -112,6 +112,8 @@ def _row(each: Judged) -> str:
     if each.verdict != SAME and each.ours.ndim >= 2:
         error = each.theirs - each.ours
         cells += [f"<td>{_pictures(value)}</td>" for value in (each.theirs, each.ours, error)]
+    else:
+        cells.append('<td colspan="3"></td>')
     return f'<tr class="{each.verdict}">{"".join(cells)}</tr>'
 
 
@@ -133,7 +135,7 @@ table {{ border-collapse: collapse }}
 th, td {{ text-align: left; vertical-align: top; padding: .35rem .7rem .35rem 0 }}
 th, td {{ border-bottom: 1px solid #eee; font-weight: normal }}
 th {{ font-weight: 600 }}
-small {{ display: block; color: #777; font-size: .75rem; font-weight: normal }}
+small {{ display: block; color: #777; font-size: .75rem; font-weight: normal; white-space: nowrap }}
 img {{ image-rendering: pixelated; width: 110px; height: 66px; margin: 0 4px 4px 0; border: 1px solid #ddd }}
 .verdict {{ border-left: 4px solid #b2182b; padding: .1rem 1rem; background: #fdf3f2 }}
 .verdict.same {{ border-color: #1b7837; background: #f1f8f2 }}
