@@ -43,14 +43,18 @@ def _known_modules() -> Iterator[tuple[str, str | tuple[str | None, str | None]]
 
 
 class Named(NamedTuple):
-    """Modules by their names in a model, with the names of their inputs and outputs; parameters, with their own."""
+    """Modules by their names in a model, with the names of their inputs and outputs; parameters, with their own.
+
+    `called` are the modules that a recording requires.
+    """
 
     modules: dict[str, tuple[str | None, str | None]]
     parameters: dict[str, str]
+    called: tuple[str, ...]
 
 
 def named(model: Any, names: Names | None) -> Named:
-    """What `names` says of a model's modules and parameters; without it, what their own names say.
+    """What `names` says of a model's modules and parameters, and for others what their own names say.
 
     Raises
     ------
@@ -61,13 +65,24 @@ def named(model: Any, names: Names | None) -> Named:
         found, unknown = _matched(model, names)
         if unknown:
             raise ValueError(f"{type(model).__name__} has no module or parameter {listed(unknown)}")
-        return found
+        return _with_known(found, _matched(model, dict(_known_modules()), WRAPPED)[0])
     found, _ = _matched(model, dict(_known_modules()), WRAPPED)
     if unnamed := [name for name, _ in model.named_parameters() if name not in found.parameters]:
         raise ValueError(f"{type(model).__name__} has parameters of unknown meaning, {listed(unnamed)}: pass names=")
     if not found.parameters:
         raise ValueError(f"{type(model).__name__} has no parameters: pass names=")
     return found
+
+
+def _with_known(given: Named, known: Named) -> Named:
+    """The user's names, and the known names of other modules for values that the user does not name."""
+    values = {name for pair in given.modules.values() for name in pair}
+    modules = {
+        module: (None if before in values else before, None if after in values else after)
+        for module, (before, after) in known.modules.items()
+    }
+    weights = {module: name for module, name in known.parameters.items() if name not in given.parameters.values()}
+    return Named(modules | given.modules, weights | given.parameters, given.called)
 
 
 def _matched(model: Any, names: Names, before: str = "") -> tuple[Named, list[str]]:
@@ -84,6 +99,7 @@ def _matched(model: Any, names: Names, before: str = "") -> tuple[Named, list[st
     return Named(
         {name: (_numbered(inputs[p], number), _numbered(outputs[p], number)) for name, (p, number) in modules.items()},
         {name: str(_numbered(parameters[p], number)) for name, (p, number) in weights.items()},
+        tuple(modules),
     ), [pattern for pattern in names if pattern not in used]
 
 

@@ -197,8 +197,8 @@ def _hook(model: Any, names: Names | None, head_dim: int | None, current: _Recor
         head_dim = next((module.head_dim for module in modules.values() if hasattr(module, "head_dim")), None)
     for name, ours in found.parameters.items():
         current.add(f"weights/{ours}", parameters[name])
+    current.not_called |= dict.fromkeys(found.called)
     for name, (input_name, output_name) in found.modules.items():
-        current.not_called[name] = None
         hook = partial(_add_from_module, current, name, head_dim)
         current.handles += [
             modules[name].register_forward_pre_hook(partial(_before, hook, input_name), with_kwargs=True),
