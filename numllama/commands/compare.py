@@ -19,6 +19,7 @@ def compare(
     dtype: str | None = None,
     json: bool = False,
     html: FilePath | None = None,
+    all: bool = False,
 ) -> int:
     """Compare another Llama's values and gradients with the right ones, op by op; says which op is the first that is wrong.
 
@@ -42,7 +43,9 @@ def compare(
         Print the result as JSON.
     html
         Also write a self-contained page with heat maps to this file.
+    all
+        Print a row for each tensor. By default, many in succession that are the same are one row.
     """
     from numllama.learn.compare_report import compare_run
 
-    return compare_run(reference, dump, names, ids, dtype, json, html)
+    return compare_run(reference, dump, names, ids, dtype, json, html, all)

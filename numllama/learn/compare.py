@@ -18,7 +18,7 @@ from numllama.learn.equations import Equations
 from numllama.learn.evaluation import evaluate, region, sources
 from numllama.learn.layouts import Arranged, arranged_like, difference, norm
 from numllama.learn.mistakes.mistake import short_name
-from numllama.learn.names import OTHERS, named_tensors, readable, some
+from numllama.learn.names import OTHERS, named_tensors, readable, some, with_guess
 from numllama.learn.optimizer_diagnosis import noise as noise_of_training
 from numllama.learn.reference import Reference, check_batch, opened_reference
 from numllama.learn.rounding import ALLOWED, ROUNDOFF, rounding
@@ -143,6 +143,7 @@ def compare(
     arranged = arranged_like(real, reference)
     theirs = {name: each.array for name, each in arranged.items()}
     judged = _Judge(reference, theirs, dtype).all(arranged)
+    unknown = [with_guess(name, reference.equations) for name in unknown]
     notes = _notes(arranged, [*unknown, *(name for name in found if name.startswith(OTHERS) and name not in real)])
     return Comparison(judged, *_first_divergences(judged, reference, theirs), notes, dtype, reference, theirs)
 

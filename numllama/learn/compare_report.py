@@ -1,5 +1,6 @@
 """A comparison as text, as JSON, and as one self-contained HTML page with heat maps."""
 
+import itertools
 import json
 import math
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from numllama.learn.compare import OTHERS, SAME, Comparison, Judged, compare
 from numllama.learn.trace_report import image, picture, shape_of
 from numllama.storage.files import read_json, strict, write_text
 
+FEW = 3  # rows that are the same, in succession
 WORDS = {"same": "the same", "wrong": "WRONG", "follows": "follows", "unjudged": "its forward is wrong"}
 
 
@@ -23,12 +25,13 @@ def compare_run(
     dtype: str | None,
     as_json_text: bool,
     html: Path | None,
+    every_row: bool = False,
 ) -> int:
     """`numllama compare`: print the comparison, and write the page; returns the exit code: 0 the same, 1 different."""
     comparison = compare(reference, dump, names=read_names(names), tokens=None if ids is None else [ids], dtype=dtype)
     if html is not None:
         write_text(html, as_html(comparison), NumllamaError)
-    print(as_json(comparison) if as_json_text else as_text(comparison))
+    print(as_json(comparison) if as_json_text else as_text(comparison, every_row))
     return 0 if comparison.same else 1
 
 
@@ -50,12 +53,18 @@ def verdict(comparison: Comparison) -> str:
     return "\n".join(found) or "No op is wrong alone, but rounding adds up to more than it should."
 
 
-def as_text(comparison: Comparison) -> str:
-    """A table in the order of computation, forward and then backward, and the verdict."""
+def as_text(comparison: Comparison, every_row: bool = False) -> str:
+    """A table in the order of computation, forward and then backward, and the verdict.
+
+    Many rows in succession that are the same become one, unless `every_row`.
+    """
     lines = [f"{'':34} {'shape':>14} {'error':>9} {'allowed':>9} {'alone':>9}  {'largest at':16} verdict"]
     for title, group in _groups(comparison.judged):
         lines.append(title)
-        lines += [_line(each) for each in group]
+        for same, run in itertools.groupby(group, key=lambda each: each.verdict == SAME):
+            rows = [_line(each) for each in run]
+            short = same and len(rows) > FEW and not every_row
+            lines += [f"  ... {len(rows) - 1} that are the same", rows[-1]] if short else rows
     return "\n".join([*lines, "", *comparison.notes, verdict(comparison)])
 
 

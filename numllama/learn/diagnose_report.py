@@ -42,15 +42,14 @@ def as_text(diagnosis: Diagnosis) -> str:
 
 
 def _explained(i: int, each: Explanation) -> list[str]:
-    lines = [
-        f"{i}. {' '.join(each.mistakes)}",
-        f"   It gives your {some([readable(name) for name in each.values])}.",
+    alike = [" ".join(each.mistakes), *each.others]
+    lines = [f"{i}. {alike[0]}"] if len(alike) == 1 else [f"{i}. One of these, which give the same numbers here:"]
+    lines += [f"   - {what}" for what in alike if len(alike) > 1]
+    lines += [
+        f"   It explains {some([readable(name) for name in each.values])}.",
         f"   Relative error {each.before:.1e} without the mistake, {each.after:.1e} with it.",
     ]
-    if each.others:
-        lines.append(f"   The same numbers here: {some(each.others)}")
-    for line in right_lines(each)[:FEW]:
-        lines.append(f"   Right: {line}")
+    lines += [f"   Right, in plain_llama.py: {line}" for line in right_lines(each)[:FEW]]
     return [*lines, f"   Derivation: docs/{each.page}.md"]
 
 

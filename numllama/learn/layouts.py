@@ -93,10 +93,13 @@ def arranged_like(found: Mapping[str, np.ndarray], reference: Reference) -> dict
         options[name] = fits
     off = {name: [norm(reference.cleaned(name, each.array) - ours[name]) for each in fits] for name, fits in options.items()}
     chosen = {name: fits[_closest(off[name])] for name, fits in options.items()}
-    for kinds in (("weights", "d_weights"), ("after",)):
-        matrices = [name for name in found if ours[name].ndim == 2 and name.partition("/")[0] in kinds]
+    for kind in ("d_weights", "after"):
+        matrices = [name for name in found if ours[name].ndim == 2 and name.partition("/")[0] == kind]
         second = sum(_vote(options[name], off[name]) for name in matrices) > 0
-        chosen |= {name: options[name][min(int(second), len(options[name]) - 1)] for name in matrices}
+        for name in matrices:                                          # as its weight is, or as most are
+            weight = chosen.get(name.replace(kind, "weights"))
+            other = weight.how != "" if weight and kind == "d_weights" else second
+            chosen[name] = options[name][min(int(other), len(options[name]) - 1)]
     return chosen | _turned_like(chosen, ours, c)
 
 

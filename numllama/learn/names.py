@@ -7,6 +7,7 @@
     layer.0.q, d_layer.0.q, blocks.0.wq.grad       values/, d_values/, d_weights/ short names of golden vectors
 """
 
+import difflib
 import re
 from collections.abc import Mapping, Sequence
 
@@ -84,6 +85,14 @@ def named_tensors(
                 raise DataError(f"the dump has {each} twice: once as {shown(name)}")
             found[each] = value
     return found, unknown
+
+
+def with_guess(name: str, equations: Equations) -> str:
+    """An unknown name, and the known one that is nearly the same."""
+    known = known_names(equations)
+    shorts = {each.removeprefix("values/").removeprefix("weights/") for each in known} | known
+    near = difflib.get_close_matches(name, sorted(shorts), 1, 0.9)
+    return f"{name} (did you mean {near[0]}?)" if near else name
 
 
 def known_names(equations: Equations) -> set[str]:

@@ -207,6 +207,14 @@ def test_transposed_weights_are_a_layout_and_one_transposed_gradient_is_a_fault(
     assert [each.name for each in comparison.wrong()] == ["d_weights/blocks.1.wo"]
 
 
+def test_a_square_weight_alone_and_its_gradient_may_be_transposed():
+    vectors = standard_vectors("mha")
+    turned = {f"{kind}/blocks.0.wq": vectors.tensors[f"{kind}/blocks.0.wq"].T for kind in ("weights", "d_weights")}
+    comparison = nl.compare(vectors, vectors.tensors | turned)
+    assert comparison.same
+    assert comparison.notes == ["blocks.0.wq, the gradient of blocks.0.wq: transposed (a layout, not a fault)"]
+
+
 def test_the_other_layout_of_rope_is_recognised(gqa):
     c, D = gqa.config, gqa.config.head_dim
     to_neighbours = np.arange(D).reshape(2, D // 2).T.ravel()
@@ -297,6 +305,13 @@ def test_unknown_names_are_told(gqa):
     assert comparison.same and comparison.notes == ["not compared, as the names are not known: mine"]
 
 
+def test_a_misspelt_name_is_told_with_the_right_one(gqa):
+    comparison = nl.compare(gqa, {"layer.0.scoers": np.zeros(3), "loss": gqa.tensors["values/loss"]})
+    assert comparison.notes == [
+        "not compared, as the names are not known: layer.0.scoers (did you mean layer.0.scores?)"
+    ]
+
+
 def write_pickle(path):
     path.write_bytes(pickle.dumps([1]))
 
@@ -345,7 +360,10 @@ def test_the_command(gqa, tmp_path, capsys):
     arguments = ["compare", "gqa", str(tmp_path / "mine.safetensors")]
     assert run(*arguments, "--html", str(tmp_path / "page.html")) == 1
     table = capsys.readouterr().out
+    assert "that are the same" in table and "  values/layer.0.q " not in table
     assert "values/layer.0.scores" in table and "WRONG" in table and "layer.0.scores is the first that is wrong" in table
+    assert run(*arguments, "--all") == 1
+    assert "  values/layer.0.q " in capsys.readouterr().out
     assert run(*arguments, "--json") == 1
     result = json.loads(capsys.readouterr().out)
     assert result["same"] is False and result["forward"].startswith("layer.0.scores")

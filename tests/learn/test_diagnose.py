@@ -112,8 +112,9 @@ def test_the_command(gqa, tmp_path, capsys):
     save_file(dumped_with(opened_reference(gqa, {}), MISTAKES["values/layer.0.scores"], "float32"), tmp_path / "mine.safetensors")
     assert run("diagnose", "gqa", tmp_path / "mine.safetensors") == 1
     printed = capsys.readouterr().out
-    assert f"1. {UNSCALED}" in printed and "It gives your layer.0.scores, layer.1.scores." in printed
-    assert "Right: a.scores = np.where(visible, a.q_rotated @ k.swapaxes(-1, -2) / math.sqrt(D), -math.inf)" in printed
+    assert f"1. {UNSCALED}" in printed and "It explains layer.0.scores, layer.1.scores." in printed
+    right = "a.scores = np.where(visible, a.q_rotated @ k.swapaxes(-1, -2) / math.sqrt(D), -math.inf)"
+    assert f"Right, in plain_llama.py: {right}" in printed
     assert "Derivation: docs/ops/attention.md" in printed
     assert run("diagnose", "gqa", tmp_path / "mine.safetensors", "--json") == 1
     result = json.loads(capsys.readouterr().out)
@@ -121,6 +122,16 @@ def test_the_command(gqa, tmp_path, capsys):
     save_file(converted({k: np.ascontiguousarray(v) for k, v in gqa.tensors.items()}, "float32"), tmp_path / "right.safetensors")
     assert run("diagnose", "gqa", tmp_path / "right.safetensors") == 0
     assert run("diagnose", "gqa", tmp_path / "none.safetensors") == 2
+
+
+def test_mistakes_that_give_the_same_numbers_are_all_told(gqa, tmp_path, capsys):
+    """The width is 16 and a head 4 wide: √C is D."""
+    mistake = Mistake("", ("scores",), lambda q, k, visible: np.where(visible, q @ k.swapaxes(-1, -2) / 4, -np.inf))
+    save_file(dumped_with(opened_reference(gqa, {}), mistake, "float32"), tmp_path / "mine.safetensors")
+    assert run("diagnose", "gqa", tmp_path / "mine.safetensors") == 1
+    printed = capsys.readouterr().out
+    assert "1. One of these, which give the same numbers here:" in printed
+    assert "   - The scores are divided by √C, the root of the model's width, instead of √D." in printed
 
 
 def test_gate_and_up_exchanged_in_one_place_only(gqa):

@@ -43,12 +43,12 @@ def test_what_the_page_shows_is_printed(printed):
     shown = [block for block in PAGE.split("```") if block.startswith(("\nforward", "\n1. The key"))]
     assert len(shown) == 2
     for line in "\n".join(shown).splitlines():
-        if line.strip() not in ("", "..."):
+        if line.strip() and line.strip() != "...":
             assert numbers_apart(line) in lines, line
 
 
 def test_the_readme_shows_the_same(printed):
-    values = "   It gives your layer.0.scores, layer.0.head_outputs, layer.1.scores and 1 more."
+    values = "   It explains layer.0.scores, layer.0.head_outputs, layer.1.scores and 1 more."
     for line in ("1. The key/value heads are tiled", values):
         assert line in README and line in printed[0]
 
