@@ -246,6 +246,20 @@ def _(positions, config):
     return plain / factor(config) ** (1 - ((turns - low) / (high - low)).clip(0, 1))
 
 
+@forward("frequencies", "The middle band blends wavelengths instead of frequencies.")
+def _(positions, config):
+    plain, turns, low, high = llama3(config)
+    kept = ((turns - low) / (high - low)).clip(0, 1)
+    return plain / (kept + (1 - kept) * factor(config))
+
+
+@forward("frequencies", "The middle band blends wavelengths, linearly in the wavelength, instead of frequencies.")
+def _(positions, config):
+    plain, turns, low, high = llama3(config)
+    kept = ((1 / turns - 1 / low) / (1 / high - 1 / low)).clip(0, 1)
+    return plain / (kept + (1 - kept) * factor(config))
+
+
 def blended(config, scale):
     """With a blend that is linear in this function of a pair's turns within the original length."""
     plain, turns, low, high = llama3(config)
