@@ -100,7 +100,7 @@ def _(tokens, weight):
     return weight[tokens] + rows_of(np.arange(tokens.shape[1]), weight)
 
 
-@forward("embedding", "The table's rows of the positions, which each document begins anew, are added.")
+@forward("embedding", "The table's rows of the positions are added; positions begin again with each document.")
 def _(tokens, weight, positions):
     return weight[tokens] + rows_of(positions, weight)
 

@@ -184,11 +184,9 @@ def _(x, wq, wk, weight, D):
 
 
 def cut_by_head(wq, wk, wv, D):
-    """wq, wk and wv under each other, taken for [q, k, v] of each head."""
-    if wq.shape != wk.shape:
-        raise DoesNotApply
-    rows = np.concatenate([wq, wk, wv]).reshape(-1, 3, D, wq.shape[1])                           # (H, 3, D, C)
-    return [rows[:, i].reshape(wq.shape) for i in range(3)]
+    """wq, wk and wv under each other, taken for [q, ..., q, k, v] of each key head."""
+    rows = np.concatenate([wq, wk, wv]).reshape(len(wk) // D, -1, D, wq.shape[1])                # (K, H/K + 2, D, C)
+    return [part.reshape(-1, wq.shape[1]) for part in (rows[:, :-2], rows[:, -2], rows[:, -1])]
 
 
 @forward("logits", "The rows of the head are off by one: each token gets the next one's logit.")
