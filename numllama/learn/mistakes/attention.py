@@ -1,17 +1,16 @@
-"""Mistakes of attention: which keys are visible, scores, softmax, the weighted sum."""
+"""Mistakes of attention: which keys are visible, and scores."""
 
 import math
 
 import numpy as np
 
-from numllama import ops
 from numllama.learn import equations
-from numllama.learn.equations import OPS, repeat
+from numllama.learn.equations import repeat
 from numllama.learn.mistakes.mistake import Catalogue, DoesNotApply
 from numllama.ops.intervals import segment_starts
 
 catalogue = Catalogue()
-forward, softmax = catalogue.forward, OPS["softmax"].forward
+forward = catalogue.forward
 
 
 # ------------------------------------------------------------------------------------------------ visible keys
@@ -89,6 +88,14 @@ def _(tokens, segments):
 def _(tokens, segments):
     T = tokens.shape[1]
     return equations.visible(tokens, segments) & ((np.arange(T) > 0) | np.eye(T, dtype=bool))
+
+
+for _window in (2, 3, 4):
+
+    @forward("visible", f"A token sees only the last {_window}, itself included: a sliding window.")
+    def _(tokens, segments, window=_window):
+        T = tokens.shape[1]
+        return equations.visible(tokens, segments) & np.tri(T, k=window - 1, dtype=bool).T
 
 
 # ------------------------------------------------------------------------------------------------ scores
@@ -197,173 +204,6 @@ def _(q, k, visible):
     return masked(50 * np.tanh(products(q, k) / math.sqrt(q.shape[-1]) / 50), visible)
 
 
-# ------------------------------------------------------------------------------------------------ softmax
-
-
-def exponentials(scores, visible):
-    """Less than 1, and 0 where hidden."""
-    return np.exp(masked(scores, visible) - masked(scores, visible, -1e30).max(-1, keepdims=True))
-
-
-def unmasked(q, k):
-    return products(q, k) / math.sqrt(q.shape[-1])
-
-
-@forward("softmax", "Hidden scores are set to 0, which is no mask: set them to minus infinity.")
-def _(scores, visible):
-    return ops.softmax_forward(masked(scores, visible, 0.0))[0]
-
-
-@forward("softmax", "Hidden scores are set to -1, which still counts: set them to minus infinity.")
-def _(scores, visible):
-    return ops.softmax_forward(masked(scores, visible, -1.0))[0]
-
-
-@forward("softmax", "Hidden scores are set to -10, which still counts: set them to minus infinity.")
-def _(scores, visible):
-    return ops.softmax_forward(masked(scores, visible, -10.0))[0]
-
-
-@forward("softmax", "1 is subtracted from hidden scores, which still count: set them to minus infinity.")
-def _(q_rotated, k_repeated, visible):
-    return ops.softmax_forward(unmasked(q_rotated, k_repeated) - ~visible)[0]
-
-
-@forward("softmax", "10 is subtracted from hidden scores, which still count: set them to minus infinity.")
-def _(q_rotated, k_repeated, visible):
-    return ops.softmax_forward(unmasked(q_rotated, k_repeated) - 10.0 * ~visible)[0]
-
-
-@forward("softmax", "The mask is left out.")
-def _(q_rotated, k_repeated):
-    return ops.softmax_forward(unmasked(q_rotated, k_repeated))[0]
-
-
-@forward("softmax", "The mask is applied after softmax: the rows no longer sum to 1.")
-def _(q_rotated, k_repeated, visible):
-    return ops.softmax_forward(unmasked(q_rotated, k_repeated))[0] * visible
-
-
-@forward("softmax", "Softmax runs over the queries instead of the keys.")
-def _(scores, visible):
-    return softmax(scores.swapaxes(-1, -2), visible.swapaxes(-1, -2)).swapaxes(-1, -2)
-
-
-@forward("softmax", "Softmax runs over the heads instead of the keys.")
-def _(scores, visible):
-    return np.moveaxis(ops.softmax_forward(np.moveaxis(masked(scores, visible, -1e30), 1, -1))[0], -1, 1)
-
-
-@forward("softmax", "The exponentials are not divided by their sum.")
-def _(scores, visible):
-    return np.exp(masked(scores, visible))
-
-
-@forward("softmax", "The maximum is subtracted, but the exponentials are not divided by their sum.")
-def _(scores, visible):
-    return exponentials(scores, visible)
-
-
-@forward("softmax", "The exponentials are divided by the sum over the whole head, not over each row.")
-def _(scores, visible):
-    e = np.exp(masked(scores, visible) - masked(scores, visible, -1e30).max((-1, -2), keepdims=True))
-    return e / e.sum((-1, -2), keepdims=True)
-
-
-@forward("softmax", "Softmax has base 2 instead of e.")
-def _(scores, visible):
-    return softmax(scores * math.log(2), visible)
-
-
-@forward("softmax", "The scores are halved before softmax: a temperature of 2.")
-def _(scores, visible):
-    return softmax(scores / 2, visible)
-
-
-@forward("softmax", "The scores are doubled before softmax: a temperature of ½.")
-def _(scores, visible):
-    return softmax(scores * 2, visible)
-
-
-@forward("softmax", "The scores are divided by √D once more before softmax.")
-def _(scores, visible, D):
-    return softmax(scores / math.sqrt(D), visible)
-
-
-@forward("softmax", "The scores are multiplied by √D before softmax.")
-def _(scores, visible, D):
-    return softmax(scores * math.sqrt(D), visible)
-
-
-@forward("softmax", "1 is added to the sum of the exponentials.")
-def _(scores, visible):
-    e = np.exp(masked(scores, visible))
-    return e / (1 + e.sum(-1, keepdims=True))
-
-
-@forward("softmax", "1 is added to the sum of the exponentials after their maximum was made 1.")
-def _(scores, visible):
-    e = exponentials(scores, visible)
-    return e / (1 + e.sum(-1, keepdims=True))
-
-
-@forward("softmax", "Each score goes through a sigmoid instead of softmax.")
-def _(scores, visible):
-    return 1 / (1 + np.exp(-masked(scores, visible)))
-
-
-@forward("softmax", "Softmax is missing: the weights are the scores.")
-def _(scores, visible):
-    return masked(scores, visible, 0.0)
-
-
-@forward("softmax", "The scores are divided by their sum, without exponentials.")
-def _(scores, visible):
-    return (kept := masked(scores, visible, 0.0)) / kept.sum(-1, keepdims=True)
-
-
-@forward("softmax", "The logarithm of softmax is taken.")
-def _(scores, visible):
-    p = softmax(scores, visible)
-    return np.log(np.where(p > 0, p, 1))
-
-
-@forward("softmax", "Softmax is applied twice.")
-def _(scores, visible):
-    return softmax(softmax(scores, visible), visible)
-
-
-@forward("softmax", "The sign of the scores is wrong.")
-def _(scores, visible):
-    return softmax(-np.where(visible, scores, 0.0), visible)
-
-
-# ------------------------------------------------------------------------------------------------ the weighted sum
-
-
-@forward("weighted_sum", "The attention weights are transposed: a key collects from queries.")
-def _(attention, v):
-    return attention.swapaxes(-1, -2) @ v
-
-
-@forward("weighted_sum", "The weights apply to the keys instead of the values.")
-def _(attention, k_repeated):
-    return attention @ k_repeated
-
-
-@forward("weighted_sum", "The weights are the scores, before softmax.")
-def _(scores, v, visible):
-    return masked(scores, visible, 0.0) @ v
-
-
-for _window in (2, 3, 4):
-
-    @forward("visible", f"A token sees only the last {_window}, itself included: a sliding window.")
-    def _(tokens, segments, window=_window):
-        T = tokens.shape[1]
-        return equations.visible(tokens, segments) & np.tri(T, k=window - 1, dtype=bool).T
-
-
 for _cap in (5.0, 10.0, 20.0, 30.0):
 
     @forward("scores", f"The scores have a soft cap of {_cap:.0f}, as in Gemma 2.")
@@ -377,7 +217,18 @@ def _(q, k, visible):
     return masked(products(q / lengths[0], k / lengths[1]) / math.sqrt(q.shape[-1]), visible)
 
 
-@forward("softmax", "Softmax runs over the heads instead of the keys; hidden keys have no weight.")
-def _(scores, visible):
-    exponentials = np.exp(masked(scores, visible))
-    return exponentials / np.where(visible, exponentials.sum(1, keepdims=True), 1)
+@forward("scores", "ALiBi's slopes times the distance are added to the scores, as in BLOOM.")
+def _(q, k, visible):
+    H, t = q.shape[1], np.arange(q.shape[2])
+    slopes = 2.0 ** (-8 * np.arange(1, H + 1) / H)[:, None, None]
+    return masked(products(q, k) / math.sqrt(q.shape[-1]) + slopes * (t - t[:, None]), visible)
+
+
+@forward("scores", "The scores are divided by the fourth root of D: only queries or keys were scaled.")
+def _(q, k, visible):
+    return masked(products(q, k) / q.shape[-1] ** 0.25, visible)
+
+
+@forward("scores", "The scores are divided by √(H·D), the root of the width of all heads, instead of √D.")
+def _(q, k, visible):
+    return masked(products(q, k) / math.sqrt(q.shape[1] * q.shape[-1]), visible)

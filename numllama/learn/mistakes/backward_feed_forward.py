@@ -72,6 +72,31 @@ def _(dout, gate, up):
     return {"gate": dout * up * sigmoid(gate) * (1 + gate * (1 + sigmoid(gate)))}
 
 
+@backward("swiglu", "silu' has σ instead of 1 − σ: σ·(1 + gate·σ).")
+def _(dout, gate, up):
+    return {"gate": dout * up * sigmoid(gate) * (1 + silu(gate))}
+
+
+@backward("swiglu", "In silu' = silu + σ·(1 − silu), the first term is missing.")
+def _(dout, gate, up):
+    return {"gate": dout * up * sigmoid(gate) * (1 - silu(gate))}
+
+
+@backward("swiglu", "In silu' = silu + σ·(1 − silu), the second term is subtracted.")
+def _(dout, gate, up):
+    return {"gate": dout * up * (silu(gate) - sigmoid(gate) * (1 - silu(gate)))}
+
+
+@backward("swiglu", "silu' is silu·(1 − silu), as if silu were a sigmoid.")
+def _(dout, gate, up):
+    return {"gate": dout * up * silu(gate) * (1 - silu(gate))}
+
+
+@backward("swiglu", "silu' is σ·(1 − σ)·(1 + gate): the first term has 1 − σ too.")
+def _(dout, gate, up):
+    return {"gate": dout * up * sigmoid(gate) * (1 - sigmoid(gate)) * (1 + gate)}
+
+
 @backward("swiglu", "silu' is taken at silu(gate) instead of the gate.")
 def _(dout, gate, up):
     return {"gate": dout * up * slope(silu(gate))}

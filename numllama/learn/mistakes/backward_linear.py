@@ -158,6 +158,21 @@ def _(dout, x, weight):
     return {"weight": product(dout[:, 1:], x[:, :-1])}
 
 
+@backward("linear", "dweight leaves out the first token of each sequence.")
+def _(dout, x, weight):
+    return {"weight": product(dout[:, 1:], x[:, 1:])}
+
+
+@backward("linear", "dweight pairs each token's gradient with the input of the token after.")
+def _(dout, x, weight):
+    return {"weight": product(dout[:, :-1], x[:, 1:])}
+
+
+@backward("q k v attn_out gate up ffn_out", "The next block's dweight is in it: blocks share a buffer that is not zeroed.")
+def _(dout, x, weight, d_weight_of_next_layer):
+    return {"weight": product(dout, x) + d_weight_of_next_layer}
+
+
 @backward("linear", "dweight is added twice.")
 def _(dout, x, weight):
     return {"weight": 2 * product(dout, x)}

@@ -7,7 +7,7 @@ import numpy as np
 from numllama.learn.equations import OPS
 from numllama.learn.mistakes.backward_attention import turned
 from numllama.learn.mistakes.backward_linear import product, weight_from
-from numllama.learn.mistakes.backward_loss import errors, mean
+from numllama.learn.mistakes.backward_loss import errors, mean, onehot, softmax
 from numllama.learn.mistakes.backward_norms import over_rows, rstd
 from numllama.learn.mistakes.mistake import Catalogue, DoesNotApply
 from numllama.learn.plain_llama import merge_heads
@@ -84,6 +84,16 @@ def _(dout, x, w_k_norm, eps):
     return {"x": right("rmsnorm", dout, x, w_k_norm, eps)[0]}
 
 
+@backward("k_norm", "The norm's gradient is taken at the queries' first heads instead of the keys.")
+def _(dout, x, q_heads, weight, eps):
+    return right("rmsnorm", dout, q_heads[:, : x.shape[1]], weight, eps)
+
+
+@backward("attn_norm ffn_norm q_norm k_norm", "The next block's gradient of the gain is in it: the buffer is not zeroed.")
+def _(dout, x, weight, eps, d_weight_of_next_layer):
+    return {"weight": right("rmsnorm", dout, x, weight, eps)[1] + d_weight_of_next_layer}
+
+
 @backward("q_norm", "The norm's gradient is taken at the queries after RoPE.")
 def _(dout, q_rotated, weight, eps):
     return right("rmsnorm", dout, q_rotated, weight, eps)
@@ -144,6 +154,23 @@ def _(dout, scores, visible):
     return {"scores": p * (dout - (dout * p).sum(1, keepdims=True))}
 
 
+@backward("softmax", "The sum in softmax's gradient is over keys and heads: delta is one for all heads.")
+def _(dout, scores, visible):
+    p = weights(scores, visible)
+    return {"scores": p * (dout - (dout * p).sum((1, 3), keepdims=True))}
+
+
+@backward("softmax", "The sum in softmax's gradient is that of the token before: delta is off by one.")
+def _(dout, scores, visible):
+    p = weights(scores, visible)
+    return {"scores": p * (dout - np.roll((dout * p).sum(-1, keepdims=True), 1, -2))}
+
+
+@backward("scores", "dq and dk are divided by the root of the number of tokens instead of the head's width.")
+def _(dout, q, k):
+    return dout @ k / math.sqrt(k.shape[-2]), turned(dout) @ q / math.sqrt(k.shape[-2])
+
+
 @backward("softmax", "The sum in softmax's gradient lacks the outer factor p: p·dout − Σ p·dout.")
 def _(dout, scores, visible):
     p = weights(scores, visible)
@@ -169,6 +196,18 @@ def _(dout, logits, targets):
     return mean(errors(logits, targets) / math.log(2), targets)
 
 
+@backward("cross_entropy", "The gradient of the loss is that of labels which are smoothed by 0.1.")
+def _(dout, logits, targets):
+    smooth = 0.1 * (onehot(targets, logits.shape[-1]) - 1 / logits.shape[-1])
+    return mean(errors(logits, targets) + smooth, targets)
+
+
+@backward("cross_entropy", "The gradient of a z-loss of 1e-4 is in that of the loss.")
+def _(dout, logits, targets):
+    z = np.logaddexp.reduce(logits, -1, keepdims=True)
+    return mean(errors(logits, targets) + 2e-4 * z * softmax(logits), targets)
+
+
 @backward("embedding", "Row 0 gets no gradient, as if it were padding.")
 def _(dout, tokens, weight):
     return right("embedding", dout * (tokens != 0)[..., None], tokens, weight)
@@ -177,3 +216,10 @@ def _(dout, tokens, weight):
 @backward("embedding", "Tokens whose target is ignored give no gradient to their rows.")
 def _(dout, tokens, weight, targets):
     return right("embedding", dout * (targets >= 0)[..., None], tokens, weight)
+
+
+@backward("embedding", "The gradients of tied embedding and head are averaged instead of added.")
+def _(dout, tokens, weight, norm, d_logits, config):
+    if not config.tie_embeddings:
+        raise DoesNotApply
+    return {"weight": (right("embedding", dout, tokens, weight)[0] - product(d_logits, norm)) / 2}

@@ -199,6 +199,54 @@ def _(dout, x, weight, eps):
     return {"x": None}
 
 
+@backward("rmsnorm", "The gain multiplies dx twice: it is in dn, and multiplies the result again.")
+def _(dout, x, weight, eps):
+    r, n, dn = parts(dout, x, weight, eps)
+    return {"x": r * weight * (dn - n * mean(dn * n))}
+
+
+@backward("rmsnorm", "In dx, the gain is squared: dn has it twice.")
+def _(dout, x, weight, eps):
+    r, n, dn = parts(dout, x, weight**2, eps)
+    return {"x": r * (dn - n * mean(dn * n))}
+
+
+@backward("attn_norm", "The residual's gradient is added before the norm's backward instead of after it.")
+def _(dout, x, weight, eps, d_after_attention):
+    return {"x": right_dx(dout + d_after_attention, x, weight, eps) - d_after_attention}
+
+
+@backward("ffn_norm", "The residual's gradient is added before the norm's backward instead of after it.")
+def _(dout, x, weight, eps, d_after_ffn):
+    return {"x": right_dx(dout + d_after_ffn, x, weight, eps) - d_after_ffn}
+
+
+def right_dx(dout, x, weight, eps):
+    r, n, dn = parts(dout, x, weight, eps)
+    return r * (dn - n * mean(dn * n))
+
+
+@backward("attn_norm", "The backward has the 1/rms of ffn_norm, which has overwritten that of this norm.")
+def _(dout, x, weight, eps, after_attention):
+    return with_rstd(rstd(after_attention, eps), dout, x, weight)
+
+
+@backward("ffn_norm", "The backward has the 1/rms of attn_norm instead of this norm's.")
+def _(dout, x, weight, eps, block_input):
+    return with_rstd(rstd(block_input, eps), dout, x, weight)
+
+
+@backward("attn_norm ffn_norm", "The backward has the 1/rms of the final norm, which has overwritten that of this norm.")
+def _(dout, x, weight, eps, last):
+    return with_rstd(rstd(last, eps), dout, x, weight)
+
+
+def with_rstd(r, dout, x, weight):
+    """Both gradients with another norm's 1/rms."""
+    n, dn = x * r, dout * weight
+    return r * (dn - n * mean(dn * n)), over_rows(dout * n)
+
+
 # ------------------------------------------------------------------------------------------------ dweight
 
 
@@ -252,6 +300,11 @@ def _(dout, x, weight, eps):
 @backward("rmsnorm", "The gain's gradient is that of the first sequence only.")
 def _(dout, x, weight, eps):
     return {"weight": over_rows((dout * x * rstd(x, eps))[0])}
+
+
+@backward("attn_norm ffn_norm norm", "The gain's gradient is that of the first token of each sequence only.")
+def _(dout, x, weight, eps):
+    return {"weight": over_rows((dout * x * rstd(x, eps))[..., 0, :])}
 
 
 @backward("rmsnorm", "The gain's gradient is that of the last token of each sequence only.")

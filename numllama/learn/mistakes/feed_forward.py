@@ -143,3 +143,28 @@ def _(gate, up):
 @forward("swiglu", "The gate's function is Mish, gate · tanh(softplus(gate)), instead of SiLU.")
 def _(gate, up):
     return gate * np.tanh(np.logaddexp(0, gate)) * up
+
+
+@forward("swiglu", "The gate's function is softsign, gate / (1 + |gate|), instead of SiLU.")
+def _(gate, up):
+    return gate / (1 + np.abs(gate)) * up
+
+
+@forward("swiglu", "The product is SiLU(gate) · (up + 1), as in gpt-oss.")
+def _(gate, up):
+    return silu(gate) * (up + 1)
+
+
+@forward("swiglu", "The product is (SiLU(gate) + 1) · up.")
+def _(gate, up):
+    return (silu(gate) + 1) * up
+
+
+@forward("swiglu", "The product is SiLU(gate) · sigmoid(up).")
+def _(gate, up):
+    return silu(gate) * sigmoid(up)
+
+
+@forward("swiglu", "The product is SiLU(gate) · SiLU(gate); up is not used.")
+def _(gate):
+    return silu(gate) ** 2

@@ -29,6 +29,12 @@ def _(x, D):
     return x.reshape(B, T, D, width // D).transpose(0, 3, 1, 2)
 
 
+@forward("split_heads", "The axes (B, T, H·D) are read as (T, B, H, D), as in Megatron.")
+def _(x, D):
+    B, T, width = x.shape
+    return x.reshape(T, B, width // D, D).transpose(1, 2, 0, 3)
+
+
 @forward("q_heads", "Query heads that share a key head are K apart instead of neighbours.")
 def _(x, D, config):
     H, K = config.n_heads, config.n_kv_heads
@@ -82,6 +88,17 @@ def _(x):
     return x.transpose(0, 2, 3, 1).reshape(x.shape[0], x.shape[2], -1)
 
 
+@forward("merge_heads", "The axes (B, H, T, D) are read as (H, B, T, D).")
+def _(x):
+    B, H, T, D = x.shape
+    return x.reshape(H, B, T, D).transpose(1, 2, 0, 3).reshape(B, T, -1)
+
+
+@forward("merge_heads", "The result (B, T, H·D) has the order of (T, B, H·D), as in Megatron.")
+def _(x):
+    return x.transpose(2, 0, 1, 3).reshape(x.shape[0], x.shape[2], -1)
+
+
 @forward("merge_heads", "The heads are merged in reverse order.")
 def _(x):
     return merge_heads(x[:, ::-1])
@@ -110,3 +127,16 @@ def _(x, n_heads):
 @forward("repeat", "The key/value heads are in reverse order.")
 def _(x, n_heads):
     return equations.repeat(x[:, ::-1], n_heads)
+
+
+@forward("repeat", "Query head h reads at h·D/R in a token's row of key/value heads, not at (h // R)·D.")
+def _(x, n_heads):
+    B, K, T, D = x.shape
+    memory = np.append(merge_heads(x), np.zeros(D))                                              # (B·T·K·D + D,)
+    start = np.arange(B * T)[:, None] * K * D + np.arange(n_heads) * K * D // n_heads            # (B·T, H)
+    return memory[start[..., None] + np.arange(D)].reshape(B, T, n_heads, D).swapaxes(1, 2)
+
+
+@forward("repeat", "Each query head has the key/value head after its own, the last ones the first.")
+def _(x, n_heads):
+    return equations.repeat(np.roll(x, -1, 1), n_heads)

@@ -6,9 +6,10 @@
 
 The first argument names an op ("rmsnorm": wherever it is used) or a value ("attn_norm"). The function's parameters are those
 of the op, and names of other values, weights and settings: `wk`, `v_heads`, `config`; `weight_of_layer_0` is the op's `weight`
-in the first block, `weight_of_last_layer` in the last. Where a model has no such value, or its sizes do not fit
-(:class:`DoesNotApply`), the mistake cannot be made. A mistaken backward takes `dout` first; it returns a gradient for each
-differentiable parameter, or a dict with those that are wrong. None drops a gradient.
+in the first block, `weight_of_last_layer` in the last, `weight_of_next_layer` in the one after. Where a model has no such value,
+or its sizes do not fit (:class:`DoesNotApply`), the mistake cannot be made. A mistaken backward takes `dout` first, and may take
+other gradients, `d_weight_of_next_layer`; it returns a gradient for each differentiable parameter, or a dict with those that are
+wrong. None drops a gradient.
 """
 
 import inspect
@@ -72,11 +73,13 @@ def places(equations: Equations, mistake: Mistake) -> list[str]:
 def more_inputs(equations: Equations, node: str, mistake: Mistake) -> dict[str, str]:
     """The values that a mistaken equation needs and the right one does not, by parameter."""
     inputs, layer, more = equations.rows[node].inputs, layer_of(node), {}
-    last = f"_of_layer_{equations.config.n_layers - 1}"
+    others = {"last_layer": equations.config.n_layers - 1, "next_layer": (layer or 0) + 1}
     for parameter in wanted(mistake):
-        name, _, other = parameter.replace("_of_last_layer", last).partition("_of_layer_")
-        if other and name in inputs:
-            more[parameter] = inputs[name].replace(f".{layer}.", f".{other}.")
+        name, _, other = parameter.partition("_of_")
+        other = str(others.get(other, other.removeprefix("layer_")))
+        own = name.removeprefix("d_")
+        if other and own in inputs:
+            more[parameter] = name.removesuffix(own) + inputs[own].replace(f".{layer}.", f".{other}.")
         elif parameter not in inputs:
             more[parameter] = equations.node(name, int(other) if other else layer)
     return more

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from numllama.backend import BFLOAT16
 from numllama.learn.equations import OPS
 from numllama.learn.mistakes.mistake import Catalogue
 
@@ -263,3 +264,33 @@ def _(block_input_of_last_layer, weight, eps):
 @forward("ffn_norm", "The norm is that of the attention: the feed-forward reads attn_norm.")
 def _(attn_norm):
     return attn_norm
+
+
+@forward("rmsnorm", "The values are divided by the root of their variance with n - 1; they keep their mean.")
+def _(x, weight, eps):
+    return x / np.sqrt(x.var(-1, keepdims=True, ddof=1) + eps) * weight
+
+
+@forward("rmsnorm", "eps is added to the reciprocal of the root instead of the mean square.")
+def _(x, weight, eps):
+    return x * (1 / np.sqrt(mean_square(x)) + eps) * weight
+
+
+@forward("rmsnorm", "eps is added to the sum of the squares, before it is divided by n.")
+def _(x, weight, eps):
+    return rmsnorm(x, weight, eps / x.shape[-1])
+
+
+@forward("rmsnorm", "eps is multiplied by n: it is added to each square and these are summed.")
+def _(x, weight, eps):
+    return rmsnorm(x, weight, eps * x.shape[-1])
+
+
+@forward("rmsnorm", "The normalised values are rounded to bfloat16 before the gain.")
+def _(x, weight, eps):
+    return rmsnorm(x, np.ones_like(weight), eps).astype(BFLOAT16).astype(float) * weight
+
+
+@forward("rmsnorm", "The root mean square is that of the first half of the components.")
+def _(x, weight, eps):
+    return x / np.sqrt(mean_square(x[..., : x.shape[-1] // 2]) + eps) * weight

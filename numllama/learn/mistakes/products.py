@@ -1,80 +1,14 @@
-"""Mistakes of the embedding and of matrix products: right operations on wrong values or weights."""
+"""Mistakes of matrix products: right operations on wrong values or weights."""
 
 import math
 
 import numpy as np
 
 from numllama.backend import BFLOAT16
-from numllama.learn.equations import OPS
 from numllama.learn.mistakes.mistake import Catalogue, DoesNotApply
 
 catalogue = Catalogue()
-forward, rmsnorm, softmax = catalogue.forward, OPS["rmsnorm"].forward, OPS["softmax"].forward
-
-
-# ------------------------------------------------------------------------------------------------ embedding
-
-
-@forward("embedding", "The ids are one too large: each token gets the next token's row.")
-def _(tokens, weight):
-    return weight[(tokens + 1) % len(weight)]
-
-
-@forward("embedding", "The ids are one too small: each token gets the row of the token before.")
-def _(tokens, weight):
-    return weight[tokens - 1]
-
-
-@forward("embedding", "The embedding is multiplied by √C, as in Gemma.")
-def _(tokens, weight):
-    return weight[tokens] * math.sqrt(weight.shape[1])
-
-
-@forward("embedding", "The embedding is divided by √C.")
-def _(tokens, weight):
-    return weight[tokens] / math.sqrt(weight.shape[1])
-
-
-@forward("embedding", "The embedding is normalised to a root mean square of 1.")
-def _(tokens, weight, eps):
-    return rmsnorm(weight[tokens], np.ones(weight.shape[1]), eps)
-
-
-@forward("embedding", "The rows are those of the head, as if it were tied to the embedding.")
-def _(tokens, head):
-    return head[tokens]
-
-
-@forward("embedding", "The matrix was read with its axes exchanged: (V, C) numbers as (C, V).")
-def _(tokens, weight):
-    return as_transposed(weight)[tokens]
-
-
-@forward("embedding", "Sines and cosines of the position are added; positions enter through RoPE only.")
-def _(tokens, weight, positions):
-    C = weight.shape[1]
-    angles = positions[..., None] / 10000 ** (np.arange(C) // 2 * 2 / C)                         # (T, C) or (B, T, C)
-    return weight[tokens] + np.where(np.arange(C) % 2, np.cos(angles), np.sin(angles))
-
-
-@forward("embedding", "The embeddings are those of the targets.")
-def _(targets, weight):
-    return weight[np.maximum(targets, 0)]
-
-
-@forward("embedding", "The tokens of each sequence are in reverse order.")
-def _(tokens, weight):
-    return weight[tokens[:, ::-1]]
-
-
-@forward("embedding", "Token 0 has a row of zeros, as if it were padding.")
-def _(tokens, weight):
-    return weight[tokens] * (tokens != 0)[..., None]
-
-
-@forward("embedding", "The batch is read with its axes exchanged: the tokens of all sequences alternate.")
-def _(tokens, weight):
-    return weight[tokens.T.reshape(tokens.shape)]
+forward = catalogue.forward
 
 
 # ------------------------------------------------------------------------------------------------ products
@@ -250,11 +184,9 @@ def _(x, wq, wk, weight, D):
 
 
 def cut_by_head(wq, wk, wv, D):
-    """wq, wk and wv under each other, taken for [q, k, v] of each head."""
-    if wq.shape != wk.shape:
-        raise DoesNotApply
-    rows = np.concatenate([wq, wk, wv]).reshape(-1, 3, D, wq.shape[1])                           # (H, 3, D, C)
-    return [rows[:, i].reshape(wq.shape) for i in range(3)]
+    """wq, wk and wv under each other, taken for [q, ..., q, k, v] of each key head."""
+    rows = np.concatenate([wq, wk, wv]).reshape(len(wk) // D, -1, D, wq.shape[1])                # (K, H/K + 2, D, C)
+    return [part.reshape(-1, wq.shape[1]) for part in (rows[:, :-2], rows[:, -2], rows[:, -1])]
 
 
 @forward("logits", "The rows of the head are off by one: each token gets the next one's logit.")
@@ -277,6 +209,54 @@ def _(x, w_gate):
     return x @ w_gate
 
 
+@forward("linear", "The weight's bytes are (in, out), and are read as (out, in).")
+def _(x, weight):
+    return x @ weight.T.reshape(weight.shape).T
+
+
+@forward("q k", "The product is divided by √D, which belongs to the scores.")
+def _(x, weight, D):
+    return x @ weight.T / math.sqrt(D)
+
+
+@forward("q k", "The product is divided by the fourth root of D: the scores divide by √D once more.")
+def _(x, weight, D):
+    return x @ weight.T / D**0.25
+
+
+@forward("attn_out ffn_out", "The product is divided by √(2L), which is for initial weights only.")
+def _(x, weight, config):
+    return x @ weight.T / math.sqrt(2 * config.n_layers)
+
+
+@forward("k", "The weight wk is read at l times wq's size, not its own: the second block reads other weights.")
+def _(x, weight, wq, weight_of_layer_0, wv_of_layer_0, wv_of_last_layer, wo_of_layer_0, config):
+    return x @ second_block(wq, weight_of_layer_0, weight, [wv_of_layer_0, wv_of_last_layer, wo_of_layer_0], config).T
+
+
+@forward("v", "The weight wv is read at l times wq's size, not its own: the second block reads other weights.")
+def _(x, weight, wq, weight_of_layer_0, wo_of_layer_0, config):
+    return x @ second_block(wq, weight_of_layer_0, weight, [wo_of_layer_0], config).T
+
+
+def second_block(wq, first, second, others, config):
+    """The second of two blocks' weight, if each kind of weight follows the other in memory, for all blocks."""
+    memory = np.concatenate([each.ravel() for each in (first, second, *others)])[wq.size :]
+    if config.n_layers != 2 or second is first or len(memory) < second.size:
+        raise DoesNotApply
+    return memory[: second.size].reshape(second.shape)
+
+
+@forward("gate up", "Rows of w_gate, then of w_up are read as if they alternated, as in gpt-oss.")
+def _(x, weight, w_gate, w_up):
+    return x @ np.concatenate([w_gate, w_up])[int(weight is w_up) :: 2].T
+
+
+@forward("gate up", "Rows of w_gate and w_up that alternate are read as all of w_gate, then all of w_up.")
+def _(x, weight, w_gate, w_up):
+    return x @ np.stack([w_gate, w_up], 1).reshape(2, *weight.shape)[int(weight is w_up)].T
+
+
 # ------------------------------------------------------------------------------------------------ precision
 
 
@@ -297,6 +277,18 @@ def _(x, weight):
 @forward("linear", "The weight is rounded to int8, with a scale for each row.")
 def _(x, weight):
     scale = np.abs(weight).max(1, keepdims=True) / 127
+    return x @ (np.round(weight / np.where(scale == 0, 1, scale)) * scale).T
+
+
+@forward("linear", "The weight is rounded to int8, with one scale for the whole matrix.")
+def _(x, weight):
+    scale = np.abs(weight).max() / 127
+    return x @ (np.round(weight / scale) * scale).T
+
+
+@forward("linear", "The weight is rounded to 4 bits, with a scale for each row.")
+def _(x, weight):
+    scale = np.abs(weight).max(1, keepdims=True) / 7
     return x @ (np.round(weight / np.where(scale == 0, 1, scale)) * scale).T
 
 

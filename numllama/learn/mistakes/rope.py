@@ -8,6 +8,7 @@ from numllama.backend import BFLOAT16
 from numllama.learn import equations
 from numllama.learn.equations import OPS
 from numllama.learn.mistakes.mistake import Catalogue, DoesNotApply
+from numllama.learn.mistakes.rope_table import yarn
 from numllama.learn.plain_llama import merge_heads, split_heads
 from numllama.ops.rope import LAYOUTS, pairs
 
@@ -185,3 +186,29 @@ def _(x, cos, sin, layout):
 def _(x, cos, sin, layout):
     x1, x2 = halves(x, layout)
     return joined(x1, x2 * cos + x1 * sin, layout)
+
+
+@forward("rope", "The components of a pair are not exchanged for the sine: rotate_half gives (−x₁, x₂), not (−x₂, x₁).")
+def _(x, cos, sin, layout):
+    x1, x2 = halves(x, layout)
+    return joined(x1 * (cos - sin), x2 * (cos + sin), layout)
+
+
+@forward("rope", "The components of a pair are not exchanged for the sine: rotate_half gives (x₁, −x₂), not (−x₂, x₁).")
+def _(x, cos, sin, layout):
+    x1, x2 = halves(x, layout)
+    return joined(x1 * (cos + sin), x2 * (cos - sin), layout)
+
+
+@forward("rope", "Heads have different frequencies: the exponents count through the whole width, 2j/(H·D).")
+def _(x, positions, config, layout):
+    H, D = x.shape[1], x.shape[-1]
+    exponents = np.arange(0, H * D, 2).reshape(H, 1, D // 2) / (H * D)
+    angles = positions[..., None, :, None] * config.rope_theta**-exponents                       # (H, T, D/2) or (B, H, T, D/2)
+    (x1, x2), cos, sin = halves(x, layout), np.cos(angles), np.sin(angles)
+    return joined(x1 * cos - x2 * sin, x2 * cos + x1 * sin, layout)
+
+
+@forward("rope", "Cosine and sine are multiplied by 0.1·ln(factor) + 1, which is for YaRN.")
+def _(x, cos, sin, layout, config):
+    return rope(x, cos, sin, layout) * yarn(config)

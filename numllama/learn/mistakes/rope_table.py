@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from numllama.backend import BFLOAT16
 from numllama.learn import equations
 from numllama.learn.mistakes.mistake import Catalogue, DoesNotApply
 from numllama.ops.rope_scaling import scaled
@@ -61,6 +62,26 @@ def _(segments):
 @forward("positions", "The first two tokens of a document both have position 0.")
 def _(tokens, segments):
     return np.maximum(equations.positions(tokens, segments) - 1, 0)
+
+
+@forward("positions", "Positions begin at 2, as in OPT and RoBERTa.")
+def _(tokens, segments):
+    return equations.positions(tokens, segments) + 2
+
+
+@forward("positions", "Positions begin at T, as if the tokens already stood in the cache.")
+def _(tokens, segments):
+    return equations.positions(tokens, segments) + tokens.shape[1]
+
+
+for _position in (0, 1):
+
+    @forward("positions", f"Padding, which is document 0 here, is at position {_position}.")
+    def _(tokens, segments, position=_position):
+        if segments is None:
+            raise DoesNotApply
+        padding = (segments == 0) & (segments[:, -1:] != 0)
+        return np.where(padding, position, equations.positions(tokens, segments))
 
 
 # ------------------------------------------------------------------------------------------------ frequencies
@@ -209,6 +230,50 @@ def _(positions, config):
     return (config.rope_theta * factor(config)) ** (-np.arange(0, config.head_dim, 2) / config.head_dim)
 
 
+@forward("frequencies", "The middle band's blend is linear in the wavelength, not in its reciprocal.")
+def _(positions, config):
+    return blended(config, lambda turns: 1 / turns)
+
+
+@forward("frequencies", "The middle band's blend is linear in the logarithm of the frequency.")
+def _(positions, config):
+    return blended(config, np.log)
+
+
+@forward("frequencies", "The middle band's blend is geometric: frequencies are divided by a power of the factor.")
+def _(positions, config):
+    plain, turns, low, high = llama3(config)
+    return plain / factor(config) ** (1 - ((turns - low) / (high - low)).clip(0, 1))
+
+
+@forward("frequencies", "The middle band blends wavelengths instead of frequencies.")
+def _(positions, config):
+    plain, turns, low, high = llama3(config)
+    kept = ((turns - low) / (high - low)).clip(0, 1)
+    return plain / (kept + (1 - kept) * factor(config))
+
+
+@forward("frequencies", "The middle band blends wavelengths, linearly in the wavelength, instead of frequencies.")
+def _(positions, config):
+    plain, turns, low, high = llama3(config)
+    kept = ((1 / turns - 1 / low) / (1 / high - 1 / low)).clip(0, 1)
+    return plain / (kept + (1 - kept) * factor(config))
+
+
+def blended(config, scale):
+    """With a blend that is linear in this function of a pair's turns within the original length."""
+    plain, turns, low, high = llama3(config)
+    kept = ((scale(turns) - scale(low)) / (scale(high) - scale(low))).clip(0, 1)
+    return plain * (kept + (1 - kept) / factor(config))
+
+
+for _name, _log in {"log10": math.log10, "log2": math.log2}.items():
+
+    @forward("frequencies", f"theta is taken to a power by exp and {_name}: the logarithm should be natural.")
+    def _(positions, config, log=_log):
+        return equations.frequencies(positions, replace(config, rope_theta=math.exp(log(config.rope_theta))))
+
+
 def factor(config):
     if "factor" not in (config.rope_scaling or {}):
         raise DoesNotApply
@@ -272,3 +337,23 @@ def _(angles, config):
 @forward("sin", "The sines are rounded to float16.")
 def _(angles, config):
     return equations.sin(angles, config).astype(np.float16).astype(float)
+
+
+@forward("angles", "The angles are rounded to bfloat16.")
+def _(positions, frequencies):
+    return equations.angles(positions, frequencies).astype(BFLOAT16).astype(float)
+
+
+def yarn(config):
+    """By how much YaRN multiplies cosine and sine."""
+    return 0.1 * math.log(factor(config)) + 1
+
+
+@forward("cos", "The cosines are multiplied by 0.1·ln(factor) + 1, which is for YaRN.")
+def _(angles, config):
+    return equations.cos(angles, config) * yarn(config)
+
+
+@forward("sin", "The sines are multiplied by 0.1·ln(factor) + 1, which is for YaRN.")
+def _(angles, config):
+    return equations.sin(angles, config) * yarn(config)

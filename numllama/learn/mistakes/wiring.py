@@ -129,12 +129,22 @@ def _(x, branch, w_attn_norm, eps):
     return x + rmsnorm(branch, w_attn_norm, eps)
 
 
+@forward("after_ffn", "The embedding is added once more in every block.")
+def _(x, branch, embedding):
+    return x + branch + embedding
+
+
 # ------------------------------------------------------------------------------------------------ logits
 
 
 @forward("logits", "The logits are divided by √C.")
 def _(x, weight):
     return x @ weight.T / math.sqrt(x.shape[-1])
+
+
+@forward("logits", "The logits are divided by C, the model's width.")
+def _(x, weight):
+    return x @ weight.T / x.shape[-1]
 
 
 for _cap in (5.0, 10.0, 15.0, 20.0, 30.0, 50.0):

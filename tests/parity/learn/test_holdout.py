@@ -1,11 +1,16 @@
-"""Each mistake of the hold-out set makes wrong what its row says, and nothing before that."""
+"""Each mistake of the hold-out set makes wrong what its row says, and nothing before that; nl.diagnose names it."""
 
 import pytest
 
+import numllama as nl
+
 torch = pytest.importorskip("torch")
+from parity.learn.named_holdout import NAMED_HOLDOUT, NOT_NAMED_HOLDOUT  # noqa: E402
 from parity.learn.planted import ALL  # noqa: E402
 from parity.learn.planted_holdout import HOLDOUT  # noqa: E402
 from parity.learn.subject import MISTAKES, Subject, read, run  # noqa: E402
+from parity.learn.test_compare_torch import in_torch, vectors  # noqa: E402, F401
+from parity.learn.test_diagnose_torch import said  # noqa: E402
 from parity.learn.test_subject import first_wrong, folder, one_thread, op, relative  # noqa: E402, F401
 
 pytestmark = pytest.mark.parity
@@ -60,3 +65,20 @@ def test_rows_are_well_formed():
     for row in HOLDOUT:
         assert row.where and set(row.where) <= set(ALL) and set(row.instead) <= set(row.where), row.key
         assert row.methods, row.key
+
+
+@pytest.mark.parametrize("mistake", HOLDOUT, ids=lambda mistake: mistake.key)
+def test_the_mistake_is_named(vectors, mistake):  # noqa: F811
+    reference = vectors[mistake.where[0]]
+    dump, _ = type("Subject", (Subject,), mistake.methods)(*in_torch(reference, "float32")).loss_and_grads()
+    diagnosis = nl.diagnose(reference, dump)
+    if mistake.key in NOT_NAMED_HOLDOUT:
+        assert diagnosis.unexplained                                    # at least the op is known
+    else:
+        assert NAMED_HOLDOUT[mistake.key] in [sentence for each in diagnosis.explanations for sentence in said(each)]
+        assert len(said(diagnosis.explanations[0])) <= 4
+
+
+def test_each_mistake_is_named_but_a_random_one():
+    assert NAMED_HOLDOUT.keys() | NOT_NAMED_HOLDOUT == {each.key for each in HOLDOUT}
+    assert not NAMED_HOLDOUT.keys() & NOT_NAMED_HOLDOUT and len(NOT_NAMED_HOLDOUT) == 1
