@@ -60,6 +60,7 @@ def shared(before, numbers, name, beta):
 mistake("Gradients are not clipped.", clipped=lambda grad: grad)
 mistake("Each tensor is clipped by its own norm.", clipped=lambda grad, clip: shrunk(grad, np.linalg.norm(grad), clip))
 mistake("Each number is clipped instead of the norm.", clipped=lambda grad, clip: np.clip(grad, -clip, clip))
+mistake("The limit is ten times as large.", clipped=lambda grad, norm, clip: grad * min(1, 10 * clip / norm))
 mistake("Gradients below the limit are scaled up, too.", clipped=lambda grad, norm, clip: grad * clip / (norm + 1e-6))
 mistake("Gradients below the limit are scaled up, too, without 1e-6.", clipped=lambda grad, norm, clip: grad * clip / norm)
 mistake("Gradients are divided by the root of their norm.", clipped=lambda grad, norm, clip: grad / max(1, norm / clip) ** 0.5)
@@ -298,10 +299,7 @@ mistake(
     update=lambda m_hat, v, eps, beta2, step: m_hat / (np.sqrt(v) + eps) * math.sqrt(1 - beta2**step),
 )
 mistake("eps is missing.", update=lambda m_hat, v_hat: m_hat / np.sqrt(v_hat))
-mistake(
-    "eps is missing; where v is 0, nothing moves.",
-    update=lambda m_hat, v_hat: m_hat / np.sqrt(np.where(v_hat > 0, v_hat, 1.0)),
-)
+mistake("eps is missing; where v is 0, nothing moves.", update=lambda m_hat, v_hat: m_hat / np.sqrt(v_hat + (v_hat == 0)))
 mistake("eps is 1e-6.", update=lambda m_hat, v_hat: m_hat / (np.sqrt(v_hat) + 1e-6))
 mistake("eps is 1e-5.", update=lambda m_hat, v_hat: m_hat / (np.sqrt(v_hat) + 1e-5))
 mistake(
