@@ -8,7 +8,6 @@ import itertools
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +22,7 @@ from numllama.learn.rounding import ALLOWED, rounding
 
 SECONDS, MORE_SECONDS = 10.0, 2.0  # for pairs of mistakes, and after the first pair that fits
 ALIKE = 3.0  # another explanation is told if its error is at most this multiple of the best one's
-OFF = 0.05  # a relative error of a loss or norm after which no more steps are taken
+OFF = {dtype: math.sqrt(allowed) for dtype, allowed in ALLOWED.items()}  # a relative error that only rounding may exceed
 PARTED = 0.1  # a relative change by rounding after which steps are not compared
 SLACK = 16  # how many times the simulated rounding an error may be
 BETTER = 0.25  # how much of the error a mistake may leave
@@ -97,7 +96,7 @@ def noise(reference: Reference, dtype: str) -> dict[str, np.ndarray]:
 
 
 class _Attempt(NamedTuple):
-    """Mistakes, the error with them, whether rounding explains it, and the number of steps that it was found from."""
+    """Mistakes, the error with them, whether rounding explains it, and the number of steps that were compared."""
 
     mistakes: tuple[OptimizerMistake, ...]
     error: float
@@ -106,7 +105,7 @@ class _Attempt(NamedTuple):
 
 
 def _what(attempt: _Attempt) -> str:
-    return " ".join(mistake.what for mistake in attempt.mistakes)
+    return " ".join(mistake.what for mistake in sorted(attempt.mistakes, key=OPTIMIZER.index))
 
 
 def _pairs(mistakes: Sequence[OptimizerMistake]) -> Iterator[tuple[OptimizerMistake, OptimizerMistake]]:
@@ -142,17 +141,14 @@ class _Search:
         self.settings = reference.manifest["optimizer"]
         self.steps = len(self.settings["losses"])
         self.weights = {name[len("weights/") :]: each for name, each in reference.known.items() if name.startswith("weights/")}
-        self.first = self.gradients_of(self.weights)
+        self.jitter = rounding(dtype)
+        self.first, self.first_noisy = self.gradients_of(self.weights), self.gradients_of(self.weights, self.jitter)
         self.right = self.path(())
 
     # ---------------------------------------------------------------------------------- simulations
 
-    def gradients(self, weights: Weights) -> tuple[float, Weights]:
-        """The loss and its gradients; those of the first step are computed once."""
-        is_first = all(np.array_equal(weight, self.weights[name]) for name, weight in weights.items())
-        return self.first if is_first else self.gradients_of(weights)
-
     def gradients_of(self, weights: Weights, jitter: Any = None) -> tuple[float, Weights]:
+        """The loss and its gradients."""
         known = {**self.reference.known, **{f"weights/{name}": weight for name, weight in weights.items()}}
         wanted = ["values/loss", *(f"d_weights/{name}" for name in weights)]
         more = {"jitter": jitter} if jitter else {}
@@ -161,10 +157,11 @@ class _Search:
 
     def path(self, mistakes: Sequence[OptimizerMistake], noisy: bool = False) -> _Path:
         replaced = {name: equation for mistake in mistakes for name, equation in mistake.equations.items()}
-        if not noisy:
-            return _Path(trajectory(self.weights, self.gradients, self.settings, self.steps, replaced))
-        jitter = rounding(self.dtype)
-        gradients = partial(self.gradients_of, jitter=jitter)
+        jitter, first = (self.jitter, [self.first_noisy]) if noisy else (None, [self.first])
+
+        def gradients(weights: Weights) -> tuple[float, Weights]:
+            return first.pop() if first else self.gradients_of(weights, jitter)  # those of the first step are computed once
+
         return _Path(trajectory(self.weights, gradients, self.settings, self.steps, replaced, jitter))
 
     def numbers(self, path: _Path, n: int) -> dict[str, np.ndarray]:
@@ -189,14 +186,14 @@ class _Search:
         return attempts
 
     def attempt(self, mistakes: tuple[OptimizerMistake, ...]) -> _Attempt:
-        exact, noisy, n = self.path(mistakes), self.path(mistakes, noisy=True), 0
+        exact, noisy, n, rounded = self.path(mistakes), self.path(mistakes, noisy=True), 0, 0.0
         while n < self.steps:
-            if (off := self.off(exact, n)) > OFF:
-                rounded = apart(noisy[n][:2], exact[n][:2])
+            if (off := self.off(exact, n)) > OFF[self.dtype]:
+                rounded = max(rounded, apart(noisy[n][:2], exact[n][:2]))
                 if rounded > PARTED and n > 1:
                     break
                 if off > SLACK * rounded:
-                    return _Attempt(mistakes, math.inf, False, n)
+                    return _Attempt(mistakes, off, False, n)
             n += 1
         error = self.error(exact, n)
         fits = error <= ALLOWED[self.dtype] or (

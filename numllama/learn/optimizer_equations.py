@@ -2,7 +2,8 @@
 
 An equation is a function whose parameters are names of values: those of other equations; a tensor's `weight`, `raw` gradient,
 `name`, `is_matrix`; `step` (from 1) and `steps`; the settings `lr`, `beta1`, `beta2`, `eps`, `weight_decay` and `clip`.
-`m_before` is m of the step before, 0 at first. `grads` is the `grad` of all tensors, by name.
+`m_before` is m of the step before, 0 at first. `grads` is the `grad` of all tensors, by name; `grads_before` that of the step
+before, empty at first.
 """
 
 import functools
@@ -101,11 +102,12 @@ def trajectory(
     total = _applied(equations["n_steps"], constants)
     weights = {name: np.asarray(weight, np.float64) for name, weight in weights.items()}
     tensors: dict[str, dict[str, Any]] = {name: {} for name in weights}
+    every: dict[str, Any] = {}
     for step in range(1, max(steps, total) + 1):
         if jitter:
             weights = {name: jitter(weight) for name, weight in weights.items()}
         loss, raw = gradients(weights)
-        every: dict[str, Any] = {**constants, "step": step}
+        every = {**constants, "step": step, **{f"{each}s_before": every.get(f"{each}s", {}) for each in EQUATIONS}}
         for name, weight in weights.items():
             before = {f"{each}_before": tensors[name].get(each, 0.0) for each in EQUATIONS}
             tensors[name] = {**before, "name": name, "weight": weight, "raw": raw[name], "is_matrix": weight.ndim > 1}

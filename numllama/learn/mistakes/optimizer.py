@@ -41,12 +41,30 @@ def mean(before, beta, number):
     return beta * before + (1 - beta) * number
 
 
+def updates_until(step, name, tensors):
+    """How many tensors were updated up to this one in this step."""
+    return (step - 1) * len(tensors) + list(tensors).index(name) + 1
+
+
+def shared(before, numbers, name, beta):
+    """The running mean of all tensors of a shape, which each of them updates in turn."""
+    alike = [each for each in numbers if numbers[each].shape == numbers[name].shape]
+    result = before.get(alike[-1], 0.0)
+    for each in alike[: alike.index(name) + 1]:
+        result = mean(result, beta, numbers[each])
+    return result
+
+
 # ------------------------------------------------------------------------------------------------ clipping
 
 mistake("Gradients are not clipped.", clipped=lambda grad: grad)
 mistake("Each tensor is clipped by its own norm.", clipped=lambda grad, clip: shrunk(grad, np.linalg.norm(grad), clip))
 mistake("Each number is clipped instead of the norm.", clipped=lambda grad, clip: np.clip(grad, -clip, clip))
-mistake("Gradients are scaled up, too, if their norm is below the limit.", clipped=lambda grad, norm, clip: grad * clip / norm)
+mistake("The limit is ten times as large.", clipped=lambda grad, norm, clip: grad * min(1, 10 * clip / norm))
+mistake("Gradients below the limit are scaled up, too.", clipped=lambda grad, norm, clip: grad * clip / (norm + 1e-6))
+mistake("Gradients below the limit are scaled up, too, without 1e-6.", clipped=lambda grad, norm, clip: grad * clip / norm)
+mistake("Gradients are divided by the root of their norm.", clipped=lambda grad, norm, clip: grad / max(1, norm / clip) ** 0.5)
+mistake("Gradients are multiplied by their norm.", clipped=lambda grad, norm, clip: grad * max(1, norm / clip))
 mistake(
     "Gradients are divided by their norm twice when they are clipped.",
     clipped=lambda grad, norm, clip: shrunk(grad, norm, clip) / max(norm / clip, 1),
@@ -97,6 +115,10 @@ mistake(
     decay=lambda weight, weight_decay, is_matrix: weight_decay * weight * is_matrix,
 )
 mistake(
+    "The decay is doubled, as the gradient of λw².",
+    decay=lambda weight, rate, weight_decay, is_matrix: 2 * rate * weight_decay * weight * is_matrix,
+)
+mistake(
     "The decay has the wrong sign: weights grow.",
     decay=lambda weight, rate, weight_decay, is_matrix: -rate * weight_decay * weight * is_matrix,
 )
@@ -143,6 +165,16 @@ mistake(
     v_hat=lambda v, beta2, step: v / (1 - beta2 ** max(step - 1, 1)),
 )
 mistake(
+    "The correction of the bias counts steps from 0, and leaves the first step uncorrected.",
+    m_hat=lambda m, beta1, step: m / (1 - beta1 ** (step - 1) or 1),
+    v_hat=lambda v, beta2, step: v / (1 - beta2 ** (step - 1) or 1),
+)
+mistake(
+    "The correction of the bias counts the tensors of all steps, not the steps.",
+    m_hat=lambda m, beta1, step, name, grads: m / (1 - beta1 ** updates_until(step, name, grads)),
+    v_hat=lambda v, beta2, step, name, grads: v / (1 - beta2 ** updates_until(step, name, grads)),
+)
+mistake(
     "The correction of the bias is one step ahead: its first t is 2.",
     m_hat=lambda m, beta1, step: m / (1 - beta1 ** (step + 1)),
     v_hat=lambda v, beta2, step: v / (1 - beta2 ** (step + 1)),
@@ -156,6 +188,11 @@ mistake(
     "The correction of the bias lacks the power of t: 1 − β instead of 1 − βᵗ.",
     m_hat=lambda m, beta1: m / (1 - beta1),
     v_hat=lambda v, beta2: v / (1 - beta2),
+)
+mistake(
+    "The correction of the bias multiplies β by t: |1 − βt| instead of 1 − βᵗ.",
+    m_hat=lambda m, beta1, step: m / abs(1 - beta1 * step),
+    v_hat=lambda v, beta2, step: v / abs(1 - beta2 * step),
 )
 mistake(
     "The correction of the bias multiplies instead of dividing.",
@@ -184,8 +221,28 @@ mistake(
     v=lambda v_before, clipped: 0.999 * v_before + 0.001 * clipped**2,
     v_hat=lambda v, step: v / (1 - 0.999**step),
 )
+mistake(
+    "beta1 is as large as beta2.",
+    m=lambda m_before, clipped, beta2: mean(m_before, beta2, clipped),
+    m_hat=lambda m, beta2, step: m / (1 - beta2**step),
+)
+mistake(
+    "beta2 is as small as beta1.",
+    v=lambda v_before, clipped, beta1: mean(v_before, beta1, clipped**2),
+    v_hat=lambda v, beta1, step: v / (1 - beta1**step),
+)
+mistake(
+    "m and v lack the factor 1 − β of the gradient.",
+    m=lambda m_before, clipped, beta1: beta1 * m_before + clipped,
+    v=lambda v_before, clipped, beta2: beta2 * v_before + clipped**2,
+)
 mistake("m lacks the factor 1 − β₁ of the gradient.", m=lambda m_before, clipped, beta1: beta1 * m_before + clipped)
 mistake("v lacks the factor 1 − β₂ of the squared gradient.", v=lambda v_before, clipped, beta2: beta2 * v_before + clipped**2)
+mistake(
+    "m and v have β at the gradient and 1 − β at themselves.",
+    m=lambda m_before, clipped, beta1: mean(m_before, 1 - beta1, clipped),
+    v=lambda v_before, clipped, beta2: mean(v_before, 1 - beta2, clipped**2),
+)
 mistake("m has β₁ at the gradient and 1 − β₁ at itself.", m=lambda m_before, clipped, beta1: mean(m_before, 1 - beta1, clipped))
 mistake(
     "v has β₂ at the squared gradient and 1 − β₂ at itself.",
@@ -216,6 +273,16 @@ mistake(
     m_hat=lambda clipped: clipped,
     v_hat=lambda clipped: clipped**2,
 )
+mistake(
+    "Tensors of the same shape share their moments.",
+    m=lambda ms_before, clippeds, name, beta1: shared(ms_before, clippeds, name, beta1),
+    v=lambda vs_before, clippeds, name, beta2: shared(vs_before, {n: g * g for n, g in clippeds.items()}, name, beta2),
+)
+mistake(
+    "Each step has the gradients of the step before; the first has its own.",
+    m=lambda m_before, beta1, clippeds, clippeds_before, name: mean(m_before, beta1, (clippeds_before or clippeds)[name]),
+    v=lambda v_before, beta2, clippeds, clippeds_before, name: mean(v_before, beta2, (clippeds_before or clippeds)[name] ** 2),
+)
 mistake("Gradients are not zeroed between steps: they add up.", grad=lambda raw, grad_before: raw + grad_before)
 mistake(
     "Gradients are not zeroed between steps: they add up, as they were clipped.",
@@ -232,11 +299,27 @@ mistake(
     update=lambda m_hat, v, eps, beta2, step: m_hat / (np.sqrt(v) + eps) * math.sqrt(1 - beta2**step),
 )
 mistake("eps is missing.", update=lambda m_hat, v_hat: m_hat / np.sqrt(v_hat))
+mistake("eps is missing; where v is 0, nothing moves.", update=lambda m_hat, v_hat: m_hat / np.sqrt(v_hat + (v_hat == 0)))
 mistake("eps is 1e-6.", update=lambda m_hat, v_hat: m_hat / (np.sqrt(v_hat) + 1e-6))
 mistake("eps is 1e-5.", update=lambda m_hat, v_hat: m_hat / (np.sqrt(v_hat) + 1e-5))
 mistake(
     "The step is AMSGrad's: v never falls.",
     v_hat=lambda v, v_hat_before, beta2, step: np.maximum(v_hat_before * (1 - beta2 ** (step - 1)), v) / (1 - beta2**step),
+)
+mistake(
+    "The step is AMSGrad's, with v corrected before the largest is taken.",
+    v_hat=lambda v, v_hat_before, beta2, step: np.maximum(v_hat_before, v / (1 - beta2**step)),
+)
+mistake(
+    "The step is taken before m and v have the new gradient.",
+    m_hat=lambda m_before, beta1, step: m_before / (1 - beta1**step),
+    v_hat=lambda v_before, beta2, step: v_before / (1 - beta2**step),
+)
+mistake(
+    "The step is taken before m and v have the new gradient; the first one is left out.",
+    m_hat=lambda m_before, beta1, step: m_before / (1 - beta1**step),
+    v_hat=lambda v_before, beta2, step: v_before / (1 - beta2**step),
+    new=lambda weight, decay, rate, update, step: weight - decay - rate * update if step > 1 else weight,
 )
 mistake(
     "The step is Nesterov's, as in NAdam.",
@@ -268,7 +351,39 @@ mistake(
     update=lambda m_hat, v, eps: m_hat / (v + eps),
 )
 
+# ------------------------------------------------------------------------------------------------ weights that stay
+
+
+def number(name):
+    """The number of a tensor's block."""
+    return int(name.split(".")[1]) if name.startswith("blocks.") else -1
+
+
+def stay(what, chosen):
+    """A mistake: weights that are chosen by their names and by all names are not updated."""
+    def new(weight, decay, rate, update, name, grads):
+        return weight if chosen(name, grads) else weight - decay - rate * update
+
+    mistake(f"{what} not updated.", new=new)
+
+
+stay("Gains are", lambda name, names: names[name].ndim == 1)
+stay("The embedding is", lambda name, names: name == "embed")
+stay("Embedding and head are", lambda name, names: name in ("embed", "head"))
+stay("The last norm and the head are", lambda name, names: name in ("norm", "head"))
+stay("The blocks are", lambda name, names: name.startswith("blocks."))
+stay("The first block is", lambda name, names: name.startswith("blocks.0."))
+stay("The last block is", lambda name, names: number(name) == max(map(number, names)))
+
 # ------------------------------------------------------------------------------------------------ learning rate, steps
+
+
+def warmed_up(n):
+    return lambda lr, step: lr * min(1, step / n)
+
+
+for n in (2, 3, 5):
+    mistake(f"The learning rate warms up over {n} steps: t/{n} of it in step t.", rate=warmed_up(n))
 
 mistake("The learning rate warms up over the steps: t/n of it in step t.", rate=lambda lr, step, steps: lr * step / steps)
 mistake("The learning rate warms up from 0: (t − 1)/n of it in step t.", rate=lambda lr, step, steps: lr * (step - 1) / steps)
