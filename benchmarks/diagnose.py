@@ -3,25 +3,25 @@
     python benchmarks/diagnose.py
 """
 
+import argparse
 import statistics
 import sys
 import time
 from pathlib import Path
 
-import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-
-from parity.learn.named import NAMED
-from parity.learn.subject import run
-from parity.learn.test_compare_torch import in_torch
-from parity.learn.test_diagnose_torch import MODEL, first_place, said
-
-import numllama as nl
-from numllama.learn.vectors import standard_vectors
-
 
 def main():
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    import torch
+    from parity.learn.named import NAMED
+    from parity.learn.subject import run
+    from parity.learn.test_compare_torch import in_torch
+    from parity.learn.test_diagnose_torch import MODEL, first_place, said
+
+    import numllama as nl
+    from numllama.learn.vectors import standard_vectors
+
     torch.set_num_threads(1)
     vectors, seconds, first, listed, none = {}, [], 0, 0, 0
     for mistake in MODEL:
