@@ -96,6 +96,8 @@ def in_words(error, path):
         message = " ".join((error.msg if isinstance(error, SyntaxError) else str(error)).split())
     except Exception:
         message = "an exception without a message"
+    if isinstance(error, SyntaxError) and "unicode error" in message:
+        return "is not a text in UTF-8"
     if isinstance(error, SystemExit):
         return f"{where}ends the program ({type(error).__name__}: {message})"
     return f"{where}{type(error).__name__}{f': {message}' if message else ''}"[:LONGEST]

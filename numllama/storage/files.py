@@ -153,7 +153,8 @@ def write_file(path: str | Path, write: Callable[[BinaryIO], Any], error: type[N
         else:
             _replace(Path(os.path.realpath(path)), write)
     except OSError as failure:
-        raise error(f"{path} could not be written: {failure.strerror or failure}") from failure
+        name = shown(path, quote=False, most=300)
+        raise error(f"{name} could not be written: {failure.strerror or failure}") from failure
 
 
 def is_device(path: str | Path) -> bool:

@@ -201,6 +201,12 @@ def llama(weights, config, tokens, targets, segments):
     assert whys(graded(text, FEW)) == {}
 
 
+def test_a_file_that_is_not_text_is_one_sentence(tmp_path):
+    path = tmp_path / "llama.py"
+    path.write_bytes("x = 'é'".encode("latin-1"))
+    assert grade(path, FEW, seconds=30).problem == "is not a text in UTF-8"
+
+
 # ------------------------------------------------------------------------------------------------ what a file may do
 
 
