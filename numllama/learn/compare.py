@@ -18,7 +18,7 @@ from numllama.learn.equations import Equations
 from numllama.learn.evaluation import evaluate, region, sources
 from numllama.learn.layouts import Arranged, arranged_like, difference, norm
 from numllama.learn.mistakes.mistake import short_name
-from numllama.learn.names import OTHERS, named_tensors, readable, some, with_guess
+from numllama.learn.names import OTHERS, TRAINED, named_tensors, readable, some, with_guess
 from numllama.learn.optimizer_diagnosis import noise as noise_of_training
 from numllama.learn.reference import Reference, check_batch, opened_reference
 from numllama.learn.rounding import ALLOWED, ROUNDOFF, rounding
@@ -160,8 +160,9 @@ class _Judge:
         self.known = {**reference.known, **theirs}
         wanted = [name for name in theirs if name in reference.values and name not in reference.known]
         self.noisy = evaluate(self.equations, wanted, reference.known, jitter=rounding(dtype)) if wanted else {}
-        trained = any(name.startswith(("after/", "optimizer/")) for name in theirs)
+        trained = any(name.startswith(TRAINED) for name in theirs)
         self.noise = noise_of_training(reference, dtype) if trained else {}
+        self.wrong: set[str] = set()  # the equations that are or may be wrong
 
     def all(self, arranged: Mapping[str, Arranged]) -> list[Judged]:
         place = {name: i for i, name in enumerate(self.equations.order)}
@@ -192,14 +193,11 @@ class _Judge:
         error, allowed = alone(self.reference, name, theirs, self.known, self.dtype)
         if error <= allowed:
             return FOLLOWS, error
-        if name.startswith("d_") and self.has_a_wrong_forward(name, before):
-            return UNJUDGED, error
+        rows = rows_between(self.equations, name, self.known)
+        if name.startswith("d_"):
+            return (WRONG if rows.isdisjoint(self.wrong) else UNJUDGED), error
+        self.wrong |= rows
         return WRONG, error
-
-    def has_a_wrong_forward(self, name: str, before: Sequence[Judged]) -> bool:
-        wrong = [each.name for each in before if each.verdict == WRONG and each.name in self.equations.rows]
-        rows = {node for each in wrong for node in rows_between(self.equations, each, self.known)}
-        return not rows.isdisjoint(rows_between(self.equations, name, self.known))
 
 
 def rows_between(equations: Equations, name: str, known: Mapping[str, Any]) -> set[str]:

@@ -14,15 +14,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numllama.learn.compare import SAME, UNJUDGED, WRONG, Comparison, Judged, alone, compare, rows_between
+from numllama.learn.compare import SAME, UNJUDGED, WRONG, Comparison, Judged, alone, compare, rows_between, without
 from numllama.learn.equations import Row, gradient_of
 from numllama.learn.evaluation import evaluate, region, sources
 from numllama.learn.mistakes import BACKWARD, FORWARD
 from numllama.learn.mistakes.mistake import DoesNotApply, Mistake, mistaken, places, short_name
+from numllama.learn.names import TRAINED
 from numllama.learn.optimizer_diagnosis import explain as explain_training
 from numllama.learn.rounding import ALLOWED
 
-TRAINED = ("optimizer/", "after/")
 DIRECTIONS, STEP = 4, 1e-4  # of the differences that check a gradient
 MOST_FIRST = 40  # mistakes that are tried together with others
 SECONDS = 10.0  # for all pairs of mistakes
@@ -230,8 +230,7 @@ class _Search:
         found = []
         for node in self.equations.rows:
             if gradient_of(node) in known and node != value:
-                given = {key: 0 for key in known if key != node}
-                nodes = region(self.equations, [node], given, self.forward)
+                nodes = region(self.equations, [node], without(node, known), self.forward)
                 if any(value in sources(each, rows, {}) for each in nodes):
                     found.append(node)
         return found
@@ -240,8 +239,7 @@ class _Search:
         """The sum of values times their gradients: its derivative is the gradient of the loss."""
         total = 0.0
         for node in nodes:
-            given = {key: array for key, array in known.items() if key != node}
-            value = evaluate(self.equations, [node], given, self.forward)[node]
+            value = evaluate(self.equations, [node], without(node, known), self.forward)[node]
             total += float((np.where(np.isfinite(value), value, 0) * known[gradient_of(node)]).sum())
         return total
 

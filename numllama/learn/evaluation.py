@@ -12,7 +12,10 @@ Known = Mapping[str, Any]
 
 def region(equations: Equations, wanted: Iterable[str], known: Known, replaced: Mapping[str, Row] | None = None) -> list[str]:
     """What has to be computed for `wanted`, in order: itself, and all behind it that `known` does not have."""
-    rows, users = _with(equations, replaced)
+    return _region(wanted, known, *_with(equations, replaced))
+
+
+def _region(wanted: Iterable[str], known: Known, rows: Mapping[str, Row], users: Mapping[str, list[str]]) -> list[str]:
     found: dict[str, None] = {}
     for start in wanted:
         stack = [(start, False)]
@@ -72,7 +75,7 @@ def evaluate(
             backward[user] = dict(zip(op.wrt, gradients, strict=op.backward is not None))
         return [gradient for parameter, gradient in backward[user].items() if inputs[parameter] == node and gradient is not None]
 
-    for node in region(equations, wanted, known, replaced):
+    for node in _region(wanted, known, rows, users):
         if node in rows:
             op, inputs = rows[node]
             result = np.asarray(op.forward(*map(value, inputs.values())))

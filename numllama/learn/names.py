@@ -18,7 +18,8 @@ from numllama.learn.equations import Equations, gradient_of
 from numllama.learn.mistakes.mistake import short_name
 
 FEW = 3  # names in a sentence
-OTHERS = ("after/", "decoding/", "filters/", "optimizer/")  # golden vectors beside the model's values
+TRAINED = ("after/", "optimizer/")
+OTHERS = (*TRAINED, "decoding/", "filters/")  # golden vectors beside the model's values
 MODULES = {  # a module's name behind its layer: its weight, and its output
     "self_attn.q_proj|attention.wq|attn.q_proj": ("wq", "q"),
     "self_attn.k_proj|attention.wk|attn.k_proj": ("wk", "k"),

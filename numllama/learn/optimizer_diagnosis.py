@@ -16,6 +16,7 @@ from numllama.learn.equations import Row
 from numllama.learn.evaluation import evaluate
 from numllama.learn.layouts import difference, norm
 from numllama.learn.mistakes.optimizer import OPTIMIZER, OptimizerMistake
+from numllama.learn.names import TRAINED
 from numllama.learn.optimizer_equations import Step, Weights, trajectory
 from numllama.learn.reference import Reference
 from numllama.learn.rounding import ALLOWED, rounding
@@ -64,7 +65,7 @@ def explain(
     theirs = {
         name: np.asarray(array, np.float64)
         for name, array in dict(theirs).items()
-        if name.startswith(("optimizer/", "after/")) and name in reference.vectors
+        if name.startswith(TRAINED) and name in reference.vectors
     }
     if not theirs:
         return []

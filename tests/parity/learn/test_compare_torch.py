@@ -9,7 +9,7 @@ from numllama.learn.vectors import STANDARD, standard_vectors
 torch = pytest.importorskip("torch")
 from parity.learn.planted_variants import VARIANTS  # noqa: E402
 from parity.learn.subject import MISTAKES, Subject, run  # noqa: E402
-from parity.learn.test_subject import op, steps_for  # noqa: E402
+from parity.learn.test_subject import one_thread, op, steps_for  # noqa: E402, F401
 
 pytestmark = pytest.mark.parity
 # Gradients of one op have no order; a mask may be seen in the scores or in what softmax makes of them; and losses of later steps
@@ -19,15 +19,6 @@ SAME_OP = {
     "attention": "scores", "optimizer losses": "optimizer norms",
 }  # fmt: skip
 TRAINING = ("after", "optimizer losses", "optimizer norms")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """The tensors are tiny."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
