@@ -1,0 +1,75 @@
+"""Names the mistake behind a wrong result of an exercise."""
+
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from numllama.learn.wrong_answers import norms, products
+from numllama.learn.wrong_answers.generic import factor_of, factor_sentence, generic, is_near
+from numllama.learn.wrong_answers.shapes import shape_sentence
+from numllama.learn.wrong_answers.table import Case, Table
+
+CLOSE = 1e-6  # relative error up to which arrays count as equal; float32 passes
+EXACT = 1e-9
+
+TABLES: dict[str, Table] = {table.op: table for module in (products, norms) for table in module.TABLES}
+
+
+def explain(op: str, result: str, actual: np.ndarray, args: list[Any], dout: Any = None) -> str | None:
+    """Name the mistake that gives a student's numbers.
+
+    Parameters
+    ----------
+    op : str
+        An exercise.
+    result : str
+        ``"dx"``, ``"dweight"`` and so on, or an output: ``"out"``; add_rmsnorm has ``"total"`` and ``"out"``, mixture_of_experts
+        ``"out"`` and ``"probs"``.
+    actual : array
+        What the student's function has returned.
+    args : list
+        The arguments of the forward.
+    dout : array or tuple of arrays
+        What the backward was given; needed for gradients only.
+
+    Returns
+    -------
+    str or None
+        One sentence; None if the result is right, or no mistake that is known gives these numbers.
+    """
+    if op not in TABLES:
+        return None
+    actual = np.asarray(actual, np.float64)
+    if dout is None:
+        rng = np.random.default_rng(0)  # any: an output does not depend on it
+        outs = Case(TABLES[op], args, None).right.values()
+        douts = tuple(np.asarray(rng.standard_normal(np.shape(out))) for out in outs)
+        dout = douts if len(douts) > 1 else douts[0]
+    with np.errstate(all="ignore"):
+        return _explained(Case(TABLES[op], args, dout), result, actual)
+
+
+def _explained(case: Case, result: str, actual: np.ndarray) -> str | None:
+    right = case.results[result]
+    if is_same(actual, right, CLOSE) or not np.isfinite(actual).all():
+        return None
+    own = list(case.wrong(result, actual))
+    for tolerance in (EXACT, CLOSE):
+        for sentence, wrong in chain(own, generic(case, result)):
+            if is_same(actual, wrong, tolerance):
+                return sentence
+    if actual.shape != right.shape:
+        return shape_sentence(case, result, actual)
+    if (factor := factor_of(actual, right, CLOSE)) is not None:
+        return factor_sentence(case, result, factor)
+    for sentence, wrong in own:
+        if (factor := factor_of(actual, wrong, CLOSE)) is not None:
+            besides = "its sign is wrong" if is_near(factor, -1) else f"the result is multiplied by {factor:.6g}"
+            return f"{sentence.removesuffix('.')}; besides, {besides}."
+    return None
+
+
+def is_same(actual: np.ndarray, wrong: np.ndarray, tolerance: float) -> bool:
+    """Whether two arrays agree."""
+    return actual.shape == wrong.shape and bool(np.linalg.norm(actual - wrong) <= tolerance * np.linalg.norm(wrong))
