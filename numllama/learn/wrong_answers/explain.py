@@ -1,19 +1,29 @@
 """Names the mistake behind a wrong result of an exercise."""
 
-from itertools import chain
 from typing import Any
 
 import numpy as np
 
-from numllama.learn.wrong_answers import norms, products
+from numllama.learn.wrong_answers import (
+    attention,
+    experts,
+    flash_attention,
+    gates,
+    norms,
+    probabilities,
+    products,
+    residual,
+    rotation,
+)
 from numllama.learn.wrong_answers.generic import factor_of, factor_sentence, generic, is_near
 from numllama.learn.wrong_answers.shapes import shape_sentence
-from numllama.learn.wrong_answers.table import Case, Table
+from numllama.learn.wrong_answers.table import Case, Table, packed
 
 CLOSE = 1e-6  # relative error up to which arrays count as equal; float32 passes
 EXACT = 1e-9
 
-TABLES: dict[str, Table] = {table.op: table for module in (products, norms) for table in module.TABLES}
+MODULES = (products, probabilities, gates, norms, residual, rotation, experts, attention, flash_attention)
+TABLES: dict[str, Table] = {table.op: table for module in MODULES for table in module.TABLES}
 
 
 def explain(op: str, result: str, actual: np.ndarray, args: list[Any], dout: Any = None) -> str | None:
@@ -38,14 +48,11 @@ def explain(op: str, result: str, actual: np.ndarray, args: list[Any], dout: Any
     str or None
         One sentence; None if the result is right, or no mistake that is known gives these numbers.
     """
-    if op not in TABLES:
-        return None
     actual = np.asarray(actual, np.float64)
     if dout is None:
         rng = np.random.default_rng(0)  # any: an output does not depend on it
         outs = Case(TABLES[op], args, None).right.values()
-        douts = tuple(np.asarray(rng.standard_normal(np.shape(out))) for out in outs)
-        dout = douts if len(douts) > 1 else douts[0]
+        dout = packed([np.asarray(rng.standard_normal(np.shape(out))) for out in outs])
     with np.errstate(all="ignore"):
         return _explained(Case(TABLES[op], args, dout), result, actual)
 
@@ -54,11 +61,15 @@ def _explained(case: Case, result: str, actual: np.ndarray) -> str | None:
     right = case.results[result]
     if is_same(actual, right, CLOSE) or not np.isfinite(actual).all():
         return None
-    own = list(case.wrong(result, actual))
-    for tolerance in (EXACT, CLOSE):
-        for sentence, wrong in chain(own, generic(case, result)):
-            if is_same(actual, wrong, tolerance):
+    own, others = [], []
+    for kind, candidates in ((own, case.wrong(result, actual)), (others, generic(case, result))):
+        for sentence, wrong in candidates:
+            if is_same(actual, wrong, EXACT):
                 return sentence
+            kind.append((sentence, wrong))
+    for sentence, wrong in own + others:
+        if is_same(actual, wrong, CLOSE):
+            return sentence
     if actual.shape != right.shape:
         return shape_sentence(case, result, actual)
     if (factor := factor_of(actual, right, CLOSE)) is not None:

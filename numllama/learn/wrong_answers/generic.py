@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from numllama.learn.wrong_answers.table import SIZES, Case, as_tuple
+from numllama.learn.wrong_answers.table import SIZES, Case, as_tuple, packed
 
 Candidates = Iterator[tuple[str, np.ndarray]]
 
@@ -81,16 +81,14 @@ def _rows(case: Case, result: str) -> Candidates:
 
 
 def _dout(case: Case, result: str) -> Candidates:
-    ones = tuple(np.ones_like(dout) for dout in as_tuple(case.dout))
-    ones = ones if isinstance(case.dout, tuple | list) else ones[0]
+    ones = packed([np.ones_like(dout) for dout in as_tuple(case.dout)])
     yield f"{result} ignores dout: it is the gradient for a dout of ones, and the chain rule multiplies by dout.", (
         case.backward(ones)[result]
     )
     right, dout = case.results[result], np.asarray(as_tuple(case.dout)[-1])
     if dout.shape == right.shape:
         yield f"{result} has the factor dout twice.", right * dout
-    squares = tuple(np.asarray(each) ** 2 for each in as_tuple(case.dout))
-    squares = squares if isinstance(case.dout, tuple | list) else squares[0]
+    squares = packed([np.asarray(each) ** 2 for each in as_tuple(case.dout)])
     yield f"{result} has dout squared: each element of dout enters once.", case.backward(squares)[result]
 
 
@@ -107,7 +105,7 @@ def row_parts(case: Case, result: str) -> np.ndarray:
         for masked, dout in zip(only, douts, strict=True):
             index = row if dout.shape[:-1] == lead else (int(np.ravel_multi_index(row, lead)),)
             masked[index] = dout[index]
-        parts[row] = case.backward(tuple(only) if isinstance(case.dout, tuple | list) else only[0])[result]
+        parts[row] = case.backward(packed(only))[result]
     return parts
 
 

@@ -80,4 +80,154 @@ LINEAR = Table("linear", linear_values, {
         ("dbias is the largest dout of all rows: sum them.", lambda drows: drows.max(0)),
     ],
 })  # fmt: skip
-TABLES = [LINEAR]
+
+
+# ------------------------------------------------------------------------------------------------ LoRA
+
+
+def lora_values(dout, x, a, b, scale):
+    (B, T, I), (O, R) = x.shape, b.shape  # noqa: E741
+    N, rows, drows = B * T, x.reshape(-1, I), dout.reshape(-1, O)
+    h = rows @ a.T
+    dh = scale * (drows @ b)
+    return locals()
+
+
+LORA = Table("lora", lora_values, {
+    "out": [
+        ("out lacks the scale.", lambda out, scale: out / scale),
+        ("out has the scale twice, or divides it by the rank: scale is alpha / R already.", lambda out, scale: out * scale),
+        ("out is divided by the scale.", lambda out, scale: out / scale**2),
+        ("out has b reshaped to (R, O) instead of transposed.", lambda x, a, b, scale: scale * (x @ a.T) @ b.reshape(b.T.shape)),
+        ("out has a reshaped to (I, R) instead of transposed.", lambda x, a, b, scale: scale * (x @ a.reshape(a.T.shape)) @ b.T),
+        ("out adds the scale instead of multiplying by it.", lambda x, a, b, scale: x @ a.T @ b.T + scale),
+    ],
+    "dx": [
+        ("dx lacks the scale.", lambda dx, scale: dx / scale),
+        ("dx has the scale twice: it is in dh already.", lambda dx, scale: dx * scale),
+        ("dx is divided by the scale instead of multiplied.", lambda dx, scale: dx / scale**2),
+        ("dx has h in the place of dh, its gradient.", lambda h, a, x: (h @ a).reshape(x.shape)),
+        ("dx has the scaled h in the place of dh, its gradient.", lambda h, a, x, scale: (scale * h @ a).reshape(x.shape)),
+        ("dx multiplies dh by h: h is linear in x, so only a multiplies dh.", lambda dh, h, a, x: (dh * h @ a).reshape(x.shape)),
+        ("dx has a.T reshaped to (R, I): no transpose is needed, for dx = dh · a.",
+         lambda dh, a, x: (dh @ reshaped(a)).reshape(x.shape)),
+        ("dx has b.T reshaped to (O, R): no transpose is needed, for dh = scale * dout · b.",
+         lambda dout, a, b, scale: scale * (dout @ reshaped(b)) @ a),
+        ("dx is computed as aᵀ · dhᵀ and reshaped until it fits: transpose the result instead.",
+         lambda dh, a, x: (a.T @ dh.T).reshape(x.shape)),
+        ("dx has da in the place of a.", lambda dh, da, x: (dh @ da).reshape(x.shape)),
+        ("dx has out in the place of dout.", lambda out, a, b, scale: scale * (out @ b) @ a),
+        ("dx is multiplied by x: out is linear in x, so x itself is not in dx.", lambda dx, x: dx * x),
+    ],
+    "da": [
+        ("da lacks the scale: dh = scale * dout · b has it.", lambda da, scale: da / scale),
+        ("da has the scale twice: it is in dh already.", lambda da, scale: da * scale),
+        ("da is divided by the scale instead of multiplied.", lambda da, scale: da / scale**2),
+        ("da has h in the place of dh, its gradient.", lambda h, rows: h.T @ rows),
+        ("da has the scaled h in the place of dh, its gradient.", lambda h, rows, scale: scale * h.T @ rows),
+        ("da has dx in the place of x.", lambda dh, dx: dh.T @ dx.reshape(len(dh), -1)),
+        ("da sums dh and x over the rows before it multiplies them: multiply first, then sum.",
+         lambda dh, rows: np.outer(dh.sum(0), rows.sum(0))),
+        ("da has b.T reshaped to (O, R): no transpose is needed, for dh = scale * dout · b.",
+         lambda drows, b, rows, scale: (scale * drows @ reshaped(b)).T @ rows),
+        ("da has db in the place of b.", lambda drows, db, rows, scale: (scale * drows @ db).T @ rows),
+        ("da is multiplied by a: h is linear in a, so a itself is not in da.", lambda da, a: da * a),
+        ("da has out in the place of dout.", lambda out, b, rows, scale: (scale * out.reshape(len(rows), -1) @ b).T @ rows),
+    ],
+    "db": [
+        ("db lacks the scale.", lambda db, scale: db / scale),
+        ("db has the scale twice.", lambda db, scale: db * scale),
+        ("db is divided by the scale instead of multiplied.", lambda db, scale: db / scale**2),
+        ("db has dh in the place of h: like dweight in linear, it takes the input of b.", lambda drows, dh: drows.T @ dh),
+        ("db has dh in the place of h, and the scale twice.", lambda drows, dh, scale: scale * drows.T @ dh),
+        ("db has dh / scale in the place of h: like dweight in linear, it takes the input of b.",
+         lambda drows, dh, scale: drows.T @ dh / scale),
+        ("db has out in the place of dout.", lambda out, h, scale: out.reshape(len(h), -1).T @ h * scale),
+        ("db sums dout and h over the rows before it multiplies them: multiply first, then sum.",
+         lambda drows, h, scale: np.outer(drows.sum(0), scale * h.sum(0))),
+        ("db is multiplied by b: out is linear in b, so b itself is not in db.", lambda db, b: db * b),
+        ("db repeats the sum of dout: multiply by h before the sum over rows.",
+         lambda drows, b: np.broadcast_to(drows.sum(0)[:, None], b.shape)),
+        ("db repeats the scaled sum of dout: multiply by h before the sum over rows.",
+         lambda drows, b, scale: np.broadcast_to(scale * drows.sum(0)[:, None], b.shape)),
+    ],
+})  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------ embedding
+
+
+def embedding_values(dout, tokens, weight):
+    (B, T), (V, C) = tokens.shape, weight.shape
+    N, ids, drows = B * T, tokens.ravel(), dout.reshape(-1, C)
+    counts = np.bincount(ids, minlength=V)[:, None]
+    return locals()
+
+
+def added(ids, rows, V):
+    """The sum over the occurrences of each id."""
+    total = np.zeros((V, rows.shape[-1]))
+    np.add.at(total, ids, rows)
+    return total
+
+
+def overwritten(ids, rows, V):
+    """The last occurrence of each id."""
+    kept = np.zeros((V, rows.shape[-1]))
+    for token, row in zip(ids, rows, strict=True):
+        kept[token] = row
+    return kept
+
+
+EMBEDDING = Table("embedding", embedding_values, {
+    "out": [
+        ("out has the rows of the next larger ids: ids start at 0.", lambda tokens, weight: weight[(tokens + 1) % len(weight)]),
+        ("out has the rows of the next smaller ids: ids start at 0.", lambda tokens, weight: weight[tokens - 1]),
+        ("out is multiplied by √C, as in the first Transformer: the rows are taken as they are.",
+         lambda out, C: out * C**0.5),
+        ("out is the first rows of weight, whatever the tokens are: index weight with tokens.",
+         lambda weight, out: np.resize(weight, out.shape)),
+        ("out has the rows in the order of sorted ids: index weight with tokens as they are.",
+         lambda weight, ids, out: weight[np.sort(ids)].reshape(out.shape)),
+        ("out exchanges sequences and tokens before the reshape.",
+         lambda weight, tokens, out: weight[tokens.T].reshape(out.shape)),
+        ("out is rows of weight that are multiplied by their id.", lambda out, tokens: out * tokens[..., None]),
+        ("out has the columns of weight reshaped to rows: a token's vector is weight[token].",
+         lambda weight, tokens: weight.T.reshape(weight.shape)[tokens]),
+    ],
+    "dweight": [
+        ("dweight is all zeros: dweight[tokens] with an array of ids is a copy, and what is added to the copy is lost.",
+         lambda weight: np.zeros_like(weight)),
+        ("dweight keeps the last gradient of a token that occurs several times, as dweight[tokens] += dout does: use np.add.at.",
+         lambda ids, drows, V: overwritten(ids, drows, V)),
+        ("dweight keeps the first gradient of a token that occurs several times: it must add them all.",
+         lambda ids, drows, V: overwritten(ids[::-1], drows[::-1], V)),
+        ("dweight has the mean of the gradients of a token that occurs several times: it is their sum.",
+         lambda dweight, counts: dweight / np.maximum(counts, 1)),
+        ("dweight has the last gradient of a token times the number of its occurrences: add the gradients themselves.",
+         lambda ids, drows, V, counts: overwritten(ids, drows, V) * counts),
+        ("dweight multiplies the sum of a token's gradients by the number of its occurrences: it is in the sum already.",
+         lambda dweight, counts: dweight * counts),
+        ("dweight keeps one gradient of a token that occurs several times in one sequence: it must add them all.",
+         lambda tokens, dout, V: sum(overwritten(ids, rows, V) for ids, rows in zip(tokens, dout, strict=True))),
+        ("dweight counts how often each token occurs: add its gradients, not ones.",
+         lambda counts, weight: np.broadcast_to(counts, weight.shape)),
+        ("dweight is in the rows of the next larger ids: ids start at 0.", lambda dweight: np.roll(dweight, 1, 0)),
+        ("dweight is in the rows of the next smaller ids: ids start at 0.", lambda dweight: np.roll(dweight, -1, 0)),
+        ("dweight lacks the gradients of token 0, as if it were padding: here 0 is a token as any other.",
+         lambda dweight, V: dweight * (np.arange(V) > 0)[:, None]),
+        ("dweight is multiplied by weight: out = weight[token] has the derivative 1.", lambda dweight, weight: dweight * weight),
+        ("dweight is multiplied by √C: the rows were taken as they are.", lambda dweight, C: dweight * C**0.5),
+        ("dweight adds out in the place of dout.", lambda ids, out, V, C: added(ids, out.reshape(-1, C), V)),
+        ("dweight is multiplied by the token's id.", lambda dweight, V: dweight * np.arange(V)[:, None]),
+        ("dweight pairs each token with the gradient of the one before it.",
+         lambda ids, drows, V: added(ids, np.roll(drows, 1, 0), V)),
+        ("dweight pairs each token with the gradient of the one after it.",
+         lambda ids, drows, V: added(ids, np.roll(drows, -1, 0), V)),
+        ("dweight adds the gradients of all tokens to each row that occurs.",
+         lambda drows, counts: np.where(counts > 0, drows.sum(0), 0)),
+        ("dweight is reshaped from (C, V) instead of transposed: onehot.T @ dout needs no reshape.",
+         lambda dweight: reshaped(dweight)),
+    ],
+})  # fmt: skip
+TABLES = [LINEAR, LORA, EMBEDDING]

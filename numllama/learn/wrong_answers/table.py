@@ -79,7 +79,7 @@ class Case:
     @cached_property
     def values(self) -> dict[str, Any]:
         """What the rows compute with."""
-        return {**self.arguments, **self.results, **self.table.values(self.dout, *self.args), "dout": self.dout}
+        return {"dout": self.dout, **self.arguments, **self.results, **self.table.values(self.dout, *self.args)}
 
     def wrong(self, result: str, actual: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
         """The sentences on a result, each with the array that its mistake gives."""
@@ -98,6 +98,11 @@ class Case:
 
 def parameters(function: Callable) -> tuple[str, ...]:
     return tuple(inspect.signature(function).parameters)
+
+
+def packed(douts: list[Any]) -> Any:
+    """What a backward takes: an array, or a tuple of them for several outputs."""
+    return tuple(douts) if len(douts) > 1 else douts[0]
 
 
 def as_tuple(value: Any) -> tuple:
