@@ -15,7 +15,7 @@ from numllama.learn.wrong_answers import (
     residual,
     rotation,
 )
-from numllama.learn.wrong_answers.generic import factor_of, factor_sentence, generic, is_near
+from numllama.learn.wrong_answers.generic import factor_of, factor_sentence, factor_words, generic
 from numllama.learn.wrong_answers.shapes import shape_sentence
 from numllama.learn.wrong_answers.table import Case, Table, packed
 
@@ -48,19 +48,25 @@ def explain(op: str, result: str, actual: np.ndarray, args: list[Any], dout: Any
     str or None
         One sentence; None if the result is right, or no mistake that is known gives these numbers.
     """
-    actual = np.asarray(actual, np.float64)
     if dout is None:
         rng = np.random.default_rng(0)  # any: an output does not depend on it
         outs = Case(TABLES[op], args, None).right.values()
         dout = packed([np.asarray(rng.standard_normal(np.shape(out))) for out in outs])
+    return explain_in(Case(TABLES[op], args, dout), result, actual)
+
+
+def explain_in(case: Case, result: str, actual: np.ndarray) -> str | None:
+    """:func:`explain` in a case, which keeps what it has computed for the next result."""
     with np.errstate(all="ignore"):
-        return _explained(Case(TABLES[op], args, dout), result, actual)
+        return _explained(case, result, np.asarray(actual, np.float64))
 
 
 def _explained(case: Case, result: str, actual: np.ndarray) -> str | None:
     right = case.results[result]
     if is_same(actual, right, CLOSE) or not np.isfinite(actual).all():
         return None
+    if np.linalg.norm(actual) <= EXACT * np.linalg.norm(right):
+        actual = np.zeros_like(actual)  # rounding errors
     own, others = [], []
     for kind, candidates in ((own, case.wrong(result, actual)), (others, generic(case, result))):
         for sentence, wrong in candidates:
@@ -76,8 +82,7 @@ def _explained(case: Case, result: str, actual: np.ndarray) -> str | None:
         return factor_sentence(case, result, factor)
     for sentence, wrong in own:
         if (factor := factor_of(actual, wrong, CLOSE)) is not None:
-            besides = "its sign is wrong" if is_near(factor, -1) else f"the result is multiplied by {factor:.6g}"
-            return f"{sentence.removesuffix('.')}; besides, {besides}."
+            return f"{sentence.removesuffix('.')}; besides, {factor_words(case, factor)}."
     return None
 
 

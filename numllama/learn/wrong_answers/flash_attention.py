@@ -26,6 +26,11 @@ def with_delta(a: Parts, p):
     return p * (a.dp - a.delta)
 
 
+def tiled_p(a: Parts):
+    """p from the wrong key heads."""
+    return again(a, a.q @ turned(a.tiled_keys) * a.scale)
+
+
 def tile_sums(a: Parts):
     """Σ dp * p over the keys of each tile, at each of its keys."""
     products, sums = a.dp * a.p, np.empty_like(a.p)
@@ -41,7 +46,7 @@ def late(a: Parts):
 
 DS = [
     ("lacks delta, the sum in softmax's backward: ds = p * (dp - delta), with delta = Σ dout * out.", lambda a: a.p * a.dp),
-    ("has a delta of each tile: Σ dp * p runs over all keys, and delta = Σ dout * out is known before the first tile.",
+    ("sums dp * p over the keys of a tile only: the sum runs over all keys, and delta = Σ dout * out has it before the first tile.",
      lambda a: a.p * (a.dp - tile_sums(a))),
     ("has delta = Σ dout, without out.", lambda a: a.p * (a.dp - total(a.dout))),
     ("has delta = Σ out, without dout.", lambda a: a.p * (a.dp - total(a.out))),
@@ -49,28 +54,29 @@ DS = [
     ("has delta = Σ dout * q: it is Σ dout * out.", lambda a: a.p * (a.dp - total(a.dout * a.q))),
     ("has the mean over D instead of the sum in delta.", lambda a: a.p * (a.dp - a.delta / a.D)),
     ("has delta times the scale: the scale comes after ds.", lambda a: a.p * (a.dp - a.delta * a.scale)),
-    ("has lse in the place of delta.", lambda a: a.p * (a.dp - a.lse)),
-    ("has p without lse: p = exp(s - lse).", lambda a: with_delta(a, again(a, lse=0))),
-    ("has p that is divided by lse: lse is a logarithm, so p = exp(s - lse).",
+    ("uses lse in place of delta.", lambda a: a.p * (a.dp - a.lse)),
+    ("computes p without lse: p = exp(s - lse).", lambda a: with_delta(a, again(a, lse=0))),
+    ("divides p by lse: lse is a logarithm, so p = exp(s - lse).",
      lambda a: with_delta(a, again(a, lse=0) / a.lse)),
-    ("has p from scores without the scale, with the forward's lse.", lambda a: with_delta(a, again(a, a.scores / a.scale))),
-    ("has p from scores that are scaled twice, with the forward's lse.", lambda a: with_delta(a, again(a, a.scores * a.scale))),
-    ("has p from scores without the mask, or with keys that are counted from 0 in each tile.",
+    ("computes p from scores without the scale, with the forward's lse.", lambda a: with_delta(a, again(a, a.scores / a.scale))),
+    ("computes p from scores that are scaled twice, with the forward's lse.",
+     lambda a: with_delta(a, again(a, a.scores * a.scale))),
+    ("computes p from scores without the mask, or with keys that are counted from 0 in each tile.",
      lambda a: with_delta(a, again(a, visible=True))),
-    ("has p from a mask of queries that are counted from 0 in each tile: take first[:, t] and last[:, t].",
+    ("computes p from a mask whose queries are counted from 0 in each tile: take first[:, t] and last[:, t].",
      lambda a: with_delta(a, again(a, visible=late(a)))),
-    ("has p from a mask with the queries at the start of the keys: query t sees the keys up to S - T + t.",
+    ("computes p from a mask with the queries at the start of the keys: query t sees the keys up to S - T + t.",
      lambda a: with_delta(a, again(a, visible=a.s <= a.t))),
-    ("has p from a mask with one key too few: query t sees keys < last[t], and last is S - T + t + 1.",
+    ("computes p from a mask with one key too few: query t sees keys < last[t], and last is S - T + t + 1.",
      lambda a: with_delta(a, again(a, visible=a.s < a.S - a.T + a.t))),
-    ("has p from a mask with one key too many: query t sees keys < last[t].",
+    ("computes p from a mask with one key too many: query t sees keys < last[t].",
      lambda a: with_delta(a, again(a, visible=a.s <= a.S - a.T + a.t + 1))),
-    ("has p that is normalised in each tile: p = exp(s - lse), with the forward's lse.", lambda a: with_delta(a, by_tile(a))),
-    ("has p from tiled keys (0, 1, 0, 1), with the forward's lse: query head h uses key head h // R.",
-     lambda a: with_delta(a, again(a, a.q @ turned(a.tiled_keys) * a.scale))),
+    ("normalises p in each tile: p = exp(s - lse), with the forward's lse.", lambda a: with_delta(a, by_tile(a))),
+    ("computes p from tiled keys (0, 1, 0, 1), with the forward's lse: query head h uses key head h // R.",
+     lambda a: with_delta(a, tiled_p(a))),
     ("has tiled values (0, 1, 0, 1) in dp, with the right delta: query head h uses key head h // R.",
      lambda a: a.p * (a.dout @ turned(a.tiled_values) - a.delta)),
-    ("has keys in the place of values in dp, with the right delta: dp = dout · vᵀ.",
+    ("uses keys in place of values in dp, with the right delta: dp = dout · vᵀ.",
      lambda a: a.p * (a.dout @ turned(a.keys) - a.delta)),
 ]  # fmt: skip
 
@@ -101,7 +107,7 @@ QUERY_TILES = [
 KEY_TILES = [
     ("has the last tile of keys only: each tile adds its part, with +=.", lambda a: tile(a.s) == tile(a.S - 1)),
     ("has the first tile of keys only: each tile adds its part.", lambda a: tile(a.s) == 0),
-    ("has the tiles of keys that are seen whole only: those that are seen in part count too.",
+    ("skips tiles of keys that are seen in part: skip a tile only if no query of the tile sees any of its keys.",
      lambda a: seen_whole(a)),
 ]  # fmt: skip
 
@@ -150,29 +156,34 @@ FLASH_OUT: Rows = [
 ]  # fmt: skip
 FLASH_DV: Rows = [
     *masked_rows("dv", QUERY_TILES, lambda a: a.p),
-    ("dv has p without lse: p = exp(s - lse).", lambda a: a.dv(again(a, lse=0))),
-    ("dv has p from scores without the scale, with the forward's lse.", lambda a: a.dv(again(a, a.scores / a.scale))),
-    ("dv has p from scores that are scaled twice, with the forward's lse.", lambda a: a.dv(again(a, a.scores * a.scale))),
-    ("dv has p from scores without the mask, or with keys that are counted from 0 in each tile.",
+    ("dv computes p without lse: p = exp(s - lse).", lambda a: a.dv(again(a, lse=0))),
+    ("dv computes p from scores without the scale, with the forward's lse.", lambda a: a.dv(again(a, a.scores / a.scale))),
+    ("dv computes p from scores that are scaled twice, with the forward's lse.", lambda a: a.dv(again(a, a.scores * a.scale))),
+    ("dv computes p from scores without the mask, or with keys that are counted from 0 in each tile.",
      lambda a: a.dv(again(a, visible=True))),
-    ("dv has p from a mask of queries that are counted from 0 in each tile: take first[:, t] and last[:, t].",
+    ("dv computes p from a mask whose queries are counted from 0 in each tile: take first[:, t] and last[:, t].",
      lambda a: a.dv(again(a, visible=late(a)))),
-    ("dv has p from a mask with the queries at the start of the keys, and the forward's lse: query t sees keys up to S - T + t.",
+    ("dv computes p from a mask with the queries at the start of the keys, and the forward's lse: query t sees keys up to S - T + t.",
      lambda a: a.dv(again(a, visible=a.s <= a.t))),
-    ("dv has p from a mask with one key too few, and the forward's lse: query t sees keys < last[t].",
+    ("dv computes p from a mask with one key too few, and the forward's lse: query t sees keys < last[t].",
      lambda a: a.dv(again(a, visible=a.s < a.S - a.T + a.t))),
-    ("dv has p from a mask with one key too many, and the forward's lse: query t sees keys < last[t].",
+    ("dv computes p from a mask with one key too many, and the forward's lse: query t sees keys < last[t].",
      lambda a: a.dv(again(a, visible=a.s <= a.S - a.T + a.t + 1))),
-    ("dv has p that is normalised in each tile: p = exp(s - lse), with the forward's lse.", lambda a: a.dv(by_tile(a))),
-    ("dv has p from tiled keys (0, 1, 0, 1), with the forward's lse: query head h uses key head h // R.",
-     lambda a: a.dv(again(a, a.q @ turned(a.tiled_keys) * a.scale))),
+    ("dv normalises p in each tile: p = exp(s - lse), with the forward's lse.", lambda a: a.dv(by_tile(a))),
+    ("dv computes p from tiled keys (0, 1, 0, 1), with the forward's lse: query head h uses key head h // R.",
+     lambda a: a.dv(tiled_p(a))),
 ]  # fmt: skip
 
+
+TILED_DQ: Rows = [
+    ("dq has tiled keys and values (0, 1, 0, 1), with the right delta and lse: query head h uses key head h // R.",
+     lambda a: tiled_p(a) * (a.dout @ turned(a.tiled_values) - a.delta) @ a.tiled_keys * a.scale),
+]  # fmt: skip
 
 # The first row of OUT, DQ and DK is a mistake that has a name of its own here: z is missing, delta is missing.
 FLASH_ATTENTION = Table("flash_attention", attention_values, {
     "out": [*FLASH_OUT, *OUT[1:]],
-    "dq": [*ds_rows("dq"), *masked_rows("dq", KEY_TILES, lambda a: a.ds), *DQ[1:]],
+    "dq": [*ds_rows("dq"), *TILED_DQ, *masked_rows("dq", KEY_TILES, lambda a: a.ds), *DQ[1:]],
     "dk": [*ds_rows("dk"), *masked_rows("dk", QUERY_TILES, lambda a: a.ds), *DK[1:]],
     "dv": [*FLASH_DV, *DV],
 }, independent=False)  # fmt: skip

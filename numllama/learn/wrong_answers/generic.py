@@ -7,6 +7,7 @@ import numpy as np
 from numllama.learn.wrong_answers.table import SIZES, Case, as_tuple, packed
 
 Candidates = Iterator[tuple[str, np.ndarray]]
+SCALARS = ("count", "cap", "scale")  # other numbers that a result may be multiplied by
 
 
 def generic(case: Case, result: str) -> Candidates:
@@ -36,7 +37,7 @@ def _outputs(case: Case, result: str) -> Candidates:
 
 
 def _taken(case: Case, result: str) -> Candidates:
-    """Another array in the place of the result, or added to it."""
+    """Another array in place of the result, or added to it."""
     order = ", ".join(case.table.gradients)
     for other in case.table.gradients:
         if other != result:
@@ -132,13 +133,28 @@ def factor_sentence(case: Case, result: str, factor: float) -> str | None:
     if is_near(factor, -1):
         return f"{result} has the wrong sign everywhere."
     for inverse, value in ((False, factor), (True, 1 / factor)):
-        if names := sizes_of(case, result, value):
-            return _size_sentence(result, names, round(value), inverse, _is_sum(case, result))
+        names = sizes_of(case, result, value)
         if is_near(value, 2):
+            size = f", or 2 is {names[0]}" if names else ""
             if inverse:
-                return f"{result} is half of what it should be: two equal terms are averaged, or a factor 2 is missing."
-            return f"{result} is twice what it should be: a term is added twice, or a factor 1/2 is missing."
+                return f"{result} is half of what it should be: two equal terms are averaged, a factor 2 is missing{size}."
+            return f"{result} is twice what it should be: a term is added twice, a factor 1/2 is missing{size}."
+        if names:
+            return _size_sentence(result, names, round(value), inverse, _is_sum(case, result))
     return None
+
+
+def factor_words(case: Case, factor: float) -> str:
+    """A factor of a result that has another mistake too."""
+    if is_near(factor, -1):
+        return "its sign is wrong"
+    for name in (*SIZES, *SCALARS):
+        value = case.values.get(name)
+        if isinstance(value, int | float) and value not in (0, 1):
+            for word, power in (("multiplied", value), ("divided", 1 / value)):
+                if is_near(factor, power):
+                    return f"it is {word} by {value:.6g}, which is {name}"
+    return f"it is multiplied by {factor:.6g}"
 
 
 def sizes_of(case: Case, result: str, value: float) -> list[str]:

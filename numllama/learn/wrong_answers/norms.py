@@ -108,7 +108,7 @@ RMSNORM = Table("rmsnorm", rmsnorm_values, {
         ("dx subtracts mean(dn), as LayerNorm does: RMSNorm has no mean to go back through.",
          lambda rstd, n, dn: rstd * (dn - mean(dn) - n * mean(dn * n))),
         ("dx is dout * weight: the normalisation is left out on the way back.", lambda dn: dn),
-        ("dx is dout * n, the gradient of weight in each row.", lambda dout, n: dout * n),
+        ("dx is dout * n, the part of each row in dweight.", lambda dout, n: dout * n),
         ("dx treats rstd as a constant, and lacks weight as well.", lambda rstd, dout: rstd * dout),
         ("dx lacks x[j] in its second term: the derivative of rstd with respect to x[j] is -rstd³ * x[j] / C.",
          lambda rstd, x, dn: rstd * dn - rstd**3 * mean(dn * x)),

@@ -66,14 +66,14 @@ SOFTMAX = Table("softmax", softmax_values, {
         ("dx sums over axis 0 instead of the last axis.", lambda p, dout: p * (dout - (dout * p).sum(0, keepdims=True))),
         ("dx sums over the whole array: each row has a sum of its own, over the last axis.",
          lambda p, dout: p * (dout - (dout * p).sum())),
-        ("dx has the sum of p, which is 1, in the place of Σ dout * p.", lambda p, dout: p * (dout - 1)),
-        ("dx has 1 in the place of dout in its first term.", lambda p, dout: p * (1 - total(dout * p))),
+        ("dx uses the sum of p, which is 1, in place of Σ dout * p.", lambda p, dout: p * (dout - 1)),
+        ("dx uses 1 in place of dout in its first term.", lambda p, dout: p * (1 - total(dout * p))),
         ("dx is p - dout, as if a cross-entropy followed.", lambda p, dout: p - dout),
-        ("dx has x in the place of p: the cache holds probabilities.", lambda x, dout: x * (dout - total(dout * x))),
-        ("dx has exp(x - max) in the place of p: divide by its sum.", lambda e, dout: e * (dout - total(dout * e))),
-        ("dx has exp(x) in the place of p: divide by its sum.", lambda x, dout: np.exp(x) * (dout - total(dout * np.exp(x)))),
+        ("dx uses x in place of p: the cache holds probabilities.", lambda x, dout: x * (dout - total(dout * x))),
+        ("dx uses exp(x - max) in place of p: divide by its sum.", lambda e, dout: e * (dout - total(dout * e))),
+        ("dx uses exp(x) in place of p: divide by its sum.", lambda x, dout: np.exp(x) * (dout - total(dout * np.exp(x)))),
         ("dx is the softmax of dout.", lambda dout: softmax(dout)),
-        ("dx has the softmax of p in the place of p: the cache holds probabilities already.",
+        ("dx uses the softmax of p in place of p: the cache holds probabilities already.",
          lambda p, dout: softmax(p) * (dout - total(dout * softmax(p)))),
         ("dx is all zeros, the gradient for a dout of ones: the probabilities sum to 1, and dout must enter.",
          lambda p: np.zeros_like(p)),
@@ -101,7 +101,7 @@ def ones_at(targets, V):
 
 
 def instead(targets, token):
-    """Targets with a token in the place of the ignored ones."""
+    """Targets with a token in place of the ignored ones."""
     return np.where(targets == IGNORE, token, targets)
 
 
@@ -185,18 +185,18 @@ CROSS_ENTROPY = Table("cross_entropy", cross_entropy_values, {
         ("dlogits subtracts 1 at the target after the division by count: subtract first, then multiply by dout / count.",
          lambda p, onehot, kept, dout: dout * (p * kept - onehot)),
         ("dlogits subtracts 1 everywhere instead of at the target.", lambda p, kept, dout: dout * (p - 1) * kept),
-        ("dlogits has the logits in the place of their softmax.",
+        ("dlogits uses the logits in place of their softmax.",
          lambda logits, onehot, kept, dout: dout * (logits - onehot) * kept),
-        ("dlogits has log p in the place of p.", lambda p, onehot, kept, dout: dout * (np.log(p) - onehot) * kept),
-        ("dlogits has exp(logits - max) in the place of p: divide by its sum, or subtract lse in the exponent.",
+        ("dlogits uses log p in place of p.", lambda p, onehot, kept, dout: dout * (np.log(p) - onehot) * kept),
+        ("dlogits uses exp(logits - max) in place of p: divide by its sum, or subtract lse in the exponent.",
          lambda logits, m, onehot, kept, dout: dout * (np.exp(logits - m) - onehot) * kept),
-        ("dlogits has exp(logits) in the place of p: subtract lse in the exponent.",
+        ("dlogits uses exp(logits) in place of p: subtract lse in the exponent.",
          lambda logits, onehot, kept, dout: dout * (np.exp(logits) - onehot) * kept),
-        ("dlogits has exp(lse - logits) in the place of p: it is exp(logits - lse).",
+        ("dlogits uses exp(lse - logits) in place of p: it is exp(logits - lse).",
          lambda logits, lse, onehot, kept, dout: dout * (np.exp(lse[..., None] - logits) - onehot) * kept),
-        ("dlogits has exp(logits) / lse in the place of p: lse is the logarithm of the sum.",
+        ("dlogits uses exp(logits) / lse in place of p: lse is the logarithm of the sum.",
          lambda logits, lse, onehot, kept, dout: dout * (np.exp(logits) / lse[..., None] - onehot) * kept),
-        ("dlogits has the sigmoid in the place of the softmax.",
+        ("dlogits uses the sigmoid in place of the softmax.",
          lambda logits, onehot, kept, dout: dout * (1 / (1 + np.exp(-logits)) - onehot) * kept),
         ("dlogits has the softmax over the rows instead of the vocabulary.",
          lambda logits, onehot, kept, dout: dout * (softmax(logits, -2) - onehot) * kept),

@@ -1,9 +1,11 @@
 """Wrong answers to dropout, and to the residual sum with dropout and a norm."""
 
+from inspect import Parameter, Signature
+
 import numpy as np
 
 from numllama.learn.wrong_answers.norms import mean, over_rows, total
-from numllama.learn.wrong_answers.table import Rows, Table
+from numllama.learn.wrong_answers.table import Rows, Table, parameters
 from numllama.ops.dropout import dropout_mask
 from numllama.ops.rmsnorm import rmsnorm_backward, rmsnorm_forward
 
@@ -89,6 +91,54 @@ def through_norm(dout, x, weight, eps):
     return rmsnorm_backward(dout, rmsnorm_forward(x, weight, eps)[1])
 
 
+def masked(function):
+    """What the mask makes of a wrong dx."""
+    def through_mask(mask, **values):
+        return function(**values) * mask
+
+    names = ["mask", *parameters(function)]
+    through_mask.__signature__ = Signature([Parameter(name, Parameter.KEYWORD_ONLY) for name in names])
+    return through_mask
+
+
+DX: Rows = [
+    ("dx lacks dtotal: total continues along the stream, and its gradient is added to that through the norm.",
+     lambda through: through),
+    ("dx is dtotal: the gradient through the norm is missing.", lambda dtotal: dtotal),
+    ("dx is multiplied by dropout's mask: the mask belongs to the branch, and x was not dropped.", lambda dbranch: dbranch),
+    ("dx multiplies the gradient through the norm by dropout's mask: x was not dropped.",
+     lambda through, mask, dtotal: through * mask + dtotal),
+    ("dx multiplies dtotal by dropout's mask: x was not dropped.", lambda through, mask, dtotal: through + dtotal * mask),
+    ("dx subtracts dtotal instead of adding it.", lambda through, dtotal: through - dtotal),
+    ("dx adds dtotal twice.", lambda through, dtotal: through + 2 * dtotal),
+    ("dx has the mean of both gradients instead of their sum.", lambda through, dtotal: (through + dtotal) / 2),
+    ("dx adds dtotal before the norm's backward: dtotal does not pass the norm.",
+     lambda dout, dtotal, stream, weight, eps: through_norm(dout + dtotal, stream, weight, eps)[0]),
+    ("dx exchanges dtotal and dout: douts is (dtotal, dout), and dout passes the norm.",
+     lambda dout, dtotal, stream, weight, eps: through_norm(dtotal, stream, weight, eps)[0] + dout),
+    ("dx sends dtotal through the norm and lacks dout: dout passes the norm, and dtotal is added.",
+     lambda dtotal, stream, weight, eps: through_norm(dtotal, stream, weight, eps)[0]),
+    ("dx is dtotal + dout: dout passes the norm first.", lambda dout, dtotal: dtotal + dout),
+    ("dx adds dout as well: it has passed the norm already.", lambda through, dtotal, dout: through + dtotal + dout),
+    ("dx has the norm's backward at x instead of total.",
+     lambda dout, dtotal, x, weight, eps: through_norm(dout, x, weight, eps)[0] + dtotal),
+    ("dx has the norm's backward at the branch instead of total.",
+     lambda dout, dtotal, branch, weight, eps: through_norm(dout, branch, weight, eps)[0] + dtotal),
+    ("dx has the norm's backward at x + branch: total has the branch after dropout.",
+     lambda dout, dtotal, x, branch, weight, eps: through_norm(dout, x + branch, weight, eps)[0] + dtotal),
+    ("dx treats rstd as a constant: the norm's gradient has a second term.", lambda rstd, dn, dtotal: rstd * dn + dtotal),
+    ("dx adds the second term of the norm's gradient instead of subtracting it.",
+     lambda rstd, n, dn, dtotal: rstd * (dn + n * mean(dn * n)) + dtotal),
+    ("dx has the sum of dn * n in the norm's second term: it is the mean.",
+     lambda rstd, n, dn, dtotal: rstd * (dn - n * total(dn * n)) + dtotal),
+    ("dx lacks weight in the norm's gradient.", lambda rstd, n, dout, dtotal: rstd * (dout - n * mean(dout * n)) + dtotal),
+    ("dx multiplies by dtotal instead of adding it: gradients of two paths add up.",
+     lambda through, dtotal: through * dtotal),
+]  # fmt: skip
+DX_UNMASKED = [row for row in DX if not {"mask", "dbranch"} & set(parameters(row[1]))]
+BRANCH = "dbranch, which is dx through the mask,"
+
+
 ADD_RMSNORM = Table("add_rmsnorm", add_rmsnorm_values, {
     "total": [
         ("total lacks the dropout of the branch.", lambda x, branch: x + branch),
@@ -115,46 +165,17 @@ ADD_RMSNORM = Table("add_rmsnorm", add_rmsnorm_values, {
          lambda x, branch, weight, eps: norm(x + branch, weight, eps)),
         ("out is the norm of a sum whose branch lacks 1 / (1 - p).",
          lambda x, branch, m, weight, eps: norm(x + branch * m, weight, eps)),
+        ("out is the norm of a sum whose elements are dropped: only the branch has dropout.",
+         lambda x, branch, mask, weight, eps: norm((x + branch) * mask, weight, eps)),
+        ("out is the norm of a sum in which elements of x are dropped: only the branch has dropout.",
+         lambda x, branch, mask, weight, eps: norm(x * mask + branch, weight, eps)),
         ("out lacks weight.", lambda n: n),
         ("out has the dropout after the norm: it is that of the branch alone.",
          lambda x, branch, weight, eps, mask: norm(x + branch, weight, eps) * mask),
         ("out adds total: the norm's result stands by itself.", lambda out, stream: out + stream),
         ("out adds x to the norm of the branch.", lambda x, branch, mask, weight, eps: x + norm(branch * mask, weight, eps)),
     ],
-    "dx": [
-        ("dx lacks dtotal: total continues along the stream, and its gradient is added to that through the norm.",
-         lambda through: through),
-        ("dx is dtotal: the gradient through the norm is missing.", lambda dtotal: dtotal),
-        ("dx is multiplied by dropout's mask: the mask belongs to the branch, and x was not dropped.", lambda dbranch: dbranch),
-        ("dx multiplies the gradient through the norm by dropout's mask: x was not dropped.",
-         lambda through, mask, dtotal: through * mask + dtotal),
-        ("dx multiplies dtotal by dropout's mask: x was not dropped.", lambda through, mask, dtotal: through + dtotal * mask),
-        ("dx subtracts dtotal instead of adding it.", lambda through, dtotal: through - dtotal),
-        ("dx adds dtotal twice.", lambda through, dtotal: through + 2 * dtotal),
-        ("dx has the mean of both gradients instead of their sum.", lambda through, dtotal: (through + dtotal) / 2),
-        ("dx adds dtotal before the norm's backward: dtotal does not pass the norm.",
-         lambda dout, dtotal, stream, weight, eps: through_norm(dout + dtotal, stream, weight, eps)[0]),
-        ("dx exchanges dtotal and dout: douts is (dtotal, dout), and dout passes the norm.",
-         lambda dout, dtotal, stream, weight, eps: through_norm(dtotal, stream, weight, eps)[0] + dout),
-        ("dx exchanges dtotal and dout, and lacks what is added: dtotal is not what passes the norm.",
-         lambda dtotal, stream, weight, eps: through_norm(dtotal, stream, weight, eps)[0]),
-        ("dx is dtotal + dout: dout passes the norm first.", lambda dout, dtotal: dtotal + dout),
-        ("dx adds dout as well: it has passed the norm already.", lambda through, dtotal, dout: through + dtotal + dout),
-        ("dx has the norm's backward at x instead of total.",
-         lambda dout, dtotal, x, weight, eps: through_norm(dout, x, weight, eps)[0] + dtotal),
-        ("dx has the norm's backward at the branch instead of total.",
-         lambda dout, dtotal, branch, weight, eps: through_norm(dout, branch, weight, eps)[0] + dtotal),
-        ("dx has the norm's backward at x + branch: total has the branch after dropout.",
-         lambda dout, dtotal, x, branch, weight, eps: through_norm(dout, x + branch, weight, eps)[0] + dtotal),
-        ("dx treats rstd as a constant: the norm's gradient has a second term.", lambda rstd, dn, dtotal: rstd * dn + dtotal),
-        ("dx adds the second term of the norm's gradient instead of subtracting it.",
-         lambda rstd, n, dn, dtotal: rstd * (dn + n * mean(dn * n)) + dtotal),
-        ("dx has the sum of dn * n in the norm's second term: it is the mean.",
-         lambda rstd, n, dn, dtotal: rstd * (dn - n * total(dn * n)) + dtotal),
-        ("dx lacks weight in the norm's gradient.", lambda rstd, n, dout, dtotal: rstd * (dout - n * mean(dout * n)) + dtotal),
-        ("dx multiplies by dtotal instead of adding it: gradients of two paths add up.",
-         lambda through, dtotal: through * dtotal),
-    ],
+    "dx": DX,
     "dbranch": [
         ("dbranch is dx: the branch had dropout, so the same mask multiplies its gradient.", lambda dx: dx),
         ("dbranch lacks the factor 1 / (1 - p) of the mask.", lambda dx, m: dx * m),
@@ -163,16 +184,15 @@ ADD_RMSNORM = Table("add_rmsnorm", add_rmsnorm_values, {
         ("dbranch is multiplied by the mask twice.", lambda dx, mask: dx * mask * mask),
         ("dbranch keeps what is dropped and drops what is kept.", lambda dx, m, p: dx * (1 - m) / (1 - p)),
         ("dbranch is dx / (1 - p): the mask is missing.", lambda dx, p: dx / (1 - p)),
-        ("dbranch lacks dtotal: it is dx, whole, through the mask.", lambda through, mask: through * mask),
-        ("dbranch lacks dtotal and the mask: it is dx through dropout's backward.", lambda through: through),
-        ("dbranch is dtotal through the mask: the gradient through the norm is missing.", lambda dtotal, mask: dtotal * mask),
+        ("dbranch lacks dtotal and the mask: it is dx, through dropout's backward.", lambda through: through),
         ("dbranch adds dtotal after the mask: the mask multiplies the whole of dx.",
          lambda through, mask, dtotal: through * mask + dtotal),
-        ("dbranch multiplies only dtotal by the mask, and the gradient through the norm as well must have it.",
+        ("dbranch multiplies dtotal alone by the mask: the gradient through the norm needs it too.",
          lambda through, mask, dtotal: through + dtotal * mask),
         ("dbranch drops before the norm's backward: the mask comes last on the way back.",
          lambda dout, dtotal, stream, weight, eps, mask: through_norm(dout * mask, stream, weight, eps)[0] + dtotal),
         ("dbranch is dout through the mask: it passes the norm first.", lambda dout, mask: dout * mask),
+        *[(sentence.replace("dx", BRANCH, 1), masked(function)) for sentence, function in DX_UNMASKED],
         ("dbranch has another mask: the same key gives the same mask.", lambda dx, p, actual: drawn(dx, actual, 1 / (1 - p))),
         ("dbranch has another mask, and lacks the factor 1 / (1 - p): the same key gives the same mask.",
          lambda dx, actual: drawn(dx, actual, 1)),
@@ -184,17 +204,17 @@ ADD_RMSNORM = Table("add_rmsnorm", add_rmsnorm_values, {
         ("dweight has the norm of x + branch: total has the branch after dropout.",
          lambda dout, x, branch, weight, eps: through_norm(dout, x + branch, weight, eps)[1]),
         ("dweight has total instead of n: rstd is missing.", lambda dout, stream: over_rows(dout * stream)),
-        ("dweight has dtotal in the place of dout: weight has no part in total.", lambda dtotal, n: over_rows(dtotal * n)),
-        ("dweight has dtotal + dout in the place of dout: weight has no part in total.",
+        ("dweight uses dtotal in place of dout: weight has no part in total.", lambda dtotal, n: over_rows(dtotal * n)),
+        ("dweight uses dtotal + dout in place of dout: weight has no part in total.",
          lambda dtotal, dout, n: over_rows((dtotal + dout) * n)),
-        ("dweight has dx in the place of dout.", lambda dx, n: over_rows(dx * n)),
-        ("dweight has dn in the place of dout: weight is in it, but the derivative of weight * n by weight is n.",
+        ("dweight uses dx in place of dout.", lambda dx, n: over_rows(dx * n)),
+        ("dweight uses dn in place of dout: weight is in it, but the derivative of weight * n by weight is n.",
          lambda dn, n: over_rows(dn * n)),
         ("dweight is the sum of dout, the gradient of a bias.", lambda dout: over_rows(dout)),
         ("dweight is the sum of dtotal.", lambda dtotal: over_rows(dtotal)),
         ("dweight has the mask of dropout: it multiplied the branch before the norm.",
          lambda dout, n, mask: over_rows(dout * n * mask)),
-        ("dweight has x, not normalised, in the place of n.", lambda dout, x: over_rows(dout * x)),
+        ("dweight uses x, not normalised, in place of n.", lambda dout, x: over_rows(dout * x)),
     ],
 }, outputs=("total", "out"))  # fmt: skip
 TABLES = [DROPOUT, ADD_RMSNORM]

@@ -88,7 +88,7 @@ ROPE = Table("rope", rope_values, {
          lambda d1, d2, cos, sin: halves(d1 * cos + d2 * sin, d2 * cos - (d1 * cos + d2 * sin) * sin)),
         ("dx exchanges cos and sin.", lambda dout, cos, sin: turned(dout, sin, -cos)),
         ("dx has -cos as well as -sin: cos(-a) is cos a.", lambda dout, cos, sin: turned(dout, -cos, -sin)),
-        ("dx has -cos in the place of -sin: cos(-a) is cos a, and sin(-a) is -sin a.",
+        ("dx uses the wrong sign everywhere, or -cos in place of -sin: cos(-a) is cos a, and sin(-a) is -sin a.",
          lambda dout, cos, sin: turned(dout, -cos, sin)),
         ("dx has its halves exchanged.", lambda dx, D: np.roll(dx, D // 2, -1)),
         ("dx turns the first half only.", lambda d1, d2, cos, sin: halves(d1 * cos + d2 * sin, d2)),

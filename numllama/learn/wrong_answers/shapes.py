@@ -20,6 +20,8 @@ def shape_sentence(case: Case, result: str, actual: np.ndarray) -> str | None:
         return f"{result} has the shape {shape}, the transpose of {as_needed}: exchange the factors of the product."
     if actual.size == right.size:
         return f"{result} has the shape {shape}, but must have {as_needed}: reshape it at the end, and see that axes do not mix."
+    if needed and shape[-len(needed) :] == needed and len(shape) == len(needed) + 1:
+        return f"{result} has the shape {shape}: sum over its first axis too, which leaves {as_needed}."
     if result not in case.table.outputs:
         lead = np.shape(as_tuple(case.dout)[0])[:-1]
         if lead and shape[: len(lead)] == lead and needed[: len(lead)] != lead:

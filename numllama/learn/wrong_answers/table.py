@@ -65,6 +65,7 @@ class Case:
         self.arguments = dict(zip(names, args))  # noqa: B905 - the rest have defaults
         out, self._cache = forward(*args)
         self.right = dict(zip(table.outputs, as_tuple(out), strict=True))
+        self._wrong: dict[str, np.ndarray] = {}  # by sentence
 
     def backward(self, dout: Any) -> dict[str, np.ndarray]:
         """All gradients for a gradient of the output."""
@@ -84,8 +85,11 @@ class Case:
     def wrong(self, result: str, actual: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
         """The sentences on a result, each with the array that its mistake gives."""
         for sentence, function in self.table.rows[result]:
-            values = self.values | {"actual": actual}
-            yield sentence, np.asarray(function(**{name: values[name] for name in parameters(function)}))
+            names = parameters(function)
+            if "actual" in names or sentence not in self._wrong:
+                values = self.values | {"actual": actual}
+                self._wrong[sentence] = np.asarray(function(**{name: values[name] for name in names}))
+            yield sentence, self._wrong[sentence]
 
     @cached_property
     def sizes(self) -> dict[str, int]:
