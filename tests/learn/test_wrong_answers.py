@@ -151,10 +151,14 @@ def right(op, name):
     return case(op).results[name]
 
 
+def value(op, name):
+    return case(op).values[name]
+
+
 @pytest.mark.parametrize("op, name, actual, part", [
     ("rmsnorm", "dx", lambda dx: -dx, "has the wrong sign"),
     ("rope", "dx", lambda dx: -dx, "dx has the wrong sign everywhere"),
-    ("gelu", "dx", lambda dx: dx / 2, "half of what it should be: two equal terms are averaged, a factor 2 is missing, or 2 is B"),
+    ("gelu", "dx", lambda dx: dx / 2, "half of what it should be: two equal terms are averaged"),
     ("rmsnorm", "dx", lambda dx: 2 * dx, "twice what it should be: a term is added twice"),
     ("swiglu", "dup", lambda dup: 3 * dup, "3 times too large (T, the number of tokens in a sequence)"),
     ("swiglu", "dgate", lambda dgate: dgate / 6, "divided by 6 (N, the number of rows): nothing divides here"),
@@ -177,7 +181,11 @@ def right(op, name):
     ("linear", "dx", lambda dx: dx + example("linear")[0], "added to x: start from zeros"),
     ("linear", "dweight", lambda dweight: example("linear")[1] - dweight, "a step of gradient descent"),
     ("add_rmsnorm", "out", lambda out: case("add_rmsnorm").results["total"], "out is total: forward returns total, out"),
-    ("rmsnorm", "dx", lambda dx: 3 * case("rmsnorm").values["rstd"] * case("rmsnorm").values["dn"], "besides, it is multiplied by 3, which is T."),
+    ("rmsnorm", "dx", lambda dx: 3 * value("rmsnorm", "rstd") * value("rmsnorm", "dn"), "it is multiplied by 3, which is T."),
+    ("lora", "dx", lambda dx: -2 * dx, "multiplies every gradient; besides, its sign is wrong."),
+    ("attention", "dv", lambda dv: dv / 7, None),
+    ("attention", "dq", lambda dq: value("attention", "a").p * value("attention", "a").dp @ value("attention", "a").keys,
+     "besides, it is divided by 0.447214, which is scale."),
     ("rmsnorm", "dx", lambda dx: np.full_like(dx, np.nan), None),
     ("rmsnorm", "dweight", lambda dweight: np.ones((3, 6)), "sum over its first axis too"),
     ("attention", "dk", lambda dk: np.sqrt(5) * 2 * dk, None),

@@ -78,21 +78,21 @@ def ds_rows(result: str) -> Rows:
 
 DS: list[tuple[str, Callable]] = [
     ("lacks the sum in ds: softmax's backward is p * (dp - Σ dp * p).", lambda a: a.p * a.dp),
-    ("has the diagonal of softmax's Jacobian only, p * (1 - p) * dp.", lambda a: a.p * (1 - a.p) * a.dp),
+    ("keeps only the diagonal of softmax's Jacobian, p * (1 - p) * dp.", lambda a: a.p * (1 - a.p) * a.dp),
     ("adds the sum in ds instead of subtracting it.", lambda a: a.p * (a.dp + a.delta)),
-    ("has the second term of ds only, -p * Σ dp * p.", lambda a: -a.p * a.delta),
+    ("keeps only the second term of ds, -p * Σ dp * p.", lambda a: -a.p * a.delta),
     ("uses dp in place of ds: softmax's backward is missing.", lambda a: a.dp * a.visible),
     ("uses dp in place of ds, for hidden keys too: softmax's backward is missing.", lambda a: a.dp),
     ("lacks the outer p in ds = p * (dp - Σ dp * p).", lambda a: (a.dp - a.delta) * a.visible),
     ("lacks the outer p in ds = p * (dp - Σ dp * p), which also gives hidden keys a gradient.", lambda a: a.dp - a.delta),
-    ("lacks the outer p before the sum in ds: p multiplies both terms.", lambda a: a.p * a.dp - a.delta),
-    ("lacks p before dp in ds: p multiplies both terms.", lambda a: a.dp - a.p * a.delta),
-    ("has the outer p twice in ds.", lambda a: a.p**2 * (a.dp - a.delta)),
+    ("lacks the outer p before the sum in ds = p * (dp - Σ dp * p).", lambda a: a.p * a.dp - a.delta),
+    ("lacks p before dp in ds = p * (dp - Σ dp * p).", lambda a: a.dp - a.p * a.delta),
+    ("has the outer p twice in ds = p * (dp - Σ dp * p).", lambda a: a.p**2 * (a.dp - a.delta)),
     ("lacks p in the sum of ds: it is Σ dp * p.", lambda a: a.p * (a.dp - total(a.dp))),
     ("lacks p in the sum of ds, over the keys that are seen: it is Σ dp * p.", lambda a: a.p * (a.dp - total(a.dp * a.visible))),
-    ("has the mean over keys instead of the sum in ds.", lambda a: a.p * (a.dp - a.delta / a.S)),
-    ("has a sum over queries instead of keys in ds.", lambda a: a.p * (a.dp - (a.dp * a.p).sum(-2, keepdims=True))),
-    ("has one sum over queries and keys in ds: each query has its own.",
+    ("uses the mean over keys instead of the sum in ds.", lambda a: a.p * (a.dp - a.delta / a.S)),
+    ("uses a sum over queries instead of keys in ds.", lambda a: a.p * (a.dp - (a.dp * a.p).sum(-2, keepdims=True))),
+    ("has one sum for all queries in ds: each query has its own.",
      lambda a: a.p * (a.dp - (a.dp * a.p).sum((-2, -1), keepdims=True))),
     ("has one sum for all heads in ds: each head has its own.", lambda a: a.p * (a.dp - a.delta.sum(1, keepdims=True))),
     ("uses the softmax's output p in place of ds.", lambda a: a.p),
@@ -120,25 +120,31 @@ def scale_rows(result: str) -> Rows:
     """Mistakes with the scale."""
     return [
         (f"{result} lacks the scale: the scores are scaled, so their gradient is.", lambda a: getattr(a, result)(a.ds) / a.scale),
-        (f"{result} has the scale twice.", lambda a: getattr(a, result)(a.ds) * a.scale),
+        (f"{result} has the scale twice: the scores have it once.", lambda a: getattr(a, result)(a.ds) * a.scale),
         (f"{result} is multiplied by √D instead of divided.", lambda a: getattr(a, result)(a.ds) / a.scale**2),
     ]  # fmt: skip
 
 
-def group_rows(result: str, heads: Callable) -> Rows:
-    """Mistakes in the sum over the query heads of a group; `heads` makes the gradients for all query heads, (B, H, S, D)."""
+def group_rows(result: str, heads: Callable, also: str = "") -> Rows:
+    """Mistakes in the sum over the query heads of a group; `heads` makes the gradients for all query heads, (B, H, S, D).
+
+    `also` is another mistake that gives the mean's numbers.
+    """
     return [
         (f"{result} has a gradient for each query head: sum over the R query heads of each key head.", lambda a: heads(a)),
-        (f"{result} has the first query head of each group only: sum over the group.", lambda a: a.by_group(heads(a))[:, :, 0]),
-        (f"{result} has the last query head of each group only: sum over the group.", lambda a: a.by_group(heads(a))[:, :, -1]),
-        (f"{result} has the mean over the query heads of a group: it is their sum.", lambda a: a.by_group(heads(a)).mean(2)),
+        (f"{result} counts only the first query head of each group: sum over the group.",
+         lambda a: a.by_group(heads(a))[:, :, 0]),
+        (f"{result} counts only the last query head of each group: sum over the group.",
+         lambda a: a.by_group(heads(a))[:, :, -1]),
+        (f"{result} has the mean over the query heads of a group{also}: it is their sum.",
+         lambda a: a.by_group(heads(a)).mean(2)),
         (f"{result} sums over every K-th query head, as if key heads were tiled (0, 1, 0, 1): they are repeated (0, 0, 1, 1).",
          lambda a: heads(a).reshape(a.B, a.R, a.K, a.S, a.D).sum(1)),
         (f"{result} sums over all query heads: each key head has its own group.",
          lambda a: np.broadcast_to(heads(a).sum(1, keepdims=True), a.k.shape)),
-        (f"{result} has the first K query heads, one for each key head: sum over the group h // R.",
+        (f"{result} takes the first K query heads, one for each key head: sum over the R query heads of each group.",
          lambda a: heads(a)[:, : a.K]),
-        (f"{result} has the last K query heads, one for each key head: sum over the group h // R.",
+        (f"{result} takes the last K query heads, one for each key head: sum over the R query heads of each group.",
          lambda a: heads(a)[:, -a.K :]),
     ]  # fmt: skip
 
@@ -146,26 +152,27 @@ def group_rows(result: str, heads: Callable) -> Rows:
 DQ: Rows = [
     *ds_rows("dq"),
     *scale_rows("dq"),
-    ("dq is divided by √(H·D), of the model's width: the scale has the head's, √D.", lambda a: a.dq(a.ds) / math.sqrt(a.H)),
+    ("dq is divided by √(H·D), from the width of the model: the scale has √D, from that of a head.",
+     lambda a: a.dq(a.ds) / math.sqrt(a.H)),
     ("dq uses v in place of k: dq = ds · k.", lambda a: a.ds @ a.values * a.scale),
     ("dq has tiled keys (0, 1, 0, 1): query head h uses key head h // R, so they are repeated (0, 0, 1, 1).",
      lambda a: a.ds @ a.tiled_keys * a.scale),
     ("dq has tiled keys and values (0, 1, 0, 1): query head h uses key head h // R, so they are repeated (0, 0, 1, 1).",
      lambda a: a.p * (a.dout @ turned(a.tiled_values) - total(a.dout @ turned(a.tiled_values) * a.p)) @ a.tiled_keys * a.scale),
-    ("dq has the first key head for all query heads.", lambda a: a.ds @ a.k[:, :1] * a.scale),
+    ("dq uses the first key head for all query heads.", lambda a: a.ds @ a.k[:, :1] * a.scale),
     ("dq adds dout: the queries have no path past the scores.", lambda a: a.dq(a.ds) + a.dout),
     ("dq is multiplied by q: the scores are linear in q, so q itself is not in dq.", lambda a: a.dq(a.ds) * a.q),
 ]  # fmt: skip
 DK: Rows = [
     *ds_rows("dk"),
     *scale_rows("dk"),
-    *group_rows("dk", lambda a: turned(a.ds) @ a.q * a.scale),
+    *group_rows("dk", lambda a: turned(a.ds) @ a.q * a.scale, also=", or is divided by √(H·D)"),
     ("dk is qᵀ · ds reshaped until it fits: it is dsᵀ · q.",
      lambda a: (turned(a.q.reshape(a.B, a.K, -1, a.D)) @ a.ds.reshape(a.B, a.K, -1, a.S)).reshape(a.k.shape) * a.scale),
-    ("dk has ds reshaped to (S, T) instead of transposed.",
+    ("dk uses ds reshaped to (S, T) instead of transposed.",
      lambda a: a.by_group(a.ds.reshape(a.B, a.H, a.S, a.T) @ a.q).sum(2) * a.scale),
     ("dk uses dout in place of q: dk = dsᵀ · q.", lambda a: a.by_group(turned(a.ds) @ a.dout).sum(2) * a.scale),
-    ("dk uses dq in place of q.", lambda a: a.by_group(turned(a.ds) @ a.dq(a.ds)).sum(2) * a.scale),
+    ("dk uses dq, the gradient of q, in place of q.", lambda a: a.by_group(turned(a.ds) @ a.dq(a.ds)).sum(2) * a.scale),
 ]  # fmt: skip
 DV: Rows = [
     *group_rows("dv", lambda a: turned(a.p) @ a.dout),
@@ -176,12 +183,13 @@ DV: Rows = [
      lambda a: a.dv(np.where(a.visible, a.scores, 0))),
     ("dv has the scale: it belongs to the scores, so to dq and dk.", lambda a: a.dv(a.p) * a.scale),
     ("dv is divided by the scale: it belongs to the scores, so to dq and dk.", lambda a: a.dv(a.p) / a.scale),
-    ("dv has p squared.", lambda a: a.dv(a.p**2)),
-    ("dv uses out in place of dout.", lambda a: a.by_group(turned(a.p) @ a.out).sum(2)),
+    ("dv has p squared: dv = pᵀ · dout.", lambda a: a.dv(a.p**2)),
+    ("dv uses out in place of dout, its gradient.", lambda a: a.by_group(turned(a.p) @ a.out).sum(2)),
     ("dv uses q in place of dout.", lambda a: a.by_group(turned(a.p) @ a.q).sum(2)),
     ("dv is doutᵀ · p reshaped until it fits: it is pᵀ · dout.",
      lambda a: (turned(a.dout.reshape(a.B, a.K, -1, a.D)) @ a.p.reshape(a.B, a.K, -1, a.S)).reshape(a.v.shape)),
-    ("dv has p reshaped to (S, T) instead of transposed.", lambda a: a.by_group(a.p.reshape(a.B, a.H, a.S, a.T) @ a.dout).sum(2)),
+    ("dv uses p reshaped to (S, T) instead of transposed.",
+     lambda a: a.by_group(a.p.reshape(a.B, a.H, a.S, a.T) @ a.dout).sum(2)),
     ("dv recomputes p without the mask.", lambda a: a.dv(a.softmax(a.scores))),
     ("dv recomputes p with the queries at the start of the keys: query t sees the keys up to S - T + t.",
      lambda a: a.dv(a.softmax(a.scores, a.s <= a.t))),
@@ -199,10 +207,10 @@ DV: Rows = [
 OUT: Rows = [
     ("out has exp(s - max) without the division by its sum.", lambda a: a.p / a.p.max(-1, keepdims=True) @ a.values),
     ("out lacks the scale of the scores.", lambda a: a.softmax(a.scores / a.scale, a.visible) @ a.values),
-    ("out has scores that are divided by D instead of √D.", lambda a: a.softmax(a.scores * a.scale, a.visible) @ a.values),
-    ("out has scores that are multiplied by √D instead of divided.",
+    ("out divides the scores by D instead of √D.", lambda a: a.softmax(a.scores * a.scale, a.visible) @ a.values),
+    ("out multiplies the scores by √D instead of dividing.",
      lambda a: a.softmax(a.scores / a.scale**2, a.visible) @ a.values),
-    ("out has scores that are divided by √(H·D), of the model's width: the scale has the head's, √D.",
+    ("out divides scores by √(H·D), from the width of the model: the scale has √D, from that of a head.",
      lambda a: a.softmax(a.scores / math.sqrt(a.H), a.visible) @ a.values),
     ("out is scaled after the softmax: scale the scores.",
      lambda a: a.softmax(a.scores / a.scale, a.visible) @ a.values * a.scale),
@@ -222,7 +230,7 @@ OUT: Rows = [
     ("out hides keys after the softmax: hide them before, so that each row of p sums to 1.",
      lambda a: a.softmax(a.scores) * a.visible @ a.values),
     ("out lacks the softmax.", lambda a: np.where(a.visible, a.scores, 0) @ a.values),
-    ("out has the softmax over the queries instead of the keys.",
+    ("out takes the softmax over the queries instead of the keys.",
      lambda a: turned(a.softmax(turned(np.where(a.visible, a.scores, -math.inf)))) @ a.values),
     ("out has tiled key heads (0, 1, 0, 1): query head h uses key head h // R, so they are repeated (0, 0, 1, 1).",
      lambda a: a.softmax(a.q @ turned(a.tiled_keys) * a.scale, a.visible) @ a.tiled_values),
@@ -230,13 +238,13 @@ OUT: Rows = [
      lambda a: a.p @ a.tiled_values),
     ("out has tiled keys (0, 1, 0, 1): query head h uses key head h // R, so they are repeated (0, 0, 1, 1).",
      lambda a: a.softmax(a.q @ turned(a.tiled_keys) * a.scale, a.visible) @ a.values),
-    ("out has the first key head for all query heads.",
+    ("out uses the first key head for all query heads.",
      lambda a: a.softmax(a.q @ turned(a.k[:, :1]) * a.scale, a.visible) @ a.v[:, :1]),
     ("out sums keys instead of values.", lambda a: a.p @ a.keys),
     ("out exchanges k and v.", lambda a: a.softmax(a.q @ turned(a.values) * a.scale, a.visible) @ a.keys),
     ("out is the mean of the values that are seen: the scores have no part in it.",
      lambda a: a.visible / total(a.visible * 1.0) @ a.values),
-    ("out has heads and queries mixed: reshape does not exchange axes.",
+    ("out mixes heads and queries: a reshape does not exchange axes.",
      lambda a: a.out.swapaxes(1, 2).reshape(a.out.shape)),
 ]  # fmt: skip
 

@@ -15,7 +15,7 @@ from numllama.learn.wrong_answers import (
     residual,
     rotation,
 )
-from numllama.learn.wrong_answers.generic import factor_of, factor_sentence, factor_words, generic
+from numllama.learn.wrong_answers.generic import factor_of, factor_sentence, factor_words, generic, is_near
 from numllama.learn.wrong_answers.shapes import shape_sentence
 from numllama.learn.wrong_answers.table import Case, Table, packed
 
@@ -78,10 +78,12 @@ def _explained(case: Case, result: str, actual: np.ndarray) -> str | None:
             return sentence
     if actual.shape != right.shape:
         return shape_sentence(case, result, actual)
-    if (factor := factor_of(actual, right, CLOSE)) is not None:
-        return factor_sentence(case, result, factor)
+    whole = factor_of(actual, right, CLOSE)
+    if whole is not None and (named := factor_sentence(case, result, whole)):
+        return named
     for sentence, wrong in own:
-        if (factor := factor_of(actual, wrong, CLOSE)) is not None:
+        factor = factor_of(actual, wrong, CLOSE)
+        if factor is not None and (whole is None or is_near(factor, -1)):  # any multiple of a multiple would do
             return f"{sentence.removesuffix('.')}; besides, {factor_words(case, factor)}."
     return None
 

@@ -133,7 +133,7 @@ SOFTCAP = [
         return dout / (cap * np.cosh(x / cap) ** 2)
     """),
     Code("softcap", {"dx": "tanh(x) in place"}, "return dout / np.cosh(cache.x) ** 2"),
-    Code("softcap", {"dx": "as of a clip"}, "return np.where(np.abs(cache.x) < cache.cap, dout, 0)"),
+    Code("softcap", {"dx": "like that of a clip"}, "return np.where(np.abs(cache.x) < cache.cap, dout, 0)"),
     Code("softcap", {"out": "clipped"}, "return np.minimum(np.maximum(x, -cap), cap), None", "forward"),
     Code("softcap", {"out": "does not divide x by cap"}, """
         e = np.exp(2 * x)

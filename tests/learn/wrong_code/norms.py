@@ -21,7 +21,7 @@ RMSNORM = [
         dms = -0.5 * r**3 * dr
         return dout * g * r + dms * x / C, (dout * x * r).sum((0, 1))
     """),
-    Code("rmsnorm", {"dx": "2 times its second term"}, """
+    Code("rmsnorm", {"dx": "twice its second term"}, """
         x, g, r = cache
         C = x.shape[-1]
         dr = (dout * g * x).sum(-1, keepdims=True)
