@@ -88,6 +88,7 @@ DS: list[tuple[str, Callable]] = [
     ("lacks the outer p before the sum in ds = p * (dp - Σ dp * p).", lambda a: a.p * a.dp - a.delta),
     ("lacks p before dp in ds = p * (dp - Σ dp * p).", lambda a: a.dp - a.p * a.delta),
     ("has the outer p twice in ds = p * (dp - Σ dp * p).", lambda a: a.p**2 * (a.dp - a.delta)),
+    ("takes p out of the sum in ds: it is Σ dp * p, and not p * Σ dp.", lambda a: a.p * (a.dp - a.p * total(a.dp))),
     ("lacks p in the sum of ds: it is Σ dp * p.", lambda a: a.p * (a.dp - total(a.dp))),
     ("lacks p in the sum of ds, over the keys that are seen: it is Σ dp * p.", lambda a: a.p * (a.dp - total(a.dp * a.visible))),
     ("uses the mean over keys instead of the sum in ds.", lambda a: a.p * (a.dp - a.delta / a.S)),

@@ -137,6 +137,8 @@ DZ: list[tuple[str, Callable]] = [  # the gradient of the router's logits
     ("has the mean over C in dweights: dw = Σ dout * y.", lambda a: a.dz(dw=a.dw / a.C)),
     ("has dweights in the opposite order: dweights[tokens, places] belongs to the expert.",
      lambda a: a.dz(dw=a.by_place(a.places(a.dw)[:, ::-1]))),
+    ("has one sum for all tokens of an expert in dweights: each token has its own, over C.",
+     lambda a: a.dz(dw=a.seen * a.dw.sum(0))),
     ("has dweights for the largest weight only: each of the k weights has one.", lambda a: a.dz(dw=a.dw * a.first)),
 ]  # fmt: skip
 

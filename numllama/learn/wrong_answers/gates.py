@@ -100,6 +100,7 @@ SWIGLU = Table("swiglu", swiglu_values, {
         ("dgate uses silu * sigma in place of the first term: silu' = silu + sigma * (1 - silu).",
          lambda d, gate, s: d * s * (1 - gate * s)),
         ("dgate uses silu(gate) in place of silu'(gate).", lambda d, gate: d * silu(gate)),
+        ("dgate uses sigmoid(-gate) in place of sigmoid(gate).", lambda d, gate, s: d * (1 - s) * (1 + gate * s)),
         ("dgate takes silu' at silu(gate) instead of the gate.", lambda d, gate: d * silu_slope(silu(gate))),
         ("dgate takes silu' at up instead of the gate.", lambda d, up: d * silu_slope(up)),
         ("dgate lacks silu': it is dout * up.", lambda d: d),

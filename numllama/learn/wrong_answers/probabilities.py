@@ -59,6 +59,7 @@ SOFTMAX = Table("softmax", softmax_values, {
         ("dx has the outer p twice: it is p * (dout - Σ dout * p).", lambda p, dout: p * p * (dout - total(dout * p))),
         ("dx multiplies the sum by p twice: it is p * (dout - Σ dout * p).",
          lambda p, dout: p * (dout - p * total(dout * p))),
+        ("dx takes p out of the sum: it is Σ dout * p, and not p * Σ dout.", lambda p, dout: p * (dout - p * total(dout))),
         ("dx lacks p in the sum: it is Σ dout * p.", lambda p, dout: p * (dout - total(dout))),
         ("dx is that of log-softmax, dout - p * Σ dout.", lambda p, dout: dout - p * total(dout)),
         ("dx uses the mean of dout * p instead of the sum.", lambda p, dout: p * (dout - (dout * p).mean(-1, keepdims=True))),

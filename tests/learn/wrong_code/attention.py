@@ -198,6 +198,8 @@ def experts(says, right, wrong):
 
 
 MIXTURE = [
+    experts({"dx": "one sum for all tokens", "drouter": "one sum for all tokens"},
+            'np.einsum("nc,nc->n", dO[c.tokens], c.y)', "np.sum(dO[c.tokens] * c.y)"),
     experts({"dx": "lacks the router's part"}, "(dx + dz @ router)", "dx"),
     experts({"dx": "as a constant", "drouter": "as a constant"},
             "(dw - (dw * routed.weights).sum(1, keepdims=True)) / routed.total", "dw / routed.total"),

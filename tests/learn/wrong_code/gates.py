@@ -42,6 +42,11 @@ SWIGLU = [
         silu = g * s
         return dout * u * (s + silu * (1 - silu)), dout * silu
     """),
+    Code("swiglu", {"dgate": "sigmoid(-gate)", "dup": "gate * (1 - sigmoid(gate))"}, """
+        g, u = cache
+        sig = 1 / (1 + np.exp(g))
+        return dout * u * (sig + g * sig * (1 - sig)), dout * g * sig
+    """),
     Code("swiglu", {"out": "gate itself"}, "return up / (1 + np.exp(-gate)), None", "forward"),
     Code("swiglu", {"out": "exchanged"}, "return gate * up / (1 + np.exp(-up)), None", "forward"),
 ]
