@@ -1,7 +1,7 @@
 """Are a built wheel and source archive complete?  python tests/check_distributions.py FOLDER
 
-The wheel holds every file of the package and every kernel, the source archive everything that the tests and the book need. The long
-description has no link that works only inside the repository.
+The wheel holds every file of the package and every kernel, the source archive everything that the tests and the book need. The
+long description has no link that works only inside the repository.
 """
 
 import re
