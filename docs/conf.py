@@ -18,7 +18,7 @@ from numllama import __version__  # noqa: E402
 
 project, author, release = "numllama", "the numllama authors", __version__
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "numpydoc", "sphinx.ext.mathjax"]
-exclude_patterns = ["_build", "jupyter_execute", "**.ipynb_checkpoints"]
+exclude_patterns = ["_build", "paper.md", "jupyter_execute", "**.ipynb_checkpoints"]
 nitpicky = False
 
 # Pages are notebooks in text form. They run at every build, and contain no output.
