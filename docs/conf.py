@@ -18,7 +18,8 @@ from numllama import __version__  # noqa: E402
 
 project, author, release = "numllama", "the numllama authors", __version__
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "numpydoc", "sphinx.ext.mathjax"]
-extensions += ["llama_map", "reading_path", "living_picture"]             # from docs/_ext: the way into the book
+extensions += ["way"]                                                    # from docs/_ext: the way into the book
+templates_path = ["_templates"]
 exclude_patterns = ["_build", "jupyter_execute", "**.ipynb_checkpoints"]
 nitpicky = False
 
@@ -54,10 +55,9 @@ numpydoc_class_members_toctree = False
 
 html_theme = "pydata_sphinx_theme"
 html_title = "numllama"
+html_favicon = "_static/favicon.svg"
+html_context = {"default_mode": "auto"}                                # light or dark, as the reader's system is
 html_static_path = ["_static", str(MATHJAX)]
-templates_path = ["_templates"]
-html_context = {"default_mode": "auto"}                                 # light or dark, as the reader's system has it
-html_favicon = "_static/icon.svg"
 html_css_files = ["book.css"]
 html_copy_source = False
 html_show_sourcelink = False
@@ -71,7 +71,8 @@ html_theme_options = {
     "footer_end": [],
     "pygments_light_style": "tango",
 }
-html_sidebars = {page: [] for page in ("index", "start", "exercises", "trace", "map", "path", "references")}  # they have no subpages
+SINGLE = ("index", "start", "exercises", "trace", "map", "path", "references")     # they have no subpages
+html_sidebars = {page: [] for page in SINGLE}
 
 
 def setup(app):

@@ -1,8 +1,8 @@
 """The picture of the front page: a sentence on its way through a small Llama, forward to the loss and back, step by step.
 
-Everything is computed when the book is built. A step of forward shows what an op returns, a step of backward the gradients that the
-op's backward returns: those of its inputs. Values are stored as whole numbers from -127 to 127; `_static/living.js` draws them. Without
-scripts the page shows one step, as pictures.
+Everything is computed when the book is built. A step of forward shows what an op returns, a step of backward the gradients that
+its backward returns: those of its inputs. Values are stored as whole numbers from -127 to 127; `_static/living.js` draws them.
+Without scripts the page shows one step, as pictures.
 """
 
 import json
@@ -14,16 +14,14 @@ from html import escape
 from typing import Any, NamedTuple
 
 import numpy as np
-from docutils import nodes
-from docutils.parsers.rst import Directive
 from llama_map import small
 
 from numllama import ops
-from numllama.learn.tracing import TEXT, Trace, trace, traced_model
+from numllama.learn.tracing import TEXT, Trace, trace
 from numllama.model.transformer import Transformer
 
 STATIC = (1, "softmax")                                                # the layer and the step that is shown without scripts
-VALUE, GRADIENT = ((14, 142, 166), (138, 83, 200)), ((222, 110, 20), (200, 30, 90))  # colours of plus and minus; living.js has them too
+VALUE = ((14, 142, 166), (138, 83, 200))                               # plus and minus; living.js and way.css have them too
 
 
 class Op(NamedTuple):
@@ -171,7 +169,7 @@ def packed(array: np.ndarray) -> dict[str, Any]:
 
 
 def likely(model: Transformer, tokenizer: Any, traced: Trace, stream: str) -> list[list[tuple[str, int]]]:
-    """If the stream ended here: for each token, the per cent of the right next token, then those of the three likeliest others."""
+    """If the stream ended here: for each token, the right next token in per cent, then the three likeliest others."""
     (x,) = [one.value[0] for one in traced.values if one.name == stream]
     n = ops.rmsnorm_forward(x, model.params["norm"], model.config.norm_eps)[0]
     p = ops.softmax_forward(ops.linear_forward(n, model.params["head"])[0])[0]
@@ -191,24 +189,24 @@ def html(data: dict[str, Any], address: Callable[[str], str], title: Callable[[s
     for step in data["steps"]:
         step["href"], step["see"] = address(step["page"]), title(step["page"])
     start = next(i for i, step in enumerate(data["steps"]) if (step["layer"], step["op"]) == STATIC)
-    step, tokens = data["steps"][start], data["tokens"]
-    letters = "".join(f"<span>{shown(token)}</span>" for token in tokens[:-1])
-    state = step["forward"]
+    step, count, arrays = data["steps"][start], len(data["steps"]), data["arrays"]
+    state, where = step["forward"], small(step["boxes"], across=True)
+    letters = "".join(f"<span>{shown(token)}</span>" for token in data["tokens"][:-1])
     numbers = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("</", "<\\/")
-    return f"""<div class="living" data-start="{start}">
+    return f"""<div class="living">
 <div class="controls" hidden>
 <button type="button" class="play"></button>
-<input type="range" min="0" max="{2 * len(data["steps"]) - 1}" value="{start}" aria-label="Step, from the embedding to the loss and back">
+<input type="range" min="0" max="{2 * count - 1}" value="{start}" aria-label="Step, from the embedding to the loss and back">
 </div>
 <div class="now">
 <p class="step"><b>Forward, layer {step["layer"] + 1}: {escape(step["title"])}</b>
 <code>{escape(state["says"])}</code> <a href="{escape(step["href"])}">{escape(step["see"])}</a></p>
-<a class="where" href="{escape(address("map"))}" aria-label="The whole Llama in one picture">{small(step["boxes"], across=True)}</a>
+<a class="where" href="{escape(address("map"))}" aria-label="The whole Llama in one picture">{where}</a>
 </div>
-<div class="rows" style="--rows: {len(tokens) - 1}">
+<div class="rows" style="--rows: {len(data["tokens"]) - 1}">
 <div class="letters" aria-hidden="true">{letters}</div>
-<figure class="stream"><figcaption>stream x</figcaption>{heat_map(data["arrays"][f"v {state['stream']}"], "The residual stream")}</figure>
-<figure class="shows"><figcaption>this step</figcaption>{heat_map(data["arrays"][state["shows"]], step["title"])}</figure>
+<figure class="stream"><figcaption>stream x</figcaption>{heat_map(arrays[f"v {state['stream']}"], "The residual stream")}</figure>
+<figure class="shows"><figcaption>this step</figcaption>{heat_map(arrays[state["shows"]], step["title"])}</figure>
 <div class="next"><p>next character</p>{"".join(bar(row) for row in data["next"][state["stream"]])}</div>
 </div>
 <p class="legend"><i class="v plus"></i><i class="v minus"></i> values above and below 0
@@ -229,10 +227,12 @@ def bar(row: list[tuple[str, int]]) -> str:
 
 def heat_map(array: dict[str, Any], name: str) -> str:
     """A picture of an array of values, one pixel for each, which the page enlarges."""
-    return f'<img class="heat" alt="{escape(name)}: a heat map, one row for each token" src="data:image/png;base64,{png(array)}">'
+    alt = escape(f"{name}: a heat map, one row for each token")
+    return f'<img class="heat" alt="{alt}" src="data:image/png;base64,{png(array)}">'
 
 
 def png(array: dict[str, Any]) -> str:
+    """The picture's file, in base64: the colour says the sign, its opacity the size."""
     numbers = np.frombuffer(b64decode(array["data"]), dtype=np.int8).reshape(-1, array["columns"])
     colours = np.array(VALUE, dtype=np.uint8)[(numbers < 0).astype(int)]
     alpha = np.rint(255 * np.abs(numbers.astype(float)) / 127).astype(np.uint8)
@@ -246,39 +246,3 @@ def png(array: dict[str, Any]) -> str:
     header = struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0)     # 8 bits each of red, green, blue and alpha
     picture = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines, 9)) + chunk(b"IEND", b"")
     return b64encode(picture).decode()
-
-
-# ------------------------------------------------------------------------------------------------ Sphinx
-
-
-class living_node(nodes.General, nodes.Element):  # noqa: N801  (docutils' way to name nodes)
-    """The place of the living picture."""
-
-
-class LivingPicture(Directive):
-    """The living picture: ```{living-picture}```."""
-
-    def run(self) -> list[nodes.Node]:
-        return [living_node(data=json.dumps(picture_data(*traced_model(seed=0, steps=300))))]
-
-
-def visit_living(translator: Any, node: living_node) -> None:
-    builder = translator.builder
-    translator.body.append(html(
-        json.loads(node["data"]),
-        lambda page: builder.get_relative_uri(builder.current_docname, page),
-        lambda page: builder.env.titles[page].astext(),
-    ))  # fmt: skip
-    raise nodes.SkipNode
-
-
-def skip(translator: Any, node: nodes.Node) -> None:
-    """Other formats than HTML have no living picture."""
-    raise nodes.SkipNode
-
-
-def setup(app: Any) -> dict[str, bool]:
-    app.add_node(living_node, html=(visit_living, None), latex=(skip, None), text=(skip, None))
-    app.add_directive("living-picture", LivingPicture)
-    app.add_js_file("living.js", type="module")
-    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -11,16 +11,13 @@ from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from docutils import nodes
-from docutils.parsers.rst import Directive
-
 DOCS = Path(__file__).resolve().parents[1]
 WIDTH, TOP, PITCH, BOX = 440, 4, 66, 42                                # of the picture; of a row and of a box
 SPINE = 46                                                             # the residual stream's x
 COLUMNS = {                                                            # left, width, and the x of its lines
     "spine": (16, 160, SPINE), "plus": (SPINE - 15, 30, SPINE),
-    "branch": (100, 296, 248), "first": (100, 92, 146), "second": (202, 92, 248), "third": (304, 92, 350), "first two": (100, 194, 197),
-    "left half": (100, 143, 171), "right half": (253, 143, 325),
+    "branch": (100, 296, 248), "left half": (100, 143, 171), "right half": (253, 143, 325),
+    "first": (100, 92, 146), "second": (202, 92, 248), "third": (304, 92, 350), "first two": (100, 194, 197),
     "whole": (16, 380, SPINE), "training": (16, 180, SPINE), "generation": (216, 180, 306),
 }  # fmt: skip
 
@@ -104,6 +101,12 @@ def lines_into(box: Box) -> list[Line]:
 # ------------------------------------------------------------------------------------------------ the large picture
 
 
+def framed(link: Callable[[str], str]) -> str:
+    """The large picture below a switch that shows all gradients."""
+    switch = '<input type="checkbox" id="map-gradients"><label for="map-gradients">Show the way back: the gradients</label>'
+    return f'<div class="llama-map-frame">{switch}\n{large(link)}</div>\n'
+
+
 def large(link: Callable[[str], str], lit: Iterable[str] = ()) -> str:
     """The picture with words, as SVG.
 
@@ -122,21 +125,24 @@ def large(link: Callable[[str], str], lit: Iterable[str] = ()) -> str:
         f'<a class="words" href="{escape(link("chapters/residual_stream"))}" aria-label="The residual stream">'
         f'<text transform="translate({SPINE - 11} {boxes()["softmax"].middle}) rotate(-90)">residual stream</text></a>'
     )
-    return f"""<svg class="llama-map" viewBox="0 0 {WIDTH} {height():g}" role="group" aria-labelledby="llama-map-title llama-map-desc">
-<title id="llama-map-title">The whole Llama</title>
-<desc id="llama-map-desc">From tokens at the top to the loss at the bottom. Each box links to the page that derives it.</desc>
-<defs>
-<marker id="map-down" viewBox="0 0 6 6" refX="5" refY="3" markerWidth="6" markerHeight="6" orient="auto" markerUnits="userSpaceOnUse">
-<path d="M0 0L6 3L0 6z"/></marker>
-<marker id="map-up" viewBox="0 0 6 6" refX="1" refY="3" markerWidth="7" markerHeight="7" orient="auto" markerUnits="userSpaceOnUse">
-<path d="M6 0L0 3L6 6z"/></marker>
-</defs>
+    return f"""<svg class="llama-map" viewBox="0 0 {WIDTH} {height():g}" role="group" aria-labelledby="map-title map-desc">
+<title id="map-title">The whole Llama</title>
+<desc id="map-desc">From tokens at the top to the loss at the bottom. Each box links to the page that derives it.</desc>
+<defs>{arrow("map-down", 5, "M0 0L6 3L0 6z")}{arrow("map-up", 1, "M6 0L0 3L6 6z")}</defs>
 <rect class="block" x="8" y="{first.top - 22:g}" width="{WIDTH - 12}" height="{last.bottom - first.top + 36:g}" rx="10"/>
 <text class="shape" x="{WIDTH - 18}" y="{first.top - 8:g}" text-anchor="end">a block, N times</text>
 {down}
 {stream}
 {parts}
 </svg>"""
+
+
+def arrow(name: str, tip: int, path: str) -> str:
+    """The head of an arrow."""
+    return (
+        f'<marker id="{name}" viewBox="0 0 6 6" refX="{tip}" refY="3" markerWidth="6.5" markerHeight="6.5" orient="auto"'
+        f' markerUnits="userSpaceOnUse"><path d="{path}"/></marker>'
+    )
 
 
 def drawn(line: Line) -> str:
@@ -211,53 +217,3 @@ def here(page: str, link: Callable[[str], str], across: bool) -> str:
         f'<a class="{kind}" href="{escape(link("map"))}">{small(entry["boxes"], across)}'
         f'<span><b>You are here</b> {escape(entry["says"])}</span></a>'
     )
-
-
-# ------------------------------------------------------------------------------------------------ Sphinx
-
-
-class map_node(nodes.General, nodes.Element):  # noqa: N801  (docutils' way to name nodes)
-    """The place of the large picture."""
-
-
-class LlamaMap(Directive):
-    """The large picture: ```{llama-map}```."""
-
-    def run(self) -> list[nodes.Node]:
-        return [map_node()]
-
-
-SWITCH = '<input type="checkbox" id="map-gradients"><label for="map-gradients">Show the way back: the gradients</label>'
-
-
-def visit_map(translator: Any, node: map_node) -> None:
-    builder = translator.builder
-    picture = large(lambda page: builder.get_relative_uri(builder.current_docname, page))
-    translator.body.append(f'<div class="llama-map-frame">{SWITCH}\n{picture}</div>\n')
-    raise nodes.SkipNode
-
-
-def add_here(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
-    """The small picture for a page: one for the right sidebar, and one below the title where there is no sidebar."""
-    if doctree is None:
-        return
-
-    def link(name: str) -> str:
-        return app.builder.get_relative_uri(page, name)
-
-    context["you_are_here"] = here(page, link, across=False)
-    below = here(page, link, across=True)
-    context["body"] = context["body"].replace("</h1>", f"</h1>\n{below}", 1) if below else context["body"]
-
-
-def setup(app: Any) -> dict[str, bool]:
-    app.add_node(map_node, html=(visit_map, None), latex=(skip, None), text=(skip, None))
-    app.add_directive("llama-map", LlamaMap)
-    app.connect("html-page-context", add_here)
-    app.add_css_file("way.css")
-    return {"parallel_read_safe": True, "parallel_write_safe": True}
-
-
-def skip(translator: Any, node: nodes.Node) -> None:
-    """Other formats than HTML have no picture."""
-    raise nodes.SkipNode

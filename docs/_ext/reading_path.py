@@ -1,4 +1,4 @@
-"""The path through the book, from docs/path.toml: a line below each title, the map of all pages, and the doors of the front page."""
+"""The path through the book, from docs/path.toml: a line below each title, the map of all pages, the doors of the front page."""
 
 import tomllib
 from collections.abc import Callable
@@ -7,11 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from docutils import nodes
-from docutils.parsers.rst import Directive
-
 DOCS = Path(__file__).resolve().parents[1]
-UNLISTED = {"index", "path"}                                           # the front page, and the path itself
 
 
 class Entry(NamedTuple):
@@ -23,6 +19,7 @@ class Entry(NamedTuple):
     needs: list[str]
     can: str
     side: bool
+    title: str
 
 
 @cache
@@ -35,7 +32,7 @@ def entries() -> dict[str, Entry]:
     """All pages of the path by name, in the order of reading."""
     rows = {page: row for page, row in read().items() if page != "tracks"}
     return {
-        page: Entry(page, row["track"], row["minutes"], row["needs"], row["can"], row.get("side", False))
+        page: Entry(page, row["track"], row["minutes"], row["needs"], row["can"], row.get("side", False), row.get("title", ""))
         for page, row in rows.items()
     }
 
@@ -83,8 +80,8 @@ class Links(NamedTuple):
     address: Callable[[str], str]
     title: Callable[[str], str]
 
-    def to(self, page: str) -> str:
-        return f'<a href="{escape(self.address(page))}">{escape(self.title(page))}</a>'
+    def to(self, page: str, title: str = "") -> str:
+        return f'<a href="{escape(self.address(page))}">{escape(title or self.title(page))}</a>'
 
 
 def line(page: str, links: Links) -> str:
@@ -132,7 +129,7 @@ def station(entry: Entry, links: Links, sides: str = "") -> str:
     needs = f' data-needs="{escape(" ".join(earlier))}"' if earlier else ""
     inner = f"<ol>{sides}</ol>" if sides else ""
     return (
-        f'<li data-page="{escape(entry.page)}"{needs}><div>{links.to(entry.page)} '
+        f'<li data-page="{escape(entry.page)}"{needs}><div>{links.to(entry.page, entry.title)} '
         f'<span class="minutes">{duration(entry.minutes)}</span>{sum_}</div>{inner}</li>'
     )
 
@@ -149,55 +146,3 @@ def doors(links: Links) -> str:
             f'<p class="sum"><a href="{escape(links.address("path"))}#track-{track}">{counted(pages)}</a></p></section>'
         )
     return f'<div class="doors">{cards}</div>'
-
-
-# ------------------------------------------------------------------------------------------------ Sphinx
-
-
-class path_node(nodes.General, nodes.Element):  # noqa: N801  (docutils' way to name nodes)
-    """The place of the map of the path, or of the doors."""
-
-
-class PathMap(Directive):
-    """The map of the path: ```{path-map}```."""
-
-    drawn = "map"
-
-    def run(self) -> list[nodes.Node]:
-        return [path_node(drawn=self.drawn)]
-
-
-class Doors(PathMap):
-    """The doors of the front page: ```{doors}```."""
-
-    drawn = "doors"
-
-
-def links_from(app_or_builder: Any, page: str) -> Links:
-    builder = getattr(app_or_builder, "builder", app_or_builder)
-    return Links(lambda name: builder.get_relative_uri(page, name), lambda name: builder.env.titles[name].astext())
-
-
-def visit_path(translator: Any, node: path_node) -> None:
-    links = links_from(translator.builder, translator.builder.current_docname)
-    translator.body.append(path_map(links) if node["drawn"] == "map" else doors(links))
-    raise nodes.SkipNode
-
-
-def skip(translator: Any, node: nodes.Node) -> None:
-    """Other formats than HTML have no map."""
-    raise nodes.SkipNode
-
-
-def add_line(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
-    if doctree is not None and page not in UNLISTED:
-        context["body"] = context["body"].replace("</h1>", f"</h1>\n{line(page, links_from(app, page))}", 1)
-
-
-def setup(app: Any) -> dict[str, bool]:
-    app.add_node(path_node, html=(visit_path, None), latex=(skip, None), text=(skip, None))
-    app.add_directive("path-map", PathMap)
-    app.add_directive("doors", Doors)
-    app.connect("html-page-context", add_line, priority=600)           # after the picture: so it stands above it
-    app.add_js_file("path.js", type="module")
-    return {"parallel_read_safe": True, "parallel_write_safe": True}
