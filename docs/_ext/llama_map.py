@@ -31,6 +31,7 @@ class Box(NamedTuple):
     page: str
     weights: bool
     inputs: list[tuple[str, str]]
+    gradients: bool
     left: float
     top: float
     width: float
@@ -68,9 +69,10 @@ def boxes() -> dict[str, Box]:
     placed = {}
     for row in table()["box"]:
         left, width, line = COLUMNS[row["column"]]
+        inputs = [(name, shape) for name, shape in row.get("from", [])]
         placed[row["id"]] = Box(
-            row["id"], row["label"], row.get("note", ""), row["page"], row.get("weights", False),
-            [(name, shape) for name, shape in row.get("from", [])], left, TOP + PITCH * row["row"], width, line,
+            row["id"], row["label"], row.get("note", ""), row["page"], row.get("weights", False), inputs,
+            row.get("gradients", True), left, TOP + PITCH * row["row"], width, line,
         )  # fmt: skip
     return placed
 
@@ -160,6 +162,7 @@ def part(box: Box, href: str, lit: bool) -> str:
         if line.x == line.to_x
         else f'<path d="M{line.x + (3 if line.x < line.to_x else -1):g} {line.y + 6:g}H{line.to_x:g}"/>'
         for line in lines_into(box)
+        if box.gradients
     )
     name = escape(f"{box.label}: {box.note}" if box.note else "addition to the stream")
     shape, words = shape_of(box), ""

@@ -80,8 +80,9 @@ class Links(NamedTuple):
     address: Callable[[str], str]
     title: Callable[[str], str]
 
-    def to(self, page: str, title: str = "") -> str:
-        return f'<a href="{escape(self.address(page))}">{escape(title or self.title(page))}</a>'
+    def to(self, page: str, title: str = "", hint: str = "") -> str:
+        hint = f' title="{escape(hint)}"' if hint else ""
+        return f'<a href="{escape(self.address(page))}"{hint}>{escape(title or self.title(page))}</a>'
 
 
 def line(page: str, links: Links) -> str:
@@ -127,9 +128,10 @@ def station(entry: Entry, links: Links, sides: str = "") -> str:
     route = duration(total([entries()[page] for page in earlier]) + entry.minutes)
     sum_ = f'<span class="route">{len(earlier) + 1} pages, {route} in all</span>' if earlier else ""
     needs = f' data-needs="{escape(" ".join(earlier))}"' if earlier else ""
+    hint = f"After it you can {entry.can}"
     inner = f"<ol>{sides}</ol>" if sides else ""
     return (
-        f'<li data-page="{escape(entry.page)}"{needs}><div>{links.to(entry.page, entry.title)} '
+        f'<li data-page="{escape(entry.page)}"{needs}><div>{links.to(entry.page, entry.title, hint)} '
         f'<span class="minutes">{duration(entry.minutes)}</span>{sum_}</div>{inner}</li>'
     )
 

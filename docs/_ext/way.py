@@ -40,6 +40,9 @@ PICTURES = {
 }
 
 
+SCRIPTS = {"path-map": "path.js", "living-picture": "living.js"}
+
+
 def links_from(builder: Any, page: str) -> reading_path.Links:
     """Addresses as seen from a page, and titles."""
     return reading_path.Links(
@@ -67,6 +70,9 @@ def add_to_page(app: Any, page: str, template: str, context: dict[str, Any], doc
     context["you_are_here"] = llama_map.here(page, links.address, across=False)
     below = reading_path.line(page, links) + llama_map.here(page, links.address, across=True)
     context["body"] = context["body"].replace("</h1>", f"</h1>\n{below}", 1)
+    for node in doctree.findall(way_node):
+        if node["what"] in SCRIPTS:
+            app.add_js_file(SCRIPTS[node["what"]], type="module")      # in this event: for this page only
 
 
 def setup(app: Any) -> dict[str, bool]:
@@ -75,6 +81,4 @@ def setup(app: Any) -> dict[str, bool]:
         app.add_directive(name, Picture)
     app.connect("html-page-context", add_to_page)
     app.add_css_file("way.css")
-    app.add_js_file("path.js", type="module")
-    app.add_js_file("living.js", type="module")
     return {"parallel_read_safe": True, "parallel_write_safe": True}
