@@ -207,7 +207,8 @@ def html(data: dict[str, Any], address: Callable[[str], str], title: Callable[[s
 <div class="letters" aria-hidden="true">{letters}</div>
 <figure class="stream"><figcaption>stream x</figcaption>{heat_map(arrays[f"v {state['stream']}"], "The residual stream")}</figure>
 <figure class="shows"><figcaption>this step</figcaption>{heat_map(arrays[state["shows"]], step["title"])}</figure>
-<div class="next"><p>next character</p>{"".join(bar(row) for row in data["next"][state["stream"]])}</div>
+<div class="next"><p>next character<span class="wide">, if the stream ended here</span></p>
+{"".join(bar(row) for row in data["next"][state["stream"]])}</div>
 </div>
 <p class="legend"><i class="v plus"></i><i class="v minus"></i> values above and below 0
 <i class="g plus"></i><i class="g minus"></i> their gradients <span>loss {data["loss"]}</span></p>

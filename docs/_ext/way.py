@@ -76,9 +76,11 @@ def add_to_page(app: Any, page: str, template: str, context: dict[str, Any], doc
 
 
 def setup(app: Any) -> dict[str, bool]:
-    app.add_node(way_node, html=(visit, None), latex=(skip, None), text=(skip, None))
+    app.add_node(way_node, html=(visit, None), **dict.fromkeys(("latex", "text", "man", "texinfo"), (skip, None)))
     for name in PICTURES:
         app.add_directive(name, Picture)
     app.connect("html-page-context", add_to_page)
+    tables = [llama_map.table(), reading_path.read()]
+    app.add_config_value("way_tables", json.dumps(tables), "html")     # a changed table is a reason to write all pages again
     app.add_css_file("way.css")
     return {"parallel_read_safe": True, "parallel_write_safe": True}

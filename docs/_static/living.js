@@ -56,7 +56,7 @@ function start(picture) {
         paint(shows, arrays[state.shows], COLOURS[kind]);
         stream.setAttribute("aria-label", `The residual stream${back ? "'s gradient" : ""}: a heat map, one row for each token`);
         shows.setAttribute("aria-label", `${name}: a heat map, one row for each token`);
-        picture.querySelector(".stream figcaption").textContent = back ? "its gradient dx" : "stream x";
+        picture.querySelector(".stream figcaption").textContent = back ? "gradient dx" : "stream x";
         predict(data.next[(back ? last : step).forward.stream]);
     }
 
