@@ -80,10 +80,10 @@ LAST = (
 
 
 class Arrays(NamedTuple):
-    """Values and gradients of a trace by the names that steps use, each as rows of one token."""
+    """Values ("v") and gradients ("g") of a trace by the names that steps use, each as heads of rows, one row for each token."""
 
-    values: dict[str, np.ndarray]
-    gradients: dict[str, np.ndarray]
+    v: dict[str, np.ndarray]
+    g: dict[str, np.ndarray]
 
 
 # ------------------------------------------------------------------------------------------------ the numbers
@@ -102,9 +102,9 @@ def picture_data(model: Transformer, tokenizer: Any, text: str = TEXT) -> dict[s
             stream = at + op.outputs[0]
         reads = tuple(before if name == "stream" else name if name == "embed" else at + name for name in op.inputs)
         for kind, names in (("v", tuple(at + name for name in op.outputs)), ("g", reads)):
-            stored[f"{kind} {' '.join(names)}"] = side_by_side(arrays, kind, names)
+            stored[f"{kind} {' '.join(names)}"] = packed(getattr(arrays, kind), names)
         for kind in "vg":
-            stored[f"{kind} {stream}"] = side_by_side(arrays, kind, (stream,))
+            stored[f"{kind} {stream}"] = packed(getattr(arrays, kind), (stream,))
         steps.append({
             "layer": layer, "op": op.name, "title": op.title, "boxes": op.boxes, "page": op.page,
             "forward": {"says": op.forward, "shows": "v " + " ".join(at + name for name in op.outputs), "stream": stream},
@@ -114,7 +114,7 @@ def picture_data(model: Transformer, tokenizer: Any, text: str = TEXT) -> dict[s
         "tokens": traced.tokens,
         "loss": round(traced.loss, 2),
         "steps": steps,
-        "arrays": {name: packed(array) for name, array in stored.items()},
+        "arrays": stored,
         "next": {step["forward"]["stream"]: likely(model, tokenizer, traced, step["forward"]["stream"]) for step in steps},
     }
 
@@ -131,41 +131,41 @@ def known_gradient(op: Op, at: str, before: str) -> str | None:
 
 
 def by_name(traced: Trace) -> Arrays:
-    """Arrays with a row for each token: heads stand side by side."""
-    values = {one.name: rows(one.value[0]) for one in traced.values if one.name != "loss"}
-    gradients = {one.name: rows(one.gradient[0]) for one in traced.values if one.name != "loss"}
+    """The arrays of a trace as (heads, T, n); what has no heads has one."""
+    known = [one for one in traced.values if one.name != "loss"]
+    values = {one.name: by_head(one.value[0]) for one in known}
+    gradients = {one.name: by_head(one.gradient[0]) for one in known}
     p = ops.softmax_forward(values["logits"])[0]
     ids = [traced.tokens.index(token) for token in traced.tokens[:-1]]  # equal tokens share a row of the embedding
-    gradient = np.zeros_like(gradients["embedding"])
-    np.add.at(gradient, ids, gradients["embedding"])
-    return Arrays(values | {"probabilities": p}, gradients | {"embed": gradient[ids]})
+    gradient = np.zeros_like(gradients["embedding"][0])
+    np.add.at(gradient, ids, gradients["embedding"][0])
+    return Arrays(values | {"probabilities": p}, gradients | {"embed": gradient[ids][None]})
 
 
-def rows(array: np.ndarray) -> np.ndarray:
-    """(heads, T, n) -> (T, heads · n), with an empty column between heads; (T, n) as it is."""
-    if array.ndim == 2:
-        return array
-    gap = np.zeros((array.shape[1], 1))
-    return np.concatenate([part for head in array for part in (head, gap)][:-1], axis=1)
+def by_head(array: np.ndarray) -> np.ndarray:
+    return array if array.ndim == 3 else array[None]
 
 
-def side_by_side(arrays: Arrays, kind: str, names: tuple[str, ...]) -> np.ndarray:
-    """The arrays of a step in one, each scaled by its own largest numbers."""
-    found = [(arrays.values if kind == "v" else arrays.gradients)[name] for name in names]
-    gap = np.zeros((len(found[0]), 1))
-    return np.concatenate([part for array in found for part in (array / scale(array), gap)][:-1], axis=1)
+def packed(arrays: dict[str, np.ndarray], names: tuple[str, ...]) -> dict[str, Any]:
+    """The arrays of a step side by side, with an empty column between heads, as bytes in base64.
+
+    Each array is divided by its `scale`. ``parts`` says what stands where: name, heads, columns of a head, and what 127 means.
+    """
+    columns, parts = [], []
+    for name in names:
+        array = arrays[name]
+        size = scale(array)
+        whole = np.clip(np.rint(127 * array / size), -127, 127).astype(np.int8)
+        columns += [part for head in whole for part in (head, np.zeros((len(head), 1), np.int8))]
+        parts.append([name.rpartition(": ")[2], len(array), array.shape[-1], float(f"{size:.3g}")])
+    together = np.concatenate(columns[:-1], axis=1)
+    return {"columns": together.shape[1], "parts": parts, "data": b64encode(together.tobytes()).decode()}
 
 
 def scale(array: np.ndarray) -> float:
     """The size that gets the full colour: that of all but the largest 1 %."""
     sizes = np.abs(array[array != 0])
     return float(np.quantile(sizes, 0.99)) if sizes.size else 1.0
-
-
-def packed(array: np.ndarray) -> dict[str, Any]:
-    """An array of numbers from -1 to 1, as bytes in base64."""
-    whole = np.clip(np.rint(127 * array), -127, 127).astype(np.int8)
-    return {"columns": array.shape[1], "data": b64encode(whole.tobytes()).decode()}
 
 
 def likely(model: Transformer, tokenizer: Any, traced: Trace, stream: str) -> list[list[tuple[str, int]]]:

@@ -28,7 +28,10 @@ class Picture(Directive):
     """A picture without options, called by the directive's name."""
 
     def run(self) -> list[nodes.Node]:
-        data = json.dumps(living_picture.picture_data(*traced_model(seed=0, steps=300))) if self.name == "living-picture" else ""
+        data = ""
+        if self.name == "living-picture":
+            data = json.dumps(living_picture.picture_data(*traced_model(seed=0, steps=300)))
+            self.state.document.settings.env.note_dependency(living_picture.__file__)
         return [way_node(what=self.name, data=data)]
 
 

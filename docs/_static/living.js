@@ -4,8 +4,25 @@ const PAUSE = 600;                                                              
 
 const shown = (token) => (token === " " ? "␣" : token);
 
-function numbersOf({ columns, data }) {
-    return { columns, numbers: Int8Array.from(atob(data), (letter) => letter.charCodeAt(0)) };
+function numbersOf({ columns, parts, data }) {
+    return { columns, parts, numbers: Int8Array.from(atob(data), (letter) => letter.charCodeAt(0)) };
+}
+
+/* What stands in a cell, in words: "k: q[3] = 0.43". Empty between two heads. */
+function cellOf({ columns, parts, numbers }, row, column, token, d) {
+    let at = column;
+    for (const [name, heads, width, size] of parts) {
+        if (at < heads * (width + 1)) {
+            const head = Math.floor(at / (width + 1)), place = at % (width + 1);
+            const number = numbers[row * columns + column];
+            const sign = Math.abs(number) < 127 ? "=" : number > 0 ? "≥" : "≤";                     // colours end there
+            const value = ((number * size) / 127).toPrecision(2);
+            const index = heads > 1 ? `${head}, ${place}` : place;
+            return place === width ? "" : `${shown(token)}: ${d}${name}[${index}] ${sign} ${value}`;
+        }
+        at -= heads * (width + 1);
+    }
+    return "";
 }
 
 /* One pixel for each number; the page's style enlarges them. */
@@ -33,9 +50,20 @@ function start(picture) {
     const [controls, button, slider] = [".controls", ".play", "input"].map((name) => picture.querySelector(name));
     const [stream, shows] = [...picture.querySelectorAll("img.heat")].map(canvasFor);
     const arrays = Object.fromEntries(Object.entries(data.arrays).map(([name, packed]) => [name, numbersOf(packed)]));
-    const empty = { columns: 32, numbers: new Int8Array(32 * (data.tokens.length - 1)) };
+    const empty = { columns: 32, parts: [], numbers: new Int8Array(32 * (data.tokens.length - 1)) };
     const last = data.steps.at(-1);
-    let timer = null;
+    let timer = null, drawn = [];
+
+    for (const [i, canvas] of [stream, shows].entries()) {
+        const caption = canvas.parentElement.querySelector("figcaption");
+        canvas.addEventListener("pointermove", (event) => {
+            const { array, d } = drawn[i];
+            const row = Math.floor((event.offsetY / canvas.clientHeight) * canvas.height);
+            const column = Math.floor((event.offsetX / canvas.clientWidth) * canvas.width);
+            caption.textContent = cellOf(array, row, column, data.tokens[row], d) || drawn[i].caption;
+        });
+        canvas.addEventListener("pointerleave", () => { caption.textContent = drawn[i].caption; });
+    }
 
     function draw() {
         const at = Number(slider.value), n = data.steps.length, back = at >= n;
@@ -52,11 +80,17 @@ function start(picture) {
         for (const box of picture.querySelectorAll("[data-box]")) {
             box.classList.toggle("lit", step.boxes.includes(box.dataset.box));
         }
-        paint(stream, state.stream ? arrays[`${kind} ${state.stream}`] : empty, COLOURS[kind]);
-        paint(shows, arrays[state.shows], COLOURS[kind]);
+        const d = back ? "d" : "", held = state.stream ? arrays[`${kind} ${state.stream}`] : empty;
+        drawn = [
+            { array: held, d, caption: back ? "gradient dx" : "stream x" },
+            { array: arrays[state.shows], d, caption: "this step" },
+        ];
+        [stream, shows].forEach((canvas, i) => {
+            paint(canvas, drawn[i].array, COLOURS[kind]);
+            canvas.parentElement.querySelector("figcaption").textContent = drawn[i].caption;
+        });
         stream.setAttribute("aria-label", `The residual stream${back ? "'s gradient" : ""}: a heat map, one row for each token`);
         shows.setAttribute("aria-label", `${name}: a heat map, one row for each token`);
-        picture.querySelector(".stream figcaption").textContent = back ? "gradient dx" : "stream x";
         predict(data.next[(back ? last : step).forward.stream]);
     }
 

@@ -6,6 +6,7 @@ Without NUMLLAMA_BOOK the file is not collected (conftest.py).
 """
 
 import os
+import re
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -116,6 +117,22 @@ def test_keys_move_the_slider_and_its_step_is_named(visit):
     assert tab.locator(".living [data-box].lit").evaluate_all("all => all.map(one => one.dataset.box)") == ["attn_norm"]
     tab.keyboard.press("End")
     assert slider.input_value() == "59"
+
+
+def test_a_cell_says_its_number(visit):
+    tab = visit("index.html")
+    slide(tab, 2)
+    canvas, caption = tab.locator(".living .shows canvas"), tab.locator(".living .shows figcaption")
+    size = canvas.bounding_box()
+    canvas.hover(position=dict(x=1, y=1))
+    assert re.fullmatch(r"t: q\[0\] [=≥≤] -?\d.*", caption.inner_text())
+    canvas.hover(position=dict(x=size["width"] - 1, y=size["height"] - 1))
+    assert re.fullmatch(r"n: v\[15\] [=≥≤] -?\d.*", caption.inner_text())
+    tab.mouse.move(0, 0)
+    assert caption.inner_text() == "this step"
+    slide(tab, 59 - 2)
+    canvas.hover(position=dict(x=1, y=1))
+    assert caption.inner_text().startswith("t: dattn_norm[0] ")
 
 
 def test_it_plays_until_it_is_paused_and_not_at_all_with_reduced_motion(visit):

@@ -75,6 +75,17 @@ def test_a_step_shows_what_its_op_returns(data, traced):
     assert is_shown(heads, apart)
 
 
+def test_a_cell_can_be_read_as_a_number(data, traced):
+    packed = data["arrays"]["v layer 0: q_rotated layer 0: k_rotated"]
+    (name, heads, width, size), second = packed["parts"]
+    assert (name, heads, width) == ("q_rotated", 4, 8) and second[:3] == ["k_rotated", 2, 8]
+    numbers = shown(data, "v layer 0: q_rotated layer 0: k_rotated") / 127
+    q, k = (value(traced, f"layer 0: {name}").value[0] for name in ("q_rotated", "k_rotated"))
+    for array, start, largest in ((q[3], 3 * 9, size), (k[1], 4 * 9 + 9, second[3])):
+        found = numbers[:, start : start + 8] * largest
+        assert np.abs(found - np.clip(array, -largest, largest)).max() < 0.01 * largest
+
+
 def test_a_step_of_backward_shows_the_gradients_of_its_inputs(data, traced):
     for name in ("layer 0: attn_out", "layer 1: ffn_norm", "norm", "logits"):
         assert is_shown(shown(data, f"g {name}"), value(traced, name).gradient[0]), name

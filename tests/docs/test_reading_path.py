@@ -64,7 +64,8 @@ def test_a_reader_can_do_something_and_the_time_fits_the_page(page, path):
     assert re.fullmatch(r"[a-z].*[^.]\.", entry.can) and 25 < len(entry.can) < 140
     assert not re.match(r"(understand|know|learn|be able)\b", entry.can), "name a thing to do"
     words = len((DOCS / f"{page}.md").read_text(encoding="utf-8").split())
-    assert words / 200 <= entry.minutes <= words / 25 + 4, f"{words} words"
+    assert entry.track == "find" or words / 200 <= entry.minutes <= words / 25 + 4, f"{words} words"
+    assert entry.minutes >= 1
 
 
 def test_no_two_pages_promise_the_same(path):
