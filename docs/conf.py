@@ -7,7 +7,7 @@ from pathlib import Path
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
-sys.path[:0] = [str(ROOT), str(DOCS)]
+sys.path[:0] = [str(ROOT), str(DOCS), str(DOCS / "_ext")]
 # Pages run in separate processes, with this checkout, the examples, and the test suite's table of mistakes.
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # several pages run in parallel, and all their matrices are small
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "examples"), str(ROOT / "tests")])
@@ -18,6 +18,8 @@ from numllama import __version__  # noqa: E402
 
 project, author, release = "numllama", "the numllama authors", __version__
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "numpydoc", "sphinx.ext.mathjax"]
+extensions += ["way"]                                                    # from docs/_ext: the way into the book
+templates_path = ["_templates"]
 exclude_patterns = ["_build", "paper.md", "jupyter_execute", "**.ipynb_checkpoints"]
 nitpicky = False
 
@@ -53,6 +55,8 @@ numpydoc_class_members_toctree = False
 
 html_theme = "pydata_sphinx_theme"
 html_title = "numllama"
+html_favicon = "_static/favicon.svg"
+html_context = {"default_mode": "auto"}                                # light or dark, as the reader's system is
 html_static_path = ["_static", str(MATHJAX)]
 html_css_files = ["book.css"]
 html_copy_source = False
@@ -62,12 +66,13 @@ html_theme_options = {
     "show_toc_level": 2,
     "show_prev_next": True,
     "header_links_before_dropdown": 7,
-    "secondary_sidebar_items": ["page-toc"],
+    "secondary_sidebar_items": ["you-are-here", "page-toc"],
     "footer_start": [],
     "footer_end": [],
     "pygments_light_style": "tango",
 }
-html_sidebars = {page: [] for page in ("index", "start", "exercises", "trace", "references")}    # they have no subpages
+SINGLE = ("index", "start", "exercises", "trace", "map", "path", "references")     # they have no subpages
+html_sidebars = {page: [] for page in SINGLE}
 
 
 def setup(app):
