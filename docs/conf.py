@@ -53,6 +53,8 @@ numpydoc_class_members_toctree = False
 
 html_theme = "pydata_sphinx_theme"
 html_title = "numllama"
+html_favicon = "_static/favicon.svg"
+html_context = {"default_mode": "auto"}                                # light or dark, as the reader's system is
 html_static_path = ["_static", str(MATHJAX)]
 html_css_files = ["book.css"]
 html_copy_source = False
