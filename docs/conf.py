@@ -7,7 +7,7 @@ from pathlib import Path
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
-sys.path[:0] = [str(ROOT), str(DOCS)]
+sys.path[:0] = [str(ROOT), str(DOCS), str(DOCS / "_ext")]
 # Pages run in separate processes, with this checkout, the examples, and the test suite's table of mistakes.
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # several pages run in parallel, and all their matrices are small
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "examples"), str(ROOT / "tests")])
@@ -18,6 +18,7 @@ from numllama import __version__  # noqa: E402
 
 project, author, release = "numllama", "the numllama authors", __version__
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "numpydoc", "sphinx.ext.mathjax"]
+extensions += ["sphinx_copybutton", "excerpts"]
 exclude_patterns = ["_build", "jupyter_execute", "**.ipynb_checkpoints"]
 nitpicky = False
 
@@ -57,6 +58,8 @@ html_favicon = "_static/favicon.svg"
 html_context = {"default_mode": "auto"}                                # light or dark, as the reader's system is
 html_static_path = ["_static", str(MATHJAX)]
 html_css_files = ["book.css"]
+html_js_files = ["book.js"]
+copybutton_selector = "div:not(.output) > div.highlight:not(.whole-file) pre"
 html_copy_source = False
 html_show_sourcelink = False
 html_theme_options = {
@@ -67,7 +70,6 @@ html_theme_options = {
     "secondary_sidebar_items": ["page-toc"],
     "footer_start": [],
     "footer_end": [],
-    "pygments_light_style": "tango",
 }
 html_sidebars = {page: [] for page in ("index", "start", "exercises", "trace", "references")}    # they have no subpages
 
