@@ -6,6 +6,7 @@ Without NUMLLAMA_BOOK the file is not collected (conftest.py): there is no book 
 """
 
 import os
+import re
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -77,6 +78,41 @@ def test_a_page_is_readable_everywhere(page, context, address):
         found += [f"{size[0]} px, {other}: {problem}" for problem in tab.evaluate(LAYOUT)]
     tab.close()
     assert not found, f"{page}\n" + "\n".join(found)
+
+
+@pytest.fixture
+def rmsnorm(browser, address):
+    """The page of RMSNorm, read by somebody with a dark system and a clipboard."""
+    context = browser.new_context(color_scheme="dark", permissions=["clipboard-read", "clipboard-write"])
+    tab = context.new_page()
+    tab.goto(address + "ops/rmsnorm.html")
+    yield tab
+    context.close()
+
+
+def test_an_excerpt_names_its_file_and_links_to_its_lines(rmsnorm):
+    excerpt = rmsnorm.locator(".excerpt").first
+    first = excerpt.locator("pre").inner_text().splitlines()[0]
+    link = excerpt.locator(".excerpt-source a")
+    assert re.fullmatch(r"numllama/ops/rmsnorm\.py, lines \d+ to \d+", link.inner_text())
+    link.click()
+    rmsnorm.wait_for_selector("h1:has-text('numllama/ops/rmsnorm.py')")
+    assert rmsnorm.evaluate("document.querySelector(':target').textContent").strip() == first
+
+
+def test_a_button_copies_code(rmsnorm):
+    cell = rmsnorm.locator("div.highlight", has_text="from numllama.learn.book import").first
+    cell.hover()
+    cell.locator("button.copybtn").click()
+    rmsnorm.wait_for_function("async () => (await navigator.clipboard.readText()).startsWith('from numllama.learn.book import')")
+    copied = rmsnorm.evaluate("navigator.clipboard.readText()")
+    assert copied.strip() == cell.locator("pre").inner_text().strip()
+
+
+def test_pictures_are_dark_on_a_dark_page(rmsnorm):
+    picture = rmsnorm.locator(".cell_output img").first
+    style = picture.evaluate("image => [getComputedStyle(image).filter, getComputedStyle(image).backgroundColor]")
+    assert style == ["invert(1) hue-rotate(180deg)", "rgba(0, 0, 0, 0)"]
 
 
 def elsewhere(url: str, address: str) -> bool:
