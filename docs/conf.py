@@ -18,9 +18,9 @@ from numllama import __version__  # noqa: E402
 
 project, author, release = "numllama", "the numllama authors", __version__
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "numpydoc", "sphinx.ext.mathjax"]
-extensions += ["way"]                                                    # from docs/_ext: the way into the book
 templates_path = ["_templates"]
 exclude_patterns = ["_build", "paper.md", "jupyter_execute", "**.ipynb_checkpoints"]
+extensions += ["sphinx_copybutton", "excerpts", "way"]                  # the last ones are in docs/_ext
 nitpicky = False
 
 # Pages are notebooks in text form. They run at every build, and contain no output.
@@ -59,6 +59,8 @@ html_favicon = "_static/favicon.svg"
 html_context = {"default_mode": "auto"}                                # light or dark, as the reader's system is
 html_static_path = ["_static", str(MATHJAX)]
 html_css_files = ["book.css"]
+html_js_files = ["book.js"]
+copybutton_selector = "div:not(.output) > div.highlight:not(.whole-file) pre"
 html_copy_source = False
 html_show_sourcelink = False
 html_theme_options = {
@@ -69,7 +71,6 @@ html_theme_options = {
     "secondary_sidebar_items": ["you-are-here", "page-toc"],
     "footer_start": [],
     "footer_end": [],
-    "pygments_light_style": "tango",
 }
 SINGLE = ("index", "start", "exercises", "trace", "map", "path", "references")     # they have no subpages
 html_sidebars = {page: [] for page in SINGLE}
