@@ -1,14 +1,11 @@
-"""The loss around trained rungs of the ladder: planes through the points where training ended.
+"""The loss around trained rungs of the ladder: planes through the parameters at which training ended.
 
-    python examples/landscape.py                                      # some rungs, trained for 300 steps: a few minutes
+    python examples/landscape.py                                      # some rungs, trained for 300 steps: some minutes
     python examples/landscape.py --rungs gpt2 qk-norm --steps 1000
 
-A plane is w + a·u + b·v, with the trained parameters w and two random directions. A network can be rescaled without a change in
-what it computes, so a step of fixed length means nothing by itself. Therefore each row of each matrix of u and v is scaled to the
-length of the same row of w, and gains and biases stay as they are ("filter normalisation", Li et al. 2018, sect. 4). At a = 1
-every row has moved by its own length.
-
-OUT/landscape.json holds the losses, in nats per character, on the same windows of the validation split for all rungs.
+numllama/learn/landscape.py says what a plane is. OUT/landscape.json holds the losses, in nats per character, on the same windows
+of the validation split for all rungs. The rungs are those of llamafy.py; here they are trained for a shorter time and on shorter
+windows.
 """
 
 import argparse
@@ -22,42 +19,19 @@ from llamafy import LEARNING_RATE, RUNGS, Rung, config_of
 
 import numllama as nl
 from numllama.data.shakespeare import shakespeare_dataset
-from numllama.model.parameters import Parameters
+from numllama.learn.landscape import plane
 from numllama.storage.files import write_text
 
 SHOWN = ["rnn", "heads", "block", "gpt2", "swiglu", "qk-norm"]
 SEQ_LEN, BATCH_SIZE, WINDOWS = 64, 16, 16
 
 
-def direction(params: Parameters, rng: np.random.Generator) -> Parameters:
-    """A random direction; rows of matrices as long as those of `params`, everything else 0."""
-    random = params.zeros_like()
-    for name, w in params.items():
-        if w.ndim == 2:
-            d = rng.standard_normal(w.shape)
-            lengths = np.linalg.norm(w, axis=1, keepdims=True) / np.linalg.norm(d, axis=1, keepdims=True)
-            random[name][...] = d * lengths
-    return random
-
-
-def plane(model: Any, batch: Any, at: np.ndarray, seed: int) -> np.ndarray:
-    """Losses on the plane through the model's parameters: row i is b = at[i], column j is a = at[j]."""
-    rng = np.random.default_rng(seed)
-    u, v = direction(model.params, rng).flat, direction(model.params, rng).flat
-    trained, losses = model.params.flat.copy(), np.empty((len(at), len(at)))
-    for i, j in np.ndindex(losses.shape):
-        model.params.flat[...] = trained + at[j] * u + at[i] * v
-        losses[i, j] = model.loss(batch.tokens, batch.targets)
-    model.params.flat[...] = trained
-    return losses
-
-
 def train(rung: Rung, data: nl.Dataset, steps: int, seed: int) -> Any:
     """A rung, trained for a short time."""
     model = rung.model(config_of(rung, data.vocab_size), seed=seed)
     settings = nl.TrainConfig(
-        steps=steps, batch_size=BATCH_SIZE, seq_len=SEQ_LEN, lr=LEARNING_RATE, min_lr=0.0, warmup_steps=min(50, steps // 10), seed=seed,
-        compute_dtype="float32", final_eval=False,
+        steps=steps, batch_size=BATCH_SIZE, seq_len=SEQ_LEN, lr=LEARNING_RATE, min_lr=0.0, warmup_steps=min(50, steps // 10),
+        seed=seed, compute_dtype="float32", final_eval=False,
     )  # fmt: skip
     trainer = nl.Trainer(model, data, settings)
     try:
@@ -71,14 +45,16 @@ def train(rung: Rung, data: nl.Dataset, steps: int, seed: int) -> Any:
 def landscape(rung: Rung, data: nl.Dataset, steps: int, at: np.ndarray, seed: int) -> dict[str, Any]:
     """One rung's plane."""
     model = train(rung, data, steps, seed)
-    losses = plane(model, next(iter(data.batches(WINDOWS, SEQ_LEN).validation())), at, seed)
+    windows = next(iter(data.batches(WINDOWS, SEQ_LEN).validation()))
+    losses = plane(model, windows.tokens, windows.targets, at.tolist(), seed)
     return {"name": rung.name, "loss": [[round(loss, 3) for loss in row] for row in losses.tolist()]}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="a text file; default tinyshakespeare, cached or downloaded")
-    parser.add_argument("--rungs", nargs="+", choices=[rung.name for rung in RUNGS], default=SHOWN, help=f"default {' '.join(SHOWN)}")
+    names = [rung.name for rung in RUNGS]
+    parser.add_argument("--rungs", nargs="+", choices=names, default=SHOWN, help=f"default {' '.join(SHOWN)}")
     parser.add_argument("--steps", type=int, default=300, help=f"steps of {BATCH_SIZE} x {SEQ_LEN} characters; default 300")
     parser.add_argument("--points", type=int, default=25, help="points along each side of the plane, odd; default 25")
     parser.add_argument("--seed", type=int, default=0, help="default 0")
@@ -91,13 +67,13 @@ def main() -> None:
         print(line, flush=True)
         at, planes = np.linspace(-1, 1, args.points), []
         args.out.mkdir(parents=True, exist_ok=True)
-        settings = {"data": data.name, "steps": args.steps, "batch_size": BATCH_SIZE, "seq_len": SEQ_LEN, "lr": LEARNING_RATE, "seed": args.seed}
+        shape = {"batch_size": BATCH_SIZE, "seq_len": SEQ_LEN, "lr": LEARNING_RATE}
+        settings = {"data": data.name, "steps": args.steps, **shape, "seed": args.seed}
         for rung in (rung for rung in RUNGS if rung.name in args.rungs):
             planes.append(landscape(rung, data, args.steps, at, args.seed))
             print(f"{rung.name}: {planes[-1]['loss'][args.points // 2][args.points // 2]:.3f} in the middle", flush=True)
-            lines = ",\n".join(json.dumps(one) for one in planes)
-            text = f'{{"settings": {json.dumps(settings)}, "at": {json.dumps([round(a, 4) for a in at.tolist()])}, "rungs": [\n{lines}\n]}}\n'
-            write_text(args.out / "landscape.json", text)
+            whole = {"settings": settings, "at": [round(a, 4) for a in at.tolist()], "rungs": planes}
+            write_text(args.out / "landscape.json", json.dumps(whole) + "\n")
     except (nl.NumllamaError, ValueError, OSError) as error:
         print(f"landscape.py: {error}", file=sys.stderr)
         sys.exit(2)

@@ -1,4 +1,4 @@
-"""Helpers for the pages of the book: print arrays, check gradients, make the mistakes of the test suite, show interactive pictures.
+"""Helpers for the pages of the book: print arrays, check gradients, make the test suite's mistakes, show interactive pictures.
 
     from numllama.learn.book import *
 

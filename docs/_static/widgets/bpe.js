@@ -1,4 +1,4 @@
-// Byte-pair encoding of a text that the reader types: of all neighbours that can merge, the pair with the lowest rank merges first.
+// Byte-pair encoding of a text that the reader types: one word after another, the pair with the lowest rank first.
 
 import { html, number, slider, stage, stepper } from "./shared.js";
 
@@ -17,20 +17,24 @@ export function merging(text, ranks) {
     const states = [{ words, rank: null }];
     for (;;) {
         let best = Infinity, where = null;
-        words.forEach((ids, word) => {
+        for (let word = 0; word < words.length && where === null; word++) {
+            const ids = words[word];
             for (let at = 0; at + 1 < ids.length; at++) {
                 const rank = ranks.get(`${ids[at]},${ids[at + 1]}`) ?? Infinity;
                 if (rank < best) [best, where] = [rank, { word, at }];
             }
-        });
+        }
         if (where === null) return states;
         words = words.map((ids, word) => (word === where.word ? [...ids.slice(0, where.at), 256 + best, ...ids.slice(where.at + 2)] : ids));
         states.push({ words, ...where, rank: best });
     }
 }
 
+/** The same with a list of merges. */
+export const mergingWith = (text, merges, n) => merging(text, ranksOf(merges, n));
+
 /** The final ids of a text. */
-export const encode = (text, merges, n) => merging(text, ranksOf(merges, n)).at(-1).words.flat();
+export const encode = (text, merges, n) => mergingWith(text, merges, n).at(-1).words.flat();
 
 /** The bytes of every token. */
 export function spellings(merges) {
@@ -83,7 +87,7 @@ export function draw(root, { merges, text: start }) {
         row.setAttribute("aria-label", `The tokens: ${left.map(id => shown(tokens[id])).join(" | ")}`);
         ids.textContent = walk.value === states.length - 1 ? `ids: ${left.join(", ")}` : "\u00A0";
         const pair = rank === null ? "" : merges[rank].map(id => `<b>${escape(shown(tokens[id]))}</b>`).join(" + ");
-        const upcoming = next ? ` Next is the pair of the lowest rank, ${next.rank}.` : " No pair of neighbours is in the list of merges.";
+        const upcoming = next ? ` Next is the pair of the lowest rank in a word, ${next.rank}.` : " No pair of neighbours is in the list of merges.";
         say(`${rank === null ? "The bytes." : `Merge ${rank}: ${pair}.`}${upcoming} ${bytes} bytes are ${number(left.length)} tokens.`);
     }
     restart(0);

@@ -104,8 +104,8 @@ export function draw(root, { at, rungs }) {
         map.describe(`The loss of ${rung.name} on the plane; ${fixed(here, 2)} at a = ${fixed(a, 2)}, b = ${fixed(b, 2)}`);
         map.redraw();
         cut.redraw();
-        say(`<b>${rung.name}</b> at <i>a</i> = ${fixed(a, 2)}, <i>b</i> = ${fixed(b, 2)}: the loss is <span class="b">${fixed(here, 3)}</span>, `
-            + `${fixed(here - middle, 3, true)} against ${fixed(middle, 3)} where training ended.`);
+        say(`<b>${rung.name}</b> at <i>a</i> = ${fixed(a, 2)}, <i>b</i> = ${fixed(b, 2)}: the loss is <span class="b">${fixed(here, 3)}</span>; `
+            + `where training ended, it was ${fixed(middle, 3)}.`);
     }
     update();
 }

@@ -71,13 +71,6 @@ export function choice(parent, { label, options, value, change }) {
     return { get value() { return chosen; } };
 }
 
-/** A box that is ticked or not. */
-export function tick(parent, { label, value, change }) {
-    const input = html("input", { type: "checkbox", checked: value, onchange: () => change(input.checked) });
-    parent.append(html("label", { class: "widget-tick" }, input, html("span", { html: label })));
-    return { get value() { return input.checked; } };
-}
-
 /** Steps from 0 to `most`: a slider, with buttons that go back, forward, and on by themselves. */
 export function stepper(parent, { label, most, value = 0, show, change, pace = 900 }) {
     let timer = null;
@@ -167,14 +160,11 @@ export const path = points => points.map(([x, y], i) => `${i ? "L" : "M"}${x.toF
 /** A line through points, of a class of colour. */
 export const line = (points, kind) => svg("path", { class: `line ${kind}`, d: path(points) });
 
-/** The colour of a number on a scale of -most ... most: orange, background, blue. */
+/** The colour of a number on a scale of -most ... most: orange, background, blue; never so strong that letters drown in it. */
 export function heat(value, most) {
-    const share = Math.round(100 * Math.min(1, Math.abs(value) / most) ** 0.8);
-    return `color-mix(in oklab, var(--widget-${value < 0 ? "b" : "a"}) ${share}%, var(--pst-color-background))`;
+    const share = Math.min(1, Math.abs(value) / most) ** 0.8, colour = value < 0 ? "b" : "a";
+    return `color-mix(in oklab, var(--widget-${colour}) calc(${share.toFixed(3)} * var(--widget-heat)), var(--pst-color-background))`;
 }
-
-/** Is a cell of this heat so strong that its letters need the background's colour? */
-export const strong = (value, most) => Math.min(1, Math.abs(value) / most) ** 0.8 > 0.62;
 
 // ------------------------------------------------------------------------------------------------ numbers
 

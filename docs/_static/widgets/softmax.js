@@ -1,6 +1,6 @@
 // Softmax: logits and a temperature become probabilities; a gradient passes back through the Jacobian.
 
-import { fixed, heat, html, number, slider, stage, strong } from "./shared.js";
+import { fixed, heat, html, number, slider, stage } from "./shared.js";
 
 /** p = softmax(x / temperature), with the maximum subtracted. */
 export function softmax(x, temperature = 1) {
@@ -45,7 +45,6 @@ export function draw(root, { words, x: start }) {
     function paint(cell, value, most, digits) {
         cell.textContent = fixed(value, digits, true);
         cell.style.background = heat(value, most);
-        cell.style.color = strong(value, most) ? "var(--pst-color-background)" : "";
     }
 
     function update() {
