@@ -72,9 +72,11 @@ def test_every_widget_is_on_a_page():
 
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_loads_less_than_150_kb_for_its_widgets(page, browser, address):
-    tab, loaded = browser.new_page(), {}
-    tab.on("response", lambda answer: loaded.update({answer.url: len(answer.body())}) if "/widgets/" in answer.url else None)
-    tab.goto(address + page, wait_until="networkidle")
+    tab, answers = browser.new_page(), []
+    tab.on("response", lambda answer: answers.append(answer) if "/widgets/" in answer.url else None)
+    tab.goto(address + page)
+    tab.locator(".widget[data-drawn]").first.wait_for()
+    loaded = {answer.url: len(answer.body()) for answer in answers}
     data = [element.text_content() for element in tab.locator(".widget > script").all()]
     tab.close()
     assert len(loaded) == 4, loaded                                    # style, main, shared, and its own

@@ -32,7 +32,7 @@ def call(browser):
             return page.evaluate(script, [f"{address}{module}.js", function, list(args)])
 
         def of_each(module, function, lists):
-            script = "async ([module, name, lists]) => { const m = await import(module); return lists.map(all => m[name](...all)); }"
+            script = "async ([module, name, lists]) => { const m = await import(module); return lists.map(x => m[name](...x)); }"
             return page.evaluate(script, [f"{address}{module}.js", function, lists])
 
         called.of_each = of_each
