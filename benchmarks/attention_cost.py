@@ -25,7 +25,7 @@ from numllama.system.blas import one_blas_thread
 LAYER = dict(vocab_size=512, dim=512, n_layers=1, n_heads=8, ffn_dim=1376, max_seq_len=8192)
 LENGTHS = (128, 256, 512, 1024, 2048, 4096)
 DECODER = LAYER | dict(n_layers=8, max_seq_len=16384)
-CACHED = (128, 1024, 2048, 4096, 8192)
+CACHED = (128, 1024, 2048, 4096)
 CACHES = {"8 key heads": {}, "2 key heads": dict(n_kv_heads=2), "8 key heads, window 1024": dict(sliding_window=1024)}
 BATCHES = (1, 8)
 
