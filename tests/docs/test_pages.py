@@ -91,3 +91,24 @@ def source_of(source: str, name: str) -> str:
     """The lines of a function or class of a module."""
     (node,) = [node for node in ast.parse(source).body if getattr(node, "name", None) == name]
     return "\n".join(source.splitlines()[node.lineno - 1 : node.end_lineno])
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_each_op_says_where_it_comes_from_before_it_is_derived(op):
+    text = (DOCS / "ops" / f"{op}.md").read_text(encoding="utf-8")
+    (purpose,) = re.findall(r"^## What it is for\n(.*?)^## Forward", text, re.S | re.M)
+    story = purpose[purpose.index("**Where it comes from.**") :]
+    assert 80 <= len(re.sub(r"^```.*?^```$|^\|.*?$", "", story, flags=re.S | re.M).split()) <= 330
+    assert re.search(r"\(#[\w-]+\)", story), "a history cites its sources"
+
+
+def test_a_source_that_a_page_cites_names_that_page():
+    """In the list of references: the entry of each citation links back."""
+    entries = re.findall(r"^\(([\w-]+)\)=\n(.*?)(?=^\(|\Z)", (DOCS / "references.md").read_text(encoding="utf-8"), re.S | re.M)
+    listed = dict(entries)
+    assert len(listed) == len(entries)
+    authors = [name.rpartition("-")[0] for name, _ in entries]
+    assert authors == sorted(authors)
+    for page in PAGES:
+        for cited in set(re.findall(r"\(#([a-z]+-\d{4})\)", page.read_text(encoding="utf-8"))):
+            assert f"]({page_id(page)})" in listed[cited], f"{cited} is cited by {page_id(page)}"
