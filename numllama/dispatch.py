@@ -4,10 +4,12 @@ An op states its math once, for whole arrays. A faster one is a function of the 
 arrays on a GPU, or in :mod:`numllama.cpu`. Where there is none, or a launcher returns NotImplemented, the op itself runs.
 Arguments are checked by their names (`checks.RULES`), but not inside a layer, whose arguments are the model's own. bfloat16 and
 float16 are computed in float32 (:mod:`numllama.low_precision`), and large arrays on a CPU in blocks of rows
-(:mod:`numllama.blocks`).
+(:mod:`numllama.blocks`). An observer sees all ops that run in a block of `observing`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache, wraps
 from importlib import import_module
 from importlib.util import find_spec
@@ -37,6 +39,8 @@ def accelerated(op: Callable | None = None, *, by_rows: bool = False, of_ops: bo
 
     @wraps(op)
     def run(*args: Any, **kwargs: Any) -> Any:
+        if (observer := _observer.get()) is not None:
+            return observer(run, args, kwargs)
         args, named = check(args, kwargs)
         kernels = _kernels()
         if kernels.backend.is_ready() and kernels.runs_here((*args, *named.values())):
@@ -53,6 +57,22 @@ def accelerated(op: Callable | None = None, *, by_rows: bool = False, of_ops: bo
 
     vars(run)["reference"] = op
     return run
+
+
+_observer: ContextVar[Callable | None] = ContextVar("observer", default=None)
+
+
+@contextmanager
+def observing(observer: Callable | None) -> Iterator[None]:
+    """In this block and this thread, ops are run by `observer(op, args, kwargs)`; by themselves, where it is None.
+
+    The observer calls ``op(*args, **kwargs)`` in a block of ``observing(None)``, in which the ops that the op calls are not observed.
+    """
+    token = _observer.set(observer)
+    try:
+        yield
+    finally:
+        _observer.reset(token)
 
 
 @cache
