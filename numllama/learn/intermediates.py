@@ -3,10 +3,10 @@
     run = forward(model, tokens)                         # run.values["layer 0: head_outputs"], run.logits
     gradients = run.backward(dlogits)                    # by the same names
 
-Nothing is computed a second way. The layers of :mod:`numllama.model` call ops, and :func:`numllama.dispatch.observing` shows each
-of those calls: what a forward op returns is a value, and what its backward is given first is that value's gradient. The two belong
-together because they share a cache. What no op returns is known from what goes in and out of a block: the residual stream.
-Scores and attention, which flash attention never stores, are computed from its queries, keys and values.
+The layers of :mod:`numllama.model` call ops, and :mod:`numllama.observing` shows each of those calls: what a forward op returns
+is a value, and what its backward is given first is that value's gradient. The two belong together because they share a
+cache. The residual stream, which not every model computes by an op, is what goes in and out of a block. Scores and attention,
+which flash attention never stores, are computed from its queries, keys and values.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +16,6 @@ import numpy as np
 
 from numllama import ops
 from numllama.backend import Array, to_numpy, xp_of
-from numllama.dispatch import observing
 from numllama.errors import shown
 from numllama.model.block import (
     attention_block_backward,
@@ -31,6 +30,7 @@ from numllama.model.experts import with_balance
 from numllama.model.parameters import FlatTensors, Gradients, LayerGradients
 from numllama.model.stages import ADD_NORM, capped_backward
 from numllama.model.transformer import Transformer
+from numllama.observing import observing
 from numllama.ops.intervals import fold_groups, visible_keys
 from numllama.ops.softmax import SoftmaxCache
 
@@ -62,12 +62,13 @@ def attention_steps(context: Context) -> list[Step]:
     turned = ("q_rotated", "k_rotated") if has_rope else (None, None)
     norms = [Step(("q_norm",)), Step(("k_norm",))] if c.qk_norm in ("rms", "rms_width") else []
     names = {"wq": "q", "wk": "k", "wv": "v"}
-    steps = _first_norm(c, "attn_norm") + [Step(tuple(names[w] for w in group)) for group in projection_groups(context)] + norms
+    maps = [Step(tuple(names[w] for w in group)) for group in projection_groups(context)]
+    steps = [*_first_norm(c, "attn_norm"), *maps, *norms]
     steps += [Step()] if has_rope else []  # it turns some components of q and k, in place: the next op's inputs are the result
     if c.qk_norm == "l2":
         steps += [Step(("q_norm",), turned[:1]), Step(("k_norm",), turned[1:])]
         turned = (None, None)
-    return steps + [Step(("head_outputs",), turned), Step(("attn_out",)), *_last_norm(c, "attn_post_norm")]
+    return [*steps, Step(("head_outputs",), turned), Step(("attn_out",)), *_last_norm(c, "attn_post_norm")]
 
 
 def ffn_steps(config: ModelConfig) -> list[Step]:
@@ -217,10 +218,12 @@ class Run:
 
     def _observe_router(self, op: Callable, args: tuple, kwargs: dict) -> Any:
         """Of the ops inside of a mixture, the router's: the experts' own have only some of the tokens."""
+        if op in (ops.mixture_of_experts_forward, ops.mixture_of_experts_backward):
+            return vars(op)["reference"](*args, **kwargs)              # whose ops come here too
         result, shape = _unobserved(op, args, kwargs), (*self.tokens.shape, -1)
         if op is ops.router_forward:
-            values = {"router": args[0], "expert_weights": result[0][0]}
-            self.values |= {self._at + name: _copied(x).reshape(shape) for name, x in values.items() if self._only(self._at + name)}
+            values = {f"{self._at}router": args[0], f"{self._at}expert_weights": result[0][0]}
+            self.values |= {name: _copied(x).reshape(shape) for name, x in values.items() if self._only(name)}
         if op is ops.router_backward:
             values = {"router": result, "expert_weights": args[0][0]}
             self.gradients |= {self._at + name: _copied(x).reshape(shape) for name, x in values.items()}
@@ -247,8 +250,9 @@ class Run:
     # -------------------------------------------------------------------------------------------- backward
 
     def loss_and_grads(self, targets: Array) -> tuple[float, FlatTensors, dict[str, np.ndarray]]:
-        """The loss, and its gradients with respect to the parameters and to the values, as :meth:`Transformer.loss_and_grads`."""
-        loss, cache = ops.cross_entropy_forward(self.logits, targets := self.model._check_targets(targets, self.tokens))
+        """The loss, and its gradients with respect to the parameters and to the values."""
+        targets = self.model._check_targets(targets, self.tokens)
+        loss, cache = ops.cross_entropy_forward(self.logits, targets)
         loss = with_balance(loss, self.context, targets)
         grads = self.model.params.zeros_like()
         return float(loss), grads, self.backward(ops.cross_entropy_backward(1.0, cache), grads)
@@ -299,9 +303,9 @@ class Run:
 
 
 def dense_attention(
-    q: Array, k: Array, v: Array, first: Any = None, last: Any = None, mask: Any = None, scale: Any = None, softcap: Any = None
+    q: Array, k: Array, v: Array, first: Any, last: Any, mask: Any, scale: float | None, softcap: float | None
 ) -> tuple[Array, Array, Array | None, Array]:
-    """Which keys are visible, the scores before and after a cap, and attention; each (B, H, T, S), the first (1 or B, 1, T, S).
+    """Which keys are visible, the scores before and after a cap, and attention; each (B, H, T, S).
 
     The arguments are those of :func:`numllama.ops.attention_forward`.
     """
@@ -317,7 +321,7 @@ def _unobserved(op: Callable, args: tuple, kwargs: dict) -> Any:
 
 
 def _dense_arguments(op: Callable, args: tuple) -> tuple:
-    """What :func:`numllama.ops.attention_forward` would be given for the same result; flash attention has neither mask nor cap."""
+    """What :func:`numllama.ops.attention_forward` would be given for the same result: flash attention has no mask and no cap."""
     return args if op is ops.attention_forward else (*args[:5], None, args[5], None)
 
 

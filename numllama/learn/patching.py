@@ -1,11 +1,11 @@
-"""Activation patching: which value, in which layer and at which token, carries an answer.               Meng et al. 2022, sect. 2
+"""Activation patching: which value, in which layer and at which token, carries an answer.              Meng et al. 2022, sect. 2
 
-Run a model on a clean text and on a corrupt one that differs where the answer depends on it. A metric m, here the difference of the
-logits of two answers, is high in the first run and low in the second. Run the corrupt text again, but put one value a of the clean
-run in its place: as much as m rises, that value carries of the answer.
+Run a model on a clean text and on a corrupt one that differs where the answer depends on it. A metric m, here the difference of
+the logits of two answers, is high in the first run and low in the second. Run the corrupt text again, but with one value a of the
+clean run in its place: the rise of m is what this value carries of the answer.
 
-That takes a forward for each value. Attribution patching (Nanda 2023; Syed et al. 2023) takes the first term of Taylor's series for
-all values at once, with one backward of the corrupt run:
+That takes a forward for each value. Attribution patching (Nanda 2023; Syed et al. 2023) takes the first term of Taylor's series
+for all values at once, with one backward of the corrupt run:
 
     m(a → a_clean) − m  ≈  (a_clean − a_corrupt) · ∂m/∂a
 
@@ -31,12 +31,12 @@ class Attribution(NamedTuple):
     Attributes
     ----------
     answers : pair of int
-        The tokens whose logits' difference is the metric: what the model says after the clean text, and after the corrupt one.
+        The tokens whose logits' difference is the metric: what the model says after the clean and after the corrupt text.
     clean, corrupt : float
         The metric of both runs.
     effects : dict of str to array
-        By the name of the value, how much the metric of the corrupt run rises with the clean run's value in one place: shape (T,),
-        or (heads, T) for the values of heads. An effect of ``clean - corrupt`` restores the answer.
+        By the name of the value, how much the metric of the corrupt run rises with the clean run's value in one place: shape
+        (T,), or (heads, T) for the values of heads. An effect of ``clean - corrupt`` restores the answer.
     """
 
     answers: tuple[int, int]
@@ -68,7 +68,8 @@ def attribution_patching(model: Transformer, clean: Array, corrupt: Array, answe
     effects = {
         name: ((runs[0].values[name] - value) * gradients[name])[0].sum(-1) for name, value in runs[1].values.items()
     }
-    return Attribution(answers, *(float(_metric(run, answers)[0]) for run in runs), effects)
+    before, after = (float(_metric(run, answers)[0]) for run in runs)
+    return Attribution(answers, before, after, effects)
 
 
 def activation_patching(
