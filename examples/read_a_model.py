@@ -8,8 +8,8 @@ MODEL is anything that numllama opens. OUT/reading.json holds all results; docs/
 
 lens      what the model would say after each layer
 heads     previous-token, first-token and induction scores of every head
-without   the loss on random tokens and on their repetition: as it is, without the strongest induction heads, and without as many
-          other heads of the same layers
+without   the loss on random tokens and on their repetition: as it is, without the strongest induction heads, without as many
+          other heads of the same layers, and without the strongest previous-token head
 maps      the attention of the strongest head of each kind, on a text that repeats a name
 patching  which values of the clean text restore its answer in the corrupt text: by one backward, and by a forward for each
 """
@@ -33,6 +33,7 @@ from numllama.storage.files import write_text
 
 CLEAN, CORRUPT = "The capital of France is", "The capital of Italy is"
 PATTERN = "Vernon Dursley sold drills. His neighbours knew Vernon Durs"
+N_LAYERS = 4  # whose heads are patched, those with the largest estimates: each place costs a forward
 Head = tuple[int, int]  # layer, head
 
 
@@ -105,7 +106,10 @@ def ablations(model: nl.Transformer, scores: HeadScores, n_heads: int) -> dict[s
     tokens = repeated_tokens(c.vocab_size, min(32, c.vocab_size, c.max_seq_len // 2), batch=8, seed=1)
     chosen = strongest(scores.induction, n_heads)
     others = weakest_beside(scores.induction, chosen)
-    found = {"as it is": (), "without induction heads": chosen, "without other heads": others}
+    found = {
+        "as it is": (), "without induction heads": chosen, "without other heads": others,
+        "without the previous-token head": strongest(scores.previous, 1),
+    }  # fmt: skip
     result = {name: {"heads": heads, "losses": rounded(np.array(losses(model, tokens, heads)))} for name, heads in found.items()}
     print(f"without: {result}", flush=True)
     return result
@@ -125,14 +129,18 @@ def patching(model: nl.Transformer, clean: np.ndarray, corrupt: np.ndarray, name
         "tokens": names(clean), "corrupt_tokens": names(corrupt), "answers": names(np.array(found.answers)),
         "clean": round(found.clean, 3), "corrupt": round(found.corrupt, 3),
     }  # fmt: skip
-    for kind in ("after_ffn", "head_outputs"):
-        sites = [f"layer {i}: {kind}" for i in range(model.config.n_layers)]
-        true = np.stack([activation_patching(model, clean, corrupt, site, found.answers) for site in sites])
-        estimated = np.stack([found.effects[site] for site in sites])
-        whole = found.clean - found.corrupt
-        results[kind] = {"estimated": rounded(estimated / whole), "true": rounded(true / whole)}
+    whole, layers = found.clean - found.corrupt, range(model.config.n_layers)
+    heads = np.stack([found.effects[f"layer {i}: head_outputs"] for i in layers])              # (L, H, T)
+    best = np.argsort(-np.abs(heads).max((1, 2)), kind="stable")[:N_LAYERS]
+    sites = {"after_ffn": layers, "head_outputs": sorted(best.tolist())}
+    for kind, chosen in sites.items():
+        names_of_sites = [f"layer {i}: {kind}" for i in chosen]
+        effects = activation_patching(model, clean, corrupt, names_of_sites, found.answers)
+        true = np.stack([effects[site] for site in names_of_sites])
+        estimated = np.stack([found.effects[site] for site in names_of_sites])
+        results[kind] = {"layers": list(chosen), "estimated": rounded(estimated / whole), "true": rounded(true / whole)}
         print(f"patching {kind}: correlation {np.corrcoef(true.ravel(), estimated.ravel())[0, 1]:.3f}", flush=True)
-    return results
+    return results | {"heads": rounded(heads.sum(-1) / whole)}
 
 
 def rounded(array: np.ndarray, digits: int = 3) -> Any:

@@ -12,7 +12,7 @@ for all values at once, with one backward of the corrupt run:
 It is exact where m is linear in a, as in the logits and in what the head reads, and an approximation elsewhere.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -73,34 +73,36 @@ def attribution_patching(model: Transformer, clean: Array, corrupt: Array, answe
 
 
 def activation_patching(
-    model: Transformer, clean: Array, corrupt: Array, name: str, answers: tuple[int, int]
-) -> np.ndarray:
-    """The true effect of patching a value at each token, or each head and token: one forward for each.
+    model: Transformer, clean: Array, corrupt: Array, names: Sequence[str], answers: tuple[int, int]
+) -> dict[str, np.ndarray]:
+    """The true effect of patching these values at each token, or each head and token: one row of a forward for each place.
 
     Parameters
     ----------
     model, clean, corrupt, answers
         As in :func:`attribution_patching`.
-    name : str
-        The value: ``"layer 1: head_outputs"``.
+    names : sequence of str
+        The values: ``["layer 1: head_outputs"]``.
 
     Returns
     -------
-    array, shape (T,) or (heads, T)
+    dict of str to array, shape (T,) or (heads, T)
     """
-    run = forward(model, _as_row(clean), only=lambda each: each == name)
-    if name not in run.values:
-        raise ValueError(f"{shown(name)} is no value of this model")
-    value = run.values[name][0]                                        # (T, C) or (heads, T, D)
-    places, corrupt = list(np.ndindex(value.shape[:-1])), _as_row(corrupt)
-    before = _metric(forward(model, corrupt, only=_nothing), answers)
-    effects = []
-    for i in range(0, len(places), PLACES):
-        chosen = places[i : i + PLACES]
-        edits = {name: _putting(value, chosen)}
-        patched = forward(model, corrupt.repeat(len(chosen), axis=0), only=_nothing, edits=edits)
-        effects.append(_metric(patched, answers) - before)
-    return np.concatenate(effects).reshape(value.shape[:-1])
+    run = forward(model, _as_row(clean), only=lambda name: name in names)
+    if unknown := [name for name in names if name not in run.values]:
+        raise ValueError(f"{shown(unknown[0])} is no value of this model")
+    before = _metric(forward(model, _as_row(corrupt), only=_nothing), answers)
+    effects = {}
+    for name in names:
+        value = run.values[name][0]                                    # (T, C) or (heads, T, D)
+        places, rises = list(np.ndindex(value.shape[:-1])), []
+        for i in range(0, len(places), PLACES):
+            chosen = places[i : i + PLACES]
+            tokens = _as_row(corrupt).repeat(len(chosen), axis=0)
+            patched = forward(model, tokens, only=_nothing, edits={name: _putting(value, chosen)})
+            rises.append(_metric(patched, answers) - before)
+        effects[name] = np.concatenate(rises).reshape(value.shape[:-1])
+    return effects
 
 
 def _as_row(ids: Array) -> np.ndarray:

@@ -38,7 +38,7 @@ def test_the_estimate_is_the_derivative_of_patching(family):
 def test_it_is_exact_where_the_metric_is_linear(name):
     model = a_model(n_kv_heads=2)
     found = attribution_patching(model, CLEAN, CORRUPT, ANSWERS)
-    true = activation_patching(model, CLEAN, CORRUPT, name, ANSWERS)
+    true = activation_patching(model, CLEAN, CORRUPT, [name], ANSWERS)[name]
     assert_close(found.effects[name], true, rtol=1e-10)
     assert_close(true, [0, 0, 0, 0, found.clean - found.corrupt], rtol=1e-10)
 
@@ -56,14 +56,17 @@ def test_the_clean_stream_at_the_changed_token_restores_the_answer():
     model = a_model(n_layers=3)
     found = attribution_patching(model, CLEAN, CORRUPT, ANSWERS)
     whole = found.clean - found.corrupt
-    assert_close(activation_patching(model, CLEAN, CORRUPT, "embedding", ANSWERS), [0, whole, 0, 0, 0], rtol=1e-10)
-    assert_close(activation_patching(model, CLEAN, CORRUPT, "layer 2: after_ffn", ANSWERS), [0, 0, 0, 0, whole], rtol=1e-10)
+    names = ["embedding", "layer 2: after_ffn"]
+    effects = activation_patching(model, CLEAN, CORRUPT, names, ANSWERS)
+    assert list(effects) == names
+    assert_close(effects["embedding"], [0, whole, 0, 0, 0], rtol=1e-10)
+    assert_close(effects["layer 2: after_ffn"], [0, 0, 0, 0, whole], rtol=1e-10)
 
 
 def test_patching_is_one_run_for_each_head_and_token():
     model = a_model()
     name, clean = "layer 1: head_outputs", forward(model, CLEAN[None]).values
-    effects = activation_patching(model, CLEAN, CORRUPT, name, ANSWERS)                        # 20 places: more than one batch
+    effects = activation_patching(model, CLEAN, CORRUPT, [name], ANSWERS)[name]                # 20 places: more than one batch
     before = metric(forward(model, CORRUPT[None]))[0]
     assert effects.shape == (4, 5)
     for h, t in np.ndindex(4, 5):
@@ -98,4 +101,4 @@ def test_texts_that_cannot_be_compared_are_refused(corrupt, sentence):
 
 def test_only_a_value_can_be_patched():
     with pytest.raises(ValueError, match=r"'layer 9: q' is no value of this model"):
-        activation_patching(a_model(), CLEAN, CORRUPT, "layer 9: q", ANSWERS)
+        activation_patching(a_model(), CLEAN, CORRUPT, ["norm", "layer 9: q"], ANSWERS)
