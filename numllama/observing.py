@@ -1,4 +1,4 @@
-"""Observing ops: whoever wants to see, or to change, what ops compute runs them in a block of `observing`."""
+"""Observing ops: a caller that wants to see, or to change, what ops compute runs them in a block of `observing`."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
