@@ -1,10 +1,9 @@
 """@accelerated: the one place where an op finds a faster way to run.
 
-An op states its math once, for whole arrays. A faster one is a function of the same file and name in :mod:`numllama.cuda`, for
-arrays on a GPU, or in :mod:`numllama.cpu`. Where there is none, or a launcher returns NotImplemented, the op itself runs.
-Arguments are checked by their names (`checks.RULES`), but not inside a layer, whose arguments are the model's own. bfloat16 and
-float16 are computed in float32 (:mod:`numllama.low_precision`), and large arrays on a CPU in blocks of rows
-(:mod:`numllama.blocks`).
+A faster op is a function of the same file and name in :mod:`numllama.cuda`, for arrays on a GPU, or in :mod:`numllama.cpu`.
+If there is none, or a launcher returns NotImplemented, the op itself runs. Arguments are checked by name (`checks.RULES`), but
+not inside a layer, whose arguments are the model's own. bfloat16 and float16 are computed in float32 (`low_precision`), and
+large arrays on a CPU in blocks of rows (`blocks`). An observer sees and runs each op (`observing`).
 """
 
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from typing import Any
 from numllama.blocks import has_many_rows, in_row_blocks
 from numllama.checks import argument_checks
 from numllama.low_precision import in_float32, is_low_precision
+from numllama.observing import current
 
 
 def accelerated(op: Callable | None = None, *, by_rows: bool = False, of_ops: bool = False) -> Callable:
@@ -32,11 +32,12 @@ def accelerated(op: Callable | None = None, *, by_rows: bool = False, of_ops: bo
     """
     if op is None:
         return lambda op: accelerated(op, by_rows=by_rows, of_ops=of_ops)
-
     check = argument_checks(op)
 
     @wraps(op)
     def run(*args: Any, **kwargs: Any) -> Any:
+        if (observer := current()) is not None:
+            return observer(run, args, kwargs)
         args, named = check(args, kwargs)
         kernels = _kernels()
         if kernels.backend.is_ready() and kernels.runs_here((*args, *named.values())):
@@ -50,7 +51,6 @@ def accelerated(op: Callable | None = None, *, by_rows: bool = False, of_ops: bo
         if by_rows and not named and has_many_rows(args):
             return in_row_blocks(math, args)
         return math(*args, **named)
-
     vars(run)["reference"] = op
     return run
 

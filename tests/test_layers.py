@@ -13,8 +13,8 @@ import numllama
 PACKAGE = Path(numllama.__file__).parent
 LAYERS = (
     "quiet", "version", "lazy", "errors", "install", "rope_types", "backend", "checks", "gradcheck", "hashing",
-    "system", "storage", "blocks", "low_precision", "dispatch", "ops", "cpu", "cuda", "model", "optim", "tokenizer", "data",
-    "parallel", "generation", "training", "interop", "learn", "serve", "commands",
+    "system", "storage", "blocks", "low_precision", "observing", "dispatch", "ops", "cpu", "cuda", "model", "optim", "tokenizer",
+    "data", "parallel", "generation", "training", "interop", "learn", "serve", "commands",
     "cli", "__main__", "__init__",
 )  # fmt: skip
 SMALL = ("quiet", "version", "lazy", "install", "rope_types", "__main__", "__init__")  # not worth a line in the book

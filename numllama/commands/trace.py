@@ -16,10 +16,15 @@ def trace(
     steps: int | None = None,
     seed: int | None = None,
     tokenizer: FilePath | None = None,
+    lens: bool = False,
+    heads: bool = False,
+    patch: str | None = None,
     json: FilePath | None = None,
     html: FilePath | None = None,
 ) -> int:
-    """Show every intermediate value of a Llama and its gradient: one text forward and backward through all layers, in float64.
+    """Show every intermediate value of a model and its gradient: one text forward and backward through all layers, in float64.
+
+    With --lens, --heads or --patch, show these views instead.
 
     Example: numllama trace --steps 300 --html trace.html
 
@@ -38,11 +43,18 @@ def trace(
         Seed of the small model. Default 0.
     tokenizer
         Tokenizer file or folder. Default: the one next to the model.
+    lens
+        Show what the model would say next after each layer (logit lens).
+    heads
+        Show how much each head attends to the previous and to the first token, its induction score, and its attention.
+    patch
+        A corrupt text of as many tokens, which has another answer: show which values of the text would restore the answer.
     json
         Also write all numbers to this file.
     html
-        Also write a self-contained page with heat maps to this file.
+        Also write a self-contained page to this file, with pictures whose numbers can be pointed at.
     """
     from numllama.learn.trace_report import trace_run
+    from numllama.learn.trace_views import Views
 
-    return trace_run(model, tokenizer, text, ids, steps, seed, json, html)
+    return trace_run(model, tokenizer, text, ids, steps, seed, json, html, Views(lens, heads, patch))

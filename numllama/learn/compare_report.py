@@ -10,7 +10,8 @@ from typing import Any
 
 from numllama.errors import DataError, NumllamaError
 from numllama.learn.compare import OTHERS, SAME, Comparison, Judged, compare
-from numllama.learn.trace_report import image, picture, shape_of
+from numllama.learn.trace_page import image, pictures
+from numllama.learn.trace_report import shape_of
 from numllama.storage.files import read_json, strict, write_text
 
 FEW = 3  # rows that are the same, in succession
@@ -129,7 +130,7 @@ def _row(each: Judged) -> str:
 def _pictures(value: Any) -> str:
     finite = value.copy()
     finite[~(abs(finite) < math.inf)] = 0
-    return picture(finite) if finite.ndim > 2 else image(finite, float(abs(finite).max()))
+    return pictures(finite) if finite.ndim > 2 else image(finite, float(abs(finite).max()))
 
 
 PAGE = """\

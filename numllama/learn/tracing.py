@@ -1,6 +1,10 @@
-"""Trace a text through a model: every intermediate value of :mod:`numllama.learn.plain_llama`, with its gradient."""
+"""Trace a text through a model: every intermediate value, with its gradient.
 
-from collections.abc import Sequence
+A plain Llama is traced by :mod:`numllama.learn.plain_llama`, whose lines can be read; any other model by recording what its own
+forward and backward compute, :mod:`numllama.learn.intermediates`. Both give the same values of a plain Llama.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -12,7 +16,7 @@ from numllama.data.batches import random_batch
 from numllama.data.synthetic import write_play
 from numllama.errors import shown
 from numllama.generation.text import encode_prompt
-from numllama.learn import plain_llama
+from numllama.learn import intermediates, plain_llama
 from numllama.model.config import ModelConfig
 from numllama.model.parameters import copied_parameters
 from numllama.model.transformer import Transformer
@@ -76,8 +80,7 @@ def trace(model: Transformer, tokenizer: Tokenizer | CharTokenizer | None, text:
     Parameters
     ----------
     model : Transformer
-        A plain Llama: RMSNorm, RoPE, SwiGLU, no biases; queries and keys may have a norm, as in Qwen3. float64 is the most
-        exact.
+        Of any family that :func:`numllama.load` opens. float64 is the most exact.
     tokenizer : Tokenizer or CharTokenizer, optional
         Without one, tokens are named by their ids.
     text : str or sequence of int
@@ -86,37 +89,61 @@ def trace(model: Transformer, tokenizer: Tokenizer | CharTokenizer | None, text:
     Raises
     ------
     ValueError
-        If the model is not a plain Llama or has an adapter, or if the text is too short or too long.
+        If the model has an adapter, or if the text is too short or too long.
     """
-    check_is_plain(model)
-    c, params = model.config, model.params
+    intermediates.check_no_adapter(model)
+    ids, names, text = tokens_of(model, tokenizer, text, most=model.config.max_seq_len + 1)
+    tokens, targets = ids[None, :-1], ids[None, 1:]                    # (1, T)
+    loss, grads, values = (_plain if _not_plain(model) is None else _recorded)(model, tokens, targets)
+    parameters = {name: TracedParameter(value, grads[name]) for name, value in model.params.items()}
+    return Trace(text, names, loss, values, parameters)
+
+
+def tokens_of(
+    model: Transformer, tokenizer: Tokenizer | CharTokenizer | None, text: str | Sequence[int], most: int
+) -> tuple[np.ndarray, list[str], str]:
+    """The ids of a text, 2 to `most` of them, their names, and the text itself."""
     if isinstance(text, str) and tokenizer is None:
         raise ValueError("a text needs a tokenizer: pass one, or pass the tokens as ids")
     ids = np.array(encode_prompt(model, tokenizer, text)[1] if isinstance(text, str) else text)
     check_shape("the tokens", ids, (None,))
-    if not 2 <= len(ids) <= c.max_seq_len + 1:
-        raise ValueError(f"the text has {len(ids)} tokens, but there must be 2 to {c.max_seq_len + 1}")
-    tokens, targets = ids[None, :-1], ids[None, 1:]                    # (1, T)
-    run = plain_llama.loss_and_grads(params, c, tokens, targets)
+    if not 2 <= len(ids) <= most:
+        raise ValueError(f"the text has {len(ids)} tokens, but there must be 2 to {most}")
+    names = [(tokenizer and tokenizer.decode([i])) or str(i) for i in ids.tolist()]
+    return ids, names, text if isinstance(text, str) else " ".join(map(str, ids.tolist()))
 
+
+def _plain(model: Transformer, tokens: np.ndarray, targets: np.ndarray) -> tuple[float, Mapping, list[Traced]]:
+    """Loss, gradients of the parameters, and the values of a plain Llama."""
+    run = plain_llama.loss_and_grads(model.params, model.config, tokens, targets)
     a, d = run.outer.values, run.d_outer
-    values = [Traced("embedding", a.embedding, d.embedding, _axes("embedding"))]
+    values = [Traced("embedding", a.embedding, d.embedding, _axes("embedding", 3))]
     for i, (block, d_block) in enumerate(zip(run.blocks, run.d_blocks, strict=True)):
         values += _traced_block(f"layer {i}: ", block.values, d_block)
-    values += [Traced(name, getattr(a, name), getattr(d, name), _axes(name)) for name in ("norm", "logits", "loss")]
-    names = [(tokenizer and tokenizer.decode([i])) or str(i) for i in ids.tolist()]
-    text = text if isinstance(text, str) else " ".join(map(str, ids.tolist()))
-    return Trace(text, names, run.loss, values, {name: TracedParameter(params[name], run.grads[name]) for name in params})
+    values += [Traced(name, getattr(a, name), getattr(d, name), _axes(name, 3)) for name in ("norm", "logits", "loss")]
+    return run.loss, run.grads, values
+
+
+def _recorded(model: Transformer, tokens: np.ndarray, targets: np.ndarray) -> tuple[float, Mapping, list[Traced]]:
+    """The same of any model."""
+    run = intermediates.forward(model, tokens)
+    loss, grads, d = run.loss_and_grads(targets)
+    values = [Traced(name, a, d[name], _axes(name.rpartition(": ")[2], a.ndim)) for name, a in run.values.items()]
+    return loss, grads, [*values, Traced("loss", np.array(loss), np.ones(()), "")]
 
 
 def check_is_plain(model: Transformer) -> None:
     """Raise ValueError if :mod:`numllama.learn.plain_llama` does not compute this model."""
-    for name, (plain, *others) in PLAIN.items():
-        value = getattr(model.config, name)
-        if value not in (plain, *others):
-            raise ValueError(f"{name} is {shown(value)}, but only a plain Llama can be traced: {shown(plain)}")
+    if (name := _not_plain(model)) is not None:
+        plain, value = PLAIN[name][0], getattr(model.config, name)
+        raise ValueError(f"{name} is {shown(value)}, but only a plain Llama has golden vectors: {shown(plain)}")
     if model.adapter is not None:
-        raise ValueError("the model has an adapter, but only a plain Llama can be traced: call merge_adapter() first")
+        raise ValueError("the model has an adapter, but only a plain Llama has golden vectors: call merge_adapter() first")
+
+
+def _not_plain(model: Transformer) -> str | None:
+    """The first option that a plain Llama does not have."""
+    return next((name for name, plain in PLAIN.items() if getattr(model.config, name) not in plain), None)
 
 
 def _traced_block(at: str, a: SimpleNamespace, d: SimpleNamespace) -> list[Traced]:
@@ -124,11 +151,11 @@ def _traced_block(at: str, a: SimpleNamespace, d: SimpleNamespace) -> list[Trace
     visible = ~np.isneginf(a.scores)
     shown_values = vars(a) | {"scores": np.where(visible, a.scores, 0)}
     shown_gradients = vars(d) | {"attention": np.where(visible, d.attention, 0)}
-    return [Traced(at + name, value, shown_gradients[name], _axes(name)) for name, value in shown_values.items()]
+    return [Traced(at + name, value, shown_gradients[name], _axes(name, value.ndim)) for name, value in shown_values.items()]
 
 
-def _axes(name: str) -> str:
-    by_head = dict.fromkeys(("q_norm", "q_rotated", "head_outputs"), "head, token, component")
-    by_head |= dict.fromkeys(("k_norm", "k_rotated"), "key head, token, component")
-    by_head |= {"scores": "head, query, key", "attention": "head, query, key"}
-    return (by_head | {"loss": "", "logits": "token, id"}).get(name, "token, component")
+def _axes(name: str, ndim: int) -> str:
+    special = dict.fromkeys(("scores", "capped_scores", "attention"), "head, query, key")
+    special |= {"loss": "", "logits": "token, id", "router": "token, expert", "expert_weights": "token, choice"}
+    heads = "key head" if name.startswith("k_") else "head"
+    return special.get(name, f"{heads}, token, component" if ndim == 4 else "token, component")

@@ -170,7 +170,7 @@ class Page:
             return note("Generate a text first.")
         if layer is None or head is None:
             return note("Layer and head must be numbers.", refused=True)
-        model = self.engine.model
+        model, n_tokens = self.engine.model, len(ids)
         ids = ids[-model.config.max_seq_len :]
         try:
             work = self.engine.call(lambda: attention_weights(model, ids, int(layer)))
@@ -179,7 +179,7 @@ class Page:
             return note(str(error), refused=True)
         labels = [token_text(self.engine.tokenizer, i) for i in ids[-MAP_TOKENS:]]
         large = drawing.attention_map(weights[int(head)], labels)
-        return f'{drawing.head_strip(weights, int(head))}<div class="scroll">{large}</div>'
+        return f'{drawing.head_strip(weights, int(head))}{_part_shown(n_tokens, len(labels))}<div class="scroll">{large}</div>'
 
     async def training(self, run: str | None, shown: Any) -> TrainingView:
         """Show the run's curve and its checkpoints' samples, if anything is new."""
@@ -230,6 +230,13 @@ class Page:
             own.remove(job)
             if not own:
                 del self._jobs[page.session_hash]
+
+
+def _part_shown(n_tokens: int, n_shown: int) -> str:
+    """Say which part of a text its attention map shows, unless it shows all."""
+    if n_shown == n_tokens:
+        return ""
+    return note(f"The map shows the last {n_shown} of {n_tokens} tokens; attention to earlier tokens is not drawn.")
 
 
 def _messages(saved: Any) -> list[dict]:

@@ -16,7 +16,7 @@ from numllama.serve import layout
 from numllama.serve.controls import CONTROL_KINDS, Settings
 from numllama.serve.engine import Engine, Limits
 from numllama.serve.guard import PageGuard
-from numllama.serve.pages import Page
+from numllama.serve.pages import MAP_TOKENS, Page
 
 LOOK, ATTENTION, STOP = 3, 4, 6
 LONG = [0.8, 0, 1, 0, 1, 10**6, "", ""]
@@ -95,6 +95,15 @@ def test_stop_while_looking_inside_keeps_the_tokens_and_their_map(page, updates)
     assert tokens.count('<span class="token ') == len(ids)
     assert "<svg" in picture
     assert page._jobs == {}
+
+
+@pytest.mark.parametrize("extra", [0, 1, 25])
+def test_a_map_of_a_part_of_the_text_says_so(page, extra):
+    ids = (page.engine.tokenizer.encode("abcd") * 20)[: MAP_TOKENS + extra]
+    picture = elsewhere(page.attention(ids, 0, 0))
+    sentence = f"The map shows the last {MAP_TOKENS} of {MAP_TOKENS + extra} tokens; attention to earlier tokens is not drawn."
+    assert picture.count("<text") == 2 * MAP_TOKENS
+    assert (sentence in picture) == (extra > 0) and picture.count("The map shows") == (extra > 0)
 
 
 def test_stop_before_the_first_token_shows_the_prompt(page):

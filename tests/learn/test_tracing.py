@@ -11,12 +11,14 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from helpers import assert_close
+from learn.families import FAMILIES, a_model
 
 import numllama as nl
 from numllama.cli import main
 from numllama.learn import trace_report
-from numllama.learn.trace_report import as_html, as_json, as_text, png
-from numllama.learn.tracing import PLAIN, trace, traced_model
+from numllama.learn.trace_page import png
+from numllama.learn.trace_report import as_html, as_json, as_text
+from numllama.learn.tracing import PLAIN, check_is_plain, trace, traced_model
 from numllama.model import LoraConfig, ModelConfig, Transformer
 from numllama.tokenizer import Tokenizer
 
@@ -45,7 +47,7 @@ def test_loss_and_gradients_are_those_of_the_model():
 
 
 LLAMA3 = dict(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16)
-RIGHT = {  # every option except those of PLAIN: such models can be traced
+RIGHT = {  # every option except those of PLAIN: plain_llama traces such models
     "vocab_size": 70, "dim": 24, "n_layers": 3, "n_heads": 2, "n_kv_heads": 1, "ffn_dim": 20, "max_seq_len": 9, "head_dim": 6,
     "norm_eps": 1e-2, "rope_theta": 50.0, "rope_layout": "interleaved", "tie_embeddings": True, "dropout": 0.5,
     "init_std": 0.5, "init": "truncated_normal", "family": "mistral", "qk_norm": "rms",
@@ -59,20 +61,11 @@ OTHER = {
 }  # fmt: skip
 
 
-def a_model(**options):
-    """Random weights without symmetries: the gains of the norms are random too."""
-    model = Transformer(
-        ModelConfig(**{"vocab_size": 60, "dim": 16, "n_layers": 2, "n_heads": 4, "init_std": 0.3, **options}), dtype="float64"
-    )
-    rng = np.random.default_rng(0)
-    for value in model.params.values():
-        value += rng.normal(0, 0.1, value.shape)
-    return model
-
-
-@pytest.mark.parametrize("option", RIGHT)
-def test_a_llama_of_any_shape_is_traced_as_it_is(option):
-    model = a_model(**{option.partition(",")[0]: RIGHT[option]})
+ALONE = [{option.partition(",")[0]: value} for option, value in RIGHT.items()]
+ALONE += [{option: value} for option, values in OTHER.items() for value in values]
+@pytest.mark.parametrize("options", ALONE + list(FAMILIES.values()))
+def test_a_model_of_any_family_is_traced_as_it_is(options):
+    model = a_model(**options)
     ids = np.array([7, 50, 7, 3, 9, 11, 20, 33, 4, 5])
     traced = trace(model, None, ids.tolist())
     loss, grads = model.loss_and_grads(ids[None, :-1], ids[None, 1:])
@@ -84,10 +77,10 @@ def test_a_llama_of_any_shape_is_traced_as_it_is(option):
 
 
 @pytest.mark.parametrize(("option", "value"), [(option, value) for option, values in OTHER.items() for value in values])
-def test_a_model_that_is_no_plain_llama_is_refused_by_name(option, value):
+def test_a_model_that_is_no_plain_llama_is_no_reference_and_is_told_why(option, value):
     shown = re.escape(str(value))
-    with pytest.raises(ValueError, match=f"^{option} is .*{shown}.*, but only a plain Llama can be traced"):
-        trace(a_model(**{option: value}), None, [1, 2, 3])
+    with pytest.raises(ValueError, match=f"^{option} is .*{shown}.*, but only a plain Llama has golden vectors"):
+        check_is_plain(a_model(**{option: value}))
 
 
 def with_adapter(model):
@@ -107,10 +100,10 @@ def test_a_model_with_an_adapter_is_refused_until_it_is_merged():
     assert_close(trace(model, None, ids.tolist()).loss, loss, rtol=1e-12)
 
 
-def test_every_option_of_a_model_is_traced_or_refused():
+def test_every_option_of_a_model_is_traced():
     need_a_window = {"window_layers", "local_rope_theta"}
     options = {field.name for field in fields(ModelConfig)}
-    of_experts = {name for name in options if name.startswith(("n_experts", "router_"))}  # refused by their ffn
+    of_experts = {name for name in options if name.startswith(("n_experts", "router_"))}  # in FAMILIES
     assert {name.partition(",")[0] for name in RIGHT} | set(OTHER) | need_a_window | of_experts == options
     assert set(OTHER) == set(PLAIN)
 

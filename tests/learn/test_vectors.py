@@ -186,7 +186,7 @@ def test_a_model_of_ones_own(tmp_path, capsys):
         (["gqa", "--ids", "1", "2", "3"], "ids are for a model of your own"),
         (["MODEL", "--ids", "1", "2"], "there are 2 ids, but there must be 3 to 13"),
         (["MODEL", "--ids", "1", "2", "31"], "31"),
-        (["GPT2"], "norm is 'layernorm', but only a plain Llama can be traced"),
+        (["GPT2"], "norm is 'layernorm', but only a plain Llama has golden vectors"),
     ],
 )
 def test_what_it_refuses_is_one_sentence(tmp_path, capsys, arguments, sentence):

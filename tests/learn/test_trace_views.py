@@ -1,0 +1,98 @@
+"""The views of `numllama trace`: the numbers of the analyses, in text, JSON and a page that needs no other file."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from helpers import assert_close
+
+from numllama.cli import main
+from numllama.learn.heads import attention_of_heads, head_scores
+from numllama.learn.lens import logit_lens
+from numllama.learn.patching import attribution_patching
+from numllama.learn.trace_page import colours, grid, numbers_of
+from numllama.learn.tracing import traced_model
+
+TEXT, CORRUPT = "the king shall s", "the lord shall w"
+
+
+def run(*arguments):
+    with pytest.raises(SystemExit) as exit:
+        main(["trace", *map(str, arguments)])
+    return exit.value.code
+
+
+@pytest.fixture(scope="module")
+def views(tmp_path_factory):
+    """The printed text, the JSON and the page of all views at once, and the model and its ids."""
+    folder, model = tmp_path_factory.mktemp("views"), traced_model()
+    with pytest.MonkeyPatch.context() as patch:
+        printed = []
+        patch.setattr("builtins.print", lambda *lines, **_: printed.extend(lines))
+        patch.setattr("numllama.learn.trace_report.traced_model", lambda **_: model)
+        paths = ["--json", folder / "v.json", "--html", folder / "v.html"]
+        assert run("--text", TEXT, "--lens", "--heads", "--patch", CORRUPT, *paths) == 0
+    contents = [path.read_text(encoding="utf-8") for path in (folder / "v.json", folder / "v.html")]
+    return printed[0], json.loads(contents[0]), contents[1], model
+
+
+def test_the_text_names_the_answer_the_heads_and_the_tokens(views):
+    text, _, _, (model, tokenizer) = views
+    lens = logit_lens(model, tokenizer.encode(TEXT))
+    answer = tokenizer.decode([int(lens.answer[-1])])
+    assert text.startswith(f"{TEXT!r}: 16 tokens\n") and f"its answer {answer!r}" in text
+    last = re.search(r"^layer 1 +([\d.]+)% +rank +1   '", text, re.M)
+    assert float(last[1]) == pytest.approx(100 * lens.answer_probs[-1, -1], abs=0.006)
+    scores = head_scores(model).induction
+    layer, head = np.unravel_index(scores.argmax(), scores.shape)
+    assert f"repeat: the strongest heads are {layer}.{head} {scores.max():.0%}" in text
+    found = attribution_patching(model, *(np.array(tokenizer.encode(each)) for each in (TEXT, CORRUPT)))
+    assert f"{found.clean:.3f} after this text" in text and "(12 of 16 tokens; all of them: --html or --json)" in text
+    share = 100 * found.effects["layer 1: after_ffn"][-1] / (found.clean - found.corrupt)
+    assert re.search(rf"^layer 1 .* {round(share)}$", text, re.M)
+
+
+def test_the_json_has_all_numbers(views):
+    _, content, _, (model, tokenizer) = views
+    ids = np.array(tokenizer.encode(TEXT))
+    lens = logit_lens(model, ids)
+    assert "".join(content["tokens"]) == TEXT
+    assert content["lens"]["top"] == lens.top.tolist() and content["lens"]["answer_ranks"] == lens.answer_ranks.tolist()
+    assert_close(np.array(content["heads"]["attention"]), attention_of_heads(model, ids))
+    assert_close(np.array(content["heads"]["scores"]["induction"]), head_scores(model).induction)
+    found = attribution_patching(model, ids, np.array(tokenizer.encode(CORRUPT)))
+    assert set(content["patch"]["effects"]) == set(found.effects)
+    assert_close(np.array(content["patch"]["effects"]["layer 0: head_outputs"]), found.effects["layer 0: head_outputs"])
+    assert content["patch"]["answers"] == [tokenizer.decode([i]) for i in found.answers]
+
+
+def test_the_page_has_a_cell_for_each_token_and_level_and_needs_no_other_file(views):
+    _, _, html, (model, _) = views
+    c = model.config
+    assert "://" not in html and html.count("<h2>") == 3
+    levels, heads, tokens = c.n_layers + 1, c.n_layers * c.n_heads, len(TEXT)
+    assert html.count("data-tip=") == levels * tokens + 3 * heads + 3 * c.n_layers * tokens + heads
+    assert html.count("<figure>") == html.count("<img") == heads
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--patch", "the"], "the clean text has 19 tokens and the corrupt one 3, but both must have as many"),
+        (["--patch", "the king shall sing"], "the model says the same after both texts, token"),
+        (["--patch", "abc", "--ids", 1, 2], "--patch compares with a --text: it does not take --ids"),
+        (["--lens", "--ids", 1, 2, 99], "holds 99, but must lie in"),
+        (["--lens", "--text", "t"], "the text has 1 tokens, but there must be 2 to 64"),
+    ],
+)
+def test_what_cannot_be_viewed_is_one_sentence(arguments, sentence, capsys):
+    assert run(*arguments) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_cells_and_names_are_escaped_and_coloured():
+    html = grid("a <b>", ["<r>"], ["&"], np.array([[1.0]]), lambda r, c: ("<x>", '"quoted"'))
+    assert "<b>" not in html and "<x>" not in html and "&lt;x&gt;" in html and 'data-tip="&quot;quoted&quot;"' in html
+    assert colours(np.array([1.0, 0.0, -1.0, 5.0])).tolist() == [[178, 24, 43], [255, 255, 255], [33, 102, 172], [178, 24, 43]]
+    assert 'data-name="&lt;" data-axes="a, b" data-value="AACAPw=="' in numbers_of("x", "<", "a, b", value=np.ones(1))
