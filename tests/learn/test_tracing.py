@@ -61,11 +61,21 @@ OTHER = {
 }  # fmt: skip
 
 
-ALONE = [{option.partition(",")[0]: value} for option, value in RIGHT.items()]
-ALONE += [{option: value} for option, values in OTHER.items() for value in values]
-@pytest.mark.parametrize("options", ALONE + list(FAMILIES.values()))
-def test_a_model_of_any_family_is_traced_as_it_is(options):
-    model = a_model(**options)
+OF_ITS_OWN = {f"{option}-{value}": {option: value} for option, values in OTHER.items() for value in values} | FAMILIES
+
+
+@pytest.mark.parametrize("option", RIGHT)
+def test_a_llama_of_any_shape_is_traced_as_it_is(option):
+    assert_traced(a_model(**{option.partition(",")[0]: RIGHT[option]}))
+
+
+@pytest.mark.parametrize("name", OF_ITS_OWN)
+def test_a_model_of_any_family_is_traced_as_it_is(name):
+    assert_traced(a_model(**OF_ITS_OWN[name]))
+
+
+def assert_traced(model):
+    """Loss and gradients of the parameters are those of the model."""
     ids = np.array([7, 50, 7, 3, 9, 11, 20, 33, 4, 5])
     traced = trace(model, None, ids.tolist())
     loss, grads = model.loss_and_grads(ids[None, :-1], ids[None, 1:])

@@ -31,11 +31,11 @@ MISTAKES = [
     Mistake(
         "a norm of queries and keys that a trace leaves out",
         "learn/tracing.py", '    "qk_norm": (None, "rms"),\n', "",
-        "learn/test_tracing.py::test_a_model_that_is_no_plain_llama_is_refused_by_name[qk_norm-l2]",
+        "learn/test_tracing.py::test_a_model_that_is_no_plain_llama_is_no_reference_and_is_told_why[qk_norm-l2]",
     ),
     Mistake(
         "an adapter that a trace leaves out",
-        "learn/tracing.py", "if model.adapter is not None:", "if False:",
+        "learn/intermediates.py", "if model.adapter is not None:", "if False:",
         "learn/test_tracing.py::test_a_model_with_an_adapter_is_refused_until_it_is_merged",
     ),
     Mistake(
@@ -54,6 +54,27 @@ MISTAKES = [
         "learn/test_tracing.py::test_the_gradients_inside_attention_belong_together[0]",
     ),
     Mistake(
+        "a recorded router whose gradient is that of its weights",
+        "learn/intermediates.py", '{"router": result, "expert_weights": args[0][0]}',
+        '{"router": args[0][0], "expert_weights": result}',
+        "learn/test_intermediates.py::test_the_gradient_of_a_routers_logits_gives_that_of_its_matrix[mixtral]",
+    ),
+    Mistake(
+        "an induction score of the token itself, and not of the one after it",
+        "learn/heads.py", "np.diagonal(attention, 1 - period, -2, -1)", "np.diagonal(attention, -period, -2, -1)",
+        "learn/test_heads.py::test_a_head_with_one_habit_has_one_score",
+    ),
+    Mistake(
+        "attribution patching by the clean run's gradients",
+        "learn/patching.py", "runs[1].backward(", "runs[0].backward(",
+        "learn/test_patching.py::test_the_estimate_is_the_derivative_of_patching[gemma]",
+    ),
+    Mistake(
+        "a lens without the last norm",
+        "learn/lens.py", "model._logits(n)[0]", "model._logits(x)[0]",
+        "learn/test_lens.py::test_the_last_level_is_the_model[gemma]",
+    ),
+    Mistake(
         "a second forward that is recorded over the first",
         "learn/record.py", "        if key in self.dump:\n            return\n", "",
         "learn/test_record.py::test_the_first_call_counts_in_each_of_several_recordings",
@@ -70,7 +91,7 @@ MISTAKES = [
     ),
     Mistake(
         "a page with a tag left open",
-        "learn/trace_report.py", "return f\"<tr>{''.join(cells)}</tr>\"", "return f\"<tr>{''.join(cells)}\"",
+        "learn/trace_report.py", "{''.join(cells)}</tr>\"", "{''.join(cells)}\"",
         "learn/test_tracing.py::test_the_page_is_well_formed_and_needs_no_other_file",
     ),
     Mistake(
