@@ -120,7 +120,8 @@ def closed(names, why, forever=False):
 def functions_of(package, names):
     """The functions of a package that have one of these names, each once; those that another one is put before, too."""
     found = {}
-    for module in [module for name, module in sys.modules.items() if name.startswith(f"{package}.")]:
+    places = tuple(f"{package}.{folder}." for folder in ("ops", "cpu", "cuda"))
+    for module in [module for name, module in sys.modules.items() if name.startswith(places)]:
         for value in vars(module).values():
             for each in (value, getattr(value, "reference", None)):
                 if type(each) is FunctionType and each.__name__ in names:
@@ -128,10 +129,13 @@ def functions_of(package, names):
     return list(found.values())
 
 
+RAISING = compile("def f(*_, **__): raise PermissionError('why')", "closed", "exec").co_consts[0]
+
+
 def refusing(code, sentence):
     """Code that raises, in the place of a function's own."""
-    raising = compile(f"def f(*_, **__): raise PermissionError({sentence!r})", "closed", "exec").co_consts[0]
-    return raising.replace(co_name=code.co_name, co_qualname=code.co_qualname, co_freevars=code.co_freevars)
+    constants = tuple(sentence if each == "why" else each for each in RAISING.co_consts)
+    return RAISING.replace(co_consts=constants, co_name=code.co_name, co_qualname=code.co_qualname, co_freevars=code.co_freevars)
 
 
 def refuse_to_read(place, path):

@@ -25,7 +25,6 @@ OUTCOMES = {  # and exit codes; the first that applies to one of the results is 
     "cannot be run": 2, "timed out": 5, "crashed": 4, "wrong": 1, "blank": 3, "right": 0,
 }  # fmt: skip
 NOT_CHECKED = "not checked"
-ASK_BACKWARD = "checked when the output is right"
 
 
 class Element(NamedTuple):
@@ -118,7 +117,7 @@ def check(path: Path, name: str, seconds: float = SECONDS, hint_step: int = 1) -
         return _cannot_run(exercise, str(error))
     if not run.usable:
         return _cannot_run(exercise, f"{path} cannot be run: {run.problem}", run)
-    results = _block_results(run, exercise) if exercise.base == "block" else _op_results(run, exercise, hint_step)
+    results = _block_results(run, exercise) if exercise.base == "block" else _op_results(run, exercise)
     return _checked(exercise, run, [_with_hint(each, exercise, hint_step) for each in results])
 
 
@@ -140,7 +139,7 @@ def _checked(exercise: Exercise, run: Run, results: list[Result]) -> Checked:
 
 def _with_hint(result: Result, exercise: Exercise, step: int) -> Result:
     """A result that is wrong with the hint of a step. A mistake that is to be found has its own."""
-    hint = exercise.hints.get(result.name)
+    hint = exercise.hints.get("out" if exercise.kind == "forward" and result.name in exercise.outputs else result.name)
     wrong = result.verdict in ("wrong", "crashed") and hint and exercise.kind != "bug"
     return replace(result, hint=hint[min(step, len(hint)) - 1] if wrong and hint else "")
 
@@ -151,7 +150,7 @@ def _with_hint(result: Result, exercise: Exercise, step: int) -> Result:
 def _run_op(path: Path, exercise: Exercise, seconds: float) -> Run:
     """Call forward and backward of a file where numllama.ops does not have them."""
     op, inputs = exercise.base, {}
-    args = example(exercise)
+    args = example(op)
     dout = as_tuple(cotangent(getattr(ops, f"{op}_forward")(*args)[0]))
 
     def placed(value: Any) -> Any:
@@ -198,67 +197,51 @@ def _uses(name: str) -> list[str]:
     return [line.removeprefix(start).split()[0] for line in text.splitlines() if line.startswith(start)]
 
 
-def _op_results(run: Run, exercise: Exercise, hint_step: int) -> list[Result]:
-    """The verdicts on the output and the gradients."""
-    op, args = exercise.base, example(exercise)
-    expected_out, cache = getattr(ops, f"{op}_forward")(*args)
-    dout = cotangent(expected_out)
-    gradients = as_tuple(getattr(ops, f"{op}_backward")(dout, cache))
-    names = [name for name in exercise.hints if name != "out"]
-    if exercise.kind == "bug":
-        names = [f"gradient {i + 1}" for i in range(len(gradients))]
-    worth = {name: exercise.worth for name in names if exercise.kind == "backward"}
-    worth |= {"out": exercise.worth} if exercise.kind == "forward" else {}
+def _op_results(run: Run, exercise: Exercise) -> list[Result]:
+    """The verdicts on the outputs and the gradients."""
+    op, args = exercise.base, example(exercise.base)
+    expected, cache = getattr(ops, f"{op}_forward")(*args)
+    dout = cotangent(expected)
     parameters = list(inspect.signature(getattr(ops, f"{op}_forward")).parameters)
+    forward, backward = [*run.answers, None, None][:2]
+    outs = _verdicts(forward, run, f"{op}_forward", parameters, exercise.outputs, as_tuple(expected))
+    if all(each.verdict == "right" for each in outs):
+        right = as_tuple(getattr(ops, f"{op}_backward")(dout, cache))
+        gradients = _verdicts(backward, run, f"{op}_backward", ["dout", "cache"], exercise.gradients, right)
+    else:
+        gradients = [Result(name, NOT_CHECKED, message="until the output is right") for name in exercise.gradients]
+    if exercise.kind in ("backward", "forward"):
+        outs = [replace(each, mistake=_mistake(each, i, op, forward, args, dout)) for i, each in enumerate(outs)]
+    if exercise.kind == "backward":
+        gradients = [replace(each, of=exercise.worth, mistake=_mistake(each, i, op, backward, args, dout))
+                     for i, each in enumerate(gradients)]  # fmt: skip
+    return [*(replace(each, of=exercise.worth * (exercise.kind == "forward")) for each in outs), *gradients]
 
-    forward = run.answers[0] if run.answers else None
-    out = _one(forward, run, "out", expected_out, f"{op}_forward", parameters)
-    out = replace(out, of=worth.get("out", 0), mistake=_mistake(out, exercise, forward, "out", 0, args, dout))
-    if out.verdict != "right":
-        return [out, *(Result(name, NOT_CHECKED, worth.get(name, 0), ASK_BACKWARD) for name in names)]
-    backward = run.answers[1] if len(run.answers) > 1 else None
-    problem = _problem(backward, run, f"{op}_backward", ["dout", "cache"])
-    results = _results(backward) if backward else []
+
+def _mistake(result: Result, i: int, op: str, answer: Answer | None, args: list, dout: Any) -> str:
+    """The sentence on a mistake that gives exactly these numbers; empty if it is not a known one."""
+    if result.verdict != "wrong" or answer is None or answer.changed or str(i) not in answer.arrays:
+        return ""
+    from numllama.learn.wrong_answers import explain
+
+    return explain(op, result.name, answer.arrays[str(i)], args, dout) or ""
+
+
+def _verdicts(
+    answer: Answer | None, run: Run, function: str, parameters: Sequence[str], names: Sequence[str], expected: Sequence[Any]
+) -> list[Result]:
+    """The verdict on each result of a function."""
+    problem, results = _problem(answer, run, function, parameters), _results(answer)
     if problem is None and len(results) != len(names):
-        n = f"{len(results)} gradient{'s' * (len(results) != 1)}"
-        problem = "wrong", f"backward returns {n}, but must return {', '.join(names)}"
+        n = "nothing" if not results else f"{len(results)} result{'s' * (len(results) != 1)}"
+        problem = "wrong", f"{function} returns {n}, but must return {', '.join(names)}"
     if problem:
-        return [out, *(Result(name, problem[0], worth.get(name, 0), problem[1]) for name in names)]
-    found = [out]
-    for i, (name, actual, right) in enumerate(zip(names, results, gradients, strict=True)):
+        return [Result(name, problem[0], message=problem[1]) for name in names]
+    found = []
+    for name, actual, right in zip(names, results, expected, strict=True):
         verdict, message, element = compare(actual, right)
-        one = Result(name, verdict, worth.get(name, 0), message, element)
-        found.append(replace(one, mistake=_mistake(one, exercise, backward, name, i, args, dout)))
+        found.append(Result(name, verdict, message=message, element=element))
     return found
-
-
-def _mistake(result: Result, exercise: Exercise, answer: Answer | None, name: str, i: int, args: list, dout: Any) -> str:
-    """The sentence on a mistake that gives exactly these numbers; empty for an unknown one, and where it is to be found."""
-    if result.verdict != "wrong" or (result.element is None and "shape" not in result.message) or exercise.kind == "bug":
-        return ""
-    try:
-        from numllama.learn.wrong_answers import explain
-    except ImportError:
-        return ""
-    array = answer.arrays.get(str(i)) if answer else None
-    return "" if array is None else explain(exercise.base, name, array, args, dout) or ""
-
-
-def _one(answer: Answer | None, run: Run, name: str, expected: Any, function: str, parameters: Sequence[str]) -> Result:
-    """The verdict on what a function returns, one output or several."""
-    problem = _problem(answer, run, function, parameters)
-    if problem:
-        return Result(name, problem[0], 0, problem[1])
-    assert answer is not None
-    results, parts = _results(answer), as_tuple(expected)
-    if len(results) != len(parts):
-        return Result(name, "wrong", 0, f"{len(results)} outputs, but there must be {len(parts)}")
-    found = [compare(*pair) for pair in zip(results, parts, strict=True)]
-    i, worst = next(((i, each) for i, each in enumerate(found) if each[0] != "right"), (0, found[0]))
-    verdict, message, element = worst
-    if message and len(parts) > 1:
-        message = f"output {i + 1} of {len(parts)}: {message}"
-    return Result(name, verdict, 0, message, element)
 
 
 def _problem(answer: Answer | None, run: Run, function: str, parameters: Sequence[str]) -> tuple[str, str] | None:
@@ -281,8 +264,10 @@ def _named(place: str, parameters: Sequence[str]) -> str:
     return f"{inside} of {parameter}" if inside else parameter if parameter == "dout" else f"its input {parameter}"
 
 
-def _results(answer: Answer) -> list[np.ndarray | str]:
+def _results(answer: Answer | None) -> list[np.ndarray | str]:
     """Arrays in the order in which they were returned, or what the result is instead."""
+    if answer is None:
+        return []
     return [answer.arrays.get(str(i), answer.lost.get(str(i), "")) for i in range(len(answer.arrays) + len(answer.lost))]
 
 
@@ -298,7 +283,7 @@ def compare(actual: np.ndarray | str, expected: np.ndarray) -> tuple[str, str, E
     same = actual == expected  # an infinity that is right, too
     finite = np.where(np.isfinite(expected), expected, 0.0).astype(np.float64)
     norm = float(np.linalg.norm(finite))
-    strange = ~(np.isfinite(actual) | same)
+    strange = ~(np.isfinite(actual) & np.isfinite(expected) | same)
     off = np.where(same | strange, 0.0, np.where(strange, 0.0, actual.astype(np.float64)) - finite)
     error = float(np.linalg.norm(off)) / norm
     if error <= RIGHT and not strange.any():
@@ -306,8 +291,8 @@ def compare(actual: np.ndarray | str, expected: np.ndarray) -> tuple[str, str, E
     index = worst_index(actual, expected)
     element = Element(index, float(expected[index]), float(actual[index]))
     if strange.any():
-        n = int(strange.sum())
-        return "wrong", f"{n} of {actual.size} elements {'is' if n == 1 else 'are'} infinite or not a number", element
+        n, kind = int(strange.sum()), "finite" if np.isfinite(actual).all() else "infinite or not a number"
+        return "wrong", f"{n} of {actual.size} elements {'is' if n == 1 else 'are'} {kind}", element
     factor = float((np.where(same, finite, actual) * finite).sum()) / norm**2
     if factor != 0 and np.linalg.norm(off + finite - factor * finite) <= RIGHT * norm * abs(factor):
         return "wrong", "the sign" if math.isclose(factor, -1) else f"{factor:.6g} times what it should be", element
@@ -320,7 +305,7 @@ def compare(actual: np.ndarray | str, expected: np.ndarray) -> tuple[str, str, E
 
 
 @cache
-def _block() -> tuple[list[Any], Any, Any, Any]:
+def block_values() -> tuple[list[Any], Any, Any, Any]:
     """The arguments of the block's forward, the values, the gradients, and the order of the gradients."""
     rng, C, F = np.random.default_rng(0), 12, 10
     H, K, D = block.H, block.K, block.D
@@ -334,7 +319,7 @@ def _block() -> tuple[list[Any], Any, Any, Any]:
 
 def _run_block(path: Path, seconds: float) -> Run:
     """Call the block's forward, and each function with the gradients that come before its own."""
-    args, a, d, names = _block()
+    args, a, d, names = block_values()
     w = args[1]
     inputs = {f"{group}.{name}": array for group, arrays in (("w", w), ("a", a), ("d", d)) for name, array in arrays.items()}
 
@@ -352,12 +337,12 @@ def _run_block(path: Path, seconds: float) -> Run:
 
 def _block_results(run: Run, exercise: Exercise) -> list[Result]:
     """The verdicts on the values of the forward, together, and on each gradient."""
-    _, a, d, names = _block()
+    _, a, d, names = block_values()
     worth = 0 if exercise.kind == "bug" else exercise.worth
     answers = [*run.answers, *[None] * (1 + len(names) - len(run.answers))]
     found = [_forward_of_block(answers[0], run, a)]
     for name, answer in zip(names, answers[1:], strict=True):
-        one = _one(answer, run, name, d[name.removeprefix("d_")], name, ["d", "a", "w"])
+        (one,) = _verdicts(answer, run, name, ["d", "a", "w"], [name], [d[name.removeprefix("d_")]])
         found.append(replace(one, of=worth))
     return found
 

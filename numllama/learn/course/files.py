@@ -10,7 +10,7 @@ from numllama.errors import NumllamaError
 from numllama.learn.course import block
 from numllama.learn.course.bugs import BUGS, Bug
 from numllama.learn.course.symptoms import symptom_of
-from numllama.learn.course.table import COURSE, EXERCISES, Exercise, find_exercise
+from numllama.learn.course.table import COURSE, EXERCISES, FORWARD, Exercise, find_exercise
 from numllama.learn.grade_template import TEMPLATE
 from numllama.storage.folders import locked, published
 
@@ -114,15 +114,16 @@ def test_gradients():
 # ------------------------------------------------------------------------------------------------ texts
 
 
-def exercise_text(name: str, folder: Path = FOLDER) -> str:
-    """The text of an exercise's file."""
+def exercise_text(name: str, blank: str = "backward", folder: Path = FOLDER) -> str:
+    """The text of an exercise's file. With `blank="forward"` an op's name stands for the exercise of its forward."""
+    name = f"{name}{FORWARD}" if blank == "forward" and name in EXERCISES else name
     exercise = find_exercise(name)
     check = check_command(name, folder)
     if exercise.kind == "capstone":
         return TEMPLATE.replace("numllama grade FILE", check)
     if exercise.kind == "bug":
         bug = bug_of(exercise)
-        symptom = textwrap.indent(symptom_of(bug, solved_text(bug.base).replace(bug.right, bug.wrong), exercise), "    ")
+        symptom = textwrap.indent(symptom_of(bug, solved_text(bug.base).replace(bug.right, bug.wrong)), "    ")
         head = HEAD_BUG.format(story=bug.story, symptom=symptom, check=check)
         return head + _body(exercise, "", bug) + _tests(exercise)
     if exercise.kind == "block":
@@ -236,7 +237,7 @@ def write_exercises(names: list[str], folder: Path) -> list[Path]:
         new = [name for name in names if not (folder / f"{name}.py").exists()]
         with published(folder, error=NumllamaError) as part:
             for name in new:
-                (part / f"{name}.py").write_text(exercise_text(name, folder), encoding="utf-8")
+                (part / f"{name}.py").write_text(exercise_text(name, folder=folder), encoding="utf-8")
     return [folder / f"{name}.py" for name in new]
 
 
@@ -252,5 +253,5 @@ def in_folder(folder: Path) -> str:
 
 def names_in(folder: Path) -> list[str]:
     """The exercises that a folder has, in the order of the course."""
-    known = [*COURSE, *(f"{op}_forward" for op in EXERCISES)]
+    known = [*COURSE, *(f"{op}{FORWARD}" for op in EXERCISES)]
     return [name for name in known if (folder / f"{name}.py").exists()]

@@ -12,14 +12,14 @@ from numllama.gradcheck import GradientError
 from numllama.learn.course import block
 from numllama.learn.course.bugs import Bug
 from numllama.learn.course.examples import as_tuple, example
-from numllama.learn.course.table import Exercise
 
 STEPS = (0, 30, 60, 90, 120)
 V, C, F, T, BATCH = 8, 12, 16, 8, 16  # the sizes of the small model that is trained
 NAMES = ("attn_gain", "wq", "wk", "wv", "wo", "ffn_gain", "w_gate", "w_up", "w_down")
 
 
-def symptom_of(bug: Bug, text: str, exercise: Exercise) -> str:
+@cache
+def symptom_of(bug: Bug, text: str) -> str:
     """What a file with the mistake does, in a few lines."""
     names: dict[str, Any] = {"__name__": "mistaken"}
     exec(compile(text, "mistaken", "exec"), names)  # the package's own source, with one of its own mistakes
@@ -29,7 +29,7 @@ def symptom_of(bug: Bug, text: str, exercise: Exercise) -> str:
         return "\n".join(f"{title:12}" + "".join(f"{each:>8}" for each in row) for title, row in rows)
     if bug.symptom == "gradcheck":
         return _error_of(names["test_gradients"])
-    forward, args = names[f"{bug.base}_forward"], example(exercise)
+    forward, args = names[f"{bug.base}_forward"], example(bug.base)
     given = ", ".join(f"an array {arg.shape}" if isinstance(arg, np.ndarray) else shown(arg) for arg in args)
     out, expected = (as_tuple(each(*args)[0])[0] for each in (forward, getattr(ops, f"{bug.base}_forward")))
     index = worst_index(out, expected)

@@ -9,6 +9,7 @@ from numllama.learn.course.bugs import BUGS
 from numllama.learn.course.hints import BLOCK_HINTS, HINTS, Steps
 
 CAPSTONE = "llama"
+OUTPUTS = {"add_rmsnorm": ("total", "out"), "mixture_of_experts": ("out", "probs")}
 
 
 class Exercise(NamedTuple):
@@ -34,7 +35,7 @@ class Exercise(NamedTuple):
     wrt : tuple of int
         Positions of the arguments that have a gradient.
     hints : dict of str to three str
-        For each gradient; of a bug, for the mistake.
+        For each gradient; of a forward, for "out"; of a bug, for the mistake.
     """
 
     name: str
@@ -51,8 +52,18 @@ class Exercise(NamedTuple):
     @property
     def points(self) -> int:
         """Points for all of it; the capstone's depend on what is graded."""
-        results = {"forward": 1, "bug": 1, "capstone": 53}.get(self.kind, len(self.hints))
+        results = {"forward": len(self.outputs), "bug": 1, "capstone": 53}.get(self.kind, len(self.hints))
         return results * self.worth
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the forward's results."""
+        return OUTPUTS.get(self.base, ("out",))
+
+    @property
+    def gradients(self) -> tuple[str, ...]:
+        """Names of the backward's results."""
+        return tuple(name for name in HINTS.get(self.base, self.hints) if name != "out")
 
 
 def _op(op: str, title: str, minutes: int, worth: int, needs: str, arguments: str, wrt: tuple[int, ...]) -> Exercise:
@@ -118,7 +129,8 @@ def find_exercise(name: str) -> Exercise:
     if name.endswith(FORWARD) and op in EXERCISES:
         each = EXERCISES[op]
         title = f"{each.title}, the forward"
-        return each._replace(name=name, kind="forward", title=title, minutes=max(5, each.minutes // 2), hints=HINTS[op])
+        return each._replace(name=name, kind="forward", title=title, minutes=max(5, each.minutes // 2),
+                             hints={"out": HINTS[op]["out"]})
     if name not in COURSE:
         raise ValueError(f"exercise is {shown(name)}, but must be one of {', '.join(COURSE)}, or {', '.join(_some_forwards())}")
     return COURSE[name]
