@@ -122,7 +122,7 @@ def show_hint(name: str, folder: Path) -> int:
     step = max(1, min(shown_before + 1, LAST_STEP))
     remember(folder, name, hints=step)
     print(f"{name}, hint {step} of {LAST_STEP}")
-    for names, steps in _grouped(exercise.hints).items():
+    for names, steps in grouped(exercise.hints).items():
         for number in range(1 if step == LAST_STEP else step, step + 1):
             title = ", ".join(names) if number == (1 if step == LAST_STEP else step) else ""
             print(_indented(title, steps[number - 1]))
@@ -131,7 +131,7 @@ def show_hint(name: str, folder: Path) -> int:
     return 0
 
 
-def _grouped(hints: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
+def grouped(hints: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
     """Results that have the same hints, together."""
     groups: dict[Any, list[str]] = {}
     for name, steps in hints.items():

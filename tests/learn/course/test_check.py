@@ -133,6 +133,13 @@ def test_a_forward_without_a_result_says_why(body, message):
     assert {each["verdict"] for each in found["results"][1:]} == {"not checked"}
 
 
+def test_a_forward_that_writes_into_its_input_is_wrong():
+    text = solved("rmsnorm").replace("    xp = xp_of(x)\n", "    xp = xp_of(x)\n    x += 0; x[0] += 1e-15\n")
+    found = check_text("rmsnorm_forward", text)
+    assert found["outcome"] == "wrong"
+    assert found["results"][0]["message"] == "rmsnorm_forward writes into its input x: work on a copy"
+
+
 @pytest.mark.parametrize("content, message", [
     (b"def", "line 1: SyntaxError: invalid syntax"), (b"\xff\xfe x = 1", "is not a text in UTF-8"),
     (b"", "it does not define the function rmsnorm_forward"), (b"x = 1\0", "null bytes"),
