@@ -21,7 +21,6 @@ from pathlib import Path
 from types import FunctionType
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
 
 MOST_NAMES = 10_000  # that one call may return
 MOST_ON_DISK = 2**30  # bytes of each file that the process writes
@@ -253,16 +252,9 @@ def call_one(function, call, arguments, most):
     return said, arrays, kept
 
 
-def run(question, folder, own_process=False):
-    """Load the file, call its functions, and write what they return."""
+def run(question, inputs, write, own_process=False):
+    """Load the file, call its functions, and ``write(name, arrays, **content)`` what they return; then all is as it was."""
     path = question["path"]
-
-    def write(name, **content):
-        part = folder / f"{name}.part"
-        part.write_text(json.dumps(content), encoding="utf-8")
-        part.rename(folder / f"{name}.json")
-
-    inputs = load_file(folder / "inputs.safetensors")
     calls, functions, paths = question["calls"], {}, list(sys.path)
     with ExitStack() as stack:
         stack.callback(sys.path.__setitem__, slice(None), paths)
@@ -311,11 +303,24 @@ def run(question, folder, own_process=False):
             except BaseException as error:
                 said |= {"problem": in_words(error, path), "blank": isinstance(error, NotImplementedError)}
                 said["crash"] = None if said["blank"] else crash_of(error, path)
-            save_file(arrays, folder / f"{i}.safetensors")
-            write(i, **said)
+            write(i, arrays, **said)
             if said["problem"] and call["returns"] == "output and cache":  # there is no cache for the next call
                 break
         write("done")
+
+
+def run_in(folder, question, own_process=False):
+    """Run with the files of a folder."""
+    from safetensors.numpy import load_file, save_file
+
+    def write(name, arrays=None, **content):
+        if arrays is not None:
+            save_file(arrays, folder / f"{name}.safetensors")
+        part = folder / f"{name}.part"
+        part.write_text(json.dumps(content), encoding="utf-8")
+        part.rename(folder / f"{name}.json")
+
+    run(question, load_file(folder / "inputs.safetensors"), write, own_process)
 
 
 if __name__ == "__main__":
@@ -324,7 +329,7 @@ if __name__ == "__main__":
     sys.dont_write_bytecode = True
     wanted = json.loads((place / "question.json").read_text(encoding="utf-8"))
     limit(wanted["seconds"], wanted["memory"])
-    run(wanted, place, own_process=True)
+    run_in(place, wanted, own_process=True)
     with suppress(Exception):  # the file may have closed it
         sys.stdout.flush()
     os._exit(0)  # whatever threads the file has started

@@ -162,10 +162,15 @@ def _answer(folder: Path, i: int) -> Answer:
     path = folder / f"{i}.safetensors"
     content = read_bytes(path, most=MOST_BYTES + 2**22)
     with reading(path):
-        lost, shared = ({str(name): visible(str(value)) for name, value in said[kind].items()} for kind in ("lost", "shared"))
-        changed = [visible(str(name)) for name in said["changed"]]
-        problem, blank, crash = visible(str(said["problem"])), said["blank"] is True, _crash(said["crash"])
-        return Answer(load(content), problem, lost, shared, blank, crash, changed)
+        return _checked(load(content), said)
+
+
+def _checked(arrays: dict[str, np.ndarray], said: Mapping[str, Any]) -> Answer:
+    """An answer from what the child says of it."""
+    lost, shared = ({str(name): visible(str(value)) for name, value in said[kind].items()} for kind in ("lost", "shared"))
+    changed = [visible(str(name)) for name in said["changed"]]
+    problem, blank, crash = visible(str(said["problem"])), said["blank"] is True, _crash(said["crash"])
+    return Answer(arrays, problem, lost, shared, blank, crash, changed)
 
 
 def _crash(said: Any) -> dict[str, Any] | None:

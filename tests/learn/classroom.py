@@ -29,7 +29,7 @@ def no_process(monkeypatch):
         place, printed = Path(command[-1]), io.StringIO()
         with redirect_stdout(printed), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            child.run(json.loads((place / "question.json").read_text(encoding="utf-8")), place)
+            child.run_in(place, json.loads((place / "question.json").read_text(encoding="utf-8")))
         return Ended(0, printed.getvalue())
 
     monkeypatch.setattr(students, "run_limited", run_here)
