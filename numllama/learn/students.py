@@ -52,6 +52,10 @@ class Answer:
         Arrays that are the same memory as another one.
     blank : bool
         Whether the function raised NotImplementedError.
+    crash : dict, optional
+        Where it raised another exception: ``line``, ``function``, ``error``, ``message``.
+    changed : list of str
+        Arguments that it has written to: "0" is the first, "1.x" is x in the second.
     """
 
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
@@ -59,6 +63,8 @@ class Answer:
     lost: dict[str, str] = field(default_factory=dict)
     shared: dict[str, str] = field(default_factory=dict)
     blank: bool = False
+    crash: dict[str, Any] | None = None
+    changed: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -74,12 +80,20 @@ class Run:
     printed : str
         The beginning of what it printed.
     seconds : float
+    crash : dict, optional
+        Where the file raised an exception while it was imported, as in an Answer.
+    usable : bool
+        False if it is not a Python file, or defines none of the functions.
+    timed_out : bool
     """
 
     answers: list[Answer]
     problem: str
     printed: str
     seconds: float
+    crash: dict[str, Any] | None = None
+    usable: bool = True
+    timed_out: bool = False
 
 
 def run_file(
@@ -104,7 +118,8 @@ def run_file(
     closed_package : (str, str), optional
         A package that cannot be imported, and the sentence that says why.
     closed_functions : (list of str, str), optional
-        Functions of numllama.ops that raise, and the sentence that says why.
+        Functions of numllama.ops that raise, wherever the package keeps them, and the clause that says why. The package's folders
+        (`numllama.learn`, `numllama.cpu`) are closed too.
     """
     if not 0 < seconds <= MOST_SECONDS:
         raise ValueError(f"seconds is {seconds:g}, but must be more than 0 and at most {MOST_SECONDS}")
@@ -124,20 +139,22 @@ def run_file(
         ended = run_limited([sys.executable, child.__file__, place], seconds, work, env)
         taken = time.monotonic() - started
         try:
-            return Run(*_read(folder, len(calls), ended.code, seconds), visible(ended.printed), taken)
+            usable, crash, answers, problem = _read(folder, len(calls), ended.code, seconds)
+            return Run(answers, problem, visible(ended.printed), taken, crash, usable, ended.code is None)
         except NumllamaError as error:
             return Run([], f"left a result that cannot be read: {error}", visible(ended.printed), taken)
 
 
-def _read(folder: Path, n_calls: int, code: int | None, seconds: float) -> tuple[list[Answer], str]:
-    """The answers, and why there are no more."""
+def _read(folder: Path, n_calls: int, code: int | None, seconds: float) -> tuple[bool, Any, list[Answer], str]:
+    """Whether the file can be used, where it raised, the answers, and why there are no more."""
     loaded = (folder / "loaded.json").exists()
-    if loaded and (problem := read_json(folder / "loaded.json").get("problem")):
-        return [], visible(str(problem))
+    if loaded and (said := read_json(folder / "loaded.json")).get("problem"):
+        crash = _crash(said.get("crash"))
+        return crash is not None and crash["error"] != "SyntaxError", crash, [], visible(str(said["problem"]))
     answers = []
     while len(answers) < n_calls and (folder / f"{len(answers)}.json").exists():
         answers.append(_answer(folder, len(answers)))
-    return answers, "" if (folder / "done.json").exists() else _how_it_ended(code, loaded, seconds)
+    return True, None, answers, "" if (folder / "done.json").exists() else _how_it_ended(code, loaded, seconds)
 
 
 def _answer(folder: Path, i: int) -> Answer:
@@ -145,8 +162,24 @@ def _answer(folder: Path, i: int) -> Answer:
     path = folder / f"{i}.safetensors"
     content = read_bytes(path, most=MOST_BYTES + 2**22)
     with reading(path):
-        lost, shared = ({str(name): visible(str(value)) for name, value in said[kind].items()} for kind in ("lost", "shared"))
-        return Answer(load(content), visible(str(said["problem"])), lost, shared, said["blank"] is True)
+        return _checked(load(content), said)
+
+
+def _checked(arrays: dict[str, np.ndarray], said: Mapping[str, Any]) -> Answer:
+    """An answer from what the child says of it."""
+    lost, shared = ({str(name): visible(str(value)) for name, value in said[kind].items()} for kind in ("lost", "shared"))
+    changed = [visible(str(name)) for name in said["changed"]]
+    problem, blank, crash = visible(str(said["problem"])), said["blank"] is True, _crash(said["crash"])
+    return Answer(arrays, problem, lost, shared, blank, crash, changed)
+
+
+def _crash(said: Any) -> dict[str, Any] | None:
+    """Where an exception was raised."""
+    if not isinstance(said, dict):
+        return None
+    line = said.get("line")
+    texts = {name: visible(str(said.get(name, ""))) for name in ("function", "error", "message")}
+    return {"line": line if isinstance(line, int) else 0, **texts}
 
 
 def _how_it_ended(code: int | None, loaded: bool, seconds: float) -> str:
