@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 pytestmark = pytest.mark.skipif(not DOCS.exists(), reason="tests without the documents")
-BUILT = {"_build", "generated", "jupyter_execute"}
+BUILT = {"_build", "generated", "jupyter_execute", "paper.md"}  # the paper is no page of the book
 PAGES = {
     path.relative_to(DOCS).with_suffix("").as_posix() for path in DOCS.rglob("*.md") if not BUILT & set(path.parts)
 } - {"index", "path"}  # fmt: skip
