@@ -15,6 +15,7 @@ from numllama.learn.trace_page import colours, grid, numbers_of
 from numllama.learn.tracing import traced_model
 
 TEXT, CORRUPT = "the king shall s", "the lord shall w"
+MODEL = traced_model()
 
 
 def run(*arguments):
@@ -26,7 +27,7 @@ def run(*arguments):
 @pytest.fixture(scope="module")
 def views(tmp_path_factory):
     """The printed text, the JSON and the page of all views at once, and the model and its ids."""
-    folder, model = tmp_path_factory.mktemp("views"), traced_model()
+    folder, model = tmp_path_factory.mktemp("views"), MODEL
     with pytest.MonkeyPatch.context() as patch:
         printed = []
         patch.setattr("builtins.print", lambda *lines, **_: printed.extend(lines))
@@ -86,7 +87,8 @@ def test_the_page_has_a_cell_for_each_token_and_level_and_needs_no_other_file(vi
         (["--lens", "--text", "t"], "the text has 1 tokens, but there must be 2 to 64"),
     ],
 )
-def test_what_cannot_be_viewed_is_one_sentence(arguments, sentence, capsys):
+def test_what_cannot_be_viewed_is_one_sentence(arguments, sentence, capsys, monkeypatch):
+    monkeypatch.setattr("numllama.learn.trace_report.traced_model", lambda **_: MODEL)
     assert run(*arguments) == 2
     assert sentence in capsys.readouterr().err
 
