@@ -22,7 +22,7 @@ Rounding = Callable[[np.ndarray], np.ndarray]
 
 def symmetric(w: np.ndarray, bits: int, block: int | None = None) -> np.ndarray:
     """Round to 2^bits - 1 values around zero, with a scale for each `block` numbers, for each row (None), or one for all (0)."""
-    most = 2 ** (bits - 1) - 1                                         # 127 for 8 bits, 7 for 4
+    most = 2 ** (bits - 1) - 1                      # 127 for 8 bits, 7 for 4
     groups = w.reshape(1, -1) if block == 0 else w.reshape(-1, block or w.shape[-1])
     scale = abs(groups).max(-1, keepdims=True) / most
     scale[scale == 0] = 1
@@ -32,7 +32,8 @@ def symmetric(w: np.ndarray, bits: int, block: int | None = None) -> np.ndarray:
 def q4_0(w: np.ndarray) -> np.ndarray:
     """llama.cpp's Q4_0: blocks of 32 numbers, for each a scale in float16 and 32 whole numbers of 4 bits."""
     blocks = w.reshape(-1, 32)
-    largest = np.take_along_axis(blocks, abs(blocks).argmax(-1, keepdims=True), -1)    # with its sign
+    at = abs(blocks).argmax(-1, keepdims=True)
+    largest = np.take_along_axis(blocks, at, -1)    # with its sign
     scale = largest / -8
     q = np.floor(blocks / np.where(scale == 0, 1, scale) + 8.5).clip(0, 15)
     return (scale.astype(np.float16).astype(w.dtype) * (q - 8)).reshape(w.shape)
