@@ -62,7 +62,7 @@ def test_the_readmes_tree_has_a_line_for_each_file_and_folder():
     there = [path.name + "/" * path.is_dir() for path in (ROOT / "numllama").iterdir() if path.suffix in ("", ".py")]
     assert sorted(package) == sorted(set(there) - {"__pycache__/"})
     assert [name for name in outside if not (ROOT / name).is_dir()] == []
-    listed = re.search(r"^examples/ +(.+)$", tree, re.M)[1].split(", ")
+    listed = re.split(r",\s+", re.search(r"^examples/ +(.+(?:\n {20}.+)*)$", tree, re.M)[1])
     assert sorted(listed) == sorted(path.name for path in (ROOT / "examples").glob("*.py"))
 
 
