@@ -2,7 +2,7 @@
 
 With a[t, s], how much query t attends to key s:
     previous token      mean over t ≥ 1 of a[t, t − 1]
-    first token         mean over t ≥ 1 of a[t, 0]                    a place to rest: an attention sink (Xiao et al. 2023)
+    first token         mean over t ≥ 1 of a[t, 0]                    a place to rest: an attention sink (Xiao et al. 2023b)
     induction           mean over t ≥ n of a[t, t − n + 1]            in a text of n random tokens that are then repeated
 In the repeated half, token t occurred before, at t − n. An induction head looks at the token after that one, which is the right
 guess of what comes next. Nothing else in random tokens leads there, so the score measures only that.
