@@ -331,8 +331,8 @@ def initial_parameters(config: ModelConfig, seed: int, dtype: np.dtype, xp: Modu
     scale (GPT-2, section 2.3). Gains are 1 (``rmsnorm1p``: their weights are 0) and biases 0. Each matrix has its own random
     stream, drawn on the CPU in float32, so a seed gives the same model on every device and in every dtype.
     """
-    flat = np.empty(count_parameters(config), known_dtype(dtype))
-    params = Parameters(parameter_shapes(config), flat)
+    shapes = parameter_shapes(config)
+    params = Parameters(shapes, np.empty(count_parameters(config), known_dtype(dtype)))
     for i, (name, view) in enumerate(params.items()):
         if view.ndim == 1:
             view[:] = 0 if name.endswith("_bias") or config.norm == "rmsnorm1p" else 1

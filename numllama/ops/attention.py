@@ -1,9 +1,9 @@
 """Attention, densely:  out = softmax(q kᵀ · scale) v        Vaswani et al. 2017, eq. 1; in groups: Ainslie et al. 2023
 
-    s = q kᵀ · scale        p = softmax(s) over the keys that a query may see        out = p v
+    scores = q kᵀ · scale   p = softmax(scores) over the keys that a query may see        out = p v
 Backward, read upwards, with ⊙ elementwise:
     dv = pᵀ dout            dp = dout vᵀ
-    softmax:  ∂p[i]/∂s[j] = p[i]·(δᵢⱼ − p[j])    so    ds = p ⊙ (dp − Σ over keys of dp⊙p)
+    softmax:  ∂p[i]/∂scores[j] = p[i]·(δᵢⱼ − p[j])    so    ds = p ⊙ (dp − Σ over keys of dp⊙p)
     dq = ds k · scale       dk = dsᵀ q · scale
 Scores may be capped before the softmax (Gemma 2): see `softcap`.
 

@@ -1,10 +1,10 @@
 """Flash attention: attention in tiles; no (T, S) array is ever made.     Dao et al. 2022, alg. 1, 4; Milakov & Gimelshein 2018
 
-Forward takes the keys of a tile of queries tile by tile and keeps three things for each query: the largest score so far
-(m), the sum of exp(s − m) so far (z), and the sum of exp(s − m)·v so far (o). When m rises to m', both sums are rescaled:
-    z ← z·exp(m − m') + Σ exp(s − m')        o ← o·exp(m − m') + exp(s − m') v        at the end out = o / z
+Forward takes the keys of a tile of queries tile by tile and keeps three things for each query: the largest score a so far
+(m), the sum of exp(a − m) so far (z), and the sum of exp(a − m)·v so far (o). When m rises to m', both sums are rescaled:
+    z ← z·exp(m − m') + Σ exp(a − m')        o ← o·exp(m − m') + exp(a − m') v        at the end out = o / z
 m keeps exp from overflowing, and cancels. Only lse = m + log z is kept for backward, which recomputes each tile of p:
-    p  = exp(s − lse)                        dv += pᵀ dout             dp = dout vᵀ
+    p  = exp(a − lse)                        dv += pᵀ dout             dp = dout vᵀ
     ds = p ⊙ (dp − δ)                        dq += ds k · scale        dk += dsᵀ q · scale
 where δ = Σ over keys of dp⊙p = Σ over D of dout⊙out, since Σₛ p[s]·(dout·v[s]) = dout·out: a sum over keys turned into a
 sum over D, known before the first tile.
@@ -54,8 +54,7 @@ def flash_attention_forward(
             seen = visible(starts[:, t], ends[:, t], s)                # (1 or B, 1, t, s)
             if not seen.any():
                 continue
-            scores = qt @ k[:, :, s].swapaxes(-1, -2) * scale          # (B, K, R·t, s)
-            scores = masked(scores, seen)
+            scores = masked(qt @ k[:, :, s].swapaxes(-1, -2) * scale, seen)
             top = xp.maximum(m, scores.max(-1, keepdims=True))
             p, shrink = xp.exp(scores - finite(top)), xp.exp(m - finite(top))
             z = z * shrink + p.sum(-1, keepdims=True)

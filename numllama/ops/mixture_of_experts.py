@@ -85,27 +85,23 @@ def mixture_of_experts_backward(
     douts: tuple[Array, Array | None], cache: MixtureOfExpertsCache, into: tuple | None = None, *, frozen: bool = False
 ) -> tuple[Array, ...] | Array:
     """``dx, drouter, dgate, dup, ddown``, from the gradients of ``out`` and ``probs`` or None; of frozen maps ``dx`` alone.
-
-    `into` are three buffers that the experts' gradients are added to, and that are then returned.
-    """
-    (dout, dprobs), ((x, router, *stacked), routed, experts) = douts, cache
+    The experts' gradients are added to the three buffers `into`, which are then returned."""
+    (dout, dprobs), ((x, router, gate, up, down), routed, experts) = douts, cache
     xp, rows = xp_of(dout), dout.reshape(-1, dout.shape[-1])           # (N, C)
     dweights, dx = xp.zeros_like(routed.weights), xp.zeros_like(rows)  # (N, k), (N, C)
-    gradients = () if frozen else into or tuple(xp.zeros_like(w, dtype=real_dtype(w.dtype)) for w in stacked)
-    for e, tokens, places, chosen, activation, h, y in experts:
-        gate, up, down = (weight[e] for weight in stacked)
-        maps = (LinearCache(chosen, gate, None), LinearCache(chosen, up, None))
-        last = LinearCache(h, down, None)
+    gradients = () if frozen else into or tuple(xp.zeros_like(w, dtype=real_dtype(w.dtype)) for w in (gate, up, down))
+    for e, tokens, places, chosen, act, h, y in experts:
+        maps = tuple(LinearCache(chosen, weight[e], None) for weight in (gate, up))
+        last = LinearCache(h, down[e], None)
         dweights[tokens, places] = (rows[tokens] * y).sum(-1)
         dy = routed.weights[tokens, places, None] * rows[tokens]       # (n, C)
         if frozen:
             dh = linear_backward_input(dy, last)                       # (n, F)
-            dx[tokens] += linears_backward_input(swiglu_backward(dh, activation), maps)
+            dx[tokens] += linears_backward_input(swiglu_backward(dh, act), maps)
             continue
         dgate, dup, ddown = (total[e] for total in gradients)
         dh, _ = linear_backward(dy, last, into=ddown)                  # (n, F)
-        dmaps = swiglu_backward(dh, activation)                        # (n, F) both
-        dx[tokens] += linears_backward(dmaps, maps, into=(dgate, dup))[0]
+        dx[tokens] += linears_backward(swiglu_backward(dh, act), maps, into=(dgate, dup))[0]
     dlogits = router_backward((dweights, dprobs), routed)              # (N, E)
     last = LinearCache(x.reshape(rows.shape), router, None)
     if frozen:

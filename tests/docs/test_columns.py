@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(not DOCS.exists(), reason="tests without the doc
 
 BLOCK = re.compile(r"^```(\S+)[^\n]*\n(.*?)^```$", re.S | re.M)
 NO_CODE = {"{literalinclude}", "{toctree}", "{eval-rst}", "{raw}", "{table}", "{list-table}"}
-WRAPPED = {"text"}                                                     # by the style sheet, like the output of cells
+WRAPPED = {"text"}                                                     # by the style sheet, as cells' output is
 HIDDEN = re.compile(r"^:tags: *\[.*\bremove-(input|cell)\b", re.M)
 
 
