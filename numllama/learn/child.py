@@ -4,7 +4,7 @@
 
 FOLDER/question.json says which functions of which file to call, FOLDER/inputs.safetensors has the arrays. For each call the child
 writes FOLDER/0.safetensors, the arrays that were returned, and then FOLDER/0.json, what is wrong with the others; at the end
-FOLDER/done.json.
+FOLDER/done.json. Where there are no processes, :mod:`numllama.learn.students` calls `run` itself.
 """
 
 import importlib.abc
@@ -20,7 +20,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
 
 MOST_NAMES = 10_000  # that one call may return
 MOST_ON_DISK = 2**30  # bytes of each file that the process writes
@@ -144,16 +143,9 @@ def answer(result, most):
     return arrays, lost, shared, ""
 
 
-def run(question, folder):
-    """Load the file, call its functions, and write what they return."""
+def run(question, inputs, write):
+    """Load the file, call its functions, and ``write(name, arrays, **content)`` what they return."""
     path = question["path"]
-
-    def write(name, **content):
-        part = folder / f"{name}.part"
-        part.write_text(json.dumps(content), encoding="utf-8")
-        part.rename(folder / f"{name}.json")
-
-    inputs = load_file(folder / "inputs.safetensors")
     if question["closed_package"]:
         sys.meta_path.insert(0, Closed(*question["closed_package"]))
     if question["closed_functions"]:
@@ -196,11 +188,24 @@ def run(question, folder):
                 arrays, lost, shared, problem = answer(result, question["most"])
         except BaseException as error:
             problem, blank = in_words(error, path), isinstance(error, NotImplementedError)
-        save_file(arrays, folder / f"{i}.safetensors")
-        write(i, problem=problem, blank=blank, lost=lost, shared=shared)
+        write(i, arrays, problem=problem, blank=blank, lost=lost, shared=shared)
         if problem and call["returns"] == "output and cache":  # there is no cache for the next call
             break
     write("done")
+
+
+def run_in(folder, question):
+    """Run with the files of a folder."""
+    from safetensors.numpy import load_file, save_file
+
+    def write(name, arrays=None, **content):
+        if arrays is not None:
+            save_file(arrays, folder / f"{name}.safetensors")
+        part = folder / f"{name}.part"
+        part.write_text(json.dumps(content), encoding="utf-8")
+        part.rename(folder / f"{name}.json")
+
+    run(question, load_file(folder / "inputs.safetensors"), write)
 
 
 if __name__ == "__main__":
@@ -209,7 +214,7 @@ if __name__ == "__main__":
     sys.dont_write_bytecode = True
     wanted = json.loads((place / "question.json").read_text(encoding="utf-8"))
     limit(wanted["seconds"], wanted["memory"])
-    run(wanted, place)
+    run_in(place, wanted)
     with suppress(Exception):  # the file may have closed it
         sys.stdout.flush()
     os._exit(0)  # whatever threads the file has started
