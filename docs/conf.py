@@ -7,7 +7,7 @@ from pathlib import Path
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
-sys.path[:0] = [str(ROOT), str(DOCS)]
+sys.path[:0] = [str(ROOT), str(DOCS), str(DOCS / "_ext")]
 # Pages run in separate processes, with this checkout, the examples, and the test suite's table of mistakes.
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # several pages run in parallel, and all their matrices are small
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "examples"), str(ROOT / "tests")])
@@ -18,6 +18,7 @@ from numllama import __version__  # noqa: E402
 
 project, author, release = "numllama", "the numllama authors", __version__
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "numpydoc", "sphinx.ext.mathjax"]
+extensions += ["python_in_page"]
 exclude_patterns = ["_build", "jupyter_execute", "**.ipynb_checkpoints"]
 nitpicky = False
 

@@ -10,6 +10,7 @@ from playwright.sync_api import sync_playwright
 from serve.served import served, small_engine
 
 CHROMIUM = os.environ.get("NUMLLAMA_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+collect_ignore = [] if os.environ.get("NUMLLAMA_BOOK") else ["test_python_in_page.py"]  # it needs a book that was built before
 LETTERS = "abcdefghijklmnop \n"
 
 
