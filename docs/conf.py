@@ -18,8 +18,9 @@ from numllama import __version__  # noqa: E402
 
 project, author, release = "numllama", "the numllama authors", __version__
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "numpydoc", "sphinx.ext.mathjax"]
-extensions += ["python_in_page"]
-exclude_patterns = ["_build", "jupyter_execute", "**.ipynb_checkpoints"]
+templates_path = ["_templates"]
+exclude_patterns = ["_build", "paper.md", "jupyter_execute", "**.ipynb_checkpoints"]
+extensions += ["sphinx_copybutton", "excerpts", "way", "widgets", "python_in_page"]    # the last four are in docs/_ext
 nitpicky = False
 
 # Pages are notebooks in text form. They run at every build, and contain no output.
@@ -54,8 +55,12 @@ numpydoc_class_members_toctree = False
 
 html_theme = "pydata_sphinx_theme"
 html_title = "numllama"
+html_favicon = "_static/favicon.svg"
+html_context = {"default_mode": "auto"}                                # light or dark, as the reader's system is
 html_static_path = ["_static", str(MATHJAX)]
 html_css_files = ["book.css"]
+html_js_files = ["book.js"]
+copybutton_selector = "div:not(.output) > div.highlight:not(.whole-file) pre"
 html_copy_source = False
 html_show_sourcelink = False
 html_theme_options = {
@@ -63,12 +68,12 @@ html_theme_options = {
     "show_toc_level": 2,
     "show_prev_next": True,
     "header_links_before_dropdown": 7,
-    "secondary_sidebar_items": ["page-toc"],
+    "secondary_sidebar_items": ["you-are-here", "page-toc"],
     "footer_start": [],
     "footer_end": [],
-    "pygments_light_style": "tango",
 }
-html_sidebars = {page: [] for page in ("index", "start", "exercises", "trace", "references")}    # they have no subpages
+SINGLE = ("index", "start", "exercises", "trace", "map", "path", "references")     # they have no subpages
+html_sidebars = {page: [] for page in SINGLE}
 
 
 def setup(app):

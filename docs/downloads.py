@@ -21,7 +21,7 @@ def rewrite_all(app: Any, exception: Exception | None) -> None:
     for path in sorted(out.glob("_downloads/*/*.ipynb")):
         notebook = json.loads(path.read_text(encoding="utf-8"))
         base = published or out.resolve().as_uri()
-        checkout = "path/to/numllama" if published else str(ROOT)
+        checkout = "numllama" if published else str(ROOT)          # a name is found on PyPI
         made = portable(notebook, "notebooks", base.rstrip("/"), checkout, app.env.domains["std"].anonlabels)
         path.write_text(json.dumps(made, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -40,7 +40,7 @@ def portable(
     base : str
         The book's address, without a trailing slash.
     checkout : path as str
-        The folder of numllama's sources, from which the notebook installs it if it is missing.
+        What the notebook installs if numllama is missing: the folder of its sources, or its name on PyPI.
     labels : mapping of str to (str, str)
         The page and the anchor of every label in the book, for links of the form ``#label``.
     """

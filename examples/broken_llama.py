@@ -43,11 +43,14 @@ class MyLlama(torch.nn.Module):
         B, T, _ = x.shape
         H, K = self.config["n_heads"], self.config["n_kv_heads"]
         q, k, v = (record(name, x @ w(f"w{name}").T) for name in "qkv")
-        q, k, v = (a.view(B, T, heads, -1).transpose(1, 2) for a, heads in ((q, H), (k, K), (v, K)))
+        split = ((q, H), (k, K), (v, K))
+        q, k, v = (a.view(B, T, heads, -1).transpose(1, 2) for a, heads in split)
         q, k = record("q_rotated", self.rope(q)), record("k_rotated", self.rope(k))
-        k, v = k.repeat(1, H // K, 1, 1), v.repeat(1, H // K, 1, 1)    # each key head serves H/K query heads
+        # each key head serves H/K query heads
+        k, v = k.repeat(1, H // K, 1, 1), v.repeat(1, H // K, 1, 1)
         scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
-        scores = record("scores", scores.masked_fill(torch.ones(T, T).triu(1).bool(), -math.inf))
+        hidden = torch.ones(T, T).triu(1).bool()
+        scores = record("scores", scores.masked_fill(hidden, -math.inf))
         out = record("head_outputs", record("attention", scores.softmax(-1)) @ v)
         return out.transpose(1, 2).reshape(B, T, -1) @ w("wo").T
 

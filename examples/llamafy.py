@@ -119,8 +119,8 @@ class Rnn(Bigram):
 def rnn_forward(x: Array, w_x: Array, w_h: Array, bias: Array) -> tuple[Array, tuple]:
     """h[t] = tanh(w_x x[t] + w_h h[t-1] + bias), and h = 0 before the first token (Elman 1990)."""
     B, T, _ = x.shape
-    a, input_cache = ops.linear_forward(x, w_x, bias)                  # (B, T, C): the part that does not depend on h
-    h = xp_of(x).zeros((B, T + 1, len(w_h)), x.dtype)                  # h[:, t + 1] is the state after token t
+    a, input_cache = ops.linear_forward(x, w_x, bias)                  # (B, T, C)
+    h = xp_of(x).zeros((B, T + 1, len(w_h)), x.dtype)                  # from h[:, 0] = 0
     for t in range(T):
         h[:, t + 1] = xp_of(x).tanh(a[:, t] + h[:, t] @ w_h.T)
     return h[:, 1:], (input_cache, w_h, h)
@@ -137,7 +137,7 @@ def rnn_backward(dout: Array, cache: tuple) -> tuple[Array, ...]:
     dz, dh = xp_of(h).empty_like(dout), 0
     for t in reversed(range(dout.shape[1])):
         dz[:, t] = (dout[:, t] + dh) * (1 - h[:, t + 1] ** 2)
-        dh = dz[:, t] @ w_h                                            # (B, C): for the token before
+        dh = dz[:, t] @ w_h                                            # (B, C)
     dx, dw_x, dbias = ops.linear_backward(dz, input_cache)
     _, dw_h = ops.linear_backward(dz, (h[:, :-1], w_h, None))
     return dx, dw_x, dw_h, dbias
@@ -167,7 +167,8 @@ class Heads(Bigram):
 def heads_forward(x: Array, wq: Array, wk: Array, wv: Array, wo: Array, n_heads: int) -> tuple[Array, tuple]:
     """wo · attention(wq · x, wk · x, wv · x), the width split into heads."""
     maps = [ops.linear_forward(x, w) for w in (wq, wk, wv)]            # (B, T, C) each
-    mixed, attention_cache = ops.flash_attention_forward(*(split_heads(out, n_heads) for out, _ in maps))
+    heads = (split_heads(out, n_heads) for out, _ in maps)             # (B, H, T, D) each
+    mixed, attention_cache = ops.flash_attention_forward(*heads)
     out, out_cache = ops.linear_forward(merge_heads(mixed), wo)        # (B, T, C)
     return out, ([cache for _, cache in maps], attention_cache, out_cache, n_heads)
 
@@ -204,16 +205,25 @@ class Rung:
 
 RUNGS = [
     Rung("bigram", "the next token from this one alone", Bigram, {}, "dim"),
-    Rung("rnn", "a state carries what came before: Elman's recurrent network", Rnn, {}, "dim"),
-    Rung("head", "in its place one causal attention head, which looks back itself; learned positions", Heads, {}, "dim"),
+    Rung("rnn", "a state carries what came before: Elman's recurrent network",
+         Rnn, {}, "dim"),
+    Rung("head", "in its place one causal attention head, which looks back itself; "
+         "learned positions", Heads, {}, "dim"),
     Rung("heads", "four heads share that width", Heads, dict(n_heads=4), "dim"),
-    Rung("block", "a GPT-2 block: residual stream, LayerNorm, feed-forward with GELU", nl.Transformer, dict(dim=192), "ffn_dim"),
-    Rung("gpt2", "four such blocks, each half as wide: a GPT-2", nl.Transformer, dict(dim=96, n_layers=4), "ffn_dim"),
-    Rung("rmsnorm", "RMSNorm in place of LayerNorm: no mean, no bias", nl.Transformer, dict(norm="rmsnorm"), "ffn_dim"),
-    Rung("rope", "RoPE in place of learned positions", nl.Transformer, dict(positions="rope"), "ffn_dim"),
-    Rung("swiglu", "SwiGLU in place of GELU: a Llama 2", nl.Transformer, dict(ffn="swiglu"), "ffn_dim"),
-    Rung("gqa", "two query heads share keys and values: a Llama 3", nl.Transformer, dict(n_kv_heads=2), "ffn_dim"),
-    Rung("qk-norm", "RMSNorm of queries and keys: a Qwen 3", nl.Transformer, dict(qk_norm="rms"), "ffn_dim"),
+    Rung("block", "a GPT-2 block: residual stream, LayerNorm, feed-forward with GELU",
+         nl.Transformer, dict(dim=192), "ffn_dim"),
+    Rung("gpt2", "four such blocks, each half as wide: a GPT-2",
+         nl.Transformer, dict(dim=96, n_layers=4), "ffn_dim"),
+    Rung("rmsnorm", "RMSNorm in place of LayerNorm: no mean, no bias",
+         nl.Transformer, dict(norm="rmsnorm"), "ffn_dim"),
+    Rung("rope", "RoPE in place of learned positions",
+         nl.Transformer, dict(positions="rope"), "ffn_dim"),
+    Rung("swiglu", "SwiGLU in place of GELU: a Llama 2",
+         nl.Transformer, dict(ffn="swiglu"), "ffn_dim"),
+    Rung("gqa", "two query heads share keys and values: a Llama 3",
+         nl.Transformer, dict(n_kv_heads=2), "ffn_dim"),
+    Rung("qk-norm", "RMSNorm of queries and keys: a Qwen 3",
+         nl.Transformer, dict(qk_norm="rms"), "ffn_dim"),
 ]
 START = dict(
     dim=4, n_layers=1, n_heads=1, norm="layernorm", positions="learned", ffn="gelu", max_seq_len=SEQ_LEN, init_std=0.05

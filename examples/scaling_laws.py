@@ -79,9 +79,12 @@ def descend(theta: np.ndarray, n: np.ndarray, d: np.ndarray, target: np.ndarray,
     lowest = huber(log_loss - target, delta).sum()
     for _ in range(500):
         error = log_loss - target
-        weight = np.minimum(1, delta / np.maximum(abs(error), 1e-300))           # huber'(error) = weight · error
-        gradient, curvature = slopes.T @ (weight * error), slopes.T @ (weight[:, None] * slopes)
-        step = np.linalg.solve(curvature + damping * np.diag(np.diag(curvature) + 1e-9), -gradient)
+        # huber'(error) = weight · error
+        weight = np.minimum(1, delta / np.maximum(abs(error), 1e-300))
+        gradient = slopes.T @ (weight * error)
+        curvature = slopes.T @ (weight[:, None] * slopes)
+        damped = curvature + damping * np.diag(np.diag(curvature) + 1e-9)
+        step = np.linalg.solve(damped, -gradient)
         log_loss_there, slopes_there = log_law(theta + step, n, d)
         there = huber(log_loss_there - target, delta).sum()
         if not there < lowest:
@@ -89,7 +92,8 @@ def descend(theta: np.ndarray, n: np.ndarray, d: np.ndarray, target: np.ndarray,
             if damping > 1e12:
                 break
             continue
-        theta, log_loss, slopes, damping = theta + step, log_loss_there, slopes_there, max(damping / 3, 1e-12)
+        theta, log_loss, slopes = theta + step, log_loss_there, slopes_there
+        damping = max(damping / 3, 1e-12)
         if lowest - there <= 1e-14 * lowest:
             break
         lowest = there
@@ -106,7 +110,8 @@ def log_law(theta: np.ndarray, n: np.ndarray, d: np.ndarray) -> tuple[np.ndarray
     top = terms.max(0)
     log_loss = top + np.log(np.exp(terms - top).sum(0))
     floor, size, data = np.exp(terms - log_loss)
-    return log_loss, np.stack([floor, size, data, -size * np.log(n), -data * np.log(d)], axis=1)
+    slopes = [floor, size, data, -size * np.log(n), -data * np.log(d)]
+    return log_loss, np.stack(slopes, axis=1)
 
 
 def huber(error: np.ndarray, delta: float) -> np.ndarray:

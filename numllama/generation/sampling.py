@@ -39,8 +39,8 @@ def keep_top_p(logits: Array, p: float) -> Array:
     """Keep the smallest set of most likely tokens whose probabilities sum to at least p; never none."""
     xp = xp_of(logits)
     order = xp.argsort(logits, axis=-1)                                    # ascending
-    p_ascending, _ = ops.softmax_forward(xp.take_along_axis(logits, order, -1))         # (B, V)
-    below = p_ascending.cumsum(-1, dtype="float64")                        # of this token and all less likely ones
+    p_ascending, _ = ops.softmax_forward(xp.take_along_axis(logits, order, -1))
+    below = p_ascending.cumsum(-1, dtype="float64")                        # with it
     dropped = below <= 1 - p
     dropped[..., -1] = False
     hidden = xp.empty_like(dropped)
@@ -112,8 +112,12 @@ def draw(weights: Array, u: Sequence[float]) -> Array:
     """Draw a token for each row in proportion to its weights (B, V), by uniform numbers u in [0, 1)."""
     xp = xp_of(weights)
     cumulated = xp.cumsum(weights, axis=-1, dtype="float64")               # (B, V)
-    # u times the computed sum: u itself could exceed the sum of rounded probabilities and choose a token of weight 0
-    return xp.stack([xp.searchsorted(row, row[-1] * part, side="right") for row, part in zip(cumulated, u, strict=True)])
+    # u times the computed sum: u itself could exceed the sum of rounded probabilities,
+    # and choose a token of weight 0
+    return xp.stack([
+        xp.searchsorted(row, row[-1] * part, side="right")
+        for row, part in zip(cumulated, u, strict=True)
+    ])  # fmt: skip
 
 
 class Draws(NamedTuple):

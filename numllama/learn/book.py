@@ -1,12 +1,13 @@
-"""Helpers for the pages of the book: print arrays, check gradients, and make the mistakes of the test suite.
+"""Helpers for the pages of the book: print arrays, check gradients, make the test suite's mistakes, show interactive pictures.
 
     from numllama.learn.book import *
 
 also imports ``np`` and ``plt``, and works in notebooks and scripts. The mistakes need a checkout, because they are in the tests.
 """
 
+import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from importlib import import_module
@@ -111,6 +112,31 @@ def made(entry: Any) -> ModuleType:
         if getattr(value, "__module__", "") == module.__name__ and hasattr(value, "reference"):
             setattr(module, name, value.reference)  # a faster function has no mistake
     return module
+
+
+class Widget:
+    """An interactive picture, where scripts run; elsewhere readers see the other output of its cell.
+
+    Parameters
+    ----------
+    name : str
+        The script in ``docs/_static/widgets`` that draws it.
+    data : mapping
+        What it draws: numbers, strings, lists and mappings.
+    """
+
+    def __init__(self, name: str, data: Mapping[str, Any]) -> None:
+        self.name, self.data = name, data
+
+    def _repr_html_(self) -> str:
+        data = json.dumps(self.data, allow_nan=False, separators=(",", ":")).replace("</", "<\\/")
+        return f'<div class="widget" data-widget="{self.name}"><script type="application/json">{data}</script></div>'
+
+    def _repr_markdown_(self) -> str:
+        return ""  # a PDF shows the cell's picture alone
+
+    def __repr__(self) -> str:
+        return f"<{self.name}: interactive in the book>"
 
 
 @contextmanager

@@ -131,46 +131,56 @@ def backward(
 
 
 def block_forward(
-    x: np.ndarray, w: SimpleNamespace, c: ModelConfig, cos: np.ndarray, sin: np.ndarray, visible: np.ndarray
+    x: np.ndarray,
+    w: SimpleNamespace,
+    c: ModelConfig,
+    cos: np.ndarray,
+    sin: np.ndarray,
+    visible: np.ndarray,
 ) -> Forward:
     """Add attention to the stream x (B, T, C), then add the feed-forward."""
     a, cache = SimpleNamespace(), SimpleNamespace()
-    D = w.wq.shape[0] // c.n_heads
+    D, eps, layout = w.wq.shape[0] // c.n_heads, c.norm_eps, c.rope_layout
 
-    a.attn_norm, cache.attn_norm = ops.rmsnorm_forward(x, w.attn_norm, c.norm_eps)               # (B, T, C)
-    a.q, cache.q = ops.linear_forward(a.attn_norm, w.wq)                                         # (B, T, H·D)
-    a.k, cache.k = ops.linear_forward(a.attn_norm, w.wk)                                         # (B, T, K·D)
-    a.v, cache.v = ops.linear_forward(a.attn_norm, w.wv)                                         # (B, T, K·D)
-    q, k = split_heads(a.q, D), split_heads(a.k, D)                                              # (B, H, T, D), (B, K, T, D)
+    a.attn_norm, cache.attn_norm = ops.rmsnorm_forward(x, w.attn_norm, eps)  # (B, T, C)
+    a.q, cache.q = ops.linear_forward(a.attn_norm, w.wq)                  # (B, T, H·D)
+    a.k, cache.k = ops.linear_forward(a.attn_norm, w.wk)                  # (B, T, K·D)
+    a.v, cache.v = ops.linear_forward(a.attn_norm, w.wv)                  # (B, T, K·D)
+    q, k = split_heads(a.q, D), split_heads(a.k, D)  # (B, H, T, D), (B, K, T, D)
     if c.qk_norm:
-        a.q_norm, cache.q_norm = ops.rmsnorm_forward(q, w.q_norm, c.norm_eps)                    # (B, H, T, D)
-        a.k_norm, cache.k_norm = ops.rmsnorm_forward(k, w.k_norm, c.norm_eps)                    # (B, K, T, D)
+        a.q_norm, cache.q_norm = ops.rmsnorm_forward(q, w.q_norm, eps)    # (B, H, T, D)
+        a.k_norm, cache.k_norm = ops.rmsnorm_forward(k, w.k_norm, eps)    # (B, K, T, D)
         q, k = a.q_norm, a.k_norm
-    a.q_rotated, cache.q_rotated = ops.rope_forward(q, cos, sin, c.rope_layout)                  # (B, H, T, D)
-    a.k_rotated, cache.k_rotated = ops.rope_forward(k, cos, sin, c.rope_layout)                  # (B, K, T, D)
-    k, v = repeat(a.k_rotated, c), repeat(split_heads(a.v, D), c)                                # (B, H, T, D)
-    a.scores = np.where(visible, a.q_rotated @ k.swapaxes(-1, -2) / math.sqrt(D), -math.inf)     # (B, H, T, T)
-    a.attention, cache.attention = ops.softmax_forward(a.scores)                                 # (B, H, T, T)
-    a.head_outputs = a.attention @ v                                                             # (B, H, T, D)
-    a.attn_out, cache.attn_out = ops.linear_forward(merge_heads(a.head_outputs), w.wo)           # (B, T, C)
-    a.after_attention = x + a.attn_out                                                           # (B, T, C)
+    a.q_rotated, cache.q_rotated = ops.rope_forward(q, cos, sin, layout)  # (B, H, T, D)
+    a.k_rotated, cache.k_rotated = ops.rope_forward(k, cos, sin, layout)  # (B, K, T, D)
+    k, v = repeat(a.k_rotated, c), repeat(split_heads(a.v, D), c)         # (B, H, T, D)
+    scores = a.q_rotated @ k.swapaxes(-1, -2) / math.sqrt(D)              # (B, H, T, T)
+    a.scores = np.where(visible, scores, -math.inf)                       # (B, H, T, T)
+    a.attention, cache.attention = ops.softmax_forward(a.scores)          # (B, H, T, T)
+    a.head_outputs = a.attention @ v                                      # (B, H, T, D)
+    mixed = merge_heads(a.head_outputs)                                   # (B, T, H·D)
+    a.attn_out, cache.attn_out = ops.linear_forward(mixed, w.wo)          # (B, T, C)
+    a.after_attention = x + a.attn_out                                    # (B, T, C)
 
-    a.ffn_norm, cache.ffn_norm = ops.rmsnorm_forward(a.after_attention, w.ffn_norm, c.norm_eps)  # (B, T, C)
-    a.gate, cache.gate = ops.linear_forward(a.ffn_norm, w.w_gate)                                # (B, T, F)
-    a.up, cache.up = ops.linear_forward(a.ffn_norm, w.w_up)                                      # (B, T, F)
-    a.swiglu, cache.swiglu = ops.swiglu_forward(a.gate, a.up)                                    # (B, T, F)
-    a.ffn_out, cache.ffn_out = ops.linear_forward(a.swiglu, w.w_down)                            # (B, T, C)
-    a.after_ffn = a.after_attention + a.ffn_out                                                  # (B, T, C)
+    a.ffn_norm, cache.ffn_norm = ops.rmsnorm_forward(a.after_attention, w.ffn_norm, eps)
+    a.gate, cache.gate = ops.linear_forward(a.ffn_norm, w.w_gate)         # (B, T, F)
+    a.up, cache.up = ops.linear_forward(a.ffn_norm, w.w_up)               # (B, T, F)
+    a.swiglu, cache.swiglu = ops.swiglu_forward(a.gate, a.up)             # (B, T, F)
+    a.ffn_out, cache.ffn_out = ops.linear_forward(a.swiglu, w.w_down)     # (B, T, C)
+    a.after_ffn = a.after_attention + a.ffn_out                           # (B, T, C)
     return Forward(a, cache)
 
 
 def block_backward(dout: np.ndarray, c: ModelConfig, block: Forward) -> Backward:
-    """The lines of block_forward in reverse, each by its gradient. A value that is used twice gets the sum of both gradients."""
+    """The lines of block_forward in reverse, each by its gradient.
+
+    A value that is used twice gets the sum of both gradients.
+    """
     a, cache = block
     d, g = SimpleNamespace(), SimpleNamespace()
     _, K, _, D = a.k_rotated.shape
 
-    d.after_ffn = d.ffn_out = dout                                                               # an addition copies
+    d.after_ffn = d.ffn_out = dout  # an addition copies
     d.swiglu, g.w_down = ops.linear_backward(d.ffn_out, cache.ffn_out)
     d.gate, d.up = ops.swiglu_backward(d.swiglu, cache.swiglu)
     from_up, g.w_up = ops.linear_backward(d.up, cache.up)
@@ -179,17 +189,18 @@ def block_backward(dout: np.ndarray, c: ModelConfig, block: Forward) -> Backward
     from_norm, g.ffn_norm = ops.rmsnorm_backward(d.ffn_norm, cache.ffn_norm)
 
     d.after_attention = d.attn_out = d.after_ffn + from_norm
-    dheads, g.wo = ops.linear_backward(d.attn_out, cache.attn_out)                               # (B, T, H·D)
+    dheads, g.wo = ops.linear_backward(d.attn_out, cache.attn_out)        # (B, T, H·D)
     d.head_outputs = split_heads(dheads, D)
     k, v = repeat(a.k_rotated, c), repeat(split_heads(a.v, D), c)
     d.attention = d.head_outputs @ v.swapaxes(-1, -2)
-    dv = a.attention.swapaxes(-1, -2) @ d.head_outputs                                           # (B, H, T, D)
-    d.scores = ops.softmax_backward(d.attention, cache.attention)                                # 0 for hidden keys
+    dv = a.attention.swapaxes(-1, -2) @ d.head_outputs                    # (B, H, T, D)
+    d.scores = ops.softmax_backward(d.attention, cache.attention)  # 0 for hidden keys
     d.q_rotated = d.scores @ k / math.sqrt(D)
-    dk = d.scores.swapaxes(-1, -2) @ a.q_rotated / math.sqrt(D)                                  # (B, H, T, D)
+    dk = d.scores.swapaxes(-1, -2) @ a.q_rotated / math.sqrt(D)           # (B, H, T, D)
     d.k_rotated = sum_repeated(dk, K)
     d.v = merge_heads(sum_repeated(dv, K))
-    dk, dq = ops.rope_backward(d.k_rotated, cache.k_rotated), ops.rope_backward(d.q_rotated, cache.q_rotated)
+    dk = ops.rope_backward(d.k_rotated, cache.k_rotated)
+    dq = ops.rope_backward(d.q_rotated, cache.q_rotated)
     if c.qk_norm:
         d.q_norm, d.k_norm = dq, dk
         dk, g.k_norm = ops.rmsnorm_backward(d.k_norm, cache.k_norm)

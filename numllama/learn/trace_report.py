@@ -225,7 +225,7 @@ table {{ border-collapse: collapse }}
 th, td {{ text-align: left; vertical-align: top; padding: .35rem .7rem .35rem 0 }}
 th, td {{ border-bottom: 1px solid #eee; font-weight: normal }}
 th {{ font-weight: 600 }}
-small {{ display: block; color: #777; font-size: .75rem; font-weight: normal; white-space: nowrap }}
+small {{ display: block; color: #666; font-size: .75rem; font-weight: normal; white-space: nowrap }}
 img {{ image-rendering: pixelated; width: 132px; height: 66px; margin: 0 4px 4px 0; border: 1px solid #ddd }}
 .wide {{ overflow-x: auto }}
 .heads {{ display: flex; flex-wrap: wrap; gap: 1.2rem }}
@@ -255,11 +255,11 @@ white zero; rows are tokens, from top to bottom.</p>
 <p>Each row is a query, each column a key. Red: all of the query's attention is on this key; white: none.</p>
 {attention}
 <h2>Norms of the parameters' gradients</h2>
-<div class="wide">{norms}</div>
+<div class="wide" tabindex="0">{norms}</div>
 <h2>Every intermediate value and its gradient</h2>
 <p>In the order of the forward pass; the backward pass computes the gradients in the opposite order. Each row shows the norm, the
 first numbers of the last token and a picture of the value, and the same of the gradient of the loss with respect to it.</p>
-<div class="wide"><table class="all"><tr><th>name</th><th colspan="2">value</th><th colspan="2">gradient</th></tr>
+<div class="wide" tabindex="0"><table class="all"><tr><th>name</th><th colspan="2">value</th><th colspan="2">gradient</th></tr>
 {rows}
 </table></div>
 </html>

@@ -89,28 +89,29 @@ def attention_block_forward(
     norm = BLOCK_NORMS[c.norm_placement].add_first[c.norm]
     (stream, n), norm_cache = norm.forward(x, branch, w, "attn_norm", context, 2 * layer)
     branch, caches = attention_forward(n, w, context, layer)
-    total = stream[:, -branch.shape[1] :]                                   # of all tokens, or of the last n_last
+    total = stream[:, -branch.shape[1] :]                              # n_last, or all
     return (total, branch), AttentionBlockCache(c, norm_cache, caches)
 
 
 def attention_forward(n: Array, w: dict[str, Array], context: Context, layer: int) -> tuple[Array, AttentionParts]:
     """wo · attention(wq · n, wk · n, wv · n) of the normalised stream n (B, T, C); its norm, if the block ends with one."""
     context = context.for_layer(layer)
-    (q, k, v), projections = projections_forward(n, w, context)        # (B, T, H·D), (B, T, K·D) twice
+    (q, k, v), projections = projections_forward(n, w, context)        # (B, T, H·D or K·D)
     c = context.config
-    q, k, v = split_heads(q, c.n_heads), split_heads(k, c.n_kv_heads), split_heads(v, c.n_kv_heads)    # (B, heads, T, D)
+    q = split_heads(q, c.n_heads)                                      # (B, H, T, D)
+    k, v = split_heads(k, c.n_kv_heads), split_heads(v, c.n_kv_heads)  # (B, K, T, D)
     if context.n_last is None:
         (q, k), stages = stages_forward((q, k), w, ("q_norm", "k_norm"), context)
     else:
         (k,), _ = stages_forward((k,), w, ("k_norm",), context)
-        context = context.last_tokens()                                # from here on T is n_last
+        context = context.last_tokens()                                # now T is n_last
         (q,), stages = stages_forward((q,), w, ("q_norm",), context)
     if context.low_precision is not None:
         k, v = rounded(k, context.low_precision), rounded(v, context.low_precision)
     if context.kv_cache is not None:
-        k, v = context.kv_cache.append(layer, k, v)                    # (B, K, S, D): earlier ones and these
+        k, v = context.kv_cache.append(layer, k, v)                    # (B, K, S, D)
     mixed, attention_cache = ATTENTION[c.attn_softcap is not None].forward(q, k, v, context)
-    out, out_cache = linear_forward(merge_heads(mixed), w, "wo", context)               # (B, T, C)
+    out, out_cache = linear_forward(merge_heads(mixed), w, "wo", context)    # (B, T, C)
     out, last_cache = BLOCK_NORMS[c.norm_placement].last[c.norm].forward(out, w, "attn_post_norm", context)
     return out, AttentionParts(projections, stages, attention_cache, out_cache, last_cache)
 
@@ -122,11 +123,14 @@ def attention_block_backward(
     c, parts = cache.config, cache.parts
     norms = BLOCK_NORMS[c.norm_placement]
     dbranch = norms.last[c.norm].backward(dbranch, parts.last_norm, g, "attn_post_norm")
-    dmixed = split_heads(linear_backward(dbranch, parts.out, g, "wo"), c.n_heads)       # (B, H, T, D)
+    dout = linear_backward(dbranch, parts.out, g, "wo")                # (B, T, H·D)
+    dmixed = split_heads(dout, c.n_heads)                              # (B, H, T, D)
     dq, dk, dv = ATTENTION[c.attn_softcap is not None].backward(dmixed, parts.attention)
     dq, dk = stages_backward((dq, dk), parts.stages, g, ("q_norm", "k_norm"))
-    dn = projections_backward((merge_heads(dq), merge_heads(dk), merge_heads(dv)), parts.projections, g)
-    return norms.add_first[c.norm].backward(dx, dn, cache.norm, g, "attn_norm")         # x also went on unchanged
+    douts = merge_heads(dq), merge_heads(dk), merge_heads(dv)          # (B, T, H·D or K·D)
+    dn = projections_backward(douts, parts.projections, g)             # (B, T, C)
+    # dx goes in too: the stream also went on unchanged
+    return norms.add_first[c.norm].backward(dx, dn, cache.norm, g, "attn_norm")
 
 
 def projections_forward(n: Array, w: dict[str, Array], context: Context) -> tuple[tuple[Array, Array, Array], list]:
@@ -236,7 +240,8 @@ def ffn_block_forward(
     """(x, branch) -> (x + dropout(branch), feed-forward of the norm of that); `cache_only` leaves out the outputs."""
     c = context.config
     norms = BLOCK_NORMS[c.norm_placement]
-    (x, n), norm_cache = norms.add_first[c.norm].forward(x, branch, w, "ffn_norm", context, 2 * layer + 1)
+    add_norm = norms.add_first[c.norm]
+    (x, n), norm_cache = add_norm.forward(x, branch, w, "ffn_norm", context, 2 * layer + 1)
     cache_only = cache_only and norms.last[c.norm] is SAME
     out, ffn_cache = FFN[c.ffn].forward(n, w, context, cache_only)     # (B, T, C)
     if cache_only:

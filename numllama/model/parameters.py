@@ -248,14 +248,16 @@ class Parameters(FlatTensors):
     low_precision: FlatTensors | None = None
 
     def in_low_precision(self, dtype: np.dtype, flat: Array | None = None) -> FlatTensors:
-        """Weights for mixed precision: a copy of the matrices in `dtype`, and the gains and biases themselves.
+        """Weights for mixed precision: matrices in `dtype`, gains and biases as they are.
 
-        The copy is written to `flat`, if that is given. Code that changes these parameters must also update the copy, as
-        optimizers do, or call :meth:`sync_low_precision`. Parameters stored in `dtype`, for inference, need no copy: their
-        matrices are used directly, and gains and biases in float32.
+        The copy is written to `flat`, if that is given. Code that changes these parameters
+        must also update the copy, as optimizers do, or call :meth:`sync_low_precision`.
+        Parameters stored in `dtype`, for inference, need no copy: their matrices are used
+        directly, and gains and biases in float32.
         """
         if self.flat.dtype == dtype:
-            wide = {name: view.astype(np.float32) for name, view in self.items() if view.ndim == 1}
+            vectors = ((name, view) for name, view in self.items() if view.ndim == 1)
+            wide = {name: view.astype(np.float32) for name, view in vectors}
             return FlatTensors(self.shapes, self.matrices, vectors=wide)
         flat = xp_of(self.flat).empty(self.matrices.size, dtype) if flat is None else flat
         self.low_precision = FlatTensors(self.shapes, flat, vectors=self)
@@ -329,12 +331,14 @@ def initial_parameters(config: ModelConfig, seed: int, dtype: np.dtype, xp: Modu
     scale (GPT-2, section 2.3). Gains are 1 (``rmsnorm1p``: their weights are 0) and biases 0. Each matrix has its own random
     stream, drawn on the CPU in float32, so a seed gives the same model on every device and in every dtype.
     """
-    params = Parameters(parameter_shapes(config), np.empty(count_parameters(config), known_dtype(dtype)))
+    flat = np.empty(count_parameters(config), known_dtype(dtype))
+    params = Parameters(parameter_shapes(config), flat)
     for i, (name, view) in enumerate(params.items()):
         if view.ndim == 1:
             view[:] = 0 if name.endswith("_bias") or config.norm == "rmsnorm1p" else 1
             continue
-        std = config.init_std / sqrt(2 * config.n_layers) if name.endswith((".wo", "_down")) else config.init_std
+        last = name.endswith((".wo", "_down"))                         # of its branch
+        std = config.init_std / sqrt(2 * config.n_layers) if last else config.init_std
         rng = np.random.default_rng([seed, i])
         values = rng.standard_normal(view.shape, dtype="float32")
         while config.init == "truncated_normal" and (outside := np.abs(values) > 3).any():

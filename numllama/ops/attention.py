@@ -80,8 +80,8 @@ def attention_forward(
 
     scores = fold_groups(q, K) @ k.swapaxes(-1, -2) * scale            # (B, K, R·T, S)
     scores, capped = (scores, None) if softcap is None else softcap_forward(scores, softcap)
-    scores = xp.where(visible, scores.reshape(B, H, T, S), -math.inf)  # a finite "minus infinity" would leak
-    p, _ = softmax_forward(scores)                                     # (B, H, T, S); a query that sees nothing: p = 0
+    scores = xp.where(visible, scores.reshape(B, H, T, S), -math.inf)  # no finite number
+    p, _ = softmax_forward(scores)                                     # (B, H, T, S)
     out = fold_groups(p, K) @ v                                        # (B, K, R·T, D)
     return out.reshape(B, H, T, D), AttentionCache(q, k, v, p, scale, capped)
 
@@ -92,7 +92,7 @@ def attention_backward(dout: Array, cache: AttentionCache) -> tuple[Array, Array
     q, k, v, p, scale, capped = cache
     check_shape("dout", dout, q.shape)
     K = k.shape[1]
-    dout, p = fold_groups(dout, K), fold_groups(p, K)                  # (B, K, R·T, D), (B, K, R·T, S)
+    dout, p = fold_groups(dout, K), fold_groups(p, K)                  # (B, K, R·T, ...)
     dv = p.swapaxes(-1, -2) @ dout                                     # (B, K, S, D)
     dp = dout @ v.swapaxes(-1, -2)                                     # (B, K, R·T, S)
     ds = softmax_backward(dp, SoftmaxCache(p))                         # (B, K, R·T, S)

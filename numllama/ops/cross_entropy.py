@@ -49,14 +49,15 @@ def cross_entropy_forward(
     check_ids("targets", targets, logits.shape[-1], ignore_index)
     xp = xp_of(logits)
     counted = targets != ignore_index                                  # (...)
-    targets = xp.where(counted, targets, xp.int8(-1))                  # signed, even where targets are not
+    targets = xp.where(counted, targets, xp.int8(-1))                  # signed, as -1 is
     top = logits.max(-1, keepdims=True)                                # (..., 1)
-    lse = (top + xp.log(xp.exp(logits - top).sum(-1, keepdims=True)))[..., 0]            # (...)
+    lse = (top + xp.log(xp.exp(logits - top).sum(-1, keepdims=True)))[..., 0]    # (...)
     if count is None:
-        count = xp.maximum(counted.sum(), 1)                           # nothing counted: 0 / 1
-    count = xp.asarray(count, dtype=logits.dtype)                      # a count from NumPy must not widen float32
-    losses = lse - xp.take_along_axis(logits, targets[..., None], -1)[..., 0]            # (...)
-    return xp.where(counted, losses, 0).sum() / count, CrossEntropyCache(logits, targets, lse, count)
+        count = xp.maximum(counted.sum(), 1)                           # or 0 / 0
+    count = xp.asarray(count, dtype=logits.dtype)                      # never wider
+    losses = lse - xp.take_along_axis(logits, targets[..., None], -1)[..., 0]    # (...)
+    loss = xp.where(counted, losses, 0).sum() / count                  # ()
+    return loss, CrossEntropyCache(logits, targets, lse, count)
 
 
 @accelerated
@@ -76,6 +77,6 @@ def cross_entropy_backward(dout: Array | float, cache: CrossEntropyCache, *, out
     xp = xp_of(logits)
     p = xp.exp(logits - lse[..., None])                                # (..., V)
     onehot = targets[..., None] == xp.arange(logits.shape[-1])         # (..., V)
-    scale = (targets >= 0) * (xp.asarray(dout, dtype=logits.dtype) / count)              # (...)
+    scale = (targets >= 0) * (xp.asarray(dout, dtype=logits.dtype) / count)    # (...)
     dlogits = (p - onehot) * scale[..., None]                          # (..., V)
     return write_to(out, dlogits)

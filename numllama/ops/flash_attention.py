@@ -54,13 +54,14 @@ def flash_attention_forward(
             seen = visible(starts[:, t], ends[:, t], s)                # (1 or B, 1, t, s)
             if not seen.any():
                 continue
-            scores = masked(qt @ k[:, :, s].swapaxes(-1, -2) * scale, seen)              # (B, K, R·t, s)
+            scores = qt @ k[:, :, s].swapaxes(-1, -2) * scale          # (B, K, R·t, s)
+            scores = masked(scores, seen)
             top = xp.maximum(m, scores.max(-1, keepdims=True))
             p, shrink = xp.exp(scores - finite(top)), xp.exp(m - finite(top))
             z = z * shrink + p.sum(-1, keepdims=True)
             o = o * shrink + p @ v[:, :, s]
             m = top
-        z = xp.where(z == 0, 1, z)                                     # a query that sees nothing: out = 0
+        z = xp.where(z == 0, 1, z)                                     # no key: out = 0
         out[:, :, t] = (o / z).reshape(out[:, :, t].shape)
         lse[:, :, t] = (finite(m) + xp.log(z)).reshape(lse[:, :, t].shape)
     return out, FlashAttentionCache(q, k, v, out, lse, starts, ends, scale)
@@ -75,13 +76,15 @@ def flash_attention_backward(dout: Array, cache: FlashAttentionCache) -> tuple[A
     delta = (dout * out).sum(-1, keepdims=True)                        # (B, H, T, 1)
     dq, dk, dv = (xp.zeros(x.shape, dout.dtype) for x in (q, k, v))
     for t in tiles(q.shape[2]):
-        qt, doutt, deltat, lset = (fold_groups(x[:, :, t], K) for x in (q, dout, delta, lse[..., None]))  # (B, K, R·t, ...)
+        rows = (fold_groups(x[:, :, t], K) for x in (q, dout, delta, lse[..., None]))
+        qt, doutt, deltat, lset = rows                                 # (B, K, R·t, ...)
         for s in tiles(k.shape[2]):
             seen = visible(first[:, t], last[:, t], s)                 # (1 or B, 1, t, s)
             if not seen.any():
                 continue
             ks, vs = k[:, :, s], v[:, :, s]                            # (B, K, s, D)
-            p = xp.exp(masked(qt @ ks.swapaxes(-1, -2) * scale, seen) - lset)            # (B, K, R·t, s)
+            scores = masked(qt @ ks.swapaxes(-1, -2) * scale, seen)    # (B, K, R·t, s)
+            p = xp.exp(scores - lset)
             dv[:, :, s] += p.swapaxes(-1, -2) @ doutt
             dp = doutt @ vs.swapaxes(-1, -2)                           # (B, K, R·t, s)
             ds = p * (dp - deltat)                                     # (B, K, R·t, s)

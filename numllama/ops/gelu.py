@@ -43,7 +43,8 @@ def gelu_forward(x: Array, approximate: str = "tanh") -> tuple[Array, GELUCache]
         raise ValueError(f"approximate is {shown(approximate)}, but must be 'tanh' or 'none'")
     if approximate == "none":
         return 0.5 * x * (1 + erf(x / math.sqrt(2))), GELUCache(x, approximate)
-    return 0.5 * x * (1 + xp_of(x).tanh(SLOPE * (x + CUBIC * x * x * x))), GELUCache(x, approximate)
+    tanh = xp_of(x).tanh(SLOPE * (x + CUBIC * x * x * x))              # (..., F)
+    return 0.5 * x * (1 + tanh), GELUCache(x, approximate)
 
 
 @accelerated(by_rows=True)

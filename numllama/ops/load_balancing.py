@@ -39,7 +39,8 @@ def load_balancing_forward(probs: Array, chosen: Array) -> tuple[Array, LoadBala
     """
     N, E = probs.shape
     check_shape("chosen", chosen, (N, None))
-    shares = xp_of(probs).bincount(chosen.ravel(), minlength=E).astype(probs.dtype) / N         # (E,)
+    counts = xp_of(probs).bincount(chosen.ravel(), minlength=E)        # (E,)
+    shares = counts.astype(probs.dtype) / N                            # (E,)
     return E * (shares * probs.mean(0)).sum(), LoadBalancingCache(shares, probs)
 
 
@@ -48,4 +49,5 @@ def load_balancing_backward(dout: Array | float, cache: LoadBalancingCache) -> A
     """Gradient of :func:`load_balancing_forward` with respect to ``probs``: (N, E), all rows the same."""
     shares, probs = cache
     N, E = probs.shape
-    return xp_of(probs).broadcast_to((dout * E / N * shares).astype(probs.dtype), probs.shape)  # (N, E)
+    row = (dout * E / N * shares).astype(probs.dtype)                  # (E,)
+    return xp_of(probs).broadcast_to(row, probs.shape)                 # (N, E)

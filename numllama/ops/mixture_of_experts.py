@@ -65,17 +65,19 @@ def mixture_of_experts_forward(
     check_shape("up", up, gate.shape)
     check_shape("down", down, (E, C, gate.shape[1]))
     xp, rows, experts = xp_of(x), x.reshape(-1, C), []                 # (N, C)
-    (weights, probs), routed = router_forward(linear_forward(rows, router)[0], top_k, score, normalise)
+    logits, _ = linear_forward(rows, router)                           # (N, E)
+    (weights, probs), routed = router_forward(logits, top_k, score, normalise)
     out = xp.zeros_like(rows)
     for e in xp.unique(routed.chosen).tolist():
-        tokens, places = xp.nonzero(routed.chosen == e)                # (n,) both; a token chooses an expert once
+        tokens, places = xp.nonzero(routed.chosen == e)                # (n,) both
         chosen = rows[tokens]                                          # (n, C)
         (g, u), _ = linears_forward(chosen, (gate[e], up[e]))          # (n, F) both
         h, activation = swiglu_forward(g, u)                           # (n, F)
         y, _ = linear_forward(h, down[e])                              # (n, C)
         out[tokens] += weights[tokens, places, None] * y
         experts.append(ExpertCache(e, tokens, places, chosen, activation, h, y))
-    return (out.reshape(x.shape), probs), MixtureOfExpertsCache((x, router, gate, up, down), routed, tuple(experts))
+    cache = MixtureOfExpertsCache((x, router, gate, up, down), routed, tuple(experts))
+    return (out.reshape(x.shape), probs), cache
 
 
 @accelerated(of_ops=True)
@@ -92,16 +94,20 @@ def mixture_of_experts_backward(
     gradients = () if frozen else into or tuple(xp.zeros_like(w, dtype=real_dtype(w.dtype)) for w in stacked)
     for e, tokens, places, chosen, activation, h, y in experts:
         gate, up, down = (weight[e] for weight in stacked)
-        maps, last = (LinearCache(chosen, gate, None), LinearCache(chosen, up, None)), LinearCache(h, down, None)
+        maps = (LinearCache(chosen, gate, None), LinearCache(chosen, up, None))
+        last = LinearCache(h, down, None)
         dweights[tokens, places] = (rows[tokens] * y).sum(-1)
         dy = routed.weights[tokens, places, None] * rows[tokens]       # (n, C)
         if frozen:
-            dx[tokens] += linears_backward_input(swiglu_backward(linear_backward_input(dy, last), activation), maps)
+            dh = linear_backward_input(dy, last)                       # (n, F)
+            dx[tokens] += linears_backward_input(swiglu_backward(dh, activation), maps)
             continue
         dgate, dup, ddown = (total[e] for total in gradients)
         dh, _ = linear_backward(dy, last, into=ddown)                  # (n, F)
-        dx[tokens] += linears_backward(swiglu_backward(dh, activation), maps, into=(dgate, dup))[0]
-    dlogits, last = router_backward((dweights, dprobs), routed), LinearCache(x.reshape(rows.shape), router, None)
+        dmaps = swiglu_backward(dh, activation)                        # (n, F) both
+        dx[tokens] += linears_backward(dmaps, maps, into=(dgate, dup))[0]
+    dlogits = router_backward((dweights, dprobs), routed)              # (N, E)
+    last = LinearCache(x.reshape(rows.shape), router, None)
     if frozen:
         return linear_backward_input(dlogits, last, dx=dx).reshape(x.shape)
     dx, drouter = linear_backward(dlogits, last, dx=dx)

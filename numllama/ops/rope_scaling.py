@@ -49,7 +49,8 @@ def _linear_scaling(frequencies: Array, scaling: Mapping, theta: float, length: 
 
 def _llama3_scaling(frequencies: Array, scaling: Mapping, theta: float, length: int) -> Array:
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-    turns = scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)    # (D/2,)
+    context = scaling["original_max_position_embeddings"]
+    turns = context * frequencies / (2 * math.pi)                      # (D/2,)
     kept = ((turns - low) / (high - low)).clip(0, 1)
     return frequencies * (kept + (1 - kept) / scaling["factor"])
 

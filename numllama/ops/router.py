@@ -59,8 +59,8 @@ def router_forward(
     if not 1 <= top_k <= logits.shape[-1]:
         raise ValueError(f"top_k is {top_k}, but must lie in 1..{logits.shape[-1]}, the number of experts")
     xp = xp_of(logits)
-    probs = softmax_forward(logits)[0] if score == "softmax" else sigmoid(logits)       # (N, E)
-    chosen = xp.argsort(-probs, -1, kind="stable")[:, :top_k]          # (N, k); of equal ones the first
+    probs = softmax_forward(logits)[0] if score == "softmax" else sigmoid(logits)
+    chosen = xp.argsort(-probs, -1, kind="stable")[:, :top_k]          # (N, k)
     weights = xp.take_along_axis(probs, chosen, -1)                    # (N, k)
     total = weights.sum(-1, keepdims=True) if normalise else None      # (N, 1)
     weights = weights if total is None else weights / total
@@ -73,9 +73,11 @@ def router_backward(douts: tuple[Array, Array | None], cache: RouterCache) -> Ar
     probs, chosen, weights, total, score = cache
     dweights, dprobs = douts
     if total is not None:
-        dweights = (dweights - (dweights * weights).sum(-1, keepdims=True)) / total     # (N, k)
+        dweights = (dweights - (dweights * weights).sum(-1, keepdims=True)) / total
     xp = xp_of(probs)
     dp = xp.zeros_like(probs)                                          # (N, E)
     xp.put_along_axis(dp, chosen, dweights, -1)
     dp = dp if dprobs is None else dp + dprobs
-    return softmax_backward(dp, SoftmaxCache(probs)) if score == "softmax" else dp * probs * (1 - probs)
+    if score == "softmax":
+        return softmax_backward(dp, SoftmaxCache(probs))               # (N, E)
+    return dp * probs * (1 - probs)                                    # (N, E)

@@ -44,7 +44,7 @@ def clip_in_pieces(
         raise ValueError(f"max_norm is {max_norm}, but must be positive")
     norm = euclidean_norm(grads.flat, map_fn) if norm is None else norm
     if max_norm < norm < float("inf"):
-        flat, scale = grads.flat, max_norm / (norm + 1e-6)  # the same guard as in PyTorch's clip_grad_norm_
+        flat, scale = grads.flat, max_norm / (norm + 1e-6)             # 1e-6 as in PyTorch
         list(map_fn(partial(shrink, flat, scale), slices(0, flat.size, piece_size(flat))))
     return norm
 

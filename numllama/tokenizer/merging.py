@@ -29,7 +29,7 @@ def merge_steps(ids: list[int], ranks: Ranks, made: Made) -> Iterator[tuple[int,
     waiting = [rank_of(pair, NEVER) for pair in pairwise(ids)]
     while waiting and (rank := min(waiting)) is not NEVER:
         i = waiting.index(rank)
-        ids[i : i + 2] = [made[rank]]  # pyright: ignore[reportCallIssue, reportArgumentType]  an int, as it is not NEVER
+        ids[i : i + 2] = [made[rank]]  # pyright: ignore  (an int, because it is not NEVER)
         del waiting[i]
         if i:
             waiting[i - 1] = rank_of((ids[i - 1], ids[i]), NEVER)

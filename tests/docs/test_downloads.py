@@ -91,4 +91,4 @@ def test_all_downloads_of_a_book_are_rewritten(downloads, tmp_path, published):
     made = json.loads(path.read_text(encoding="utf-8"))
     base = published.rstrip("/") or tmp_path.as_uri()
     assert f"[attention]({base}/ops/attention.html)" in sources(made, "markdown")
-    assert f'%pip install -q "{"path/to/numllama" if published else ROOT}[plot]"' in sources(made, "code")
+    assert f'%pip install -q "{"numllama" if published else ROOT}[plot]"' in sources(made, "code")

@@ -1,5 +1,6 @@
 """The helpers of the book's pages work in notebooks and scripts of readers."""
 
+import json
 import re
 import subprocess
 import sys
@@ -71,3 +72,17 @@ def test_every_name_that_a_page_imports_from_numllama_is_there():
                 loaded = import_module(module)
                 is_module = hasattr(loaded, "__path__") and find_spec(f"{module}.{name}")
                 assert hasattr(loaded, name) or is_module, f"{page}: {module} has no {name}"
+
+
+def test_an_interactive_picture_holds_its_numbers_exactly_and_a_pdf_shows_nothing_of_it():
+    from numllama.learn.book import Widget
+
+    data = {"x": [0.1 + 0.2, -1e-300], "words": ["</script>", "ä"]}
+    picture = Widget("softmax", data)
+    before, after = '<div class="widget" data-widget="softmax"><script type="application/json">', "</script></div>"
+    text = re.fullmatch(f"{before}(.*?){after}", picture._repr_html_())[1]
+    assert json.loads(text) == data
+    assert picture._repr_markdown_() == ""
+    assert repr(picture) == "<softmax: interactive in the book>"
+    with pytest.raises(ValueError, match="Out of range float"):
+        Widget("softmax", {"x": [float("nan")]})._repr_html_()         # JSON has none

@@ -15,7 +15,7 @@ MISTAKES = [
     ),
     Mistake(
         "the path through the keys forgotten",
-        "model/block.py", "(merge_heads(dq), merge_heads(dk), ", "(merge_heads(dq), 0 * merge_heads(dk), ",
+        "model/block.py", "merge_heads(dq), merge_heads(dk), ", "merge_heads(dq), 0 * merge_heads(dk), ",
         f"{MODEL}::test_every_gradient_against_differences[cpu-gqa]",
     ),
     Mistake(

@@ -7,6 +7,8 @@ from docs.equations.common import derivative, normal
 from helpers import example
 
 import numllama as nl
+from numllama.learn.landscape import direction
+from numllama.learn.landscape import plane as plane_of
 
 B, T, I, C = 2, 4, 3, 5                                                # noqa: E741
 X, W_X, W_H, BIAS, DOUT = normal(B, T, I), normal(C, I) / 2, normal(C, C) / 2, normal(C), normal(B, T, C)
@@ -87,3 +89,27 @@ def far():
             for s in reversed(range(t + 1, T)):
                 d = W_H.T @ np.diag(1 - h[b, s] ** 2) @ d
             yield W_X.T @ np.diag(1 - h[b, t] ** 2) @ d, dx[b, t]
+
+
+def plane():
+    config = nl.ModelConfig(vocab_size=4, dim=4, n_layers=1, n_heads=1, ffn_dim=4, max_seq_len=3)
+    model, rng = nl.Transformer(config, seed=0, dtype="float64"), np.random.default_rng(5)
+    tokens, targets, w = np.array([[0, 2, 3]]), np.array([[2, 3, 1]]), {}
+    u, v = direction(model.params, rng), direction(model.params, rng)
+    losses = plane_of(model, tokens, targets, (-0.5, 0.0, 1.0), seed=5)
+    rng = np.random.default_rng(5)
+    for found in (u, v):
+        for name, value in model.params.items():
+            w[name] = value.copy()
+            if value.ndim == 1:
+                yield 0.0, abs(found[name]).max()
+                continue
+            d = rng.standard_normal(value.shape)
+            for r in range(len(value)):
+                length = sum(x * x for x in value[r]) ** 0.5 / sum(x * x for x in d[r]) ** 0.5
+                yield [length * x for x in d[r]], found[name][r]
+    for i, b in enumerate((-0.5, 0.0, 1.0)):
+        for j, a in enumerate((-0.5, 0.0, 1.0)):
+            for name, value in model.params.items():
+                value[...] = w[name] + a * u[name] + b * v[name]
+            yield model.loss(tokens, targets), losses[i, j]
