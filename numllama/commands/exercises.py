@@ -1,7 +1,9 @@
 """`numllama exercises`."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
 
 from numllama.commands.flags import FilePath, command
 
@@ -10,30 +12,67 @@ FOLDER = Path("exercises")
 
 @command(output_optional=True)
 def exercises(
-    op: str | None = None,
+    name: str | None = None,
     *,
     check: bool = False,
+    hint: bool = False,
+    solution: bool = False,
+    debug: int | None = None,
     blank: Literal["backward", "forward"] = "backward",
+    every: Annotated[bool, Parameter(name="--all")] = False,
+    json: bool = False,
     out: FilePath = FOLDER,
     seconds: float = 60,
 ) -> int:
-    """Write an op's backward pass yourself: get a file with a blank and a test, then check your solution.
+    """A course: write the backward of every op and of a whole block, find mistakes. Without a name: the list and what is next.
 
-    Example: numllama exercises rmsnorm, and then: numllama exercises --check rmsnorm
+    Example: numllama exercises rmsnorm, and then: numllama exercises --check rmsnorm --json
+
+    Exit codes of a check: 0 right, 1 wrong, 2 it cannot be run or there is no such file, 3 blank, 4 crashed, 5 out of time; of
+    several, that of the first one that is not right.
 
     Parameters
     ----------
-    op
-        The op: linear, rmsnorm, attention, ... Default: all, from linear to flash_attention.
+    name
+        An op (linear, rmsnorm, attention, ...), block, bug_01, bug_02, ... or llama, the last one.
     check
-        Check your results, and for a wrong one print the error and a hint. Exit code 0 if all are right, else 2.
+        Check the file: which results are right, one element of each that is wrong, and a hint.
+    hint
+        Show a hint; the next time the next one, of three.
+    solution
+        Show the solution.
+    debug
+        A mistake to find, by its number: the exercise bug_01, bug_02, ...
     blank
-        Which pass to leave blank.
+        Which pass of an op to leave blank.
+    every
+        Write all exercises that are missing.
+    json
+        Print the list, or what a check has found, as JSON.
     out
         Folder of the files.
     seconds
         Time limit of a check.
     """
-    from numllama.learn.exercises import check_exercises, write_exercises
+    from numllama.learn.course import report
+    from numllama.learn.course.table import COURSE, EXERCISES
 
-    return check_exercises(op, out, seconds) if check else write_exercises(op, blank, out)
+    name = report.chosen_name(name, debug, blank)
+    ways = {"--check": check, "--hint": hint, "--solution": solution, "--all": every}
+    if len(given := [flag for flag, is_given in ways.items() if is_given]) > 1:
+        raise ValueError(f"{given[0]} and {given[1]} cannot be combined")
+    if json and (hint or solution or every or (name is not None and not check)):
+        raise ValueError("--json goes with --check, or with the list, but not with the other flags")
+    if check:
+        return report.check_exercises(name, out, seconds, json)
+    if name is not None and every:
+        raise ValueError(f"--all writes all exercises, so there must be no name, but it is {name}")
+    if every:
+        return report.write([f"{op}_forward" for op in EXERCISES] if blank == "forward" else list(COURSE), out)
+    if name is None:
+        if hint or solution:
+            raise ValueError(f"{given[0]} needs the name of an exercise")
+        return report.show_list(out, json)
+    if hint:
+        return report.show_hint(name, out)
+    return report.show_solution(name, out) if solution else report.write([name], out)

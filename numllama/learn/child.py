@@ -4,7 +4,7 @@
 
 FOLDER/question.json says which functions of which file to call, FOLDER/inputs.safetensors has the arrays. For each call the child
 writes FOLDER/0.safetensors, the arrays that were returned, and then FOLDER/0.json, what is wrong with the others; at the end
-FOLDER/done.json. Where there are no processes, :mod:`numllama.learn.students` calls `run` itself.
+FOLDER/done.json.
 """
 
 import importlib.abc
@@ -16,8 +16,9 @@ import signal
 import sys
 import traceback
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from types import FunctionType
 
 import numpy as np
 
@@ -26,13 +27,17 @@ MOST_ON_DISK = 2**30  # bytes of each file that the process writes
 LONGEST = 300  # characters of a message
 
 
-class Config(dict):
+class Named(dict):
     """A dict whose entries are attributes too."""
+
+    def __init__(self, entries, name="config"):
+        super().__init__(entries)
+        object.__setattr__(self, "_name", name)
 
     def __getattr__(self, name):
         if name in self:
             return self[name]
-        raise AttributeError(f"config has no {name!r}: it has {', '.join(self)}")
+        raise AttributeError(f"{self._name} has no {name!r}: it has {', '.join(self)}")
 
 
 class Closed(importlib.abc.MetaPathFinder):
@@ -44,6 +49,18 @@ class Closed(importlib.abc.MetaPathFinder):
     def find_spec(self, fullname, path=None, target=None):
         if fullname.partition(".")[0] == self.package:
             raise ImportError(self.why)
+
+
+class ClosedFolders(importlib.abc.MetaPathFinder):
+    """Refuses to import what stands in the folders of a package; its own files may be imported."""
+
+    def __init__(self, place, why):
+        self.place, self.why = place, why
+
+    def find_spec(self, fullname, path=None, target=None):
+        package, *below = fullname.split(".")
+        if package == self.place.name and below and (len(below) > 1 or (self.place / below[0]).is_dir()):
+            raise ImportError(f"{fullname} is closed while a file is checked: {self.why}")
 
 
 def limit(seconds, memory):
@@ -72,34 +89,91 @@ def load(path):
     return module
 
 
-def close(names, why):
-    """Make functions of numllama.ops raise: they are what the file is to compute."""
-    def closed(*_, **__):
-        raise PermissionError(why)
+@contextmanager
+def closed(names, why, forever=False):
+    """Make functions of numllama.ops raise wherever they are kept, in cpu/ and cuda/ too, and close the package's folders.
 
-    for name in names:
-        for module in ("numllama.ops", f"numllama.ops.{name.rpartition('_')[0]}"):
-            setattr(importlib.import_module(module), name, closed)
+    With `forever` its files cannot be read either, until this process ends.
+    """
+    ops, dispatch = map(importlib.import_module, ("numllama.ops", "numllama.dispatch"))
+    importlib.import_module("numllama.cuda.launch")
+    for function in vars(ops).values():  # an op that stays open finds its faster version now: later nothing is found
+        if hasattr(function, "reference") and function.__name__ not in names:
+            dispatch._twin("cpu", function.reference)
+    place = Path(str(ops.__file__)).parents[1]
+    replaced = [(each, each.__code__) for each in functions_of(place.name, set(names))]
+    finder = ClosedFolders(place, why)
+    sys.meta_path.insert(0, finder)
+    for function, code in replaced:
+        function.__code__ = refusing(code, f"numllama's {function.__name__} is closed while a file is checked: {why}")
+    if forever:
+        sys.addaudithook(lambda event, given: refuse_to_read(place, given[0]) if event == "open" else None)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+        for function, code in replaced:
+            function.__code__ = code
+
+
+def functions_of(package, names):
+    """The functions of a package that have one of these names, each once; those that another one is put before, too."""
+    found = {}
+    places = tuple(f"{package}.{folder}." for folder in ("ops", "cpu", "cuda"))
+    for module in [module for name, module in sys.modules.items() if name.startswith(places)]:
+        for value in vars(module).values():
+            for each in (value, getattr(value, "reference", None)):
+                if type(each) is FunctionType and each.__name__ in names:
+                    found[id(each)] = each
+    return list(found.values())
+
+
+RAISING = compile("def f(*_, **__): raise PermissionError('why')", "closed", "exec").co_consts[0]
+
+
+def refusing(code, sentence):
+    """Code that raises, in the place of a function's own."""
+    constants = tuple(sentence if each == "why" else each for each in RAISING.co_consts)
+    return RAISING.replace(co_consts=constants, co_name=code.co_name, co_qualname=code.co_qualname, co_freevars=code.co_freevars)
+
+
+def refuse_to_read(place, path):
+    """Raise for a file in a folder of the package."""
+    if isinstance(path, str | bytes | os.PathLike):
+        folder, *below = os.path.relpath(os.path.abspath(os.fsdecode(path)), place).split(os.sep)
+        if below and folder not in ("..", "__pycache__"):
+            raise PermissionError(f"numllama/{folder} is closed while a file is checked")
+
+
+def crash_of(error, path):
+    """Where and how a file has raised: line, function, error and message."""
+    if isinstance(error, SyntaxError) and error.filename == path:
+        return {"line": error.lineno or 0, "function": "", "error": "SyntaxError", "message": one_line(error.msg)}
+    places = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+    line, function = (places[-1].lineno or 0, places[-1].name) if places else (0, "")
+    try:
+        message = one_line(str(error))
+    except Exception:
+        message = "an exception without a message"
+    function = "" if function == "<module>" else function
+    return {"line": line, "function": function, "error": type(error).__name__, "message": message}
+
+
+def one_line(text):
+    return " ".join(str(text).split())[:LONGEST]
 
 
 def in_words(error, path):
     """An exception in a sentence: "line 7 in attention: ValueError: matmul: ..."."""
-    places = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
-    where = ""
-    if isinstance(error, SyntaxError) and error.filename == path:
-        where = f"line {error.lineno}: "
-    elif places:
-        inside = "" if places[-1].name == "<module>" else f" in {places[-1].name}"
-        where = f"line {places[-1].lineno}{inside}: "
-    try:
-        message = " ".join((error.msg if isinstance(error, SyntaxError) else str(error)).split())
-    except Exception:
-        message = "an exception without a message"
+    crash = crash_of(error, path)
+    kind, message = crash["error"], crash["message"]
+    inside = f" in {crash['function']}" if crash["function"] else ""
+    where = f"line {crash['line']}{inside}: " if crash["line"] else ""
     if isinstance(error, SyntaxError) and "unicode error" in message:
         return "is not a text in UTF-8"
     if isinstance(error, SystemExit):
-        return f"{where}ends the program ({type(error).__name__}: {message})"
-    return f"{where}{type(error).__name__}{f': {message}' if message else ''}"[:LONGEST]
+        return f"{where}ends the program ({kind}: {message})"
+    return f"{where}{kind}{f': {message}' if message else ''}"[:LONGEST]
 
 
 def as_array(value):
@@ -143,58 +217,99 @@ def answer(result, most):
     return arrays, lost, shared, ""
 
 
-def run(question, inputs, write):
-    """Load the file, call its functions, and ``write(name, arrays, **content)`` what they return."""
-    path = question["path"]
-    if question["closed_package"]:
-        sys.meta_path.insert(0, Closed(*question["closed_package"]))
-    if question["closed_functions"]:
-        close(*question["closed_functions"])
-    try:
-        module = load(path)
-        missing = [call["function"] for call in question["calls"] if not callable(getattr(module, call["function"], None))]
-        problem = f"it does not define the function {missing[0]}" if missing else ""
-    except BaseException as error:
-        problem = in_words(error, path)
-    write("loaded", problem=problem)
-    if problem:
-        return
+def arrays_in(value, name, depth=4):
+    """Each array inside of an argument, and its place: "0", "1.x"."""
+    if isinstance(value, np.ndarray):
+        yield name, value
+    elif depth and isinstance(value, Mapping):
+        for key, each in value.items():
+            yield from arrays_in(each, f"{name}.{key}", depth - 1)
+    elif depth and isinstance(value, tuple | list):
+        for key, each in zip(getattr(value, "_fields", range(len(value))), value, strict=False):
+            yield from arrays_in(each, f"{name}.{key}", depth - 1)
+
+
+def call_one(function, call, arguments, most):
+    """What a function returns: the parts of an Answer, and the result itself."""
+    said = {"problem": "", "blank": False, "crash": None, "lost": {}, "shared": {}, "changed": []}
+    given = [] if call["returns"] == "dict" else [pair for i, each in enumerate(arguments) for pair in arrays_in(each, str(i))]
+    before = [array.tobytes() for _, array in given]
+    result = function(*arguments)
+    said["changed"] = [name for (name, array), old in zip(given, before, strict=True) if array.tobytes() != old]
     kept = None
+    if call["returns"] == "dict" and not isinstance(result, Mapping):
+        said["problem"] = f"returns {'nothing' if result is None else f'a {type(result).__name__}'}, not a dict of arrays by name"
+    elif call["returns"] == "output and cache":
+        if isinstance(result, tuple) and len(result) == 2:
+            result, kept = result
+        else:
+            said["problem"] = "must return two things: the output and the cache"
+    arrays = {}
+    if not said["problem"]:
+        if not isinstance(result, Mapping):
+            result = dict(enumerate(result if isinstance(result, tuple | list) else [result]))
+        arrays, said["lost"], said["shared"], said["problem"] = answer(result, most)
+    return said, arrays, kept
 
-    def given(argument):
-        """An argument: a number; or {"arrays": prefix}, {"array": name}, {"config": ...}, {"tuple": ...}, {"kept": ...}."""
-        if not isinstance(argument, dict):
-            return argument
-        ((kind, value),) = argument.items()
-        if kind == "arrays":
-            return {name.removeprefix(value): array.copy() for name, array in inputs.items() if name.startswith(value)}
-        return {"array": lambda: inputs[value].copy(), "config": lambda: Config(value), "tuple": lambda: tuple(map(given, value)),
-                "kept": lambda: kept}[kind]()  # fmt: skip
 
-    for i, call in enumerate(question["calls"]):
-        arrays, lost, shared, problem, blank = {}, {}, {}, "", False
+def run(question, inputs, write, own_process=False):
+    """Load the file, call its functions, and ``write(name, arrays, **content)`` what they return; then all is as it was."""
+    path = question["path"]
+    calls, functions, paths = question["calls"], {}, list(sys.path)
+    with ExitStack() as stack:
+        stack.callback(sys.path.__setitem__, slice(None), paths)
+        stack.callback(sys.modules.pop, "student", None)
+        if question["closed_package"]:
+            closed_package = Closed(*question["closed_package"])
+            sys.meta_path.insert(0, closed_package)
+            stack.callback(sys.meta_path.remove, closed_package)
+        if question["closed_functions"]:
+            stack.enter_context(closed(*question["closed_functions"], forever=own_process))
+        problem, crash = "", None
         try:
-            result = getattr(module, call["function"])(*map(given, call["arguments"]))
-            if call["returns"] == "dict" and not isinstance(result, Mapping):
-                problem = f"returns {'nothing' if result is None else f'a {type(result).__name__}'}, not a dict of arrays by name"
-            elif call["returns"] == "output and cache":
-                if not (isinstance(result, tuple) and len(result) == 2):
-                    problem = "must return two things: the output and the cache"
-                else:
-                    result, kept = result
-            if not problem:
-                if not isinstance(result, Mapping):
-                    result = dict(enumerate(result if isinstance(result, tuple | list) else [result]))
-                arrays, lost, shared, problem = answer(result, question["most"])
+            module = load(path)
+            functions = {call["function"]: getattr(module, call["function"], None) for call in calls}
+            if not any(map(callable, functions.values())):
+                problem = f"it does not define the function {next(iter(functions))}"
         except BaseException as error:
-            problem, blank = in_words(error, path), isinstance(error, NotImplementedError)
-        write(i, arrays, problem=problem, blank=blank, lost=lost, shared=shared)
-        if problem and call["returns"] == "output and cache":  # there is no cache for the next call
-            break
-    write("done")
+            problem, crash = in_words(error, path), crash_of(error, path)
+        write("loaded", problem=problem, crash=crash)
+        if problem:
+            return
+        kept = None
+
+        def given(argument):
+            """An argument: a number; or {"arrays": prefix}, {"array": name}, {"named": {...}}, {"tuple": ...}, {"kept": ...}."""
+            if not isinstance(argument, dict):
+                return argument
+            ((kind, value),) = argument.items()
+            if kind == "arrays":
+                return {name.removeprefix(value): array.copy() for name, array in inputs.items() if name.startswith(value)}
+            if kind == "named":
+                name, entries = value
+                return Named({key: given(each) for key, each in entries.items()}, name)
+            if kind == "tuple":
+                return tuple(map(given, value))
+            return {"array": lambda: inputs[value].copy(), "config": lambda: Named(value), "kept": lambda: kept}[kind]()
+
+        for i, call in enumerate(calls):
+            function = functions[call["function"]]
+            said: dict = {"problem": f"it does not define the function {call['function']}", "blank": False, "crash": None,
+                          "lost": {}, "shared": {}, "changed": []}  # fmt: skip
+            arrays = {}
+            try:
+                if callable(function):
+                    said, arrays, kept = call_one(function, call, list(map(given, call["arguments"])), question["most"])
+            except BaseException as error:
+                said |= {"problem": in_words(error, path), "blank": isinstance(error, NotImplementedError)}
+                said["crash"] = None if said["blank"] else crash_of(error, path)
+            write(i, arrays, **said)
+            if said["problem"] and call["returns"] == "output and cache":  # there is no cache for the next call
+                break
+        write("done")
 
 
-def run_in(folder, question):
+def run_in(folder, question, own_process=False):
     """Run with the files of a folder."""
     from safetensors.numpy import load_file, save_file
 
@@ -205,7 +320,7 @@ def run_in(folder, question):
         part.write_text(json.dumps(content), encoding="utf-8")
         part.rename(folder / f"{name}.json")
 
-    run(question, load_file(folder / "inputs.safetensors"), write)
+    run(question, load_file(folder / "inputs.safetensors"), write, own_process)
 
 
 if __name__ == "__main__":
@@ -214,7 +329,7 @@ if __name__ == "__main__":
     sys.dont_write_bytecode = True
     wanted = json.loads((place / "question.json").read_text(encoding="utf-8"))
     limit(wanted["seconds"], wanted["memory"])
-    run_in(place, wanted)
+    run_in(place, wanted, own_process=True)
     with suppress(Exception):  # the file may have closed it
         sys.stdout.flush()
     os._exit(0)  # whatever threads the file has started

@@ -123,8 +123,12 @@ def _as_dict(grade: Grade) -> dict[str, Any]:
          "why": each.why}
         for each in grade.points
     ]  # fmt: skip
+    ops: dict[str, list[bool]] = {}
+    for point in grade.points:
+        ops.setdefault(point.op, []).append(point.earned)
     return {
         "file": grade.path.name, "earned": grade.earned, "most": len(grade.points), "problem": grade.problem,
         "advice": grade.advice, "notes": grade.notes, "printed": grade.printed, "seconds": round(grade.seconds, 3),
+        "ops": [{"op": op, "earned": sum(earned), "most": len(earned)} for op, earned in ops.items()],
         "points": points,
     }  # fmt: skip

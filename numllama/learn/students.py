@@ -56,6 +56,10 @@ class Answer:
         Arrays that are the same memory as another one.
     blank : bool
         Whether the function raised NotImplementedError.
+    crash : dict, optional
+        Where it raised another exception: ``line``, ``function``, ``error``, ``message``.
+    changed : list of str
+        Arguments that it has written to: "0" is the first, "1.x" is x in the second.
     """
 
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
@@ -63,6 +67,8 @@ class Answer:
     lost: dict[str, str] = field(default_factory=dict)
     shared: dict[str, str] = field(default_factory=dict)
     blank: bool = False
+    crash: dict[str, Any] | None = None
+    changed: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -78,12 +84,20 @@ class Run:
     printed : str
         The beginning of what it printed.
     seconds : float
+    crash : dict, optional
+        Where the file raised an exception while it was imported, as in an Answer.
+    usable : bool
+        False if it is not a Python file, or defines none of the functions.
+    timed_out : bool
     """
 
     answers: list[Answer]
     problem: str
     printed: str
     seconds: float
+    crash: dict[str, Any] | None = None
+    usable: bool = True
+    timed_out: bool = False
 
 
 def run_file(
@@ -108,7 +122,8 @@ def run_file(
     closed_package : (str, str), optional
         A package that cannot be imported, and the sentence that says why.
     closed_functions : (list of str, str), optional
-        Functions of numllama.ops that raise, and the sentence that says why.
+        Functions of numllama.ops that raise, wherever the package keeps them, and the clause that says why. The package's folders
+        (`numllama.learn`, `numllama.cpu`) are closed too.
     """
     if not 0 < seconds <= MOST_SECONDS:
         raise ValueError(f"seconds is {seconds:g}, but must be more than 0 and at most {MOST_SECONDS}")
@@ -134,20 +149,26 @@ def _run_child(question: Mapping[str, Any], inputs: dict[str, np.ndarray], secon
         ended = run_limited([sys.executable, child.__file__, place], seconds, work, env)
         taken = time.monotonic() - started
         try:
-            return Run(*_read(folder, len(question["calls"]), ended.code, seconds), visible(ended.printed), taken)
+            usable, crash, answers, problem = _read(folder, len(question["calls"]), ended.code, seconds)
+            return Run(answers, problem, visible(ended.printed), taken, crash, usable, ended.code is None)
         except NumllamaError as error:
             return Run([], f"left a result that cannot be read: {error}", visible(ended.printed), taken)
 
 
-def _read(folder: Path, n_calls: int, code: int | None, seconds: float) -> tuple[list[Answer], str]:
-    """The answers, and why there are no more."""
+def _read(folder: Path, n_calls: int, code: int | None, seconds: float) -> tuple[bool, Any, list[Answer], str]:
+    """Whether the file can be used, where it raised, the answers, and why there are no more."""
     loaded = (folder / "loaded.json").exists()
-    if loaded and (problem := read_json(folder / "loaded.json").get("problem")):
-        return [], visible(str(problem))
+    if loaded and (said := read_json(folder / "loaded.json")).get("problem"):
+        crash = _crash(said.get("crash"))
+        return _usable(said["problem"], crash), crash, [], visible(str(said["problem"]))
     answers = []
     while len(answers) < n_calls and (folder / f"{len(answers)}.json").exists():
         answers.append(_answer(folder, len(answers)))
-    return answers, "" if (folder / "done.json").exists() else _how_it_ended(code, loaded, seconds)
+    return True, None, answers, "" if (folder / "done.json").exists() else _how_it_ended(code, loaded, seconds)
+
+
+def _usable(problem: Any, crash: dict[str, Any] | None) -> bool:
+    return not problem or (crash is not None and crash["error"] != "SyntaxError")
 
 
 def _answer(folder: Path, i: int) -> Answer:
@@ -159,8 +180,20 @@ def _answer(folder: Path, i: int) -> Answer:
 
 
 def _checked(arrays: dict[str, np.ndarray], said: Mapping[str, Any]) -> Answer:
+    """An answer from what the child says of it."""
     lost, shared = ({str(name): visible(str(value)) for name, value in said[kind].items()} for kind in ("lost", "shared"))
-    return Answer(arrays, visible(str(said["problem"])), lost, shared, said["blank"] is True)
+    changed = [visible(str(name)) for name in said["changed"]]
+    problem, blank, crash = visible(str(said["problem"])), said["blank"] is True, _crash(said["crash"])
+    return Answer(arrays, problem, lost, shared, blank, crash, changed)
+
+
+def _crash(said: Any) -> dict[str, Any] | None:
+    """Where an exception was raised."""
+    if not isinstance(said, dict):
+        return None
+    line = said.get("line")
+    texts = {name: visible(str(said.get(name, ""))) for name in ("function", "error", "message")}
+    return {"line": line if isinstance(line, int) else 0, **texts}
 
 
 def _how_it_ended(code: int | None, loaded: bool, seconds: float) -> str:
@@ -189,8 +222,10 @@ def _run_here(question: Mapping[str, Any], inputs: Mapping[str, np.ndarray]) -> 
     printed, started = io.StringIO(), time.monotonic()
     with _undone(question), redirect_stdout(printed), redirect_stderr(printed):
         child.run(question, inputs, write)
-    taken = time.monotonic() - started
-    return Run(answers, visible(said["loaded"]["problem"]), visible(printed.getvalue()[:MOST_PRINTED]), taken)
+    taken, loaded = time.monotonic() - started, said["loaded"]
+    shown, problem = visible(printed.getvalue()[:MOST_PRINTED]), visible(loaded["problem"])
+    crash = _crash(loaded["crash"])
+    return Run(answers, problem, shown, taken, crash, _usable(problem, crash))
 
 
 @contextmanager

@@ -367,6 +367,8 @@ def test_each_outcome_is_in_json(tmp_path, capsys):
         assert (file["file"], file["earned"], file["most"]) == ("mine.py", earned, 53)
         assert {point["pass"] for point in file["points"]} == {"forward", "backward"}
         assert all(point["earned"] == (not point["why"]) for point in file["points"])
+        assert sum(op["earned"] for op in file["ops"]) == earned and sum(op["most"] for op in file["ops"]) == 53
+        assert [op["op"] for op in file["ops"]][:2] == ["embedding", "attn_norm"]
         assert bool(file["problem"]) == (code == 2) == bool(printed.err)
         assert file["printed"] == ("hi\n" if code == 1 else "")
 

@@ -5,18 +5,43 @@ from mistakes.mistake import Mistake
 MISTAKES = [
     Mistake(
         "a check of exercises that finds everything right",
-        "learn/exercises.py", "RIGHT = 1e-9", "RIGHT = 1e9",
-        "learn/test_exercises.py::test_the_check_finds_each_mistake_of_a_backward_with_a_hint[RMSNorm_without_the_second_term_of_its_gradient]",
+        "learn/course/check.py", "RIGHT = 1e-9", "RIGHT = 1e9",
+        "learn/course/test_check.py::test_the_check_finds_each_mistake_of_a_backward_with_a_hint[RMSNorm_without_the_second_term_of_its_gradient]",
     ),
     Mistake(
         "an exercise that is written over",
-        "learn/exercises.py", """if not (folder / f"{name}.py").exists()]\n        with""", """]\n        with""",
-        "learn/test_exercises.py::test_the_command_writes_all_that_are_missing_and_checks_all_that_are_there",
+        "learn/course/files.py", """if not (folder / f"{name}.py").exists()]\n        with""", """]\n        with""",
+        "learn/course/test_files.py::test_all_are_written_that_are_missing_and_none_is_overwritten",
     ),
     Mistake(
         "an exercise that shows its solution",
-        "learn/exercises.py", 'node.name == f"{op}_{blank}"', "node.name == op",
-        "learn/test_exercises.py::test_a_file_has_a_blank_and_the_librarys_own_lines_fill_it[rmsnorm]",
+        "learn/course/files.py", 'else node.name == blank', 'else node.name == "blank"',
+        "learn/course/test_files.py::test_the_functions_of_the_solution_are_blank_or_missing_in_the_file[rmsnorm]",
+    ),
+    Mistake(
+        "an exercise that is right although it writes into its input",
+        "learn/course/check.py", "    if answer.changed:", "    if False:",
+        "learn/course/test_check.py::test_a_forward_that_writes_into_its_input_is_wrong",
+    ),
+    Mistake(
+        "a gradient of the block that is given to its own function",
+        "learn/course/check.py", 'before = ["after_ffn"]', 'before = ["after_ffn", "ffn_out"]',
+        "learn/course/test_block.py::test_a_gradient_is_not_given_itself_or_what_comes_after_it",
+    ),
+    Mistake(
+        "a result that is kept although the file has changed",
+        "learn/course/progress.py", 'entry.get("file") == _digest(path)', 'entry.get("file") != ""',
+        "learn/course/test_progress.py::test_an_exercise_goes_from_not_started_to_right",
+    ),
+    Mistake(
+        "a finite number where an infinity is right",
+        "learn/course/check.py", "np.isfinite(actual) & np.isfinite(expected) | same", "np.isfinite(actual) | same",
+        "learn/course/test_check.py::test_equal_arrays_are_right_whatever_their_infinities_and_nothing_else_is",
+    ),
+    Mistake(
+        "an exercise that reads its solution in the package",
+        "learn/child.py", 'if below and folder not in ("..", "__pycache__"):', "if False:",
+        "learn/test_child.py::test_no_way_leads_to_a_solution",
     ),
     Mistake(
         "a trace that does not stretch RoPE",
@@ -122,8 +147,8 @@ MISTAKES = [
     ),
     Mistake(
         "an exercise that calls its solution",
-        "learn/child.py", "setattr(importlib.import_module(module), name, closed)", "importlib.import_module(module)",
-        "learn/test_exercises.py::test_an_exercise_does_not_call_its_solution",
+        "learn/child.py", "for each in (value, getattr(value, \"reference\", None)):", "for each in (value,):",
+        "learn/test_child.py::test_no_way_leads_to_a_solution",
     ),
     Mistake(
         "a template that is written over a file",

@@ -86,7 +86,7 @@ def test_finetuning_comes_to_the_same_end_without_output(small_run, tmp_path, fa
 
 def test_exercises_and_conversions_are_written_without_output(small_run, tmp_path):
     broken = FAILURES["EPIPE"]
-    assert run("exercises", "--out", tmp_path / "exercises", out=Failing(broken))[0] == 0
+    assert run("exercises", "--all", "--out", tmp_path / "exercises", out=Failing(broken))[0] == 0
     assert len(list((tmp_path / "exercises").glob("*.py"))) > 10
     assert run("convert", small_run, tmp_path / "model", out=Failing(broken))[0] == 0
     assert nl.load(tmp_path / "model").params.flat.tobytes() == nl.load(small_run).params.flat.tobytes()

@@ -53,9 +53,9 @@ def test_each_exercise_is_checked_there_as_here(there, here):
     assert all(set(verdicts.values()) == {"right"} for verdicts in found["right"].values())
     for op, exercise in EXERCISES.items():
         blank, wrong = found["blank"][op], found["wrong"][op]
-        assert blank.pop("out") == wrong.pop("out") == "right"
-        assert set(blank) == set(wrong) == set(exercise.hints) and set(blank.values()) == {"blank"}
-        assert all(verdict.startswith("wrong: the sign") for verdict in wrong.values())
+        assert all(blank.pop(name) == wrong.pop(name) == "right" for name in exercise.outputs)
+        assert set(blank) == set(wrong) == set(exercise.gradients) and set(wrong.values()) == {"wrong the sign"}
+        assert all(verdict.startswith("blank ") for verdict in blank.values())
 
 
 def test_the_gradients_of_all_ops_agree_with_differences(there):

@@ -142,7 +142,10 @@ def check(given):
             {"name": name, "right": sentence == "right", "text": sentence} for name, sentence in found.items()
         ]}  # fmt: skip
     rows = [{"name": each["name"], "right": each["verdict"] == "right", "text": sentence_of(each)} for each in found["results"]]
-    return {"printed": found["printed"], "message": found["message"].replace(f"{folder}/", ""), "results": rows}
+    message = found["message"].replace(f"{folder}/", "")
+    if not rows:
+        rows, message = [{"name": "file", "right": False, "text": message}], ""
+    return {"printed": found["printed"], "message": message, "results": rows}
 
 
 def sentence_of(result):

@@ -1,0 +1,380 @@
+"""The check of an exercise: a file is run in a process of its own, and each of its results is compared with the right one."""
+
+import inspect
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from numllama import ops
+from numllama.errors import DataError, shown
+from numllama.learn.course import block
+from numllama.learn.course.examples import as_tuple, cotangent, example
+from numllama.learn.course.symptoms import worst_index
+from numllama.learn.course.table import Exercise, find_exercise
+from numllama.learn.students import Answer, Call, Run, run_file
+
+if TYPE_CHECKING:
+    from numllama.learn.grade import Grade
+
+RIGHT = 1e-9  # relative error up to which float64 results count as equal
+SECONDS = 60.0
+OUTCOMES = {  # and exit codes; the first that applies to one of the results is the exercise's
+    "cannot be run": 2, "timed out": 5, "crashed": 4, "wrong": 1, "blank": 3, "right": 0,
+}  # fmt: skip
+NOT_CHECKED = "not checked"
+
+
+class Element(NamedTuple):
+    """An element that is wrong: the one that is furthest off."""
+
+    index: tuple[int, ...]
+    expected: float
+    got: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """One output or gradient.
+
+    Attributes
+    ----------
+    name : str
+        "out", "dx", "d_swiglu".
+    verdict : str
+        An outcome, or "not checked".
+    of : int
+        Points for it.
+    message : str
+        What is wrong, in one sentence.
+    element : Element, optional
+    mistake : str
+        The mistake that gives exactly these numbers, if it is a known one.
+    hint : str
+    """
+
+    name: str
+    verdict: str
+    of: int = 0
+    message: str = ""
+    element: Element | None = None
+    mistake: str = ""
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a check has found.
+
+    Attributes
+    ----------
+    exercise : Exercise
+    outcome : str
+        A key of `OUTCOMES`.
+    results : list of Result
+    points, of : int
+    message : str
+        Why the file cannot be checked, or how it ended; empty if it ended well.
+    crash : dict, optional
+        The first exception: ``line``, ``function``, ``error``, ``message``.
+    printed : str
+        The beginning of what the file printed.
+    seconds : float
+    """
+
+    exercise: Exercise
+    outcome: str
+    results: list[Result] = field(default_factory=list)
+    points: int = 0
+    of: int = 0
+    message: str = ""
+    crash: dict[str, Any] | None = None
+    printed: str = ""
+    seconds: float = 0.0
+
+
+def check(path: Path, name: str, seconds: float = SECONDS, hint_step: int = 1) -> Checked:
+    """Check a file.
+
+    Parameters
+    ----------
+    path : path
+    name : str
+        The exercise: "rmsnorm", "rmsnorm_forward", "block", "bug_03" or "llama".
+    seconds : float
+        Time limit.
+    hint_step : int
+        Which of the three hints goes with a result that is wrong.
+    """
+    exercise = find_exercise(name)
+    try:
+        if exercise.kind == "capstone":
+            from numllama.learn.grade import grade  # which needs the tokenizers' packages, as the other exercises do not
+
+            return _capstone(exercise, grade(path, seconds=seconds))
+        run = _run_block(path, seconds) if exercise.base == "block" else _run_op(path, exercise, seconds)
+    except DataError as error:  # a folder, a pipe, no file
+        return _cannot_run(exercise, str(error))
+    if not run.usable:
+        return _cannot_run(exercise, f"{path} cannot be run: {run.problem}", run)
+    results = _block_results(run, exercise) if exercise.base == "block" else _op_results(run, exercise)
+    return _checked(exercise, run, [_with_hint(each, exercise, hint_step) for each in results])
+
+
+def _cannot_run(exercise: Exercise, message: str, run: Run | None = None) -> Checked:
+    found = Checked(exercise, "cannot be run", [], 0, exercise.points, message)
+    return replace(found, crash=run.crash, printed=run.printed, seconds=run.seconds) if run else found
+
+
+def _checked(exercise: Exercise, run: Run, results: list[Result]) -> Checked:
+    """The outcome, the points and the first crash."""
+    verdicts = {each.verdict for each in results}
+    outcome = next(each for each in OUTCOMES if each in verdicts)
+    points = sum(each.of for each in results if each.verdict == "right")
+    if exercise.kind == "bug":
+        points = exercise.points if outcome == "right" else 0
+    crash = run.crash or next((answer.crash for answer in run.answers if answer.crash), None)
+    return Checked(exercise, outcome, results, points, exercise.points, run.problem, crash, run.printed, run.seconds)
+
+
+def _with_hint(result: Result, exercise: Exercise, step: int) -> Result:
+    """A result that is wrong with the hint of a step. A mistake that is to be found has its own."""
+    hint = exercise.hints.get("out" if exercise.kind == "forward" and result.name in exercise.outputs else result.name)
+    wrong = result.verdict in ("wrong", "crashed") and hint and exercise.kind != "bug"
+    return replace(result, hint=hint[min(step, len(hint)) - 1] if wrong and hint else "")
+
+
+# ------------------------------------------------------------------------------------------------ an op
+
+
+def _run_op(path: Path, exercise: Exercise, seconds: float) -> Run:
+    """Call forward and backward of a file where numllama.ops does not have them."""
+    op, inputs = exercise.base, {}
+    args = example(op)
+    dout = as_tuple(cotangent(getattr(ops, f"{op}_forward")(*args)[0]))
+
+    def placed(value: Any) -> Any:
+        """An argument as the process reads it."""
+        if isinstance(value, tuple):
+            return {"tuple": [placed(each) for each in value]}
+        if not isinstance(value, np.ndarray):
+            return value
+        inputs[str(len(inputs))] = value
+        return {"array": str(len(inputs) - 1)}
+
+    calls = [
+        Call(f"{op}_forward", [placed(arg) for arg in args], "output and cache"),
+        Call(f"{op}_backward", [placed(dout[0] if len(dout) == 1 else dout), {"kept": True}], "arrays"),
+    ]
+    return run_file(path, calls, inputs, seconds, closed_functions=(closed_functions(op), CLOSED))
+
+
+CLOSED = "it has what you write yourself"
+
+
+@cache
+def closed_functions(op: str) -> tuple[str, ...]:
+    """The functions of numllama.ops that an exercise does not build on."""
+    modules = {name: set(_uses(name)) for name in _modules()}
+    known: set[str] = set()
+    todo = set(modules.get(op, ()))
+    while todo:
+        name = todo.pop()
+        known.add(name)
+        todo |= modules[name] - known
+    functions = {name: function for name, function in vars(ops).items() if hasattr(function, "reference")}
+    return tuple(sorted(name for name, function in functions.items() if function.__module__.rpartition(".")[2] not in known))
+
+
+def _modules() -> list[str]:
+    return sorted(path.stem for path in Path(ops.__file__).parent.glob("*.py") if path.stem != "__init__")
+
+
+def _uses(name: str) -> list[str]:
+    """The files of numllama.ops that one of them imports."""
+    text = Path(ops.__file__).with_name(f"{name}.py").read_text(encoding="utf-8")
+    start = "from numllama.ops."
+    return [line.removeprefix(start).split()[0] for line in text.splitlines() if line.startswith(start)]
+
+
+def _op_results(run: Run, exercise: Exercise) -> list[Result]:
+    """The verdicts on the outputs and the gradients."""
+    op, args = exercise.base, example(exercise.base)
+    expected, cache = getattr(ops, f"{op}_forward")(*args)
+    dout = cotangent(expected)
+    parameters = list(inspect.signature(getattr(ops, f"{op}_forward")).parameters)
+    forward, backward = [*run.answers, None, None][:2]
+    outs = _verdicts(forward, run, f"{op}_forward", parameters, exercise.outputs, as_tuple(expected))
+    if all(each.verdict == "right" for each in outs):
+        right = as_tuple(getattr(ops, f"{op}_backward")(dout, cache))
+        gradients = _verdicts(backward, run, f"{op}_backward", ["dout", "cache"], exercise.gradients, right)
+    else:
+        gradients = [Result(name, NOT_CHECKED, message="until the output is right") for name in exercise.gradients]
+    if exercise.kind in ("backward", "forward"):
+        outs = [replace(each, mistake=_mistake(each, i, op, forward, args, dout)) for i, each in enumerate(outs)]
+    if exercise.kind == "backward":
+        gradients = [replace(each, of=exercise.worth, mistake=_mistake(each, i, op, backward, args, dout))
+                     for i, each in enumerate(gradients)]  # fmt: skip
+    return [*(replace(each, of=exercise.worth * (exercise.kind == "forward")) for each in outs), *gradients]
+
+
+def _mistake(result: Result, i: int, op: str, answer: Answer | None, args: list, dout: Any) -> str:
+    """The sentence on a mistake that gives exactly these numbers; empty if it is not a known one."""
+    if result.verdict != "wrong" or answer is None or answer.changed or str(i) not in answer.arrays:
+        return ""
+    from numllama.learn.wrong_answers import explain
+
+    return explain(op, result.name, answer.arrays[str(i)], args, dout) or ""
+
+
+def _verdicts(
+    answer: Answer | None, run: Run, function: str, parameters: Sequence[str], names: Sequence[str], expected: Sequence[Any]
+) -> list[Result]:
+    """The verdict on each result of a function."""
+    problem, results = _problem(answer, run, function, parameters), _results(answer)
+    if problem is None and len(results) != len(names):
+        n = "nothing" if not results else f"{len(results)} result{'s' * (len(results) != 1)}"
+        problem = "wrong", f"{function} returns {n}, but must return {', '.join(names)}"
+    if problem:
+        return [Result(name, problem[0], message=problem[1]) for name in names]
+    found = []
+    for name, actual, right in zip(names, results, expected, strict=True):
+        verdict, message, element = compare(actual, right)
+        found.append(Result(name, verdict, message=message, element=element))
+    return found
+
+
+def _problem(answer: Answer | None, run: Run, function: str, parameters: Sequence[str]) -> tuple[str, str] | None:
+    """Why a call has no results that can be compared: verdict and message."""
+    if answer is None:
+        return ("timed out" if run.timed_out else "crashed"), run.problem
+    if answer.blank:
+        return "blank", f"{function} is still blank"
+    if answer.problem:
+        return ("crashed" if answer.crash else "wrong"), answer.problem
+    if answer.changed:
+        return "wrong", f"{function} writes into {_named(answer.changed[0], parameters)}: work on a copy"
+    return None
+
+
+def _named(place: str, parameters: Sequence[str]) -> str:
+    """An argument that was written to: "0" is the first one, "1.x" is x in the second."""
+    number, _, inside = place.partition(".")
+    parameter = parameters[int(number)] if number.isdigit() and int(number) < len(parameters) else f"argument {number}"
+    return f"{inside} of {parameter}" if inside else parameter if parameter == "dout" else f"its input {parameter}"
+
+
+def _results(answer: Answer | None) -> list[np.ndarray | str]:
+    """Arrays in the order in which they were returned, or what the result is instead."""
+    if answer is None:
+        return []
+    return [answer.arrays.get(str(i), answer.lost.get(str(i), "")) for i in range(len(answer.arrays) + len(answer.lost))]
+
+
+def compare(actual: np.ndarray | str, expected: np.ndarray) -> tuple[str, str, Element | None]:
+    """The verdict on one array, how it differs from the expected one, and its worst element."""
+    expected = np.asarray(expected)
+    if isinstance(actual, str):
+        return "wrong", f"it {actual}", None
+    if actual.shape != expected.shape:
+        swapped = actual.shape[::-1] == expected.shape and actual.ndim == 2
+        message = f"its shape is {shown(actual.shape)}, but must be {expected.shape}"
+        return "wrong", message + (": is it transposed?" if swapped else ""), None
+    same = actual == expected  # an infinity that is right, too
+    finite = np.where(np.isfinite(expected), expected, 0.0).astype(np.float64)
+    norm = float(np.linalg.norm(finite))
+    strange = ~(np.isfinite(actual) & np.isfinite(expected) | same)
+    off = np.where(same | strange, 0.0, np.where(strange, 0.0, actual.astype(np.float64)) - finite)
+    error = float(np.linalg.norm(off)) / norm
+    if error <= RIGHT and not strange.any():
+        return "right", "", None
+    index = worst_index(actual, expected)
+    element = Element(index, float(expected[index]), float(actual[index]))
+    if strange.any():
+        n, kind = int(strange.sum()), "finite" if np.isfinite(actual).all() else "infinite or not a number"
+        return "wrong", f"{n} of {actual.size} elements {'is' if n == 1 else 'are'} {kind}", element
+    factor = float((np.where(same, finite, actual) * finite).sum()) / norm**2
+    if factor != 0 and np.linalg.norm(off + finite - factor * finite) <= RIGHT * norm * abs(factor):
+        return "wrong", "the sign" if math.isclose(factor, -1) else f"{factor:.6g} times what it should be", element
+    if actual.dtype != np.float64 and error < 1e-5:
+        return "wrong", f"it is rounded to {actual.dtype}, but the inputs are float64", element
+    return "wrong", f"off by {error:.1%} of its norm" if error > 1e-3 else f"off by {error:.1e} of its norm", element
+
+
+# ------------------------------------------------------------------------------------------------ the block
+
+
+@cache
+def block_values() -> tuple[list[Any], Any, Any, Any]:
+    """The arguments of the block's forward, the values, the gradients, and the order of the gradients."""
+    rng, C, F = np.random.default_rng(0), 12, 10
+    H, K, D = block.H, block.K, block.D
+    shapes = dict(attn_gain=(C,), wq=(H * D, C), wk=(K * D, C), wv=(K * D, C), wo=(C, H * D), ffn_gain=(C,), w_gate=(F, C),
+                  w_up=(F, C), w_down=(C, F))  # fmt: skip
+    w = {name: rng.standard_normal(shape) / 2 for name, shape in shapes.items()}
+    args = [rng.standard_normal((2, 5, C)), block.Values(w), *ops.rope_table(np.arange(5), D, 100.0, dtype="float64")]
+    values = block.block_forward(*args)
+    return args, values, block.block_backward(rng.standard_normal((2, 5, C)), values, args[1]), list(find_exercise("block").hints)
+
+
+def _run_block(path: Path, seconds: float) -> Run:
+    """Call the block's forward, and each function with the gradients that come before its own."""
+    args, a, d, names = block_values()
+    w = args[1]
+    inputs = {f"{group}.{name}": array for group, arrays in (("w", w), ("a", a), ("d", d)) for name, array in arrays.items()}
+
+    def named(group: str, arrays: Any) -> dict[str, Any]:
+        return {"named": [group, {name: {"array": f"{group}.{name}"} for name in arrays}]}
+
+    forward = [{"array": "a.x"}, named("w", w), {"array": "a.cos"}, {"array": "a.sin"}]
+    calls = [Call("block_forward", forward, "arrays")]
+    before = ["after_ffn"]
+    for name in names:
+        calls.append(Call(name, [named("d", before), named("a", a), named("w", w)], "arrays"))
+        before.append(name.removeprefix("d_"))
+    return run_file(path, calls, inputs, seconds, closed_functions=(closed_functions(""), CLOSED))
+
+
+def _block_results(run: Run, exercise: Exercise) -> list[Result]:
+    """The verdicts on the values of the forward, together, and on each gradient."""
+    _, a, d, names = block_values()
+    worth = 0 if exercise.kind == "bug" else exercise.worth
+    answers = [*run.answers, *[None] * (1 + len(names) - len(run.answers))]
+    found = [_forward_of_block(answers[0], run, a)]
+    for name, answer in zip(names, answers[1:], strict=True):
+        (one,) = _verdicts(answer, run, name, ["d", "a", "w"], [name], [d[name.removeprefix("d_")]])
+        found.append(replace(one, of=worth))
+    return found
+
+
+def _forward_of_block(answer: Answer | None, run: Run, a: Any) -> Result:
+    problem = _problem(answer, run, "block_forward", ["x", "w", "cos", "sin"])
+    if problem:
+        return Result("values", problem[0], 0, problem[1])
+    assert answer is not None
+    for name, right in a.items():
+        verdict, message, element = compare(answer.arrays.get(name, "is missing"), right)
+        if verdict != "right":
+            return Result("values", verdict, 0, f"a.{name}: {message}", element)
+    return Result("values", "right")
+
+
+# ------------------------------------------------------------------------------------------------ the capstone
+
+
+def _capstone(exercise: Exercise, grade: "Grade") -> Checked:
+    """What a whole Llama earns, as the results of an exercise."""
+    results = [
+        Result(each.name, "right" if each.earned else "blank" if each.why == "not returned" else "wrong", 1,
+               "" if each.earned else each.why)
+        for each in grade.points
+    ]  # fmt: skip
+    if grade.problem:
+        outcome = "timed out" if grade.problem.startswith("took longer") else "crashed"
+        return Checked(exercise, outcome, results, 0, len(results), grade.problem, None, grade.printed, grade.seconds)
+    outcome = next(each for each in OUTCOMES if each in {result.verdict for result in results})
+    return Checked(exercise, outcome, results, grade.earned, len(results), "", None, grade.printed, grade.seconds)
