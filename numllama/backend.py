@@ -6,15 +6,19 @@ import sys
 from types import ModuleType
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from numllama.errors import DeviceError, shown
-from numllama.install import install_command
+from numllama.install import install_command, required
 
 Array = Any  # a numpy.ndarray or a cupy.ndarray
 DTYPES = {"float32": np.float32, "float64": np.float64}
-BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+try:
+    import ml_dtypes
+except ImportError:  # in WebAssembly; no array has this dtype, and `known_dtype` refuses the name
+    BFLOAT16 = np.dtype([("ml_dtypes is missing", np.uint16)])
+else:
+    BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 LEAST_CUPY = "14.2"  # before it, deleting a memory pool also freed the arrays still allocated from it
 LEAST_NUMPY = "2.1.2"  # CuPy needs it for bfloat16
 TWO_BYTES = (BFLOAT16, np.dtype(np.float16))  # for storage and a GPU's matrix products; sums are in float32
@@ -103,6 +107,8 @@ def float_dtype(name: str | np.dtype | type) -> np.dtype:
 def known_dtype(name: str | np.dtype | type, argument: str = "dtype") -> np.dtype:
     """One of :func:`float_dtype`, or ``"bfloat16"`` or ``"float16"``; errors call it `argument`."""
     known: Any = getattr(name, "name", None) or getattr(name, "__name__", name)
+    if known == "bfloat16":
+        required("ml_dtypes", "bfloat16")
     choices = DTYPES | {dtype.name: dtype for dtype in TWO_BYTES}
     if known not in choices:
         raise ValueError(f"{argument} is {shown(known)}, but must be one of {', '.join(choices)}")
@@ -133,6 +139,11 @@ def model_dtypes(
         known = ", ".join(choice.name for choice in COMPUTE_DTYPES[weights])
         raise ValueError(f"compute_dtype is {shown(compute.name)}, but must be one of {known} for weights in {weights}")
     return weights, compute
+
+
+def finfo(dtype: np.dtype | type) -> Any:
+    """The limits of a dtype: :func:`numpy.finfo`, which does not know bfloat16."""
+    return required("ml_dtypes", "bfloat16").finfo(dtype) if dtype == BFLOAT16 else np.finfo(dtype)
 
 
 def real_dtype(dtype: np.dtype) -> np.dtype:

@@ -1,10 +1,26 @@
-"""Commands that install optional parts. The package is not on PyPI, so they name the place it came from."""
+"""Packages that may be missing, and the commands that install them.
+
+This package is not on PyPI, so the commands for its extras name the place that it came from.
+"""
 
 import json
 import re
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
+
+from numllama.errors import NumllamaError
 
 PACKAGE = Path(__file__).resolve().parent
+
+
+def required(module: str, what: str) -> ModuleType:
+    """A module of a package that may be missing, as in a page of the book; NumllamaError says what needs it."""
+    try:
+        return import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0]
+        raise NumllamaError(f"{what} needs the package {package}: pip install {package}") from error
 
 
 def install_command(*extras: str) -> str:

@@ -25,6 +25,7 @@ import numpy as np
 from numllama.backend import BFLOAT16, INT8
 from numllama.install import install_command
 from numllama.system.blas import is_one_blas_thread
+from numllama.system.webassembly import IN_WEBASSEMBLY
 
 VARIABLE = "NUMLLAMA_ONEDNN"  # the library's file, or "off"
 PACKAGE = "onednn-cpu-gomp"
@@ -91,6 +92,8 @@ def library() -> Library | None:
 
 def _candidates() -> Iterator[str]:
     """Files that may be the library; only the requested one, if one is."""
+    if IN_WEBASSEMBLY:  # which opens none
+        return
     requested = os.environ.get(VARIABLE)
     if requested:
         if requested != "off":

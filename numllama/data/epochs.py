@@ -14,12 +14,13 @@ So a run's position in its data is a single number: the windows taken so far.
 """
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from typing import Any
 
 import numpy as np
 
 from numllama.hashing import fold_key, mix
+from numllama.system.webassembly import thread_pool
 
 ROUNDS = 6
 
@@ -79,7 +80,7 @@ class Prefetched:
 
     def __init__(self, make: Callable[[Any], Any], following: Callable[[Any], Any]) -> None:
         self._make, self._following = make, following
-        self._thread: ThreadPoolExecutor | None = None
+        self._thread: Executor | None = None
         self._next: tuple[Any, Future] | None = None
 
     def __call__(self, position: Any) -> Any:
@@ -87,7 +88,7 @@ class Prefetched:
         ready = self._next[1] if self._next and self._next[0] == position else None
         value = ready.result() if ready else self._make(position)
         following = self._following(position)
-        self._thread = self._thread or ThreadPoolExecutor(1, thread_name_prefix="prefetch")
+        self._thread = self._thread or thread_pool(1, "prefetch")
         self._next = following, self._thread.submit(self._make, following)
         return value
 

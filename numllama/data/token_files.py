@@ -17,6 +17,7 @@ import numpy as np
 from numllama.errors import DataError, shown
 from numllama.storage.fields import as_json, check, one_of, require, whole
 from numllama.storage.files import read_json, reading, regular, write_file, write_json
+from numllama.storage.tensor_file import map_array
 
 CHECKED_PIECES, CHECKED_PIECE = 1024, 2**14  # checksum: this many pieces of this many tokens (or all, up to 16 million)
 OPENED_PIECES = 64  # pieces checked when a file is opened, as there may be thousands of files
@@ -101,7 +102,7 @@ def _described(path: Path) -> tuple[dict, np.dtype]:
 
 def _mapped(path: Path, metadata: dict, dtype: np.dtype) -> np.ndarray:
     """The ids of a `.bin` file, compared with the checksum in its `.json`, if there is one."""
-    tokens = np.memmap(path, dtype=dtype, mode="r") if metadata["tokens"] else np.empty(0, dtype)
+    tokens = map_array(path, dtype) if metadata["tokens"] else np.empty(0, dtype)
     if "checksum" in metadata and metadata["checksum"] != checksum(tokens, OPENED_PIECES):
         raise DataError(f"{path} is damaged or not its own: its checksum is not that in {path.with_suffix('.json').name}")
     return tokens
@@ -219,7 +220,7 @@ def _read_npy(path: Path) -> tuple[np.ndarray, dict]:
         raise DataError(f"{path} is empty")
     if size - offset != n * dtype.itemsize:
         raise DataError(f"{path} has {size - offset} bytes after its header, but {shown(n)} ids take {shown(n * dtype.itemsize)}")
-    tokens = np.memmap(path, dtype, mode="r", offset=offset, shape=(n,))
+    tokens = map_array(path, dtype, offset)
     if tokens.min() < 0:
         raise DataError(f"{path} holds {tokens.min()}, but ids are not negative")
     if (vocab_size := int(tokens.max()) + 1) > MOST_VOCABULARY:

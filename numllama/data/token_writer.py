@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 import numpy as np
-from tqdm import tqdm
 
 from numllama.data.token_files import OPENED_PIECES, checksum, describe_tokens
 from numllama.errors import DataError
 from numllama.storage.checksums import CHECKSUMS, write_checksums
 from numllama.storage.files import put_in_place, write_json
+from numllama.storage.tensor_file import map_array
+from numllama.system.progress import progress_bar
 from numllama.tokenizer import Tokenizer
 
 STATE = "prepare.json"
@@ -116,7 +117,7 @@ class TokenWriter:
 
     def __enter__(self) -> Self:
         total = sum(self.state["characters"])
-        self._bar = tqdm(total=total, initial=self.done, unit=" characters", unit_scale=True, desc="encoding")
+        self._bar = progress_bar(total=total, initial=self.done, unit=" characters", unit_scale=True, desc="encoding")
         return self
 
     def write(self, text: str, packed: bytes) -> None:
@@ -161,7 +162,7 @@ class TokenWriter:
 
         def describe(path: Path, part: Path, **shards: int) -> None:
             dtype = tokenizer.dtype.newbyteorder("<")
-            tokens = np.memmap(part, dtype, "r") if part.stat().st_size else np.empty(0, dtype)
+            tokens = map_array(part, dtype) if part.stat().st_size else np.empty(0, dtype)
             metadata = more | {"checksum": checksum(tokens, OPENED_PIECES)} | shards
             describe_tokens(path, len(tokens), tokenizer.vocab_size, **metadata)
 

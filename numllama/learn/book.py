@@ -8,7 +8,8 @@ also imports ``np`` and ``plt``, and works in notebooks and scripts. The mistake
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -21,23 +22,41 @@ from numllama.gradcheck import GradientError, gradcheck
 from numllama.install import install_command
 
 try:
-    import matplotlib.pyplot as plt
-except ImportError as error:
-    raise NumllamaError(f"the pages of the book need matplotlib: {install_command('plot')}") from error
-try:
     from IPython.display import Markdown, display
-    from matplotlib_inline.backend_inline import set_matplotlib_formats
 except ImportError:  # a script
-    Markdown, display, set_matplotlib_formats = str, print, lambda *_: None
+    Markdown, display = str, print
 
 PACKAGE = Path(__file__).parents[1]
 
 np.set_printoptions(precision=4, suppress=True, linewidth=92)
-set_matplotlib_formats("svg")
-plt.rcParams.update({
+STYLE = {
     "figure.figsize": (6.4, 2.8), "figure.constrained_layout.use": True, "svg.fonttype": "path",
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3, "legend.frameon": False,
-})  # fmt: skip
+}  # fmt: skip
+
+
+class Pyplot:
+    """matplotlib.pyplot in the book's style, imported when it is first used: a page that runs in a browser loads it only then."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(_pyplot(), name)
+
+
+@cache
+def _pyplot() -> ModuleType:
+    try:
+        import matplotlib.pyplot as pyplot
+    except ImportError as error:
+        raise NumllamaError(f"the pictures of the book need matplotlib: {install_command('plot')}") from error
+    with suppress(ImportError):  # a script
+        from matplotlib_inline.backend_inline import set_matplotlib_formats
+
+        set_matplotlib_formats("svg")
+    pyplot.rcParams.update(STYLE)
+    return pyplot
+
+
+plt = Pyplot()
 
 
 def show(**arrays) -> None:

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from numllama.errors import CheckpointError, shown
 from numllama.interop.pickles import refuse_pickle
 from numllama.learn.vectors import MANIFEST, TENSORS
 from numllama.storage.files import read_json, reading, regular
+from numllama.storage.tensor_file import safetensors
 
 BFLOAT16_BYTES = "|V2"  # how numpy.save writes bfloat16
 
@@ -68,11 +67,8 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         return _read_npz(path)
     if path.suffix == ".npy":
         return {path.stem: _read_npy(path)}
-    try:
-        with reading(path):
-            return load_file(path)
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} is not a safetensors file, and not a .npz file or a folder of .npy files") from error
+    with reading(path):
+        return safetensors().load_file(path)
 
 
 def _read_folder(path: Path) -> dict[str, np.ndarray]:

@@ -23,10 +23,9 @@ from functools import cache
 from types import CodeType, FunctionType
 from typing import Any, NamedTuple
 
-import ml_dtypes
 import numpy as np
 
-from numllama.backend import TWO_BYTES, erf
+from numllama.backend import TWO_BYTES, erf, finfo
 
 FUNCTION_UNITS = 16  # u₊ of an elementary function: PyTorch's vectorised erf is off by up to 10
 INPUT_UNITS = 2  # u₊ of an input
@@ -42,7 +41,7 @@ class Format(NamedTuple):
 
     @classmethod
     def of(cls, dtype: np.dtype) -> "Format":
-        stored, summed = ml_dtypes.finfo(dtype), np.finfo(np.float32 if dtype in TWO_BYTES else dtype)
+        stored, summed = finfo(dtype), finfo(np.float32 if dtype in TWO_BYTES else dtype)
         float64s_own = np.finfo(np.float64).eps / 2  # the expected value is rounded too
         # Subnormal results are kept, but intermediate ones may be flushed to zero, as GPUs and -ffast-math do.
         underflow = max(float(stored.smallest_subnormal), float(summed.tiny))

@@ -10,10 +10,9 @@ No call may write to its arguments, or around them. Results are copied at once, 
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
-from numllama.backend import TWO_BYTES, quiet
+from numllama.backend import TWO_BYTES, finfo, quiet
 from numllama.errors import shown
 from numllama.learn.error_bounds import Bounded, Format, own_lines
 from numllama.learn.judge_guard import Guard, RefusedCall
@@ -217,7 +216,7 @@ def errors(copy: np.ndarray, expected: Bounded) -> tuple[np.ndarray, np.ndarray]
     """How far each element is off, and how far it may be; infinitely far, where one is not a number and the other is."""
     got, value = copy.astype(np.float64), expected.value
     bound = np.where(np.isnan(expected.error), np.inf, expected.error)
-    largest = float(ml_dtypes.finfo(copy.dtype).max)
+    largest = float(finfo(copy.dtype).max)
     with np.errstate(all="ignore"):
         overflows = np.isinf(got) & (np.sign(got) == np.sign(value)) & (abs(value) + bound > largest)
         same = (got == value) | (np.isnan(got) & np.isnan(value)) | overflows

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save as in_safetensors
 
 from numllama.errors import listed, shown
 from numllama.learn.module_names import Names, by_token, named
 from numllama.ops import IGNORE
 from numllama.storage.files import write_bytes, write_file
+from numllama.storage.tensor_file import safetensors
 
 __all__ = ["Dump", "by_token", "layer", "record", "recording"]
 
@@ -43,7 +43,7 @@ class Dump(dict[str, np.ndarray]):
         """Write all arrays to a ``.safetensors`` or ``.npz`` file."""
         suffix = Path(path).suffix
         if suffix == ".safetensors":
-            write_bytes(path, in_safetensors({name: np.ascontiguousarray(array) for name, array in self.items()}))
+            write_bytes(path, safetensors().save({name: np.ascontiguousarray(array) for name, array in self.items()}))
         elif suffix == ".npz":
             write_file(path, lambda file: np.savez(file, **self))  # type: ignore[arg-type]
         else:

@@ -1,25 +1,29 @@
 """Runs a function of somebody's file in a process of its own: for a limited time, in limited memory, without numllama.
 
-The file is run with its owner's rights all the same: this keeps mistakes away from the grader, not malice.
+The file is run with its owner's rights all the same: this keeps mistakes away from the grader, not malice. In a page of the book,
+where there are no processes, it runs in this one, and what it changes in numllama is undone; the page ends it after some time.
 """
 
+import io
 import os
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from safetensors.numpy import load, save_file
 
 from numllama.errors import DataError, NumllamaError, visible
 from numllama.learn import child
 from numllama.storage.files import read_bytes, read_json, reading, regular, write_json
-from numllama.system.processes import run_limited
+from numllama.storage.tensor_file import safetensors
+from numllama.system.processes import MOST_PRINTED, run_limited
+from numllama.system.webassembly import IN_WEBASSEMBLY
 
 MOST_SECONDS = 86_400
 MOST_BYTES = 2**26  # that one call may return
@@ -124,22 +128,28 @@ def run_file(
     if not 0 < seconds <= MOST_SECONDS:
         raise ValueError(f"seconds is {seconds:g}, but must be more than 0 and at most {MOST_SECONDS}")
     regular(path, DataError)
+    inputs = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
     question = {
         "path": str(path.resolve()), "calls": [call._asdict() for call in calls], "seconds": seconds, "memory": MEMORY,
         "most": MOST_BYTES, "closed_package": closed_package, "closed_functions": closed_functions,
     }  # fmt: skip
+    return _run_here(question, inputs) if IN_WEBASSEMBLY else _run_child(question, inputs, seconds)
+
+
+def _run_child(question: Mapping[str, Any], inputs: dict[str, np.ndarray], seconds: float) -> Run:
+    """Run in a process that reads and writes files."""
     paths = os.pathsep.join(entry for entry in sys.path if entry)
     env = {**os.environ, **THREADS, **PYTHON, "PYTHONPATH": paths}
     with tempfile.TemporaryDirectory(prefix="numllama-", ignore_cleanup_errors=True) as place:
         folder, work = Path(place), Path(place) / "work"
         work.mkdir()
         write_json(folder / "question.json", question, NumllamaError)
-        save_file({name: np.ascontiguousarray(array) for name, array in inputs.items()}, folder / "inputs.safetensors")
+        safetensors().save_file(inputs, folder / "inputs.safetensors")
         started = time.monotonic()
         ended = run_limited([sys.executable, child.__file__, place], seconds, work, env)
         taken = time.monotonic() - started
         try:
-            usable, crash, answers, problem = _read(folder, len(calls), ended.code, seconds)
+            usable, crash, answers, problem = _read(folder, len(question["calls"]), ended.code, seconds)
             return Run(answers, problem, visible(ended.printed), taken, crash, usable, ended.code is None)
         except NumllamaError as error:
             return Run([], f"left a result that cannot be read: {error}", visible(ended.printed), taken)
@@ -150,11 +160,15 @@ def _read(folder: Path, n_calls: int, code: int | None, seconds: float) -> tuple
     loaded = (folder / "loaded.json").exists()
     if loaded and (said := read_json(folder / "loaded.json")).get("problem"):
         crash = _crash(said.get("crash"))
-        return crash is not None and crash["error"] != "SyntaxError", crash, [], visible(str(said["problem"]))
+        return _usable(said["problem"], crash), crash, [], visible(str(said["problem"]))
     answers = []
     while len(answers) < n_calls and (folder / f"{len(answers)}.json").exists():
         answers.append(_answer(folder, len(answers)))
     return True, None, answers, "" if (folder / "done.json").exists() else _how_it_ended(code, loaded, seconds)
+
+
+def _usable(problem: Any, crash: dict[str, Any] | None) -> bool:
+    return not problem or (crash is not None and crash["error"] != "SyntaxError")
 
 
 def _answer(folder: Path, i: int) -> Answer:
@@ -162,7 +176,7 @@ def _answer(folder: Path, i: int) -> Answer:
     path = folder / f"{i}.safetensors"
     content = read_bytes(path, most=MOST_BYTES + 2**22)
     with reading(path):
-        return _checked(load(content), said)
+        return _checked(safetensors().load(content), said)
 
 
 def _checked(arrays: dict[str, np.ndarray], said: Mapping[str, Any]) -> Answer:
@@ -190,3 +204,50 @@ def _how_it_ended(code: int | None, loaded: bool, seconds: float) -> str:
         names = {number.value: number.name for number in signal.Signals}
         return f"was ended by {names.get(-code, f'signal {-code}')}{when}: a crash outside of Python, or not enough memory"
     return f"ended the process with exit code {code}{when}"
+
+
+# ------------------------------------------------------------------------------------------------ without processes
+
+
+def _run_here(question: Mapping[str, Any], inputs: Mapping[str, np.ndarray]) -> Run:
+    """Run in this process."""
+    said: dict[str, dict] = {}
+    answers = []
+
+    def write(name: object, arrays: dict[str, np.ndarray] | None = None, **content: Any) -> None:
+        said[str(name)] = content
+        if arrays is not None:
+            answers.append(_checked(arrays, content))
+
+    printed, started = io.StringIO(), time.monotonic()
+    with _undone(question), redirect_stdout(printed), redirect_stderr(printed):
+        child.run(question, inputs, write)
+    taken, loaded = time.monotonic() - started, said["loaded"]
+    shown, problem = visible(printed.getvalue()[:MOST_PRINTED]), visible(loaded["problem"])
+    crash = _crash(loaded["crash"])
+    return Run(answers, problem, shown, taken, crash, _usable(problem, crash))
+
+
+@contextmanager
+def _undone(question: Mapping[str, Any]) -> Iterator[None]:
+    """Hide the closed package; in the end, restore all modules, how they are found, and what numllama's own define."""
+    modules, finders, paths = dict(sys.modules), sys.meta_path[:], sys.path[:]
+    ours = [module for name, module in modules.items() if name.partition(".")[0] == "numllama"]
+    defined = [dict(vars(module)) for module in ours]
+    hidden = (question["closed_package"] or [""])[0]
+    for name in [name for name in modules if name.partition(".")[0] == hidden]:
+        del sys.modules[name]
+    try:
+        yield
+    finally:
+        sys.meta_path[:], sys.path[:] = finders, paths
+        folder = os.path.dirname(question["path"])
+        for name in set(sys.modules) - set(modules):  # the file, and neighbours that may be others the next time
+            file = getattr(sys.modules[name], "__file__", None) or ""
+            if name.partition(".")[0] in ("student", "numllama") or os.path.dirname(file) == folder:
+                del sys.modules[name]
+        sys.modules.update(modules)
+        for module, names in zip(ours, defined, strict=True):
+            for name in set(vars(module)) - set(names):
+                delattr(module, name)
+            vars(module).update(names)

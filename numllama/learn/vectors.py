@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from safetensors.numpy import load_file
-from safetensors.numpy import save as in_safetensors
 
 from numllama import ops
 from numllama.checks import check_ids
@@ -31,6 +29,7 @@ from numllama.ops import IGNORE
 from numllama.optim import AdamW, clip_grad_norm
 from numllama.storage.files import read_json, reading, write_json
 from numllama.storage.folders import published
+from numllama.storage.tensor_file import safetensors
 from numllama.tokenizer.train_bpe import train_on_text
 from numllama.version import __version__
 
@@ -229,7 +228,7 @@ def write_vectors(vectors: Vectors, folder: Path, *, npy: bool = False) -> None:
     with published(folder, MANIFEST) as part:
         for dtype in DTYPES:
             tensors = {name: _converted(array, dtype) for name, array in vectors.tensors.items()}
-            (part / f"{dtype}.safetensors").write_bytes(in_safetensors(tensors))
+            (part / f"{dtype}.safetensors").write_bytes(safetensors().save(tensors))
             for name, array in tensors.items() if npy else ():
                 path = part / "npy" / dtype / f"{name}.npy"
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -277,7 +276,7 @@ def read_vectors(folder: Path) -> Vectors:
     if manifest.get("version") != VERSION:
         raise CheckpointError(f"{folder} has vectors of version {shown(manifest.get('version'))}, but this is version {VERSION}")
     with reading(folder / TENSORS):
-        tensors = load_file(folder / TENSORS)
+        tensors = safetensors().load_file(folder / TENSORS)
     with reading(folder / MANIFEST):
         config = ModelConfig.from_dict(manifest["config"])
         names = [entry["name"] for entry in manifest["tensors"]]

@@ -8,7 +8,7 @@ which add the pieces of rank 0, 1, 2, ... in turn. The traffic is that of any re
 than MPI_Allreduce.
 """
 
-import socket
+import platform
 import sys
 import time
 import traceback
@@ -182,7 +182,7 @@ class MPI(Communicator):
             ) from error
         self._mpi, self._comm = mpi, mpi.COMM_WORLD
         self.rank, self.size = self._comm.rank, self._comm.size
-        self._hosts = self._comm.allgather(socket.gethostname())
+        self._hosts = self._comm.allgather(platform.node())
         self._begun, self._told, self._heard, self._telling = 0, 0, [0] * self.size, []
         if self.size > 1:
             sys.excepthook = lambda kind, error, _: self._fail(error)  # for scripts that do not use `guard`
@@ -241,7 +241,7 @@ class MPI(Communicator):
             raise NumllamaError(f"{about} for {self.timeout:g} seconds (--timeout): the job ends")
 
     def abort(self, message: str, code: int = 1) -> None:
-        print(f"error: rank {self.rank} of {self.size} on {socket.gethostname()}: {message}", file=sys.stderr, flush=True)
+        print(f"error: rank {self.rank} of {self.size} on {platform.node()}: {message}", file=sys.stderr, flush=True)
         self._comm.Abort(code)
 
     def local_rank(self) -> int:

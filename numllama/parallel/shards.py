@@ -25,6 +25,7 @@ from numllama.parallel.ordered_sum import OrderedSum, ShardFailed
 from numllama.parallel.shared_memory import SharedMemoryWorkers
 from numllama.system.machine import return_freed_memory
 from numllama.system.processes import available_cores
+from numllama.system.webassembly import IN_WEBASSEMBLY
 
 SHARD_TOKENS = 1024  # large enough for fast matrix products, small enough for the cache
 MAX_SHARDS = 8
@@ -95,7 +96,7 @@ class Workers:
         if workers is not None and workers < 1:
             raise ValueError(f"workers is {workers}, but must be at least 1")
         self.model = model
-        self.workers = 1 if model.device != "cpu" else workers or available_cores()
+        self.workers = 1 if model.device != "cpu" or IN_WEBASSEMBLY else workers or available_cores()
         self._threads = ThreadPoolExecutor(self.workers - 1) if self.workers > 1 else None
         self._moments: list[FlatTensors] = []
         self._sum: OrderedSum | None = None

@@ -5,7 +5,6 @@ the loss of a shard; shared objects are sent by name.
 """
 
 import io
-import mmap
 import os
 import pickle
 from collections.abc import Callable, Sequence
@@ -122,6 +121,8 @@ class Shared:
         length = starts[-1] + 8 * (len(trainable) + 1)
         if create:
             os.ftruncate(self.fd, length)
+        import mmap  # which WebAssembly lacks
+
         memory = memoryview(mmap.mmap(self.fd, length))
         *parts, copy = [memory[at : at + n] for at, n in zip(starts, sizes, strict=False)]
         *buffers, gradients = map(FlatTensors, layouts, (np.frombuffer(part, real_dtype(compute)) for part in parts))

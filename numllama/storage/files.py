@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from numllama.errors import CheckpointError, NumllamaError, in_words, shown
+from numllama.system.webassembly import IN_WEBASSEMBLY
 
 PART = re.compile(r"\.part-(?:.+-)?(\d+)")  # the name ends with the id of the writing process
 STARTED = time.time()
@@ -224,6 +225,8 @@ def flush(file: BinaryIO) -> None:
 
 def flush_folder(folder: Path) -> None:
     """Return once a folder's names are on disk, so that a rename survives a power cut; OSError if that fails."""
+    if IN_WEBASSEMBLY:  # the files are in a page's memory, and WASI refuses
+        return
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError:  # Windows, or a folder with write but no read permission

@@ -8,7 +8,6 @@ Files that belong together are written into a new folder, which is flushed to di
 one's other files too, and the old folder exchange names. A kill leaves either the old folder or the new.
 """
 
-import ctypes
 import os
 import shutil
 import sys
@@ -21,6 +20,7 @@ from typing import IO, Any, TypeVar
 from numllama.errors import CheckpointError, NumllamaError
 from numllama.storage.checksums import CHECKSUMS, read_checksums, write_checksums
 from numllama.storage.files import PART, flush_folder, is_alive, part_of, put_in_place, remove, remove_leftovers
+from numllama.system.webassembly import IN_WEBASSEMBLY
 
 LOCK = ".lock"
 Result = TypeVar("Result")
@@ -109,8 +109,10 @@ def lock(file: IO) -> None:
     """Lock an open file until it is closed; BlockingIOError if it is locked. Does nothing where locks are not supported."""
     try:
         import fcntl
-    except ImportError:  # Windows
-        import msvcrt
+    except ImportError:
+        if IN_WEBASSEMBLY:  # one process, which nothing locks out
+            return
+        import msvcrt  # Windows
 
         # pyright: ignore below, because these names exist on Windows only
         locking, mode = msvcrt.locking, msvcrt.LK_NBLCK  # pyright: ignore[reportAttributeAccessIssue]
@@ -251,7 +253,7 @@ def publish(part: Path, folder: Path, entry: str | None = None, gone: Collection
 def _exchange_with(part: Path, folder: Path, others: list[Path], left_out: Set[str]) -> bool:
     """Put `part`, with the folder's other files, in the folder's place; False, with nothing changed, if that is impossible."""
     kept = [path for path in others if path.name not in left_out]
-    if any(path.is_dir() and not path.is_symlink() for path in kept) or os.path.ismount(folder):
+    if IN_WEBASSEMBLY or any(path.is_dir() and not path.is_symlink() for path in kept) or os.path.ismount(folder):
         return False
     if Path.cwd().is_relative_to(folder):  # the current directory of a shell would vanish
         return False
@@ -287,6 +289,8 @@ def _exchange_with(part: Path, folder: Path, others: list[Path], left_out: Set[s
 
 def exchange(a: Path, b: Path) -> None:
     """Exchange the names of two folders in one step; OSError if the system or file system cannot."""
+    import ctypes
+
     libc = ctypes.CDLL(None, use_errno=True)
     if sys.platform == "darwin":
         failed = libc.renamex_np(os.fsencode(a), os.fsencode(b), 2)  # RENAME_SWAP

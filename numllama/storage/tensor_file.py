@@ -9,16 +9,21 @@ The `safetensors` package copies each tensor it reads. A model is read from the 
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from math import prod
 from pathlib import Path
+from types import ModuleType
 from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from numllama.backend import BFLOAT16
 from numllama.errors import CheckpointError, shown
+from numllama.install import required
 from numllama.storage import fields
 from numllama.storage.files import reading, regular
+from numllama.system.webassembly import IN_WEBASSEMBLY
 
 DTYPES = {"BF16": BFLOAT16, "F16": np.dtype("<f2"), "F32": np.dtype("<f4"), "F64": np.dtype("<f8")}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -87,6 +92,8 @@ class TensorFile(Mapping):
                 f"{self.path}: {shown(name, quote=False)} is stored as {shown(kind, quote=False)}, "
                 f"but only {', '.join(DTYPES)} can be read (is the model quantised?)"
             )
+        if kind == "BF16":
+            required("ml_dtypes", f"{self.path}, stored in bfloat16,")
         return self._data[begin:end].view(DTYPES[kind]).reshape(shape)
 
     def __iter__(self) -> Iterator[str]:
@@ -123,11 +130,24 @@ def _checked_entry(name: str, entry: Any) -> tuple[str, tuple[int, ...], tuple[i
     return entry["dtype"], tuple(entry["shape"]), tuple(entry["data_offsets"])
 
 
+@cache
+def safetensors() -> ModuleType:
+    """The package's functions for NumPy, for tensors that are small or of several dtypes; NumllamaError if it is missing."""
+    return required("safetensors.numpy", "a file of tensors")
+
+
 def mapped(path: Path) -> np.ndarray:
-    """The bytes of a regular file, mapped into memory."""
+    """The bytes of a regular file, mapped into memory; in WebAssembly, which cannot, read."""
     size = regular(path)
     with reading(path):
-        return np.asarray(np.memmap(path, np.uint8, mode="r")) if size else np.empty(0, np.uint8)
+        return np.asarray(map_array(path, np.uint8)) if size else np.empty(0, np.uint8)
+
+
+def map_array(path: Path, dtype: DTypeLike, offset: int = 0) -> np.ndarray:
+    """The numbers in a file from byte `offset` on, of which there must be some: mapped into memory, or read in WebAssembly."""
+    if IN_WEBASSEMBLY:
+        return np.frombuffer(Path(path).read_bytes(), dtype, offset=offset)
+    return np.memmap(path, dtype, "r", offset)
 
 
 def write_tensors(

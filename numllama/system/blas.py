@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from numllama.backend import Array, as_array
+from numllama.system.webassembly import IN_WEBASSEMBLY
 
 if TYPE_CHECKING:
     from threadpoolctl import ThreadpoolController
@@ -68,6 +69,8 @@ _one, _switch = ReferenceCounted(), ReferenceCounted()
 
 
 def _limit(undo: ExitStack) -> None:
+    if IN_WEBASSEMBLY:  # one thread, always
+        return
     undo.callback(_set_threads, [library.get_num_threads() for library in blas().lib_controllers])
     _set_threads([1] * len(blas().lib_controllers))
 

@@ -22,13 +22,17 @@ from weakref import finalize
 
 from numllama.errors import NumllamaError
 from numllama.system.signals import FOR_THE_PARENT
+from numllama.system.webassembly import IN_WEBASSEMBLY
 
+MOST_PRINTED = 4000  # bytes that are kept of what a program prints
 MEMORY_FIELDS = re.compile(rb"^(VmHWM|VmRSS|RssShmem|RssFile):\s*(\d+) kB$", re.MULTILINE)
 _CHILD = "import sys; sys.path[:] = {path!r}; from numllama.system.processes import serve; serve()"
 
 
 def available_cores() -> int:
     """Number of cores that this process may use."""
+    if IN_WEBASSEMBLY:  # where a browser may say how many there are
+        return 1
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -200,7 +204,7 @@ class Ended(NamedTuple):
 
 
 def run_limited(
-    command: Sequence[str], seconds: float, folder: str | os.PathLike, env: Mapping[str, str], most: int = 4000
+    command: Sequence[str], seconds: float, folder: str | os.PathLike, env: Mapping[str, str], most: int = MOST_PRINTED
 ) -> Ended:
     """Run a program in a folder for some seconds, then end it with all processes that it has started.
 

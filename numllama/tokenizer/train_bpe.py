@@ -18,18 +18,15 @@ from contextlib import suppress
 from heapq import heapify, heappop, heappush, heapreplace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from numllama.system.processes import Processes, available_cores
+from numllama.system.progress import ProgressBar, progress_bar
 from numllama.tokenizer.bpe import Tokenizer
 from numllama.tokenizer.cutting import SpecialTokens
 from numllama.tokenizer.patterns import Splitter, as_oniguruma
 from numllama.tokenizer.rewriting import from_oniguruma
 from numllama.tokenizer.text_files import as_paths, not_empty, read_parts
 from numllama.tokenizer.vocabulary import check_special_tokens
-
-if TYPE_CHECKING:
-    from tqdm import tqdm
 
 PART = 2**21            # characters counted at a time
 WORTH_A_WORKER = 2**24  # bytes: counting these takes as long as starting a process
@@ -101,9 +98,7 @@ def count_words(
         workers = max(1, min(available_cores(), size // WORTH_A_WORKER))
     counts: Words = {}
     count = _Count(pattern, special_tokens)
-    from tqdm import tqdm  # here, so that reading a tokenizer does not import it
-
-    with tqdm(total=size, unit="B", unit_scale=True, desc="counting", disable=not progress, mininterval=0.5) as bar:
+    with progress_bar(progress, total=size, unit="B", unit_scale=True, desc="counting", mininterval=0.5) as bar:
         parts = _parts(paths, count, errors, bar)
         if workers == 1:
             _add_all(counts, map(count, parts))
@@ -113,12 +108,12 @@ def count_words(
     return counts
 
 
-def _parts(paths: Sequence[Path], count: "_Count", errors: str, bar: "tqdm") -> Iterator[str]:
+def _parts(paths: Sequence[Path], count: "_Count", errors: str, bar: ProgressBar) -> Iterator[str]:
     for path in paths:
         yield from count.splitter.chunks(_shown(read_parts(path, errors), bar), count.special, PART)
 
 
-def _shown(texts: Iterable[str], bar: "tqdm") -> Iterator[str]:
+def _shown(texts: Iterable[str], bar: ProgressBar) -> Iterator[str]:
     for text in texts:
         yield text
         bar.update(len(text) if text.isascii() else len(text.encode()))
@@ -169,9 +164,7 @@ def find_merges(words: Words, n: int, progress: bool = False) -> list[tuple[byte
     heap = [(-count, keys[a] + keys[b], (a, b)) for (a, b), count in counts.items()]
     heapify(heap)
     merges = []
-    from tqdm import tqdm
-
-    with tqdm(total=n, unit=" merges", desc="merging", disable=not progress, mininterval=0.5) as bar:
+    with progress_bar(progress, total=n, unit=" merges", desc="merging", mininterval=0.5) as bar:
         while heap and len(merges) < n:
             count, key, pair = heap[0]
             now = counts[pair]

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import numpy as np
-from threadpoolctl import threadpool_info
 
 from numllama.backend import to_numpy
 from numllama.errors import CheckpointError, DamagedError, shown
@@ -35,6 +34,8 @@ from numllama.storage.fields import as_json, check, whole
 from numllama.storage.files import flush_folder, json_bytes, reading, write_json
 from numllama.storage.folders import new_folder
 from numllama.storage.tensor_file import TensorFile, write_tensors
+from numllama.system.blas import blas
+from numllama.system.webassembly import IN_WEBASSEMBLY
 from numllama.training.run_folder import fingerprint, identity
 from numllama.training.state import LOADED, POINTER, check_state
 from numllama.version import __version__
@@ -110,13 +111,13 @@ def save_checkpoint(run: Path, step: int, model: Transformer, optimizer: Optimiz
 @cache
 def versions() -> dict[str, str]:
     """Versions that affect the last bits of a result, in addition to configuration, seed and data."""
-    libraries = [library for library in threadpool_info() if library["user_api"] == "blas"]
-    blas = {f"{library['internal_api']} {library['version']} {library.get('architecture', '')}" for library in libraries}
+    libraries = [] if IN_WEBASSEMBLY else blas().info()
+    names = {f"{library['internal_api']} {library['version']} {library.get('architecture', '')}" for library in libraries}
     return {
         "numllama": __version__,
         "python": platform.python_version(),
         "numpy": np.__version__,
-        "blas": ", ".join(sorted(blas)),
+        "blas": ", ".join(sorted(names)),
         "system": f"{platform.system()} {platform.machine()}",
     }
 

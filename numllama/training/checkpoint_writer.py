@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from numllama.errors import CheckpointError, DamagedError
+from numllama.system.webassembly import thread_pool
 from numllama.training import checkpoint, run_folder
 from numllama.training.metrics import METRICS, MetricsLog, flush_log
 
@@ -117,7 +118,7 @@ class CheckpointWriter:
         assert self.log is not None, "open() comes first"
         named = {"best": best if math.isfinite(best) else None, "best_step": best_step, "run": self._identity}
         snapshot = checkpoint.Snapshot.take(step, model, optimizer, {**state, "val_loss": val_loss, **named})
-        thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        thread = thread_pool(1, "checkpoint")
         self._writing = thread.submit(self._write, snapshot, best, best_step, self.log.mark)
         thread.shutdown(wait=False)  # it ends with its work
 

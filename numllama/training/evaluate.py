@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from numllama.data.batches import all_windows, counted
 from numllama.data.dataset import encode_plain, read_text
@@ -16,6 +15,7 @@ from numllama.generation.text import opening
 from numllama.model import Transformer
 from numllama.parallel.shards import SHARD_TOKENS, Workers
 from numllama.system.machine import training_settings
+from numllama.system.progress import ProgressBar, progress_bar
 from numllama.tokenizer import CharTokenizer, Tokenizer
 
 COUNTED_TOKENS = 2**16  # decoded at once to count their bytes
@@ -76,10 +76,10 @@ def evaluate_file(
     }
 
 
-def evaluation_bar(rows: int) -> tqdm:
+def evaluation_bar(rows: int) -> ProgressBar:
     """A progress bar, shown for evaluations longer than a second."""
     interval = 0.2 if sys.stderr.isatty() else 10
-    return tqdm(total=rows, desc="evaluating", unit="row", delay=1, mininterval=interval, dynamic_ncols=True, leave=False)
+    return progress_bar(total=rows, desc="evaluating", unit="row", delay=1, mininterval=interval, dynamic_ncols=True, leave=False)
 
 
 def _bytes_of(tokenizer: Tokenizer | CharTokenizer, ids: np.ndarray) -> int:

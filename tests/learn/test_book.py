@@ -50,9 +50,9 @@ def test_every_page_imports_what_a_reader_can_import():
 
 
 def test_without_matplotlib_it_says_what_to_install(tmp_path):
-    ended = run("from numllama.learn.book import *", tmp_path, matplotlib=None)
+    ended = run("from numllama.learn.book import *; plt.subplots()", tmp_path, matplotlib=None)
     assert ended.returncode == 1
-    words = f'numllama.errors.NumllamaError: the pages of the book need matplotlib: pip install -e "{ROOT}[plot]"'
+    words = f'numllama.errors.NumllamaError: the pictures of the book need matplotlib: pip install -e "{ROOT}[plot]"'
     assert ended.stderr.splitlines()[-1] == words
 
 

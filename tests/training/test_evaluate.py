@@ -160,8 +160,9 @@ def test_progress_comes_to_the_number_of_rows(data):
 
 
 def test_an_evaluation_that_takes_long_shows_a_bar(tmp_path, monkeypatch, capsys):
-    plain = evaluate.tqdm
-    monkeypatch.setattr(evaluate, "tqdm", lambda **options: plain(**options | {"delay": 0, "mininterval": 0, "leave": True}))
+    plain = evaluate.progress_bar
+    at_once = {"delay": 0, "mininterval": 0, "leave": True}
+    monkeypatch.setattr(evaluate, "progress_bar", lambda **options: plain(**options | at_once))
     write_tokens(tmp_path / "some.bin", tokens(100 * T + 1), VOCAB)
     evaluate_file(build(), None, tmp_path / "some.bin")
     assert re.search(r"evaluating: 100%.*100/100", capsys.readouterr().err)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -16,8 +16,10 @@ from numllama.learn.course import block
 from numllama.learn.course.examples import as_tuple, cotangent, example
 from numllama.learn.course.symptoms import worst_index
 from numllama.learn.course.table import Exercise, find_exercise
-from numllama.learn.grade import Grade, grade
 from numllama.learn.students import Answer, Call, Run, run_file
+
+if TYPE_CHECKING:
+    from numllama.learn.grade import Grade
 
 RIGHT = 1e-9  # relative error up to which float64 results count as equal
 SECONDS = 60.0
@@ -111,6 +113,8 @@ def check(path: Path, name: str, seconds: float = SECONDS, hint_step: int = 1) -
     exercise = find_exercise(name)
     try:
         if exercise.kind == "capstone":
+            from numllama.learn.grade import grade  # which needs the tokenizers' packages, as the other exercises do not
+
             return _capstone(exercise, grade(path, seconds=seconds))
         run = _run_block(path, seconds) if exercise.base == "block" else _run_op(path, exercise, seconds)
     except DataError as error:  # a folder, a pipe, no file
@@ -362,7 +366,7 @@ def _forward_of_block(answer: Answer | None, run: Run, a: Any) -> Result:
 # ------------------------------------------------------------------------------------------------ the capstone
 
 
-def _capstone(exercise: Exercise, grade: Grade) -> Checked:
+def _capstone(exercise: Exercise, grade: "Grade") -> Checked:
     """What a whole Llama earns, as the results of an exercise."""
     results = [
         Result(each.name, "right" if each.earned else "blank" if each.why == "not returned" else "wrong", 1,
