@@ -20,14 +20,14 @@ from numllama.ops.swiglu import SwiGLUCache, swiglu_backward, swiglu_forward
 
 
 class ExpertCache(NamedTuple):
-    """What backward needs of an expert: its n tokens, their places among the k, their inputs, and what it made of them."""
+    """What backward needs of an expert: its n tokens, their places among the k, the caches of its ops, and its output."""
 
     e: int
     tokens: Array
     places: Array
-    x: Array
+    maps: tuple[LinearCache, ...]
     activation: SwiGLUCache
-    h: Array
+    last: LinearCache
     y: Array
 
 
@@ -70,12 +70,11 @@ def mixture_of_experts_forward(
     out = xp.zeros_like(rows)
     for e in xp.unique(routed.chosen).tolist():
         tokens, places = xp.nonzero(routed.chosen == e)                # (n,) both
-        chosen = rows[tokens]                                          # (n, C)
-        (g, u), _ = linears_forward(chosen, (gate[e], up[e]))          # (n, F) both
+        (g, u), maps = linears_forward(rows[tokens], (gate[e], up[e]))   # (n, F) both
         h, activation = swiglu_forward(g, u)                           # (n, F)
-        y, _ = linear_forward(h, down[e])                              # (n, C)
+        y, last = linear_forward(h, down[e])                           # (n, C)
         out[tokens] += weights[tokens, places, None] * y
-        experts.append(ExpertCache(e, tokens, places, chosen, activation, h, y))
+        experts.append(ExpertCache(e, tokens, places, maps, activation, last, y))
     cache = MixtureOfExpertsCache((x, router, gate, up, down), routed, tuple(experts))
     return (out.reshape(x.shape), probs), cache
 
@@ -92,10 +91,7 @@ def mixture_of_experts_backward(
     xp, rows = xp_of(dout), dout.reshape(-1, dout.shape[-1])           # (N, C)
     dweights, dx = xp.zeros_like(routed.weights), xp.zeros_like(rows)  # (N, k), (N, C)
     gradients = () if frozen else into or tuple(xp.zeros_like(w, dtype=real_dtype(w.dtype)) for w in stacked)
-    for e, tokens, places, chosen, activation, h, y in experts:
-        gate, up, down = (weight[e] for weight in stacked)
-        maps = (LinearCache(chosen, gate, None), LinearCache(chosen, up, None))
-        last = LinearCache(h, down, None)
+    for e, tokens, places, maps, activation, last, y in experts:
         dweights[tokens, places] = (rows[tokens] * y).sum(-1)
         dy = routed.weights[tokens, places, None] * rows[tokens]       # (n, C)
         if frozen:
