@@ -73,7 +73,8 @@ def logit_lens(model: Transformer, ids: Array, k: int = 5) -> Lens:
 
 
 def next_token_probs(model: Transformer, stream: np.ndarray) -> np.ndarray:
-    """The probabilities of the next token, if the model ended with this stream: (B, T, C) -> (B, T, V)."""
+    """Next-token probabilities if the stream ended here: (B, T, C) -> (B, T, V)."""
     x = model.xp.asarray(stream)
-    (_, n), _ = ADD_NORM[model.config.norm].forward(None, x, model.weights, "norm", model._context(x[..., 0].astype(int)), 0)
+    norm, context = ADD_NORM[model.config.norm], model._context(x[..., 0].astype(int))
+    (_, n), _ = norm.forward(None, x, model.weights, "norm", context, 0)
     return to_numpy(ops.softmax_forward(model._logits(n)[0])[0])

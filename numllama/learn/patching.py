@@ -66,7 +66,8 @@ def attribution_patching(model: Transformer, clean: Array, corrupt: Array, answe
     dlogits[0, -1, answers[1]] -= 1
     gradients = runs[1].backward(model.xp.asarray(dlogits))
     effects = {
-        name: ((runs[0].values[name] - value) * gradients[name])[0].sum(-1) for name, value in runs[1].values.items()
+        name: ((runs[0].values[name] - value) * gradients[name])[0].sum(-1)
+        for name, value in runs[1].values.items()
     }
     before, after = (float(_metric(run, answers)[0]) for run in runs)
     return Attribution(answers, before, after, effects)

@@ -6,8 +6,7 @@ Forward takes the keys of a tile of queries tile by tile and keeps three things 
 m keeps exp from overflowing, and cancels. Only lse = m + log z is kept for backward, which recomputes each tile of p:
     p  = exp(a − lse)                        dv += pᵀ dout             dp = dout vᵀ
     ds = p ⊙ (dp − δ)                        dq += ds k · scale        dk += dsᵀ q · scale
-where δ = Σ over keys of dp⊙p = Σ over D of dout⊙out, since Σₛ p[s]·(dout·v[s]) = dout·out: a sum over keys turned into a
-sum over D, known before the first tile.
+where δ = Σ over keys of dp⊙p = Σ over D of dout⊙out, since Σₛ p[s]·(dout·v[s]) = dout·out: known before the first tile.
 
 Intervals and grouped queries are those of `attention`. A tile of keys that no query of the tile sees is skipped.
 """
