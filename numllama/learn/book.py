@@ -29,7 +29,7 @@ except ImportError:  # a script
 PACKAGE = Path(__file__).parents[1]
 
 np.set_printoptions(precision=4, suppress=True, linewidth=92)
-STYLE = {
+STYLE: Any = {
     "figure.figsize": (6.4, 2.8), "figure.constrained_layout.use": True, "svg.fonttype": "path",
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3, "legend.frameon": False,
 }  # fmt: skip
