@@ -60,7 +60,7 @@ RMSNORM = Table("rmsnorm", rmsnorm_values, {
     ],
     "dx": [
         ("dx treats rstd as a constant: it also depends on x, which gives the second term.", lambda rstd, dn: rstd * dn),
-        ("dx adds the second term, which must be subtracted: rstd falls when x[j] grows.",
+        ("dx adds the second term, which must be subtracted: rstd falls when |x[j]| grows.",
          lambda rstd, n, dn: rstd * (dn + n * mean(dn * n))),
         ("dx keeps only the second term: x also enters its own output, which gives rstd * dn.",
          lambda rstd, n, dn: -rstd * n * mean(dn * n)),
