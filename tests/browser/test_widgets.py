@@ -184,7 +184,7 @@ def test_the_bytes_of_the_cache(call, K):
     assert call("cache", "passes", 16, False) == sum(range(1, 17))
 
 
-@pytest.mark.parametrize("bytes, words", [(0, "0 bytes"), (1536, "1.5 KB"), (131072, "128 KB"), (2**30, "1 GB")])
+@pytest.mark.parametrize("bytes, words", [(0, "0 bytes"), (1536, "1.5 KiB"), (131072, "128 KiB"), (2**30, "1 GiB")])
 def test_bytes_in_words(call, bytes, words):
     assert call("cache", "size", bytes) == words
 

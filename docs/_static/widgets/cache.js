@@ -8,9 +8,9 @@ export const bytes = ({ layers, headDim, perNumber }, keyHeads, tokens) => 2 * l
 /** How often a token has passed through the model when `tokens` are there: once each, or everything again at each step. */
 export const passes = (tokens, cached) => (cached ? tokens : (tokens * (tokens + 1)) / 2);
 
-/** 5,120 bytes as "5 KB". */
+/** 5,120 bytes as "5 KiB". */
 export function size(bytes) {
-    const unit = [[2 ** 30, "GB"], [2 ** 20, "MB"], [2 ** 10, "KB"]].find(([one]) => bytes >= one) ?? [1, "bytes"];
+    const unit = [[2 ** 30, "GiB"], [2 ** 20, "MiB"], [2 ** 10, "KiB"]].find(([one]) => bytes >= one) ?? [1, "bytes"];
     return `${number(bytes / unit[0], bytes / unit[0] < 10 ? 1 : 0)} ${unit[1]}`;
 }
 
