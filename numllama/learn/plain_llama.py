@@ -154,8 +154,8 @@ def block_forward(
     a.q_rotated, cache.q_rotated = ops.rope_forward(q, cos, sin, layout)  # (B, H, T, D)
     a.k_rotated, cache.k_rotated = ops.rope_forward(k, cos, sin, layout)  # (B, K, T, D)
     k, v = repeat(a.k_rotated, c), repeat(split_heads(a.v, D), c)         # (B, H, T, D)
-    scores = a.q_rotated @ k.swapaxes(-1, -2) / math.sqrt(D)              # (B, H, T, T)
-    a.scores = np.where(visible, scores, -math.inf)                       # (B, H, T, T)
+    # (B, H, T, T): a score for each query and key
+    a.scores = np.where(visible, a.q_rotated @ k.mT / math.sqrt(D), -math.inf)
     a.attention, cache.attention = ops.softmax_forward(a.scores)          # (B, H, T, T)
     a.head_outputs = a.attention @ v                                      # (B, H, T, D)
     mixed = merge_heads(a.head_outputs)                                   # (B, T, H·D)

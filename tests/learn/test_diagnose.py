@@ -113,7 +113,7 @@ def test_the_command(gqa, tmp_path, capsys):
     assert run("diagnose", "gqa", tmp_path / "mine.safetensors") == 1
     printed = capsys.readouterr().out
     assert f"1. {UNSCALED}" in printed and "It explains layer.0.scores, layer.1.scores." in printed
-    right = "a.scores = np.where(visible, a.q_rotated @ k.swapaxes(-1, -2) / math.sqrt(D), -math.inf)"
+    right = "a.scores = np.where(visible, a.q_rotated @ k.mT / math.sqrt(D), -math.inf)"
     assert f"Right, in plain_llama.py: {right}" in printed
     assert "Derivation: docs/ops/attention.md" in printed
     assert run("diagnose", "gqa", tmp_path / "mine.safetensors", "--json") == 1

@@ -101,7 +101,7 @@ def test_what_is_in_two_bytes_and_what_is_not(dtype, monkeypatch):
     assert seen["add_rmsnorm_forward"] == sums
     assert seen["ropes_forward"] == [kept, kept, single, single] * 2  # queries, keys and the table, before and after
     assert seen["flash_attention_forward"][:4] == [kept, half, half, operand]  # queries, keys, values; out
-    assert seen["linears_forward"][-2:] == [half, half] and seen["linears_forward"][3:5] == [half, half]
+    assert seen["linears_forward"][-2:] == [operand, half] and seen["linears_forward"][3:5] == [half, half]
     assert seen["swiglu_forward"] == [half] * 5  # gate, up; out, and the cache
     assert seen["cross_entropy_forward"][:2] == [kept, single]  # logits; the loss
     assert model.params.flat.dtype == single

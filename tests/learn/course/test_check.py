@@ -227,7 +227,7 @@ def test_prerequisites_come_before_and_the_whole_llama_comes_last():
 def test_a_whole_llama_is_graded_as_the_last_exercise(tmp_path, monkeypatch):
     path = tmp_path / "llama.py"
     path.write_text("def llama(*_):\n    return {}\n")
-    monkeypatch.setattr("numllama.learn.course.check.grade", partial(grade, configurations=("gqa",)))
+    monkeypatch.setattr("numllama.learn.grade.grade", partial(grade, configurations=("gqa",)))
     found = check(path, "llama")
     assert (found.outcome, found.points, found.of) == ("blank", 0, COURSE["llama"].points)
     path.write_text("raise ValueError('x')")
