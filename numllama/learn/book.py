@@ -20,6 +20,7 @@ import numpy as np
 from numllama.errors import NumllamaError
 from numllama.gradcheck import GradientError, gradcheck
 from numllama.install import install_command
+from numllama.system.webassembly import IN_WEBASSEMBLY
 
 try:
     from IPython.display import Markdown, display
@@ -57,6 +58,8 @@ def _pyplot() -> ModuleType:
 
 
 plt = Pyplot()
+if display is not print and not IN_WEBASSEMBLY:
+    _pyplot()  # a notebook draws the figures of other modules too, such as the examples', once pyplot is there
 
 
 def show(**arrays) -> None:

@@ -214,13 +214,15 @@ def test_a_cell_runs_after_those_before_it_and_gives_what_the_build_gave(reader,
 
 def test_a_picture_and_a_difference_are_drawn(reader, with_numpy):
     tab = reader(with_numpy)
-    fourth = cell(tab, 4)
-    run(tab, 4)
-    output = fourth.locator(".cell_output").inner_text()
+    cells = tab.locator("div.cell", has=tab.locator(".python-bar"))
+    codes = [cells.nth(i).text_content() for i in range(cells.count())]
+    wrong, drawn = (next(i for i, code in enumerate(codes) if part in code) for part in ("mistake(", "quiver("))
+    run(tab, wrong)
+    output = cell(tab, wrong).locator(".cell_output").inner_text()
     assert "- rstd * (dn - n" in output.replace("\xa0", " ") and "dx · x, wrong:" in output
     tab.locator("details summary", has_text="code").first.click()
-    run(tab, 2)
-    picture = cell(tab, 2).locator(".cell_output img")
+    run(tab, drawn)
+    picture = cell(tab, drawn).locator(".cell_output img")
     assert picture.get_attribute("src").startswith("data:image/svg+xml")
     assert picture.evaluate("img => img.decode().then(() => img.naturalWidth)") > 100
 
