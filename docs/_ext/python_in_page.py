@@ -25,7 +25,7 @@ FOLDER = "_static/python"
 EXERCISE = """\
 <section class="exercise-in-page" data-exercise="{name}" aria-label="Exercise: {name}">
 <p>Write the function that is left blank, and press Check: it says which results are right, and names the mistake if it knows it.
-Nothing is installed; what you write stays in this browser. Three hints, one after the other, and the solution are folded on the page
+Nothing is installed; what you write stays in this browser. Three hints and the solution are folded on the page
 of all exercises.</p>
 <p class="without-python">This exercise runs in the page where its scripts can: serve the book's folder with
 <code>python -m http.server</code>, and open it from there. In a terminal: <code>numllama exercises {name}</code>.</p>
