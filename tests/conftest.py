@@ -9,6 +9,7 @@ from threadpoolctl import threadpool_limits
 
 from numllama.backend import array_module
 from numllama.cpu import onednn
+from numllama.cpu.onednn import _candidates
 from numllama.errors import DeviceError
 
 # Derandomized: a pull request fails because of its changes, not because of today's random draw.
@@ -71,7 +72,10 @@ def small_run(small_text, tmp_path_factory):
 
 # With NUMLLAMA_FAIL_ON_SKIP=1 a skipped test is a failure, except for these reasons. NUMLLAMA_SKIPPED names a file that
 # collects a line for every skipped test, from which .ci/run prints its summary.
-MAY_BE_MISSING = ("needs CuPy", "needs an NVIDIA GPU", "needs mpirun and mpi4py", "needs llama2.c's run.c")
+NEEDS_ANOTHER_CPU = ("needs oneDNN",) if list(_candidates()) else ()  # the library is there: its CPU is not
+MAY_BE_MISSING = (
+    "needs CuPy", "needs an NVIDIA GPU", "needs mpirun and mpi4py", "needs llama2.c's run.c", *NEEDS_ANOTHER_CPU,
+)  # fmt: skip
 _skipped = []  # (test, reason)
 
 
