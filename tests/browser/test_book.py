@@ -7,13 +7,11 @@ Without NUMLLAMA_BOOK the file is not collected (conftest.py): there is no book 
 
 import os
 import re
-import threading
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from browser.pages import folder_served
 
 BOOK = Path(os.environ["NUMLLAMA_BOOK"]).resolve()
 PAGES = sorted(
@@ -28,20 +26,10 @@ OPEN = "() => document.querySelectorAll('details').forEach(details => { details.
 LAYOUT = Path(__file__).with_name("layout.js").read_text(encoding="utf-8").partition("\n")[2]
 
 
-class Quiet(SimpleHTTPRequestHandler):
-    """Serves files and logs nothing."""
-
-    def log_message(self, *_):
-        pass
-
-
 @pytest.fixture(scope="module")
 def address():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(BOOK)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/"
-    server.shutdown()
-    server.server_close()
+    with folder_served(BOOK) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
