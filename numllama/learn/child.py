@@ -247,7 +247,8 @@ def call_one(function, call, arguments, most):
     arrays = {}
     if not said["problem"]:
         if not isinstance(result, Mapping):
-            result = dict(enumerate(result if isinstance(result, tuple | list) else [result]))
+            several = isinstance(result, tuple | list) and call["returns"] != "array"
+            result = dict(enumerate(result if several else [result]))
         arrays, said["lost"], said["shared"], said["problem"] = answer(result, most)
     return said, arrays, kept
 
