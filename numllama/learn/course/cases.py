@@ -84,14 +84,16 @@ def _sampling():
         case("temperature", "with tokens that are hidden", hidden, 2.0),
         case("top_k", "for k = 3", some, 1.0, 3), case("top_k", "for k = 1", many, 1.0, 1),
         case("top_k", "with equal logits at place k", tied, 1.0, 2), case("top_k", "for k beyond the vocabulary", some, 1.0, 9),
-        case("top_p", "for P = 0.8", some, 1.0, None, 0.8), case("top_p", "for P = 0.95", many, 1.0, None, 0.95),
+        case("top_p", "for P = 0.8", some, 1.0, None, 0.8), case("top_p", "for P = 0.3", some, 1.0, None, 0.3),
+        case("top_p", "for P = 0.95", many, 1.0, None, 0.95),
         case("top_p", "if one token has more than P", sure, 1.0, None, 0.5),
         case("top_p", "with equal logits", tied, 1.0, None, 0.95), case("top_p", "for P = 1", many, 1.0, None, 1.0),
-        case("min_p", "for 0.1", some, 1.0, None, None, 0.1), case("min_p", "for 0.02", many, 1.0, None, None, 0.02),
+        case("min_p", "for 0.1", 5 + some, 1.0, None, None, 0.1), case("min_p", "for 0.02", many, 1.0, None, None, 0.02),
         case("min_p", "for 1, with two likeliest tokens", np.array([2.0, 0.0, 2.0, 1.0]), 1.0, None, None, 1.0),
         case("min_p", "with tokens that are hidden", hidden, 1.0, None, None, 0.3),
-        case("all", "with all rules", many, 1.4, 12, 0.85, 0.22), case("all", "with top-k and top-p", some, 0.6, 4, 0.9),
-        case("all", "with top-p and min-p", many, 2.0, None, 0.7, 0.3),
+        case("all", "with all rules", many, 1.5, 8, 0.7, 0.4), case("all", "with top-k and top-p", many, 1.5, 8, 0.8),
+        case("all", "at a low temperature, with top-k and top-p", many, 0.8, 12, 0.9),
+        case("all", "with top-p and min-p", many, 0.8, None, 0.7, 0.25),
     ]  # fmt: skip
 
 

@@ -27,7 +27,7 @@ def weight(name: str, out: str, into: str, others: str = "") -> Rows:
         (f"{name} is a mean over the sequences: it is their sum.",
          lambda d, a: (d[out].swapaxes(-1, -2) @ a[into]).mean(0)),
         (f"{name} uses the output in place of its gradient.", lambda d, a: rows(a[out]).T @ rows(a[into])),
-        *[(f"{name} uses a.{other} in place of a.{into}, which the map was given.", with_input(other)) for other in others.split()],
+        *[(f"{name} uses a.{other} in place of a.{into}, the input of the map.", with_input(other)) for other in others.split()],
     ]  # fmt: skip
 
 

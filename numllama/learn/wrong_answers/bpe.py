@@ -89,16 +89,6 @@ def longest_first(word, merges):
     return ids
 
 
-def one_pass(word, merges):
-    """From left to right once, without going back."""
-    ranks, ids = {pair: rank for rank, pair in enumerate(merges)}, []
-    for token in word.encode():
-        ids.append(token)
-        while len(ids) > 1 and tuple(ids[-2:]) in ranks:
-            ids[-2:] = [256 + ranks[tuple(ids[-2:])]]
-    return ids
-
-
 def in_turn(ids, merges, most=None, order=1):
     ids = tuple(ids)
     for new, pair in list(enumerate(merges, 256))[::order]:
@@ -154,7 +144,6 @@ ROWS: dict[str, Rows] = {
         ("ids are the bytes: no merge is applied.", lambda word: list(word.encode())),
         ("ids merge the leftmost pair first: the merge that was learned first comes first, wherever it is.",
          lambda word, merges: first_steps(word, merges, min)),
-        ("ids merge from left to right in one pass: the merge that was learned first comes first, wherever it is.", one_pass),
         ("ids apply the merges that were learned last first.",
          lambda word, merges: first_steps(word, merges, lambda can: max(can, key=lambda i: (can[i], -i)))),
         ("ids apply the merges in the reverse order, each once.", lambda word, merges: in_turn(word.encode(), merges, order=-1)),

@@ -98,7 +98,7 @@ def _explained(case: Case, result: str, actual: np.ndarray) -> str | None:
 
 
 def explain_calls(name: str, result: str, calls: Sequence[tuple[Mapping[str, Any], np.ndarray]]) -> str:
-    """Name the mistake that gives the first of some arrays, and most of the others.
+    """Name the mistake that gives the first of some arrays, and at least half of all.
 
     Parameters
     ----------
@@ -116,11 +116,18 @@ def explain_calls(name: str, result: str, calls: Sequence[tuple[Mapping[str, Any
     found = {}
     with np.errstate(all="ignore"):
         for sentence, function in PLAIN_ROWS[name].get(result, []):
-            same = [is_same(actual, np.asarray(function(**{each: values[each] for each in parameters(function)})), CLOSE)
+            same = [is_alike(actual, np.asarray(function(**{each: values[each] for each in parameters(function)})))
                     for values, actual in calls]  # fmt: skip
-            if same[0]:
+            if same[0] and 2 * sum(same) >= len(same):
                 found[sentence] = sum(same)
     return max(found, key=lambda sentence: found[sentence], default="")
+
+
+def is_alike(actual: np.ndarray, wrong: np.ndarray) -> bool:
+    """Whether two arrays agree, and are not a number in the same places."""
+    if actual.shape != wrong.shape or not np.array_equal(np.isnan(actual), np.isnan(wrong)):
+        return False
+    return is_same(*(np.where(np.isnan(each), 0, each) for each in (actual, wrong)), CLOSE)
 
 
 def is_same(actual: np.ndarray, wrong: np.ndarray, tolerance: float) -> bool:

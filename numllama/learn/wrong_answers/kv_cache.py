@@ -70,6 +70,8 @@ ROWS: dict[str, Rows] = {
          changed(seen=lambda s, t, length: s <= t)),
         ("out hides a token from itself: it sees the keys s <= length + t.",
          changed(seen=lambda s, t, length: (s < length + t) | (s + length + t == 0))),
+        ("out has a mask one token too wide, up to an empty slot: it sees the keys s <= length + t, and not the next one.",
+         changed(end=lambda length, S: S, seen=lambda s, t, length: s <= length + t + 1)),
         ("out has a mask one token too wide: it sees the keys s <= length + t, and not the next one.",
          changed(seen=lambda s, t, length: s <= length + t + 1)),
         ("out sees the cache alone: the new tokens are among the keys too.",

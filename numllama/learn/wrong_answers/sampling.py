@@ -24,12 +24,12 @@ def by_top_k(x, rules, more=0):
     return x if k is None else np.where(x < np.sort(x)[-min(k + more, len(x))], HIDDEN, x)
 
 
-def by_top_p(x, rules, before=0, whole=None):
-    """Hide what comes after the tokens that sum to P; `before` is the place whose sum is compared, `whole` what is summed."""
+def by_top_p(x, rules, before=0):
+    """Hide what comes after the tokens that sum to P; `before` is the place whose sum is compared."""
     if rules["top_p"] is None:
         return x
     order = np.argsort(-x, kind="stable")
-    p = (softmax(x) if whole is None else whole)[order]
+    p = softmax(x)[order]
     sums = np.concatenate([[0.0, 0.0], np.cumsum(p)])[1 - before :][: len(x)]
     out = x.copy()
     out[order[sums >= rules["top_p"]]] = HIDDEN
@@ -89,13 +89,6 @@ def not_put_back(x, rules):
     """The mask of top-p in the order of the sorted tokens."""
     p = np.sort(softmax(x))[::-1]
     return np.cumsum(p) - p < rules["top_p"]
-
-
-def all_from_the_whole(x, rules):
-    """Every rule by the probabilities before any rule."""
-    out = by_top_p(by_top_k(x, rules), rules, whole=softmax(x))
-    p = softmax(x)
-    return out if rules["min_p"] is None else np.where(p < rules["min_p"] * p.max(), HIDDEN, out)
 
 
 TOP_K, TOP_P, MIN_P = ((by_temperature, rule) for rule in (by_top_k, by_top_p, by_min_p))
@@ -167,15 +160,11 @@ ROWS: dict[str, Rows] = {
         ("min_p is not used.", applied(by_temperature)),
     ],
     "all": [
-        ("all rules use the probabilities before any of them: take softmax again after each rule.",
-         applied(by_temperature, all_from_the_whole)),
+        ("all takes top-p of the probabilities before top-k: take softmax again, of what top-k has left.",
+         applied(by_temperature, by_top_p, by_top_k, by_min_p)),
+        ("all applies min-p before top-p.", applied(by_temperature, by_top_k, by_min_p, by_top_p)),
         ("all applies temperature last: it comes first, so top-p and min-p see its probabilities.",
          applied(by_top_k, by_top_p, by_min_p, by_temperature)),
-        ("all applies top-p before top-k.", applied(by_temperature, by_top_p, by_top_k, by_min_p)),
-        ("all applies min-p before top-p.", applied(by_temperature, by_top_k, by_min_p, by_top_p)),
-        ("all applies min-p first.", applied(by_temperature, by_min_p, by_top_k, by_top_p)),
-        ("all lacks top-p if there is a top-k.", applied(by_temperature, by_top_k, lambda x, rules:
-         by_top_p(x, rules) if rules["top_k"] is None else x, by_min_p)),
         ("all lacks top-k.", applied(by_temperature, by_top_p, by_min_p)),
         ("all lacks top-p.", applied(by_temperature, by_top_k, by_min_p)),
         ("all lacks min-p.", applied(by_temperature, by_top_k, by_top_p)),
