@@ -37,12 +37,12 @@ def adamw_step(w, g, m, v, t, lr, betas, eps, weight_decay):
 # ---------------------------------------------------------------------------------------------- the test:  pytest adamw.py
 
 
-def steps(gradients, weight_decay=0.0, lr=0.1):
+def steps(gradients, weight_decay=0.0, eps=1e-12):
     """The weights after each step, from ones, and the last moments."""
     w, m, v = np.ones(3), np.zeros(3), np.zeros(3)
     seen = []
     for t, g in enumerate(gradients, 1):
-        w, m, v = adamw_step(w, g, m, v, t, lr, (0.9, 0.95), 1e-12, weight_decay)
+        w, m, v = adamw_step(w, g, m, v, t, 0.1, (0.9, 0.95), eps, weight_decay)
         seen.append(w)
     return np.array(seen), m, v
 
@@ -50,6 +50,12 @@ def steps(gradients, weight_decay=0.0, lr=0.1):
 def test_the_first_step_has_the_same_size_for_every_gradient():
     seen, _, _ = steps([np.array([1e3, -1.0, 1e-3])])
     np.testing.assert_allclose(seen[0], [0.9, 1.1, 0.9])
+
+
+def test_a_large_eps_makes_small_gradients_move_less():
+    g = np.array([9.0, -1.0, 0.25])
+    seen, _, _ = steps([g], eps=1.0)
+    np.testing.assert_allclose(seen[0], 1 - 0.1 * np.array([0.9, -0.5, 0.2]))  # g / (|g| + 1)
 
 
 def test_equal_gradients_give_equal_steps():

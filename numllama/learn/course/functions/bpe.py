@@ -108,4 +108,12 @@ def test_with_all_merges_each_word_of_the_text_is_one_token():
 
 
 def test_bytes_are_compared_and_not_the_numbers_of_tokens():
-    assert learn_merges("aaab " * 3 + "aac", 2) == [(97, 97), (256, 97)]  # "aa" + "a" and "a" + "b" occur 3 times
+    assert learn_merges("aac aac bd bd aa", 2) == [(97, 97), (98, 100)]  # "aa" + "c" and "b" + "d" occur twice
+
+
+def test_merges_are_made_of_bytes():
+    assert learn_merges("é é", 5) == [tuple("é".encode())]
+
+
+def test_what_was_learned_first_merges_first():
+    assert encode_word("abc", [(98, 99), (97, 98)]) == [97, 256]

@@ -87,5 +87,14 @@ def test_queries_of_zeros_give_the_mean_of_the_values_so_far():
         np.testing.assert_allclose(in_pieces(sizes, 0 * Q)[0], mean[:, :, : sum(sizes)])
 
 
+def test_weights_depend_on_the_distance_of_two_tokens():
+    """RoPE as the product of complex numbers, for the sixth token."""
+    q, k = (x[..., : D // 2] + 1j * x[..., D // 2 :] for x in (Q[:, :, 5:6], K[:, :, :6]))
+    scores = (q * np.exp(1j * ANGLES[5::-1]) * k.conj()).real.sum(-1) / np.sqrt(D)  # (B, H, 6)
+    out = np.einsum("bhs,bhsd->bhd", softmax(scores), V[:, :, :6])
+    for sizes in ([6], [5, 1], [2, 4]):
+        np.testing.assert_allclose(in_pieces(sizes)[0][:, :, 5], out)
+
+
 def test_the_key_at_position_zero_is_not_turned():
     np.testing.assert_allclose(in_pieces([2, 2])[1][:, :, 0], K[:, :, 0])

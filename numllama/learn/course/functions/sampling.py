@@ -86,3 +86,5 @@ def test_how_many_are_kept():
 def test_a_rule_sees_what_the_rules_before_it_have_left():
     after = next_distribution(np.log([0.4, 0.3, 0.2, 0.1]), top_k=2, top_p=0.55)  # 4/7 and 3/7: the first has more than 0.55
     np.testing.assert_allclose(after, [1, 0, 0, 0])
+    colder = next_distribution(np.log([0.5, 0.3, 0.2]), temperature=0.5, top_p=0.6)  # squared: 25, 9 and 4 of 38
+    np.testing.assert_allclose(colder, [1, 0, 0])
