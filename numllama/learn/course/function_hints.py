@@ -44,7 +44,7 @@ FUNCTION_HINTS: dict[str, dict[str, Steps]] = {
         "all": (
             "Each rule is applied to what the ones before it have left, so the probabilities change in between.",
             "Temperature, top-k, top-p, min-p; a rule that needs probabilities takes the softmax of the logits as they are then.",
-            "Pass one array through all rules; each sets some elements to -inf. softmax anew in top-p, in min-p, and at the end.",
+            "Pass one array through all rules; each sets some elements to -inf. Take softmax in top-p, in min-p, and at the end.",
         ),
     },
     "kv_cache": {
