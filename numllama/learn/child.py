@@ -247,8 +247,7 @@ def call_one(function, call, arguments, most):
     arrays = {}
     if not said["problem"]:
         if not isinstance(result, Mapping):
-            several = isinstance(result, tuple | list) and call["returns"] != "array"
-            result = dict(enumerate(result if several else [result]))
+            result = dict(enumerate(result if isinstance(result, tuple | list) and call["returns"] != "array" else [result]))
         arrays, said["lost"], said["shared"], said["problem"] = answer(result, most)
     return said, arrays, kept
 

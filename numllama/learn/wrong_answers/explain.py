@@ -127,7 +127,7 @@ def is_alike(actual: np.ndarray, wrong: np.ndarray) -> bool:
     """Whether two arrays agree, and are not a number in the same places."""
     if actual.shape != wrong.shape or not np.array_equal(np.isnan(actual), np.isnan(wrong)):
         return False
-    return is_same(*(np.where(np.isnan(each), 0, each) for each in (actual, wrong)), CLOSE)
+    return is_same(np.where(np.isnan(actual), 0, actual), np.where(np.isnan(wrong), 0, wrong), CLOSE)
 
 
 def is_same(actual: np.ndarray, wrong: np.ndarray, tolerance: float) -> bool:

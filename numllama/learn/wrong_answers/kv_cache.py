@@ -1,5 +1,7 @@
 """Wrong answers to attention with a KV cache."""
 
+from typing import Any
+
 import numpy as np
 
 from numllama.learn.wrong_answers.table import Rows
@@ -51,8 +53,8 @@ def cached(q, k, v, keys, values, length, cos, sin, *, first=None, end=None, sca
 def changed(**changes):
     """:func:`cached` as a row, with these parts changed; functions of the length and of S are called first."""
     def row(q, k, v, keys, values, length, cos, sin):
-        given = {name: change(length, keys.shape[2]) if callable(change) and name != "seen" else change
-                 for name, change in changes.items()}  # fmt: skip
+        given: dict[str, Any] = {name: change(length, keys.shape[2]) if callable(change) and name != "seen" else change
+                                 for name, change in changes.items()}  # fmt: skip
         return cached(q, k, v, keys, values, length, cos, sin, **given)
 
     return row
