@@ -31,7 +31,8 @@ def compare(actual: np.ndarray | str, expected: np.ndarray) -> tuple[str, str, E
     same = actual == expected  # an infinity that is right, too
     if expected.dtype.kind in "iu" and not same.all():  # token ids: how far they are off says nothing
         index = tuple(int(i) for i in np.argwhere(~same)[0])
-        return "wrong", f"{(~same).sum()} of {same.size} numbers", Element(index, float(expected[index]), float(actual[index]))
+        element = Element(index, float(expected[index]), float(actual[index]))
+        return "wrong", f"{(~same).sum()} of {same.size} numbers differ", element
     finite = np.where(np.isfinite(expected), expected, 0.0).astype(np.float64)
     norm = float(np.linalg.norm(finite))
     strange = ~(np.isfinite(actual) & np.isfinite(expected) | same)

@@ -154,7 +154,7 @@ def test_a_function_without_right_results_says_why(no_process, body, verdict, me
 
 def test_token_numbers_are_compared_one_by_one(no_process):  # noqa: F811
     merges, ids = check_text("bpe", solved("bpe").replace("return list(ids)", "return [*ids[:-1], 9]"))["results"]
-    assert merges["verdict"] == "right" and ids["message"] == "for a word of the text: 1 of 2 numbers"
+    assert merges["verdict"] == "right" and ids["message"] == "for a word of the text: 1 of 2 numbers differ"
     assert ids["element"] == {"index": [1], "expected": 260.0, "got": 9.0}
     returned = check_text("bpe", with_function("bpe", "encode_word", "return [b'a']"))["results"][1]
     assert returned["message"] == "for a word of the text: it is a list, not an array of real numbers"
