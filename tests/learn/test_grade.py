@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from numllama.cli import main
-from numllama.learn.grade import PLAIN, chosen, grade, points_of
+from numllama.learn.grade import PLAIN, Point, chosen, grade, points_of, sum_of
+from numllama.learn import grade as grade_module
 from numllama.learn.grade_template import TEMPLATE
 from numllama.learn.reference import opened_reference
 from numllama.learn.students import MOST_BYTES, Call, run_file
@@ -31,10 +32,10 @@ def run(*arguments):
 
 @pytest.fixture
 def graded(tmp_path):
-    def grade_text(text, configurations=("gqa",), seconds=30, seed=5):
+    def grade_text(text, configurations=("gqa",), seconds=30, seed=5, only=()):
         path = tmp_path / "mine.py"
         path.write_text(text, encoding="utf-8")
-        return grade(path, configurations, seed, seconds)
+        return grade(path, configurations, seed, seconds, only)
 
     return grade_text
 
@@ -125,9 +126,68 @@ def test_a_mistake_that_one_configuration_shows_is_found_there(graded):
 
 
 def test_a_configuration_that_crashes_costs_what_it_has(graded):
+    """Half of each of the 53 points that both have, and the 6 points that only it has."""
     result = graded(changed(("    # forward\n", "    assert not c.qk_norm, 'not yet'\n")), ("gqa", "qk-norm"))
-    assert result.earned == 0 and not result.problem
+    assert result.earned == 26.5 and len(result.points) == 59 and not result.problem
     assert re.fullmatch(r"qk-norm: line \d+ in llama: AssertionError: not yet", whys(result)["embedding"])
+    (crash,) = result.failed.values()
+    assert list(result.failed) == ["qk-norm"] and result.advice == f"Fix this first, in qk-norm: {crash}."
+
+
+def test_what_was_computed_before_a_crash_counts_and_the_crash_comes_first(graded, tmp_path, capsys):
+    """In the dicts of all functions of the file that were running, but not in those that it was given."""
+    text = changed(("        dv = a.swapaxes(-1, -2) @ do\n", "        dv = a @ v['nothing']\n"))
+    result = graded(text, PLAIN)
+    lost = whys(result)
+    assert [point.name for point in result.points if point.earned and point.is_backward] == ["d_logits", "d_norm", "d_norm (gain)"]
+    assert result.earned == 24 and "logits" not in lost and not result.problem and not result.notes
+    assert re.fullmatch(r"Fix this first: line \d+ in llama: KeyError: 'nothing'\.", result.advice)
+    assert re.fullmatch(r"mha: line \d+ in llama: KeyError: 'nothing'", lost["d_head"])
+    inner = returning("return forward(weights, tokens)") + """
+
+def forward(weights, tokens):
+    values = {"embedding": weights["embed"][tokens], "other": 3}
+    weights["embedding"] = values["embedding"] + 1
+    raise NotImplementedError("your turn")
+"""
+    result = graded(inner)
+    assert result.earned == 1 and not result.notes and "NotImplementedError: your turn" in result.advice
+    assert run(tmp_path / "mine.py", "--configurations", "gqa") == 1
+    assert "\nmine.py: 1 of 53 points. Fix this first: line " in capsys.readouterr().out
+
+
+def test_a_crash_in_one_of_all_configurations_costs_its_share(graded):
+    result = graded(changed(('head = w["embed" if c.tie_embeddings else "head"]', 'head = w["head"]')), tuple(STANDARD))
+    points = {point.name: (point.right, point.of) for point in result.points}
+    assert points["ffn_out"] == (12, 12) and points["logits"] == points["d_wq"] == (11, 12) and points["d_head"] == (11, 11)
+    assert result.earned == 56.2  # 33 points lack a twelfth
+    assert re.fullmatch(r"Fix this first, in tied: line \d+ in llama: KeyError: 'head'\.", result.advice)
+
+
+def test_points_are_rounded_down_so_that_all_of_them_means_that_all_is_right():
+    points = [Point("q", "q", 1, 1)] * 52 + [Point("loss", "loss", 11, 12)]
+    assert sum_of(points) == 52.9 and sum_of(points[:52]) == 52 and sum_of([Point("q", "q", 1, 3)] * 3) == 1
+    assert sum_of([Point("q", "q", 99, 100)]) == 0.9
+
+
+def test_a_mistake_that_gives_exactly_these_numbers_is_named(graded):
+    result = graded(changed(("k.swapaxes(-1, -2) / math.sqrt(D), -np.inf)", "k.swapaxes(-1, -2), -np.inf)")))
+    (scores,) = (point for point in result.points if not point.earned)
+    assert scores.name == "scores" and "D" in scores.mistake and "scale" in scores.mistake.lower()
+    result = graded(changed(('v["norm"] = rms(x, w["norm"], eps)', 'v["norm"] = rms(x, w["norm"], eps) + x ** 7')))
+    assert [point.mistake for point in result.points if point.name == "norm"] == [""]
+
+
+def test_another_layout_is_no_fault_and_a_note_says_so(graded):
+    text = changed(("    return v | g\n", "    return v | {n: d.T if n == 'd_blocks.0.wo' else d for n, d in g.items()}\n"))
+    text = text.replace("d.T if n == 'd_blocks.0.wo'", "d.T if n.endswith('w_down')")
+    result = graded(text)
+    assert whys(result) == {} and result.notes == ["d_w_down: transposed (a layout, not a fault)"]
+
+
+def test_numbers_in_float16_are_named(graded):
+    lost = whys(graded(changed(("    return v | g\n", "    return {n: np.float16(d) for n, d in (v | g).items()}\n"))))
+    assert re.fullmatch(r".* \(it is float16: return float32 or float64\)", lost["attn_norm"])
 
 
 @pytest.mark.parametrize("number", ["0.0", "np.nan", "np.inf"])
@@ -157,7 +217,8 @@ def test_not_a_number_is_named_where_it_begins_and_what_follows_is_still_judged(
 @pytest.mark.parametrize("line, point, why", [
     ("return {'layer.0.q': np.zeros((2, 5, 3))}", "q", "layer.0.q of gqa: it has shape (2, 5, 3), but must have (2, 5, 16)"),
     ("return {'embedding': [[1], [1, 2]]}", "embedding", "embedding of gqa: is a list of which NumPy makes no array"),
-    ("return {'embedding': None}", "embedding", "embedding of gqa: is a NoneType, not an array of real numbers"),
+    ("return {'embedding': None}", "embedding",
+     "embedding of gqa: is a NoneType, not an array of real numbers: did you forget return?"),
     ("return {'loss': 'small'}", "loss", "loss of gqa: is a str, not an array of real numbers"),
     ("return {'loss': np.array(1j)}", "loss", "loss of gqa: is a ndarray of dtype complex128, not an array of real numbers"),
     ("return {'loss': np.float16(1e300)}", "loss", "loss of gqa: inf at () instead of"),
@@ -226,7 +287,7 @@ def test_a_file_that_is_not_text_is_one_sentence(tmp_path):
     (returning("return weights['embed'] @ weights['embed']"), "line 6 in llama: ValueError: matmul: Input operand 1 has"),
     (returning("return llama(weights, config, tokens, targets, segments)"), "line 6 in llama: RecursionError: maximum recursion"),
     (returning("return [1, 2]"), "returns a list, not a dict of arrays by name"),
-    (returning("pass"), "returns nothing, not a dict of arrays by name"),
+    (returning("pass"), "returns nothing, not a dict of arrays by name: did you forget return?"),
     (returning("sys.exit('bye')"), "line 6 in llama: ends the program (SystemExit: bye)"),
     (returning("os._exit(0)"), "ended the process with exit code 0"),
     (returning("os.abort()"), "was ended by SIGABRT: a crash outside of Python, or not enough memory"),
@@ -249,6 +310,39 @@ def test_a_file_that_cannot_be_graded_says_why_in_a_sentence(graded, text, probl
 
 def test_a_file_cannot_import_the_solutions(graded):
     assert "numllama is closed" in graded("from numllama.learn import plain_llama\n" + RIGHT).problem
+
+
+@pytest.mark.parametrize("way", [
+    "import subprocess; subprocess.run(['true'])", "os.system('true')", "os.posix_spawn('/bin/true', ['true'], {})",
+    "import platform; raise platform.subprocess.Popen('true')",
+    "pid = os.fork() or os.execv('/bin/true', ['true']); raise PermissionError('a file that is graded cannot start other programs')",
+])  # fmt: skip
+def test_a_file_cannot_start_programs(graded, way):
+    lines = [*way.split("; "), "return {'embedding': weights['embed'][tokens]}"]
+    result = graded(returning(*lines))
+    assert result.earned == 0 and result.problem.endswith("PermissionError: a file that is graded cannot start other programs")
+
+
+def test_a_file_cannot_read_the_packages_sources(graded):
+    source = str(Path(grade_module.__file__).with_name("plain_llama.py"))
+    result = graded(f"text = open({source!r}).read()\n" + RIGHT)
+    assert result.problem == "line 1: PermissionError: numllama/learn is closed while a file is checked"
+
+
+def test_a_file_may_import_only_what_is_allowed(graded, tmp_path):
+    (tmp_path / "helper.py").write_text("import json\n")
+    sentence = "ImportError: safetensors is closed while a file is graded: only numpy and Python's own modules may be imported"
+    (tmp_path / "other.py").write_text("import safetensors.torch\n")
+    fine = "import json, math, os.path\nimport numpy.linalg\nimport helper\n" + RIGHT
+    assert whys(graded(fine, only=("numpy",))) == {}
+    for module in ("ml_dtypes", "cyclopts"):
+        for line in (f"import {module}", f"import importlib; importlib.import_module('{module}')"):
+            assert not graded(f"{line}\n" + RIGHT).problem
+            problem = graded(f"{line}\n" + RIGHT, only=("numpy",)).problem
+            assert problem == f"line 1: {sentence.replace('safetensors', module)}"
+            assert not graded(f"{line}\n" + RIGHT, only=("numpy", module)).problem
+    (tmp_path / "other.py").write_text("import cyclopts\n")
+    assert "cyclopts is closed" in graded("import other\n" + RIGHT, only=("numpy",)).problem
 
 
 @pytest.mark.parametrize("text, problem", [
@@ -283,7 +377,7 @@ def test_processes_that_a_file_starts_end_with_it(graded, tmp_path):
 def test_what_was_done_before_a_file_hangs_is_not_forgotten(graded):
     text = returning("if config.n_kv_heads == 1:", "    while True: pass", "return {'embedding': weights['embed'][tokens]}")
     result = graded(text, ("gqa", "mqa"), seconds=2)
-    assert not result.problem and result.earned == 0
+    assert not result.problem and result.earned == 0.5
     assert whys(result)["embedding"] == "mqa: took longer than 2 s"
     assert whys(result)["loss"] == "mqa: took longer than 2 s"
 
