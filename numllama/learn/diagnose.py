@@ -100,14 +100,16 @@ def diagnose(reference: Any, dump: Any, **options: Any) -> Diagnosis:
     return Diagnosis(comparison, *explained(comparison))
 
 
-def explained(comparison: Comparison, seconds: float = SECONDS) -> tuple[list[Explanation], list[str]]:
+def explained(
+    comparison: Comparison, pairs: float = SECONDS, most: float = math.inf
+) -> tuple[list[Explanation], list[str]]:
     """The mistakes that give what is wrong in a comparison, and the values that none explains.
 
-    `seconds` is for all pairs of mistakes: 0 to try single ones only.
+    `pairs` is the time in seconds for all pairs of mistakes, and after `most` seconds no other value is looked at.
     """
-    search = _Search(comparison, seconds)
+    search, until = _Search(comparison, pairs), time.monotonic() + most
     for judged in comparison.judged:
-        if judged.verdict in (WRONG, UNJUDGED):
+        if judged.verdict in (WRONG, UNJUDGED) and time.monotonic() < until:
             search.explain(judged)
     trained = search.training()
     return search.explanations() + trained, search.unexplained

@@ -32,6 +32,7 @@ FUNCTION = "llama"
 PLAIN = ("mha", "gqa", "mqa", "odd-sizes", "large-eps", "ignored")  # what a Llama without options computes
 CLOSED = ("numllama", "numllama is closed while a file is graded: it has the solutions")
 NOT_RETURNED = "not returned"
+NAMING = 3.0  # seconds for the mistakes of a configuration: in the order of computation, so the first ones are named
 
 
 @dataclass(frozen=True)
@@ -233,7 +234,7 @@ def _mistakes(comparison: Comparison | None) -> dict[str, str]:
     if comparison is None or comparison.same:
         return {}
     with np.errstate(all="ignore"):
-        explanations, _ = explained(comparison, seconds=0)
+        explanations, _ = explained(comparison, pairs=0, most=NAMING)
     found = {}
     for each in explanations:
         alike = [" ".join(each.mistakes), *each.others[: FEW - 1]]
