@@ -625,6 +625,17 @@ def test_short_names_of_gains_and_their_gradients_mean_the_gain(graded):
 
 
 @pytest.mark.skipif(not PAGE.exists(), reason="tests without the documents")
+def test_the_page_says_what_differs_in_each_configuration():
+    table = PAGE.read_text(encoding="utf-8").partition("| configuration | what differs |")[2].partition("\n\n")[0]
+    names = [name for row in table.splitlines()[2:] for name in re.findall(r"`([^`]*)`", row.split("|")[1])]
+    assert sorted(names) == sorted(STANDARD) and names[:6] == ["mha", "gqa", "mqa", "odd-sizes", "large-eps", "ignored"]
+    configs = {name: standard_vectors(name).config for name in STANDARD}
+    assert f"`config.norm_eps` is {configs['large-eps'].norm_eps:g} " in table and configs["tied"].tie_embeddings
+    odd = configs["odd-sizes"]
+    assert (odd.n_heads, odd.head_dim, odd.dim) == (3, 6, 15) and "three query heads of six for a `dim` of 15" in table
+
+
+@pytest.mark.skipif(not PAGE.exists(), reason="tests without the documents")
 def test_the_transcripts_of_the_page_are_what_the_command_prints(tmp_path, monkeypatch, capsys):
     ben = changed(('v[at("swiglu")] = gate * sigmoid(gate) * up', 'v[at("swiglu")] = gate * sigmoid(up) * up'),
                   ('    g["d_weights/embed"] = dembed\n', ""))  # fmt: skip
