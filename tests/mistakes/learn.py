@@ -172,8 +172,8 @@ MISTAKES = [
     ),
     Mistake(
         "a point for what is right in one configuration only",
-        "learn/grade.py", "lost = [(name, node) for name, node in nodes if faults[name][node]]",
-        "lost = [(name, node) for name, node in nodes[:1] if faults[name][node]]",
+        "learn/grade.py", "for name, (_, nodes) in groups.items() for node in nodes if faults[name].of[node]]",
+        "for name, (_, nodes) in list(groups.items())[:1] for node in nodes if faults[name].of[node]]",
         "learn/test_grade.py::test_a_mistake_that_one_configuration_shows_is_found_there",
     ),
     Mistake(

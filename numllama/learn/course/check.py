@@ -12,6 +12,7 @@ import numpy as np
 
 from numllama import ops
 from numllama.errors import DataError
+from numllama.learn.child import FORGOTTEN
 from numllama.learn.course import block
 from numllama.learn.course.cases import cases_of
 from numllama.learn.course.comparison import Element, compare
@@ -89,7 +90,7 @@ class Checked:
     seconds: float = 0.0
 
 
-def check(path: Path, name: str, seconds: float = SECONDS, hint_step: int = 1) -> Checked:
+def check(path: Path, name: str, seconds: float = SECONDS, hint_step: int = 1, only: Sequence[str] = ()) -> Checked:
     """Check a file.
 
     Parameters
@@ -101,15 +102,17 @@ def check(path: Path, name: str, seconds: float = SECONDS, hint_step: int = 1) -
         Time limit.
     hint_step : int
         Which of the three hints goes with a result that is wrong.
+    only : sequence of str
+        The packages that the file may import: see :func:`run_file`.
     """
     exercise = find_exercise(name)
     try:
         if exercise.kind == "capstone":
             from numllama.learn.grade import grade  # which needs the tokenizers' packages, as the other exercises do not
 
-            return _capstone(exercise, grade(path, seconds=seconds))
+            return _capstone(exercise, grade(path, seconds=seconds, only=only))
         run_exercise, results_of = WAYS.get("block" if exercise.base == "block" else exercise.kind, (_run_op, _op_results))
-        run = run_exercise(path, exercise, seconds)
+        run = run_exercise(path, exercise, seconds, only)
     except DataError as error:  # a folder, a pipe, no file
         return _cannot_run(exercise, str(error))
     if not run.usable:
@@ -143,7 +146,7 @@ def _with_hint(result: Result, exercise: Exercise, step: int) -> Result:
 # ------------------------------------------------------------------------------------------------ an op
 
 
-def _run_op(path: Path, exercise: Exercise, seconds: float) -> Run:
+def _run_op(path: Path, exercise: Exercise, seconds: float, only: Sequence[str]) -> Run:
     """Call forward and backward of a file where numllama.ops does not have them."""
     op = exercise.base
     args, inputs = example(op), {}
@@ -152,7 +155,7 @@ def _run_op(path: Path, exercise: Exercise, seconds: float) -> Run:
         Call(f"{op}_forward", [_placed(arg, inputs) for arg in args], "output and cache"),
         Call(f"{op}_backward", [_placed(dout[0] if len(dout) == 1 else dout, inputs), {"kept": True}], "arrays"),
     ]
-    return run_file(path, calls, inputs, seconds, closed_functions=(closed_functions(op), CLOSED))
+    return run_file(path, calls, inputs, seconds, closed_functions=(closed_functions(op), CLOSED), only=only)
 
 
 def _placed(value: Any, inputs: dict[str, np.ndarray]) -> Any:
@@ -229,13 +232,16 @@ def _verdicts(
     """The verdict on each result of a function."""
     problem, results = _problem(answer, run, function, parameters), _results(answer)
     if problem is None and len(results) != len(names):
-        n = "nothing" if not results else f"{len(results)} result{'s' * (len(results) != 1)}"
-        problem = "wrong", f"{function} returns {n}, but must return {', '.join(names)}"
+        forgotten = FORGOTTEN if len(results) == 1 and str(results[0]).endswith(FORGOTTEN) else ""
+        n = "nothing" if forgotten or not results else f"{len(results)} result{'s' * (len(results) != 1)}"
+        problem = "wrong", f"{function} returns {n}, but must return {', '.join(names)}{forgotten}"
     if problem:
         return [Result(name, problem[0], message=problem[1]) for name in names]
     found = []
-    for name, actual, right in zip(names, results, expected, strict=True):
+    for i, (name, actual, right) in enumerate(zip(names, results, expected, strict=True)):
         verdict, message, element = compare(actual, right)
+        if verdict == "wrong" and answer and str(i) in answer.narrow:
+            message = f"it is {answer.narrow[str(i)]}, but the inputs are float64"
         found.append(Result(name, verdict, message=message, element=element))
     return found
 
@@ -283,7 +289,7 @@ def block_values() -> tuple[list[Any], Any, Any, Any]:
     return args, values, block.block_backward(rng.standard_normal((2, 5, C)), values, args[1]), list(find_exercise("block").hints)
 
 
-def _run_block(path: Path, exercise: Exercise, seconds: float) -> Run:
+def _run_block(path: Path, exercise: Exercise, seconds: float, only: Sequence[str]) -> Run:
     """Call the block's forward, and each function with the gradients that come before its own."""
     args, a, d, names = block_values()
     w = args[1]
@@ -298,7 +304,7 @@ def _run_block(path: Path, exercise: Exercise, seconds: float) -> Run:
     for name in names:
         calls.append(Call(name, [named("d", before), named("a", a), named("w", w)], "arrays"))
         before.append(name.removeprefix("d_"))
-    return run_file(path, calls, inputs, seconds, closed_functions=(closed_functions(""), CLOSED))
+    return run_file(path, calls, inputs, seconds, closed_functions=(closed_functions(""), CLOSED), only=only)
 
 
 def _block_results(run: Run, exercise: Exercise) -> list[Result]:
@@ -330,12 +336,12 @@ def _forward_of_block(answer: Answer | None, run: Run, a: Any) -> Result:
 # ------------------------------------------------------------------------------------------------ a plain function
 
 
-def _run_function(path: Path, exercise: Exercise, seconds: float) -> Run:
+def _run_function(path: Path, exercise: Exercise, seconds: float, only: Sequence[str]) -> Run:
     """Call the functions of a file in all cases."""
     inputs: dict[str, np.ndarray] = {}
     calls = [Call(case.function, [_placed(each, inputs) for each in case.arguments.values()], case.returns)
              for case in cases_of(exercise.name)]  # fmt: skip
-    return run_file(path, calls, inputs, seconds, closed_functions=(closed_functions(""), CLOSED))
+    return run_file(path, calls, inputs, seconds, closed_functions=(closed_functions(""), CLOSED), only=only)
 
 
 def _function_results(run: Run, exercise: Exercise) -> list[Result]:
@@ -375,11 +381,12 @@ def _capstone(exercise: Exercise, grade: "Grade") -> Checked:
     """What a whole Llama earns, as the results of an exercise."""
     results = [
         Result(each.name, "right" if each.earned else "blank" if each.why == "not returned" else "wrong", 1,
-               "" if each.earned else each.why)
+               "" if each.earned else each.why, mistake=each.mistake)
         for each in grade.points
     ]  # fmt: skip
-    if grade.problem:
-        outcome = "timed out" if grade.problem.startswith("took longer") else "crashed"
-        return Checked(exercise, outcome, results, 0, len(results), grade.problem, None, grade.printed, grade.seconds)
+    problem = grade.problem or next(iter(grade.failed.values()), "")
     outcome = next(each for each in OUTCOMES if each in {result.verdict for result in results})
-    return Checked(exercise, outcome, results, grade.earned, len(results), "", None, grade.printed, grade.seconds)
+    if problem:
+        outcome = "timed out" if problem.startswith("took longer") else "crashed"
+    points = int(grade.earned)  # of an exercise they are whole
+    return Checked(exercise, outcome, results, points, len(results), problem, None, grade.printed, grade.seconds)

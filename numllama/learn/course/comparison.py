@@ -43,7 +43,8 @@ def compare(actual: np.ndarray | str, expected: np.ndarray) -> tuple[str, str, E
     index = worst_index(actual, expected)
     element = Element(index, float(expected[index]), float(actual[index]))
     if strange.any():
-        n, kind = int(strange.sum()), "finite" if np.isfinite(actual).all() else "infinite or not a number"
+        n = int(strange.sum())
+        kind = "finite, but must not be" if np.isfinite(actual[strange]).all() else "infinite or not a number"
         return "wrong", f"{n} of {actual.size} elements {'is' if n == 1 else 'are'} {kind}", element
     factor = float((np.where(same, finite, actual) * finite).sum()) / norm**2
     if factor != 0 and np.linalg.norm(off + finite - factor * finite) <= RIGHT * norm * abs(factor):

@@ -1,5 +1,6 @@
 """The course in order: what each exercise is given, what must be done before it, how long it takes and what it is worth."""
 
+import difflib
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
@@ -154,7 +155,10 @@ def find_exercise(name: str) -> Exercise:
         return each._replace(name=name, kind="forward", title=title, minutes=max(5, each.minutes // 2),
                              hints={"out": HINTS[op]["out"]})
     if name not in COURSE:
-        raise ValueError(f"exercise is {shown(name)}, but must be one of {', '.join(COURSE)}, or {', '.join(_some_forwards())}")
+        names = f"{', '.join(COURSE)}, or {', '.join(_some_forwards())}"
+        near = difflib.get_close_matches(name, [*COURSE, *(f"{op}{FORWARD}" for op in EXERCISES)], 1)
+        guess = f": did you mean {near[0]}?" if near else ""
+        raise ValueError(f"exercise is {shown(name)}, but must be one of {names}{guess}")
     return COURSE[name]
 
 

@@ -144,7 +144,7 @@ def test_a_verdict_says_in_which_case_and_a_result_counts_only_if_all_cases_are_
     ("return w, m, v.T", "wrong", "its shape is (4, 3), but must be (3, 4)"),
     ("return w, m, np.sqrt(v) / 0", "wrong", "12 of 12 elements are infinite or not a number"),
     ("if t > 6: raise NotImplementedError\nreturn w, m, v", "wrong", "in the first step: "),
-    ("return None", "wrong", "in the first step: adamw_step returns 1 result, but must return w, m, v"),
+    ("return None", "wrong", "in the first step: adamw_step returns nothing, but must return w, m, v: did you forget return?"),
 ])  # fmt: skip
 def test_a_function_without_right_results_says_why(no_process, body, verdict, message):  # noqa: F811
     found = check_text("adamw", with_function("adamw", "adamw_step", body))
