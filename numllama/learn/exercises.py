@@ -1,4 +1,4 @@
-"""Exercises: an op with a blank backward (or forward), a whole block, mistakes to find, and a check that says what is right.
+"""Exercises: an op with a blank backward (or forward), a block, plain functions, mistakes to find; a check says what is right.
 
 The files are made from the package's own sources, so the library is the solution. The check runs a file in a process of its own,
 on small float64 arrays, and compares each result with the library's. All of it is in :mod:`numllama.learn.course`; these are the
