@@ -17,10 +17,11 @@ from docutils import nodes
 from docutils.parsers.rst import Directive
 from page_files import WHEEL, cells_of, write_wheel, write_zip
 
-from numllama.learn.exercises import EXERCISES, exercise_text
+from numllama.learn.exercises import EXERCISES, FUNCTIONS, exercise_text
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = "_static/python"
+SHOWN = EXERCISES | FUNCTIONS
 
 EXERCISE = """\
 <section class="exercise-in-page" data-exercise="{name}" aria-label="Exercise: {name}">
@@ -43,8 +44,8 @@ class ExerciseDirective(Directive):
 
     def run(self) -> list[nodes.Node]:
         (name,) = self.arguments
-        if name not in EXERCISES:
-            raise self.error(f"{name!r} is no exercise: there are {', '.join(EXERCISES)}")
+        if name not in SHOWN:
+            raise self.error(f"{name!r} is no exercise: there are {', '.join(SHOWN)}")
         return [nodes.raw("", EXERCISE.format(name=name, text=escape(exercise_text(name))), format="html")]
 
 
@@ -52,8 +53,8 @@ class ExercisesDirective(Directive):
     """All exercises in order, each linked to its page; the scripts add what the reader has done."""
 
     def run(self) -> list[nodes.Node]:
-        rows = [f'<li data-exercise="{name}"><a href="ops/{name}.html#exercises">{name}</a> <span class="state"></span></li>'
-                for name in EXERCISES if (ROOT / "docs" / "ops" / f"{name}.md").exists()]  # fmt: skip
+        rows = [f'<li data-exercise="{name}"><a href="{each.page}.html#exercises">{name}</a> <span class="state"></span></li>'
+                for name, each in SHOWN.items() if (ROOT / "docs" / f"{each.page}.md").exists()]  # fmt: skip
         return [nodes.raw("", '<ol class="exercises-in-page">\n' + "\n".join(rows) + "\n</ol>\n", format="html")]
 
 

@@ -33,7 +33,8 @@ def exercises(
     Parameters
     ----------
     names
-        An op (linear, rmsnorm, attention, ...), block, bug_01, bug_02, ... or llama, the last one; or several.
+        An op (linear, rmsnorm, attention, ...), block, adamw, sampling, bpe, kv_cache, bug_01, bug_02, ... or llama, the last
+        one; or several.
     check
         Check the file: which results are right, one element of each that is wrong, and a hint.
     hint

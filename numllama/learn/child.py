@@ -304,7 +304,7 @@ def call_one(function, call, arguments, most):
     arrays = {}
     if not said["problem"]:
         if not isinstance(result, Mapping):
-            result = dict(enumerate(result if isinstance(result, tuple | list) else [result]))
+            result = dict(enumerate(result if isinstance(result, tuple | list) and call["returns"] != "array" else [result]))
         arrays, more = answer(result, most)
         said |= more
     return said, arrays, kept

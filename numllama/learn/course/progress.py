@@ -75,7 +75,7 @@ def state_of(folder: Path, exercise: Exercise, entries: dict[str, dict[str, Any]
     if "outcome" in entry and entry.get("file") == _digest(path):
         return State(exercise, entry["outcome"], entry.get("points", 0), of, *seen)
     with suppress(NumllamaError, UnicodeError):
-        if exercise.kind in ("backward", "forward", "block") and BLANK in read_bytes(path, DataError).decode("utf-8"):
+        if exercise.kind in ("backward", "forward", "block", "function") and BLANK in read_bytes(path, DataError).decode("utf-8"):
             return State(exercise, "blank", 0, of, *seen)
     return State(exercise, "not checked", 0, of, *seen)
 

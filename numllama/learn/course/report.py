@@ -57,7 +57,7 @@ def write(names: list[str], folder: Path) -> int:
 
 def _task(exercise: Exercise) -> str:
     tasks = {"bug": "fix the line that is wrong", "block": "write each gradient", "capstone": "write llama"}
-    return tasks.get(exercise.kind, f"write {exercise.base}_{exercise.kind}")
+    return tasks.get(exercise.kind, f"write {' and '.join(exercise.functions) or f'{exercise.base}_{exercise.kind}'}")
 
 
 def _needed(exercise: Exercise, folder: Path) -> list[str]:
