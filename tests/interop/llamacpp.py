@@ -34,7 +34,7 @@ class LlamaCpp:
         """The answer of one of its routes."""
         content = json.dumps(values).encode()
         request = urllib.request.Request(self.server.listening_address + route, content, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=300) as answer:
             return json.load(answer)
 
     def encode(self, text):
