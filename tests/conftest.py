@@ -71,9 +71,11 @@ def small_run(small_text, tmp_path_factory):
 
 # With NUMLLAMA_FAIL_ON_SKIP=1 a skipped test is a failure, except for these reasons. NUMLLAMA_SKIPPED names a file that
 # collects a line for every skipped test, from which .ci/run prints its summary.
-NO_AVX512 = any(not onednn._open(path).isa & onednn.AVX512_ISA for path in onednn._candidates())     # no oneDNN then
+UNITS = {"needs oneDNN:": onednn.AVX512_ISA, "multiplies bfloat16": onednn.BFLOAT16_ISA, "multiplies int8": onednn.INT8_ISA}
+LIBRARY = onednn.installed()  # units of the CPU may be missing, the library may not
 MAY_BE_MISSING = (
-    "needs CuPy", "needs an NVIDIA GPU", "needs mpirun and mpi4py", "needs llama2.c's run.c", *["needs oneDNN"] * NO_AVX512,
+    "needs CuPy", "needs an NVIDIA GPU", "needs mpirun and mpi4py", "needs llama2.c's run.c",
+    *(reason for reason, isa in UNITS.items() if LIBRARY is not None and not LIBRARY.isa & isa),
 )  # fmt: skip
 _skipped = []  # (test, reason)
 

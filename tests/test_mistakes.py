@@ -72,7 +72,7 @@ def run_test(copy: Path, test: str, printed: Path, environment: dict[str, str]) 
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     # plain: no minutes of comparing long values
-    quiet = ["-x", "-rs", "--assert=plain", "-p", "no:cacheprovider", "-p", "_hypothesis_pytestplugin"]
+    quiet = ["-x", "-rs", "-m", "", "--assert=plain", "-p", "no:cacheprovider", "-p", "_hypothesis_pytestplugin"]
     sys.exit(pytest.main([*quiet, "--hypothesis-profile=mistakes", f"tests/{test}"]))
 
 

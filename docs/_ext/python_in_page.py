@@ -18,10 +18,11 @@ from docutils.parsers.rst import Directive
 from docutils.statemachine import StringList
 from page_files import WHEEL, cells_of, write_wheel, write_zip
 
-from numllama.learn.exercises import EXERCISES, exercise_text, folded_steps
+from numllama.learn.exercises import EXERCISES, FUNCTIONS, exercise_text, folded_steps
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = "_static/python"
+SHOWN = EXERCISES | FUNCTIONS
 
 EXERCISE = """\
 <section class="exercise-in-page" data-exercise="{name}" aria-label="Exercise: {name}">
@@ -43,8 +44,8 @@ class ExerciseDirective(Directive):
 
     def run(self) -> list[nodes.Node]:
         (name,) = self.arguments
-        if name not in EXERCISES:
-            raise self.error(f"{name!r} is no exercise: there are {', '.join(EXERCISES)}")
+        if name not in SHOWN:
+            raise self.error(f"{name!r} is no exercise: there are {', '.join(SHOWN)}")
         hints = nodes.container(classes=["exercise-hints"])
         self.state.nested_parse(StringList(folded_steps(name).splitlines(), self.name), self.content_offset, hints)
         return [nodes.raw("", EXERCISE.format(name=name, text=escape(exercise_text(name))), format="html"), hints]
@@ -54,9 +55,9 @@ class ExercisesDirective(Directive):
     """All exercises in order, each a link to its page; the scripts add what the reader has done."""
 
     def run(self) -> list[nodes.Node]:
-        rows = [f'<li data-exercise="{name}"><a href="ops/{name}.html#exercises"><span><code>{name}</code>'
+        rows = [f'<li data-exercise="{name}"><a href="{each.page}.html#exercises"><span><code>{name}</code>'
                 f' {escape(each.title)}, {each.minutes} min</span> <span class="state"></span></a></li>'
-                for name, each in EXERCISES.items() if (ROOT / "docs" / "ops" / f"{name}.md").exists()]  # fmt: skip
+                for name, each in SHOWN.items() if (ROOT / "docs" / f"{each.page}.md").exists()]  # fmt: skip
         return [nodes.raw("", '<ol class="exercises-in-page">\n' + "\n".join(rows) + "\n</ol>\n", format="html")]
 
 

@@ -12,8 +12,7 @@ FOLDER = Path("exercises")
 
 @command(output_optional=True)
 def exercises(
-    name: str | None = None,
-    *,
+    *names: str,
     check: bool = False,
     hint: bool = False,
     solution: bool = False,
@@ -33,8 +32,9 @@ def exercises(
 
     Parameters
     ----------
-    name
-        An op (linear, rmsnorm, attention, ...), block, bug_01, bug_02, ... or llama, the last one.
+    names
+        An op (linear, rmsnorm, attention, ...), block, adamw, sampling, bpe, kv_cache, bug_01, bug_02, ... or llama, the last
+        one; or several.
     check
         Check the file: which results are right, one element of each that is wrong, and a hint.
     hint
@@ -57,22 +57,23 @@ def exercises(
     from numllama.learn.course import report
     from numllama.learn.course.table import COURSE, EXERCISES
 
-    name = report.chosen_name(name, debug, blank)
+    chosen = [report.chosen_name(name, debug, blank) for name in names or (None,)]
+    exercises = [name for name in dict.fromkeys(chosen) if name is not None]
     ways = {"--check": check, "--hint": hint, "--solution": solution, "--all": every}
     if len(given := [flag for flag, is_given in ways.items() if is_given]) > 1:
         raise ValueError(f"{given[0]} and {given[1]} cannot be combined")
-    if json and (hint or solution or every or (name is not None and not check)):
+    if json and (hint or solution or every or (exercises and not check)):
         raise ValueError("--json goes with --check, or with the list, but not with the other flags")
     if check:
-        return report.check_exercises(name, out, seconds, json)
-    if name is not None and every:
-        raise ValueError(f"--all writes all exercises, so there must be no name, but it is {name}")
+        return report.check_exercises(exercises, out, seconds, json)
+    if exercises and every:
+        raise ValueError(f"--all writes all exercises, so there must be no name, but it is {exercises[0]}")
     if every:
         return report.write([f"{op}_forward" for op in EXERCISES] if blank == "forward" else list(COURSE), out)
-    if name is None:
-        if hint or solution:
-            raise ValueError(f"{given[0]} needs the name of an exercise")
-        return report.show_list(out, json)
+    if (hint or solution) and len(exercises) != 1:
+        raise ValueError(f"{given[0]} needs the name of {'an' if not exercises else 'one'} exercise")
     if hint:
-        return report.show_hint(name, out)
-    return report.show_solution(name, out) if solution else report.write([name], out)
+        return report.show_hint(exercises[0], out)
+    if solution:
+        return report.show_solution(exercises[0], out)
+    return report.write(exercises, out) if exercises else report.show_list(out, json)

@@ -14,6 +14,9 @@ def grade(
     configurations: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())] = (),
     seconds: float = 60,
     seed: int | None = None,
+    only: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())] = (),
+    exercises: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())] = (),
+    csv: bool = False,
     json: bool = False,
     template: bool = False,
 ) -> int:
@@ -28,7 +31,7 @@ def grade(
     Parameters
     ----------
     file
-        A Python file; or a folder of them, for a table with a line for each.
+        A Python file; or a class's folder, for a table with a line for each file, and for llama.py in each subfolder.
     configurations
         What to grade: mha, gqa, mqa, interleaved, llama3-scaling, tied, qk-norm, odd-sizes, large-eps, ignored, padded, packed,
         or all. Default: mha, gqa, mqa, odd-sizes, large-eps and ignored, which need no option of a Llama.
@@ -36,11 +39,27 @@ def grade(
         Time limit for a file.
     seed
         Seed of weights and tokens. Default: another one each time.
+    only
+        The packages that a file may import, such as numpy, beside Python's own modules. Default: any but numllama.
+    exercises
+        Check these exercises instead, or all, in each subfolder: a line for each student.
+    csv
+        Print a table for a spreadsheet.
     json
         Print the result as JSON.
     template
         Write the file to begin with instead.
     """
+    if csv and json:
+        raise ValueError("--csv and --json cannot be combined")
+    form = "csv" if csv else "json" if json else "text"
+    if exercises:
+        others = {"--configurations": configurations, "--seed": seed is not None, "--template": template}
+        if given := [flag for flag, is_given in others.items() if is_given]:
+            raise ValueError(f"--exercises and {given[0]} cannot be combined")
+        from numllama.learn.course.class_report import mark_class
+
+        return mark_class(file, exercises, seconds, only, form)
     from numllama.learn.grade_report import grade_run, write_template
 
-    return write_template(file) if template else grade_run(file, configurations, seconds, seed, json)
+    return write_template(file) if template else grade_run(file, configurations, seconds, seed, only, form)

@@ -77,16 +77,22 @@ class Library(NamedTuple):
 
 @cache
 def library() -> Library | None:
-    """oneDNN, if it is installed, works, and has AVX-512 to use; None otherwise, with one warning if it does not work."""
+    """oneDNN, if it is installed, works, and has AVX-512 to use: else it is no faster than NumPy, and sums have other bits."""
+    found = installed()
+    return found if found is not None and found.isa & AVX512_ISA else None
+
+
+@cache
+def installed() -> Library | None:
+    """oneDNN, whatever the CPU has; None with one warning if it does not work."""
     problems = []
     for path in _candidates():
         try:
-            found = _open(path)
-            return found if found.isa & AVX512_ISA else None  # below, it is no faster than NumPy, and sums have other bits
+            return _open(path)
         except (OSError, AttributeError, ValueError) as error:
             problems.append(f"{path}: {error}")
     if problems:
-        warnings.warn(f"oneDNN cannot be used, so NumPy computes all products: {problems[0]}", RuntimeWarning, stacklevel=2)
+        warnings.warn(f"oneDNN cannot be used, so NumPy computes all products: {problems[0]}", RuntimeWarning, stacklevel=3)
     return None
 
 

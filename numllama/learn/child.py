@@ -25,6 +25,7 @@ import numpy as np
 MOST_NAMES = 10_000  # that one call may return
 MOST_ON_DISK = 2**30  # bytes of each file that the process writes
 LONGEST = 300  # characters of a message
+FORGOTTEN = ": did you forget return?"
 
 
 class Named(dict):
@@ -49,6 +50,31 @@ class Closed(importlib.abc.MetaPathFinder):
     def find_spec(self, fullname, path=None, target=None):
         if fullname.partition(".")[0] == self.package:
             raise ImportError(self.why)
+
+
+class Only(importlib.abc.MetaPathFinder):
+    """Lets the files of a folder import only some packages, Python's own modules, and each other."""
+
+    def __init__(self, allowed, folder):
+        self.allowed, self.folder = {*allowed, *sys.stdlib_module_names}, folder
+
+    def find_spec(self, fullname, path=None, target=None):
+        name = fullname.partition(".")[0]
+        frame = sys._getframe(1)
+        while frame and "importlib" in frame.f_code.co_filename:
+            frame = frame.f_back
+        if frame and in_folder(frame, self.folder) and name not in self.allowed and not self.is_neighbour(name):
+            allowed = ", ".join(sorted(self.allowed - set(sys.stdlib_module_names)))
+            raise ImportError(f"{name} is closed while a file is graded: only {allowed} and Python's own modules may be imported")
+
+    def is_neighbour(self, name):
+        place = os.path.join(self.folder, name)
+        return os.path.exists(f"{place}.py") or os.path.isdir(place)
+
+
+def in_folder(frame, folder):
+    """Whether a frame is that of a file in a folder."""
+    return os.path.dirname(frame.f_code.co_filename) == folder
 
 
 class ClosedFolders(importlib.abc.MetaPathFinder):
@@ -90,11 +116,8 @@ def load(path):
 
 
 @contextmanager
-def closed(names, why, forever=False):
-    """Make functions of numllama.ops raise wherever they are kept, in cpu/ and cuda/ too, and close the package's folders.
-
-    With `forever` its files cannot be read either, until this process ends.
-    """
+def closed(names, why):
+    """Make functions of numllama.ops raise wherever they are kept, in cpu/ and cuda/ too, and close the package's folders."""
     ops, dispatch = map(importlib.import_module, ("numllama.ops", "numllama.dispatch"))
     importlib.import_module("numllama.cuda.launch")
     for function in vars(ops).values():  # an op that stays open finds its faster version now: later nothing is found
@@ -106,8 +129,6 @@ def closed(names, why, forever=False):
     sys.meta_path.insert(0, finder)
     for function, code in replaced:
         function.__code__ = refusing(code, f"numllama's {function.__name__} is closed while a file is checked: {why}")
-    if forever:
-        sys.addaudithook(lambda event, given: refuse_to_read(place, given[0]) if event == "open" else None)
     try:
         yield
     finally:
@@ -143,6 +164,22 @@ def refuse_to_read(place, path):
         folder, *below = os.path.relpath(os.path.abspath(os.fsdecode(path)), place).split(os.sep)
         if below and folder not in ("..", "__pycache__"):
             raise PermissionError(f"numllama/{folder} is closed while a file is checked")
+
+
+PROGRAMS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.startfile")
+
+
+def guard():
+    """Until this process ends, refuse to start programs and to read the package's folders."""
+    place = Path(__file__).resolve().parents[1]
+
+    def hook(event, given):
+        if event == "open":
+            refuse_to_read(place, given[0])
+        elif event in PROGRAMS:
+            raise PermissionError("a file that is graded cannot start other programs")
+
+    sys.addaudithook(hook)
 
 
 def crash_of(error, path):
@@ -187,7 +224,7 @@ def as_array(value):
         return None, f"is a {type(value).__name__} of which NumPy makes no array"
     if array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":
         dtype = f" of dtype {array.dtype}" if hasattr(value, "dtype") else ""
-        return None, f"is a {type(value).__name__}{dtype}, not an array of real numbers"
+        return None, f"is a {type(value).__name__}{dtype}, not an array of real numbers{FORGOTTEN if value is None else ''}"
     return array, ""
 
 
@@ -199,8 +236,8 @@ def plain(array):
 
 
 def answer(result, most):
-    """The arrays of a result by name, what is wrong with the others, and which of them are the same memory."""
-    arrays, lost, places, shared = {}, {}, {}, {}
+    """The arrays of a result by name, and the parts of an Answer that say more of them."""
+    arrays, lost, places, shared, narrow = {}, {}, {}, {}, {}
     for name, value in list(result.items())[:MOST_NAMES]:
         name = str(name)
         array, why = as_array(value)
@@ -209,12 +246,26 @@ def answer(result, most):
             continue
         most -= array.nbytes
         if most < 0:
-            return {}, {}, {}, f"returns too much: {name} has shape {array.shape}"
+            return {}, {"problem": f"returns too much: {name} has shape {array.shape}"}
         if array.size > 1:
             first = places.setdefault((array.__array_interface__["data"][0], array.shape, array.strides), name)
             shared |= {name: first, first: name} if first != name else {}
+        dtype = str(getattr(value, "dtype", "")).rpartition(".")[2]  # "torch.float16"
+        if dtype in ("float16", "bfloat16"):
+            narrow[name] = dtype
         arrays[name] = plain(array)
-    return arrays, lost, shared, ""
+    return arrays, {"lost": lost, "shared": shared, "narrow": narrow}
+
+
+def filled(error, folder, arguments, most):
+    """As :func:`answer`, for the dicts that the functions of a folder's files were filling when one of them raised."""
+    given = set(map(id, arguments))
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__) if in_folder(frame, folder)]
+    values = [value for frame in frames for value in frame.f_locals.values() if id(value) not in given]
+    found = {}
+    for each in sorted((value for value in values if isinstance(value, dict)), key=len):
+        found |= {name: value for name, value in each.items() if hasattr(value, "shape")}
+    return answer(found, most)
 
 
 def arrays_in(value, name, depth=4):
@@ -229,32 +280,39 @@ def arrays_in(value, name, depth=4):
             yield from arrays_in(each, f"{name}.{key}", depth - 1)
 
 
+def nothing(problem=""):
+    """The parts of an Answer without arrays."""
+    return {"problem": problem, "blank": False, "crash": None, "lost": {}, "shared": {}, "narrow": {}, "changed": []}
+
+
 def call_one(function, call, arguments, most):
     """What a function returns: the parts of an Answer, and the result itself."""
-    said = {"problem": "", "blank": False, "crash": None, "lost": {}, "shared": {}, "changed": []}
+    said = nothing()
     given = [] if call["returns"] == "dict" else [pair for i, each in enumerate(arguments) for pair in arrays_in(each, str(i))]
     before = [array.tobytes() for _, array in given]
     result = function(*arguments)
     said["changed"] = [name for (name, array), old in zip(given, before, strict=True) if array.tobytes() != old]
     kept = None
     if call["returns"] == "dict" and not isinstance(result, Mapping):
-        said["problem"] = f"returns {'nothing' if result is None else f'a {type(result).__name__}'}, not a dict of arrays by name"
+        kind = "nothing" if result is None else f"a {type(result).__name__}"
+        said["problem"] = f"returns {kind}, not a dict of arrays by name{FORGOTTEN if result is None else ''}"
     elif call["returns"] == "output and cache":
         if isinstance(result, tuple) and len(result) == 2:
             result, kept = result
         else:
-            said["problem"] = "must return two things: the output and the cache"
+            said["problem"] = f"must return two things: the output and the cache{FORGOTTEN if result is None else ''}"
     arrays = {}
     if not said["problem"]:
         if not isinstance(result, Mapping):
-            result = dict(enumerate(result if isinstance(result, tuple | list) else [result]))
-        arrays, said["lost"], said["shared"], said["problem"] = answer(result, most)
+            result = dict(enumerate(result if isinstance(result, tuple | list) and call["returns"] != "array" else [result]))
+        arrays, more = answer(result, most)
+        said |= more
     return said, arrays, kept
 
 
 def run(question, inputs, write, own_process=False):
     """Load the file, call its functions, and ``write(name, arrays, **content)`` what they return; then all is as it was."""
-    path = question["path"]
+    path, folder = question["path"], os.path.dirname(question["path"])
     calls, functions, paths = question["calls"], {}, list(sys.path)
     with ExitStack() as stack:
         stack.callback(sys.path.__setitem__, slice(None), paths)
@@ -264,7 +322,13 @@ def run(question, inputs, write, own_process=False):
             sys.meta_path.insert(0, closed_package)
             stack.callback(sys.meta_path.remove, closed_package)
         if question["closed_functions"]:
-            stack.enter_context(closed(*question["closed_functions"], forever=own_process))
+            stack.enter_context(closed(*question["closed_functions"]))
+        if question["only"]:
+            only = Only(question["only"] + ["numllama"] * bool(question["closed_functions"]), folder)
+            sys.meta_path.insert(0, only)
+            stack.callback(sys.meta_path.remove, only)
+        if own_process:
+            guard()
         problem, crash = "", None
         try:
             module = load(path)
@@ -294,13 +358,16 @@ def run(question, inputs, write, own_process=False):
 
         for i, call in enumerate(calls):
             function = functions[call["function"]]
-            said: dict = {"problem": f"it does not define the function {call['function']}", "blank": False, "crash": None,
-                          "lost": {}, "shared": {}, "changed": []}  # fmt: skip
-            arrays = {}
+            said: dict = nothing(f"it does not define the function {call['function']}")
+            arrays, arguments = {}, list(map(given, call["arguments"]))
             try:
                 if callable(function):
-                    said, arrays, kept = call_one(function, call, list(map(given, call["arguments"])), question["most"])
+                    said, arrays, kept = call_one(function, call, arguments, question["most"])
             except BaseException as error:
+                if call["returns"] == "dict":
+                    with suppress(Exception):  # what was computed before counts
+                        arrays, more = filled(error, folder, arguments, question["most"])
+                        said |= more
                 said |= {"problem": in_words(error, path), "blank": isinstance(error, NotImplementedError)}
                 said["crash"] = None if said["blank"] else crash_of(error, path)
             write(i, arrays, **said)

@@ -97,23 +97,33 @@ def diagnose(reference: Any, dump: Any, **options: Any) -> Diagnosis:
     Diagnosis
     """
     comparison = compare(reference, dump, **options)
-    search = _Search(comparison)
+    return Diagnosis(comparison, *explained(comparison))
+
+
+def explained(
+    comparison: Comparison, pairs: float = SECONDS, most: float = math.inf
+) -> tuple[list[Explanation], list[str]]:
+    """The mistakes that give what is wrong in a comparison, and the values that none explains.
+
+    `pairs` is the time in seconds for all pairs of mistakes, and after `most` seconds no other value is looked at.
+    """
+    search, until = _Search(comparison, pairs), time.monotonic() + most
     for judged in comparison.judged:
-        if judged.verdict in (WRONG, UNJUDGED):
+        if judged.verdict in (WRONG, UNJUDGED) and time.monotonic() < until:
             search.explain(judged)
     trained = search.training()
-    return Diagnosis(comparison, search.explanations() + trained, search.unexplained)
+    return search.explanations() + trained, search.unexplained
 
 
 class _Search:
-    def __init__(self, comparison: Comparison) -> None:
+    def __init__(self, comparison: Comparison, seconds: float) -> None:
         self.comparison = comparison
         self.reference, self.equations = comparison.reference, comparison.reference.equations
         self.known = {**self.reference.known, **comparison.theirs}
         self.forward: dict[str, Row] = {}  # the equations that are known to be wrong
         self.found: list[tuple[Judged, Candidate, float, list[str]]] = []
         self.unexplained: list[str] = []
-        self.seconds = SECONDS
+        self.seconds = seconds
 
     def explain(self, judged: Judged) -> None:
         name = judged.name

@@ -1,4 +1,4 @@
-"""Grades as a table for a student, as one for a teacher, and as JSON; and the file that a student begins with."""
+"""Grades as a table for a student, as one for a teacher, as CSV and as JSON; and the file that a student begins with."""
 
 import json
 import sys
@@ -8,45 +8,71 @@ from pathlib import Path
 from typing import Any
 
 from numllama.errors import DataError, NumllamaError, shown, visible
-from numllama.learn.grade import Grade, Point, chosen, grade_files, new_seed
+from numllama.learn import spreadsheet
+from numllama.learn.grade import Grade, Point, chosen, grade_files, new_seed, sum_of
 from numllama.learn.grade_template import TEMPLATE
 from numllama.storage.files import is_there
 
 MOST_PRINTED = 1000  # characters of what a file prints
 
 
-def grade_run(path: Path, configurations: Sequence[str], seconds: float, seed: int | None, as_json_text: bool) -> int:
-    """`numllama grade`: print the points; returns the exit code: 0 all, 1 some are missing, 2 nothing can be graded."""
+def grade_run(
+    path: Path, configurations: Sequence[str], seconds: float, seed: int | None, only: Sequence[str] = (), form: str = "text"
+) -> int:
+    """`numllama grade`: print the points; returns the exit code: 0 all, 1 some are missing, 2 nothing can be graded.
+
+    `form` is "text", "csv" or "json".
+    """
     names, seed = chosen(configurations), new_seed() if seed is None else seed
-    paths = files_of(path)
-    grades = []
-    width = max(len(each.name) for each in paths)
-    if path.is_dir() and not as_json_text:
+    paths, folder = files_of(path), path if path.is_dir() else path.parent
+    width = max(len(_name(each, folder)) for each in paths)
+    grades: list[Grade] = []
+    if form == "text" and path.is_dir():
         print(f"{'file':{width}}   forward  backward    points")
-    for each in grade_files(paths, names, seed, seconds):
+    for each in grade_files(paths, names, seed, seconds, only):
+        if form == "csv" and not grades:
+            print(as_csv_head(each))
+        if form == "csv":
+            print(as_csv(each, folder), flush=True)
+        elif form == "text":
+            print(as_row(each, folder, width) if path.is_dir() else as_text(each), flush=True)
         grades.append(each)
-        if not as_json_text:
-            print(as_row(each, width) if path.is_dir() else as_text(each), flush=True)
-    if as_json_text:
-        print(json.dumps(as_dict(grades, names, seed), ensure_ascii=False, indent=1))
+    if form == "json":
+        print(json.dumps(as_dict(grades, folder, names, seed), ensure_ascii=False, indent=1))
     else:
-        print(f"Graded on {', '.join(names)} with --seed {seed}.")
+        print(f"Graded on {', '.join(names)} with --seed {seed}.", file=sys.stderr if form == "csv" else sys.stdout)
     if all(each.problem for each in grades):
         print(*(f"error: {each.path}: {each.problem}" for each in grades), sep="\n", file=sys.stderr)
         return 2
-    return 0 if all(each.earned == len(each.points) for each in grades) else 1
+    return 0 if all(point.earned for each in grades for point in each.points) else 1
 
 
 def files_of(path: Path) -> list[Path]:
-    """A file, or the files of a folder."""
+    """A file; or the files of a folder, and llama.py of each of its subfolders, whether it is there or not."""
     if not path.is_dir():
         if not is_there(path):
             raise DataError(f"{path} does not exist: numllama grade {path} --template writes a file to begin with")
         return [path]
     files = sorted(each for each in path.glob("*.py") if each.is_file())
-    if not files:
-        raise DataError(f"{path} is a folder without .py files")
-    return files
+    handed_in = [handed_in_by(student, "llama") for student in students_in(path)]
+    if not files and not any(each.exists() for each in handed_in):
+        raise DataError(f"{path} is a folder without .py files, and no subfolder has a file llama.py")
+    return sorted([*files, *handed_in])
+
+
+def students_in(folder: Path) -> list[Path]:
+    """The subfolders of a class's folder: one for each student."""
+    return sorted(each for each in folder.iterdir() if each.is_dir() and not each.name.startswith((".", "_")))
+
+
+def handed_in_by(student: Path, name: str) -> Path:
+    """A student's file for an exercise: in the student's folder, or in a folder `exercises` there."""
+    inner = student / "exercises"
+    return (inner if inner.is_dir() else student) / f"{name}.py"
+
+
+def _name(path: Path, folder: Path) -> str:
+    return visible(path.relative_to(folder).as_posix())
 
 
 def write_template(path: Path) -> int:
@@ -71,24 +97,49 @@ def as_text(grade: Grade) -> str:
     if grade.problem:
         return "\n".join([f"{grade.path.name}: 0 of {len(grade.points)} points.", *printed(grade)])
     lines = [f"{'op':18} {'forward':>9} {'backward':>9}"]
-    for op in dict.fromkeys(point.op for point in grade.points):
-        lines.append(_sums(op, [point for point in grade.points if point.op == op]))
+    lines += [_sums(op, points) for op, points in by_op(grade).items()]
     lines += [_sums("sum", grade.points), ""]
-    reasons: dict[str, list[str]] = {}
+    reasons: dict[tuple[str, str], list[str]] = {}
     for point in grade.points:
-        if point.why:
-            reasons.setdefault(point.why, []).append(point.name)
-    lines += [_wrapped(f"{', '.join(names)}: {why}") for why, names in reasons.items()]
+        if not point.earned:
+            share = f" (right in {point.right} of {point.of} configurations)" if point.right else ""
+            reasons.setdefault((point.why + share, point.mistake), []).append(point.name)
+    for (why, mistake), names in reasons.items():
+        lines += [_wrapped(f"{', '.join(names)}: {why}"), *([_wrapped(f"    {mistake}")] if mistake else [])]
     lines += [*grade.notes, *printed(grade)]
-    lines.append(f"{grade.path.name}: {grade.earned} of {len(grade.points)} points. {grade.advice}")
+    lines.append(f"{visible(grade.path.name)}: {grade.earned} of {len(grade.points)} points. {grade.advice}")
     return "\n".join(lines)
 
 
-def as_row(grade: Grade, width: int) -> str:
-    """A line of a teacher's table, with the first point that is lost."""
-    first = next((f"{point.name}: {point.why}" for point in grade.points if point.why), "")
-    sums = _sums(visible(grade.path.name), grade.points, width)
-    return f"{sums} {f'{grade.earned}/{len(grade.points)}':>9}   {shown(grade.problem or first, quote=False, most=120)}".rstrip()
+def as_row(grade: Grade, folder: Path, width: int) -> str:
+    """A line of a teacher's table, with a crash or the first point that is lost."""
+    sums = _sums(_name(grade.path, folder), grade.points, width)
+    return f"{sums} {f'{grade.earned}/{len(grade.points)}':>9}   {shown(_first(grade), quote=False, most=120)}".rstrip()
+
+
+def _first(grade: Grade) -> str:
+    """Why a file cannot be graded, where it crashed, or the first point that is lost."""
+    crash = next((f"{name}: {why}" for name, why in grade.failed.items()), "")
+    return grade.problem or crash or next((f"{point.name}: {point.why}" for point in grade.points if not point.earned), "")
+
+
+def as_csv_head(grade: Grade) -> str:
+    """The first lines of a table for a spreadsheet."""
+    return spreadsheet.head("file", {op: len(points) for op, points in by_op(grade).items()})
+
+
+def as_csv(grade: Grade, folder: Path) -> str:
+    """A file's line in it: the points of each op."""
+    points = {op: sum_of(points) for op, points in by_op(grade).items()}
+    return spreadsheet.row(_name(grade.path, folder), points, grade.earned, _first(grade))
+
+
+def by_op(grade: Grade) -> dict[str, list[Point]]:
+    """The points of each op."""
+    ops: dict[str, list[Point]] = {}
+    for point in grade.points:
+        ops.setdefault(point.op, []).append(point)
+    return ops
 
 
 def _sums(title: str, points: Sequence[Point], width: int = 18) -> str:
@@ -97,8 +148,8 @@ def _sums(title: str, points: Sequence[Point], width: int = 18) -> str:
 
 def _sum(points: Iterable[Point], backward: bool) -> str:
     """How many are earned: "3/4"."""
-    some = [point.earned for point in points if point.is_backward == backward]
-    return f"{sum(some)}/{len(some)}" if some else ""
+    some = [point for point in points if point.is_backward == backward]
+    return f"{sum_of(some)}/{len(some)}" if some else ""
 
 
 def _wrapped(sentence: str) -> str:
@@ -112,23 +163,21 @@ def printed(grade: Grade) -> list[str]:
     return ["It printed:", textwrap.indent(cut, "    ")] if text else []
 
 
-def as_dict(grades: Sequence[Grade], configurations: Sequence[str], seed: int) -> dict[str, Any]:
+def as_dict(grades: Sequence[Grade], folder: Path, configurations: Sequence[str], seed: int) -> dict[str, Any]:
     """Plain values for JSON."""
-    return {"seed": seed, "configurations": list(configurations), "files": [_as_dict(each) for each in grades]}
+    return {"seed": seed, "configurations": list(configurations), "files": [_as_dict(each, folder) for each in grades]}
 
 
-def _as_dict(grade: Grade) -> dict[str, Any]:
+def _as_dict(grade: Grade, folder: Path) -> dict[str, Any]:
     points = [
         {"name": each.name, "op": each.op, "pass": "backward" if each.is_backward else "forward", "earned": each.earned,
-         "why": each.why}
+         "right": each.right, "of": each.of, "why": each.why, "mistake": each.mistake}
         for each in grade.points
     ]  # fmt: skip
-    ops: dict[str, list[bool]] = {}
-    for point in grade.points:
-        ops.setdefault(point.op, []).append(point.earned)
     return {
-        "file": grade.path.name, "earned": grade.earned, "most": len(grade.points), "problem": grade.problem,
-        "advice": grade.advice, "notes": grade.notes, "printed": grade.printed, "seconds": round(grade.seconds, 3),
-        "ops": [{"op": op, "earned": sum(earned), "most": len(earned)} for op, earned in ops.items()],
+        "file": _name(grade.path, folder), "earned": grade.earned, "most": len(grade.points), "problem": grade.problem,
+        "failed": grade.failed, "advice": grade.advice, "notes": grade.notes, "printed": grade.printed,
+        "seconds": round(grade.seconds, 3),
+        "ops": [{"op": op, "earned": sum_of(points), "most": len(points)} for op, points in by_op(grade).items()],
         "points": points,
     }  # fmt: skip

@@ -48,12 +48,15 @@ class Answer:
     Attributes
     ----------
     arrays : dict of str to array
+        Of a function that was to return a dict, and raised an exception: what its dicts held by then.
     problem : str
-        Why there are none; empty if there are.
+        Why there are none, or no more; empty if the call ended well.
     lost : dict of str to str
         What is wrong with values that are no arrays.
     shared : dict of str to str
         Arrays that are the same memory as another one.
+    narrow : dict of str to str
+        The dtypes of arrays in float16 and bfloat16; they are float32 here.
     blank : bool
         Whether the function raised NotImplementedError.
     crash : dict, optional
@@ -66,6 +69,7 @@ class Answer:
     problem: str = ""
     lost: dict[str, str] = field(default_factory=dict)
     shared: dict[str, str] = field(default_factory=dict)
+    narrow: dict[str, str] = field(default_factory=dict)
     blank: bool = False
     crash: dict[str, Any] | None = None
     changed: list[str] = field(default_factory=list)
@@ -108,6 +112,7 @@ def run_file(
     *,
     closed_package: tuple[str, str] | None = None,
     closed_functions: tuple[Sequence[str], str] | None = None,
+    only: Sequence[str] = (),
 ) -> Run:
     """Call functions of a file, one after the other.
 
@@ -124,6 +129,8 @@ def run_file(
     closed_functions : (list of str, str), optional
         Functions of numllama.ops that raise, wherever the package keeps them, and the clause that says why. The package's folders
         (`numllama.learn`, `numllama.cpu`) are closed too.
+    only : sequence of str
+        The packages that it may import beside the standard library and its neighbours; none: whatever there is.
     """
     if not 0 < seconds <= MOST_SECONDS:
         raise ValueError(f"seconds is {seconds:g}, but must be more than 0 and at most {MOST_SECONDS}")
@@ -132,6 +139,7 @@ def run_file(
     question = {
         "path": str(path.resolve()), "calls": [call._asdict() for call in calls], "seconds": seconds, "memory": MEMORY,
         "most": MOST_BYTES, "closed_package": closed_package, "closed_functions": closed_functions,
+        "only": list(only),
     }  # fmt: skip
     return _run_here(question, inputs) if IN_WEBASSEMBLY else _run_child(question, inputs, seconds)
 
@@ -181,10 +189,12 @@ def _answer(folder: Path, i: int) -> Answer:
 
 def _checked(arrays: dict[str, np.ndarray], said: Mapping[str, Any]) -> Answer:
     """An answer from what the child says of it."""
-    lost, shared = ({str(name): visible(str(value)) for name, value in said[kind].items()} for kind in ("lost", "shared"))
+    lost, shared, narrow = (
+        {str(name): visible(str(value)) for name, value in said[kind].items()} for kind in ("lost", "shared", "narrow")
+    )
     changed = [visible(str(name)) for name in said["changed"]]
     problem, blank, crash = visible(str(said["problem"])), said["blank"] is True, _crash(said["crash"])
-    return Answer(arrays, problem, lost, shared, blank, crash, changed)
+    return Answer(arrays, problem, lost, shared, narrow, blank, crash, changed)
 
 
 def _crash(said: Any) -> dict[str, Any] | None:

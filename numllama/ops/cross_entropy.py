@@ -54,7 +54,7 @@ def cross_entropy_forward(
     lse = (top + xp.log(xp.exp(logits - top).sum(-1, keepdims=True)))[..., 0]    # (...)
     if count is None:
         count = xp.maximum(counted.sum(), 1)                           # or 0 / 0
-    count = xp.asarray(count, dtype=logits.dtype)                      # never wider
+    count = xp.asarray(count, dtype=logits.dtype)                      # or the loss widens
     losses = lse - xp.take_along_axis(logits, targets[..., None], -1)[..., 0]    # (...)
     loss = xp.where(counted, losses, 0).sum() / count                  # ()
     return loss, CrossEntropyCache(logits, targets, lse, count)

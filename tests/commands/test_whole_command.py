@@ -47,6 +47,7 @@ def book(tmp_path_factory):
     return path
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "value"),
     [(n, v) for n, v in (*CHOICES, *SWITCHES, *NUMBERS) if v != DEFAULTS[n] and (n, v) not in GPU | RANKS and n != "sum_by"],

@@ -11,7 +11,7 @@ from numllama.ops import flash_attention_backward, flash_attention_forward
 
 KERNELS = (["flash_attention_forward"], ["flash_attention_delta", "flash_attention_backward", "flash_attention_dq"])
 every_dtype = pytest.mark.parametrize("dtype", [FLOAT32, *HALVES], ids=str)
-every_D = pytest.mark.parametrize("D", [64, 128])
+every_D = pytest.mark.parametrize("D", [64, pytest.param(128, marks=pytest.mark.thorough)])
 SMALL = 86  # a GPU whose blocks have 99 KiB of shared memory
 
 
@@ -87,13 +87,11 @@ def test_grouped_queries_and_random_intervals(R, D, dtype):
 # ------------------------------------------------------------------------------------------------ heads, GPUs, blocks
 
 
-HEADS = [
-    (8, "bfloat16"), (32, "float32"), (40, "bfloat16"), (48, "float16"), (80, "bfloat16"), (96, "bfloat16"), (100, "float32"),
-    (112, "float16"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("D", "dtype"), HEADS)
+@pytest.mark.parametrize(("D", "dtype"), [
+    (40, "bfloat16"), (48, "float16"), (100, "float32"),
+    *(pytest.param(*each, marks=pytest.mark.thorough)
+      for each in ((8, "bfloat16"), (32, "float32"), (80, "bfloat16"), (96, "bfloat16"), (112, "float16"))),
+])  # fmt: skip
 def test_heads_of_other_sizes_are_read_where_they_lie(D, dtype):
     T, S = 40, 70
     check([*draw(H=2, K=1, T=T, S=S, D=D), *random_intervals(1, T, S)], np.dtype(dtype))
@@ -133,7 +131,7 @@ def test_every_tiling_fits_where_it_is_used(gpu):
 
 
 @pytest.mark.parametrize(("blocks", "splits"), [(1, 1), (3, 2), (6, 3), (100, 4)])
-@pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16], ids=str)
+@pytest.mark.parametrize("dtype", [pytest.param(FLOAT32, marks=pytest.mark.thorough), BFLOAT16], ids=str)
 def test_blocks_that_share_the_keys_in_any_number(blocks, splits, dtype, monkeypatch):
     """Some intervals skip tiles, so that a block's sums begin late, and some blocks have nothing of a query at all."""
     monkeypatch.setattr(flash_attention, "BLOCKS", {64: blocks})

@@ -11,7 +11,7 @@ from zipfile import ZipFile
 
 import pytest
 
-from numllama.learn.exercises import EXERCISES
+from numllama.learn.exercises import EXERCISES, FUNCTIONS
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -59,11 +59,10 @@ def test_all_cells_of_a_page_are_listed_in_order_those_without_a_place_too(files
     assert files.cells_of(PAGE) == [{"code": "x = 1\n\nprint(x)", "there": True}, {"code": 'y = "</script>"', "there": False}]
 
 
-def test_each_op_has_its_exercise_on_its_page():
-    for name in EXERCISES:
-        page = DOCS / "ops" / f"{name}.md"
-        if page.exists():
-            assert page.read_text(encoding="utf-8").count(f"```{{exercise}} {name}\n```\n") == 1, page
+def test_each_op_and_each_function_has_its_exercise_on_its_page():
+    for name, exercise in (EXERCISES | FUNCTIONS).items():
+        page = DOCS / f"{exercise.page}.md"
+        assert page.read_text(encoding="utf-8").count(f"## Exercises\n\n```{{exercise}} {name}\n```\n") == 1, page
 
 
 def test_the_page_of_exercises_begins_with_those_that_need_no_installation():

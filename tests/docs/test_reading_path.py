@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from numllama.learn.exercises import EXERCISES
+from numllama.learn.exercises import EXERCISES, FUNCTIONS
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -43,10 +43,10 @@ def test_what_a_page_needs_comes_before_it(path):
 
 
 def test_the_path_the_menu_and_the_course_have_one_order(path):
-    course = [f"ops/{name}" for name in EXERCISES if (DOCS / "ops" / f"{name}.md").exists()]
-    assert len(course) > 15 and [page for page in path.entries() if page in course] == course
+    course = [each.page for each in (EXERCISES | FUNCTIONS).values()]
+    assert set(course) <= PAGES and [page for page in path.entries() if page in course] == course
     menu = re.search(r"```{toctree}\n(.*?)```", (DOCS / "ops" / "index.md").read_text(encoding="utf-8"), re.S)[1].split()
-    assert [f"ops/{name}" for name in menu if f"ops/{name}" in course] == course
+    assert [f"ops/{name}" for name in menu if f"ops/{name}" in course] == [page for page in course if page.startswith("ops/")]
     assert path.entries()["exercises"].needs == course[:1]             # as soon as there is one to do
 
 

@@ -1,10 +1,12 @@
 """What tests of the exercises share: the command, solved files, and checks without a process for each."""
 
+import ast
 import io
 import json
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 
@@ -39,6 +41,15 @@ def with_body(name, body):
     """An exercise's file with these lines in its (first) blank."""
     lines = "\n".join(f"    {line}" for line in body.splitlines())
     return exercise_text(name).replace(f"    {BLANK}", lines, 1)
+
+
+def with_function(name, function, body):
+    """An exercise's file with its solution, except for the body of one function."""
+    text = solved(name)
+    (node,) = [each for each in ast.parse(text).body if isinstance(each, ast.FunctionDef) and each.name == function]
+    lines = text.splitlines()
+    lines[node.body[0].lineno - 1 : node.end_lineno] = [f"    {line}" for line in dedent(body).strip().splitlines()]
+    return "\n".join(lines) + "\n"
 
 
 def solved(name):

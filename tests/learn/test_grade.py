@@ -1,5 +1,6 @@
 """Grading a file: points for what is right, one sentence for what is not, and whatever a file does, it harms nobody."""
 
+import csv
 import json
 import os
 import re
@@ -8,9 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from learn.classroom import rmsnorm, solved, with_body
 
 from numllama.cli import main
-from numllama.learn.grade import PLAIN, chosen, grade, points_of
+from numllama.learn import grade as grade_module
+from numllama.learn import spreadsheet
+from numllama.learn.course.table import COURSE
+from numllama.learn.grade import PLAIN, Point, chosen, grade, points_of, sum_of
 from numllama.learn.grade_template import TEMPLATE
 from numllama.learn.reference import opened_reference
 from numllama.learn.students import MOST_BYTES, Call, run_file
@@ -31,10 +36,10 @@ def run(*arguments):
 
 @pytest.fixture
 def graded(tmp_path):
-    def grade_text(text, configurations=("gqa",), seconds=30, seed=5):
+    def grade_text(text, configurations=("gqa",), seconds=30, seed=5, only=()):
         path = tmp_path / "mine.py"
         path.write_text(text, encoding="utf-8")
-        return grade(path, configurations, seed, seconds)
+        return grade(path, configurations, seed, seconds, only)
 
     return grade_text
 
@@ -125,9 +130,68 @@ def test_a_mistake_that_one_configuration_shows_is_found_there(graded):
 
 
 def test_a_configuration_that_crashes_costs_what_it_has(graded):
+    """Half of each of the 53 points that both have, and the 6 points that only it has."""
     result = graded(changed(("    # forward\n", "    assert not c.qk_norm, 'not yet'\n")), ("gqa", "qk-norm"))
-    assert result.earned == 0 and not result.problem
+    assert result.earned == 26.5 and len(result.points) == 59 and not result.problem
     assert re.fullmatch(r"qk-norm: line \d+ in llama: AssertionError: not yet", whys(result)["embedding"])
+    (crash,) = result.failed.values()
+    assert list(result.failed) == ["qk-norm"] and result.advice == f"Fix this first, in qk-norm: {crash}."
+
+
+def test_what_was_computed_before_a_crash_counts_and_the_crash_comes_first(graded, tmp_path, capsys):
+    """In the dicts of all functions of the file that were running, but not in those that it was given."""
+    text = changed(("        dv = a.swapaxes(-1, -2) @ do\n", "        dv = a @ v['nothing']\n"))
+    result = graded(text, PLAIN)
+    lost = whys(result)
+    assert [each.name for each in result.points if each.earned and each.is_backward] == ["d_logits", "d_norm", "d_norm (gain)"]
+    assert result.earned == 24 and "logits" not in lost and not result.problem and not result.notes
+    assert re.fullmatch(r"Fix this first: line \d+ in llama: KeyError: 'nothing'\.", result.advice)
+    assert re.fullmatch(r"mha: line \d+ in llama: KeyError: 'nothing'", lost["d_head"])
+    inner = returning("return forward(weights, tokens)") + """
+
+def forward(weights, tokens):
+    values = {"embedding": weights["embed"][tokens], "other": 3}
+    weights["embedding"] = values["embedding"] + 1
+    raise NotImplementedError("your turn")
+"""
+    result = graded(inner)
+    assert result.earned == 1 and not result.notes and "NotImplementedError: your turn" in result.advice
+    assert run(tmp_path / "mine.py", "--configurations", "gqa") == 1
+    assert "\nmine.py: 1 of 53 points. Fix this first: line " in capsys.readouterr().out
+
+
+def test_a_crash_in_one_of_all_configurations_costs_its_share(graded):
+    result = graded(changed(('head = w["embed" if c.tie_embeddings else "head"]', 'head = w["head"]')), tuple(STANDARD))
+    points = {point.name: (point.right, point.of) for point in result.points}
+    assert points["ffn_out"] == (12, 12) and points["logits"] == points["d_wq"] == (11, 12) and points["d_head"] == (11, 11)
+    assert result.earned == 56.2  # 33 points lack a twelfth
+    assert re.fullmatch(r"Fix this first, in tied: line \d+ in llama: KeyError: 'head'\.", result.advice)
+
+
+def test_points_are_rounded_down_so_that_all_of_them_means_that_all_is_right():
+    points = [Point("q", "q", 1, 1)] * 52 + [Point("loss", "loss", 11, 12)]
+    assert sum_of(points) == 52.9 and sum_of(points[:52]) == 52 and sum_of([Point("q", "q", 1, 3)] * 3) == 1
+    assert sum_of([Point("q", "q", 99, 100)]) == 0.9
+
+
+def test_a_mistake_that_gives_exactly_these_numbers_is_named(graded):
+    result = graded(changed(("k.swapaxes(-1, -2) / math.sqrt(D), -np.inf)", "k.swapaxes(-1, -2), -np.inf)")))
+    (scores,) = (point for point in result.points if not point.earned)
+    assert (scores.name, scores.mistake) == ("scores", "The scores are not divided by √D.")
+    result = graded(changed(('v["norm"] = rms(x, w["norm"], eps)', 'v["norm"] = rms(x, w["norm"], eps) + x ** 7')))
+    assert [point.mistake for point in result.points if point.name == "norm"] == [""]
+
+
+def test_another_layout_is_no_fault_and_a_note_says_so(graded):
+    text = changed(("    return v | g\n", "    return v | {n: d.T if n == 'd_blocks.0.wo' else d for n, d in g.items()}\n"))
+    text = text.replace("d.T if n == 'd_blocks.0.wo'", "d.T if n.endswith('w_down')")
+    result = graded(text)
+    assert whys(result) == {} and result.notes == ["d_w_down: transposed (a layout, not a fault)"]
+
+
+def test_numbers_in_float16_are_named(graded):
+    lost = whys(graded(changed(("    return v | g\n", "    return {n: np.float16(d) for n, d in (v | g).items()}\n"))))
+    assert re.fullmatch(r".* \(it is float16: return float32 or float64\)", lost["attn_norm"])
 
 
 @pytest.mark.parametrize("number", ["0.0", "np.nan", "np.inf"])
@@ -157,7 +221,8 @@ def test_not_a_number_is_named_where_it_begins_and_what_follows_is_still_judged(
 @pytest.mark.parametrize("line, point, why", [
     ("return {'layer.0.q': np.zeros((2, 5, 3))}", "q", "layer.0.q of gqa: it has shape (2, 5, 3), but must have (2, 5, 16)"),
     ("return {'embedding': [[1], [1, 2]]}", "embedding", "embedding of gqa: is a list of which NumPy makes no array"),
-    ("return {'embedding': None}", "embedding", "embedding of gqa: is a NoneType, not an array of real numbers"),
+    ("return {'embedding': None}", "embedding",
+     "embedding of gqa: is a NoneType, not an array of real numbers: did you forget return?"),
     ("return {'loss': 'small'}", "loss", "loss of gqa: is a str, not an array of real numbers"),
     ("return {'loss': np.array(1j)}", "loss", "loss of gqa: is a ndarray of dtype complex128, not an array of real numbers"),
     ("return {'loss': np.float16(1e300)}", "loss", "loss of gqa: inf at () instead of"),
@@ -226,7 +291,7 @@ def test_a_file_that_is_not_text_is_one_sentence(tmp_path):
     (returning("return weights['embed'] @ weights['embed']"), "line 6 in llama: ValueError: matmul: Input operand 1 has"),
     (returning("return llama(weights, config, tokens, targets, segments)"), "line 6 in llama: RecursionError: maximum recursion"),
     (returning("return [1, 2]"), "returns a list, not a dict of arrays by name"),
-    (returning("pass"), "returns nothing, not a dict of arrays by name"),
+    (returning("pass"), "returns nothing, not a dict of arrays by name: did you forget return?"),
     (returning("sys.exit('bye')"), "line 6 in llama: ends the program (SystemExit: bye)"),
     (returning("os._exit(0)"), "ended the process with exit code 0"),
     (returning("os.abort()"), "was ended by SIGABRT: a crash outside of Python, or not enough memory"),
@@ -249,6 +314,32 @@ def test_a_file_that_cannot_be_graded_says_why_in_a_sentence(graded, text, probl
 
 def test_a_file_cannot_import_the_solutions(graded):
     assert "numllama is closed" in graded("from numllama.learn import plain_llama\n" + RIGHT).problem
+
+
+@pytest.mark.parametrize("way", [
+    "import subprocess; subprocess.run([sys.executable, '-c', ''])", "os.system('true')", "os.execv(sys.executable, ['python'])",
+])  # fmt: skip
+def test_a_file_cannot_start_programs(graded, way):
+    result = graded(returning(way, "return {'embedding': weights['embed'][tokens]}"))
+    assert result.earned == 0 and result.problem.endswith("PermissionError: a file that is graded cannot start other programs")
+
+
+def test_a_file_cannot_read_the_packages_sources(graded):
+    source = str(Path(grade_module.__file__).with_name("plain_llama.py"))
+    result = graded(f"text = open({source!r}).read()\n" + RIGHT)
+    assert result.problem == "line 1: PermissionError: numllama/learn is closed while a file is checked"
+
+
+def test_a_file_may_import_only_what_is_allowed(graded, tmp_path):
+    (tmp_path / "helper.py").write_text("import json\n")
+    (tmp_path / "other.py").write_text("import cyclopts\n")
+    fine = "import json, math, os.path\nimport numpy.linalg\nimport helper\n"
+    assert whys(graded(fine + RIGHT, only=("numpy",))) == {}
+    why = "cyclopts is closed while a file is graded: only numpy and Python's own modules may be imported"
+    for line in ("import cyclopts\n", "import importlib; importlib.import_module('cyclopts')\n"):
+        assert graded(line + RIGHT, only=("numpy",)).problem == f"line 1: ImportError: {why}"
+        assert graded(line + RIGHT).earned == graded(line + RIGHT, only=("numpy", "cyclopts")).earned == 53
+    assert "ImportError: cyclopts is closed" in graded("import other\n" + RIGHT, only=("numpy",)).problem
 
 
 @pytest.mark.parametrize("text, problem", [
@@ -283,7 +374,7 @@ def test_processes_that_a_file_starts_end_with_it(graded, tmp_path):
 def test_what_was_done_before_a_file_hangs_is_not_forgotten(graded):
     text = returning("if config.n_kv_heads == 1:", "    while True: pass", "return {'embedding': weights['embed'][tokens]}")
     result = graded(text, ("gqa", "mqa"), seconds=2)
-    assert not result.problem and result.earned == 0
+    assert not result.problem and result.earned == 0.5
     assert whys(result)["embedding"] == "mqa: took longer than 2 s"
     assert whys(result)["loss"] == "mqa: took longer than 2 s"
 
@@ -403,6 +494,72 @@ def test_a_folder_is_a_table_with_a_line_for_each_file(tmp_path, capsys):
     assert capsys.readouterr().err == f"error: {tmp_path / 'carl.py'}: line 1: ZeroDivisionError: division by zero\n"
 
 
+def handed_in(folder):
+    """A class of two: one has all right, the other one a mistake, a crash, and a file that is missing."""
+    crashes = with_body("linear", "return dout[7]")
+    for path, text in {
+        "anna/linear": solved("linear"), "anna/rmsnorm": solved("rmsnorm"), "anna/rope": solved("rope"), "_old/linear": crashes,
+        "ben/exercises/linear": crashes, "ben/exercises/rmsnorm": rmsnorm("dx = rstd * dn"),
+    }.items():  # fmt: skip
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / f"{path}.py").write_text(text, encoding="utf-8")
+
+
+def test_subfolders_hand_in_llama_py_and_a_missing_one_earns_nothing(tmp_path, capsys):
+    for name in ("anna", "ben/exercises", "carl", ".git", "__pycache__"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("anna/llama.py", "anna/helper.py", "ben/exercises/llama.py", "dora.py"):
+        (tmp_path / name).write_text(RIGHT if name.startswith("anna") else TEMPLATE, encoding="utf-8")
+    assert run(tmp_path, "--configurations", "gqa", "--csv", "--seed", 2) == 1
+    printed = capsys.readouterr()
+    head, of, *rows = csv.reader(printed.out.splitlines())
+    assert head[:2] == ["file", "embedding"] and head[-3:] == ["loss", "points", "note"] and of[:2] == ["of", "3"]
+    assert int(of[-2]) == sum(map(int, of[1:-2])) == 53 and printed.err == "Graded on gqa with --seed 2.\n"
+    assert [(row[0], row[-2], row[-1]) for row in rows] == [
+        ("anna/llama.py", "53", ""), ("ben/exercises/llama.py", "1", "attn_norm: not returned"),
+        ("carl/llama.py", "0", "does not exist"), ("dora.py", "1", "attn_norm: not returned"),
+    ]  # fmt: skip
+    assert all(len(row) == len(head) for row in rows)
+    assert run(tmp_path, "--configurations", "gqa", "--json") == 1
+    assert [each["file"] for each in json.loads(capsys.readouterr().out)["files"]] == [row[0] for row in rows]
+
+
+def test_a_class_has_a_row_for_each_student_and_a_column_for_each_exercise(tmp_path, capsys):
+    handed_in(tmp_path)
+    names = "--exercises", "rope", "linear", "rmsnorm"
+    assert run(tmp_path, *names, "--csv") == 1
+    assert [*csv.reader(capsys.readouterr().out.splitlines())] == [
+        ["student", "rope", "linear", "rmsnorm", "points", "note"], ["of", "2", "3", "4", "9", ""],
+        ["anna", "2", "3", "4", "9", ""],
+        ["ben", "0", "0", "2", "2", "rope missing, linear crashed, rmsnorm wrong (2/4)"],
+    ]  # fmt: skip
+    assert run(tmp_path, *names, "--json") == 1
+    students = json.loads(capsys.readouterr().out)["students"]
+    assert [(each["student"], each["points"], each["of"]) for each in students] == [("anna", 9, 9), ("ben", 2, 9)]
+    assert students[1]["exercises"][1]["crash"]["error"] == "IndexError"
+    assert not list(tmp_path.rglob("progress.json"))
+    assert run(tmp_path, "--exercises", "rope", "--only", "numpy") == 1
+    text = (tmp_path / "anna" / "rope.py").read_text(encoding="utf-8")
+    (tmp_path / "anna" / "rope.py").write_text("import cyclopts\n" + text, encoding="utf-8")
+    assert run(tmp_path, "--exercises", "rope", "--only", "numpy") == 1
+    before, after = (text.splitlines()[1] for text in re.split(r"(?=student)", capsys.readouterr().out)[1:])
+    assert before.split() == ["anna", "2/2"] and after.split() == ["anna", "0/2", "rope", "crashed"]
+
+
+def test_a_whole_course_includes_the_llama_in_whole_points(tmp_path, capsys):
+    (tmp_path / "anna").mkdir()
+    text = changed(("* counted).sum() / counted.sum()", "* counted).mean()"))
+    (tmp_path / "anna" / "llama.py").write_text(text, encoding="utf-8")
+    assert run(tmp_path, "--exercises", "all", "--csv") == 1
+    head, of, anna = csv.reader(capsys.readouterr().out.splitlines())
+    assert head[1:-2] == list(COURSE) and int(of[-2]) == sum(each.points for each in COURSE.values())
+    assert anna[head.index("llama")] == anna[-2] == "52"
+
+
+def test_a_cell_that_a_spreadsheet_would_compute_is_a_text():
+    assert spreadsheet.row("=1+1", {"q": 1.5}, 1.5, "+a, b") == "'=1+1,1.5,1.5,\"'+a, b\""
+
+
 def test_the_template_earns_its_first_point_and_is_never_written_over_a_file(tmp_path, capsys):
     path = tmp_path / "llama.py"
     assert run(path, "--template") == 0
@@ -442,6 +599,10 @@ def test_the_template_has_every_value_with_its_shape():
     (["mine.py", "--seconds", "inf"], "seconds is inf, but must be"),
     (["mine.py", "--seed", "-1"], "seed is -1, but must not be negative"),
     (["/dev/null"], "/dev/null is not a regular file"),
+    (["mine.py", "--csv", "--json"], "--csv and --json cannot be combined"),
+    (["mine.py", "--exercises", "rope"], "mine.py has no subfolders, but must have one for each student"),
+    ([".", "--exercises", "rop"], "exercise is 'rop', but must be one of linear, "),
+    ([".", "--exercises", "rope", "--seed", "1"], "--exercises and --seed cannot be combined"),
 ])  # fmt: skip
 def test_what_cannot_be_done_is_one_sentence(arguments, sentence, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -464,6 +625,17 @@ def test_short_names_of_gains_and_their_gradients_mean_the_gain(graded):
 
 
 @pytest.mark.skipif(not PAGE.exists(), reason="tests without the documents")
+def test_the_page_says_what_differs_in_each_configuration():
+    table = PAGE.read_text(encoding="utf-8").partition("| configuration | what differs |")[2].partition("\n\n")[0]
+    names = [name for row in table.splitlines()[2:] for name in re.findall(r"`([^`]*)`", row.split("|")[1])]
+    assert sorted(names) == sorted(STANDARD) and names[:6] == ["mha", "gqa", "mqa", "odd-sizes", "large-eps", "ignored"]
+    configs = {name: standard_vectors(name).config for name in STANDARD}
+    assert f"`config.norm_eps` is {configs['large-eps'].norm_eps:g} " in table and configs["tied"].tie_embeddings
+    odd = configs["odd-sizes"]
+    assert (odd.n_heads, odd.head_dim, odd.dim) == (3, 6, 15) and "three query heads of six for a `dim` of 15" in table
+
+
+@pytest.mark.skipif(not PAGE.exists(), reason="tests without the documents")
 def test_the_transcripts_of_the_page_are_what_the_command_prints(tmp_path, monkeypatch, capsys):
     ben = changed(('v[at("swiglu")] = gate * sigmoid(gate) * up', 'v[at("swiglu")] = gate * sigmoid(up) * up'),
                   ('    g["d_weights/embed"] = dembed\n', ""))  # fmt: skip
@@ -473,8 +645,9 @@ def test_the_transcripts_of_the_page_are_what_the_command_prints(tmp_path, monke
     (tmp_path / "llama.py").write_text(ben, encoding="utf-8")
     for name, text in files.items():
         (tmp_path / "course" / f"{name}.py").write_text(text, encoding="utf-8")
+    handed_in(tmp_path / "class")
     transcripts = re.findall(r"^```\n\$ numllama grade ([^\n]*)\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.S | re.M)
-    assert len(transcripts) == 2
+    assert len(transcripts) == 3
     for arguments, shown in transcripts:
         assert run(*arguments.split()) == 1
         assert [line.rstrip() for line in capsys.readouterr().out.splitlines()] == shown.splitlines()

@@ -45,7 +45,7 @@ def test_a_right_kernel_passes(op, dtype):
     assert verdict, str(verdict)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", ["float32", *(pytest.param(each, marks=pytest.mark.thorough) for each in DTYPES[1:])])
 @pytest.mark.parametrize("op", JUDGED)
 def test_the_packages_own_ops_pass(op, dtype, monkeypatch):
     """They are let through here."""

@@ -101,6 +101,7 @@ def test_sentences_are_unique_and_short():
         assert mistake.equations.keys() <= EQUATIONS.keys()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", STANDARD)
 def test_all_can_be_made_everywhere(name):
     right = simulated(name, steps=2)
@@ -109,6 +110,7 @@ def test_all_can_be_made_everywhere(name):
         assert {key: np.shape(value) for key, value in made.items()} == {key: np.shape(value) for key, value in right.items()}
 
 
+@pytest.mark.thorough
 def test_each_changes_numbers_and_no_two_give_the_same():
     names = ("gqa", "qk-norm")  # weights that decay, gains; norms above the limit and below
     for number, mistake in enumerate(OPTIMIZER):
@@ -132,7 +134,7 @@ FOUND = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("dtype", ["float64", pytest.param("float32", marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("what", FOUND)
 def test_a_mistake_is_found(what, dtype):
     dump = simulated("gqa", [BY_SENTENCE[what]], dtype=dtype, seed=1)

@@ -5,7 +5,7 @@ from mistakes.mistake import Mistake
 MISTAKES = [
     Mistake(
         "a check of exercises that finds everything right",
-        "learn/course/check.py", "RIGHT = 1e-9", "RIGHT = 1e9",
+        "learn/course/comparison.py", "RIGHT = 1e-9", "RIGHT = 1e9",
         "learn/course/test_check.py::test_the_check_finds_each_mistake_of_a_backward_with_a_hint[RMSNorm_without_the_second_term_of_its_gradient]",
     ),
     Mistake(
@@ -29,13 +29,28 @@ MISTAKES = [
         "learn/course/test_block.py::test_a_gradient_is_not_given_itself_or_what_comes_after_it",
     ),
     Mistake(
+        "a plain function that is right as soon as it is right in one case",
+        "learn/course/check.py", 'key=lambda each: each[0].verdict == "right")', 'key=lambda each: each[0].verdict != "right")',
+        "learn/course/test_functions.py::test_a_verdict_says_in_which_case_and_a_result_counts_only_if_all_cases_are_right",
+    ),
+    Mistake(
+        "an exercise whose solution stands in its file",
+        "learn/course/files.py", "if blank and isinstance(node,", "if not blank and isinstance(node,",
+        "learn/course/test_files.py::test_the_functions_of_the_solution_are_blank_or_missing_in_the_file[adamw]",
+    ),
+    Mistake(
+        "a known mistake that is named for any one array that fits",
+        "learn/wrong_answers/explain.py", "if same[0] and 2 * sum(same) >= len(same):", "if same[0]:",
+        "learn/test_wrong_functions.py::test_a_mistake_beside_another_one_is_named_if_it_gives_most_of_the_numbers",
+    ),
+    Mistake(
         "a result that is kept although the file has changed",
         "learn/course/progress.py", 'entry.get("file") == _digest(path)', 'entry.get("file") != ""',
         "learn/course/test_progress.py::test_an_exercise_goes_from_not_started_to_right",
     ),
     Mistake(
         "a finite number where an infinity is right",
-        "learn/course/check.py", "np.isfinite(actual) & np.isfinite(expected) | same", "np.isfinite(actual) | same",
+        "learn/course/comparison.py", "np.isfinite(actual) & np.isfinite(expected) | same", "np.isfinite(actual) | same",
         "learn/course/test_check.py::test_equal_arrays_are_right_whatever_their_infinities_and_nothing_else_is",
     ),
     Mistake(
@@ -157,8 +172,8 @@ MISTAKES = [
     ),
     Mistake(
         "a point for what is right in one configuration only",
-        "learn/grade.py", "lost = [(name, node) for name, node in nodes if faults[name][node]]",
-        "lost = [(name, node) for name, node in nodes[:1] if faults[name][node]]",
+        "learn/grade.py", "for name, (_, nodes) in groups.items() for node in nodes if faults[name].of[node]]",
+        "for name, (_, nodes) in list(groups.items())[:1] for node in nodes if faults[name].of[node]]",
         "learn/test_grade.py::test_a_mistake_that_one_configuration_shows_is_found_there",
     ),
     Mistake(

@@ -16,7 +16,7 @@ ALREADY = set(sys.modules)
 import numllama as nl  # noqa: E402
 from numllama import ops  # noqa: E402
 from numllama.errors import NumllamaError  # noqa: E402
-from numllama.learn.exercises import EXERCISES, check_file, example, exercise_text, solved_text  # noqa: E402
+from numllama.learn.exercises import EXERCISES, FUNCTIONS, check_file, example, exercise_text, solved_text  # noqa: E402
 
 FOLDER = Path(sys.argv[1])
 LACKING = (  # there, or in a browser: what needs system calls that they lack, and packages that are compiled for none of the two
@@ -35,6 +35,16 @@ def {op}_backward(dout, cache):
     return tuple(-part for part in results) if isinstance(results, tuple) else -results
 """
 
+WRONG_FUNCTION = """
+
+right_{function} = {function}
+
+
+def {function}(*args):
+    results = right_{function}(*args)
+    return tuple(-np.asarray(part) for part in results) if isinstance(results, tuple) else -np.asarray(results)
+"""
+
 
 def verdicts(op, text):
     path = FOLDER / f"{op}.py"
@@ -44,10 +54,13 @@ def verdicts(op, text):
 
 def exercises():
     """The verdicts on each exercise: blank, right, and with every sign wrong."""
-    texts = {op: {"blank": exercise_text(op), "right": solved_text(op)} for op in EXERCISES}
-    for op, text in texts.items():
-        text["wrong"] = text["right"] + WRONG.format(op=op)
-    return {kind: {op: verdicts(op, texts[op][kind]) for op in EXERCISES} for kind in ("blank", "right", "wrong")}
+    texts = {name: {"blank": exercise_text(name), "right": solved_text(name)} for name in (*EXERCISES, *FUNCTIONS)}
+    for name, text in texts.items():
+        wrong = [WRONG.format(op=name)] if name in EXERCISES else [
+            "\nimport numpy as np\n", *(WRONG_FUNCTION.format(function=each) for each in FUNCTIONS[name].functions),
+        ]  # fmt: skip
+        text["wrong"] = text["right"] + "".join(wrong)
+    return {kind: {name: verdicts(name, texts[name][kind]) for name in texts} for kind in ("blank", "right", "wrong")}
 
 
 def gradient_checks():

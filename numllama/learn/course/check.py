@@ -1,40 +1,33 @@
 """The check of an exercise: a file is run in a process of its own, and each of its results is compared with the right one."""
 
 import inspect
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from numllama import ops
 from numllama.errors import DataError, shown
+from numllama.learn.child import FORGOTTEN
 from numllama.learn.course import block
+from numllama.learn.course.cases import cases_of
+from numllama.learn.course.comparison import Element, compare
 from numllama.learn.course.examples import as_tuple, cotangent, example
-from numllama.learn.course.symptoms import worst_index
 from numllama.learn.course.table import Exercise, find_exercise
 from numllama.learn.students import Answer, Call, Run, run_file
 
 if TYPE_CHECKING:
     from numllama.learn.grade import Grade
 
-RIGHT = 1e-9  # relative error up to which float64 results count as equal
 SECONDS = 60.0
 OUTCOMES = {  # and exit codes; the first that applies to one of the results is the exercise's
     "cannot be run": 2, "timed out": 5, "crashed": 4, "wrong": 1, "blank": 3, "right": 0,
 }  # fmt: skip
 NOT_CHECKED = "not checked"
-
-
-class Element(NamedTuple):
-    """An element that is wrong: the one that is furthest off."""
-
-    index: tuple[int, ...]
-    expected: float
-    got: float
 
 
 @dataclass(frozen=True)
@@ -100,32 +93,34 @@ class Checked:
     seconds: float = 0.0
 
 
-def check(path: Path, name: str, seconds: float = SECONDS, hint_step: int = 1) -> Checked:
+def check(path: Path, name: str, seconds: float = SECONDS, hint_step: int = 1, only: Sequence[str] = ()) -> Checked:
     """Check a file.
 
     Parameters
     ----------
     path : path
     name : str
-        The exercise: "rmsnorm", "rmsnorm_forward", "block", "bug_03" or "llama".
+        The exercise: "rmsnorm", "rmsnorm_forward", "block", "adamw", "bug_03" or "llama".
     seconds : float
         Time limit.
     hint_step : int
         Which of the three hints goes with a result that is wrong.
+    only : sequence of str
+        The packages that the file may import: see :func:`run_file`.
     """
     exercise = find_exercise(name)
     try:
         if exercise.kind == "capstone":
             from numllama.learn.grade import grade  # which needs the tokenizers' packages, as the other exercises do not
 
-            return _capstone(exercise, grade(path, seconds=seconds))
-        run = _with_code(_run_block(path, seconds) if exercise.base == "block" else _run_op(path, exercise, seconds), path)
+            return _capstone(exercise, grade(path, seconds=seconds, only=only))
+        run_exercise, results_of = WAYS.get("block" if exercise.base == "block" else exercise.kind, (_run_op, _op_results))
+        run = _with_code(run_exercise(path, exercise, seconds, only), path)
     except DataError as error:  # a folder, a pipe, no file
         return _cannot_run(exercise, str(error))
     if not run.usable:
         return _cannot_run(exercise, f"{path} cannot be run: {run.problem}", run)
-    results = _block_results(run, exercise) if exercise.base == "block" else _op_results(run, exercise)
-    return _checked(exercise, run, [_with_hint(each, exercise, hint_step) for each in results])
+    return _checked(exercise, run, [_with_hint(each, exercise, hint_step) for each in results_of(run, exercise)])
 
 
 def _with_code(run: Run, path: Path) -> Run:
@@ -167,26 +162,26 @@ def _with_hint(result: Result, exercise: Exercise, step: int) -> Result:
 # ------------------------------------------------------------------------------------------------ an op
 
 
-def _run_op(path: Path, exercise: Exercise, seconds: float) -> Run:
+def _run_op(path: Path, exercise: Exercise, seconds: float, only: Sequence[str]) -> Run:
     """Call forward and backward of a file where numllama.ops does not have them."""
-    op, inputs = exercise.base, {}
-    args = example(op)
+    op = exercise.base
+    args, inputs = example(op), {}
     dout = as_tuple(cotangent(getattr(ops, f"{op}_forward")(*args)[0]))
-
-    def placed(value: Any) -> Any:
-        """An argument as the process reads it."""
-        if isinstance(value, tuple):
-            return {"tuple": [placed(each) for each in value]}
-        if not isinstance(value, np.ndarray):
-            return value
-        inputs[str(len(inputs))] = value
-        return {"array": str(len(inputs) - 1)}
-
     calls = [
-        Call(f"{op}_forward", [placed(arg) for arg in args], "output and cache"),
-        Call(f"{op}_backward", [placed(dout[0] if len(dout) == 1 else dout), {"kept": True}], "arrays"),
+        Call(f"{op}_forward", [_placed(arg, inputs) for arg in args], "output and cache"),
+        Call(f"{op}_backward", [_placed(dout[0] if len(dout) == 1 else dout, inputs), {"kept": True}], "arrays"),
     ]
-    return run_file(path, calls, inputs, seconds, closed_functions=(closed_functions(op), CLOSED))
+    return run_file(path, calls, inputs, seconds, closed_functions=(closed_functions(op), CLOSED), only=only)
+
+
+def _placed(value: Any, inputs: dict[str, np.ndarray]) -> Any:
+    """An argument as the process reads it; its arrays are added to the inputs."""
+    if isinstance(value, tuple):
+        return {"tuple": [_placed(each, inputs) for each in value]}
+    if not isinstance(value, np.ndarray):
+        return value
+    inputs[str(len(inputs))] = value
+    return {"array": str(len(inputs) - 1)}
 
 
 CLOSED = "it has what you write yourself"
@@ -253,13 +248,16 @@ def _verdicts(
     """The verdict on each result of a function."""
     problem, results = _problem(answer, run, function, parameters), _results(answer)
     if problem is None and len(results) != len(names):
-        n = "nothing" if not results else f"{len(results)} result{'s' * (len(results) != 1)}"
-        problem = "wrong", f"{function} returns {n}, but must return {', '.join(names)}"
+        forgotten = FORGOTTEN if len(results) == 1 and str(results[0]).endswith(FORGOTTEN) else ""
+        n = "nothing" if forgotten or not results else f"{len(results)} result{'s' * (len(results) != 1)}"
+        problem = "wrong", f"{function} returns {n}, but must return {', '.join(names)}{forgotten}"
     if problem:
         return [Result(name, problem[0], message=problem[1], crash=answer and answer.crash) for name in names]
     found = []
-    for name, actual, right in zip(names, results, expected, strict=True):
+    for i, (name, actual, right) in enumerate(zip(names, results, expected, strict=True)):
         verdict, message, element = compare(actual, right)
+        if verdict == "wrong" and answer and str(i) in answer.narrow:
+            message = f"it is {answer.narrow[str(i)]}, but the inputs are float64"
         found.append(Result(name, verdict, message=message, element=element))
     return found
 
@@ -291,36 +289,6 @@ def _results(answer: Answer | None) -> list[np.ndarray | str]:
     return [answer.arrays.get(str(i), answer.lost.get(str(i), "")) for i in range(len(answer.arrays) + len(answer.lost))]
 
 
-def compare(actual: np.ndarray | str, expected: np.ndarray) -> tuple[str, str, Element | None]:
-    """The verdict on one array, how it differs from the expected one, and its worst element."""
-    expected = np.asarray(expected)
-    if isinstance(actual, str):
-        return "wrong", f"it {actual}", None
-    if actual.shape != expected.shape:
-        swapped = actual.shape[::-1] == expected.shape and actual.ndim == 2
-        message = f"its shape is {shown(actual.shape)}, but must be {expected.shape}"
-        return "wrong", message + (": is it transposed?" if swapped else ""), None
-    same = actual == expected  # an infinity that is right, too
-    finite = np.where(np.isfinite(expected), expected, 0.0).astype(np.float64)
-    norm = float(np.linalg.norm(finite))
-    strange = ~(np.isfinite(actual) & np.isfinite(expected) | same)
-    off = np.where(same | strange, 0.0, np.where(strange, 0.0, actual.astype(np.float64)) - finite)
-    error = float(np.linalg.norm(off)) / norm
-    if error <= RIGHT and not strange.any():
-        return "right", "", None
-    index = worst_index(actual, expected)
-    element = Element(index, float(expected[index]), float(actual[index]))
-    if strange.any():
-        n, kind = int(strange.sum()), "finite" if np.isfinite(actual).all() else "infinite or not a number"
-        return "wrong", f"{n} of {actual.size} elements {'is' if n == 1 else 'are'} {kind}", element
-    factor = float((np.where(same, finite, actual) * finite).sum()) / norm**2
-    if factor != 0 and np.linalg.norm(off + finite - factor * finite) <= RIGHT * norm * abs(factor):
-        return "wrong", "the sign" if math.isclose(factor, -1) else f"{factor:.6g} times what it should be", element
-    if actual.dtype != np.float64 and error < 1e-5:
-        return "wrong", f"it is rounded to {actual.dtype}, but the inputs are float64", element
-    return "wrong", f"off by {error:.1%} of its norm" if error > 1e-3 else f"off by {error:.1e} of its norm", element
-
-
 # ------------------------------------------------------------------------------------------------ the block
 
 
@@ -337,7 +305,7 @@ def block_values() -> tuple[list[Any], Any, Any, Any]:
     return args, values, block.block_backward(rng.standard_normal((2, 5, C)), values, args[1]), list(find_exercise("block").hints)
 
 
-def _run_block(path: Path, seconds: float) -> Run:
+def _run_block(path: Path, exercise: Exercise, seconds: float, only: Sequence[str]) -> Run:
     """Call the block's forward, and each function with the gradients that come before its own."""
     args, a, d, names = block_values()
     w = args[1]
@@ -352,18 +320,20 @@ def _run_block(path: Path, seconds: float) -> Run:
     for name in names:
         calls.append(Call(name, [named("d", before), named("a", a), named("w", w)], "arrays"))
         before.append(name.removeprefix("d_"))
-    return run_file(path, calls, inputs, seconds, closed_functions=(closed_functions(""), CLOSED))
+    return run_file(path, calls, inputs, seconds, closed_functions=(closed_functions(""), CLOSED), only=only)
 
 
 def _block_results(run: Run, exercise: Exercise) -> list[Result]:
     """The verdicts on the values of the forward, together, and on each gradient."""
-    _, a, d, names = block_values()
+    (_, w, *_), a, d, names = block_values()
     worth = 0 if exercise.kind == "bug" else exercise.worth
     answers = [*run.answers, *[None] * (1 + len(names) - len(run.answers))]
     found = [_forward_of_block(answers[0], run, a)]
     for name, answer in zip(names, answers[1:], strict=True):
         (one,) = _verdicts(answer, run, name, ["d", "a", "w"], [name], [d[name.removeprefix("d_")]])
-        found.append(replace(one, of=worth))
+        known = exercise.kind == "block" and one.verdict == "wrong" and "0" in answer.arrays
+        mistake = _mistake_in("block", name, [({"d": d, "a": a, "w": w}, answer.arrays["0"])]) if known else ""
+        found.append(replace(one, of=worth, mistake=mistake))
     return found
 
 
@@ -379,6 +349,47 @@ def _forward_of_block(answer: Answer | None, run: Run, a: Any) -> Result:
     return Result("values", "right")
 
 
+# ------------------------------------------------------------------------------------------------ a plain function
+
+
+def _run_function(path: Path, exercise: Exercise, seconds: float, only: Sequence[str]) -> Run:
+    """Call the functions of a file in all cases."""
+    inputs: dict[str, np.ndarray] = {}
+    calls = [Call(case.function, [_placed(each, inputs) for each in case.arguments.values()], case.returns)
+             for case in cases_of(exercise.name)]  # fmt: skip
+    return run_file(path, calls, inputs, seconds, closed_functions=(closed_functions(""), CLOSED), only=only)
+
+
+def _function_results(run: Run, exercise: Exercise) -> list[Result]:
+    """The verdict on each result: that of the first case in which it is not right."""
+    found: dict[str, list] = {name: [] for name in exercise.hints}
+    for case, answer in zip_longest(cases_of(exercise.name), run.answers):
+        results = _verdicts(answer, run, case.function, list(case.arguments), case.results, case.right)
+        for i, each in enumerate(results):
+            if answer and each.verdict in ("wrong", "crashed"):
+                each = replace(each, message=f"{case.when}: {each.message}")
+            numbers = answer.arrays.get(str(i)) if answer and not answer.changed else None
+            found[each.name].append((each, case.arguments, numbers))
+    return [_of_all_cases(exercise, each) for each in found.values()]
+
+
+def _of_all_cases(exercise: Exercise, found: list[tuple[Result, dict[str, Any], np.ndarray | None]]) -> Result:
+    """The first verdict that is not right; the mistake is the one that gives these numbers, and most of the others."""
+    found = sorted(found, key=lambda each: each[0].verdict == "right")
+    result, _, numbers = found[0]
+    known = result.verdict == "wrong" and numbers is not None
+    calls = [(arguments, each) for _, arguments, each in found if each is not None]
+    return replace(result, of=exercise.worth, mistake=_mistake_in(exercise.name, result.name, calls) if known else "")
+
+
+def _mistake_in(name: str, result: str, calls: Sequence[tuple[dict[str, Any], np.ndarray]]) -> str:
+    from numllama.learn.wrong_answers import explain_calls
+
+    return explain_calls(name, result, calls)
+
+
+WAYS: dict[str, tuple[Any, Any]] = {"block": (_run_block, _block_results), "function": (_run_function, _function_results)}
+
 # ------------------------------------------------------------------------------------------------ the capstone
 
 
@@ -386,11 +397,12 @@ def _capstone(exercise: Exercise, grade: "Grade") -> Checked:
     """What a whole Llama earns, as the results of an exercise."""
     results = [
         Result(each.name, "right" if each.earned else "blank" if each.why == "not returned" else "wrong", 1,
-               "" if each.earned else each.why)
+               "" if each.earned else each.why, mistake=each.mistake)
         for each in grade.points
     ]  # fmt: skip
-    if grade.problem:
-        outcome = "timed out" if grade.problem.startswith("took longer") else "crashed"
-        return Checked(exercise, outcome, results, 0, len(results), grade.problem, None, grade.printed, grade.seconds)
+    problem = grade.problem or next(iter(grade.failed.values()), "")
     outcome = next(each for each in OUTCOMES if each in {result.verdict for result in results})
-    return Checked(exercise, outcome, results, grade.earned, len(results), "", None, grade.printed, grade.seconds)
+    if problem:
+        outcome = "timed out" if problem.startswith("took longer") else "crashed"
+    points = int(grade.earned)  # of an exercise they are whole
+    return Checked(exercise, outcome, results, points, len(results), problem, None, grade.printed, grade.seconds)

@@ -10,7 +10,7 @@ from numllama.errors import NumllamaError
 from numllama.learn.course import block
 from numllama.learn.course.bugs import BUGS, Bug
 from numllama.learn.course.symptoms import symptom_of
-from numllama.learn.course.table import COURSE, EXERCISES, FORWARD, Exercise, find_exercise
+from numllama.learn.course.table import COURSE, EXERCISES, FORWARD, FUNCTIONS, Exercise, find_exercise
 from numllama.learn.grade_template import TEMPLATE
 from numllama.storage.folders import locked, published
 
@@ -41,6 +41,16 @@ HEAD_BUG = '''\
 Fix the line, then check:
 
     {check}
+"""
+'''
+HEAD_FUNCTION = '''\
+"""{title}
+
+Write {functions}, then check which results are right:
+
+    {check}
+
+{rest}
 """
 '''
 HEAD_BLOCK = '''\
@@ -128,6 +138,10 @@ def exercise_text(name: str, blank: str = "backward", folder: Path = FOLDER) -> 
         return head + _body(exercise, "", bug) + _tests(exercise)
     if exercise.kind == "block":
         return HEAD_BLOCK.format(check=check) + _body(exercise, "d_") + _tests(exercise)
+    if exercise.kind == "function":
+        title, _, rest = (ast.get_docstring(ast.parse(_source(name))) or "").partition("\n\n")
+        head = HEAD_FUNCTION.format(title=title, rest=rest, functions=" and ".join(exercise.functions), check=check)
+        return head + _after_docstring(exercise, blank=True)
     tree = ast.parse(_source(exercise.base))
     title = (ast.get_docstring(tree) or name).splitlines()[0]
     head = HEAD.format(title=title, op=exercise.base, blank=exercise.kind, check=check)
@@ -137,7 +151,7 @@ def exercise_text(name: str, blank: str = "backward", folder: Path = FOLDER) -> 
 def solved_text(name: str) -> str:
     """The text of an exercise's file with its solution, without its docstring."""
     exercise = find_exercise(name)
-    return _body(exercise, "") + _tests(exercise)
+    return _after_docstring(exercise) if exercise.kind == "function" else _body(exercise, "") + _tests(exercise)
 
 
 def solution_text(name: str) -> str:
@@ -152,7 +166,7 @@ def solution_text(name: str) -> str:
         changed = [f"- {line}" for line in wrong if line not in lines] + [f"+ {line}" for line in lines if line not in wrong]
         return "\n".join(changed)
     tree, lines = _parsed(exercise.base)
-    start = "d_" if exercise.kind == "block" else f"{exercise.base}_{exercise.kind}"
+    start = exercise.functions or ("d_" if exercise.kind == "block" else f"{exercise.base}_{exercise.kind}")
     functions = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith(start)]
     return "\n\n\n".join(_without_decorator(node, lines) for node in functions)
 
@@ -162,13 +176,23 @@ def bug_of(exercise: Exercise) -> Bug:
 
 
 def _source(base: str) -> str:
-    path = Path(block.__file__) if base == "block" else Path(ops.__file__).with_name(f"{base}.py")
-    return path.read_text(encoding="utf-8")
+    here = Path(block.__file__)
+    places = {"block": here} | {name: here.parent / "functions" / f"{name}.py" for name in FUNCTIONS}
+    return places.get(base, Path(ops.__file__).with_name(f"{base}.py")).read_text(encoding="utf-8")
 
 
 def _parsed(base: str) -> tuple[ast.Module, list[str]]:
     source = _source(base)
     return ast.parse(source), source.splitlines()
+
+
+def _after_docstring(exercise: Exercise, blank: bool = False) -> str:
+    """The source of a plain function, which has its test too; or with blanks in the place of what is to be written."""
+    tree, lines = _parsed(exercise.base)
+    for node in reversed(tree.body):
+        if blank and isinstance(node, ast.FunctionDef) and node.name in exercise.functions:
+            lines[node.lineno - 1 : node.end_lineno] = [*_head(node, lines).splitlines(), f"    {BLANK}"]
+    return "\n".join(lines[tree.body[0].end_lineno or 0 :]) + "\n"
 
 
 def _body(exercise: Exercise, blank: str, bug: Bug | None = None) -> str:

@@ -1,4 +1,4 @@
-"""What a student has done so far: FOLDER/progress.json holds the last result of each exercise and the hints that were shown."""
+"""What a student has done so far: FOLDER/progress.json has each exercise's last result, and the hints and solutions shown."""
 
 import hashlib
 from contextlib import suppress
@@ -28,6 +28,8 @@ class State:
     points, of : int
     hints : int
         How many steps of the hints were shown.
+    solution : bool
+        Whether the solution was shown.
     """
 
     exercise: Exercise
@@ -35,6 +37,7 @@ class State:
     points: int
     of: int
     hints: int
+    solution: bool
 
 
 def read_progress(folder: Path) -> dict[str, dict[str, Any]]:
@@ -45,7 +48,7 @@ def read_progress(folder: Path) -> dict[str, dict[str, Any]]:
     entries = read_json(path, DataError)
     for entry in entries.values():
         good = isinstance(entry, dict) and entry.get("outcome", "blank") in OUTCOMES
-        if not good or not all(isinstance(entry.get(key, 0), int) for key in ("points", "of", "hints")):
+        if not good or not all(isinstance(entry.get(key, 0), int) for key in ("points", "of", "hints", "solution")):
             raise DataError(f"{path} is damaged: remove it, and check the exercises again")
     return entries
 
@@ -66,15 +69,15 @@ def remember_check(folder: Path, path: Path, found: Checked) -> None:
 def state_of(folder: Path, exercise: Exercise, entries: dict[str, dict[str, Any]]) -> State:
     """How far an exercise is, from its file and its last result."""
     path, entry = folder / f"{exercise.name}.py", entries.get(exercise.name, {})
-    of, hints = entry.get("of", exercise.points), entry.get("hints", 0)
+    of, seen = entry.get("of", exercise.points), (entry.get("hints", 0), bool(entry.get("solution", False)))
     if not path.exists():
-        return State(exercise, "not started", 0, exercise.points, hints)
+        return State(exercise, "not started", 0, exercise.points, *seen)
     if "outcome" in entry and entry.get("file") == _digest(path):
-        return State(exercise, entry["outcome"], entry.get("points", 0), of, hints)
+        return State(exercise, entry["outcome"], entry.get("points", 0), of, *seen)
     with suppress(NumllamaError, UnicodeError):
-        if exercise.kind in ("backward", "forward", "block") and BLANK in read_bytes(path, DataError).decode("utf-8"):
-            return State(exercise, "blank", 0, of, hints)
-    return State(exercise, "not checked", 0, of, hints)
+        if exercise.kind in ("backward", "forward", "block", "function") and BLANK in read_bytes(path, DataError).decode("utf-8"):
+            return State(exercise, "blank", 0, of, *seen)
+    return State(exercise, "not checked", 0, of, *seen)
 
 
 def _digest(path: Path) -> str:

@@ -19,7 +19,7 @@ from numllama.learn.course.table import COURSE, EXERCISES, FORWARD, Exercise, fi
 WIDTH = 118
 PLAIN = ("right", "blank", "not checked")  # nothing more is to be said
 FEW = 8  # results that are shown in a line each
-SPOILER = "The solution follows. Have you read all three hints?  "
+SPOILER = "Have you read all three hints?  "
 
 
 def chosen_name(name: str | None, debug: int | None, blank: str) -> str | None:
@@ -57,7 +57,7 @@ def write(names: list[str], folder: Path) -> int:
 
 def _task(exercise: Exercise) -> str:
     tasks = {"bug": "fix the line that is wrong", "block": "write each gradient", "capstone": "write llama"}
-    return tasks.get(exercise.kind, f"write {exercise.base}_{exercise.kind}")
+    return tasks.get(exercise.kind, f"write {' and '.join(exercise.functions) or f'{exercise.base}_{exercise.kind}'}")
 
 
 def _needed(exercise: Exercise, folder: Path) -> list[str]:
@@ -105,6 +105,7 @@ def _state_as_dict(each: State) -> dict[str, Any]:
     return {
         "exercise": exercise.name, "kind": exercise.kind, "title": exercise.title, "minutes": exercise.minutes,
         "needs": list(exercise.needs), "state": each.state, "points": each.points, "of": each.of, "hints": each.hints,
+        "solution": each.solution,
     }  # fmt: skip
 
 
@@ -144,21 +145,24 @@ def _indented(title: str, text: str) -> str:
 
 
 def show_solution(name: str, folder: Path) -> int:
-    """Print the full solution of an exercise, after a warning."""
+    """Print the full solution of an exercise, after a warning; the folder remembers that it was shown."""
     text = solution_text(name)
-    print(f"{SPOILER}numllama exercises --hint {name}{in_folder(folder)}\n\n{text}")
+    if folder.is_dir():
+        remember(folder, name, solution=True)
+    hints = f"  {SPOILER}numllama exercises --hint {name}{in_folder(folder)}" if find_exercise(name).hints else ""
+    print(f"The solution follows.{hints}\n\n{text}")
     return 0
 
 
 # ------------------------------------------------------------------------------------------------ the check
 
 
-def check_exercises(name: str | None, folder: Path, seconds: float = SECONDS, as_json: bool = False) -> int:
-    """Check one exercise or all in the folder, and print what is right.
+def check_exercises(names: Sequence[str], folder: Path, seconds: float = SECONDS, as_json: bool = False) -> int:
+    """Check exercises, or all that are in the folder, and print what is right.
 
     The exit code is that of the first exercise that is not right: see `OUTCOMES`.
     """
-    names = names_in(folder) if name is None else [name]
+    names = names or names_in(folder)
     if not names:
         raise ValueError(f"no exercises in {folder}: numllama exercises linear{in_folder(folder)} writes the first")
     entries, found = read_progress(folder), []

@@ -1,11 +1,13 @@
 """The course in order: what each exercise is given, what must be done before it, how long it takes and what it is worth."""
 
+import difflib
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
 from numllama.errors import shown
 from numllama.learn.course.bugs import BUGS
+from numllama.learn.course.function_hints import FUNCTION_HINTS
 from numllama.learn.course.hints import BLOCK_HINTS, HINTS, Steps
 
 CAPSTONE = "llama"
@@ -20,9 +22,9 @@ class Exercise(NamedTuple):
     name : str
         Of its file too.
     kind : str
-        "backward" or "forward" of an op, "block", "bug" or "capstone".
+        "backward" or "forward" of an op, "block", "function", "bug" or "capstone".
     base : str
-        The op whose functions the file defines, or "block".
+        The op whose functions the file defines, "block", or the exercise of a plain function.
     title : str
     minutes : int
         That a first solution takes, about.
@@ -35,7 +37,9 @@ class Exercise(NamedTuple):
     wrt : tuple of int
         Positions of the arguments that have a gradient.
     hints : dict of str to three str
-        For each gradient; of a forward, for "out"; of a bug, for the mistake.
+        For each gradient; of a forward, for "out"; of a function, for each result; of a bug, for the mistake.
+    functions : tuple of str
+        Of a function: what is to be written.
     """
 
     name: str
@@ -48,12 +52,18 @@ class Exercise(NamedTuple):
     arguments: str = ""
     wrt: tuple[int, ...] = ()
     hints: Mapping[str, Steps] = MappingProxyType({})
+    functions: tuple[str, ...] = ()
 
     @property
     def points(self) -> int:
         """Points for all of it; the capstone's depend on what is graded."""
         results = {"forward": len(self.outputs), "bug": 1, "capstone": 53}.get(self.kind, len(self.hints))
         return results * self.worth
+
+    @property
+    def page(self) -> str:
+        """The page of the book that explains it, without its ending."""
+        return {"block": "trace", "": "grade"}.get(self.base, f"{'chapters' if self.functions else 'ops'}/{self.base}")
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -98,6 +108,19 @@ EXERCISES = {each.name: each for each in (  # the ops, from easy to hard
 
 BLOCK = Exercise("block", "block", "block", "a whole Llama block, value by value", 120, 1,
                  ("linear", "swiglu", "rmsnorm", "rope", "attention"), hints=BLOCK_HINTS)  # fmt: skip
+
+
+def _function(name: str, title: str, minutes: int, worth: int, needs: str, functions: str) -> Exercise:
+    return Exercise(name, "function", name, title, minutes, worth, tuple(needs.split()), hints=FUNCTION_HINTS[name],
+                    functions=tuple(functions.split()))  # fmt: skip
+
+
+FUNCTIONS = {each.name: each for each in (  # training and generation
+    _function("adamw", "a step of the optimizer", 20, 1, "", "adamw_step"),
+    _function("bpe", "merges, learned and applied", 40, 2, "", "learn_merges encode_word"),
+    _function("sampling", "what the next token is drawn from", 30, 1, "softmax", "next_distribution"),
+    _function("kv_cache", "attention with keys that are kept", 40, 2, "attention rope", "cached_attention"),
+)}  # fmt: skip
 LLAMA = Exercise(CAPSTONE, "capstone", "", "a whole Llama from an empty file", 600, 1, ("block", "embedding", "cross_entropy"))
 
 
@@ -111,12 +134,12 @@ def _bug(number: int) -> Exercise:
 
 
 def _course() -> dict[str, Exercise]:
-    """All exercises in order: each mistake follows the op that it is in."""
+    """All exercises in order: each mistake follows the op that it is in; then the functions, and the whole Llama."""
     bugs = [_bug(number) for number in range(1, len(BUGS) + 1)]
     found = []
     for each in (*EXERCISES.values(), BLOCK):
         found += [each, *(bug for bug in bugs if bug.base == each.name)]
-    return {each.name: each for each in (*found, LLAMA)}
+    return {each.name: each for each in (*found, *FUNCTIONS.values(), LLAMA)}
 
 
 COURSE = _course()
@@ -132,7 +155,10 @@ def find_exercise(name: str) -> Exercise:
         return each._replace(name=name, kind="forward", title=title, minutes=max(5, each.minutes // 2),
                              hints={"out": HINTS[op]["out"]})
     if name not in COURSE:
-        raise ValueError(f"exercise is {shown(name)}, but must be one of {', '.join(COURSE)}, or {', '.join(_some_forwards())}")
+        names = f"{', '.join(COURSE)}, or {', '.join(_some_forwards())}"
+        near = difflib.get_close_matches(name, [*COURSE, *(f"{op}{FORWARD}" for op in EXERCISES)], 1)
+        guess = f": did you mean {near[0]}?" if near else ""
+        raise ValueError(f"exercise is {shown(name)}, but must be one of {names}{guess}")
     return COURSE[name]
 
 

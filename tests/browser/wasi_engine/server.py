@@ -2,17 +2,18 @@
 
 import json
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from zipfile import ZipFile
+
+from browser.pages import Quiet, folder_served
 
 SECONDS = 300  # of one call
 
 
-class Handler(SimpleHTTPRequestHandler):
+class Handler(Quiet):
     """Serves files, some from other places, and answers calls."""
 
     def __init__(self, *given, places: Mapping[str, Path], pythons: "Pythons | None", **options) -> None:
@@ -34,9 +35,6 @@ class Handler(SimpleHTTPRequestHandler):
         self.send_header("Content-Length", str(len(answer)))
         self.end_headers()
         self.wfile.write(answer)
-
-    def log_message(self, *_) -> None:
-        pass
 
 
 class Pythons:
@@ -67,14 +65,6 @@ class Pythons:
             session.close()
 
 
-@contextmanager
-def served(book: Path, places: Mapping[str, Path] | None = None, pythons: Pythons | None = None) -> Iterator[str]:
+def served(book: Path, places: Mapping[str, Path] | None = None, pythons: Pythons | None = None) -> AbstractContextManager[str]:
     """The address of a book; `places` are prefixes of paths and where they are instead."""
-    handler = partial(Handler, directory=str(book), places=places or {}, pythons=pythons)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/"
-    finally:
-        server.shutdown()
-        server.server_close()
+    return folder_served(book, partial(Handler, places=places or {}, pythons=pythons))

@@ -77,3 +77,10 @@ def test_a_mistake_in_the_forward_is_found_in_the_value_that_it_changes(no_proce
     assert found["results"][0]["message"].startswith("a.scores: ") and (found["points"], found["of"]) == (0, 3)
     fixed = check_text("bug_19", solved("block"))
     assert (fixed["outcome"], fixed["points"]) == ("right", 3)
+
+
+def test_the_check_of_a_mistake_to_find_does_not_name_it(no_process):  # noqa: F811
+    text = solved("block").replace("return turn(d.q_rotated, a.cos, -a.sin)", "return turn(d.q_rotated, a.cos, a.sin)")
+    for name, named in (("block", True), ("bug_19", False)):
+        (wrong,) = [each for each in check_text(name, text)["results"] if each["verdict"] == "wrong"]
+        assert wrong["name"] == "d_q_heads" and bool(wrong["mistake"]) == bool(wrong["hint"]) == named

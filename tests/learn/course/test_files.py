@@ -4,17 +4,20 @@ import ast
 import os
 import runpy
 
+import numpy as np
 import pytest
-from learn.classroom import run, solved
+from learn.classroom import run, solved, with_function
+from learn.wrong_code.functions import ADAMW, BPE, KV_CACHE, SAMPLING
 from moments import at_each_moment, files_no_larger_than
 
 from numllama.gradcheck import GradientError
 from numllama.learn.course.bugs import BUGS
 from numllama.learn.course.files import BLANK, exercise_text, names_in, solution_text, write_exercises
 from numllama.learn.course.hints import BLOCK_HINTS, HINTS
-from numllama.learn.course.table import COURSE, EXERCISES, find_exercise
+from numllama.learn.course.table import COURSE, EXERCISES, FUNCTIONS, find_exercise
 from numllama.storage.folders import locked
 
+STUDENTS = [*ADAMW, *SAMPLING, *KV_CACHE, *BPE]
 OPS = [f"{op}{way}" for op in EXERCISES for way in ("", "_forward")]
 
 
@@ -36,12 +39,36 @@ def test_the_test_in_a_file_fails_on_the_blank_and_passes_on_the_solution(name, 
                 test()
 
 
-@pytest.mark.parametrize("name", [*OPS, "block"])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_each_test_of_a_plain_function_fails_on_the_blank_and_passes_on_the_solution(name, tmp_path):
+    tests = file_tests(solved(name), tmp_path)
+    assert len(tests) >= 4
+    for test in tests.values():
+        test()
+    for test in file_tests(exercise_text(name), tmp_path).values():
+        with pytest.raises(NotImplementedError, match="your turn"):
+            test()
+
+
+@pytest.mark.parametrize("code", STUDENTS, ids=[f"{code.op}-{i}" for i, code in enumerate(STUDENTS)])
+def test_the_test_in_a_file_finds_what_the_check_finds(code, tmp_path):
+    """Without the solution: by properties of what is right."""
+    failed = []
+    with np.errstate(all="ignore"):
+        for name, test in file_tests(with_function(code.op, code.blank, code.body), tmp_path).items():
+            try:
+                test()
+            except (AssertionError, IndexError, ValueError):
+                failed.append(name)
+    assert failed
+
+
+@pytest.mark.parametrize("name", [*OPS, "block", *FUNCTIONS])
 def test_the_functions_of_the_solution_are_blank_or_missing_in_the_file(name):
     given, solution = ({node.name: node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)}
                        for text in (exercise_text(name), solution_text(name)))  # fmt: skip
     exercise = find_exercise(name)
-    assert f"{exercise.base}_{exercise.kind}" in solution or list(solution) == list(BLOCK_HINTS)
+    assert f"{exercise.base}_{exercise.kind}" in solution or tuple(solution) in (tuple(BLOCK_HINTS), exercise.functions)
     for function in solution.keys() & given.keys():
         *docstring, last = given[function].body
         assert ast.unparse(last) == BLANK.replace('"', "'") and len(docstring) <= 1
@@ -64,7 +91,8 @@ def test_every_result_has_three_hints_of_its_own_steps():
 
 
 def test_a_file_begins_with_what_to_do(tmp_path):
-    for name, way in (("rope", "write rope_backward"), ("rope_forward", "write rope_forward"), ("block", "return")):
+    ways = {"rope": "write rope_backward", "rope_forward": "write rope_forward", "block": "return", "kv_cache": "write cached_at"}
+    for name, way in ways.items():
         docstring = ast.get_docstring(ast.parse(exercise_text(name)))
         assert f"    numllama exercises --check {name}\n" in docstring and way in docstring.replace("Write", "write")
     assert "numllama exercises --check llama" in exercise_text("llama")

@@ -77,6 +77,15 @@ def test_the_hints_come_one_by_one_and_the_check_shows_the_step_that_was_reached
     assert read_progress(tmp_path)["rmsnorm"]["hints"] == 3
 
 
+def test_a_solution_that_was_shown_is_remembered(tmp_path):
+    run("rmsnorm", "--out", tmp_path)
+    run("--solution", "rmsnorm", "--out", tmp_path)
+    run("--solution", "linear", "--out", tmp_path / "nowhere")
+    assert [each["exercise"] for each in states(tmp_path)[1]["exercises"] if each["solution"]] == ["rmsnorm"]
+    run("--check", "rmsnorm", "--out", tmp_path)
+    assert read_progress(tmp_path)["rmsnorm"]["solution"] is True and not (tmp_path / "nowhere").exists()
+
+
 def test_a_mistake_to_find_has_hints_and_its_check_has_none(tmp_path):
     run("bug_01", "--out", tmp_path)
     code, out, _ = run("--check", "bug_01", "--out", tmp_path)

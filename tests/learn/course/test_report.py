@@ -9,7 +9,7 @@ from learn.classroom import no_process, rmsnorm, run, solved, with_body  # noqa:
 
 from numllama.learn.course.bugs import BUGS
 from numllama.learn.course.check import OUTCOMES, check
-from numllama.learn.course.report import said
+from numllama.learn.course.report import check_text, said
 from numllama.system.processes import Ended
 
 pytestmark = pytest.mark.usefixtures("no_process")
@@ -96,6 +96,37 @@ def test_several_checks_have_a_sum_and_the_first_that_is_not_right_decides(tmp_p
     assert [each["exercise"] for each in found["exercises"]] == ["linear", "rmsnorm", "rope"]
 
 
+def test_exercises_that_are_named_are_checked_and_written_in_their_order(tmp_path):
+    assert run("rope", "linear", "--out", tmp_path)[0] == 0
+    assert sorted(path.name for path in tmp_path.glob("*.py")) == ["linear.py", "rope.py"]
+    (tmp_path / "linear.py").write_text(solved("linear"))
+    (tmp_path / "softmax.py").write_text(solved("softmax"))
+    code, out, _ = run("--check", "rope", "linear", "rope", "--out", tmp_path)
+    assert code == 3 and re.findall(r"^\w+: \w+", out, re.M) == ["rope: blank", "linear: right"]
+    assert out.endswith("\n3 of 5 points\n")
+
+
+def test_an_infinity_that_is_expected_is_said(tmp_path):
+    run("bug_19", "--out", tmp_path)
+    out = run("--check", "bug_19", "--out", tmp_path)[1]
+    assert re.search(r"a.scores: 32 of 200 elements are finite, but must not be\n +at .* it is 0\.\d+, but must be -inf", out)
+
+
+@pytest.mark.parametrize("name, message", [
+    ("rmsnorm", "rmsnorm_backward returns nothing, but must return dx, dweight: did you forget return?"),
+    ("softmax", "it is a NoneType, not an array of real numbers: did you forget return?"),
+    ("softmax_forward", "must return two things: the output and the cache: did you forget return?"),
+])  # fmt: skip
+def test_a_forgotten_return_is_named(name, message):
+    found = check_text(name, with_body(name, "dx = 0"))
+    assert message in [each["message"] for each in found["results"]]
+
+
+def test_float16_is_named():
+    found = check_text("rmsnorm", rmsnorm("dx = np.float16(dx)"))
+    assert found["results"][1]["message"] == "it is float16, but the inputs are float64"
+
+
 def test_many_results_are_shown_in_few_lines(tmp_path):
     (tmp_path / "block.py").write_text(with_body("block", "return d.after_ffn"))
     out = run("--check", "block", "--out", tmp_path)[1]
@@ -105,6 +136,8 @@ def test_many_results_are_shown_in_few_lines(tmp_path):
 
 @pytest.mark.parametrize("arguments, sentence", [
     (["norm"], "exercise is 'norm', but must be one of linear, bug_01"),
+    (["rmsnrm"], "the forward of another op: did you mean rmsnorm?"),
+    (["--hint", "rope", "linear"], "needs the name of one exercise"),
     (["--debug", 0], f"debug is 0, but must lie in 1..{len(BUGS)}"),
     (["--debug", 99], "debug is 99, but"), (["linear", "--debug", 1], "debug is 1, so there must be no name, but it is 'linear'"),
     (["block", "--blank", "forward"], "exercise is 'block', but only the forwards of linear, embedding"),
@@ -127,7 +160,8 @@ def test_what_cannot_be_done_is_one_sentence(tmp_path, arguments, sentence):
 def test_the_whole_llama_has_no_hints(tmp_path):
     run("llama", "--out", tmp_path)
     assert "llama has no hints: numllama exercises --check llama" in run("--hint", "llama", "--out", tmp_path)[2]
-    assert "plain_llama.py" in run("--solution", "llama", "--out", tmp_path)[1]
+    out = run("--solution", "llama", "--out", tmp_path)[1]
+    assert "plain_llama.py" in out and "hint" not in out
 
 
 def test_a_solution_comes_after_a_warning():

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 
 class Code(NamedTuple):
-    """The body of a backward, or of a forward, and a part of the message for each result that is wrong."""
+    """The body of a backward, of a forward, or of a function by its name, and a part of the message for each wrong result."""
 
     op: str
     says: dict[str, str]
