@@ -211,7 +211,8 @@ def html(data: dict[str, Any], address: Callable[[str], str], title: Callable[[s
 {"".join(bar(row) for row in data["next"][state["stream"]])}</div>
 </div>
 <p class="legend"><i class="v plus"></i><i class="v minus"></i> values above and below 0
-<i class="g plus"></i><i class="g minus"></i> their gradients <span>loss {data["loss"]}</span></p>
+<i class="g plus"></i><i class="g minus"></i> their gradients
+<span>bars: how likely each next character is; in colour, the right one</span> <span>loss {data["loss"]}</span></p>
 <script type="application/json">{numbers}</script>
 </div>"""
 

@@ -28,6 +28,7 @@ class Box(NamedTuple):
     id: str
     label: str
     note: str
+    gives: str
     page: str
     weights: bool
     inputs: list[tuple[str, str]]
@@ -47,14 +48,24 @@ class Box(NamedTuple):
 
 
 class Line(NamedTuple):
-    """An edge of the picture: it starts at (x, y), ends at (to_x, to_y), and says the shape of what flows along it."""
+    """An edge from (x, y) to (to_x, to_y), with the shape and the name of what flows along it."""
 
     x: float
     y: float
     to_x: float
     to_y: float
     shape: str
+    name: str
     spine: bool
+
+    @property
+    def across(self) -> bool:
+        return self.y == self.to_y
+
+    @property
+    def beside(self) -> float:
+        """The y of the words beside it."""
+        return self.y + 18 if self.spine or self.across else (self.y + self.to_y) / 2 + 3
 
 
 @cache
@@ -71,7 +82,7 @@ def boxes() -> dict[str, Box]:
         left, width, line = COLUMNS[row["column"]]
         inputs = [(name, shape) for name, shape in row.get("from", [])]
         placed[row["id"]] = Box(
-            row["id"], row["label"], row.get("note", ""), row["page"], row.get("weights", False), inputs,
+            row["id"], row["label"], row.get("note", ""), row.get("gives", ""), row["page"], row.get("weights", False), inputs,
             row.get("gradients", True), left, TOP + PITCH * row["row"], width, line,
         )  # fmt: skip
     return placed
@@ -86,17 +97,17 @@ def lines_into(box: Box) -> list[Line]:
     found = []
     for name, shape in box.inputs:
         if name == "stream":                                           # a branch reads the stream
-            found.append(Line(SPINE, box.middle, box.left, box.middle, shape, False))
+            found.append(Line(SPINE, box.middle, box.left, box.middle, shape, "x", False))
             continue
         source = boxes()[name]
         if source.top == box.top:                                      # a branch joins the stream
-            found.append(Line(source.left, box.middle, SPINE + 13, box.middle, shape, False))
+            found.append(Line(source.left, box.middle, SPINE + 13, box.middle, shape, source.gives, False))
             continue
         x = min(source, box, key=lambda one: one.width).line
         start = source.middle + 13 if source.label == "+" else source.bottom
         end = box.middle - 13 if box.label == "+" else box.top
         on_spine = x == SPINE and {"+"} & {source.label, box.label} != set()
-        found.append(Line(x, start, x, end, shape, on_spine))
+        found.append(Line(x, start, x, end, shape, source.gives, on_spine))
     return found
 
 
@@ -150,20 +161,14 @@ def arrow(name: str, tip: int, path: str) -> str:
 def drawn(line: Line) -> str:
     """An edge in the direction of forward, with its shape."""
     kind = "line spine" if line.spine else "line"
-    path = f'<path class="{kind}" d="M{line.x:g} {line.y:g}L{line.to_x:g} {line.to_y - (line.x == line.to_x):g}"/>'
-    y = line.y + 16 if line.spine else (line.y + line.to_y) / 2 + 3
-    return path + (f'<text class="shape" x="{line.x + 9:g}" y="{y:g}">{escape(line.shape)}</text>' if line.shape else "")
+    path = f'<path class="{kind}" d="M{line.x:g} {line.y:g}L{line.to_x:g} {line.to_y - (not line.across):g}"/>'
+    shape = f'<text class="shape" x="{line.x + 9:g}" y="{line.beside:g}">{escape(line.shape)}</text>'
+    return path + (shape if line.shape else "")
 
 
 def part(box: Box, href: str, lit: bool) -> str:
     """A box as a link, with the gradients that its backward returns: one upwards along each of its inputs."""
-    back = "".join(
-        f'<path d="M{line.x - 5:g} {line.y + 1:g}V{line.to_y:g}"/>'
-        if line.x == line.to_x
-        else f'<path d="M{line.x + (3 if line.x < line.to_x else -1):g} {line.y + 6:g}H{line.to_x:g}"/>'
-        for line in lines_into(box)
-        if box.gradients
-    )
+    back = "".join(map(gradient, lines_into(box) if box.gradients else []))
     name = escape(f"{box.label}: {box.note}" if box.note else "addition to the stream")
     shape, words = shape_of(box), ""
     if box.note:
@@ -174,6 +179,17 @@ def part(box: Box, href: str, lit: bool) -> str:
         words = f'<path class="sign" d="M{SPINE - 6} {box.middle:g}h12M{SPINE} {box.middle - 6:g}v12"/>'
     kind = "part lit" if lit else "part"
     return f'<g class="{kind}"><g class="back">{back}</g><a href="{escape(href)}" aria-label="{name}">{shape}{words}</a></g>'
+
+
+def gradient(line: Line) -> str:
+    """The gradient of what flows along an edge, in the direction of backward, with its name."""
+    if line.across:
+        start, end = f"{line.x + (3 if line.x < line.to_x else -1):g} {line.y + 6:g}", f"H{line.to_x:g}"
+        x, anchor = (line.x + line.to_x) / 2, "middle"
+    else:
+        start, end = f"{line.x - 5:g} {line.y + 1:g}", f"V{line.to_y:g}"
+        x, anchor = line.x - 10, "end"
+    return f'<path d="M{start}{end}"/><text x="{x:g}" y="{line.beside:g}" text-anchor="{anchor}">d{line.name}</text>'
 
 
 def shape_of(box: Box) -> str:

@@ -15,9 +15,10 @@ from pathlib import Path
 
 from docutils import nodes
 from docutils.parsers.rst import Directive
+from docutils.statemachine import StringList
 from page_files import WHEEL, cells_of, write_wheel, write_zip
 
-from numllama.learn.exercises import EXERCISES, FUNCTIONS, exercise_text
+from numllama.learn.exercises import EXERCISES, FUNCTIONS, exercise_text, folded_steps
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = "_static/python"
@@ -26,8 +27,7 @@ SHOWN = EXERCISES | FUNCTIONS
 EXERCISE = """\
 <section class="exercise-in-page" data-exercise="{name}" aria-label="Exercise: {name}">
 <p>Write the function that is left blank, and press Check: it says which results are right, and names the mistake if it knows it.
-Nothing is installed; what you write stays in this browser. Three hints and the solution are folded on the page
-of all exercises.</p>
+Nothing is installed; what you write stays in this browser. Three hints and the solution are folded below.</p>
 <p class="without-python">This exercise runs in the page where its scripts can: serve the book's folder with
 <code>python -m http.server</code>, and open it from there. In a terminal: <code>numllama exercises {name}</code>.</p>
 <details><summary>{name}.py, with the function to write</summary>
@@ -38,7 +38,7 @@ of all exercises.</p>
 
 
 class ExerciseDirective(Directive):
-    """An exercise's file, to be written and checked in the page."""
+    """An exercise's file, to be written and checked in the page; below it hints and the solution, folded."""
 
     required_arguments = 1
 
@@ -46,14 +46,17 @@ class ExerciseDirective(Directive):
         (name,) = self.arguments
         if name not in SHOWN:
             raise self.error(f"{name!r} is no exercise: there are {', '.join(SHOWN)}")
-        return [nodes.raw("", EXERCISE.format(name=name, text=escape(exercise_text(name))), format="html")]
+        hints = nodes.container(classes=["exercise-hints"])
+        self.state.nested_parse(StringList(folded_steps(name).splitlines(), self.name), self.content_offset, hints)
+        return [nodes.raw("", EXERCISE.format(name=name, text=escape(exercise_text(name))), format="html"), hints]
 
 
 class ExercisesDirective(Directive):
-    """All exercises in order, each linked to its page; the scripts add what the reader has done."""
+    """All exercises in order, each a link to its page; the scripts add what the reader has done."""
 
     def run(self) -> list[nodes.Node]:
-        rows = [f'<li data-exercise="{name}"><a href="{each.page}.html#exercises">{name}</a> <span class="state"></span></li>'
+        rows = [f'<li data-exercise="{name}"><a href="{each.page}.html#exercises"><span><code>{name}</code>'
+                f' {escape(each.title)}, {each.minutes} min</span> <span class="state"></span></a></li>'
                 for name, each in SHOWN.items() if (ROOT / "docs" / f"{each.page}.md").exists()]  # fmt: skip
         return [nodes.raw("", '<ol class="exercises-in-page">\n' + "\n".join(rows) + "\n</ol>\n", format="html")]
 

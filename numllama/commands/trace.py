@@ -38,7 +38,7 @@ def trace(
     ids
         Token ids instead of a text: --ids 1 306 626.
     steps
-        Train the small model for this many steps first. Default 0.
+        Train the small model for this many steps first. Default 0, or 300 for --lens, --heads and --patch.
     seed
         Seed of the small model. Default 0.
     tokenizer

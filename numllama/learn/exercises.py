@@ -8,12 +8,12 @@ names that pages and tools use.
 from numllama.learn.course.check import OUTCOMES, check
 from numllama.learn.course.examples import cotangent, example
 from numllama.learn.course.files import exercise_text, solution_text, solved_text, write_exercises
-from numllama.learn.course.folded import folded
+from numllama.learn.course.folded import folded, folded_steps
 from numllama.learn.course.report import check_exercises, check_file, check_text, print_check
 from numllama.learn.course.table import COURSE, EXERCISES, FUNCTIONS, find_exercise
 
 __all__ = [
     "COURSE", "EXERCISES", "FUNCTIONS", "OUTCOMES",
     "check", "check_exercises", "check_file", "check_text", "cotangent", "example", "exercise_text", "find_exercise", "folded",
-    "print_check", "solution_text", "solved_text", "write_exercises",
+    "folded_steps", "print_check", "solution_text", "solved_text", "write_exercises",
 ]  # fmt: skip

@@ -45,7 +45,10 @@ class Attribution(NamedTuple):
     effects: dict[str, np.ndarray]
 
 
-def attribution_patching(model: Transformer, clean: Array, corrupt: Array, answers: tuple[int, int] | None = None) -> Attribution:
+def attribution_patching(
+    model: Transformer, clean: Array, corrupt: Array, answers: tuple[int, int] | None = None,
+    name: Callable[[int], str] = "token {}".format,
+) -> Attribution:  # fmt: skip
     """Estimate the effect of patching each value at each token, from two forwards and one backward.
 
     Parameters
@@ -55,12 +58,14 @@ def attribution_patching(model: Transformer, clean: Array, corrupt: Array, answe
     clean, corrupt : integer arrays, shape (T,)
     answers : pair of int, optional
         Default: what the model says after each of the two texts, which must differ.
+    name : callable
+        A token's name, for the error if they do not.
     """
     runs = [forward(model, _as_row(clean)), forward(model, _as_row(corrupt))]
     if runs[0].tokens.shape != runs[1].tokens.shape:
         lengths = [run.tokens.shape[1] for run in runs]
         raise ValueError(f"the clean text has {lengths[0]} tokens and the corrupt one {lengths[1]}, but both must have as many")
-    answers = _answers(model, runs) if answers is None else answers
+    answers = _answers(model, runs, name) if answers is None else answers
     dlogits = np.zeros(runs[1].logits.shape, runs[1].logits.dtype)
     dlogits[0, -1, answers[0]] += 1
     dlogits[0, -1, answers[1]] -= 1
@@ -114,11 +119,11 @@ def _nothing(name: str) -> bool:
     return False
 
 
-def _answers(model: Transformer, runs: list[Run]) -> tuple[int, int]:
+def _answers(model: Transformer, runs: list[Run], name: Callable[[int], str]) -> tuple[int, int]:
     """The likeliest next token after each text."""
     first, second = (int(to_numpy(run.logits[0, -1]).argmax()) for run in runs)
     if first == second:
-        raise ValueError(f"the model says the same after both texts, token {first}: the corrupt text must change the answer")
+        raise ValueError(f"the model says the same after both texts, {name(first)}: the corrupt text must change the answer")
     return first, second
 
 

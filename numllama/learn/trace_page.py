@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-BLUE, WHITE, RED = np.array([33, 102, 172]), np.array([255, 255, 255]), np.array([178, 24, 43])
+BLUE, RED = np.array([33, 102, 172]), np.array([178, 24, 43])
 STYLE, SCRIPT = (Path(__file__).with_name(f"trace_page.{suffix}") for suffix in ("css", "js"))
 
 
@@ -42,20 +42,20 @@ def numbers_of(identity: str, name: str, axes: str, **arrays: np.ndarray) -> str
 
 
 def pictures(value: np.ndarray, of: str = "", kind: str = "value") -> str:
-    """Heat maps of an array's last two axes: red is positive, blue negative, white zero. `of` holds their numbers, if given."""
+    """Heat maps of an array's last two axes: red is positive, blue negative, zero has no colour. `of` holds their numbers."""
     if value.ndim < 2:
         return ""
     most = float(np.abs(value).max())
     return "".join(image(plane, most, of, kind, i) for i, plane in enumerate(value.reshape(-1, *value.shape[-2:])))
 
 
-def attention_maps(title: str, maps: np.ndarray, tokens: Sequence[str], of: str) -> str:
-    """The attention maps (H, T, T) of a layer's heads, with the tokens along the sides."""
+def attention_maps(title: str, maps: np.ndarray, names: Sequence[str], tokens: Sequence[str], of: str) -> str:
+    """The attention maps (H, T, T) of some heads by their names, with the tokens along the sides."""
     seen = "".join(f"<span>{escape(shown(token))}</span>" for token in tokens)
     figures = "".join(
-        f'<figure><figcaption>head {h}</figcaption><div class="keys">{seen}</div><div class="queries">{seen}</div>'
-        f"{image(plane, 1.0, of, 'value', h, title=f'head {h}')}</figure>"
-        for h, plane in enumerate(maps)
+        f'<figure><figcaption>{name}</figcaption><div class="keys">{seen}</div><div class="queries">{seen}</div>'
+        f"{image(plane, 1.0, of, 'value', h, title=name)}</figure>"
+        for h, (name, plane) in enumerate(zip(names, maps, strict=True))
     )
     long = " long" if max(map(len, tokens)) > 1 else ""  # long tokens need room
     return f'<h3>{escape(title)}</h3><div class="heads{long}" style="--n: {len(tokens)}">{figures}</div>'
@@ -71,15 +71,15 @@ def grid(
     caption : str
     rows, columns : sequence of str
     shares : array, shape (rows, columns)
-        The colours: 1 is red, 0 white, -1 blue.
+        The colours: 1 is red, -1 blue, and 0 has none.
     cell : callable
         (row, column) -> the cell's text, and the sentence that is shown where it is pointed at.
     """
 
     def drawn(r: int, c: int) -> str:
         text, tip = cell(r, c)
-        red, green, blue = colours(0.75 * shares[r, c])                # dark text stays readable
-        return f'<td style="background:#{red:02x}{green:02x}{blue:02x}" data-tip="{escape(tip)}">{escape(text)}</td>'
+        colour = colours(0.6 * shares[r, c]).tobytes().hex()           # the text stays readable
+        return f'<td style="background:#{colour}" data-tip="{escape(tip)}">{escape(text)}</td>'
 
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in columns)
     body = "".join(
@@ -99,20 +99,20 @@ def image(plane: np.ndarray, most: float, of: str = "", kind: str = "value", ind
 
 
 def colours(share: np.ndarray) -> np.ndarray:
-    """Red for 1, white for 0, blue for -1: bytes of shape (..., 3)."""
+    """Red above 0, blue below, the more opaque the larger, for any background: bytes of shape (..., 4)."""
     share = np.clip(share, -1, 1)[..., None]
-    return np.where(share > 0, WHITE + share * (RED - WHITE), WHITE - share * (BLUE - WHITE)).round().astype(np.uint8)
+    return np.concatenate((np.where(share > 0, RED, BLUE), (255 * np.abs(share)).round()), axis=-1).astype(np.uint8)
 
 
 def png(colours: np.ndarray) -> bytes:
-    """A PNG file from colours, bytes of shape (rows, columns, 3)."""
+    """A PNG file from colours, bytes of shape (rows, columns, 4)."""
     height, width, _ = colours.shape
     lines = b"".join(b"\0" + line.tobytes() for line in colours)  # 0: unfiltered
 
     def chunk(kind, content):
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)     # 8 bits, red green blue
+    header = struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0)     # 8 bits, red green blue alpha
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
 
 

@@ -1,6 +1,7 @@
 """A trace as text, as JSON, and as one self-contained HTML page with heat maps."""
 
 import json
+import sys
 from collections.abc import Sequence
 from functools import partial
 from html import escape
@@ -11,17 +12,19 @@ import numpy as np
 from numllama.errors import DataError, NumllamaError
 from numllama.interop.load import load, load_tokenizer
 from numllama.learn.trace_page import attention_maps, numbers_of, page, pictures
-from numllama.learn.trace_views import Reports, Views, view_reports
+from numllama.learn.trace_views import Reports, Views, numbered, view_reports
 from numllama.learn.tracing import TEXT, Trace, Traced, trace, traced_model
 from numllama.model.transformer import Transformer
 from numllama.storage.files import write_text
 from numllama.tokenizer import CharTokenizer, Tokenizer
 
-ATTENTION = "Each row is a query, each column a key. Red: all of the query's attention is on this key; white: none."
+ATTENTION = "Each row is a query, each column a key. Red: all of the query's attention is on this key."
 VALUES = (
     "In the order of the forward pass; the backward pass computes the gradients in the opposite order. Each row shows the norm, "
     "the first numbers of the last token and a picture of the value, and the same of the gradient of the loss with respect to it."
 )
+SMALL = "This is the built-in small model, {}. --steps trains it; a MODEL takes its place."
+VIEWED = 300  # training steps of the small model for a view
 FEW = 4  # numbers shown of an array
 MOST = 5_000_000  # numbers of a trace that is written to a file: 100 MB of JSON
 
@@ -55,22 +58,29 @@ def trace_run(
         raise ValueError("give either --text or --ids, not both")
     if views.patch is not None and ids is not None:
         raise ValueError("--patch compares with a --text: it does not take --ids")
+    note = ""
     if model is None:
         if tokenizer is not None:
             raise ValueError("the small model has its own tokenizer: --tokenizer needs a MODEL")
-        small = {"steps": steps or 0, "seed": seed or 0}
+        steps = (VIEWED if any(views) else 0) if steps is None else steps
+        small = {"steps": steps, "seed": seed or 0}
         for name, value in small.items():
             if value < 0:
                 raise ValueError(f"{name} is {value}, but must be a whole number that is not negative")
+        if steps:
+            say(f"training the built-in model for {steps} steps")
+        note = SMALL.format(f"after {steps} training steps" if steps else "not trained, so what it says is chance")
         pair = traced_model(**small)
     else:
         if steps is not None or seed is not None:
             raise ValueError("--steps and --seed are for the small model, not for a given MODEL")
+        say(f"opening {model}")
         pair = opened(model, tokenizer, needed=ids is None, dtype="float32" if any(views) else "float64")
     what = ids if ids is not None else TEXT if text is None else text
     if any(views):
-        reports = view_reports(*pair, what, views)
+        reports = view_reports(*pair, what, views, note, say)
     else:
+        say("running the text forward and backward")
         traced = trace(*pair, what)
         size = sum(t.value.size + t.gradient.size for t in traced.values)
         if size > MOST and (json_path or html_path):
@@ -78,9 +88,15 @@ def trace_run(
         reports = Reports(partial(as_text, traced), partial(as_json, traced), partial(as_html, traced))
     for path, content in ((json_path, reports.json), (html_path, reports.html)):
         if path is not None:
+            say(f"writing {path}")
             write_text(path, content(), NumllamaError)
     print(reports.text())
     return 0
+
+
+def say(what: str) -> None:
+    """A line of progress on standard error."""
+    print(f"{what} ...", file=sys.stderr, flush=True)
 
 
 def opened(
@@ -137,13 +153,13 @@ def as_html(trace: Trace) -> str:
     head = '<tr><th>name</th><th colspan="2">value</th><th colspan="2">gradient</th></tr>'
     table = f'<table class="all">{head}\n{rows}\n</table>'
     attention = "\n".join(
-        attention_maps(t.name.partition(":")[0], t.value[0], trace.tokens[:-1], places[t.name])
+        attention_maps(t.name.partition(":")[0], t.value[0], numbered("head", len(t.value[0])), trace.tokens[:-1], places[t.name])
         for t in trace.values
         if t.name.endswith(": attention")
     )
     lead = (
         f"{escape(repr(trace.text))}: {len(trace.tokens) - 1} tokens, each of which predicts the next. Loss {trace.loss:.4f} "
-        "nats. In the pictures, red is positive, blue negative and white zero; rows are tokens, from top to bottom."
+        "nats. In the pictures, red is positive, blue negative and zero without colour; rows are tokens, from top to bottom."
     )
     return page("One text through a model and back", lead, trace.tokens, [
         ("Attention of each head", ATTENTION, attention),

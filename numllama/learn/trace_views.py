@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from html import escape
+from shutil import get_terminal_size
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,11 +12,12 @@ from numllama.learn.heads import HeadScores, attention_of_heads, first_token_sco
 from numllama.learn.lens import Lens, logit_lens
 from numllama.learn.patching import Attribution, attribution_patching
 from numllama.learn.trace_page import attention_maps, grid, numbers_of, page, shown
-from numllama.learn.tracing import tokens_of
+from numllama.learn.tracing import token_name, tokens_of
 from numllama.model.transformer import Transformer
 from numllama.tokenizer import CharTokenizer, Tokenizer
 
-MOST_COLUMNS = 12  # of tokens in a table of the terminal
+MOST_MAPS = 4  # attention maps below the table of a score
+LABEL, WIDTH = 10, 118  # characters of a row's label, and of the lines of what is not a terminal
 STREAM, BLOCKS = "after_ffn", ("attn_out", "ffn_out")
 Name = Callable[[int], str]
 
@@ -46,8 +48,9 @@ class View(NamedTuple):
 
 
 def view_reports(
-    model: Transformer, tokenizer: Tokenizer | CharTokenizer | None, text: str | Sequence[int], views: Views
-) -> Reports:
+    model: Transformer, tokenizer: Tokenizer | CharTokenizer | None, text: str | Sequence[int], views: Views,
+    note: str = "", say: Callable[[str], object] = lambda what: None,
+) -> Reports:  # fmt: skip
     """The views of a text.
 
     Parameters
@@ -55,26 +58,33 @@ def view_reports(
     model, tokenizer, text
         As in :func:`numllama.learn.tracing.trace`.
     views : Views
+    note : str
+        What a reader should know of the model.
+    say : callable
+        Is told what begins.
     """
     ids, tokens, text = tokens_of(model, tokenizer, text, most=model.config.max_seq_len)
 
     def name(i: int) -> str:
-        return (tokenizer and tokenizer.decode([i])) or str(i)
+        return token_name(tokenizer, i)
 
     made = []
     if views.lens:
+        say("reading the stream after each layer")
         made.append(lens_view(logit_lens(model, ids, min(5, model.config.vocab_size)), tokens, name))
     if views.heads:
+        say("attention of all heads, in the text and in random tokens that repeat")
         made.append(heads_view(attention_of_heads(model, ids), head_scores(model), tokens))
     if views.patch is not None:
+        say("patching: both texts forward, one backward")
         corrupt, others, _ = tokens_of(model, tokenizer, views.patch, most=model.config.max_seq_len)
-        made.append(patch_view(attribution_patching(model, ids, corrupt), tokens, others, name))
-    lead = f"{escape(repr(text))}: {len(tokens)} tokens."
+        made.append(patch_view(attribution_patching(model, ids, corrupt, name=lambda i: repr(name(i))), tokens, others, name))
+    lead = [f"{text!r}: {len(tokens)} tokens.", *filter(None, [note])]
     data = {"text": text, "tokens": tokens} | {view.name: view.data for view in made}
     return Reports(
-        lambda: "\n".join([f"{text!r}: {len(tokens)} tokens", *(line for view in made for line in ("", *view.lines))]),
+        lambda: "\n".join([*lead, *(line for view in made for line in ("", *view.lines))]),
         lambda: json.dumps(data, ensure_ascii=False),
-        lambda: page("Reading a model", lead, tokens, [view.section for view in made]),
+        lambda: page("Reading a model", escape(" ".join(lead)), tokens, [view.section for view in made]),
     )
 
 
@@ -112,28 +122,28 @@ def heads_view(attention: np.ndarray, scores: HeadScores, tokens: list[str]) -> 
         "first token, in this text": first_token_scores(attention),
         "induction, in random tokens that repeat": scores.induction,
     }
-    (L, H), lines, tables = scores.induction.shape, [], []
-    for title, score in kinds.items():
+    (L, H), lines, parts = scores.induction.shape, [], []
+    for k, (title, score) in enumerate(kinds.items()):
         best = "  ".join(f"{i}.{h} {score[i, h]:.0%}" for i, h in largest(score, 8))
         lines.append(f"{title}: the strongest heads are {best}")
+        first = largest(score, MOST_MAPS)
+        names = [f"layer {i}, head {h}: {score[i, h]:.0%}" for i, h in first]
+        maps = np.stack([attention[place] for place in first])
 
         def cell(r: int, c: int, title=title, score=score) -> tuple[str, str]:
             return f"{round(100 * score[r, c])}", f"layer {r}, head {c}: {title} {score[r, c]:.1%}"
 
-        tables.append(grid(f"{title}, in percent", numbered("layer", L), numbered("head", H), score, cell))
-    maps = []
-    for i, layer in enumerate(attention):
-        place = f"a{i}"
-        drawn = attention_maps(f"layer {i}", layer, tokens, place)
-        maps.append(f"<div {numbers_of(place, f'layer {i}: attention', 'head, query, key', value=layer)}>{drawn}</div>")
-    lines += ["(layer.head; all heads and their attention: --html or --json)"]
+        parts.append(grid(f"{title}, in percent", numbered("layer", L), numbered("head", H), score, cell))
+        drawn = attention_maps("The strongest", maps, names, tokens, f"a{k}")
+        parts.append(f"<div {numbers_of(f'a{k}', title, 'map, query, key', value=maps)}>{drawn}</div>")
+    lines += ["(layer.head; the scores of all heads: --html; their attention: --json)"]
     data = {"scores": {key: value.tolist() for key, value in scores._asdict().items()}, "attention": attention.tolist()}
     data["scores_in_text"] = {"previous": kinds["previous token, in this text"].tolist()}
     text = (
         "How much a head attends to the token before, to the first token, and in repeated random tokens to the token after the "
-        "earlier occurrence. Below, each row of a map is a query, each column a key."
+        "earlier occurrence. Below each table are its strongest heads' maps of this text: a row is a query, a column a key."
     )
-    return View(lines, "heads", data, ("Heads", text, "\n".join(tables + maps)))
+    return View(lines, "heads", data, ("Heads", text, "\n".join(parts)))
 
 
 def numbered(word: str, n: int) -> list[str]:
@@ -167,9 +177,12 @@ def patch_view(found: Attribution, tokens: list[str], others: list[str], name: N
         "Percent of that difference that a value of this text restores in the corrupt text, estimated by its gradient:",
     ]
     stream = by_token["the stream after each layer"]
-    chosen = np.sort(np.argsort(-np.abs(stream).max(0), kind="stable")[:MOST_COLUMNS])
-    lines.append(f"{'':10}" + "".join(f"{columns[c][:9]:>10}" for c in chosen))
-    lines += [f"layer {i:<4}" + "".join(f"{round(100 * stream[i, c]):10}" for c in chosen) for i in range(layers)]
+    widths, strongest = [max(6, len(name) + 2) for name in columns], np.argsort(-np.abs(stream).max(0), kind="stable")
+    ends = LABEL + np.cumsum([widths[c] for c in strongest])
+    chosen = np.sort(strongest[ends <= get_terminal_size((WIDTH, 0)).columns])
+    lines.append(f"{'':{LABEL}}" + "".join(f"{columns[c]:>{widths[c]}}" for c in chosen))
+    for i, row in enumerate(stream):
+        lines.append(f"layer {i:<{LABEL - 6}}" + "".join(f"{round(100 * row[c]):{widths[c]}}" for c in chosen))
     if len(chosen) < len(columns):
         lines.append(f"({len(chosen)} of {len(columns)} tokens; all of them: --html or --json)")
     lines.append("heads that restore most: " + "  ".join(f"{i}.{h} {heads[i, h]:.0%}" for i, h in largest(heads, 8)))

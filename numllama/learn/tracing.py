@@ -109,8 +109,13 @@ def tokens_of(
     check_shape("the tokens", ids, (None,))
     if not 2 <= len(ids) <= most:
         raise ValueError(f"the text has {len(ids)} tokens, but there must be 2 to {most}")
-    names = [(tokenizer and tokenizer.decode([i])) or str(i) for i in ids.tolist()]
+    names = [token_name(tokenizer, i) for i in ids.tolist()]
     return ids, names, text if isinstance(text, str) else " ".join(map(str, ids.tolist()))
+
+
+def token_name(tokenizer: Tokenizer | CharTokenizer | None, token: int) -> str:
+    """A token's text; its id, if it has none."""
+    return (tokenizer and tokenizer.decode([token])) or str(token)
 
 
 def _plain(model: Transformer, tokens: np.ndarray, targets: np.ndarray) -> tuple[float, Mapping, list[Traced]]:

@@ -16,10 +16,14 @@ from axe_playwright_python.sync_playwright import Axe
 from browser.wasi_engine.server import Pythons, served
 from playwright.sync_api import expect
 
+from numllama.learn.exercises import find_exercise
+
 ROOT = Path(__file__).resolve().parents[2]
 BOOK = Path(os.environ["NUMLLAMA_BOOK"]).resolve()
 PAGE = "ops/rmsnorm.html"
 PATIENCE = 300_000  # ms: Python starts in seconds, but not on a machine that is busy
+BLANK = 'raise NotImplementedError("your turn")'
+NEVER = "export async function begin(base, anywhere, packages, say) { say('Loading numpy…'); await new Promise(() => {}); }"
 FIRST = "div.cell >> nth=0"
 WRONG = """\
     x, weight, rstd = cache
@@ -171,7 +175,9 @@ def test_what_never_ends_is_stopped_by_a_button_and_by_itself_and_python_starts_
 
 def test_a_student_gets_from_the_list_to_a_right_backward(reader, with_numpy):
     tab = reader(with_numpy, "exercises.html")
-    tab.locator(".exercises-in-page").get_by_role("link", name="rmsnorm", exact=True).click()
+    row = tab.locator(".exercises-in-page li[data-exercise=rmsnorm]")
+    right = row.bounding_box()["width"] - 10                           # all of the row is the link
+    row.click(position={"x": right, "y": 10})
     block = tab.locator(".exercise-in-page")
     editor, results, status = block.locator("textarea"), block.locator(".python-results li"), block.get_by_role("status")
     blank = editor.input_value()
@@ -186,16 +192,48 @@ def test_a_student_gets_from_the_list_to_a_right_backward(reader, with_numpy):
     out, dx, dweight = check(WRONG, "^1 of 3 not right yet.$")
     assert "✓ right" in out and "✓ right" in dweight
     assert dx.startswith("dx ✗ wrong") and "Hint: " in dx
-    assert any("is not defined" in row for row in check("    return nothing\n", "not right yet"))
+    out, crash = check("    return nothing\n", "^2 of 3 not right yet.$")
+    assert re.fullmatch(r"dx, dweight ✗ crashed: line \d+ in rmsnorm_backward: NameError: .*\s+return nothing", crash)
+    hints = tab.locator(".exercise-hints > details")
+    for n, steps in enumerate(zip(*find_exercise("rmsnorm").hints.values(), strict=True)):
+        hints.nth(n).locator("summary").click()
+        text = hints.nth(n).inner_text()
+        assert text.startswith(f"Hint {n + 1}: ") and all(step in text for step in steps)
+    assert hints.nth(3).locator("summary").inner_text() == "Solution"
     assert all("✓ right" in row for row in check(RIGHT, "^Everything is right.$"))
     tab.reload()
     assert "dn - n * (dn * n).mean" in editor.input_value(), "the answer stays in this browser"
     tab.goto(with_numpy + "exercises.html")
-    row = tab.locator(".exercises-in-page li", has=tab.get_by_role("link", name="rmsnorm", exact=True))
     expect(row.locator(".state")).to_have_text("✓ right")
     tab.goto(with_numpy + PAGE)
     block.get_by_role("button", name="Reset").click()
     assert editor.input_value() == blank
+
+
+@pytest.mark.parametrize("size", [(1280, 900), (390, 664)])
+def test_the_editor_opens_at_the_function_to_write_before_and_after_it_is_written(size, reader, plain):
+    for text in (BLANK, "return 'my answer'"):
+        editor = reader(plain, f"{PAGE}#exercises", size=size).locator(".exercise-in-page textarea")
+        place = editor.evaluate("""(area, text) => {
+          const line = area.value.slice(0, area.value.indexOf(text)).split("\\n").length - 0.5;
+          const inside = line * parseFloat(getComputedStyle(area).lineHeight) - area.scrollTop;
+          return [inside / area.clientHeight, inside + area.getBoundingClientRect().top, innerHeight];
+        }""", text)  # fmt: skip
+        assert 0.2 < place[0] < 0.8 and 0 < place[1] < place[2], (text, place)
+        editor.fill(editor.input_value().replace(BLANK, "return 'my answer'"))
+
+
+def test_a_python_that_does_not_come_is_given_up_and_asked_for_again(reader, plain):
+    tab = reader(plain)
+    tab.context.route("**/python/engine.js", lambda route: route.fulfill(content_type="text/javascript", body=NEVER))
+    session = "new URL('../_static/python/session.js', location)"
+    tab.evaluate(f"async () => {{ (await import({session})).session.patience = 2; }}")
+    block = tab.locator(".exercise-in-page")
+    for _ in range(2):
+        block.get_by_role("button", name="Check").click()
+        expect(block.get_by_role("status")).to_have_text("Loading numpy…")
+        said = "Loading numpy… It takes longer than 2 seconds: is there a connection? Try again."
+        expect(block.get_by_role("status")).to_have_text(said, timeout=PATIENCE)
 
 
 def test_a_cell_runs_after_those_before_it_and_gives_what_the_build_gave(reader, with_numpy):
@@ -254,7 +292,7 @@ def test_buttons_editors_and_results_are_accessible(size, scheme, reader, with_n
     tab = reader(with_numpy, size=size, scheme=scheme)
     run(tab, 0)
     tab.locator(".exercise-in-page").get_by_role("button", name="Check").click()
-    expect(tab.locator(".exercise-in-page .python-results li").nth(2)).to_be_visible(timeout=PATIENCE)
+    expect(tab.locator(".exercise-in-page .python-results li").nth(1)).to_be_visible(timeout=PATIENCE)
     for box in (".cell .python-editor", ".exercise-in-page"):
         assert tab.locator(box).first.evaluate("box => box.getBoundingClientRect().right <= innerWidth")
     axe = Axe()

@@ -5,11 +5,17 @@ import re
 
 import numpy as np
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 
 from numllama.learn.trace_report import as_html
 from numllama.learn.trace_views import Views, view_reports
 from numllama.learn.tracing import trace, traced_model
 
+PIXEL = """image => {
+  const canvas = document.createElement("canvas"), drawn = canvas.getContext("2d")
+  drawn.drawImage(image, 0, 0)
+  return [...drawn.getImageData(1, 0, 1, 1).data]
+}"""
 MODEL, TOKENIZER = traced_model(steps=5)
 TRACE = trace(MODEL, TOKENIZER, "the king")
 VALUES = {t.name: t for t in TRACE.values}
@@ -105,9 +111,27 @@ def test_cells_of_the_views_are_read_by_pointer_and_keys(opened):
         page.keyboard.press(key)
     assert line(page).startswith("layer 0, after token 0 't'")
     point(page, page.locator("figure img").first, 9, 3, 16, 16)
-    attention = np.array(content["heads"]["attention"])[0, 0, 9, 3]
+    head = map(int, re.findall(r"\d+", page.locator("figcaption").first.inner_text())[:2])
+    attention = np.array(content["heads"]["attention"])[*head, 9, 3]
     assert "query 9 's', key 3 ' '" in line(page) and "gradient" not in line(page)
     assert float(re.search(r"value (\S+)", line(page))[1]) == pytest.approx(attention, rel=1e-3)
+
+
+@pytest.mark.parametrize("scheme, dark", [("light", False), ("dark", True)])
+def test_the_page_has_the_colours_of_the_readers_system(browser, tmp_path, scheme, dark):
+    reports = view_reports(MODEL, TOKENIZER, TOKENIZER.encode("the king"), Views(lens=True, heads=True))
+    for name, html in (("views", reports.html()), ("trace", as_html(TRACE))):
+        (tmp_path / f"{name}.html").write_text(html, encoding="utf-8")
+        page = browser.new_page(color_scheme=scheme)
+        page.goto((tmp_path / f"{name}.html").as_uri())
+        colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert (sum(map(int, re.findall(r"\d+", colour)[:3])) < 150) == dark
+        options = {"runOnly": ["color-contrast"], "preload": False}
+        found = Axe().run(page, None, options).response["violations"]
+        assert not [each["nodes"][0]["html"][:200] for each in found]
+        zero = page.locator("figure img").first.evaluate(PIXEL)        # no token sees the one after it
+        assert zero[3] == 0, "zero has the colour of the page"
+        page.close()
 
 
 def test_a_phone_shows_all_pictures_and_reads_what_is_tapped(browser, tmp_path):

@@ -143,6 +143,7 @@ def test_the_page_stays_small_and_shows_a_step_without_scripts(data, living):
     assert len(pictures) == 2 and all(picture.get("alt") for picture in pictures)
     assert all(picture.get("src").startswith("data:image/png;base64,iVBOR") for picture in pictures)
     assert "layer 2: softmax" in page.find(".//b").text
+    assert "bars: how likely each next character is" in "".join(page.find('.//p[@class="legend"]').itertext())
     assert len(page.findall('.//div[@class="next"]/div')) == 18
 
 

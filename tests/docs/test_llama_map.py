@@ -55,9 +55,29 @@ def test_a_shape_beside_an_edge_is_that_of_the_value(llama_map, model):
             assert np.prod(sizes(shape)) == np.prod(found) if by_head else sizes(shape) == found, (source, shape)
             checked.add(source)
     assert checked == {
-        "embedding", "attn_norm", "q", "k", "v", "scores", "softmax", "values", "ffn_norm", "gate", "up", "swiglu", "add_ffn",
-        "norm", "head",
+        "embedding", "attn_norm", "q", "k", "v", "rope_q", "rope_k", "scores", "softmax", "values", "add_attention",
+        "ffn_norm", "gate", "up", "swiglu", "add_ffn", "norm", "head",
     }  # fmt: skip
+
+
+def test_a_gradient_has_the_name_of_its_value_in_the_living_picture(llama_map):
+    import living_picture  # beside llama_map
+
+    drawn, named = llama_map.boxes(), set()
+    for op in (living_picture.FIRST, *living_picture.BLOCK, *living_picture.LAST):
+        names = re.findall(r"(\w+) = ", op.forward) or re.findall(r"\w+(?=[,:])", op.forward)
+        for box, name in zip(op.boxes, names, strict=True):
+            assert drawn[box].gives == (name if box != "loss" else ""), box
+            named.add(box)
+    assert named == {*drawn} - {"tokens", "sample"}
+    made = llama_map.part(drawn["values"], "", False)
+    assert re.findall("<text[^>]*>(d.)</text>", made) == ["dp", "dv"]
+    assert "<text" not in "".join(re.findall('<g class="back">.*?</g>', llama_map.part(drawn["embedding"], "", False)))
+
+
+def test_every_line_down_says_its_shape(llama_map):
+    for box in llama_map.boxes().values():
+        assert all(line.shape or line.across for line in llama_map.lines_into(box)), box.id
 
 
 def test_a_box_with_a_bar_has_the_weights_that_it_names(llama_map, model):

@@ -65,6 +65,11 @@ def test_each_op_and_each_function_has_its_exercise_on_its_page():
         assert page.read_text(encoding="utf-8").count(f"## Exercises\n\n```{{exercise}} {name}\n```\n") == 1, page
 
 
+def test_the_page_of_exercises_begins_with_those_that_need_no_installation():
+    page = (DOCS / "exercises.md").read_text(encoding="utf-8")
+    assert 0 < page.index("```{exercises}") < page.index("```sh") < page.index("```{code-cell}")
+
+
 def test_the_wheel_has_all_of_the_package_and_runs_from_there(files, tmp_path):
     path = tmp_path / files.WHEEL
     files.write_wheel(path)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from numllama.learn.exercises import EXERCISES, FUNCTIONS
+
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 pytestmark = pytest.mark.skipif(not DOCS.exists(), reason="tests without the documents")
@@ -38,6 +40,19 @@ def test_what_a_page_needs_comes_before_it(path):
     for entry in path.entries().values():
         assert set(entry.needs) <= seen, entry.page                    # so there is no cycle
         seen.add(entry.page)
+
+
+def test_the_path_the_menu_and_the_course_have_one_order(path):
+    course = [each.page for each in (EXERCISES | FUNCTIONS).values()]
+    assert set(course) <= PAGES and [page for page in path.entries() if page in course] == course
+    menu = re.search(r"```{toctree}\n(.*?)```", (DOCS / "ops" / "index.md").read_text(encoding="utf-8"), re.S)[1].split()
+    assert [f"ops/{name}" for name in menu if f"ops/{name}" in course] == [page for page in course if page.startswith("ops/")]
+    assert path.entries()["exercises"].needs == course[:1]             # as soon as there is one to do
+
+
+def test_the_first_page_for_those_who_have_a_model_opens_it(path):
+    page = (DOCS / f"{path.tracks()['use']['first']}.md").read_text(encoding="utf-8")
+    assert "path/to/model" in re.search(r"```sh\n(.*?)```", page, re.S)[1]
 
 
 def test_no_page_on_a_line_needs_one_beside_it(path):

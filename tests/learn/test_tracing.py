@@ -193,13 +193,13 @@ def test_the_page_is_well_formed_and_needs_no_other_file():
 
 
 def test_a_picture_holds_the_colours_it_was_given():
-    colours = np.random.default_rng(0).integers(0, 256, (3, 5, 3)).astype(np.uint8)
+    colours = np.random.default_rng(0).integers(0, 256, (3, 5, 4)).astype(np.uint8)
     data = png(colours)
     assert data[:8] == b"\x89PNG\r\n\x1a\n" and struct.unpack(">II", data[16:24]) == (5, 3)
     (length,) = struct.unpack(">I", data[33:37])
-    lines = np.frombuffer(zlib.decompress(data[41 : 41 + length]), np.uint8).reshape(3, 16)
+    lines = np.frombuffer(zlib.decompress(data[41 : 41 + length]), np.uint8).reshape(3, 21)
     assert not lines[:, 0].any()
-    assert np.array_equal(lines[:, 1:].reshape(3, 5, 3), colours)
+    assert np.array_equal(lines[:, 1:].reshape(3, 5, 4), colours)
 
 
 def test_files_hold_no_more_numbers_than_somebody_can_open(tmp_path, monkeypatch, capsys):

@@ -43,11 +43,10 @@ function prepare(section) {
   toTheBlank();
 
   function toTheBlank() {
-    const at = area.value.indexOf(BLANK);
-    if (at < 0) return;
-    area.setSelectionRange(at, at + BLANK.length);
-    const line = area.value.slice(0, at).split("\n").length;
-    area.scrollTop = Math.max(0, line - area.rows / 2) * parseFloat(getComputedStyle(area).lineHeight);
+    const at = area.value.indexOf(BLANK), lines = (text) => text.split("\n").length;
+    if (at >= 0) area.setSelectionRange(at, at + BLANK.length);
+    const share = lines(file.slice(0, file.indexOf(BLANK))) / lines(area.value);          // an answer stands where the blank was
+    area.scrollTop = share * area.scrollHeight - area.clientHeight / 2;
   }
 
   async function check() {
@@ -60,13 +59,20 @@ function prepare(section) {
   }
 
   function show(found, say) {
-    const wrong = found.results.filter((each) => !each.right).length;
-    results.replaceChildren(...found.results.map((each) => element("li", { class: each.right ? "right" : "wrong" },
-      element("code", {}, each.name), ` ${each.right ? "✓" : "✗"} ${each.text}`)));
+    const count = (rows) => rows.flatMap(({ names }) => names).length;
+    const wrong = count(found.results.filter(({ right }) => !right));
+    results.replaceChildren(...found.results.map(row));
     if (found.printed) results.append(element("li", {}, element("pre", { tabindex: "0" }, found.printed)));
     const right = !wrong && !found.message;
     remember(name, { text: area.value, state: right ? "right" : "begun" });
-    say(found.message || (right ? "Everything is right." : `${wrong} of ${found.results.length} not right yet.`));
+    say(found.message || (right ? "Everything is right." : `${wrong} of ${count(found.results)} not right yet.`));
+  }
+
+  function row({ names, right, sentences: [verdict, ...others], code }) {
+    const below = others.map((text) => element("div", {}, text));
+    if (code) below.unshift(element("div", {}, element("code", {}, code)));
+    return element("li", { class: right ? "right" : "wrong" },
+      element("code", {}, names.join(", ")), ` ${right ? "✓" : "✗"} ${verdict}`, ...below);
   }
 
   function reset() {

@@ -17,6 +17,7 @@ class Session {
   #anywhere = false;
   #say = () => {};
   seconds = 60;                    // for one cell, or one check
+  patience = 180;                  // seconds for each thing that is loaded
   packages = [];                   // beside NumPy, that must be there from the start
   onrestart = () => {};            // what the code had defined is gone
 
@@ -56,6 +57,7 @@ class Session {
 
   #start() {
     const worker = (this.#worker = new Worker(new URL("worker.js", import.meta.url), { type: "module" }));
+    let what = "", waited = 0, timer = null;
     return new Promise((resolve, reject) => {
       const fail = (error) => {
         this.#calls.delete("start");
@@ -64,11 +66,17 @@ class Session {
         reject(error);
       };
       this.#calls.set("start", { resolve, reject });
+      timer = setInterval(() => {
+        waited += 1;
+        if (waited >= this.patience) fail(new Error(`${what} It takes longer than ${waited} seconds: is there a connection? Try again.`));
+        else if (waited % 10 === 0) this.#say(`${what} ${waited} s`);
+      }, 1000);
       worker.onerror = (event) => fail(new Error(event.message || "Python could not be started."));
       worker.onmessage = ({ data }) => {
         const error = data.absent ? new Absent(data.absent) : data.error ? new Error(data.error) : null;
         if (data.said) {
-          this.#say(data.said);
+          [what, waited] = [data.said, 0];
+          this.#say(what);
         } else if (data.id === undefined) {
           if (error) return fail(error);
           this.#calls.delete("start");
@@ -80,7 +88,7 @@ class Session {
         }
       };
       worker.postMessage({ start: { anywhere: this.#anywhere, packages: this.packages } });
-    });
+    }).finally(() => clearInterval(timer));
   }
 }
 

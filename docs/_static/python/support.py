@@ -126,39 +126,23 @@ def in_words(error):
 
 def check(given):
     """The results of an exercise's check."""
-    from numllama.learn.exercises import check_file
+    from numllama.learn.course.check import check as checked
+    from numllama.learn.course.report import said
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{given['name']}.py"
         path.write_text(given["text"], encoding="utf-8")
         try:
-            found = check_file(path, given["name"])
+            found = checked(path, given["name"])
         except BaseException as error:
             if name := missing(error):
                 return {"missing": name}
             raise
-    if "results" not in found:  # a sentence for each result
-        return {"printed": "", "message": "", "results": [
-            {"name": name, "right": sentence == "right", "text": sentence} for name, sentence in found.items()
-        ]}  # fmt: skip
-    rows = [{"name": each["name"], "right": each["verdict"] == "right", "text": sentence_of(each)} for each in found["results"]]
-    message = found["message"].replace(f"{folder}/", "")
-    if not rows:
-        rows, message = [{"name": "file", "right": False, "text": message}], ""
-    return {"printed": found["printed"], "message": message, "results": rows}
-
-
-def sentence_of(result):
-    """Verdict, difference, worst element, mistake and hint, in a row."""
-    element, hint = result["element"], result["hint"]
-    parts = [result["verdict"] + (f": {result['message']}" if result["message"] else "")]
-    if element:
-        at = ", ".join(map(str, element["index"]))
-        parts.append(f"Element [{at}] is {element['got']:.6g}, but must be {element['expected']:.6g}"
-                     if not isinstance(element["got"], str) else f"Element [{at}] is {element['got']}")  # fmt: skip
-    parts += [result["mistake"]] if result["mistake"] else []
-    parts += [f"Hint: {hint['text']}"] if hint else []
-    return ". ".join(part.rstrip(".") for part in parts) + ("." if len(parts) > 1 else "")
+    results = said(found)
+    message = found.message if found.results else ""
+    for each in results:
+        each["sentences"] = [sentence.replace(f"{folder}/", "") for sentence in each["sentences"]]
+    return {"printed": found.printed, "message": message, "results": results}
 
 
 def call(name, given):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from numllama import ops
-from numllama.errors import DataError
+from numllama.errors import DataError, shown
 from numllama.learn.child import FORGOTTEN
 from numllama.learn.course import block
 from numllama.learn.course.cases import cases_of
@@ -48,6 +48,8 @@ class Result:
     mistake : str
         The mistake that gives exactly these numbers, if it is a known one.
     hint : str
+    crash : dict, optional
+        The exception: ``line``, ``function``, ``error``, ``message``, and ``code``, the text of the line.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Result:
     element: Element | None = None
     mistake: str = ""
     hint: str = ""
+    crash: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ class Checked:
     message : str
         Why the file cannot be checked, or how it ended; empty if it ended well.
     crash : dict, optional
-        The first exception: ``line``, ``function``, ``error``, ``message``.
+        The first exception, as in a Result.
     printed : str
         The beginning of what the file printed.
     seconds : float
@@ -112,12 +115,25 @@ def check(path: Path, name: str, seconds: float = SECONDS, hint_step: int = 1, o
 
             return _capstone(exercise, grade(path, seconds=seconds, only=only))
         run_exercise, results_of = WAYS.get("block" if exercise.base == "block" else exercise.kind, (_run_op, _op_results))
-        run = run_exercise(path, exercise, seconds, only)
+        run = _with_code(run_exercise(path, exercise, seconds, only), path)
     except DataError as error:  # a folder, a pipe, no file
         return _cannot_run(exercise, str(error))
     if not run.usable:
         return _cannot_run(exercise, f"{path} cannot be run: {run.problem}", run)
     return _checked(exercise, run, [_with_hint(each, exercise, hint_step) for each in results_of(run, exercise)])
+
+
+def _with_code(run: Run, path: Path) -> Run:
+    """A run whose crashes have the text of their line."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []  # a run can delete it
+
+    def placed(crash: dict[str, Any] | None) -> dict[str, Any] | None:
+        if crash is None:
+            return None
+        text = lines[crash["line"] - 1] if 1 <= crash["line"] <= len(lines) else ""
+        return {**crash, "code": shown(text.strip(), quote=False, most=90)}
+
+    return replace(run, crash=placed(run.crash), answers=[replace(each, crash=placed(each.crash)) for each in run.answers])
 
 
 def _cannot_run(exercise: Exercise, message: str, run: Run | None = None) -> Checked:
@@ -139,7 +155,7 @@ def _checked(exercise: Exercise, run: Run, results: list[Result]) -> Checked:
 def _with_hint(result: Result, exercise: Exercise, step: int) -> Result:
     """A result that is wrong with the hint of a step. A mistake that is to be found has its own."""
     hint = exercise.hints.get("out" if exercise.kind == "forward" and result.name in exercise.outputs else result.name)
-    wrong = result.verdict in ("wrong", "crashed") and hint and exercise.kind != "bug"
+    wrong = result.verdict == "wrong" and hint and exercise.kind != "bug"
     return replace(result, hint=hint[min(step, len(hint)) - 1] if wrong and hint else "")
 
 
@@ -236,7 +252,7 @@ def _verdicts(
         n = "nothing" if forgotten or not results else f"{len(results)} result{'s' * (len(results) != 1)}"
         problem = "wrong", f"{function} returns {n}, but must return {', '.join(names)}{forgotten}"
     if problem:
-        return [Result(name, problem[0], message=problem[1]) for name in names]
+        return [Result(name, problem[0], message=problem[1], crash=answer and answer.crash) for name in names]
     found = []
     for i, (name, actual, right) in enumerate(zip(names, results, expected, strict=True)):
         verdict, message, element = compare(actual, right)
@@ -324,7 +340,7 @@ def _block_results(run: Run, exercise: Exercise) -> list[Result]:
 def _forward_of_block(answer: Answer | None, run: Run, a: Any) -> Result:
     problem = _problem(answer, run, "block_forward", ["x", "w", "cos", "sin"])
     if problem:
-        return Result("values", problem[0], 0, problem[1])
+        return Result("values", problem[0], 0, problem[1], crash=answer and answer.crash)
     assert answer is not None
     for name, right in a.items():
         verdict, message, element = compare(answer.arrays.get(name, "is missing"), right)

@@ -10,7 +10,12 @@ STEPS = ("the idea", "the equation to start from", "the line in words")
 
 
 def folded(name: str) -> str:
-    """The hints of an exercise in three steps, then its solution, as Markdown with HTML's details."""
+    """The hints and the solution of an exercise below a line that names it, as Markdown with HTML's details."""
+    return _details(f"<code>{name}</code>: {escape(find_exercise(name).title)}", folded_steps(name))
+
+
+def folded_steps(name: str) -> str:
+    """The hints in three steps, then the solution."""
     exercise = find_exercise(name)
     parts = []
     for number, what in enumerate(STEPS):
@@ -19,7 +24,7 @@ def folded(name: str) -> str:
         parts.append(_details(f"Hint {number + 1}: {what}", "\n".join(lines)))
     language = "diff" if exercise.kind == "bug" else "python"
     parts.append(_details("Solution", f"```{language}\n{solution_text(name)}\n```"))
-    return _details(f"<code>{name}</code>: {escape(exercise.title)}", "\n\n".join(parts))
+    return "\n\n".join(parts)
 
 
 def _text(hint: str) -> str:

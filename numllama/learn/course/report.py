@@ -240,7 +240,7 @@ def print_check(found: Checked, path: Path, folder: Path = FOLDER) -> None:
     name = found.exercise.name
     if found.outcome == "cannot be run":
         print(found.printed, end="")
-        print(f"error: {found.message}", file=sys.stderr)
+        print("\n".join([f"error: {found.message}", *(f"  {code}" for code in _code(found.crash))]), file=sys.stderr)
         return
     print(found.printed, end="" if found.printed.endswith("\n") or not found.printed else "\n")
     points = f"{found.points} of {found.of} points"
@@ -248,19 +248,36 @@ def print_check(found: Checked, path: Path, folder: Path = FOLDER) -> None:
     if found.message and all(found.message != each.message for each in found.results):
         print(_indented("", found.message))
     for names, result in _rows(found.results):
-        says = f"{result.verdict}{f': {result.message}' if result.message else ''}"
+        names, (first, *others) = ", ".join(names), _sentences(result)
         many = len(found.results) > FEW and result.verdict in PLAIN
-        print(_indented(result.verdict, names) if many else _indented(names, says))
-        if result.element:
-            print(_indented("", in_words(result.element)))
-        if result.mistake:
-            print(_indented("", result.mistake))
-        if result.hint:
-            print(_indented("", f"Hint: {result.hint}"))
-    if found.crash and found.crash["line"]:
-        print(f"  {path}, line {found.crash['line']}: {_line(path, found.crash['line'])}")
-    if found.exercise.hints and found.outcome in ("wrong", "crashed"):
+        print(_indented(result.verdict, names) if many else _indented(names, first))
+        for each in (*_code(result.crash), *others):
+            print(_indented("", each))
+    if found.exercise.hints and any(each.verdict == "wrong" for each in found.results):
         print(f"more hints: numllama exercises --hint {name}{in_folder(folder)}")
+
+
+def said(found: Checked) -> list[dict[str, Any]]:
+    """What :func:`print_check` prints, for a page: of each fault the ``names`` of the results that have it, ``right``, the
+    ``sentences``, and the ``code`` that raised."""
+    rows = [(names, result.verdict == "right", _sentences(result), result.crash) for names, result in _rows(found.results)]
+    rows = rows or [(["file"], False, [found.message], found.crash)]
+    return [
+        {"names": names, "right": right, "sentences": sentences, "code": "".join(_code(crash))}
+        for names, right, sentences, crash in rows
+    ]
+
+
+def _sentences(result: Result) -> list[str]:
+    """The verdict, the worst element, the mistake and the hint."""
+    sentences = [f"{result.verdict}{f': {result.message}' if result.message else ''}"]
+    sentences += [in_words(result.element)] if result.element else []
+    return [*sentences, *filter(None, [result.mistake, result.hint and f"Hint: {result.hint}"])]
+
+
+def _code(crash: dict[str, Any] | None) -> list[str]:
+    """The line that raised, if it is one of the file's."""
+    return [crash["code"]] if crash and crash["code"] else []
 
 
 def in_words(element: Element) -> str:
@@ -269,7 +286,7 @@ def in_words(element: Element) -> str:
     return f"{place}it is {element.got:.6g}, but must be {element.expected:.6g}"
 
 
-def _rows(results: Sequence[Result]) -> list[tuple[str, Result]]:
+def _rows(results: Sequence[Result]) -> list[tuple[list[str], Result]]:
     """Results with the same fault together; of many, those that are right, or blank, too."""
     groups: dict[Any, list[Result]] = {}
     for each in results:
@@ -277,10 +294,4 @@ def _rows(results: Sequence[Result]) -> list[tuple[str, Result]]:
         if len(results) > FEW and each.verdict in PLAIN:
             alike = each.verdict
         groups.setdefault(alike, []).append(each)
-    return [(", ".join(each.name for each in group), group[0]) for group in groups.values()]
-
-
-def _line(path: Path, number: int) -> str:
-    """A line of a file."""
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    return shown(lines[number - 1].strip(), quote=False, most=90) if number <= len(lines) else ""
+    return [([each.name for each in group], group[0]) for group in groups.values()]

@@ -117,8 +117,8 @@ def _function(name: str, title: str, minutes: int, worth: int, needs: str, funct
 
 FUNCTIONS = {each.name: each for each in (  # training and generation
     _function("adamw", "a step of the optimizer", 20, 1, "", "adamw_step"),
-    _function("sampling", "what the next token is drawn from", 30, 1, "softmax", "next_distribution"),
     _function("bpe", "merges, learned and applied", 40, 2, "", "learn_merges encode_word"),
+    _function("sampling", "what the next token is drawn from", 30, 1, "softmax", "next_distribution"),
     _function("kv_cache", "attention with keys that are kept", 40, 2, "attention rope", "cached_attention"),
 )}  # fmt: skip
 LLAMA = Exercise(CAPSTONE, "capstone", "", "a whole Llama from an empty file", 600, 1, ("block", "embedding", "cross_entropy"))

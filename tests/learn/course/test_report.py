@@ -8,8 +8,8 @@ import pytest
 from learn.classroom import no_process, rmsnorm, run, solved, with_body  # noqa: F401 - a fixture
 
 from numllama.learn.course.bugs import BUGS
-from numllama.learn.course.check import OUTCOMES
-from numllama.learn.course.report import check_text
+from numllama.learn.course.check import OUTCOMES, check
+from numllama.learn.course.report import check_text, said
 from numllama.system.processes import Ended
 
 pytestmark = pytest.mark.usefixtures("no_process")
@@ -52,7 +52,36 @@ more hints: numllama exercises --hint rmsnorm --out {tmp_path}
     path.write_text(FILES["crashed"])
     line = FILES["crashed"].splitlines().index("    return dout[7]") + 1
     out = run("--check", "rmsnorm", "--out", tmp_path)[1]
-    assert f"\n  {path}, line {line}: return dout[7]\n" in out and "\n  dx, dweight crashed: line " in out
+    assert re.fullmatch(rf"""rmsnorm: crashed, 0 of 4 points
+  out        right
+  dx, dweight crashed: line {line} in rmsnorm_backward: IndexError: index 7 .*
+             return dout\[7\]
+""", out)  # fmt: skip
+
+
+def test_each_line_that_raises_is_shown_once_and_with_no_hint(tmp_path):
+    text = with_body("block", "return nothing").replace('raise NotImplementedError("your turn")', "return d.neither  # too", 1)
+    (tmp_path / "block.py").write_text(text)
+    out = run("--check", "block", "--out", tmp_path)[1]
+    assert out.count("\n             return nothing\n") == out.count("\n             return d.neither  # too\n") == 1
+    assert "hint" not in out.lower(), "no hint is about a name that does not exist"
+
+
+def test_the_line_that_is_no_python_is_shown(tmp_path):
+    (tmp_path / "rmsnorm.py").write_text("x = 1\n  y = = 2\n")
+    code, _, error = run("--check", "rmsnorm", "--out", tmp_path)
+    assert code == 2 and error.endswith("line 2: SyntaxError: unexpected indent\n  y = = 2\n")
+
+
+def test_a_page_gets_the_words_of_the_command(tmp_path):
+    for name in ("wrong", "crashed", "cannot be run"):
+        (tmp_path / "rmsnorm.py").write_text(FILES[name])
+        _, out, error = run("--check", "rmsnorm", "--out", tmp_path)
+        words = " ".join((out + error).split())
+        for row in said(check(tmp_path / "rmsnorm.py", "rmsnorm")):
+            assert row["right"] == (row["sentences"] == ["right"])
+            assert all(" ".join(each.split()) in words for each in (*row["sentences"], row["code"])), row
+    assert row["names"] == ["file"] and row["code"] == "def"
 
 
 def test_several_checks_have_a_sum_and_the_first_that_is_not_right_decides(tmp_path):
