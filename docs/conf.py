@@ -73,7 +73,7 @@ html_theme_options = {
     "footer_start": [],
     "footer_end": [],
 }
-SINGLE = ("index", "start", "exercises", "trace", "map", "path", "references")     # they have no subpages
+SINGLE = ("index", "start", "exercises", "trace", "map", "path", "syllabus", "references")     # they have no subpages
 html_sidebars = {page: [] for page in SINGLE}
 
 

@@ -29,7 +29,7 @@ from numllama.learn.exercises import COURSE, exercise_text
 LINES, SQUEEZED = 13.0, 17.5                                           # of a slide, below its heading; with smaller text
 LINE, CODE, OUTPUT, PICTURE, GAP = 76, 0.68, 0.62, 10.0, 0.45          # characters of a line; heights in lines
 CODE_LINES, OUTPUT_LINES, ROWS = 15, 14, 9                             # of one slide
-ENOUGH = 60                                                            # characters of an opening
+ENOUGH = 50                                                            # characters of an opening
 FEW = 4.6                                                              # lines of a slide that its neighbour may join
 SHORT = 170                                                            # characters of an item that is shown as a whole
 

@@ -82,7 +82,7 @@ def table(head: list[str], rows: list[list[str]], numbers: int = 0) -> str:
 def overview(links: Links) -> str:
     """A row for each week, and their sums."""
     rows = [
-        [str(week.number), f'<a href="#week-{week.number}">{escape(week.title)}</a>', slides(week, links), duration(week.reading),
+        [str(week.number), f'<a href="#week-{week.number}">{escape(week.title)}</a>', slides(week, links, f"week {week.number}"), duration(week.reading),
          duration(week.practice), str(week.points)]
         for week in weeks()
     ]  # fmt: skip
@@ -91,7 +91,7 @@ def overview(links: Links) -> str:
     return table(["week", "topic", "slides", "reading", "exercises", "points"], rows, numbers=3)
 
 
-def slides(week: Week, links: Links, text: str = "slides") -> str:
+def slides(week: Week, links: Links, text: str) -> str:
     return f'<a href="{escape(links.address(week.deck))}">{text}</a>'
 
 
@@ -99,15 +99,17 @@ def one_week(week: Week, links: Links) -> str:
     """A week: what one can do after it, its pages, its exercises, its homework."""
     pages = "".join(f"<li>{links.to(name)}, {duration(reading_path.entries()[name].minutes)}: "
                     f"{escape(reading_path.entries()[name].can)}</li>" for name in week.pages)  # fmt: skip
+    in_class = [name for name in week.exercises if name != CAPSTONE]
+    marked = in_class + week.homework
     parts = [
         f"<p>After this week you can {escape(week.can)}</p>",
         f"<h3>Lecture and reading, {duration(week.reading)}</h3>",
         f"<p>{slides(week, links, f'Slides of week {week.number}')}</p><ol>{pages}</ol>",
         f"<h3>Exercises, {duration(week.practice)}</h3>",
-        f"<p>In class: {named(week.exercises)}.</p>",
-        f"<p>At home: {named(week.homework)}.</p>" if week.homework else "",
-        f"<p>{escape(week.task)}</p>",
+        f"<p>In class: {named(in_class)}.</p>" if in_class else "",
+        f"<p>At home: {named(week.homework)}. {escape(week.task)}</p>" if week.homework else f"<p>At home: {escape(week.task)}</p>",
         f'<p><a href="{escape(links.address("grade"))}">Capstone</a>: {escape(week.capstone)}</p>' if week.capstone else "",
+        f"<p>To mark a class: <code>numllama grade FOLDER --exercises {' '.join(marked)}</code></p>" if marked else "",
     ]
     heading = f'<h2 id="week-{week.number}">Week {week.number}: {escape(week.title)}</h2>'
     return f'<section aria-labelledby="week-{week.number}">{heading}{"".join(parts)}</section>'
@@ -125,12 +127,12 @@ def points(number: int) -> str:
 def marks() -> str:
     """How many points there are, and from how many a mark is given."""
     total, capstone = sum(week.points for week in weeks()), COURSE[CAPSTONE].points
-    parts = [["exercises", str(total - capstone)], ["capstone", str(capstone)], ["<b>in all</b>", str(total)]]
+    parts = [["exercises", str(total - capstone)], ["the capstone", str(capstone)], ["<b>in all</b>", str(total)]]
     scheme = [[escape(mark), f"{share:.0%}", str(least(share, total))] for mark, share in read()["marks"].items()]
     return (
         '<section aria-labelledby="marks"><h2 id="marks">Marks</h2>'
         + table(["", "points"], parts, numbers=1)
-        + "<p>A proposal, to be changed in <code>docs/syllabus.toml</code>:</p>"
+        + "<p>A proposal for marks, by shares that <code>docs/syllabus.toml</code> sets:</p>"
         + table(["mark", "from", "points"], scheme, numbers=2)
         + "</section>"
     )

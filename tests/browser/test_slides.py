@@ -197,11 +197,19 @@ def test_an_interactive_picture_is_its_static_one_with_a_link(opened):
     tab.wait_for_selector(".widget[data-drawn]")
 
 
-@pytest.mark.parametrize("notes", [False, True])
-def test_a_deck_prints_one_slide_a_page(notes, opened):
+@pytest.mark.parametrize("notes, paper", [(False, (960, 540)), (True, (595, 842))])     # 1280 × 720 px, and A4, in points
+def test_a_deck_prints_one_slide_a_page_or_notes_on_a4(notes, paper, opened):
     tab = opened(DECKS[2] + "?notes" * notes, scheme="dark")
-    count, more = tab.locator(".slide").count(), tab.locator(".notes").count()
+    count = tab.locator(".slide").count()
     printed = tab.pdf(prefer_css_page_size=True, print_background=True)
-    boxes = re.findall(rb"/MediaBox \[0 0 ([\d.]+) ([\d.]+)\]", printed)
-    assert {(round(float(width)), round(float(height))) for width, height in boxes} == {(960, 540)}     # points, of 1280 × 720 px
-    assert len(boxes) == count if not notes else count + more <= len(boxes) <= count + 2 * more
+    boxes = [(round(float(width)), round(float(height))) for width, height in re.findall(rb"/MediaBox \[0 0 ([\d.]+) ([\d.]+)\]", printed)]
+    assert set(boxes) == {paper}
+    assert len(boxes) < count if notes else len(boxes) == count
+
+
+def test_text_has_the_same_size_wherever_a_deck_was_opened(opened):
+    sizes = "[...document.querySelectorAll('.body')].map(body => body.style.getPropertyValue('--fit'))"
+    expected = opened(DECKS[2]).evaluate(sizes)
+    assert len(set(expected)) > 2
+    assert opened(DECKS[2] + "?notes").evaluate(sizes) == expected
+    assert opened(DECKS[2], PHONE).evaluate(sizes) == expected
