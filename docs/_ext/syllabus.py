@@ -82,8 +82,8 @@ def table(head: list[str], rows: list[list[str]], numbers: int = 0) -> str:
 def overview(links: Links) -> str:
     """A row for each week, and their sums."""
     rows = [
-        [str(week.number), f'<a href="#week-{week.number}">{escape(week.title)}</a>', slides(week, links, f"week {week.number}"), duration(week.reading),
-         duration(week.practice), str(week.points)]
+        [str(week.number), f'<a href="#week-{week.number}">{escape(week.title)}</a>', slides(week, links, f"week {week.number}"),
+         duration(week.reading), duration(week.practice), str(week.points)]
         for week in weeks()
     ]  # fmt: skip
     sums = [sum(getattr(week, what) for week in weeks()) for what in ("reading", "practice", "points")]
@@ -107,7 +107,7 @@ def one_week(week: Week, links: Links) -> str:
         f"<p>{slides(week, links, f'Slides of week {week.number}')}</p><ol>{pages}</ol>",
         f"<h3>Exercises, {duration(week.practice)}</h3>",
         f"<p>In class: {named(in_class)}.</p>" if in_class else "",
-        f"<p>At home: {named(week.homework)}. {escape(week.task)}</p>" if week.homework else f"<p>At home: {escape(week.task)}</p>",
+        f"<p>At home: {f'{named(week.homework)}. ' if week.homework else ''}{escape(week.task)}</p>",
         f'<p><a href="{escape(links.address("grade"))}">Capstone</a>: {escape(week.capstone)}</p>' if week.capstone else "",
         f"<p>To mark a class: <code>numllama grade FOLDER --exercises {' '.join(marked)}</code></p>" if marked else "",
     ]

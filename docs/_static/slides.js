@@ -17,7 +17,7 @@ root.classList.toggle("with-notes", new URLSearchParams(location.search).has("no
 function fit() {
     root.classList.add("measuring");
     for (const body of document.querySelectorAll(".body")) {
-        const overflows = () => body.scrollHeight > body.clientHeight + 1 || body.scrollWidth > body.clientWidth + 1;
+        const overflows = () => body.scrollHeight > body.clientHeight || body.scrollWidth > body.clientWidth;
         let size = LARGEST;
         do body.style.setProperty("--fit", size.toFixed(3)); while (overflows() && (size -= STEP) >= SMALLEST);
     }

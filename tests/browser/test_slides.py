@@ -1,4 +1,4 @@
-"""The decks of the built book in Chromium: every slide fits on a screen and on a phone, is readable, and prints on a page of its own.
+"""The decks of the built book in Chromium: every slide fits on a screen and on a phone, can be read, and prints on its own page.
 
     sphinx-build -q -W docs BOOK && NUMLLAMA_BOOK=BOOK pytest tests/browser/test_slides.py
 
@@ -17,47 +17,49 @@ BOOK = Path(os.environ["NUMLLAMA_BOOK"]).resolve()
 DECKS = [f"slides/week-{number}.html" for number in range(1, 9)]
 SCREEN, PHONE = {"width": 1280, "height": 720}, {"width": 390, "height": 844}
 
-# What does not fit in its slide, one sentence each. On a phone a slide is as high as what it shows, and wide things scroll in it.
-OVERFLOWS = """phone => {
-    const found = [], scrolls = element => ["auto", "scroll"].includes(getComputedStyle(element).overflowX);
-    document.querySelectorAll(".slide").forEach((slide, index) => {
-        const say = words => found.push(`slide ${index + 1} (${slide.querySelector("h1, h2").textContent}): ${words}`);
-        const outer = slide.getBoundingClientRect(), body = slide.querySelector(".body");
-        if (outer.width > innerWidth + 1 || outer.height < innerHeight - 1) say(`is ${outer.width} × ${outer.height} px`);
-        for (const element of slide.querySelectorAll("header *, .body, .body *, footer *")) {
-            if (element.closest("mjx-assistive-mml, svg *")) continue;
-            const box = element.getBoundingClientRect(), name = `${element.localName} (${element.textContent.trim().slice(0, 40)})`;
-            let inScroller = false;
-            for (let up = element.parentElement; up !== slide; up = up.parentElement) inScroller ||= phone && scrolls(up);
-            if (box.width > 1 && box.height > 1 && !inScroller &&
-                (box.left < outer.left - 1 || box.right > outer.right + 1 || box.top < outer.top - 1 || box.bottom > outer.bottom + 1))
-                say(`${name} leaves it`);
-            if (!phone && element.matches(".body, pre") &&
-                (element.scrollWidth > element.clientWidth + 1 || element.scrollHeight > element.clientHeight + 1))
-                say(`${name} is cut: ${element.scrollWidth} × ${element.scrollHeight} in ${element.clientWidth} × ${element.clientHeight} px`);
-        }
-        if (phone && body.getBoundingClientRect().bottom > slide.querySelector("footer").getBoundingClientRect().top + 1)
-            say("its text covers its number");
-    });
+# Problems are told with the number and the title of their slide.
+SLIDES = """
+    const found = [];
+    for (const [index, slide] of document.querySelectorAll(".slide").entries()) {
+        const title = `slide ${index + 1} (${slide.querySelector("h1, h2").textContent})`;
+        const say = words => found.push(`${title}: ${words}`);
+"""
+
+# What does not fit in its slide. On a phone a slide is as high as what it shows, and wide things scroll in it.
+OVERFLOWS = f"""phone => {{ {SLIDES}
+        const outer = slide.getBoundingClientRect(), footer = slide.querySelector("footer").getBoundingClientRect();
+        const scrolls = element => ["auto", "scroll"].includes(getComputedStyle(element).overflowX);
+        const scrolled = element => element !== slide && (scrolls(element) || scrolled(element.parentElement));
+        if (outer.width > innerWidth + 1 || outer.height < innerHeight - 1) say(`is ${{outer.width}} × ${{outer.height}} px`);
+        for (const element of slide.querySelectorAll("header *, .body, .body *, footer *")) {{
+            const {{left, right, top, bottom, width, height}} = element.getBoundingClientRect();
+            if (width <= 1 || height <= 1 || element.closest("mjx-assistive-mml, svg *")) continue;
+            const name = `${{element.localName}} (${{element.textContent.trim().slice(0, 40)}})`;
+            const outside = left < outer.left - 1 || right > outer.right + 1 || top < outer.top - 1 || bottom > outer.bottom + 1;
+            if (outside && !(phone && scrolled(element.parentElement))) say(`${{name}} leaves it`);
+            if (element.closest(".body") && !scrolled(element) && bottom > footer.top + 1) say(`${{name}} covers the number`);
+            const {{scrollWidth, scrollHeight, clientWidth, clientHeight}} = element;
+            if (!phone && element.matches(".body, pre") && (scrollWidth > clientWidth + 1 || scrollHeight > clientHeight + 1))
+                say(`${{name}} is cut: ${{scrollWidth}} × ${{scrollHeight}} in ${{clientWidth}} × ${{clientHeight}} px`);
+        }}
+    }}
     return found;
-}"""
+}}"""
 
 # What the last row of a hall cannot read, on a sheet of 1280 × 720.
-TOO_SMALL = """() => {
-    const found = [];
-    document.querySelectorAll(".slide").forEach((slide, index) => {
-        const say = words => found.push(`slide ${index + 1} (${slide.querySelector("h1, h2").textContent}): ${words}`);
-        const size = element => parseFloat(getComputedStyle(element).fontSize);
-        if (size(slide.querySelector(".body")) < 19) say(`text of ${size(slide.querySelector(".body"))} px`);
-        for (const pre of slide.querySelectorAll(".body pre")) if (size(pre) < 12.5) say(`code of ${size(pre)} px`);
-        for (const image of slide.querySelectorAll(".body img")) if (image.clientHeight < 150) say(`a picture of ${image.clientHeight} px`);
-        for (const svg of slide.querySelectorAll("div.math mjx-container > svg")) {
+TOO_SMALL = f"""() => {{ {SLIDES}
+        const size = element => parseFloat(getComputedStyle(element).fontSize), text = size(slide.querySelector(".body"));
+        if (text < 19) say(`text of ${{text}} px`);
+        for (const pre of slide.querySelectorAll(".body pre")) if (size(pre) < 12.5) say(`code of ${{size(pre)}} px`);
+        for (const {{clientHeight}} of slide.querySelectorAll(".body img"))
+            if (clientHeight < 150) say(`a picture of ${{clientHeight}} px`);
+        for (const svg of slide.querySelectorAll("div.math mjx-container > svg")) {{
             const natural = parseFloat(svg.getAttribute("width")) * size(svg) * 0.431;     // its width is in ex
-            if (svg.clientWidth < 0.6 * natural) say(`an equation at ${(100 * svg.clientWidth / natural).toFixed()} % of its size`);
-        }
-    });
+            if (svg.clientWidth < 0.6 * natural) say(`an equation of ${{natural.toFixed()}} px in ${{svg.clientWidth}} px`);
+        }}
+    }}
     return found;
-}"""
+}}"""
 
 
 @pytest.fixture(scope="module")
@@ -75,11 +77,11 @@ def opened(browser, address):
         context = context or browser.new_context(viewport=size, color_scheme=scheme)
         contexts.append(context)
         tab = context.new_page()
-        tab.found = []
-        tab.on("console", lambda message: tab.found.append(f"console: {message.text}") if message.type == "error" else None)
-        tab.on("pageerror", lambda error: tab.found.append(f"script: {error}"))
-        tab.on("response", lambda answer: tab.found.append(f"{answer.status}: {answer.url}") if answer.status >= 400 else None)
-        tab.on("request", lambda request: tab.found.append(f"another host: {request.url}") if elsewhere(request.url, address) else None)
+        found = tab.found = []
+        tab.on("console", lambda message: found.append(f"console: {message.text}") if message.type == "error" else None)
+        tab.on("pageerror", lambda error: found.append(f"script: {error}"))
+        tab.on("response", lambda answer: found.append(f"{answer.status}: {answer.url}") if answer.status >= 400 else None)
+        tab.on("request", lambda request: None if at_home(request.url, address) else found.append(f"another host: {request.url}"))
         tab.goto(address + deck)
         tab.wait_for_selector("html[data-ready]")
         return tab
@@ -89,8 +91,8 @@ def opened(browser, address):
         context.close()
 
 
-def elsewhere(url, address):
-    return not url.startswith((address, "data:", "blob:", "about:"))
+def at_home(url, address):
+    return url.startswith((address, "data:", "blob:", "about:"))
 
 
 def barriers(tab):
@@ -202,7 +204,7 @@ def test_a_deck_prints_one_slide_a_page_or_notes_on_a4(notes, paper, opened):
     tab = opened(DECKS[2] + "?notes" * notes, scheme="dark")
     count = tab.locator(".slide").count()
     printed = tab.pdf(prefer_css_page_size=True, print_background=True)
-    boxes = [(round(float(width)), round(float(height))) for width, height in re.findall(rb"/MediaBox \[0 0 ([\d.]+) ([\d.]+)\]", printed)]
+    boxes = [tuple(round(float(side)) for side in box) for box in re.findall(rb"/MediaBox \[0 0 ([\d.]+) ([\d.]+)\]", printed)]
     assert set(boxes) == {paper}
     assert len(boxes) < count if notes else len(boxes) == count
 

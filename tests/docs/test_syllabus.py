@@ -1,4 +1,4 @@
-"""The course of eight weeks: what a page or an exercise needs comes before it, and times and points are those of the other tables."""
+"""The course of eight weeks: what a page or an exercise needs comes before it; times and points are those of the other tables."""
 
 import re
 import sys
