@@ -148,7 +148,8 @@ def chunks(lines: list[str], limit: int) -> list[list[str]]:
 
 
 def indent(line: str) -> int:
-    return len(line) - len(line.lstrip()) if line.strip() else -1
+    """How far a line is indented: -1 if it is blank, and a little more than it is if it goes on with the lines before it."""
+    return len(line) - len(line.lstrip()) + bool(re.match(r"\s*(el|except|finally|[)\]}])", line)) if line.strip() else -1
 
 
 def split_list(node: nodes.Element) -> Iterator[nodes.Element]:
@@ -210,7 +211,7 @@ def height(node: nodes.Node) -> float:
         return sum(item_height(item) for item in node.children) + GAP
     if isinstance(node, nodes.table):
         rows = ([len(entry.astext()) for entry in row.children] for row in node.findall(nodes.row))
-        return sum(max(lengths) * len(lengths) // 90 + 1.2 for lengths in rows)
+        return sum(max(lengths) * len(lengths) // 110 + 1.2 for lengths in rows)
     if isinstance(node, nodes.container):
         return sum(height(child) for child in node.children) - GAP
     return PICTURE

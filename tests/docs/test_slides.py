@@ -119,6 +119,11 @@ def test_code_is_cut_at_a_blank_line(rule):
     assert [len(piece) for piece in rule.chunks(lines, 15)] == [9, 10]
 
 
+def test_code_is_not_cut_before_an_else(rule):
+    lines = ["a = 1", *["if a:", "    b"] * 3, "else:", "    c", *["d = 2"] * 9]
+    assert all(not piece[0].startswith("else") for piece in rule.chunks(lines, 9))
+
+
 def test_a_long_output_is_cut(rule):
     shown = rule.cut(code([str(i) for i in range(40)], "myst-ansi", ["output"])).astext().split("\n")
     assert shown[-1] == "..." and len(shown) == rule.OUTPUT_LINES
