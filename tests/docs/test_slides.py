@@ -155,11 +155,11 @@ def test_a_group_that_is_too_high_gets_several_slides(rule):
 
 def test_links_lead_from_a_deck_to_the_book(slides):
     tree = nodes.document(None, None)
-    given = ["", "../start.html#a", "#here", "https://example.org/x"]
+    given = ["", "../start.html#a", "softmax.html", "#here", "https://example.org/x"]
     refs = [nodes.reference("", "x", refuri=uri) if uri else nodes.reference("", "x", refid="eq") for uri in given]
     tree += nodes.section("", text(*refs))
     slides.prepare(tree, "ops/linear", str)
-    expected = ["../ops/linear.html#eq", "../start.html#a", "../ops/linear.html#here", "https://example.org/x"]
+    expected = ["../ops/linear.html#eq", "../start.html#a", "../ops/softmax.html", "../ops/linear.html#here", given[-1]]
     assert [ref["refuri"] for ref in tree.findall(nodes.reference)] == expected
 
 
