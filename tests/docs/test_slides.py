@@ -120,8 +120,8 @@ def test_code_is_cut_at_a_blank_line(rule):
 
 
 def test_code_is_not_cut_before_an_else(rule):
-    lines = ["a = 1", *["if a:", "    b"] * 3, "else:", "    c", *["d = 2"] * 9]
-    assert all(not piece[0].startswith("else") for piece in rule.chunks(lines, 9))
+    lines = ["a = 1", *["if a:", "    b"] * 4, "else:", "    c", *["d = 2"] * 8]
+    assert all(not piece[0].startswith("else") for piece in rule.chunks(lines, 10))
 
 
 def test_a_long_output_is_cut(rule):
