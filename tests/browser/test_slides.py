@@ -209,6 +209,13 @@ def test_a_deck_prints_one_slide_a_page_or_notes_on_a4(notes, paper, opened):
     assert len(boxes) < count if notes else len(boxes) == count
 
 
+def test_a_dark_deck_is_light_on_paper(opened):
+    tab = opened(DECKS[2], scheme="dark")
+    for event, theme in (("beforeprint", "light"), ("afterprint", "dark")):
+        tab.evaluate(f"window.dispatchEvent(new Event('{event}'))")
+        assert tab.evaluate("document.documentElement.dataset.theme") == theme
+
+
 def test_text_has_the_same_size_wherever_a_deck_was_opened(opened):
     sizes = "[...document.querySelectorAll('.body')].map(body => body.style.getPropertyValue('--fit'))"
     expected = opened(DECKS[2]).evaluate(sizes)
