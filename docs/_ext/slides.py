@@ -51,7 +51,7 @@ class Deck:
         later = [name for name in week.exercises if COURSE[name].kind != "bug"]     # these are listed at the end
         for page in week.pages:
             yield from self.page(page)
-            for name in [name for name in later if page_of(name) == page]:
+            for name in [name for name in later if COURSE[name].page == page]:
                 later.remove(name)
                 yield self.exercise(name)
         yield from map(self.exercise, later)
@@ -76,7 +76,7 @@ class Deck:
         here = llama_map.here(page, self.links.address, across=True)
         body = f"<p>After this page you can {can}</p>{here}"
         yield Slide(f"Week {self.week.number}", title, body, "", self.links.address(page), "title")
-        own = page in map(page_of, self.week.exercises)
+        own = page in [COURSE[name].page for name in self.week.exercises]
         found: list[Slide] = []
         for section in [top, *top.findall(lambda node: isinstance(node, nodes.section) and node is not top)]:
             if own and section["names"] == ["exercises"]:              # its questions become the notes of the exercise's slide
@@ -104,9 +104,9 @@ class Deck:
         each = COURSE[name]
         needs = f" · after {', '.join(each.needs)}" if each.needs else ""
         blocks = [f"numllama exercises {name}\nnumllama exercises --check {name}"]
-        if each.kind == "backward":
+        for function in each.functions or [f"{each.base}_backward"] * (each.kind == "backward"):
             text = exercise_text(name)
-            blank = text[text.index(f"def {each.base}_backward") :].split("\n\n\n")[0]
+            blank = text[text.index(f"def {function}(") :].split("\n\n\n")[0]
             blocks.append(re.sub(r"\n\n    \w.*(?=\n    \"\"\")", "", blank, flags=re.S))   # a long docstring's first line
         hints = "".join(
             f"<p><b>{escape(what)}</b></p><ol>{''.join(f'<li>{escape(hint)}</li>' for hint in steps)}</ol>"
@@ -116,7 +116,7 @@ class Deck:
         body = f"<p>{escape(about)}</p>" + "".join(
             CODE_BOX.sub(with_columns, f'<div class="highlight"><pre>{escape(block)}</pre></div>') for block in blocks
         )
-        notes = self.questions.get(page_of(name), "") + hints
+        notes = self.questions.get(each.page, "") + hints
         return Slide("Your turn", f"Exercise: <code>{name}</code>", body, notes, self.links.address("exercises"), "exercise")
 
     def homework(self) -> Slide:
@@ -178,11 +178,6 @@ def prepare(tree: nodes.document, page: str, address: Callable[[str], str]) -> N
         node.parent.remove(node)
     for node in tree.findall(lambda node: isinstance(node, nodes.Element) and not isinstance(node, nodes.section)):
         node["ids"] = []
-
-
-def page_of(exercise: str) -> str:
-    """The page about the op of an exercise."""
-    return f"ops/{COURSE[exercise].base}"
 
 
 def llama_in_two(address: Callable[[str], str]) -> str:
