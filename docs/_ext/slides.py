@@ -174,7 +174,7 @@ def prepare(tree: nodes.document, page: str, address: Callable[[str], str]) -> N
         node.parent.remove(node)
     for node in list(tree.findall(way_node)):
         node.replace_self(nodes.raw("", llama_in_two(address), format="html"))
-    for node in list(tree.findall(lambda node: isinstance(node, nodes.comment | nodes.target) or node == "")):
+    for node in list(tree.findall(has_no_place)):
         node.parent.remove(node)
     for node in tree.findall(lambda node: isinstance(node, nodes.Element) and not isinstance(node, nodes.section)):
         node["ids"] = []
@@ -189,6 +189,12 @@ def llama_in_two(address: Callable[[str], str]) -> str:
     lower = whole.replace(box, f'viewBox="0 {half:g} {width} {height - half:g}"')
     lower = re.sub(r' (id|aria-labelledby)="[^"]*"', "", lower)        # each name once in a page
     return f'<div class="llama-in-two">{upper}{lower}</div>'
+
+
+def has_no_place(node: nodes.Node) -> bool:
+    """Comments, empty texts, and the hints and solutions that are folded in a page."""
+    folded = isinstance(node, nodes.container) and "exercise-hints" in node["classes"]
+    return folded or isinstance(node, nodes.comment | nodes.target) or node == ""
 
 
 def cell_of(node: nodes.Node) -> nodes.Element:

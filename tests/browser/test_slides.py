@@ -119,7 +119,7 @@ def test_there_is_a_deck_for_each_week():
 @pytest.mark.parametrize("deck", DECKS)
 def test_every_slide_fits_on_a_screen(deck, opened):
     tab = opened(deck)
-    assert 20 <= tab.locator(".slide").count() <= 60
+    assert 20 <= tab.locator(".slide").count() <= 70                   # as many as a lecture can use
     nothing(tab.evaluate(OVERFLOWS, False) + tab.evaluate(TOO_SMALL) + barriers(tab) + tab.found)
     tab.set_viewport_size({"width": 1600, "height": 1200})             # larger, and not of the same shape
     tab.emulate_media(color_scheme="dark")

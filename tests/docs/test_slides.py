@@ -163,6 +163,14 @@ def test_links_lead_from_a_deck_to_the_book(slides):
     assert [ref["refuri"] for ref in tree.findall(nodes.reference)] == expected
 
 
+def test_no_solution_is_on_a_slide(slides, rule):
+    tree = nodes.document(None, None)
+    hints = nodes.container("", nodes.raw("", "<details>", format="html"), code(["return x @ w"]), classes=["exercise-hints"])
+    tree += nodes.section("", hints, text("1. Write the backward yourself."))
+    slides.prepare(tree, "ops/linear", str)
+    assert tree.astext() == "1. Write the backward yourself."
+
+
 def test_a_widget_leaves_its_picture(slides):
     tree, picture = nodes.document(None, None), nodes.image(uri="picture.svg")
     raw = nodes.raw("", '<div class="widget" data-widget="rope"></div>', format="html")
