@@ -107,7 +107,7 @@ class Deck:
         for function in each.functions or [f"{each.base}_backward"] * (each.kind == "backward"):
             text = exercise_text(name)
             blank = text[text.index(f"def {function}(") :].split("\n\n\n")[0]
-            blocks.append(re.sub(r"\n\n    \w.*(?=\n    \"\"\")", "", blank, flags=re.S))   # a long docstring's first line
+            blocks.append(re.sub(r"\n\n    \w.*\n    (?=\"\"\")", "", blank, flags=re.S))   # a long docstring's first line
         hints = "".join(
             f"<p><b>{escape(what)}</b></p><ol>{''.join(f'<li>{escape(hint)}</li>' for hint in steps)}</ol>"
             for what, steps in each.hints.items()
@@ -126,7 +126,8 @@ class Deck:
         body = syllabus.table(["exercise", "task", "time", "points"], rows, numbers=2) + f"<p>{escape(week.task)}</p>"
         if week.capstone:
             body += f'<p><a href="{escape(self.links.address("grade"))}">Capstone</a>: {escape(week.capstone)}</p>'
-        return Slide(f"Week {week.number}", "Until next week", body, "", self.links.address("exercises"), "homework")
+        heading = "To hand in" if week is syllabus.weeks()[-1] else "Until next week"
+        return Slide(f"Week {week.number}", heading, body, "", self.links.address("exercises"), "homework")
 
     def render(self, node: nodes.Node) -> str:
         return CODE_BOX.sub(with_columns, self.builder.render_partial(node)["fragment"])
