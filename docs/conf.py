@@ -20,7 +20,8 @@ project, author, release = "numllama", "the numllama authors", __version__
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "numpydoc", "sphinx.ext.mathjax"]
 templates_path = ["_templates"]
 exclude_patterns = ["_build", "paper.md", "jupyter_execute", "**.ipynb_checkpoints"]
-extensions += ["sphinx_copybutton", "excerpts", "way", "widgets", "python_in_page"]    # the last four are in docs/_ext
+extensions += ["sphinx_copybutton"]
+extensions += ["excerpts", "way", "widgets", "python_in_page", "slides"]               # in docs/_ext
 nitpicky = False
 
 # Pages are notebooks in text form. They run at every build, and contain no output.
@@ -72,7 +73,7 @@ html_theme_options = {
     "footer_start": [],
     "footer_end": [],
 }
-SINGLE = ("index", "start", "exercises", "trace", "map", "path", "references")     # they have no subpages
+SINGLE = ("index", "start", "exercises", "trace", "map", "path", "syllabus", "references")     # they have no subpages
 html_sidebars = {page: [] for page in SINGLE}
 
 

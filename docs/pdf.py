@@ -1,6 +1,8 @@
-"""The book as one PDF, printed by Chromium.
+"""The book as one PDF, or each deck of slides, printed by Chromium.
 
     sphinx-build docs docs/_build && python docs/pdf.py docs/_build/numllama.pdf
+    python docs/pdf.py docs/_build/slides              # week-1.pdf and so on, beside the decks
+    python docs/pdf.py docs/_build/slides --notes      # with the rest of each section's text after its slide
 
 Uses the pages that were run for the HTML book (its folder's `.doctrees`), so that nothing runs twice. Needs the extras `docs` and
 `browser`, and Chromium ($NUMLLAMA_CHROMIUM, or on the PATH).
@@ -40,6 +42,19 @@ def print_page(page: Page, path: Path) -> None:
              display_header_footer=True, header_template="<span></span>", footer_template=FOOTER)  # fmt: skip
 
 
+def print_decks(folder: Path, notes: bool) -> None:
+    """Print each deck of a folder to a PDF beside it, one slide a page."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1280, "height": 720}, color_scheme="light")
+        for deck in sorted(folder.glob("*.html")):
+            page.goto(deck.as_uri() + "?notes" * notes)
+            page.wait_for_selector("html[data-ready]")
+            page.pdf(path=deck.with_suffix(".pdf"), prefer_css_page_size=True, outline=True, tagged=True, print_background=True)
+            print(deck.with_suffix(".pdf"))
+        browser.close()
+
+
 def main(path: Path) -> int:
     with TemporaryDirectory() as folder:
         code = sphinx_build(["-q", "-W", "-b", "singlehtml", "-d", str(path.parent / ".doctrees"), str(DOCS), folder])
@@ -57,6 +72,8 @@ def main(path: Path) -> int:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+    given, notes = [each for each in sys.argv[1:] if each != "--notes"], "--notes" in sys.argv
+    if len(given) != 1 or given[0].startswith("-"):
         sys.exit(__doc__)
-    sys.exit(main(Path(sys.argv[1]).resolve()))
+    path = Path(given[0]).resolve()
+    sys.exit(print_decks(path, notes) if path.is_dir() else main(path))

@@ -4,6 +4,7 @@
     ```{path-map}          the path, with times             reading_path.py, docs/path.toml
     ```{doors}             the doors of the front page
     ```{living-picture}    a sentence through a Llama       living_picture.py
+    ```{syllabus}          a course of eight weeks          syllabus.py, docs/syllabus.toml
 
 Every page gets a line below its title from docs/path.toml, and a page about a box of the picture gets the picture, small.
 """
@@ -14,6 +15,7 @@ from typing import Any
 import living_picture
 import llama_map
 import reading_path
+import syllabus
 from docutils import nodes
 from docutils.parsers.rst import Directive
 
@@ -39,6 +41,7 @@ PICTURES = {
     "llama-map": lambda links, data: llama_map.framed(links.address),
     "path-map": lambda links, data: reading_path.path_map(links),
     "doors": lambda links, data: reading_path.doors(links),
+    "syllabus": lambda links, data: syllabus.page(links),
     "living-picture": lambda links, data: living_picture.html(json.loads(data), links.address, links.title),
 }
 
@@ -83,7 +86,7 @@ def setup(app: Any) -> dict[str, bool]:
     for name in PICTURES:
         app.add_directive(name, Picture)
     app.connect("html-page-context", add_to_page)
-    tables = [llama_map.table(), reading_path.read()]
+    tables = [llama_map.table(), reading_path.read(), syllabus.read()]
     app.add_config_value("way_tables", json.dumps(tables), "html")     # a changed table is a reason to write all pages again
     app.add_css_file("way.css")
     return {"parallel_read_safe": True, "parallel_write_safe": True}

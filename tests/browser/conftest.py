@@ -10,7 +10,8 @@ from playwright.sync_api import sync_playwright
 from serve.served import served, small_engine
 
 CHROMIUM = os.environ.get("NUMLLAMA_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-OF_THE_BOOK = ["test_book.py", "test_front.py", "test_python_in_page.py", "test_widget_pages.py"]  # they look at a built one
+# They look at a built book.
+OF_THE_BOOK = ["test_book.py", "test_front.py", "test_python_in_page.py", "test_slides.py", "test_widget_pages.py"]
 collect_ignore = [] if os.environ.get("NUMLLAMA_BOOK") else OF_THE_BOOK
 LETTERS = "abcdefghijklmnop \n"
 

@@ -15,7 +15,8 @@ from browser.pages import folder_served
 
 BOOK = Path(os.environ["NUMLLAMA_BOOK"]).resolve()
 PAGES = sorted(
-    path.relative_to(BOOK).as_posix() for path in BOOK.rglob("*.html") if "_static" not in path.parts  # the theme's templates
+    path.relative_to(BOOK).as_posix() for path in BOOK.rglob("*.html")
+    if not {"_static", "slides"} & set(path.relative_to(BOOK).parts)   # the theme's templates; test_slides.py looks at slides
 )
 MADE = ("api/generated/", "source/")                                   # many pages, all alike: loaded once each
 DESKTOP, PHONE = (1280, 900), (390, 844)
