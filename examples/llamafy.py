@@ -33,7 +33,7 @@ from numllama.model.parameters import Gradients, Parameters
 from numllama.storage.files import write_text
 
 PARAMETERS = 460_000                                                   # of every rung
-SEQ_LEN, BATCH_SIZE, LEARNING_RATE = 64, 16, 6e-3
+SEQ_LEN, BATCH_SIZE, LEARNING_RATE = 256, 8, 6e-3
 
 
 # ------------------------------------------------------------------------------------------------ bigram
@@ -351,7 +351,7 @@ def main() -> None:
     names = [rung.name for rung in RUNGS]
     parser.add_argument("--data", type=Path, help="a text file; default tinyshakespeare, cached or downloaded")
     parser.add_argument("--rungs", nargs="+", choices=names, default=names, help="default all")
-    parser.add_argument("--steps", type=int, default=800, help=f"steps of {BATCH_SIZE} x {SEQ_LEN} tokens; default 800")
+    parser.add_argument("--steps", type=int, default=2000, help=f"steps of {BATCH_SIZE} x {SEQ_LEN} tokens; default 2000")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="default 0")
     parser.add_argument("--lr", type=float, default=LEARNING_RATE, help=f"maximum learning rate; default {LEARNING_RATE}")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
