@@ -57,6 +57,13 @@ def on_track(track: str) -> list[Entry]:
     return [entry for entry in entries().values() if entry.track == track]
 
 
+def neighbours(page: str) -> tuple[str, str]:
+    """The pages before and after one on its track; the front page before the first, and the path after the last."""
+    track = ["index", *(entry.page for entry in on_track(entries()[page].track)), "path"]
+    i = track.index(page)
+    return track[i - 1], track[i + 1]
+
+
 def total(pages: list[Entry]) -> int:
     return sum(entry.minutes for entry in pages)
 

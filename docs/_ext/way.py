@@ -6,10 +6,11 @@
     ```{living-picture}    a sentence through a Llama       living_picture.py
     ```{syllabus}          a course of eight weeks          syllabus.py, docs/syllabus.toml
 
-Every page gets a line below its title from docs/path.toml, and a page about a box of the picture gets the picture, small.
+Every page gets a line below its title from docs/path.toml, and its neighbours on the path at its end; a page about a box of the picture gets the picture, small.
 """
 
 import json
+from html import escape
 from typing import Any
 
 import living_picture
@@ -76,6 +77,9 @@ def add_to_page(app: Any, page: str, template: str, context: dict[str, Any], doc
     context["you_are_here"] = llama_map.here(page, links.address, across=False)
     below = reading_path.line(page, links) + llama_map.here(page, links.address, across=True)
     context["body"] = context["body"].replace("</h1>", f"</h1>\n{below}", 1)
+    if page in reading_path.entries() and reading_path.entries()[page].track != "find":
+        for where, name in zip(("prev", "next"), reading_path.neighbours(page), strict=True):
+            context[where] = {"link": links.address(name), "title": escape(links.title(name))}
     for node in doctree.findall(way_node):
         if node["what"] in SCRIPTS:
             app.add_js_file(SCRIPTS[node["what"]], type="module")      # in this event: for this page only

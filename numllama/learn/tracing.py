@@ -108,7 +108,7 @@ def tokens_of(
     ids = np.array(encode_prompt(model, tokenizer, text)[1] if isinstance(text, str) else text)
     check_shape("the tokens", ids, (None,))
     if not 2 <= len(ids) <= most:
-        raise ValueError(f"the text has {len(ids)} tokens, but there must be 2 to {most}")
+        raise ValueError(f"the text has {len(ids)} token{'s' * (len(ids) != 1)}, but there must be 2 to {most}")
     names = [token_name(tokenizer, i) for i in ids.tolist()]
     return ids, names, text if isinstance(text, str) else " ".join(map(str, ids.tolist()))
 

@@ -35,6 +35,15 @@ def test_every_page_has_an_entry_and_every_entry_a_page(path):
     assert set(path.entries()) == PAGES
 
 
+def test_neighbours_are_those_on_the_track(path):
+    assert path.neighbours("start") == ("index", "ops/linear")
+    assert path.neighbours("ops/linear") == ("start", "exercises")
+    for track in ("learn", "use", "check"):
+        pages = [entry.page for entry in path.on_track(track)]
+        assert [path.neighbours(page)[1] for page in pages] == [*pages[1:], "path"]
+        assert [path.neighbours(page)[0] for page in pages] == ["index", *pages[:-1]]
+
+
 def test_what_a_page_needs_comes_before_it(path):
     seen = set()
     for entry in path.entries().values():

@@ -122,7 +122,7 @@ def test_every_option_of_a_model_is_traced():
     ("what", "error", "sentence"),
     [
         ("the king", ValueError, "a text needs a tokenizer"),
-        ([1], ValueError, "the text has 1 tokens, but there must be 2 to 1025"),
+        ([1], ValueError, "the text has 1 token, but there must be 2 to 1025"),
         ([1, 60], ValueError, "holds 60, but must lie in 0..59"),
         ([-1, 2], ValueError, "holds -1, but must lie in 0..59"),
         ([[1, 2]], ValueError, r"the tokens has shape \(1, 2\)"),
@@ -261,7 +261,7 @@ def test_a_model_without_a_tokenizer_is_traced_by_ids(folder, tmp_path, capsys):
 @pytest.mark.parametrize(
     "arguments, sentence",
     [
-        (["--text", "a"], "the text has 1 tokens, but there must be 2 to 65"),
+        (["--text", "a"], "the text has 1 token, but there must be 2 to 65"),
         (["--steps", -1], "steps is -1, but must be"),
         (["--text", "the king", "--ids", 1, 2], "give either --text or --ids, not both"),
         (["--ids"], "the text has 0 tokens, but there must be 2 to 65"),

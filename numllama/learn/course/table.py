@@ -157,8 +157,8 @@ def find_exercise(name: str) -> Exercise:
     if name not in COURSE:
         names = f"{', '.join(COURSE)}, or {', '.join(_some_forwards())}"
         near = difflib.get_close_matches(name, [*COURSE, *(f"{op}{FORWARD}" for op in EXERCISES)], 1)
-        guess = f": did you mean {near[0]}?" if near else ""
-        raise ValueError(f"exercise is {shown(name)}, but must be one of {names}{guess}")
+        guess = f" (did you mean {near[0]}?)" if near else ""
+        raise ValueError(f"exercise is {shown(name)}{guess}, but must be one of {names}")
     return COURSE[name]
 
 

@@ -106,9 +106,9 @@ def from_the_right(word, merges):
 
 ROWS: dict[str, Rows] = {
     "merges": [
-        ("merges take the first of several pairs with one count, in the order of the text: the pair that sorts last wins.",
+        ("merges take the first of several pairs with the same count, in the order of the text: the pair that sorts last wins.",
          best_by(lambda n, left, right, pair, place: (n, -place))),
-        ("merges take the last of several pairs with one count, in the order of the text: the pair that sorts last wins.",
+        ("merges take the last of several pairs with the same count, in the order of the text: the pair that sorts last wins.",
          best_by(lambda n, left, right, pair, place: (n, place))),
         ("merges take the pair that sorts first of several with one count: the pair that sorts last wins.",
          best_by(lambda n, left, right, pair, place: (n, [-byte for byte in left] + [1], [-byte for byte in right] + [1]))),

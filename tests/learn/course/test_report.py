@@ -135,8 +135,8 @@ def test_many_results_are_shown_in_few_lines(tmp_path):
 
 
 @pytest.mark.parametrize("arguments, sentence", [
-    (["norm"], "exercise is 'norm', but must be one of linear, bug_01"),
-    (["rmsnrm"], "the forward of another op: did you mean rmsnorm?"),
+    (["norm"], "exercise is 'norm' (did you mean rmsnorm?), but must be one of linear, bug_01"),
+    (["rmsnrm"], "exercise is 'rmsnrm' (did you mean rmsnorm?), but must be one of "),
     (["--hint", "rope", "linear"], "needs the name of one exercise"),
     (["--debug", 0], f"debug is 0, but must lie in 1..{len(BUGS)}"),
     (["--debug", 99], "debug is 99, but"), (["linear", "--debug", 1], "debug is 1, so there must be no name, but it is 'linear'"),
