@@ -6,7 +6,8 @@
     ```{living-picture}    a sentence through a Llama       living_picture.py
     ```{syllabus}          a course of eight weeks          syllabus.py, docs/syllabus.toml
 
-Every page gets a line below its title from docs/path.toml, and its neighbours on the path at its end; a page about a box of the picture gets the picture, small.
+Every page gets a line below its title from docs/path.toml, and its neighbours on the path at its end. A page about a box of the
+picture gets the picture, small.
 """
 
 import json

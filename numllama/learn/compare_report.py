@@ -140,24 +140,31 @@ PAGE = """\
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>numllama compare</title>
 <style>
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem; background: #fff }}
+:root {{ color-scheme: light dark; --page: #fff; --text: #222; --quiet: #666; --rule: #ddd }}
+:root {{ --wrong: #b2182b; --wrong-page: #fdf3f2; --same: #1b7837; --same-page: #f1f8f2 }}
+@media (prefers-color-scheme: dark) {{
+  :root {{ --page: #14181e; --text: #ddd; --quiet: #a5a9ae; --rule: #3a4048 }}
+  :root {{ --wrong: #f4a09a; --wrong-page: #2c1c1e; --same: #7fc99a; --same-page: #182620 }}
+}}
+body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem }}
+body {{ background: var(--page); color: var(--text) }}
 table {{ border-collapse: collapse }}
 th, td {{ text-align: left; vertical-align: top; padding: .35rem .7rem .35rem 0 }}
-th, td {{ border-bottom: 1px solid #eee; font-weight: normal }}
+th, td {{ border-bottom: 1px solid var(--rule); font-weight: normal }}
 th {{ font-weight: 600 }}
-small {{ display: block; color: #777; font-size: .75rem; font-weight: normal; white-space: nowrap }}
-img {{ image-rendering: pixelated; width: 110px; height: 66px; margin: 0 4px 4px 0; border: 1px solid #ddd }}
-.verdict {{ border-left: 4px solid #b2182b; padding: .1rem 1rem; background: #fdf3f2 }}
-.verdict.same {{ border-color: #1b7837; background: #f1f8f2 }}
-tr.wrong td:nth-child(3) {{ color: #b2182b; font-weight: 600 }}
-tr.same td {{ color: #777 }}
+small {{ display: block; color: var(--quiet); font-size: .75rem; font-weight: normal; white-space: nowrap }}
+img {{ image-rendering: pixelated; width: 110px; height: 66px; margin: 0 4px 4px 0; border: 1px solid var(--rule) }}
+.verdict {{ border-left: 4px solid var(--wrong); padding: .1rem 1rem; background: var(--wrong-page) }}
+.verdict.same {{ border-color: var(--same); background: var(--same-page) }}
+tr.wrong td:nth-child(3) {{ color: var(--wrong); font-weight: 600 }}
+tr.same td {{ color: var(--quiet) }}
 .wide {{ overflow-x: auto }}
 </style>
 <h1>Another implementation beside the reference</h1>
 <div class="verdict {kind}">{verdict}</div>
 <ul>{notes}</ul>
 <p>In the order of computation, forward and then backward. A value that <em>follows</em> differs only because its inputs do. In
-the pictures, red is positive, blue negative and white zero.</p>
+the pictures, red is positive, blue negative, and zero has the colour of the page.</p>
 <div class="wide"><table>
 <tr><th>tensor</th><th>error</th><th>verdict</th><th>theirs</th><th>reference</th><th>difference</th></tr>
 {rows}
