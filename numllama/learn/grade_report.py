@@ -66,9 +66,9 @@ def students_in(folder: Path) -> list[Path]:
 
 
 def handed_in_by(student: Path, name: str) -> Path:
-    """A student's file for an exercise: in the student's folder, or in a folder `exercises` there."""
-    inner = student / "exercises"
-    return (inner if inner.is_dir() else student) / f"{name}.py"
+    """A student's file for an exercise: in the student's folder or, if it is not there, in a folder `exercises` in it."""
+    own, inner = student / f"{name}.py", student / "exercises" / f"{name}.py"
+    return inner if inner.exists() and not own.exists() else own
 
 
 def _name(path: Path, folder: Path) -> str:
@@ -112,15 +112,17 @@ def as_text(grade: Grade) -> str:
 
 
 def as_row(grade: Grade, folder: Path, width: int) -> str:
-    """A line of a teacher's table, with a crash or the first point that is lost."""
+    """A line of a teacher's table, with a crash or the first point that is lost, shortened."""
     sums = _sums(_name(grade.path, folder), grade.points, width)
-    return f"{sums} {f'{grade.earned}/{len(grade.points)}':>9}   {shown(_first(grade), quote=False, most=120)}".rstrip()
+    return f"{sums} {f'{grade.earned}/{len(grade.points)}':>9}   {_first(grade, most=120)}".rstrip()
 
 
-def _first(grade: Grade) -> str:
-    """Why a file cannot be graded, where it crashed, or the first point that is lost."""
+def _first(grade: Grade, most: int = sys.maxsize) -> str:
+    """Why a file cannot be graded, where it crashed, or the first point that is lost; and how many more are."""
     crash = next((f"{name}: {why}" for name, why in grade.failed.items()), "")
-    return grade.problem or crash or next((f"{point.name}: {point.why}" for point in grade.points if not point.earned), "")
+    lost = [] if grade.problem or crash else [f"{point.name}: {point.why}" for point in grade.points if not point.earned]
+    first = grade.problem or crash or next(iter(lost), "")
+    return shown(first, quote=False, most=most) + (f" (and {len(lost) - 1} more)" if len(lost) > 1 else "")
 
 
 def as_csv_head(grade: Grade) -> str:

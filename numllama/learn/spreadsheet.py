@@ -4,7 +4,7 @@ import csv
 import io
 from collections.abc import Mapping
 
-from numllama.errors import shown
+from numllama.errors import visible
 
 FORMULA = ("=", "+", "-", "@")  # how a cell begins that a spreadsheet computes
 
@@ -15,8 +15,8 @@ def head(title: str, of: Mapping[str, int]) -> str:
 
 
 def row(student: str, points: Mapping[str, float], total: float, note: str = "") -> str:
-    """A student's line: the points in the order of the columns, their sum, and a sentence."""
-    return _line([student, *points.values(), total, shown(note, quote=False, most=120)])
+    """A student's line: the points in the order of the columns, their sum, and a sentence, in full."""
+    return _line([student, *points.values(), total, visible(" ".join(note.splitlines()))])
 
 
 def _line(cells: list[object]) -> str:

@@ -14,6 +14,7 @@ from learn.classroom import rmsnorm, solved, with_body
 from numllama.cli import main
 from numllama.learn import grade as grade_module
 from numllama.learn import spreadsheet
+from numllama.learn.course.files import exercise_text
 from numllama.learn.course.table import COURSE
 from numllama.learn.grade import PLAIN, Point, chosen, grade, points_of, sum_of
 from numllama.learn.grade_template import TEMPLATE
@@ -485,7 +486,8 @@ def test_a_folder_is_a_table_with_a_line_for_each_file(tmp_path, capsys):
         ["anna.py", "21/21", "32/32", "53/53"], ["ben.py", "1/21", "0/32", "1/53"], ["carl.py", "0/21", "0/32", "0/53"],
         ["dora.py", "0/21", "0/32", "0/53"],
     ]  # fmt: skip
-    assert rows[2].endswith("line 1: ZeroDivisionError: division by zero") and rows[1].endswith("attn_norm: not returned")
+    assert rows[2].endswith("line 1: ZeroDivisionError: division by zero")
+    assert rows[1].endswith("attn_norm: not returned (and 51 more)")
     assert run(tmp_path, "--configurations", "gqa", "--json") == 1
     assert [file["earned"] for file in json.loads(capsys.readouterr().out)["files"]] == [53, 1, 0, 0]
     for name in ("anna", "ben", "dora"):
@@ -516,23 +518,79 @@ def test_subfolders_hand_in_llama_py_and_a_missing_one_earns_nothing(tmp_path, c
     assert head[:2] == ["file", "embedding"] and head[-3:] == ["loss", "points", "note"] and of[:2] == ["of", "3"]
     assert int(of[-2]) == sum(map(int, of[1:-2])) == 53 and printed.err == "Graded on gqa with --seed 2.\n"
     assert [(row[0], row[-2], row[-1]) for row in rows] == [
-        ("anna/llama.py", "53", ""), ("ben/exercises/llama.py", "1", "attn_norm: not returned"),
-        ("carl/llama.py", "0", "does not exist"), ("dora.py", "1", "attn_norm: not returned"),
+        ("anna/llama.py", "53", ""), ("ben/exercises/llama.py", "1", "attn_norm: not returned (and 51 more)"),
+        ("carl/llama.py", "0", "does not exist"), ("dora.py", "1", "attn_norm: not returned (and 51 more)"),
     ]  # fmt: skip
     assert all(len(row) == len(head) for row in rows)
     assert run(tmp_path, "--configurations", "gqa", "--json") == 1
     assert [each["file"] for each in json.loads(capsys.readouterr().out)["files"]] == [row[0] for row in rows]
 
 
+def test_a_file_is_looked_for_in_the_folder_and_in_exercises_and_the_own_one_counts(tmp_path, capsys):
+    for path, text in {
+        "anna/llama": RIGHT, "anna/exercises/linear": solved("linear"), "ben/llama": RIGHT, "ben/exercises/llama": TEMPLATE,
+        "ben/exercises/linear": with_body("linear", "return dout[7]"), "ben/linear": solved("linear"),
+    }.items():  # fmt: skip
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"{path}.py").write_text(text, encoding="utf-8")
+    assert run(tmp_path, "--configurations", "gqa") == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:-1]]
+    assert rows == [[f"{name}/llama.py", "21/21", "32/32", "53/53"] for name in ("anna", "ben")]
+    assert run(tmp_path, "--exercises", "linear", "llama", "--json") == 0
+    students = json.loads(capsys.readouterr().out)["students"]
+    files = [[Path(each["file"]).relative_to(tmp_path).as_posix() for each in student["exercises"]] for student in students]
+    assert files == [["anna/exercises/linear.py", "anna/llama.py"], ["ben/linear.py", "ben/llama.py"]]
+
+
+def test_a_row_has_the_first_point_that_is_lost_shortened_and_how_many_more_are(tmp_path, capsys):
+    (tmp_path / "ben.py").write_text(changed(("gate * sigmoid(gate) * up", "gate * sigmoid(up) * up"),
+                                             ('    g["d_weights/embed"] = dembed\n', "")), encoding="utf-8")  # fmt: skip
+    (tmp_path / "dora.py").write_text(returning("return {'q': 'x', 'none of these names': 1}"), encoding="utf-8")
+    (tmp_path / "eve.py").write_text(changed(('    g["d_weights/embed"] = dembed\n', "")), encoding="utf-8")
+    (tmp_path / "finn.py").write_text(returning(f"raise ValueError('{'long ' * 40}end')"), encoding="utf-8")
+    assert run(tmp_path, "--configurations", "gqa") == 1
+    ben, dora, eve, finn = capsys.readouterr().out.splitlines()[1:-1]
+    assert "   swiglu: layer.0.swiglu of gqa: " in ben and ben.endswith(" (and 1 more)")
+    assert dora.endswith(" (and 52 more)") and eve.endswith("   d_embed: not returned") and finn.endswith("...")
+    assert run(tmp_path, "--configurations", "gqa", "--csv") == 1
+    *_, finn = csv.reader(capsys.readouterr().out.splitlines())
+    assert finn[-1].endswith("long end"), "nothing is cut in a spreadsheet"
+
+
+def test_notes_on_exercises_say_why_and_are_cut_only_on_a_terminal(tmp_path, capsys):
+    (tmp_path / "ben").mkdir()
+    crash = f"raise ValueError('{'long ' * 40}end')"
+    for name, text in {
+        "embedding": with_body("embedding", "dweight = 0"), "linear": with_body("linear", crash),
+        "bug_01": exercise_text("bug_01"), "rmsnorm": rmsnorm("dx = rstd * dn"), "softcap": "x = 1\n  y = 2\n",
+    }.items():  # fmt: skip
+        (tmp_path / "ben" / f"{name}.py").write_text(text, encoding="utf-8")
+    names = "rope", "linear", "embedding", "bug_01", "rmsnorm", "softcap"
+    assert run(tmp_path, "--exercises", *names, "--csv") == 1
+    *_, (*_, note) = csv.reader(capsys.readouterr().out.splitlines())
+    linear, embedding, norm, *others = note.split("; ")
+    assert re.fullmatch(r"linear crashed in dx: line \d+ in linear_backward: ValueError: (long ){40}end", linear)
+    assert embedding == "embedding wrong in dweight: it is a NoneType, not an array of real numbers: did you forget return?"
+    assert norm.startswith("rmsnorm wrong (2/4) in dx: dx treats rstd as a constant")
+    assert others == ["softcap cannot be run: line 2: SyntaxError: unexpected indent", "rope missing", "bug_01 blank"]
+    assert run(tmp_path, "--exercises", *names) == 1
+    row = capsys.readouterr().out.splitlines()[-1]
+    assert f"{linear[:117]}...; {embedding}; rmsnorm wrong" in row and row.endswith("; and 3 more")
+    assert run(tmp_path, "--exercises", "rope", "linear", "bug_01") == 1
+    assert capsys.readouterr().out.endswith("...; rope missing; bug_01 blank\n")
+
+
 def test_a_class_has_a_row_for_each_student_and_a_column_for_each_exercise(tmp_path, capsys):
     handed_in(tmp_path)
     names = "--exercises", "rope", "linear", "rmsnorm"
     assert run(tmp_path, *names, "--csv") == 1
-    assert [*csv.reader(capsys.readouterr().out.splitlines())] == [
+    *rows, ben = csv.reader(capsys.readouterr().out.splitlines())
+    assert rows == [
         ["student", "rope", "linear", "rmsnorm", "points", "note"], ["of", "2", "3", "4", "9", ""],
         ["anna", "2", "3", "4", "9", ""],
-        ["ben", "0", "0", "2", "2", "rope missing, linear crashed, rmsnorm wrong (2/4)"],
     ]  # fmt: skip
+    assert ben[:5] == ["ben", "0", "0", "2", "2"] and ben[6:] == []
+    assert re.fullmatch(r"linear crashed in dx: .*; rmsnorm wrong \(2/4\) in dx: .*; rope missing", ben[5])
     assert run(tmp_path, *names, "--json") == 1
     students = json.loads(capsys.readouterr().out)["students"]
     assert [(each["student"], each["points"], each["of"]) for each in students] == [("anna", 9, 9), ("ben", 2, 9)]
@@ -543,7 +601,7 @@ def test_a_class_has_a_row_for_each_student_and_a_column_for_each_exercise(tmp_p
     (tmp_path / "anna" / "rope.py").write_text("import cyclopts\n" + text, encoding="utf-8")
     assert run(tmp_path, "--exercises", "rope", "--only", "numpy") == 1
     before, after = (text.splitlines()[1] for text in re.split(r"(?=student)", capsys.readouterr().out)[1:])
-    assert before.split() == ["anna", "2/2"] and after.split() == ["anna", "0/2", "rope", "crashed"]
+    assert before.split() == ["anna", "2/2"] and after.split()[:4] == ["anna", "0/2", "rope", "crashed"]
 
 
 def test_a_whole_course_includes_the_llama_in_whole_points(tmp_path, capsys):
@@ -600,6 +658,7 @@ def test_the_template_has_every_value_with_its_shape():
     (["mine.py", "--seed", "-1"], "seed is -1, but must not be negative"),
     (["/dev/null"], "/dev/null is not a regular file"),
     (["mine.py", "--csv", "--json"], "--csv and --json cannot be combined"),
+    (["../clas", "--exercises", "rope"], "../clas does not exist"),
     (["mine.py", "--exercises", "rope"], "mine.py has no subfolders, but must have one for each student"),
     ([".", "--exercises", "rop"], "exercise is 'rop', but must be one of linear, "),
     ([".", "--exercises", "rope", "--seed", "1"], "--exercises and --seed cannot be combined"),

@@ -17,6 +17,7 @@ from numllama.learn.course import block
 from numllama.learn.course.cases import cases_of
 from numllama.learn.course.comparison import Element, compare
 from numllama.learn.course.examples import as_tuple, cotangent, example
+from numllama.learn.course.files import is_blank
 from numllama.learn.course.table import Exercise, find_exercise
 from numllama.learn.students import Answer, Call, Run, run_file
 
@@ -120,12 +121,18 @@ def check(path: Path, name: str, seconds: float = SECONDS, hint_step: int = 1, o
         return _cannot_run(exercise, str(error))
     if not run.usable:
         return _cannot_run(exercise, f"{path} cannot be run: {run.problem}", run)
-    return _checked(exercise, run, [_with_hint(each, exercise, hint_step) for each in results_of(run, exercise)])
+    found = _checked(exercise, run, [_with_hint(each, exercise, hint_step) for each in results_of(run, exercise)])
+    untouched = exercise.kind == "bug" and found.outcome == "wrong" and is_blank(_text_of(path), exercise)
+    return replace(found, outcome="blank", message="the file is still as it was written") if untouched else found
+
+
+def _text_of(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""  # a run can delete it
 
 
 def _with_code(run: Run, path: Path) -> Run:
     """A run whose crashes have the text of their line."""
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []  # a run can delete it
+    lines = _text_of(path).splitlines()
 
     def placed(crash: dict[str, Any] | None) -> dict[str, Any] | None:
         if crash is None:

@@ -135,7 +135,7 @@ def exercise_text(name: str, blank: str = "backward", folder: Path = FOLDER) -> 
         bug = bug_of(exercise)
         symptom = textwrap.indent(symptom_of(bug, solved_text(bug.base).replace(bug.right, bug.wrong)), "    ")
         head = HEAD_BUG.format(story=bug.story, symptom=symptom, check=check)
-        return head + _body(exercise, "", bug) + _tests(exercise)
+        return head + _mistaken(exercise)
     if exercise.kind == "block":
         return HEAD_BLOCK.format(check=check) + _body(exercise, "d_") + _tests(exercise)
     if exercise.kind == "function":
@@ -169,6 +169,16 @@ def solution_text(name: str) -> str:
     start = exercise.functions or ("d_" if exercise.kind == "block" else f"{exercise.base}_{exercise.kind}")
     functions = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith(start)]
     return "\n\n\n".join(_without_decorator(node, lines) for node in functions)
+
+
+def is_blank(text: str, exercise: Exercise) -> bool:
+    """Whether a file has a blank; of a mistake to find, whether its code is still as it was written."""
+    return text.endswith(_mistaken(exercise)) if exercise.kind == "bug" else BLANK in text
+
+
+def _mistaken(exercise: Exercise) -> str:
+    """What follows the docstring of a mistake to find."""
+    return _body(exercise, "", bug_of(exercise)) + _tests(exercise)
 
 
 def bug_of(exercise: Exercise) -> Bug:

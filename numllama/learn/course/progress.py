@@ -8,7 +8,7 @@ from typing import Any
 
 from numllama.errors import DataError, NumllamaError
 from numllama.learn.course.check import OUTCOMES, Checked
-from numllama.learn.course.files import BLANK
+from numllama.learn.course.files import is_blank
 from numllama.learn.course.table import Exercise
 from numllama.storage.files import read_bytes, read_json, write_json
 
@@ -75,7 +75,7 @@ def state_of(folder: Path, exercise: Exercise, entries: dict[str, dict[str, Any]
     if "outcome" in entry and entry.get("file") == _digest(path):
         return State(exercise, entry["outcome"], entry.get("points", 0), of, *seen)
     with suppress(NumllamaError, UnicodeError):
-        if exercise.kind in ("backward", "forward", "block", "function") and BLANK in read_bytes(path, DataError).decode("utf-8"):
+        if is_blank(read_bytes(path, DataError).decode("utf-8"), exercise):
             return State(exercise, "blank", 0, of, *seen)
     return State(exercise, "not checked", 0, of, *seen)
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from hashlib import sha256
 
 import pytest
@@ -89,12 +90,26 @@ def test_a_solution_that_was_shown_is_remembered(tmp_path):
 def test_a_mistake_to_find_has_hints_and_its_check_has_none(tmp_path):
     run("bug_01", "--out", tmp_path)
     code, out, _ = run("--check", "bug_01", "--out", tmp_path)
-    assert code == 1 and "Hint: " not in out and "mean" not in out
+    assert code == 3 and "Hint: " not in out and "mean" not in out
     assert "One gradient of three is wrong" in run("--hint", "--debug", 1, "--out", tmp_path)[1]
     assert run("--solution", "--debug", 1, "--out", tmp_path)[1].splitlines()[2:] == [
         "-     return (dx, dweight) if bias is None else (dx, dweight, dout.mean(0))",
         "+     return (dx, dweight) if bias is None else (dx, dweight, dout.sum(0))",
     ]
+
+
+def test_a_mistake_to_find_is_blank_until_its_code_changes(tmp_path):
+    for name in ("bug_01", "bug_19"):
+        run(name, "--out", tmp_path)
+        (state,) = [each["state"] for each in states(tmp_path)[1]["exercises"] if each["exercise"] == name]
+        code, out, _ = run("--check", name, "--out", tmp_path)
+        assert (state, code) == ("blank", 3) and re.match(rf"{name}: blank, 0 of . points\n +the file is still as it was", out)
+    path = tmp_path / "bug_01.py"
+    path.write_text(path.read_text(encoding="utf-8").replace("dout.mean(0)", "dout.mean(1)"), encoding="utf-8")
+    code, out, _ = run("--check", "bug_01", "--out", tmp_path)
+    assert code == 1 and out.startswith("bug_01: wrong, 0 of 1 points\n  out ")
+    path.write_text(path.read_text(encoding="utf-8").replace("dout.mean(1)", "dout.sum(0)"), encoding="utf-8")
+    assert run("--check", "bug_01", "--out", tmp_path)[0] == 0
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"linear": 3}', '{"rope": {"outcome": "fine"}}', '{"rope": {"hints": "2"}}'])
