@@ -7,8 +7,9 @@ Shown are
 - the equation, code, table, picture or list itself;
 - the first sentence of a paragraph that begins in bold, and of each paragraph of a section that displays nothing.
 
-The rest of the text becomes notes, and so do the questions about an interactive picture, which can be moved only in the book. Heights are estimated. Where an estimate is too low, the script of the page makes the text of
-that slide smaller, and tests/browser/test_slides.py sees that it never becomes small.
+The rest of the text becomes notes, and so do the questions about an interactive picture, which moves only in the book. Heights
+are estimated. Where an estimate is too low, the script of the page makes the text of that slide smaller, and
+tests/browser/test_slides.py sees that it never becomes small.
 """
 
 import re
@@ -66,7 +67,7 @@ def leads(sentence: Sentence) -> bool:
 
 
 def lead_of(said: list[Sentence]) -> int:
-    """Where the end of a paragraph begins that goes on with what is displayed after it: with the sentence that a pronoun refers to."""
+    """The first of the sentences that lead to what is displayed after a paragraph: one that no pronoun begins."""
     if not leads(said[-1]):
         return len(said)
     at = len(said) - 1
@@ -165,7 +166,7 @@ def indent(line: str) -> int:
 
 
 def split_list(node: nodes.Element) -> Iterator[nodes.Element]:
-    """A list in parts that fit on a slide; of each item, the first sentence (a short one or a question as a whole), and what it shows."""
+    """A list in parts that fit on a slide; of each item, the first sentence (or all: ``is_whole``), and what it displays."""
     parts, used = [[]], 0.0
     untold: list[nodes.Node] = []
     for item in node.children:

@@ -5,7 +5,6 @@ import tomllib
 from functools import cache
 from html import escape
 from pathlib import Path
-from textwrap import wrap
 from typing import Any, NamedTuple
 
 import reading_path
@@ -131,10 +130,15 @@ def one_week(week: Week, links: Links) -> str:
         f"<p>In class: {named(in_class)}.</p>" if in_class else "",
         f"<p>At home: {f'{named(week.homework)}. ' if week.homework else ''}{inline(week.task, links)}</p>",
         f"<p>{on_capstone(week, links)}</p>" if week.capstone else "",
-        f"<p>To mark a class: <code>numllama grade FOLDER --exercises {' '.join(marked)}</code></p>" if marked else "",
+        f"<p>To mark a class: <code>{to_mark(marked)}</code></p>" if marked else "",
     ]
     heading = f'<h2 id="week-{week.number}">Week {week.number}: {escape(week.title)}</h2>'
     return f'<section aria-labelledby="week-{week.number}">{heading}{"".join(parts)}</section>'
+
+
+def to_mark(exercises: list[str]) -> str:
+    """The command that marks exercises of a class."""
+    return f"numllama grade FOLDER --exercises {' '.join(exercises)}"
 
 
 def named(exercises: list[str]) -> str:
@@ -149,24 +153,18 @@ def points(number: int) -> str:
 def marks() -> str:
     """How many points there are, and from how many a mark is given."""
     total, capstone = sum(week.points for week in weeks()), COURSE[CAPSTONE].points
+    command = to_mark([name for week in weeks() for name in week.exercises + week.homework])
     parts = [["exercises", str(total - capstone)], ["the capstone", str(capstone)], ["<b>in all</b>", str(total)]]
     scheme = [[escape(mark), f"{share:.0%}", str(least(share, total))] for mark, share in read()["marks"].items()]
     return (
         '<section aria-labelledby="marks"><h2 id="marks">Marks</h2>'
         + table(["", "points"], parts, numbers=1)
         + f"<p>To mark a class in everything, once it has handed in the capstone (<code>--exercises all</code> adds the "
-        f"{COURSE_POINTS - total} points of exercises that no week has):</p>"
-        + f"<pre><code>{to_mark_everything()}</code></pre>"
+        f"{COURSE_POINTS - total} points of exercises that no week has): <code>{command}</code></p>"
         + "<p>A proposal for marks, by shares that <code>docs/syllabus.toml</code> sets:</p>"
         + table(["mark", "from", "points"], scheme, numbers=2)
         + "</section>"
     )
-
-
-def to_mark_everything() -> str:
-    """The command that marks a class in all that the weeks have."""
-    names = " ".join(name for week in weeks() for name in week.exercises + week.homework)
-    return " \\\n    ".join(wrap(f"numllama grade FOLDER --exercises {names}", 84))
 
 
 def least(share: float, total: int) -> int:
