@@ -2,12 +2,14 @@
 
 Shown are
 
-- of the paragraphs before an equation, code, a table, a picture or a list: the first sentence, and the one that leads to it;
+- of the paragraphs before an equation, code, a table, a picture or a list: the first sentence, and the one that leads to it,
+  with the one before if it begins with a pronoun;
 - the equation, code, table, picture or list itself;
 - the first sentence of a paragraph that begins in bold, and of each paragraph of a section that displays nothing.
 
-The rest of the text becomes notes. Heights are estimated. Where an estimate is too low, the script of the page makes the text of
-that slide smaller, and tests/browser/test_slides.py sees that it never becomes small.
+The rest of the text becomes notes, and so do the questions about an interactive picture, which moves only in the book. Heights
+are estimated. Where an estimate is too low, the script of the page makes the text of that slide smaller, and
+tests/browser/test_slides.py sees that it never becomes small.
 """
 
 import re
@@ -20,6 +22,7 @@ from docutils import nodes
 LINES, SQUEEZED = 13.0, 17.5                                           # of a slide, below its heading; with smaller text
 LINE, CODE, OUTPUT, PICTURE, GAP = 76, 0.68, 0.62, 10.0, 0.45          # characters of a line; heights in lines
 CODE_LINES, OUTPUT_LINES, ROWS = 15, 14, 9                             # of one slide
+PRONOUNS = re.compile(r"\s*(It|They|This|These)\b")               # stand for something in the sentence before
 ENOUGH = 50                                                            # characters of an opening
 FEW = 4.6                                                              # lines of a slide that its neighbour may join
 SHORT = 170                                                            # characters of an item that is shown as a whole
@@ -61,6 +64,16 @@ def paragraph_of(*parts: Sentence) -> nodes.paragraph:
 def leads(sentence: Sentence) -> bool:
     """Does a sentence go on with what is displayed after it?"""
     return text_of(sentence).rstrip()[-1] not in ".!?"
+
+
+def lead_of(said: list[Sentence]) -> int:
+    """The first of the sentences that lead to what is displayed after a paragraph: one that no pronoun begins."""
+    if not leads(said[-1]):
+        return len(said)
+    at = len(said) - 1
+    while at and PRONOUNS.match(text_of(said[at])):
+        at -= 1
+    return at
 
 
 def opening_of(said: list[Sentence]) -> int:
@@ -112,9 +125,9 @@ def is_code(block: nodes.literal_block) -> bool:
 
 
 def cut(block: nodes.literal_block) -> nodes.literal_block:
-    """The first lines of an output."""
-    lines = block.astext().rstrip("\n").split("\n")
-    return block if len(lines) <= OUTPUT_LINES else with_text(block, [*lines[: OUTPUT_LINES - 1], "..."])
+    """An output, of a long one the first and the last lines."""
+    lines, half = block.astext().rstrip("\n").split("\n"), OUTPUT_LINES // 2
+    return block if len(lines) <= OUTPUT_LINES else with_text(block, [*lines[: half - 1], "...", *lines[-half:]])
 
 
 def with_text(block: nodes.literal_block, lines: list[str]) -> nodes.literal_block:
@@ -153,7 +166,7 @@ def indent(line: str) -> int:
 
 
 def split_list(node: nodes.Element) -> Iterator[nodes.Element]:
-    """A list in parts that fit on a slide; of each item, the first sentence (all of a short one), and what it displays."""
+    """A list in parts that fit on a slide; of each item, the first sentence (or all: ``is_whole``), and what it displays."""
     parts, used = [[]], 0.0
     untold: list[nodes.Node] = []
     for item in node.children:
@@ -161,7 +174,7 @@ def split_list(node: nodes.Element) -> Iterator[nodes.Element]:
         texts = [child for child in item.children if isinstance(child, nodes.paragraph)]
         if texts:
             opening, rest = sentences(texts[0]), texts[1:]
-            if len(texts[0].astext()) > SHORT:
+            if not is_whole(texts[0].astext()):
                 opening, rest = opening[:1], [paragraph_of(*opening[1:]), *rest]
             made += paragraph_of(*opening)
             untold += [nodes.list_item("", *(text.deepcopy() for text in rest))] if rest else []
@@ -181,7 +194,12 @@ def split_list(node: nodes.Element) -> Iterator[nodes.Element]:
 def item_height(item: nodes.Element) -> float:
     texts = [child.astext() for child in item.children if isinstance(child, nodes.paragraph)][:1]
     displays = sum(height(part) for child in item.children for part in shown(child))
-    return displays + sum(min(len(text), SHORT) // LINE + 1.2 for text in texts)
+    return displays + sum((len(text) if is_whole(text) else SHORT) // LINE + 1.2 for text in texts)
+
+
+def is_whole(text: str) -> bool:
+    """Is an item shown as a whole? A question means nothing without what it is about."""
+    return len(text) <= SHORT or "?" in text
 
 
 def split_table(table: nodes.table) -> Iterator[nodes.table]:
@@ -234,36 +252,30 @@ class Group(NamedTuple):
 
 def groups(blocks: Iterable[nodes.Node]) -> list[Group]:
     """The groups of a section: paragraphs, and what is displayed after them."""
-    runs: list[tuple[list[nodes.Node], list[nodes.Node]]] = []
-    for block in unfolded(blocks):
+    runs: list[tuple[list[nodes.Node], list[nodes.Node], list[nodes.Node]]] = []   # paragraphs, displays, notes on these
+    for block in blocks:
         parts = list(shown(block))
-        if goes_on(block) and runs and runs[-1][1]:
+        if isinstance(block, nodes.container) and "try-it" in block["classes"]:
+            runs[-1][2].extend(block.children)
+        elif goes_on(block) and runs and runs[-1][1]:
             runs[-1][1].append(block)
         elif isinstance(block, nodes.paragraph) and not is_download(block):
             if not runs or runs[-1][1] or in_bold(block):
-                runs.append(([], []))
+                runs.append(([], [], []))
             runs[-1][0].append(block)
         elif parts:
             if not runs:
-                runs.append(([], []))
+                runs.append(([], [], []))
             runs[-1][1].extend(parts)
     found: list[Group] = []
-    for paragraphs, displays in runs:
+    for paragraphs, displays, aside in runs:
         group = one_group(paragraphs, displays, first=not found)
+        group.notes.extend(aside)
         if group.parts or not found:
             found.append(group)
         else:
             found[-1].notes.extend(group.notes)
     return found
-
-
-def unfolded(blocks: Iterable[nodes.Node]) -> Iterator[nodes.Node]:
-    """The blocks, with those inside of a box of questions."""
-    for block in blocks:
-        if isinstance(block, nodes.container) and "try-it" in block["classes"]:
-            yield from block.children
-        else:
-            yield block
 
 
 def one_group(paragraphs: list[nodes.Node], displays: list[nodes.Node], first: bool) -> Group:
@@ -273,7 +285,7 @@ def one_group(paragraphs: list[nodes.Node], displays: list[nodes.Node], first: b
         said = sentences(paragraph)
         opens = first or displays or in_bold(paragraph) if n == 0 else first and not displays
         kept = opening_of(said) if opens else 0
-        lead = [said[-1]] if displays and paragraph is paragraphs[-1] and leads(said[-1]) and kept < len(said) else []
+        lead = said[max(kept, lead_of(said)) :] if displays and paragraph is paragraphs[-1] else []
         rest = said[kept : len(said) - len(lead)]
         parts += [paragraph_of(*part) for part in (said[:kept], lead) if part]
         notes += [paragraph_of(*rest)] if rest else []

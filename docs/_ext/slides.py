@@ -22,7 +22,7 @@ from way import way_node
 from numllama.learn.exercises import COURSE, exercise_text
 
 OF = ' <span class="of">'                                              # begins "1 of 3" in a heading
-ALONE = {"where to go from here"}                                      # sections for somebody who reads alone
+LEFT_OUT = {"where to go from here", "for teachers"}                   # sections that are not for a lecture, and what is in them
 
 
 class Slide(NamedTuple):
@@ -48,13 +48,15 @@ class Deck:
         """All slides, in order."""
         week = self.week
         yield self.opening()
-        later = [name for name in week.exercises if COURSE[name].kind != "bug"]     # these are listed at the end
+        later = [name for name in week.exercises if COURSE[name].kind not in ("bug", "capstone")]    # these come at the end
         for page in week.pages:
             yield from self.page(page)
             for name in [name for name in later if COURSE[name].page == page]:
                 later.remove(name)
                 yield self.exercise(name)
         yield from map(self.exercise, later)
+        if week.capstone:
+            yield self.capstone()
         yield self.homework()
 
     def opening(self) -> Slide:
@@ -78,10 +80,10 @@ class Deck:
         yield Slide(f"Week {self.week.number}", title, body, "", self.links.address(page), "title")
         own = page in [COURSE[name].page for name in self.week.exercises]
         found: list[Slide] = []
-        for section in [top, *top.findall(lambda node: isinstance(node, nodes.section) and node is not top)]:
+        for section in sections(top):
             if own and section["names"] == ["exercises"]:              # its questions become the notes of the exercise's slide
                 self.questions[page] = self.render(nodes.container("", *section.children[1:]))
-            elif not ALONE & set(section["names"]):
+            else:
                 found += self.section(page, title, section)
         yield from joined(found, title)
 
@@ -113,19 +115,30 @@ class Deck:
             for what, steps in each.hints.items()
         )
         about = f"{each.title[0].upper()}{each.title[1:]}: {duration(each.minutes)}, {syllabus.points(each.points)}{needs}."
-        body = f"<p>{escape(about)}</p>" + "".join(
-            CODE_BOX.sub(with_columns, f'<div class="highlight"><pre>{escape(block)}</pre></div>') for block in blocks
-        )
+        body = f"<p>{escape(about)}</p>" + "".join(map(code_box, blocks))
         notes = self.questions.get(each.page, "") + hints
         return Slide("Your turn", f"Exercise: <code>{name}</code>", body, notes, self.links.address("exercises"), "exercise")
+
+    def capstone(self) -> Slide:
+        """What to do on the capstone this week."""
+        week, each = self.week, COURSE[syllabus.CAPSTONE]
+        title, time = f"{each.title[0].upper()}{each.title[1:]}", duration(week.on_capstone)
+        begun = any(earlier.capstone for earlier in syllabus.weeks()[: week.number - 1])
+        commands = "numllama grade llama.py" if begun else "numllama grade llama.py --template\nnumllama grade llama.py"
+        body = f"<p>{title}: {time} this week, {syllabus.points(each.points)} in all.</p>"
+        body += f"<p>{syllabus.inline(week.capstone, self.links)}</p>{code_box(commands)}"
+        return Slide("Your turn", f"Capstone: <code>{each.name}</code>", body, "", self.links.address("grade"), "exercise")
 
     def homework(self) -> Slide:
         week = self.week
         rows = [[f"<code>{name}</code>", escape(COURSE[name].title), duration(COURSE[name].minutes), str(COURSE[name].points)]
-                for name in dict.fromkeys([*week.exercises, *week.homework])]  # fmt: skip
-        body = syllabus.table(["exercise", "task", "time", "points"], rows, numbers=2) + f"<p>{escape(week.task)}</p>"
+                for name in [*week.exercises, *week.homework] if name != syllabus.CAPSTONE]  # fmt: skip
         if week.capstone:
-            body += f'<p><a href="{escape(self.links.address("grade"))}">Capstone</a>: {escape(week.capstone)}</p>'
+            points = str(COURSE[syllabus.CAPSTONE].points) if syllabus.CAPSTONE in week.exercises else ""
+            task, time = syllabus.on_capstone(week, self.links), duration(week.on_capstone)
+            rows.append([f"<code>{syllabus.CAPSTONE}</code>", task, time, points])
+        body = syllabus.table(["exercise", "task", "time", "points"], rows, numbers=2)
+        body += f"<p>{syllabus.inline(week.task, self.links)}</p>"
         heading = "To hand in" if week is syllabus.weeks()[-1] else "Until next week"
         return Slide(f"Week {week.number}", heading, body, "", self.links.address("exercises"), "homework")
 
@@ -136,10 +149,23 @@ class Deck:
 CODE_BOX = re.compile(r'<div class="highlight">(<pre>.*?</pre>)', re.S)
 
 
+def code_box(text: str) -> str:
+    return CODE_BOX.sub(with_columns, f'<div class="highlight"><pre>{escape(text)}</pre></div>')
+
+
 def with_columns(box: re.Match) -> str:
     """Code with the length of its longest line: the style sheet makes that line fit."""
     lines = unescape(re.sub("<[^>]*>", "", box[1])).split("\n")
     return f'<div class="highlight" style="--columns: {max(map(len, lines))}">{box[1]}'
+
+
+def sections(section: nodes.Element) -> Iterator[nodes.Element]:
+    """A section and those inside of it, in order, without those that are left out."""
+    if not LEFT_OUT & set(section["names"]):
+        yield section
+        for child in section.children:
+            if isinstance(child, nodes.section):
+                yield from sections(child)
 
 
 def joined(slides: list[Slide], title: str) -> Iterator[Slide]:

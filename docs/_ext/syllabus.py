@@ -1,5 +1,6 @@
 """A course of eight weeks, from docs/syllabus.toml: what each week reads, does and can, with times and points of other tables."""
 
+import re
 import tomllib
 from functools import cache
 from html import escape
@@ -13,6 +14,7 @@ from numllama.learn.exercises import COURSE
 
 DOCS = Path(__file__).resolve().parents[1]
 CAPSTONE = "llama"
+COURSE_POINTS = sum(each.points for each in COURSE.values())
 
 
 class Week(NamedTuple):
@@ -39,8 +41,12 @@ class Week(NamedTuple):
     @property
     def practice(self) -> int:
         """Minutes of exercises, in class and at home, with this week's share of the capstone."""
-        share = COURSE[CAPSTONE].minutes // sum(bool(week.capstone) for week in weeks()) if self.capstone else 0
-        return share + sum(COURSE[name].minutes for name in self.exercises + self.homework if name != CAPSTONE)
+        return self.on_capstone + sum(COURSE[name].minutes for name in self.exercises + self.homework if name != CAPSTONE)
+
+    @property
+    def on_capstone(self) -> int:
+        """Minutes of this week's share of the capstone."""
+        return COURSE[CAPSTONE].minutes // sum(bool(week.capstone) for week in weeks()) if self.capstone else 0
 
     @property
     def points(self) -> int:
@@ -91,6 +97,21 @@ def overview(links: Links) -> str:
     return table(["week", "topic", "slides", "reading", "exercises", "points"], rows, numbers=3)
 
 
+def inline(text: str, links: Links) -> str:
+    """Text of the table of weeks as HTML, with its `code` and its [links](to/pages#sections)."""
+
+    def link(match: re.Match) -> str:
+        page, _, section = match[2].partition("#")
+        return f'<a href="{links.address(page)}{"#" * bool(section)}{section}">{match[1]}</a>'
+
+    return re.sub(r"\[(.+?)\]\((.+?)\)", link, re.sub("`(.+?)`", r"<code>\1</code>", escape(text)))
+
+
+def on_capstone(week: Week, links: Links) -> str:
+    """What to do on the capstone in a week."""
+    return f'<a href="{escape(links.address("grade"))}">Capstone</a>: {inline(week.capstone, links)}'
+
+
 def slides(week: Week, links: Links, text: str) -> str:
     return f'<a href="{escape(links.address(week.deck))}">{text}</a>'
 
@@ -107,12 +128,17 @@ def one_week(week: Week, links: Links) -> str:
         f"<p>{slides(week, links, f'Slides of week {week.number}')}</p><ol>{pages}</ol>",
         f"<h3>Exercises, {duration(week.practice)}</h3>",
         f"<p>In class: {named(in_class)}.</p>" if in_class else "",
-        f"<p>At home: {f'{named(week.homework)}. ' if week.homework else ''}{escape(week.task)}</p>",
-        f'<p><a href="{escape(links.address("grade"))}">Capstone</a>: {escape(week.capstone)}</p>' if week.capstone else "",
-        f"<p>To mark a class: <code>numllama grade FOLDER --exercises {' '.join(marked)}</code></p>" if marked else "",
+        f"<p>At home: {f'{named(week.homework)}. ' if week.homework else ''}{inline(week.task, links)}</p>",
+        f"<p>{on_capstone(week, links)}</p>" if week.capstone else "",
+        f"<p>To mark a class: <code>{to_mark(marked)}</code></p>" if marked else "",
     ]
     heading = f'<h2 id="week-{week.number}">Week {week.number}: {escape(week.title)}</h2>'
     return f'<section aria-labelledby="week-{week.number}">{heading}{"".join(parts)}</section>'
+
+
+def to_mark(exercises: list[str]) -> str:
+    """The command that marks exercises of a class."""
+    return f"numllama grade FOLDER --exercises {' '.join(exercises)}"
 
 
 def named(exercises: list[str]) -> str:
@@ -127,11 +153,14 @@ def points(number: int) -> str:
 def marks() -> str:
     """How many points there are, and from how many a mark is given."""
     total, capstone = sum(week.points for week in weeks()), COURSE[CAPSTONE].points
+    command = to_mark([name for week in weeks() for name in week.exercises + week.homework])
     parts = [["exercises", str(total - capstone)], ["the capstone", str(capstone)], ["<b>in all</b>", str(total)]]
     scheme = [[escape(mark), f"{share:.0%}", str(least(share, total))] for mark, share in read()["marks"].items()]
     return (
         '<section aria-labelledby="marks"><h2 id="marks">Marks</h2>'
         + table(["", "points"], parts, numbers=1)
+        + f"<p>To mark a class in everything, once it has handed in the capstone (<code>--exercises all</code> adds the "
+        f"{COURSE_POINTS - total} points of exercises that no week has): <code>{command}</code></p>"
         + "<p>A proposal for marks, by shares that <code>docs/syllabus.toml</code> sets:</p>"
         + table(["mark", "from", "points"], scheme, numbers=2)
         + "</section>"

@@ -4,6 +4,7 @@ const dark = window.matchMedia("(prefers-color-scheme: dark)");
 const root = document.documentElement;
 const others = "BroadcastChannel" in window ? new BroadcastChannel(location.pathname) : null;  // other windows of this deck
 let slides = [], at = 0;
+let leads = false;                                     // was this window the last one to be touched?
 
 // The colours of code go by this attribute, as in the book. Paper is white.
 const theme = light => { root.dataset.theme = dark.matches && light !== true ? "dark" : "light"; };
@@ -38,13 +39,11 @@ function show(number) {
 }
 
 // The slide in the middle of the window: turned to, scrolled to, or opened by its address.
-const watch = new IntersectionObserver(entries => {
-    for (const entry of entries) {
-        if (!entry.isIntersecting) continue;
-        at = slides.indexOf(entry.target);
-        history.replaceState(null, "", `#${entry.target.id}`);
-        if (document.hasFocus()) others?.postMessage(at);
-    }
+// What the observer saw may be older than the last key, so the layout is asked again.
+const watch = new IntersectionObserver(() => {
+    at = slides.findIndex(slide => slide.getBoundingClientRect().bottom > innerHeight / 2);
+    history.replaceState(null, "", `#${slides[at].id}`);
+    if (leads) others?.postMessage(at);                 // a window that follows must not answer: it may be behind
 }, { rootMargin: "-50% 0px" });
 
 const next = () => show(at + 1), back = () => show(at - 1);
@@ -70,7 +69,8 @@ window.addEventListener("load", async () => {
     markBoxes();
     window.addEventListener("resize", () => { markBoxes(); show(at); });
     window.addEventListener("keydown", pressed);
-    others?.addEventListener("message", event => { if (event.data !== at) show(event.data); });
+    for (const touch of ["keydown", "wheel", "pointerdown"]) window.addEventListener(touch, () => { leads = true; }, true);
+    others?.addEventListener("message", event => { leads = false; show(event.data); });
     const opened = slides.findIndex(slide => `#${slide.id}` === location.hash);
     if (opened > 0) show(opened);                       // math has moved what is below it
     for (const slide of slides) watch.observe(slide);

@@ -183,6 +183,19 @@ def test_two_windows_of_a_deck_follow_each_other(opened):
     first.wait_for_function("location.hash === `#slide-${document.querySelectorAll('.slide').length}`")
 
 
+def test_a_window_that_follows_does_not_hold_back_fast_keys(opened):
+    first = opened(DECKS[2])
+    second = opened(DECKS[2], context=first.context)
+    for _ in range(3):
+        before = at(first) if "#" in first.url else 1
+        for _ in range(4):
+            first.keyboard.press("ArrowRight")
+        for tab in (first, second):
+            tab.wait_for_function(f"location.hash === '#slide-{before + 4}'")
+        first.wait_for_timeout(300)                                    # a late answer would turn it back
+        assert at(first) == at(second) == before + 4
+
+
 def test_each_slide_of_a_page_leads_to_its_section(opened):
     tab = opened(DECKS[2])
     for link in tab.locator(".slide footer a").evaluate_all("links => links.map(link => link.getAttribute('href'))"):

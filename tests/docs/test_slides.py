@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from numllama.learn.exercises import COURSE
+
 pytest.importorskip("sphinx")
 nodes = pytest.importorskip("docutils.nodes")
 
@@ -82,6 +84,22 @@ def test_an_equation_keeps_the_sentence_that_leads_to_it(rule):
     assert [note.astext().strip() for note in group.notes] == ["It is squared.", "Remarkable."]
 
 
+def test_a_pronoun_keeps_the_sentence_before_it(rule):
+    asked = "Backward has another offer. It computes all of them:"
+    block = text(f"That costs a forward for every layer, head and token. Much time. {asked}")
+    (group,) = rule.groups([block, equation()])
+    assert group.parts[1].astext().strip() == asked
+    assert [note.astext().strip() for note in group.notes] == ["Much time."]
+
+
+def test_questions_about_a_picture_that_moves_are_notes_on_it(rule):
+    box = nodes.container("", text(nodes.strong("", "Try it."), " Drag the marker."), text("Why?"), classes=["try-it"])
+    first = text("Why do some models train more easily than others do?")
+    groups = rule.groups([first, nodes.image(uri="x.svg"), box, text(nodes.strong("", "Where to go."), " On."), equation()])
+    assert [len(group.parts) for group in groups] == [2, 2]
+    assert [note.astext() for note in groups[0].notes] == ["Try it. Drag the marker.", "Why?"] and not groups[1].notes
+
+
 def test_a_paragraph_that_begins_with_a_letter_of_math_is_a_new_one(rule):
     block = text(nodes.math("", "e^{-g}"), " overflows for very negative numbers, and the tangent does not. It is this:")
     groups = rule.groups([equation(), block, equation("s = t")])
@@ -126,7 +144,8 @@ def test_code_is_not_cut_before_an_else(rule):
 
 def test_a_long_output_is_cut(rule):
     shown = rule.cut(code([str(i) for i in range(40)], "myst-ansi", ["output"])).astext().split("\n")
-    assert shown[-1] == "..." and len(shown) == rule.OUTPUT_LINES
+    assert shown == ["0", "1", "2", "3", "4", "5", "...", "33", "34", "35", "36", "37", "38", "39"]
+    assert len(shown) == rule.OUTPUT_LINES
 
 
 def test_a_long_list_keeps_its_numbers_and_its_rest_becomes_notes(rule):
@@ -137,6 +156,14 @@ def test_a_long_list_keeps_its_numbers_and_its_rest_becomes_notes(rule):
     assert sum(map(len, parts)) == 12 and len(parts) > 1
     assert parts[0][0].astext().strip() == "Item 0 begins with this sentence, which is shown."
     assert parts[0]["rest"][0].astext().count("And it goes on") == 12 * 6
+
+
+def test_a_question_of_a_list_is_shown_with_what_it_is_about(rule):
+    statement = "The lens uses the gain of the last norm at every layer, in each of the pictures above, up to the last one. "
+    asked = f"{statement}Replace it by that of the next layer. Does the answer appear earlier?"
+    items = [nodes.list_item("", text(each)) for each in (asked, statement * 2)]
+    (part,) = rule.split_list(nodes.enumerated_list("", *items))
+    assert len(asked) > rule.SHORT and [item.astext().strip() for item in part] == [asked, statement.strip()]
 
 
 def test_groups_share_a_slide_until_it_is_full_and_code_never_shares_with_code(rule):
@@ -161,6 +188,27 @@ def test_links_lead_from_a_deck_to_the_book(slides):
     slides.prepare(tree, "ops/linear", str)
     expected = ["../ops/linear.html#eq", "../start.html#a", "../ops/softmax.html", "../ops/linear.html#here", given[-1]]
     assert [ref["refuri"] for ref in tree.findall(nodes.reference)] == expected
+
+
+def test_what_is_not_for_a_lecture_is_left_out_with_the_sections_in_it(slides):
+    def section(name, *children):
+        return nodes.section("", nodes.title("", name), *children, names=[name.lower()])
+
+    page = section("Page", section("For students"), section("For teachers", section("How a file is run")), section("Cost"))
+    assert [each["names"] for each in slides.sections(page)] == [["page"], ["for students"], ["cost"]]
+    assert "\n## For teachers\n" in (DOCS / "grade.md").read_text(encoding="utf-8")
+
+
+def test_the_capstone_has_a_slide_in_each_of_its_weeks(slides):
+    tree = type("Builder", (), {"get_relative_uri": lambda _, source, page: f"../{page}.html"})()
+    decks = [slides.Deck(week, tree, None) for week in slides.syllabus.weeks() if week.capstone]
+    made = [deck.capstone() for deck in decks]
+    assert ["--template" in slide.body for slide in made] == [True, False, False, False]
+    share = slides.duration(COURSE["llama"].minutes // 4)
+    assert all(slide.above == "Your turn" and f"{share} this week" in slide.body for slide in made)
+    homework = [deck.homework().body for deck in decks]
+    assert [page.count(f">{share}<") for page in homework] == [1] * 4 and "10 h" not in "".join(homework)
+    assert [">53<" in page for page in homework] == [False, False, False, True]
 
 
 def test_no_solution_is_on_a_slide(slides, rule):

@@ -1,11 +1,13 @@
 """The course of eight weeks: what a page or an exercise needs comes before it; times and points are those of the other tables."""
 
+import json
 import re
 import sys
 from pathlib import Path
 
 import pytest
 
+from numllama.learn.course.class_report import mark_class
 from numllama.learn.exercises import COURSE
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -94,11 +96,34 @@ def test_the_page_shows_each_week(syllabus, links):
     assert f">{total}<" in page and f">{total - COURSE['llama'].points}<" in page
 
 
+def test_one_command_gives_all_points_of_the_page(syllabus, links, tmp_path, capsys):
+    page = syllabus.page(links)
+    command = re.search(r"To mark a class in everything.*?<code>(numllama grade FOLDER .*?)</code>", page)[1].split()
+    assert command[:4] == ["numllama", "grade", "FOLDER", "--exercises"]
+    (tmp_path / "anna").mkdir()
+    assert mark_class(tmp_path, command[4:], 60, (), "json") == 1
+    (anna,) = json.loads(capsys.readouterr().out)["students"]
+    total = sum(week.points for week in syllabus.weeks())
+    assert anna["of"] == total and f"<td class=\"text-right\">{total}</td>" in page
+    assert mark_class(tmp_path, ["all"], 60, (), "json") == 1
+    (anna,) = json.loads(capsys.readouterr().out)["students"]
+    assert f"adds the {anna['of'] - total} points" in page
+
+
+def test_a_task_may_link_to_a_section_that_exists(syllabus, links):
+    for week in syllabus.weeks():
+        for page, section in re.findall(r"\]\((.+?)#(.+?)\)", week.task + week.capstone):
+            assert f"\n## {section}\n" in (DOCS / f"{page}.md").read_text(encoding="utf-8").lower()
+    shown = syllabus.inline("Do [a & b](ops/rope#cost) with `--all`.", links)
+    assert shown == 'Do <a href="ops/rope.html#cost">a &amp; b</a> with <code>--all</code>.'
+    assert 'href="ops/rmsnorm.html#exercises"' in syllabus.page(links)
+
+
 @pytest.mark.parametrize("share, total, points", [(0.5, 200, 100), (0.5, 201, 101), (0.9, 200, 180), (0.75, 203, 153)])
 def test_a_mark_needs_at_least_its_share(share, total, points, syllabus):
     assert syllabus.least(share, total) == points
 
 
 def test_a_teacher_finds_it():
-    for page in ("exercises.md", "grade.md", "path.md"):
+    for page in ("index.md", "exercises.md", "grade.md", "path.md"):
         assert "](syllabus.md" in (DOCS / page).read_text(encoding="utf-8"), page
