@@ -47,13 +47,16 @@ def grade_run(
     return 0 if all(point.earned for each in grades for point in each.points) else 1
 
 
+EXERCISES = "exercises"  # the folder that `numllama exercises` writes to
+
+
 def files_of(path: Path) -> list[Path]:
     """A file; or the files of a folder, and llama.py of each of its subfolders, whether it is there or not."""
     if not path.is_dir():
         if not is_there(path):
             raise DataError(f"{path} does not exist: numllama grade {path} --template writes a file to begin with")
         return [path]
-    files = sorted(each for each in path.glob("*.py") if each.is_file())
+    files = {each for each in (*path.glob("*.py"), handed_in_by(path, "llama")) if each.is_file()}
     handed_in = [handed_in_by(student, "llama") for student in students_in(path)]
     if not files and not any(each.exists() for each in handed_in):
         raise DataError(f"{path} is a folder without .py files, and no subfolder has a file llama.py")
@@ -62,12 +65,12 @@ def files_of(path: Path) -> list[Path]:
 
 def students_in(folder: Path) -> list[Path]:
     """The subfolders of a class's folder: one for each student."""
-    return sorted(each for each in folder.iterdir() if each.is_dir() and not each.name.startswith((".", "_")))
+    return sorted(each for each in folder.iterdir() if each.is_dir() and each.name != EXERCISES and not each.name.startswith((".", "_")))
 
 
 def handed_in_by(student: Path, name: str) -> Path:
     """A student's file for an exercise: in the student's folder or, if it is not there, in a folder `exercises` in it."""
-    own, inner = student / f"{name}.py", student / "exercises" / f"{name}.py"
+    own, inner = student / f"{name}.py", student / EXERCISES / f"{name}.py"
     return inner if inner.exists() and not own.exists() else own
 
 

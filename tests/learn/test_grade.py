@@ -12,11 +12,13 @@ import pytest
 from learn.classroom import rmsnorm, solved, with_body
 
 from numllama.cli import main
+from numllama.errors import DataError
 from numllama.learn import grade as grade_module
 from numllama.learn import spreadsheet
 from numllama.learn.course.files import exercise_text
 from numllama.learn.course.table import COURSE
 from numllama.learn.grade import PLAIN, Point, chosen, grade, points_of, sum_of
+from numllama.learn.grade_report import files_of
 from numllama.learn.grade_template import TEMPLATE
 from numllama.learn.reference import opened_reference
 from numllama.learn.students import MOST_BYTES, Call, run_file
@@ -475,6 +477,18 @@ def test_another_seed_each_time_and_the_same_numbers_for_the_same_seed(tmp_path,
     assert len({*seen[:3]}) == 3 and seen[2] == seen[3]
 
 
+def test_the_folder_of_one_student_is_no_class(tmp_path):
+    inner = tmp_path / "exercises"
+    inner.mkdir()
+    (inner / "linear.py").write_text("", encoding="utf-8")
+    with pytest.raises(DataError, match="no subfolder has a file llama.py"):
+        files_of(tmp_path)
+    (inner / "llama.py").write_text("", encoding="utf-8")
+    assert files_of(tmp_path) == [inner / "llama.py"]
+    (tmp_path / "llama.py").write_text("", encoding="utf-8")
+    assert files_of(tmp_path) == [tmp_path / "llama.py"]
+
+
 def test_a_folder_is_a_table_with_a_line_for_each_file(tmp_path, capsys):
     for name, text in {"anna": RIGHT, "ben": TEMPLATE, "carl": "1 / 0", "dora": returning("return {'q': 1}")}.items():
         (tmp_path / f"{name}.py").write_text(text, encoding="utf-8")
@@ -660,7 +674,7 @@ def test_the_template_has_every_value_with_its_shape():
     (["mine.py", "--csv", "--json"], "--csv and --json cannot be combined"),
     (["../clas", "--exercises", "rope"], "../clas does not exist"),
     (["mine.py", "--exercises", "rope"], "mine.py has no subfolders, but must have one for each student"),
-    ([".", "--exercises", "rop"], "exercise is 'rop', but must be one of linear, "),
+    ([".", "--exercises", "rop"], "exercise is 'rop' (did you mean rope?), but must be one of linear, "),
     ([".", "--exercises", "rope", "--seed", "1"], "--exercises and --seed cannot be combined"),
 ])  # fmt: skip
 def test_what_cannot_be_done_is_one_sentence(arguments, sentence, tmp_path, monkeypatch, capsys):

@@ -205,8 +205,9 @@ def test_a_check_of_a_text_is_plain_data_without_the_folder_that_it_ran_in():
 
 
 def test_a_name_that_is_none_is_one_sentence():
-    for name in ("norm", "norm_forward", "bug_99", "block_forward", ""):
-        with pytest.raises(ValueError, match=re.escape(f"exercise is {name!r}, but must be one of linear, bug_01")):
+    for name, near in {"norm": "rmsnorm", "norm_forward": "rmsnorm_forward", "bug_99": "bug_19", "xyz": "", "": ""}.items():
+        guess = f" (did you mean {near}?)" if near else ""
+        with pytest.raises(ValueError, match=re.escape(f"exercise is {name!r}{guess}, but must be one of linear, bug_01")):
             check_text(name, "")
 
 
