@@ -65,7 +65,8 @@ def files_of(path: Path) -> list[Path]:
 
 def students_in(folder: Path) -> list[Path]:
     """The subfolders of a class's folder: one for each student."""
-    return sorted(each for each in folder.iterdir() if each.is_dir() and each.name != EXERCISES and not each.name.startswith((".", "_")))
+    inside = (each for each in folder.iterdir() if each.is_dir() and not each.name.startswith((".", "_")))
+    return sorted(each for each in inside if each.name != EXERCISES)
 
 
 def handed_in_by(student: Path, name: str) -> Path:

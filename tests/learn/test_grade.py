@@ -481,7 +481,7 @@ def test_the_folder_of_one_student_is_no_class(tmp_path):
     inner = tmp_path / "exercises"
     inner.mkdir()
     (inner / "linear.py").write_text("", encoding="utf-8")
-    with pytest.raises(DataError, match="no subfolder has a file llama.py"):
+    with pytest.raises(DataError, match=r"no subfolder has a file llama\.py"):
         files_of(tmp_path)
     (inner / "llama.py").write_text("", encoding="utf-8")
     assert files_of(tmp_path) == [inner / "llama.py"]
