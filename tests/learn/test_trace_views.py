@@ -115,7 +115,7 @@ def test_the_built_in_model_is_trained_before_it_is_read_and_says_so(steps, trai
         (["--patch", "the king shall sing"], "the model says the same after both texts, 'B': the corrupt text must"),
         (["--patch", "abc", "--ids", 1, 2], "--patch compares with a --text: it does not take --ids"),
         (["--lens", "--ids", 1, 2, 99], "holds 99, but must lie in"),
-        (["--lens", "--text", "t"], "the text has 1 tokens, but there must be 2 to 64"),
+        (["--lens", "--text", "t"], "the text has 1 token, but there must be 2 to 64"),
     ],
 )
 def test_what_cannot_be_viewed_is_one_sentence(arguments, sentence, capsys, monkeypatch):
