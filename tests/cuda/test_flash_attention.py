@@ -10,7 +10,8 @@ from numllama.cuda.flash_attention import TILINGS
 from numllama.ops import flash_attention_backward, flash_attention_forward
 
 KERNELS = (["flash_attention_forward"], ["flash_attention_delta", "flash_attention_backward", "flash_attention_dq"])
-every_dtype = pytest.mark.parametrize("dtype", [FLOAT32, *HALVES], ids=str)
+DTYPES = [FLOAT32, *(each if each == BFLOAT16 else pytest.param(each, marks=pytest.mark.thorough) for each in HALVES)]
+every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 every_D = pytest.mark.parametrize("D", [64, pytest.param(128, marks=pytest.mark.thorough)])
 SMALL = 86  # a GPU whose blocks have 99 KiB of shared memory
 
