@@ -5,11 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from docutils import nodes
 
 from numllama.learn.exercises import COURSE
-
-pytest.importorskip("sphinx")
-nodes = pytest.importorskip("docutils.nodes")
 
 DOCS = Path(__file__).parents[2] / "docs"
 pytestmark = pytest.mark.skipif(not DOCS.exists(), reason="tests without the documents")
