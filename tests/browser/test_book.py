@@ -22,8 +22,12 @@ MADE = ("api/generated/", "source/")                                   # many pa
 DESKTOP, PHONE = (1280, 900), (390, 844)
 SETTLED = "async () => { await window.MathJax?.startup?.promise; await document.fonts.ready; }"
 
-# Everything folded is opened: its code and pictures must fit too.
-OPEN = "() => document.querySelectorAll('details').forEach(details => { details.open = true; })"
+# Everything folded is opened, and does not fade in: its code and pictures must fit too, and its colours are those at the end.
+OPEN = """() => {
+  document.querySelectorAll("details").forEach(details => { details.open = true })
+  const ends = animation => animation.effect.getComputedTiming().endTime < Infinity
+  document.getAnimations().filter(ends).forEach(animation => animation.finish())
+}"""
 LAYOUT = Path(__file__).with_name("layout.js").read_text(encoding="utf-8").partition("\n")[2]
 
 
