@@ -10,7 +10,7 @@ from typing import Any
 
 from numllama.errors import DataError, NumllamaError
 from numllama.learn.compare import OTHERS, SAME, Comparison, Judged, compare
-from numllama.learn.trace_page import image, pictures
+from numllama.learn.trace_page import STYLE, image, pictures
 from numllama.learn.trace_report import shape_of
 from numllama.storage.files import read_json, strict, write_text
 
@@ -110,7 +110,8 @@ def as_html(comparison: Comparison) -> str:
     rows = "\n".join(_row(each) for each in comparison.judged)
     notes = "".join(f"<li>{escape(note)}</li>" for note in comparison.notes)
     sentences = "".join(f"<p>{escape(sentence)}</p>" for sentence in verdict(comparison).split("\n"))
-    return PAGE.format(verdict=sentences, notes=notes, rows=rows, kind="same" if comparison.same else "wrong")
+    kind = "same" if comparison.same else "wrong"
+    return PAGE.format(style=STYLE.read_text(encoding="utf-8"), verdict=sentences, notes=notes, rows=rows, kind=kind)
 
 
 def _row(each: Judged) -> str:
@@ -140,25 +141,17 @@ PAGE = """\
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>numllama compare</title>
 <style>
-:root {{ color-scheme: light dark; --page: #fff; --text: #222; --quiet: #666; --rule: #ddd }}
+{style}
 :root {{ --wrong: #b2182b; --wrong-page: #fdf3f2; --same: #1b7837; --same-page: #f1f8f2 }}
 @media (prefers-color-scheme: dark) {{
-  :root {{ --page: #14181e; --text: #ddd; --quiet: #a5a9ae; --rule: #3a4048 }}
   :root {{ --wrong: #f4a09a; --wrong-page: #2c1c1e; --same: #7fc99a; --same-page: #182620 }}
 }}
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem }}
-body {{ background: var(--page); color: var(--text) }}
-table {{ border-collapse: collapse }}
-th, td {{ text-align: left; vertical-align: top; padding: .35rem .7rem .35rem 0 }}
-th, td {{ border-bottom: 1px solid var(--rule); font-weight: normal }}
-th {{ font-weight: 600 }}
-small {{ display: block; color: var(--quiet); font-size: .75rem; font-weight: normal; white-space: nowrap }}
-img {{ image-rendering: pixelated; width: 110px; height: 66px; margin: 0 4px 4px 0; border: 1px solid var(--rule) }}
+body {{ max-width: 75rem; margin-bottom: 2rem }}
+img {{ width: 110px }}
 .verdict {{ border-left: 4px solid var(--wrong); padding: .1rem 1rem; background: var(--wrong-page) }}
 .verdict.same {{ border-color: var(--same); background: var(--same-page) }}
 tr.wrong td:nth-child(3) {{ color: var(--wrong); font-weight: 600 }}
 tr.same td {{ color: var(--quiet) }}
-.wide {{ overflow-x: auto }}
 </style>
 <h1>Another implementation beside the reference</h1>
 <div class="verdict {kind}">{verdict}</div>

@@ -9,6 +9,7 @@ from typing import Any
 
 from numllama.errors import DataError, NumllamaError, shown, visible
 from numllama.learn import spreadsheet
+from numllama.learn.course.files import FOLDER
 from numllama.learn.grade import Grade, Point, chosen, grade_files, new_seed, sum_of
 from numllama.learn.grade_template import TEMPLATE
 from numllama.storage.files import is_there
@@ -47,9 +48,6 @@ def grade_run(
     return 0 if all(point.earned for each in grades for point in each.points) else 1
 
 
-EXERCISES = "exercises"  # the folder that `numllama exercises` writes to
-
-
 def files_of(path: Path) -> list[Path]:
     """A file; or the files of a folder, and llama.py of each of its subfolders, whether it is there or not."""
     if not path.is_dir():
@@ -66,12 +64,12 @@ def files_of(path: Path) -> list[Path]:
 def students_in(folder: Path) -> list[Path]:
     """The subfolders of a class's folder: one for each student."""
     inside = (each for each in folder.iterdir() if each.is_dir() and not each.name.startswith((".", "_")))
-    return sorted(each for each in inside if each.name != EXERCISES)
+    return sorted(each for each in inside if each.name != FOLDER.name)
 
 
 def handed_in_by(student: Path, name: str) -> Path:
     """A student's file for an exercise: in the student's folder or, if it is not there, in a folder `exercises` in it."""
-    own, inner = student / f"{name}.py", student / EXERCISES / f"{name}.py"
+    own, inner = student / f"{name}.py", student / FOLDER / f"{name}.py"
     return inner if inner.exists() and not own.exists() else own
 
 
