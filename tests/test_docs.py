@@ -8,6 +8,7 @@ import test_examples
 
 from numllama.cli import main
 from numllama.commands.run_folders import default_folder
+from numllama.learn.exercises import COURSE
 from numllama.model import PRESETS, count_parameters
 
 ROOT = Path(__file__).parents[1]
@@ -134,3 +135,8 @@ def test_the_page_about_fine_tuning_is_true(tmp_path, monkeypatch, capsys):
         assert end.value.code == 0, capsys.readouterr().err
     assert chat[0] == "chat" and (tmp_path / chat[1] / "model.safetensors").exists()
     assert {path.name for path in (tmp_path / "runs/tuned").iterdir()} >= {"model", "adapter", "step-000002"}
+
+
+@pytest.mark.skipif(not (ROOT / "README.md").exists(), reason="tests without the README")
+def test_the_readme_counts_the_exercises():
+    assert f"[{len(COURSE)} exercises](docs/exercises.md)" in (ROOT / "README.md").read_text(encoding="utf-8")

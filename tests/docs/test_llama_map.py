@@ -1,5 +1,6 @@
 """The picture of the whole Llama says what the model is: its boxes, its edges with their shapes, and the page of each."""
 
+import json
 import re
 import sys
 import xml.etree.ElementTree as ET
@@ -158,3 +159,13 @@ def test_a_page_has_its_boxes_lit_and_no_others(across, llama_map):
     width, height = (float(size) for size in link.find("svg").get("viewBox").split()[2:])
     assert (width > height) == across
     assert llama_map.here("guides", str, across) == ""
+
+
+def test_the_share_of_the_feed_forward_is_what_the_page_says():
+    assert "two thirds in Llama 2 7B, four fifths in Llama 3 8B" in (DOCS / "map.md").read_text(encoding="utf-8")
+    configs = json.loads((DOCS / "chapters" / "published_configs.json").read_text(encoding="utf-8"))
+    for name, share in (("Llama 2 7B", 2 / 3), ("Llama 3 8B", 4 / 5)):
+        c = configs[name]
+        width, kept = c["hidden_size"], c["num_key_value_heads"] / c["num_attention_heads"]
+        attention, feed_forward = (2 + 2 * kept) * width**2, 3 * width * c["intermediate_size"]
+        assert abs(feed_forward / (attention + feed_forward) - share) < 0.02
