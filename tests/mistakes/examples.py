@@ -25,7 +25,7 @@ MISTAKES = [
     ),
     Mistake(
         "rungs of one width in place of one size",
-        "../examples/llamafy.py", "key=lambda width: abs(surplus(width))", "key=lambda width: width",
+        "../examples/llamafy.py", "fields | {rung.width: width}", "fields | {rung.width: 64}",
         "examples/test_llamafy.py::test_all_rungs_have_the_same_number_of_parameters_within_two_percent",
     ),
     Mistake(
