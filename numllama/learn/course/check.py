@@ -13,11 +13,11 @@ import numpy as np
 from numllama import ops
 from numllama.errors import DataError, shown
 from numllama.learn.child import FORGOTTEN
-from numllama.learn.course import block
 from numllama.learn.course.cases import cases_of
 from numllama.learn.course.comparison import Element, compare
 from numllama.learn.course.examples import as_tuple, cotangent, example
 from numllama.learn.course.files import is_blank
+from numllama.learn.course.naming import block_values, mistake_in_block, mistake_in_function, mistake_in_op
 from numllama.learn.course.table import Exercise, find_exercise
 from numllama.learn.students import Answer, Call, Run, run_file
 
@@ -232,21 +232,19 @@ def _op_results(run: Run, exercise: Exercise) -> list[Result]:
         gradients = _verdicts(backward, run, f"{op}_backward", ["dout", "cache"], exercise.gradients, right)
     else:
         gradients = [Result(name, NOT_CHECKED, message="until the output is right") for name in exercise.gradients]
-    if exercise.kind in ("backward", "forward"):
-        outs = [replace(each, mistake=_mistake(each, i, op, forward, args, dout)) for i, each in enumerate(outs)]
-    if exercise.kind == "backward":
-        gradients = [replace(each, of=exercise.worth, mistake=_mistake(each, i, op, backward, args, dout))
-                     for i, each in enumerate(gradients)]  # fmt: skip
-    return [*(replace(each, of=exercise.worth * (exercise.kind == "forward")) for each in outs), *gradients]
+    worth = {"forward": (exercise.worth, 0), "backward": (0, exercise.worth)}.get(exercise.kind, (0, 0))
+    return [replace(each, of=of, mistake=_mistake(each, i, exercise, answer))
+            for results, answer, of in zip((outs, gradients), (forward, backward), worth, strict=True)
+            for i, each in enumerate(results)]  # fmt: skip
 
 
-def _mistake(result: Result, i: int, op: str, answer: Answer | None, args: list, dout: Any) -> str:
+def _mistake(result: Result, i: int, exercise: Exercise, answer: Answer | None) -> str:
     """The sentence on a mistake that gives exactly these numbers; empty if it is not a known one."""
     if result.verdict != "wrong" or answer is None or answer.changed or str(i) not in answer.arrays:
         return ""
-    from numllama.learn.wrong_answers import explain
-
-    return explain(op, result.name, answer.arrays[str(i)], args, dout) or ""
+    if exercise.kind == "forward" and result.name not in exercise.outputs:
+        return ""  # the gradients are the library's own: it is the cache that is wrong
+    return mistake_in_op(exercise, result.name, answer.arrays[str(i)])
 
 
 def _verdicts(
@@ -299,19 +297,6 @@ def _results(answer: Answer | None) -> list[np.ndarray | str]:
 # ------------------------------------------------------------------------------------------------ the block
 
 
-@cache
-def block_values() -> tuple[list[Any], Any, Any, Any]:
-    """The arguments of the block's forward, the values, the gradients, and the order of the gradients."""
-    rng, C, F = np.random.default_rng(0), 12, 10
-    H, K, D = block.H, block.K, block.D
-    shapes = dict(attn_gain=(C,), wq=(H * D, C), wk=(K * D, C), wv=(K * D, C), wo=(C, H * D), ffn_gain=(C,), w_gate=(F, C),
-                  w_up=(F, C), w_down=(C, F))  # fmt: skip
-    w = {name: rng.standard_normal(shape) / 2 for name, shape in shapes.items()}
-    args = [rng.standard_normal((2, 5, C)), block.Values(w), *ops.rope_table(np.arange(5), D, 100.0, dtype="float64")]
-    values = block.block_forward(*args)
-    return args, values, block.block_backward(rng.standard_normal((2, 5, C)), values, args[1]), list(find_exercise("block").hints)
-
-
 def _run_block(path: Path, exercise: Exercise, seconds: float, only: Sequence[str]) -> Run:
     """Call the block's forward, and each function with the gradients that come before its own."""
     args, a, d, names = block_values()
@@ -332,19 +317,19 @@ def _run_block(path: Path, exercise: Exercise, seconds: float, only: Sequence[st
 
 def _block_results(run: Run, exercise: Exercise) -> list[Result]:
     """The verdicts on the values of the forward, together, and on each gradient."""
-    (_, w, *_), a, d, names = block_values()
+    _, a, d, names = block_values()
     worth = 0 if exercise.kind == "bug" else exercise.worth
     answers = [*run.answers, *[None] * (1 + len(names) - len(run.answers))]
-    found = [_forward_of_block(answers[0], run, a)]
+    found = [_forward_of_block(answers[0], run, a, exercise)]
     for name, answer in zip(names, answers[1:], strict=True):
         (one,) = _verdicts(answer, run, name, ["d", "a", "w"], [name], [d[name.removeprefix("d_")]])
-        known = exercise.kind == "block" and one.verdict == "wrong" and "0" in answer.arrays
-        mistake = _mistake_in("block", name, [({"d": d, "a": a, "w": w}, answer.arrays["0"])]) if known else ""
+        known = one.verdict == "wrong" and "0" in answer.arrays
+        mistake = mistake_in_block(exercise, name, answer.arrays["0"]) if known else ""
         found.append(replace(one, of=worth, mistake=mistake))
     return found
 
 
-def _forward_of_block(answer: Answer | None, run: Run, a: Any) -> Result:
+def _forward_of_block(answer: Answer | None, run: Run, a: Any, exercise: Exercise) -> Result:
     problem = _problem(answer, run, "block_forward", ["x", "w", "cos", "sin"])
     if problem:
         return Result("values", problem[0], 0, problem[1], crash=answer and answer.crash)
@@ -352,7 +337,8 @@ def _forward_of_block(answer: Answer | None, run: Run, a: Any) -> Result:
     for name, right in a.items():
         verdict, message, element = compare(answer.arrays.get(name, "is missing"), right)
         if verdict != "right":
-            return Result("values", verdict, 0, f"a.{name}: {message}", element)
+            mistake = mistake_in_block(exercise, name, answer.arrays[name]) if name in answer.arrays else ""
+            return Result("values", verdict, 0, f"a.{name}: {message}", element, mistake)
     return Result("values", "right")
 
 
@@ -386,13 +372,7 @@ def _of_all_cases(exercise: Exercise, found: list[tuple[Result, dict[str, Any], 
     result, _, numbers = found[0]
     known = result.verdict == "wrong" and numbers is not None
     calls = [(arguments, each) for _, arguments, each in found if each is not None]
-    return replace(result, of=exercise.worth, mistake=_mistake_in(exercise.name, result.name, calls) if known else "")
-
-
-def _mistake_in(name: str, result: str, calls: Sequence[tuple[dict[str, Any], np.ndarray]]) -> str:
-    from numllama.learn.wrong_answers import explain_calls
-
-    return explain_calls(name, result, calls)
+    return replace(result, of=exercise.worth, mistake=mistake_in_function(exercise, result.name, calls) if known else "")
 
 
 WAYS: dict[str, tuple[Any, Any]] = {"block": (_run_block, _block_results), "function": (_run_function, _function_results)}

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from numllama.learn.course.block import D, H, K, rows, split_heads, turn
+from numllama.learn.course.block import EPS, D, H, K, rows, split_heads, turn
 from numllama.learn.wrong_answers.table import Rows
 
 
@@ -173,7 +173,92 @@ def total(x):
     return x.sum(-1, keepdims=True)
 
 
-ROWS: dict[str, Rows] = {
+def one_map(name: str, out: str, weight: str) -> Rows:
+    """Of a value that one linear map was given."""
+    return [
+        (f"{name} uses a.{out} in place of d.{out}, its gradient.", lambda a, w: a[out] @ w[weight]),
+        (f"{name} is not summed over the outputs: each input went into all of them.",
+         lambda d, w: d[out][..., None] * w[weight]),
+        (f"{name} is the sum of d.{out} in every place: multiply by w.{weight} first.",
+         lambda d, w: total(d[out]) * np.ones(w[weight].shape[1])),
+        (f"{name} multiplies two sums: multiply d.{out} by w.{weight} first, then sum over the outputs.",
+         lambda d, w: total(d[out]) * w[weight].sum(0)),
+        (f"{name} has |w.{weight}| in place of w.{weight}.", lambda d, w: d[out] @ abs(w[weight])),
+    ]  # fmt: skip
+
+
+def branch(name: str, total: str, stream: str, own: str) -> Rows:
+    """Of what is added to the stream."""
+    return [
+        (f"{name} is half of d.{total}: a sum hands its gradient on to both terms, whole.", lambda d: d[total] / 2),
+        (f"{name} is multiplied by a.{stream}: that is of a product, and this is a sum.", lambda d, a: d[total] * a[stream]),
+        (f"{name} is multiplied by a.{own}: the derivative of a sum by a term is 1.", lambda d, a: d[total] * a[own]),
+        (f"{name} is a.{own}, the value itself.", lambda a: a[own]),
+        (f"{name} is a.{total}, a value: take d.{total}.", lambda a: a[total]),
+        (f"{name} has a.{own} added: the derivative of a sum by a term is 1.", lambda d, a: d[total] + a[own]),
+    ]  # fmt: skip
+
+
+def seen(a, hidden):
+    """The scores where the keys of a triangle are hidden."""
+    raw = a.q_rotated @ a.k_all.swapaxes(-1, -2) / math.sqrt(D)
+    return np.where(hidden(raw.shape[-1]), -math.inf, raw)
+
+
+def unscaled(a, factor):
+    return a.scores * factor  # -inf stays what it is
+
+
+def tiled(x):
+    return np.tile(x, (1, H // K, 1, 1))
+
+
+def normed_by(name: str, x: str) -> Rows:
+    """Of 1 / rms."""
+    return [
+        (f"{name} has eps outside the root: it is 1 / sqrt(mean + eps).",
+         lambda a: 1 / (np.sqrt((a[x] * a[x]).mean(-1, keepdims=True)) + EPS)),
+        (f"{name} lacks eps.", lambda a: 1 / np.sqrt((a[x] * a[x]).mean(-1, keepdims=True))),
+        (f"{name} has the sum of the squares in place of their mean.", lambda a: 1 / np.sqrt(total(a[x] * a[x]) + EPS)),
+        (f"{name} is rms itself: divide by it.", lambda a: 1 / a[name]),
+        (f"{name} has one mean for all rows: each row has its own.", lambda a: 1 / np.sqrt((a[x] * a[x]).mean() + EPS)),
+    ]  # fmt: skip
+
+
+VALUES: dict[str, Rows] = {  # of the forward
+    "attn_rstd": normed_by("attn_rstd", "x"),
+    "k_all": [
+        ("k_all is tiled, heads 0, 1, 0, 1: each key head serves query heads that are neighbours, 0, 0, 1, 1.",
+         lambda a: tiled(a.k_rotated)),
+        ("k_all has the first key head in all places.", lambda a: np.repeat(a.k_rotated[:, :1], H, axis=1)),
+        ("k_all repeats the keys before they are turned.", lambda a: np.repeat(a.k_heads, H // K, axis=1)),
+        ("k_all repeats the values in place of the keys.", lambda a: np.repeat(a.v_heads, H // K, axis=1)),
+    ],
+    "v_all": [
+        ("v_all is tiled, heads 0, 1, 0, 1: each key head serves query heads that are neighbours, 0, 0, 1, 1.",
+         lambda a: tiled(a.v_heads)),
+        ("v_all has the first head in all places.", lambda a: np.repeat(a.v_heads[:, :1], H, axis=1)),
+        ("v_all repeats the keys in place of the values.", lambda a: np.repeat(a.k_heads, H // K, axis=1)),
+        ("v_all repeats the turned keys in place of the values.", lambda a: np.repeat(a.k_rotated, H // K, axis=1)),
+    ],
+    "scores": [
+        ("scores let query t see key t + 1, the token that it is to predict.",
+         lambda a: seen(a, lambda T: ~np.tri(T, k=1, dtype=bool))),
+        ("scores hide key t from query t: a token sees itself.", lambda a: seen(a, lambda T: ~np.tri(T, k=-1, dtype=bool))),
+        ("scores let every query see all keys: the mask is missing.", lambda a: seen(a, lambda T: False)),
+        ("scores hide the keys 0..t-1 and show the rest: the mask is transposed.",
+         lambda a: seen(a, lambda T: ~np.tri(T, dtype=bool).T)),
+        ("scores hide the keys 0..t, and show the others.", lambda a: seen(a, lambda T: np.tri(T, dtype=bool))),
+        ("scores lack the division by sqrt(D).", lambda a: unscaled(a, math.sqrt(D))),
+        ("scores are divided by D: it is the root of D.", lambda a: unscaled(a, 1 / math.sqrt(D))),
+    ],
+    "ffn_rstd": normed_by("ffn_rstd", "after_attention"),
+}
+GRADIENTS: dict[str, Rows] = {
+    "d_ffn_out": branch("d_ffn_out", "after_ffn", "after_attention", "ffn_out"),
+    "d_swiglu": one_map("d_swiglu", "ffn_out", "w_down"),
+    "d_attn_out": branch("d_attn_out", "after_attention", "x", "attn_out"),
+    "d_merged": one_map("d_merged", "attn_out", "wo"),
     "d_w_down": weight("d_w_down", "ffn_out", "swiglu", "silu up"),
     "d_up": factor("d_up", "swiglu", "silu", "up"),
     "d_silu": factor("d_silu", "swiglu", "up", "silu"),
@@ -254,3 +339,4 @@ ROWS: dict[str, Rows] = {
     "d_attn_rstd": rstd("d_attn_rstd", "attn_n", "x", "attn_n"),
     "d_x": stream("d_x", "after_attention", "attn_n", "attn_rstd", "x"),
 }  # fmt: skip
+ROWS = VALUES | GRADIENTS

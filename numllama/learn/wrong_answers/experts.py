@@ -169,6 +169,8 @@ MIXTURE = Table("mixture_of_experts", values, {
         ("out is the mean of the chosen experts: each has its weight.", lambda a: a.mixed(a.seen / a.k)),
         ("out counts only the expert with the largest weight, with the weight 1.", lambda a: a.mixed(a.first)),
         ("out counts only the expert with the largest weight: each of the k has a part.", lambda a: a.mixed(a.w * a.first)),
+        ("out uses the largest weight for each of the k experts: weights[tokens, places] are the expert's own.",
+         lambda a: a.mixed(a.seen * a.w.max(-1, keepdims=True))),
         ("out has all experts, with their probabilities for weights: only the k chosen ones have a part.",
          lambda a: a.mixed(a.probs)),
         ("out keeps only the last expert of each token: out[tokens] += adds, = replaces.",

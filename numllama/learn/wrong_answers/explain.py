@@ -124,12 +124,14 @@ def explain_calls(name: str, result: str, calls: Sequence[tuple[Mapping[str, Any
 
 
 def is_alike(actual: np.ndarray, wrong: np.ndarray) -> bool:
-    """Whether two arrays agree, and are not a number in the same places."""
-    if actual.shape != wrong.shape or not np.array_equal(np.isnan(actual), np.isnan(wrong)):
+    """Whether two arrays agree, and have the same infinities and NaN in the same places."""
+    actual, wrong = np.asarray(actual), np.asarray(wrong)
+    if actual.shape != wrong.shape:
         return False
-    return is_same(np.where(np.isnan(actual), 0, actual), np.where(np.isnan(wrong), 0, wrong), CLOSE)
+    finite = np.isfinite(actual) & np.isfinite(wrong)
+    return np.array_equal(actual[~finite], wrong[~finite], equal_nan=True) and is_same(actual[finite], wrong[finite], CLOSE)
 
 
 def is_same(actual: np.ndarray, wrong: np.ndarray, tolerance: float) -> bool:
     """Whether two arrays agree."""
-    return actual.shape == wrong.shape and bool(np.linalg.norm(actual - wrong) <= tolerance * np.linalg.norm(wrong))
+    return actual.shape == wrong.shape and bool(np.linalg.norm(actual - wrong) <= tolerance * np.linalg.norm(wrong) < np.inf)

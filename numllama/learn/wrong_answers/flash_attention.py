@@ -120,28 +120,41 @@ def masked_rows(result: str, tiles, get) -> Rows:
     return [(f"{result} {what}", row(only)) for what, only in tiles]
 
 
-def online(a: Parts, shrink_o=True, shrink_z=True):
-    """The forward's sums o and z after the last tile."""
+def right_z(z, shrink, new):
+    return z * shrink + new
+
+
+def no_shrink(z, shrink, new):
+    return z + new
+
+
+def online(a: Parts, shrink_o=True, z_of=right_z):
+    """The forward's sums o and z after the last tile; `z_of` computes z from the one before, its factor, and the tile's sum."""
     m, z, o = np.full(a.lse.shape, -math.inf), 0.0, 0.0
     for s in range(tile(a.S - 1) + 1):
         keys = tile(a.s) == s
         scores = np.where(a.visible[:, keys], a.scores[..., keys], -math.inf)
         top = np.maximum(m, scores.max(-1, keepdims=True))
         p, shrink = np.exp(scores - top), np.exp(m - top)
-        z, o = z * (shrink if shrink_z else 1) + total(p), o * (shrink if shrink_o else 1) + p @ a.values[:, :, keys]
+        z, o = z_of(z, shrink, total(p)), o * (shrink if shrink_o else 1) + p @ a.values[:, :, keys]
         m = top
     return o, z
 
 
 def divided(sums):
-    return sums[0] / sums[1]
+    o, z = sums
+    return o / np.where(z == 0, 1, z)
 
 
 FLASH_OUT: Rows = [
     ("out does not rescale o when the maximum rises: o * exp(m - top).", lambda a: divided(online(a, shrink_o=False))),
-    ("out does not rescale z when the maximum rises: z * exp(m - top).", lambda a: divided(online(a, shrink_z=False))),
+    ("out does not rescale z when the maximum rises: z * exp(m - top).", lambda a: divided(online(a, z_of=no_shrink))),
     ("out rescales neither z nor o when the maximum rises: both are multiplied by exp(m - top).",
-     lambda a: divided(online(a, shrink_o=False, shrink_z=False))),
+     lambda a: divided(online(a, shrink_o=False, z_of=no_shrink))),
+    ("out has the sum of the last tile for z: z adds up over the tiles, as o does.",
+     lambda a: divided(online(a, z_of=lambda z, shrink, new: new))),
+    ("out rescales the new tile's sum with the old z: z * exp(m - top) first, then the sum is added.",
+     lambda a: divided(online(a, z_of=lambda z, shrink, new: (z + new) * shrink))),
     ("out is not divided by z at the end.", lambda a: online(a)[0]),
     ("out is divided by z twice: o / z at the end is all.", lambda a: online(a)[0] / online(a)[1] ** 2),
     ("out counts only the last tile of keys: o and z add up over the tiles.",

@@ -308,6 +308,8 @@ SOFTCAP = Table("softcap", softcap_values, {
         ("dx has t * (1 - t), the derivative of a sigmoid: tanh' = 1 - tanh².", lambda dout, t: dout * t * (1 - t)),
         ("dx uses out in place of t: t = out / cap.", lambda dout, out: dout * (1 - out * out)),
         ("dx uses tanh(x) in place of tanh(x / cap).", lambda dout, x: dout * (1 - np.tanh(x) ** 2)),
+        ("dx divides tanh(x) by cap: x is divided first, t = tanh(x / cap).",
+         lambda dout, x, cap: dout * (1 - (np.tanh(x) / cap) ** 2)),
         ("dx uses tanh(x * cap) in place of tanh(x / cap).", lambda dout, x, cap: dout * (1 - np.tanh(x * cap) ** 2)),
         ("dx has the outer cap, but lacks the inner 1 / cap: they cancel.", lambda dout, t, cap: dout * cap * (1 - t * t)),
         ("dx has the inner 1 / cap, but lacks the outer cap: they cancel.", lambda dout, t, cap: dout * (1 - t * t) / cap),

@@ -90,6 +90,8 @@ ROPE = Table("rope", rope_values, {
         ("dx is turned in place: its second half is computed from the new first half.",
          lambda d1, d2, cos, sin: halves(d1 * cos + d2 * sin, d2 * cos - (d1 * cos + d2 * sin) * sin)),
         ("dx exchanges cos and sin: dx₁ = dout₁ cos + dout₂ sin.", lambda dout, cos, sin: turned(dout, sin, -cos)),
+        ("dx turns forward, with cos and sin exchanged: dx₁ = dout₁ cos + dout₂ sin.",
+         lambda dout, cos, sin: turned(dout, sin, cos)),
         ("dx has -cos as well as -sin: cos(-a) is cos a.", lambda dout, cos, sin: turned(dout, -cos, -sin)),
         ("dx has the wrong sign everywhere, or -cos in place of -sin: cos(-a) is cos a, and sin(-a) is -sin a.",
          lambda dout, cos, sin: turned(dout, -cos, sin)),

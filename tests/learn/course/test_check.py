@@ -10,8 +10,9 @@ from learn.classroom import no_process, rmsnorm, solved, with_body  # noqa: F401
 from mistakes import MISTAKES
 
 from numllama import ops
-from numllama.learn.course.check import OUTCOMES, block_values, check, closed_functions, compare
+from numllama.learn.course.check import OUTCOMES, check, closed_functions, compare
 from numllama.learn.course.files import exercise_text, solution_text
+from numllama.learn.course.naming import block_values
 from numllama.learn.course.table import COURSE, EXERCISES, find_exercise
 from numllama.learn.exercises import check_file, check_text
 from numllama.learn.grade import grade
