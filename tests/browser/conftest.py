@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from browser.pages import BOOK, folder_served
 from browser.visitor import Tab
 from playwright.sync_api import sync_playwright
 from serve.served import served, small_engine
@@ -22,6 +23,13 @@ def browser():
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="session")
+def address():
+    """Of the built book."""
+    with folder_served(BOOK) as address:
+        yield address
 
 
 @pytest.fixture(scope="session")

@@ -5,15 +5,13 @@
 Without NUMLLAMA_BOOK the file is not collected (conftest.py): there is no book to look at.
 """
 
-import os
 import re
 from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from browser.pages import folder_served
+from browser.pages import BOOK, watched
 
-BOOK = Path(os.environ["NUMLLAMA_BOOK"]).resolve()
 PAGES = sorted(
     path.relative_to(BOOK).as_posix() for path in BOOK.rglob("*.html")
     if not {"_static", "slides"} & set(path.relative_to(BOOK).parts)   # the theme's templates; test_slides.py looks at slides
@@ -32,12 +30,6 @@ LAYOUT = Path(__file__).with_name("layout.js").read_text(encoding="utf-8").parti
 
 
 @pytest.fixture(scope="module")
-def address():
-    with folder_served(BOOK) as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
 def context(browser):
     """One browser context for all pages: what one page loads, the next has in its cache."""
     made = browser.new_context()
@@ -51,11 +43,8 @@ def test_there_are_pages():
 
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_is_readable_everywhere(page, context, address):
-    tab, found = context.new_page(), []
-    tab.on("console", lambda message: found.append(f"console: {message.text}") if message.type == "error" else None)
-    tab.on("pageerror", lambda error: found.append(f"script: {error}"))
-    tab.on("response", lambda answer: found.append(f"{answer.status}: {answer.url}") if answer.status >= 400 else None)
-    tab.on("request", lambda request: found.append(f"another host: {request.url}") if elsewhere(request.url, address) else None)
+    tab = context.new_page()
+    found = watched(tab, address)
     for size, scheme, other in ((DESKTOP, "light", "dark"), (PHONE, "dark", "light")):
         tab.set_viewport_size(dict(zip(("width", "height"), size, strict=True)))
         tab.emulate_media(color_scheme=scheme)
@@ -106,11 +95,6 @@ def test_pictures_are_dark_on_a_dark_page(rmsnorm):
     picture = rmsnorm.locator(".cell_output img").first
     style = picture.evaluate("image => [getComputedStyle(image).filter, getComputedStyle(image).backgroundColor]")
     assert style == ["invert(1) hue-rotate(180deg)", "rgba(0, 0, 0, 0)"]
-
-
-def elsewhere(url: str, address: str) -> bool:
-    """Is it an address on another machine?"""
-    return not url.startswith((address, "data:", "blob:", "about:"))
 
 
 def barriers(tab) -> list[str]:

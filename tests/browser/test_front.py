@@ -5,21 +5,12 @@
 Without NUMLLAMA_BOOK the file is not collected (conftest.py).
 """
 
-import os
 import re
-from pathlib import Path
 
 import pytest
-from browser.pages import folder_served
+from browser.pages import BOOK, watched
 
-BOOK = Path(os.environ["NUMLLAMA_BOOK"]).resolve()
 PIXELS = "canvas => Array.from(canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data)"
-
-
-@pytest.fixture(scope="module")
-def address():
-    with folder_served(BOOK) as url:
-        yield url
 
 
 @pytest.fixture
@@ -31,9 +22,7 @@ def visit(browser, address):
         context = browser.new_context(viewport=dict(width=width, height=height), reduced_motion=motion, **options)
         contexts.append(context)
         tab = context.new_page()
-        tab.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-        tab.on("pageerror", lambda error: complaints.append(str(error)))
-        tab.on("request", lambda request: None if request.url.startswith((address, "data:")) else complaints.append(request.url))
+        watched(tab, address, complaints)
         tab.goto(address + page)
         return tab
 

@@ -6,20 +6,19 @@ Pyodide's core comes from npm, and runs in the page's worker as it does for a re
 that need NumPy are tested with another engine behind the same protocol: CPython and NumPy in WebAssembly, on the test's server.
 """
 
-import os
 import re
 import sys
 from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from browser.pages import BOOK, at_home
 from browser.wasi_engine.server import Pythons, served
 from playwright.sync_api import expect
 
 from numllama.learn.exercises import find_exercise
 
 ROOT = Path(__file__).resolve().parents[2]
-BOOK = Path(os.environ["NUMLLAMA_BOOK"]).resolve()
 PAGE = "ops/rmsnorm.html"
 PATIENCE = 300_000  # ms: Python starts in seconds, but not on a machine that is busy
 BLANK = 'raise NotImplementedError("your turn")'
@@ -76,7 +75,7 @@ def reader(browser):
         tab.emulate_media(color_scheme=scheme)
         tab.set_default_timeout(PATIENCE)
         tab.on("pageerror", lambda error: found.append(f"script: {error}"))
-        context.on("request", lambda request: found.append(request.url) if not local(request.url, address) else None)
+        context.on("request", lambda request: found.append(request.url) if not at_home(request.url, address) else None)
         tab.goto(address + page, wait_until="load")
         tab.wait_for_selector(".python-bar")
         return tab
@@ -84,10 +83,6 @@ def reader(browser):
     yield go
     context.close()
     assert not found, found
-
-
-def local(url, address):
-    return url.startswith((address, "data:", "blob:", "about:"))
 
 
 def seconds(tab, n):
@@ -117,12 +112,12 @@ def run(tab, number=0, text=None, status="Done in"):
 def test_a_book_without_python_says_so_and_asks_before_it_goes_to_another_host(browser, plain):
     tab, asked = browser.new_page(), []
     tab.on("request", lambda request: asked.append(request.url))
-    tab.context.route(lambda url: not local(url, plain), lambda route: route.abort())
+    tab.context.route(lambda url: not at_home(url, plain), lambda route: route.abort())
     tab.goto(plain + PAGE, wait_until="load")
     tab.wait_for_selector(".python-bar")
     assert not [url for url in asked if "engine.js" in url or "pyodide" in url], "nothing is loaded before a button is pressed"
     place = run(tab, status="This copy of the book comes without Python")
-    assert all(local(url, plain) for url in asked)
+    assert all(at_home(url, plain) for url in asked)
     place.get_by_role("button", name="Load it from cdn.jsdelivr.net").click()
     expect(place.locator(".python-status")).to_contain_text(re.compile("Failed|error|import|fetch"), timeout=PATIENCE)
     tab.close()

@@ -5,15 +5,12 @@
 Without NUMLLAMA_BOOK the file is not collected (conftest.py): there is no book to look at.
 """
 
-import os
 import re
-from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from browser.pages import folder_served
+from browser.pages import BOOK, watched
 
-BOOK = Path(os.environ["NUMLLAMA_BOOK"]).resolve()
 DECKS = [f"slides/week-{number}.html" for number in range(1, 9)]
 SCREEN, PHONE = {"width": 1280, "height": 720}, {"width": 390, "height": 844}
 
@@ -62,12 +59,6 @@ TOO_SMALL = f"""() => {{ {SLIDES}
 }}"""
 
 
-@pytest.fixture(scope="module")
-def address():
-    with folder_served(BOOK) as url:
-        yield url
-
-
 @pytest.fixture
 def opened(browser, address):
     """Opens a deck, with what went wrong in ``tab.found``."""
@@ -77,11 +68,7 @@ def opened(browser, address):
         context = context or browser.new_context(viewport=size, color_scheme=scheme)
         contexts.append(context)
         tab = context.new_page()
-        found = tab.found = []
-        tab.on("console", lambda message: found.append(f"console: {message.text}") if message.type == "error" else None)
-        tab.on("pageerror", lambda error: found.append(f"script: {error}"))
-        tab.on("response", lambda answer: found.append(f"{answer.status}: {answer.url}") if answer.status >= 400 else None)
-        tab.on("request", lambda request: None if at_home(request.url, address) else found.append(f"another host: {request.url}"))
+        tab.found = watched(tab, address)
         tab.goto(address + deck)
         tab.wait_for_selector("html[data-ready]")
         return tab
@@ -89,10 +76,6 @@ def opened(browser, address):
     yield visit
     for context in contexts:
         context.close()
-
-
-def at_home(url, address):
-    return url.startswith((address, "data:", "blob:", "about:"))
 
 
 def barriers(tab):

@@ -7,17 +7,14 @@ Without NUMLLAMA_BOOK the file is not collected (conftest.py).
 """
 
 import json
-import os
 import re
-from pathlib import Path
 
 import pytest
-from browser.pages import folder_served
+from browser.pages import BOOK, watched
 
 import numllama as nl
 from numllama.data.synthetic import write_play
 
-BOOK = Path(os.environ["NUMLLAMA_BOOK"]).resolve()
 WITH = [path for path in sorted(BOOK.rglob("*.html")) if ' data-widget="' in path.read_text(encoding="utf-8")]
 PAGES = [path.relative_to(BOOK).as_posix() for path in WITH]
 SIZES = {"desktop": dict(width=1280, height=900), "phone": dict(width=390, height=844)}
@@ -33,15 +30,9 @@ SMALLEST = """root => Math.min(...[...root.querySelectorAll("text, td, th, outpu
     .map(one => parseFloat(getComputedStyle(one).fontSize)))"""
 
 
-@pytest.fixture(scope="module")
-def address():
-    with folder_served(BOOK) as url:
-        yield url
-
-
 @pytest.fixture
 def visit(browser, address):
-    """visit(page, "phone"): the page, drawn; at the end, its console must be free of errors."""
+    """visit(page, "phone"): the page, drawn; at the end, nothing may have gone wrong."""
     opened, complaints = [], []
 
     def visited(page, size="desktop", scripts=True, scheme="light"):
@@ -50,8 +41,7 @@ def visit(browser, address):
         )
         opened.append(context)
         tab = context.new_page()
-        tab.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-        tab.on("pageerror", lambda error: complaints.append(str(error)))
+        watched(tab, address, complaints)
         tab.goto(address + page)
         if scripts:
             for root in tab.locator(".widget").all():
@@ -61,7 +51,7 @@ def visit(browser, address):
     yield visited
     for context in opened:
         context.close()
-    assert [text for text in complaints if "theme mode" not in text and "favicon" not in text] == []
+    assert complaints == []
 
 
 def test_every_widget_is_on_a_page():
