@@ -13,7 +13,7 @@ from numllama.errors import DataError, NumllamaError
 from numllama.interop.load import load, load_tokenizer
 from numllama.learn.trace_page import attention_maps, numbers_of, page, pictures
 from numllama.learn.trace_views import Reports, Views, numbered, view_reports
-from numllama.learn.tracing import TEXT, Trace, Traced, trace, traced_model
+from numllama.learn.tracing import TEXT, Trace, Traced, tokens_of, trace, traced_model
 from numllama.model.transformer import Transformer
 from numllama.storage.files import write_text
 from numllama.tokenizer import CharTokenizer, Tokenizer
@@ -58,7 +58,7 @@ def trace_run(
         raise ValueError("give either --text or --ids, not both")
     if views.patch is not None and ids is not None:
         raise ValueError("--patch compares with a --text: it does not take --ids")
-    note = ""
+    what = ids if ids is not None else TEXT if text is None else text
     if model is None:
         if tokenizer is not None:
             raise ValueError("the small model has its own tokenizer: --tokenizer needs a MODEL")
@@ -68,6 +68,9 @@ def trace_run(
             if value < 0:
                 raise ValueError(f"{name} is {value}, but must be a whole number that is not negative")
         if steps:
+            untrained = traced_model(seed=0, steps=0)
+            for each in (what, *([] if views.patch is None else [views.patch])):  # what cannot be traced is refused before the training
+                tokens_of(*untrained, each, most=untrained[0].config.max_seq_len + (not any(views)))
             say(f"training the built-in model for {steps} steps")
         note = SMALL.format(f"after {steps} training steps" if steps else "not trained, so what it says is chance")
         pair = traced_model(**small)
@@ -75,8 +78,8 @@ def trace_run(
         if steps is not None or seed is not None:
             raise ValueError("--steps and --seed are for the small model, not for a given MODEL")
         say(f"opening {model}")
+        note = f"The model is {model.resolve().name}."
         pair = opened(model, tokenizer, needed=ids is None, dtype="float32" if any(views) else "float64")
-    what = ids if ids is not None else TEXT if text is None else text
     if any(views):
         reports = view_reports(*pair, what, views, note, say)
     else:
@@ -85,7 +88,7 @@ def trace_run(
         size = sum(t.value.size + t.gradient.size for t in traced.values)
         if size > MOST and (json_path or html_path):
             raise ValueError(f"the trace has {size:,} numbers, but a file may hold at most {MOST:,}: use a shorter text")
-        reports = Reports(partial(as_text, traced), partial(as_json, traced), partial(as_html, traced))
+        reports = Reports(partial(as_text, traced), partial(as_json, traced), partial(as_html, traced, note))
     for path, content in ((json_path, reports.json), (html_path, reports.html)):
         if path is not None:
             say(f"writing {path}")
@@ -146,7 +149,7 @@ def as_json(trace: Trace) -> str:
     return json.dumps(content, ensure_ascii=False)
 
 
-def as_html(trace: Trace) -> str:
+def as_html(trace: Trace, note: str = "") -> str:
     """One HTML page. Scripts show the number at which the reader points; without them the page has its pictures and tables."""
     places = {t.name: f"v{i}" for i, t in enumerate(trace.values)}
     rows = "\n".join(row(t, places[t.name]) for t in trace.values)
@@ -159,7 +162,8 @@ def as_html(trace: Trace) -> str:
     )
     lead = (
         f"{escape(repr(trace.text))}: {len(trace.tokens) - 1} tokens, each of which predicts the next. Loss {trace.loss:.4f} "
-        "nats. In the pictures, red is positive, blue negative and zero without colour; rows are tokens, from top to bottom."
+        "nats. In the pictures, red is positive, blue negative and zero without colour; rows are tokens, from top to bottom. "
+        f"{escape(note)}"
     )
     return page("One text through a model and back", lead, trace.tokens, [
         ("Attention of each head", ATTENTION, attention),

@@ -104,13 +104,21 @@ def test_the_built_in_model_is_trained_before_it_is_read_and_says_so(steps, trai
     monkeypatch.setattr("numllama.learn.trace_report.traced_model", lambda seed, steps: (asked.append(steps), MODEL)[1])
     assert run("--lens", *(["--steps", *steps] if steps else [])) == 0
     out, error = capsys.readouterr()
-    assert asked == [trained] and f"This is the built-in small model, {says}" in out
+    assert asked == [0] * bool(trained) + [trained] and f"This is the built-in small model, {says}" in out
     assert ("training the built-in model" in error) == bool(trained) and "reading the stream after each layer ...\n" in error
+
+
+AFTER_TRAINING = (
+    "the clean text has 19 tokens and the corrupt one 3, but both must have as many",
+    "the model says the same after both texts, 'B': the corrupt text must",
+)
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
+        (["--lens", "--text", "§"], "§"),
+        (["--patch", "§he queen shall sing"], "§"),
         (["--patch", "the"], "the clean text has 19 tokens and the corrupt one 3, but both must have as many"),
         (["--patch", "the king shall sing"], "the model says the same after both texts, 'B': the corrupt text must"),
         (["--patch", "abc", "--ids", 1, 2], "--patch compares with a --text: it does not take --ids"),
@@ -121,7 +129,8 @@ def test_the_built_in_model_is_trained_before_it_is_read_and_says_so(steps, trai
 def test_what_cannot_be_viewed_is_one_sentence(arguments, sentence, capsys, monkeypatch):
     monkeypatch.setattr("numllama.learn.trace_report.traced_model", lambda **_: MODEL)
     assert run(*arguments) == 2
-    assert sentence in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert sentence in error and ("training" in error) == (sentence in AFTER_TRAINING)
 
 
 def test_cells_and_names_are_escaped_and_coloured():

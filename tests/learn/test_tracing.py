@@ -214,7 +214,8 @@ def test_the_command_writes_what_it_prints(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert printed.startswith("'the king': 7 predictions, loss ")
     assert f"loss {json.loads((tmp_path / 't.json').read_text(encoding='utf-8'))['loss']:.4f}" in printed
-    assert "the king" in (tmp_path / "t.html").read_text(encoding="utf-8")
+    html = (tmp_path / "t.html").read_text(encoding="utf-8")
+    assert "the king" in html and "This is the built-in small model, not trained" in html
 
 
 @pytest.fixture(scope="module")
@@ -232,7 +233,8 @@ def folder(tmp_path_factory):
 def test_a_model_of_ones_own_is_traced(folder, by_ids, tmp_path, capsys):
     ids = Tokenizer.load(folder).encode("the king sings")
     what = ["--ids", *ids] if by_ids else ["--text", "the king sings"]
-    assert run(folder, *what, "--json", tmp_path / "t.json") == 0
+    assert run(folder, *what, "--json", tmp_path / "t.json", "--html", tmp_path / "t.html") == 0
+    assert "The model is model." in (tmp_path / "t.html").read_text(encoding="utf-8")
     content = json.loads((tmp_path / "t.json").read_text(encoding="utf-8"))
     loss, grads = nl.load(folder, dtype="float64").loss_and_grads(np.array([ids[:-1]]), np.array([ids[1:]]))
     assert_close(content["loss"], float(loss), rtol=1e-12)
