@@ -68,8 +68,8 @@ def trace_run(
             if value < 0:
                 raise ValueError(f"{name} is {value}, but must be a whole number that is not negative")
         if steps:
-            untrained = traced_model(seed=0, steps=0)
-            for each in (what, *([] if views.patch is None else [views.patch])):  # what cannot be traced is refused before the training
+            untrained = traced_model(seed=0, steps=0)  # refuses what cannot be traced before time is spent on the training
+            for each in (what,) if views.patch is None else (what, views.patch):
                 tokens_of(*untrained, each, most=untrained[0].config.max_seq_len + (not any(views)))
             say(f"training the built-in model for {steps} steps")
         note = SMALL.format(f"after {steps} training steps" if steps else "not trained, so what it says is chance")

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from numllama.checks import check_shape
+from numllama.checks import check_ids, check_shape
 from numllama.data.batches import random_batch
 from numllama.data.synthetic import write_play
 from numllama.errors import shown
@@ -109,6 +109,7 @@ def tokens_of(
     check_shape("the tokens", ids, (None,))
     if not 2 <= len(ids) <= most:
         raise ValueError(f"the text has {len(ids)} token{'s' * (len(ids) != 1)}, but there must be 2 to {most}")
+    check_ids("tokens", ids, model.config.vocab_size)
     names = [token_name(tokenizer, i) for i in ids.tolist()]
     return ids, names, text if isinstance(text, str) else " ".join(map(str, ids.tolist()))
 
