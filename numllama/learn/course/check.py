@@ -49,6 +49,8 @@ class Result:
     mistake : str
         The mistake that gives exactly these numbers, if it is a known one.
     hint : str
+    compared : bool
+        Whether there was an array to compare: a hint is of use then.
     crash : dict, optional
         The exception: ``line``, ``function``, ``error``, ``message``, and ``code``, the text of the line.
     """
@@ -60,6 +62,7 @@ class Result:
     element: Element | None = None
     mistake: str = ""
     hint: str = ""
+    compared: bool = False
     crash: dict[str, Any] | None = None
 
 
@@ -162,8 +165,8 @@ def _checked(exercise: Exercise, run: Run, results: list[Result]) -> Checked:
 def _with_hint(result: Result, exercise: Exercise, step: int) -> Result:
     """A result that is wrong with the hint of a step. A mistake that is to be found has its own."""
     hint = exercise.hints.get("out" if exercise.kind == "forward" and result.name in exercise.outputs else result.name)
-    wrong = result.verdict == "wrong" and hint and exercise.kind != "bug"
-    return replace(result, hint=hint[min(step, len(hint)) - 1] if wrong and hint else "")
+    wanted = result.verdict == "wrong" and result.compared and exercise.kind != "bug"
+    return replace(result, hint=hint[min(step, len(hint)) - 1] if wanted and hint else "")
 
 
 # ------------------------------------------------------------------------------------------------ an op
@@ -263,7 +266,7 @@ def _verdicts(
         verdict, message, element = compare(actual, right)
         if verdict == "wrong" and answer and str(i) in answer.narrow:
             message = f"it is {answer.narrow[str(i)]}, but the inputs are float64"
-        found.append(Result(name, verdict, message=message, element=element))
+        found.append(Result(name, verdict, message=message, element=element, compared=True))
     return found
 
 

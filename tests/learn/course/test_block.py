@@ -44,20 +44,20 @@ def test_each_gradient_earns_its_point_on_its_own(no_process):  # noqa: F811
         assert (found["outcome"], found["points"]) == ("blank", 1)
 
 
-@pytest.mark.parametrize("body, verdict, message", [
-    ("return d.swiglu", "crashed", "AttributeError: d has no 'swiglu': it has after_ffn"),
-    ("return d.after_ffn[0]", "wrong", "its shape is (5, 12), but must be (2, 5, 12)"),
-    ("d.after_ffn[0] = 1; return d.after_ffn", "wrong", "d_ffn_out writes into after_ffn of d: work on a copy"),
-    ("return None", "wrong", "it is a NoneType"),
-    ("return d.after_ffn, 1", "wrong", "returns 2 results, but must return d_ffn_out"),
+@pytest.mark.parametrize("body, verdict, message, hint", [
+    ("return d.swiglu", "crashed", "AttributeError: d has no 'swiglu': it has after_ffn", False),
+    ("return d.after_ffn[0]", "wrong", "its shape is (5, 12), but must be (2, 5, 12)", True),
+    ("d.after_ffn[0] = 1; return d.after_ffn", "wrong", "d_ffn_out writes into after_ffn of d: work on a copy", False),
+    ("return None", "wrong", "it is a NoneType", True),
+    ("return d.after_ffn, 1", "wrong", "returns 2 results, but must return d_ffn_out", False),
 ])  # fmt: skip
-def test_a_gradient_that_is_wrong_says_why_and_costs_no_other(no_process, body, verdict, message):  # noqa: F811
+def test_a_gradient_that_is_wrong_says_why_and_costs_no_other(no_process, body, verdict, message, hint):  # noqa: F811
     text = solved("block").replace("return d.after_ffn\n", body + "\n", 1)
     found = check_text("block", text)
     wrong = [each for each in found["results"] if each["verdict"] != "right"]
     assert [each["name"] for each in wrong] == ["d_ffn_out"] and found["points"] == len(BLOCK_HINTS) - 1
     assert wrong[0]["verdict"] == verdict and message in wrong[0]["message"]
-    assert (wrong[0]["hint"] or {}).get("text") == (None if verdict == "crashed" else BLOCK_HINTS["d_ffn_out"][0])
+    assert (wrong[0]["hint"] or {}).get("text") == (BLOCK_HINTS["d_ffn_out"][0] if hint else None)
 
 
 def test_a_gradient_is_not_given_itself_or_what_comes_after_it(no_process):  # noqa: F811
