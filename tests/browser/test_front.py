@@ -54,6 +54,21 @@ def test_the_first_screen_holds_the_picture_and_the_doors(visit):
     assert tab.locator(".door").count() == 3
 
 
+def test_no_letter_of_a_bar_is_cut(visit):
+    tab = visit("index.html", width=390, height=844)
+    slide(tab, 8)
+    shown, cut = tab.evaluate("""() => {
+      const letters = [...document.querySelectorAll(".living .next i")].filter(bar => bar.textContent).map(bar => {
+        const range = document.createRange();
+        range.selectNodeContents(bar);
+        const letter = range.getBoundingClientRect(), {right, top, bottom} = bar.getBoundingClientRect();
+        return letter.top >= bottom - 1 ? "hidden" : letter.right <= right && letter.top >= top - 1 ? "shown" : "cut";
+      });
+      return ["shown", "cut"].map(state => letters.filter(each => each === state).length);
+    }""")
+    assert shown > 10 and cut == 0
+
+
 def test_the_slider_moves_the_picture_forward_and_back(visit):
     tab = visit("index.html")
     slide(tab, 0)
