@@ -128,6 +128,8 @@ ROWS: dict[str, Rows] = {
          lambda text, n_merges: learned(words_of(text), n_merges, overlaps=False)),
         ("merges are the most frequent pairs of the bytes: merge the first one, and count again.",
          lambda text, n_merges: learned(words_of(text), n_merges, recount=False)),
+        ("merges are one pair again and again: merge it in the words before the next count.",
+         lambda text, n_merges: learned(words_of(text), n_merges, most=0)),
         ("merges replace a pair once in each word: replace it wherever it occurs.",
          lambda text, n_merges: learned(words_of(text), n_merges, most=1)),
         ("merges number new tokens from 257 on: merge 0 makes token 256.",

@@ -91,6 +91,21 @@ def not_put_back(x, rules):
     return np.cumsum(p) - p < rules["top_p"]
 
 
+def above_k(x, rules):
+    """True for tokens that are likelier than the one at place k."""
+    return x > np.sort(x)[-min(rules["top_k"], len(x))]
+
+
+def short_top_k(x, rules):
+    """A top-k without the token at place k."""
+    return x if rules["top_k"] is None else np.where(above_k(x, rules), x, HIDDEN)
+
+
+def short_top_p(x, rules):
+    """A top-p without the token that reaches P."""
+    return by_top_p(x, rules, before=-1)
+
+
 TOP_K, TOP_P, MIN_P = ((by_temperature, rule) for rule in (by_top_k, by_top_p, by_min_p))
 ROWS: dict[str, Rows] = {
     "temperature": [
@@ -111,8 +126,7 @@ ROWS: dict[str, Rows] = {
         ("top_k keeps exactly k tokens: those that equal the last of them are kept too.", kept(exactly_k)),
         ("top_k keeps one token too many: the bound is element -k of the sorted logits.",
          applied(by_temperature, lambda x, rules: by_top_k(x, rules, 1))),
-        ("top_k drops the token at place k: keep what is at least as large as its logit.",
-         kept(lambda x, rules: x > np.sort(x)[-min(rules["top_k"], len(x))])),
+        ("top_k drops the token at place k: keep what is at least as large as its logit.", kept(above_k)),
         ("top_k keeps the least likely tokens.", kept(lambda x, rules: x <= np.sort(x)[min(rules["top_k"], len(x)) - 1])),
         ("top_k sets logits to 0: a token with the logit 0 can be drawn, and only -inf gives the probability 0.",
          kept(lambda x, rules: x >= np.sort(x)[-min(rules["top_k"], len(x))], 0.0)),
@@ -122,7 +136,7 @@ ROWS: dict[str, Rows] = {
     ],
     "top_p": [
         ("top_p drops the token that reaches P: the sum of what is kept must be at least P.",
-         applied(by_temperature, lambda x, rules: by_top_p(x, rules, before=-1))),
+         applied(by_temperature, short_top_p)),
         ("top_p keeps one token too many: stop once the sum has reached P.",
          applied(by_temperature, lambda x, rules: by_top_p(x, rules, before=1))),
         ("top_p adds up from the least likely token: begin with the likeliest.", kept(from_below)),
@@ -169,6 +183,10 @@ ROWS: dict[str, Rows] = {
         ("all lacks top-p.", applied(by_temperature, by_top_k, by_min_p)),
         ("all lacks min-p.", applied(by_temperature, by_top_k, by_top_p)),
         ("all lacks temperature.", applied(by_top_k, by_top_p, by_min_p)),
+        ("all has a top-k that drops the token at place k: keep what is at least as large as its logit.",
+         applied(by_temperature, short_top_k, by_top_p, by_min_p)),
+        ("all has a top-p that drops the token that reaches P: the sum of what is kept must be at least P.",
+         applied(by_temperature, by_top_k, short_top_p, by_min_p)),
         ("all leaves probabilities that do not sum to 1: divide by what is left, or take softmax at the end.", unscaled(*ORDER)),
     ],
 }  # fmt: skip

@@ -60,6 +60,28 @@ ADAMW = [
     """, "adamw_step"),
 ]
 SAMPLING = [
+    Code("sampling", {"top_k": "drops the token at place k", "all": "has a top-k that drops the token at place k"}, """
+        x = logits / temperature
+        if top_k is not None:
+            x = np.where(x > np.sort(x)[-min(top_k, len(x))], x, -np.inf)
+        p = softmax(x)
+        if top_p is not None:
+            order = np.argsort(-p, kind="stable")
+            x[order[np.cumsum(p[order]) - p[order] >= top_p]] = -np.inf
+        p = softmax(x)
+        return softmax(np.where(p < (min_p or 0) * p.max(), -np.inf, x))
+    """, "next_distribution"),
+    Code("sampling", {"top_p": "drops the token that reaches P", "all": "has a top-p that drops the token that reaches P"}, """
+        x = logits / temperature
+        if top_k is not None:
+            x = np.where(x >= np.sort(x)[-min(top_k, len(x))], x, -np.inf)
+        p = softmax(x)
+        if top_p is not None:
+            order = np.argsort(-p, kind="stable")
+            x[order[1:][np.cumsum(p[order])[1:] >= top_p]] = -np.inf
+        p = softmax(x)
+        return softmax(np.where(p < (min_p or 0) * p.max(), -np.inf, x))
+    """, "next_distribution"),
     Code("sampling", {"top_k": "keeps exactly k tokens", "top_p": "drops the token that reaches P", "all": None}, """
         x = logits / temperature
         order = np.argsort(-x, kind="stable")
@@ -234,6 +256,19 @@ def learning(says, words="Counter(tuple(word.encode()) for word in text.split())
 
 
 BPE = [
+    Code("bpe", {"merges": "one pair again and again"}, """
+        words, merges = Counter(tuple(word.encode()) for word in text.split()), []
+        spelling = {byte: bytes([byte]) for byte in range(256)}
+        for new in range(256, 256 + n_merges):
+            counts = Counter()
+            for word, times in words.items():
+                for pair in pairwise(word):
+                    counts[pair] += times
+            if not counts:
+                break
+            merges.append(max(counts, key=lambda pair: (counts[pair], spelling[pair[0]], spelling[pair[1]])))
+        return merges
+    """, "learn_merges"),
     learning("take the first of several pairs", best="max(counts, key=counts.get)"),
     learning("the pair that sorts first", best="min(counts, key=lambda p: (-counts[p], spelling[p[0]], spelling[p[1]]))"),
     learning("compare the numbers of tokens", best="max(counts, key=lambda p: (counts[p], p))"),
