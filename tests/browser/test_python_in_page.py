@@ -69,7 +69,7 @@ def reader(browser):
     """Opens pages; in the end, the console has no errors and no request has gone to another host."""
     context, found = browser.new_context(), []
 
-    def go(address, page=PAGE, size=(1280, 900), scheme="light"):
+    def go(address, page=PAGE, size=(1280, 900), scheme="light", ready=".python-bar"):
         tab = context.new_page()
         tab.set_viewport_size(dict(zip(("width", "height"), size, strict=True)))
         tab.emulate_media(color_scheme=scheme)
@@ -77,7 +77,7 @@ def reader(browser):
         tab.on("pageerror", lambda error: found.append(f"script: {error}"))
         context.on("request", lambda request: found.append(request.url) if not at_home(request.url, address) else None)
         tab.goto(address + page, wait_until="load")
-        tab.wait_for_selector(".python-bar")
+        tab.wait_for_selector(ready)
         return tab
 
     yield go
@@ -168,8 +168,9 @@ def test_what_never_ends_is_stopped_by_a_button_and_by_itself_and_python_starts_
 # ------------------------------------------------------------------------------------------------ with NumPy
 
 
-def test_a_student_gets_from_the_list_to_a_right_backward(reader, with_numpy):
-    tab = reader(with_numpy, "exercises.html")
+def test_a_student_gets_from_the_front_page_to_a_right_backward(reader, with_numpy):
+    tab = reader(with_numpy, "index.html", ready=".doors")
+    tab.locator(".bd-header").get_by_role("link", name="Exercises").click()
     row = tab.locator(".exercises-in-page li[data-exercise=rmsnorm]")
     right = row.bounding_box()["width"] - 10                           # all of the row is the link
     row.click(position={"x": right, "y": 10})

@@ -87,18 +87,22 @@ def test_what_the_book_shows_is_of_these_rungs_and_teaches_what_the_page_says():
     path = EXAMPLES.parent / "docs" / "chapters" / "ladder.json"
     if not path.exists():
         pytest.skip("tests without the documents")
-    kept, losses = json.loads(path.read_text(encoding="utf-8")), {}
+    kept, seeds = json.loads(path.read_text(encoding="utf-8")), {}
     for rung in kept["rungs"]:
         assert dict(rung, runs=[]) == example("llamafy").about(rungs()[rung["name"]][0], V)
-        assert [run["seed"] for run in rung["runs"]] == list(range(len(rung["runs"])))
+        assert [run["seed"] for run in rung["runs"]] == [0, 1, 2]
         assert {run["curve"][-1][0] for run in rung["runs"]} == {kept["settings"]["steps"]}
-        losses[rung["name"]] = np.mean([run["validation_loss"] for run in rung["runs"]])
-    assert list(losses) == NAMES
+        seeds[rung["name"]] = np.array([run["validation_loss"] for run in rung["runs"]])
+    assert list(seeds) == NAMES
+    losses = {name: each.mean() for name, each in seeds.items()}
     assert losses["rnn"] < min(losses[name] for name in ("head", "heads", "block", "gpt2"))
     assert losses["heads"] - losses["block"] > 0.4
     gains = {name: losses[below] - losses[name] for below, name in pairwise(NAMES[NAMES.index("gpt2") :])}
     assert max(gains, key=gains.get) == "rope"
-    assert max(losses[name] for name in ("swiglu", "gqa", "qk-norm")) < losses["rnn"]
+    level = [losses[name] - losses["rnn"] for name in ("rope", "swiglu", "gqa")]
+    assert max(np.abs(level)) < 0.01 < min(np.ptp(seeds[name]) for name in ("rope", "swiglu", "gqa"))
+    assert seeds["qk-norm"].max() < seeds["rnn"].min()
+    assert [bool(each) for each in seeds["rope"] < seeds["swiglu"]][:2] == [False, True]
 
 
 # ------------------------------------------------------------------------------------------------ gradients

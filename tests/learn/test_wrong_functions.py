@@ -14,6 +14,7 @@ from numllama.learn.course.naming import block_values
 from numllama.learn.course.table import BLOCK, FUNCTIONS
 from numllama.learn.exercises import check_text
 from numllama.learn.wrong_answers import PLAIN_ROWS, block, explain_calls, is_alike
+from numllama.learn.wrong_answers.explain import CLOSE, is_same
 from numllama.learn.wrong_answers.table import parameters
 
 EXERCISES = FUNCTIONS | {"block": BLOCK}
@@ -91,3 +92,10 @@ def test_a_mistake_beside_another_one_is_named_if_it_gives_most_of_the_numbers()
     other = [(values, np.zeros(1)) for values, _ in calls_of("bpe", "ids")[2:]]
     assert explain_calls("bpe", "ids", [*calls, *other[:2]]) == "ids are the bytes: no merge is applied."
     assert explain_calls("bpe", "ids", [*calls, *other[:3]]) == ""
+
+
+def test_numbers_that_are_infinite_equal_no_others():
+    infinite = np.array([1.0, np.inf])
+    assert is_alike(infinite, infinite.copy()) and not is_alike(infinite, np.array([1.0, -np.inf]))
+    assert not is_alike(np.array([1.0, 2.0]), infinite) and not is_alike(np.array([2.0, np.inf]), infinite)
+    assert not is_same(np.array([1.0, 2.0]), infinite, CLOSE)

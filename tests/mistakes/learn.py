@@ -29,6 +29,16 @@ MISTAKES = [
         "learn/course/test_block.py::test_a_gradient_is_not_given_itself_or_what_comes_after_it",
     ),
     Mistake(
+        "a mistake to find that is told by the check",
+        "learn/course/naming.py", 'if exercise.kind == "bug" and is_alike(', "if False and is_alike(",
+        "learn/test_wrong_repairs.py::test_the_planted_mistake_is_not_told_but_said_to_be_there[1]",
+    ),
+    Mistake(
+        "infinite numbers that equal any others",
+        "learn/wrong_answers/explain.py", "tolerance * np.linalg.norm(wrong) < np.inf)", "tolerance * np.linalg.norm(wrong))",
+        "learn/test_wrong_functions.py::test_numbers_that_are_infinite_equal_no_others",
+    ),
+    Mistake(
         "a plain function that is right as soon as it is right in one case",
         "learn/course/check.py", 'key=lambda each: each[0].verdict == "right")', 'key=lambda each: each[0].verdict != "right")',
         "learn/course/test_functions.py::test_a_verdict_says_in_which_case_and_a_result_counts_only_if_all_cases_are_right",
