@@ -10,7 +10,6 @@ order       the same: SwiGLU before RoPE
 quarter     the same: some rungs with a quarter of the parameters
 short       the same: windows of 64 characters
 quantise    Quantisation: one kind of matrix at a time; SmolLM2 in fewer bits
-scaling     Scaling laws: 6000 steps of some sizes
 smollm2     Reading a model: another gain in the lens, single heads, other facts
 
 All of it takes an hour on two cores. `quantise` and `smollm2` need the packages that docs/chapters/reading_a_model.md names.
@@ -238,23 +237,6 @@ def quantise(data: nl.Dataset) -> dict[str, Any]:
     return found
 
 
-# ------------------------------------------------------------------------------------------------ scaling laws
-
-
-def scaling(data: nl.Dataset) -> dict[str, Any]:
-    import scaling_laws as laws
-
-    settings = nl.TrainConfig(
-        steps=6000, batch_size=laws.BATCH_SIZE, lr=laws.LEARNING_RATE, min_lr=laws.LEARNING_RATE, compute_dtype="float32",
-        warmup_steps=50, eval_every=6000, eval_batches=1,
-    )  # fmt: skip
-    found: dict[str, Any] = {"training characters": len(data.train), "runs": []}
-    for dim, layers in (laws.SIZES[0], laws.SIZES[3], laws.SIZES[5]):
-        found["runs"].append(laws.train(dim, layers, data, settings, "cpu"))
-        show(found["runs"][-1])
-    return found
-
-
 # ------------------------------------------------------------------------------------------------ reading a model
 
 FACTS = {  # the texts, and the answers that are compared
@@ -321,7 +303,7 @@ def fact(model: nl.Transformer, tokenizer: Any, clean: str, corrupt: str, answer
 # ------------------------------------------------------------------------------------------------ all
 
 
-MEASURES = {each.__name__: each for each in (breaks, experts, gru, order, quarter, short, quantise, scaling, smollm2)}
+MEASURES = {each.__name__: each for each in (breaks, experts, gru, order, quarter, short, quantise, smollm2)}
 
 
 def show(value: Any) -> None:
