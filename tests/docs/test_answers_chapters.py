@@ -734,9 +734,9 @@ def test_short_windows_and_few_parameters_on_the_ladder(measured, ladder):
          f"{gains['qk-norm']:.3f} and not {gains['rnn']:.3f}")  # fmt: skip
     says("ladder", 2, f"end at {quarter['rope']:.3f} and {quarter['qk-norm']:.3f}", f"recurrent network at {quarter['rnn']:.3f}",
          f"{quarter['block']:.3f} for `block` and {quarter['gpt2']:.3f} for `gpt2`")  # fmt: skip
-    assert ["qk-norm", "rope", "rnn", "block", "gpt2"] == sorted(quarter, key=quarter.get)
+    assert sorted(quarter, key=quarter.get) == ["qk-norm", "rope", "rnn", "block", "gpt2"]
     loss = {name: quarter[name] - ladder[name] for name in quarter}
-    assert max(loss, key=loss.get) == "gpt2" and 256 * 48 / 115_000 == pytest.approx(0.1, abs=0.01)
+    assert max(loss, key=loss.get) == "gpt2" and 0.09 < 256 * 48 / 115_000 < 0.11
 
 
 def test_swiglu_before_rope(measured, ladder):
