@@ -248,7 +248,9 @@ on_linux = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="find
 
 
 @on_linux
-@pytest.mark.parametrize("kind", ["unread", "worker", "disk", "moment", "hang up", "tee"])
+@pytest.mark.parametrize("kind", [
+    "worker", "disk", "moment", *(pytest.param(each, marks=pytest.mark.thorough) for each in ("unread", "hang up", "tee")),
+])  # fmt: skip
 def test_whatever_happens_to_a_run_it_comes_to_the_same_end(tmp_path, expected_end, kind):
     run = Run(tmp_path, "disturbed", processes_after=-1.0 if kind == "worker" else 1e9, steps=40, eval_every=3)
     disturb(kind, run, random.Random(kind))

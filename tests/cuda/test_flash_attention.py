@@ -98,7 +98,10 @@ def test_heads_of_other_sizes_are_read_where_they_lie(D, dtype):
     check([*draw(H=2, K=1, T=T, S=S, D=D), *random_intervals(1, T, S)], np.dtype(dtype))
 
 
-@pytest.mark.parametrize(("D", "dtype"), [(2, "bfloat16"), (30, "float32"), (46, "float16"), (79, "bfloat16"), (90, "bfloat16")])
+@pytest.mark.parametrize(("D", "dtype"), [
+    (2, "bfloat16"), (30, "float32"),
+    *(pytest.param(*each, marks=pytest.mark.thorough) for each in ((46, "float16"), (79, "bfloat16"), (90, "bfloat16"))),
+])  # fmt: skip
 def test_heads_that_are_no_multiple_of_16_bytes_are_padded(D, dtype):
     T, S = 34, 35
     check([*draw(B=2, T=T, S=S, D=D), *random_intervals(2, T, S)], np.dtype(dtype))
@@ -131,7 +134,9 @@ def test_every_tiling_fits_where_it_is_used(gpu):
     assert most[86, 128, "bfloat16"] == (80 * 1024, 84 * 1024 + 256)
 
 
-@pytest.mark.parametrize(("blocks", "splits"), [(1, 1), (3, 2), (6, 3), (100, 4)])
+@pytest.mark.parametrize(("blocks", "splits"), [
+    (1, 1), (3, 2), *(pytest.param(*each, marks=pytest.mark.thorough) for each in ((6, 3), (100, 4))),
+])  # fmt: skip
 @pytest.mark.parametrize("dtype", [pytest.param(FLOAT32, marks=pytest.mark.thorough), BFLOAT16], ids=str)
 def test_blocks_that_share_the_keys_in_any_number(blocks, splits, dtype, monkeypatch):
     """Some intervals skip tiles, so that a block's sums begin late, and some blocks have nothing of a query at all."""
@@ -179,7 +184,7 @@ INTERVALS = {
 }
 
 
-@pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16], ids=str)
+@pytest.mark.parametrize("dtype", [pytest.param(FLOAT32, marks=pytest.mark.thorough), BFLOAT16], ids=str)
 @pytest.mark.parametrize("name", INTERVALS)
 def test_intervals(name, dtype):
     check([*draw(T=T, S=T), *INTERVALS[name]], dtype)
@@ -319,6 +324,7 @@ def test_intervals_in_other_integers_are_converted(gpu, dtype):
 # ------------------------------------------------------------------------------------------------ would a mistake be found?
 
 
+@pytest.mark.thorough
 def test_the_launcher_and_the_kernels_agree_on_how_work_is_cut(tmp_path, monkeypatch):
     """Less shared memory than the kernels use is an error of the emulator's, and so would be a step or tile of another size."""
     run = launch.launch

@@ -161,6 +161,7 @@ def test_a_rung_sees_no_later_token_and_all_but_the_bigram_see_earlier_ones(name
 # ------------------------------------------------------------------------------------------------ the command line
 
 
+@pytest.mark.thorough
 def test_the_ladder_prints_a_true_table_and_keeps_all_results(tmp_path, monkeypatch, capsys, play):
     args = ("--data", play, "--out", tmp_path, "--steps", 2, "--seeds", 0, 5, "--rungs", "gqa", "rnn", "bigram")
     run(monkeypatch, "llamafy", *args)

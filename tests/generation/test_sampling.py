@@ -115,9 +115,9 @@ def test_of_equals_greed_takes_the_first():
 
 @pytest.mark.parametrize(("settings", "V"), [
     (dict(), 40),
-    (dict(temperature=0.6, top_k=8), 40),
-    (dict(temperature=1.7, top_p=0.5), 8),
-    (dict(min_p=0.2), 8),
+    *(pytest.param(*each, marks=pytest.mark.thorough) for each in (
+        (dict(temperature=0.6, top_k=8), 40), (dict(temperature=1.7, top_p=0.5), 8), (dict(min_p=0.2), 8),
+    )),
     (dict(temperature=2.0, top_k=30, top_p=0.8, min_p=0.05, repetition_penalty=1.5), 40),
 ])  # fmt: skip
 def test_200_000_samples_follow_the_distribution(settings, V):

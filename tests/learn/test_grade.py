@@ -690,6 +690,7 @@ def test_all_is_each_configuration_and_each_is_graded_once():
     assert chosen(["all"]) == tuple(STANDARD) and chosen(["gqa", "mha", "gqa"]) == ("gqa", "mha") and chosen([]) == PLAIN
 
 
+@pytest.mark.thorough
 def test_short_names_of_gains_and_their_gradients_mean_the_gain(graded):
     text = returning("return {'d_blocks.0.ffn_norm': np.zeros(16), 'd_blocks.0.attn_norm': np.zeros(16)}")
     lost = whys(graded(text))

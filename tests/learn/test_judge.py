@@ -38,7 +38,7 @@ def test_there_are_enough_fakes_and_each_case_is_needed():
     assert {fake.case for fake in FAKES} == set(CASES)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("op", kernels.OPS)
 def test_a_right_kernel_passes(op, dtype):
     verdict = nl.judge(op, kernels.pair(op), seed=SEED, dtype=dtype)
@@ -63,7 +63,9 @@ def test_the_packages_own_ops_pass(op, dtype, monkeypatch):
 # ------------------------------------------------------------------------------------------------ bounds
 
 
-@pytest.mark.parametrize(("dtype", "most"), [("float32", 1e-3), ("float16", 0.2), ("bfloat16", 0.5)])
+@pytest.mark.parametrize(("dtype", "most"), [
+    ("float32", 1e-3), pytest.param("float16", 0.2, marks=pytest.mark.thorough), ("bfloat16", 0.5),
+])  # fmt: skip
 @pytest.mark.parametrize("op", [op for op in JUDGED if op != "mixture_of_experts"])
 def test_bounds_are_far_below_the_results(op, dtype, most):
     for name, expected in expected_of(op, "plain", dtype).items():

@@ -149,6 +149,7 @@ def test_a_part_of_the_numbers_is_enough(part):
     assert first.what == "Each tensor is clipped by its own norm."
 
 
+@pytest.mark.thorough
 def test_two_mistakes_are_found_together():
     pair = [BY_SENTENCE[what] for what in ("Gradients are not clipped.", "Weights do not decay.")]
     first, *_ = explain(reference("gqa"), simulated("gqa", pair), "float64")
