@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 import numllama as nl
+from numllama.interop.load import load_tokenizer
 from numllama.model.parameters import copied_parameters
 
 Rounding = Callable[[np.ndarray], np.ndarray]
@@ -66,7 +67,7 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, nargs="+", default=[16, 32])
     parser.add_argument("--tokens", type=int, default=16384)
     args = parser.parse_args()
-    model, tokenizer = nl.load(args.model), nl.Tokenizer.load(args.model)
+    model, tokenizer = nl.load(args.model), load_tokenizer(Path(args.model))
     tokens = np.array(tokenizer.encode(args.text.read_text(encoding="utf-8"))[: args.tokens + 1])
     wide = {name: value.shape[-1] for name, value in model.params.items() if value.ndim == 2}
     blocks = [block for block in args.blocks if not any(columns % block for columns in wide.values())]
