@@ -96,7 +96,7 @@ def test_each_question_has_its_answer_and_no_answer_is_without_a_question(name):
 @pytest.mark.parametrize("name", ASKING)
 def test_the_questions_and_their_answers_lead_to_one_another(name):
     link = f"[the answers](../answers_chapters.md#{slug(TITLES[name])})"
-    assert ASKING[name].rstrip().endswith(f"\n\nOnce you have tried: {link}.")
+    assert ASKING[name].rstrip().endswith(f"\n\nAfter you have tried: {link}.")
     assert SECTIONS[TITLES[name]].startswith(f"\nThe [questions]({name}.md#exercises).\n\n")
 
 
