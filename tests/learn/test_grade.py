@@ -192,12 +192,13 @@ def test_another_layout_is_no_fault_and_a_note_says_so(graded):
     assert whys(result) == {} and result.notes == ["d_w_down: transposed (a layout, not a fault)"]
 
 
+@pytest.mark.thorough
 def test_numbers_in_float16_are_named(graded):
     lost = whys(graded(changed(("    return v | g\n", "    return {n: np.float16(d) for n, d in (v | g).items()}\n"))))
     assert re.fullmatch(r".* \(it is float16: return float32 or float64\)", lost["attn_norm"])
 
 
-@pytest.mark.parametrize("number", ["0.0", "np.nan", "np.inf"])
+@pytest.mark.parametrize("number", ["0.0", *(pytest.param(each, marks=pytest.mark.thorough) for each in ("np.nan", "np.inf"))])
 def test_nothing_is_earned_by_numbers_from_which_anything_follows(graded, number):
     result = graded(RIGHT + f"""
 

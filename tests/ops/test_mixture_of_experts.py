@@ -146,8 +146,10 @@ def test_a_load_that_is_balanced_costs_k_and_one_that_is_not_costs_more(xp):
 # ------------------------------------------------------------------------------------------------ the mixture
 
 
-@SCORES
-@NORMALISED
+@pytest.mark.parametrize("score, normalise", [
+    ("softmax", True), ("sigmoid", False),
+    *(pytest.param(*each, marks=pytest.mark.thorough) for each in (("softmax", False), ("sigmoid", True))),
+])  # fmt: skip
 @given(SIZES, SIZES, SIZES, SIZES, RNGS, st.data())
 def test_gradients(xp, score, normalise, N, E, C, F, rng, data):
     k = data.draw(st.integers(1, E))
