@@ -3,17 +3,18 @@
 from collections import Counter
 
 import pytest
-from learn.classroom import no_process, solved  # noqa: F401 - a fixture
+from learn.classroom import no_process  # noqa: F401 - a fixture
 from learn.wrong_code.bugs import REPAIRS, STILL
 
 from numllama.learn.course.bugs import BUGS
+from numllama.learn.course.files import mistaken_text
+from numllama.learn.course.table import find_exercise
 from numllama.learn.exercises import check_text
 
 
 def planted(number):
     """The code of a mistake to find."""
-    bug = BUGS[number - 1]
-    return solved(bug.base).replace(bug.right, bug.wrong)
+    return mistaken_text(find_exercise(f"bug_{number:02}"))
 
 
 def wrong_results(number, text):

@@ -132,10 +132,9 @@ def exercise_text(name: str, blank: str = "backward", folder: Path = FOLDER) -> 
     if exercise.kind == "capstone":
         return TEMPLATE.replace("numllama grade FILE", check)
     if exercise.kind == "bug":
-        bug = bug_of(exercise)
-        symptom = textwrap.indent(symptom_of(bug, solved_text(bug.base).replace(bug.right, bug.wrong)), "    ")
-        head = HEAD_BUG.format(story=bug.story, symptom=symptom, check=check)
-        return head + _mistaken(exercise)
+        bug, code = bug_of(exercise), mistaken_text(exercise)
+        symptom = textwrap.indent(symptom_of(bug, code), "    ")
+        return HEAD_BUG.format(story=bug.story, symptom=symptom, check=check) + code
     if exercise.kind == "block":
         return HEAD_BLOCK.format(check=check) + _body(exercise, "d_") + _tests(exercise)
     if exercise.kind == "function":
@@ -154,15 +153,19 @@ def solved_text(name: str) -> str:
     return _after_docstring(exercise) if exercise.kind == "function" else _body(exercise, "") + _tests(exercise)
 
 
+def mistaken_text(exercise: Exercise) -> str:
+    """What follows the docstring of a mistake to find."""
+    bug = bug_of(exercise)
+    return solved_text(exercise.name).replace(bug.right, bug.wrong)
+
+
 def solution_text(name: str) -> str:
     """What the library has in the place of the blank; of a bug, the line that is wrong and the right one."""
     exercise = find_exercise(name)
     if exercise.kind == "capstone":
         return "The solution is numllama/learn/plain_llama.py, built from the ops in numllama/ops."
     if exercise.kind == "bug":
-        bug = bug_of(exercise)
-        lines = solved_text(bug.base).splitlines()
-        wrong = solved_text(bug.base).replace(bug.right, bug.wrong).splitlines()
+        lines, wrong = solved_text(name).splitlines(), mistaken_text(exercise).splitlines()
         changed = [f"- {line}" for line in wrong if line not in lines] + [f"+ {line}" for line in lines if line not in wrong]
         return "\n".join(changed)
     tree, lines = _parsed(exercise.base)
@@ -173,12 +176,7 @@ def solution_text(name: str) -> str:
 
 def is_blank(text: str, exercise: Exercise) -> bool:
     """Whether a file has a blank; of a mistake to find, whether its code is still as it was written."""
-    return text.endswith(_mistaken(exercise)) if exercise.kind == "bug" else BLANK in text
-
-
-def _mistaken(exercise: Exercise) -> str:
-    """What follows the docstring of a mistake to find."""
-    return _body(exercise, "", bug_of(exercise)) + _tests(exercise)
+    return text.endswith(mistaken_text(exercise)) if exercise.kind == "bug" else BLANK in text
 
 
 def bug_of(exercise: Exercise) -> Bug:
@@ -205,7 +203,7 @@ def _after_docstring(exercise: Exercise, blank: bool = False) -> str:
     return "\n".join(lines[tree.body[0].end_lineno or 0 :]) + "\n"
 
 
-def _body(exercise: Exercise, blank: str, bug: Bug | None = None) -> str:
+def _body(exercise: Exercise, blank: str) -> str:
     """The source with the functions of a name blank: all that begin with "d_"; or one, without its parts."""
     tree, lines = _parsed(exercise.base)
     imports, rest, end = ["import numpy as np", "from numllama import ops"], [], tree.body[0].end_lineno or 0
@@ -232,8 +230,7 @@ def _body(exercise: Exercise, blank: str, bug: Bug | None = None) -> str:
     for each in dict.fromkeys(imports):
         groups[2 if "numllama" in each else 1 if "numpy" in each else 0].append(each)
     head = "\n\n".join("\n".join(sorted(group, key=_imported)) for group in groups if group)
-    text = "\n".join(["", head, *rest]) + "\n"
-    return text.replace(bug.right, bug.wrong) if bug else text
+    return "\n".join(["", head, *rest]) + "\n"
 
 
 def _imported(line: str) -> tuple[bool, str]:

@@ -9,7 +9,8 @@ import numpy as np
 from numllama import ops
 from numllama.learn.course import block
 from numllama.learn.course.examples import as_tuple, cotangent, example
-from numllama.learn.course.files import bug_of, solved_text
+from numllama.learn.course.files import mistaken_text
+from numllama.learn.course.symptoms import functions_of
 from numllama.learn.course.table import Exercise, find_exercise
 
 STILL = "{} has the numbers that the planted mistake gives: it is still there."
@@ -60,13 +61,8 @@ def block_values() -> tuple[list[Any], Any, Any, list[str]]:
     return args, values, block.block_backward(rng.standard_normal((2, 5, C)), values, args[1]), list(find_exercise("block").hints)
 
 
-@cache
 def _planted_functions(name: str) -> dict[str, Any]:
-    """The functions of a file with its mistake."""
-    bug, names = bug_of(find_exercise(name)), {"__name__": "planted"}
-    text = solved_text(bug.base).replace(bug.right, bug.wrong)
-    exec(compile(text, "planted", "exec"), names)  # the package's own source, with one of its own mistakes
-    return names
+    return functions_of(mistaken_text(find_exercise(name)))
 
 
 @cache

@@ -21,8 +21,7 @@ NAMES = ("attn_gain", "wq", "wk", "wv", "wo", "ffn_gain", "w_gate", "w_up", "w_d
 @cache
 def symptom_of(bug: Bug, text: str) -> str:
     """What a file with the mistake does, in a few lines."""
-    names: dict[str, Any] = {"__name__": "mistaken"}
-    exec(compile(text, "mistaken", "exec"), names)  # the package's own source, with one of its own mistakes
+    names = functions_of(text)
     if bug.symptom == "training":
         wrong = losses(names["block_forward"], names["block_backward"])
         rows = [("step", STEPS), ("loss", wrong), ("without it", right_losses())]
@@ -36,6 +35,14 @@ def symptom_of(bug: Bug, text: str) -> str:
     place = f"[{', '.join(map(str, index))}]" if index else ""
     found = f"out{place} is {out[index]:.6g}, and another implementation gives {expected[index]:.6g}"
     return textwrap.fill(f"{bug.base}_forward of {given}:", 110) + f"\n{found}"
+
+
+@cache
+def functions_of(text: str) -> dict[str, Any]:
+    """What a file with a mistake defines."""
+    names: dict[str, Any] = {"__name__": "mistaken"}
+    exec(compile(text, "mistaken", "exec"), names)  # the package's own source, with one of its own mistakes
+    return names
 
 
 def _error_of(test: Any) -> str:

@@ -187,15 +187,15 @@ def one_map(name: str, out: str, weight: str) -> Rows:
     ]  # fmt: skip
 
 
-def branch(name: str, total: str, stream: str, own: str) -> Rows:
+def branch(name: str, out: str, stream: str, own: str) -> Rows:
     """Of what is added to the stream."""
     return [
-        (f"{name} is half of d.{total}: a sum hands its gradient on to both terms, whole.", lambda d: d[total] / 2),
-        (f"{name} is multiplied by a.{stream}: that is of a product, and this is a sum.", lambda d, a: d[total] * a[stream]),
-        (f"{name} is multiplied by a.{own}: the derivative of a sum by a term is 1.", lambda d, a: d[total] * a[own]),
+        (f"{name} is half of d.{out}: a sum hands its gradient on to both terms, whole.", lambda d: d[out] / 2),
+        (f"{name} is multiplied by a.{stream}: that is of a product, and this is a sum.", lambda d, a: d[out] * a[stream]),
+        (f"{name} is multiplied by a.{own}: the derivative of a sum by a term is 1.", lambda d, a: d[out] * a[own]),
         (f"{name} is a.{own}, the value itself.", lambda a: a[own]),
-        (f"{name} is a.{total}, a value: take d.{total}.", lambda a: a[total]),
-        (f"{name} has a.{own} added: the derivative of a sum by a term is 1.", lambda d, a: d[total] + a[own]),
+        (f"{name} is a.{out}, a value: take d.{out}.", lambda a: a[out]),
+        (f"{name} has a.{own} added: the derivative of a sum by a term is 1.", lambda d, a: d[out] + a[own]),
     ]  # fmt: skip
 
 
@@ -205,12 +205,17 @@ def seen(a, hidden):
     return np.where(hidden(raw.shape[-1]), -math.inf, raw)
 
 
-def unscaled(a, factor):
-    return a.scores * factor  # -inf stays what it is
+def copied(name: str, own: str, **others: str) -> Rows:
+    """Of heads that are repeated for the query heads; `others` are values that may be taken for them, and what they are."""
+    def repeated(other):
+        return lambda a: np.repeat(a[other], H // K, axis=1)
 
-
-def tiled(x):
-    return np.tile(x, (1, H // K, 1, 1))
+    return [
+        (f"{name} is tiled, heads 0, 1, 0, 1: each key head serves query heads that are neighbours, 0, 0, 1, 1.",
+         lambda a: np.tile(a[own], (1, H // K, 1, 1))),
+        (f"{name} has the first head in all places.", lambda a: np.repeat(a[own][:, :1], H, axis=1)),
+        *[(f"{name} repeats {what}.", repeated(other)) for other, what in others.items()],
+    ]  # fmt: skip
 
 
 def normed_by(name: str, x: str) -> Rows:
@@ -227,20 +232,9 @@ def normed_by(name: str, x: str) -> Rows:
 
 VALUES: dict[str, Rows] = {  # of the forward
     "attn_rstd": normed_by("attn_rstd", "x"),
-    "k_all": [
-        ("k_all is tiled, heads 0, 1, 0, 1: each key head serves query heads that are neighbours, 0, 0, 1, 1.",
-         lambda a: tiled(a.k_rotated)),
-        ("k_all has the first key head in all places.", lambda a: np.repeat(a.k_rotated[:, :1], H, axis=1)),
-        ("k_all repeats the keys before they are turned.", lambda a: np.repeat(a.k_heads, H // K, axis=1)),
-        ("k_all repeats the values in place of the keys.", lambda a: np.repeat(a.v_heads, H // K, axis=1)),
-    ],
-    "v_all": [
-        ("v_all is tiled, heads 0, 1, 0, 1: each key head serves query heads that are neighbours, 0, 0, 1, 1.",
-         lambda a: tiled(a.v_heads)),
-        ("v_all has the first head in all places.", lambda a: np.repeat(a.v_heads[:, :1], H, axis=1)),
-        ("v_all repeats the keys in place of the values.", lambda a: np.repeat(a.k_heads, H // K, axis=1)),
-        ("v_all repeats the turned keys in place of the values.", lambda a: np.repeat(a.k_rotated, H // K, axis=1)),
-    ],
+    "k_all": copied("k_all", "k_rotated", k_heads="the keys before they are turned", v_heads="the values in place of the keys"),
+    "v_all": copied("v_all", "v_heads", k_heads="the keys in place of the values",
+                    k_rotated="the turned keys in place of the values"),
     "scores": [
         ("scores let query t see key t + 1, the token that it is to predict.",
          lambda a: seen(a, lambda T: ~np.tri(T, k=1, dtype=bool))),
@@ -249,8 +243,8 @@ VALUES: dict[str, Rows] = {  # of the forward
         ("scores hide the keys 0..t-1 and show the rest: the mask is transposed.",
          lambda a: seen(a, lambda T: ~np.tri(T, dtype=bool).T)),
         ("scores hide the keys 0..t, and show the others.", lambda a: seen(a, lambda T: np.tri(T, dtype=bool))),
-        ("scores lack the division by sqrt(D).", lambda a: unscaled(a, math.sqrt(D))),
-        ("scores are divided by D: it is the root of D.", lambda a: unscaled(a, 1 / math.sqrt(D))),
+        ("scores lack the division by sqrt(D).", lambda a: a.scores * math.sqrt(D)),
+        ("scores are divided by D: it is the root of D.", lambda a: a.scores / math.sqrt(D)),
     ],
     "ffn_rstd": normed_by("ffn_rstd", "after_attention"),
 }
